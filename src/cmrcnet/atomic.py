@@ -1,0 +1,98 @@
+"""Write a file or a folder whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cmrcnet.errors import DiskFull, OutputExists, Unwritable
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise `OutputExists` or `Unwritable` before any time is spent on an output that could not be written."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise OutputExists(path)
+    with _refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.parent / f".{path.name}.probe-{uuid.uuid4().hex[:8]}"
+        probe.touch()
+        probe.unlink()
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success it takes the place of `path`, on failure nothing is left.
+
+    Raises
+    ------
+    DiskFull, Unwritable
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.stem}.draft-{uuid.uuid4().hex[:8]}{path.suffix}")
+    with _refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield draft
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty folder beside `path`; on success it takes the place of `path`, on failure nothing is left.
+
+    An existing `path` is only replaced, and then at the last moment, when `overwrite` is set.
+
+    Raises
+    ------
+    OutputExists, DiskFull, Unwritable
+    """
+    path = Path(path)
+    refuse_existing(path, overwrite)
+    draft = path.with_name(f".{path.name}.draft-{uuid.uuid4().hex[:8]}")
+    with _refusals(path):
+        try:
+            draft.mkdir(parents=True)
+            yield draft
+            replace_folder(draft, path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Put the folder (or file) `new` where `path` is; the old one goes only once the new one stands."""
+    old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
+    if path.exists():
+        path.replace(old)
+    try:
+        new.replace(path)
+    except OSError:
+        if old.exists():
+            old.replace(path)
+        raise
+    if old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.unlink(missing_ok=True)
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into our sentences."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OutputExists | DiskFull | Unwritable):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(path) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+            raise Unwritable(path, os.strerror(error.errno).lower()) from error
+        raise

@@ -1,0 +1,268 @@
+"""Every exception that we raise on purpose. Each says what was wanted, what came, and what to do.
+
+The command line turns a `CmrcnetError` into one sentence and exit code 2. Every class also inherits the
+built-in exception that a library user would expect to catch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class CmrcnetError(Exception):
+    """Anything that the user can mend."""
+
+
+class CmrcnetWarning(UserWarning):
+    """Something that the user should know, and that did not stop the work."""
+
+
+def _few(names: Sequence[object], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(str(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+# --- options and names -------------------------------------------------------------------------------------------
+
+
+class BadOption(CmrcnetError, ValueError):
+    """A value that an option cannot take."""
+
+    def __init__(self, option: str, got: object, want: str) -> None:
+        super().__init__(f"{option} is {got!r}; wanted {want}.")
+
+
+class UnknownKey(CmrcnetError, KeyError):
+    """A key that a recipe does not have."""
+
+    def __init__(self, key: str, known: Sequence[str], where: str) -> None:
+        super().__init__(f"{where} has the key {key!r}, which no recipe knows; known here: {', '.join(known)}.")
+
+    __str__ = Exception.__str__  # KeyError would print the repr
+
+
+class UnknownName(CmrcnetError, KeyError):
+    """A recipe, encoder, method, gene or section that nobody has heard of."""
+
+    def __init__(self, kind: str, name: str, known: Sequence[str], remedy: str = "") -> None:
+        sentence = f"There is no {kind} {name!r}; known: {_few(list(known), 30)}."
+        super().__init__(f"{sentence} {remedy}".strip())
+
+    __str__ = Exception.__str__
+
+
+class UnknownSection(UnknownName):
+    """A section that the cohort does not hold."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__("section", name, known)
+
+
+class MissingExtra(CmrcnetError, ImportError):
+    """A library that only some jobs need is not installed."""
+
+    def __init__(self, library: str, job: str, install: str) -> None:
+        super().__init__(f"{job} needs {library}, which is not installed; run: pip install {install}")
+
+
+class ShapeMismatch(CmrcnetError, ValueError):
+    """An array of another shape than its partner."""
+
+    def __init__(self, what: str, want: object, got: object) -> None:
+        super().__init__(f"{what} has shape {got}; wanted {want}.")
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+class BadFile(CmrcnetError, ValueError):
+    """A file that cannot be read as what it should be."""
+
+    def __init__(self, path: object, want: str, why: str) -> None:
+        super().__init__(f"{path} cannot be read as {want}: {why}.")
+
+
+class NoSuchFile(CmrcnetError, FileNotFoundError):
+    """A file that is not there."""
+
+    def __init__(self, path: object, what: str, remedy: str = "check the path") -> None:
+        super().__init__(f"{what} {path} does not exist; {remedy}.")
+
+
+class UnknownFormat(CmrcnetError, ValueError):
+    """A place that no reader recognises, or that more than one does."""
+
+    def __init__(self, path: object, why: str, known: Sequence[str]) -> None:
+        super().__init__(f"{path}: {why}; give format= (--format), one of: {', '.join(known)}.")
+
+
+class MissingColumn(CmrcnetError, ValueError):
+    """A table without a column that it needs."""
+
+    def __init__(self, path: object, missing: Sequence[str], found: Sequence[str]) -> None:
+        super().__init__(f"{path} lacks the column(s) {', '.join(missing)}; it has: {_few(list(found), 12)}.")
+
+
+class OutputExists(CmrcnetError, FileExistsError):
+    """An output that is there already."""
+
+    def __init__(self, path: object, remedy: str = "choose another name or pass --overwrite") -> None:
+        super().__init__(f"{path} exists already; {remedy}.")
+
+
+class Unwritable(CmrcnetError, PermissionError):
+    """A place that cannot be written."""
+
+    def __init__(self, path: object, why: str) -> None:
+        super().__init__(f"{path} cannot be written: {why}; choose a folder that you may write to.")
+
+
+class DiskFull(CmrcnetError, OSError):
+    """No space left while writing."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(
+            f"The disk is full: {path} was not written and nothing half-written is left; free space and run again."
+        )
+
+
+# --- slides ------------------------------------------------------------------------------------------------------
+
+
+class UnknownScale(CmrcnetError, ValueError):
+    """Nobody has said how large a pixel is."""
+
+    def __init__(self, slide: str) -> None:
+        super().__init__(
+            f"{slide} does not say how many micrometres a pixel shows; give it: --um-per-px 0.5 on the command line, "
+            "the column um_per_px in the cohort file, or um_per_px= in open_slide()."
+        )
+
+
+class ScaleMismatch(CmrcnetError, ValueError):
+    """A stated scale that the slide or its spots contradict."""
+
+    def __init__(self, slide: str, stated: float, evidence: str) -> None:
+        super().__init__(f"{slide} is said to show {stated:g} um per px, but {evidence}; correct um_per_px.")
+
+
+class SpotsOffImage(CmrcnetError, ValueError):
+    """Spots that lie outside their image."""
+
+    def __init__(self, section: str, outside: int, total: int, image_px: tuple[int, int], spots_px: tuple) -> None:
+        super().__init__(
+            f"{outside} of {total} spots of {section} lie outside its image ({image_px[0]} x {image_px[1]} px; the spots "
+            f"span {spots_px}); check that image and spot file belong together and that the spots are in level-0 pixels."
+        )
+
+
+class NoTissue(CmrcnetError, ValueError):
+    """A slide on which no tissue was found."""
+
+    def __init__(self, slide: str) -> None:
+        super().__init__(f"No tissue was found on {slide}; check the picture, or give the places to predict yourself.")
+
+
+# --- counts and genes --------------------------------------------------------------------------------------------
+
+
+class DuplicateBarcodes(CmrcnetError, ValueError):
+    """Spots of the same name."""
+
+    def __init__(self, barcodes: Sequence[str], where: str = "the spots") -> None:
+        super().__init__(f"{where} repeat the barcode(s) {_few(list(barcodes))}; each spot needs a name of its own.")
+
+
+class BadCounts(CmrcnetError, ValueError):
+    """Counts that are no counts."""
+
+    def __init__(self, section: str, why: str) -> None:
+        super().__init__(
+            f"The counts of {section} are not raw counts: {why}; give the unnormalised whole numbers, 0 or more."
+        )
+
+
+class EmptySection(CmrcnetError, ValueError):
+    """A section without spots or without genes."""
+
+    def __init__(self, section: str, spots: int, genes: int) -> None:
+        super().__init__(
+            f"{section} holds {spots} spots and {genes} genes after cleaning; check that the counts and the "
+            "spot file use the same spot names."
+        )
+
+
+class NoSharedGenes(CmrcnetError, ValueError):
+    """Gene names that do not meet."""
+
+    def __init__(self, left: str, right: str, hint: str = "") -> None:
+        super().__init__(f"{left} and {right} share no genes. {hint}".strip())
+
+
+class TooFew(CmrcnetError, ValueError):
+    """Too few sections, patients, spots or genes for the job."""
+
+    def __init__(self, what: str, got: int, want: int, remedy: str) -> None:
+        super().__init__(f"{got} {what}, but at least {want} are needed; {remedy}.")
+
+
+# --- models and banks --------------------------------------------------------------------------------------------
+
+
+class WeightsMissing(CmrcnetError, FileNotFoundError):
+    """Weights that are not at hand."""
+
+    def __init__(self, encoder: str, why: str, remedy: str) -> None:
+        super().__init__(f"The weights of encoder {encoder} are not at hand: {why}; {remedy}.")
+
+
+class DamagedWeights(CmrcnetError, ValueError):
+    """Weights that are truncated, changed, or of another network."""
+
+    def __init__(self, path: object, why: str) -> None:
+        super().__init__(f"The weights {path} are damaged or were changed: {why}; fetch or train them again.")
+
+
+class PickleRefused(CmrcnetError, ValueError):
+    """A pickle, which can run code when it is loaded."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(
+            f"{path} is a pickle (a PyTorch .pt or .pth file), which can run code when loaded; "
+            "convert it to safetensors on a machine that trusts it and give that file."
+        )
+
+
+class ForeignBank(CmrcnetError, ValueError):
+    """A bank that another model made."""
+
+    def __init__(self, bank: object, made_by: str, model: str) -> None:
+        super().__init__(
+            f"The bank {bank} was made by model {made_by[:12]}, not by model {model[:12]}; "
+            "their embeddings do not compare. Run: cmrcnet index MODEL COHORT.csv --out BANK"
+        )
+
+
+class DamagedArtefact(CmrcnetError, ValueError):
+    """A model, bank or run folder that is incomplete, or of a format that this version does not read."""
+
+    def __init__(self, path: object, why: str, remedy: str) -> None:
+        super().__init__(f"{path} is not whole: {why}; {remedy}.")
+
+
+class SeenInTraining(CmrcnetError, ValueError):
+    """An artefact that has seen the patient that it is tested on."""
+
+    def __init__(self, artefact: str, seen: Sequence[str]) -> None:
+        super().__init__(
+            f"{artefact} has seen {_few(list(seen))} in training, so it cannot be evaluated there; "
+            "train it without them (cmrcnet evaluate does so for every fold)."
+        )
+
+
+class CannotResume(CmrcnetError, ValueError):
+    """A run that cannot be taken up again."""
+
+    def __init__(self, path: object, why: str) -> None:
+        super().__init__(f"The run in {path} cannot be resumed: {why}; pass --overwrite to start afresh.")

@@ -1,0 +1,104 @@
+"""Progress of long work: a bar with time left on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+log = logging.getLogger("cmrcnet")
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Meter:
+    """Counts finished items of one job. `note` is shown behind the bar (a loss, a score)."""
+
+    def __init__(self, label: str, total: int | None, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0
+        self.note = ""
+        self._start = self._last = time.monotonic()
+
+    def advance(self, by: int = 1, note: str | None = None) -> None:
+        """Say that `by` more items are done."""
+        self.done += by
+        if note is not None:
+            self.note = note
+        now = time.monotonic()
+        if now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            log.info("%s", self.line(now))
+
+    def line(self, now: float) -> str:
+        """One plain line: what, how far, how fast, how long yet."""
+        rate = self.done / max(now - self._start, 1e-9)
+        share = f"{self.done}/{self.total}" if self.total else str(self.done)
+        left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
+        return (
+            f"{self.label}: {share} {self.unit}, {rate:.1f} {self.unit}/s{left}{', ' + self.note if self.note else ''}"
+        )
+
+
+class _BarMeter(Meter):
+    """A meter that also moves a bar."""
+
+    def attach(self, bar, task) -> None:
+        self._bar, self._task = bar, task
+
+    def advance(self, by: int = 1, note: str | None = None) -> None:
+        self.done += by
+        if note is not None:
+            self.note = note
+        self._bar.update(self._task, advance=by, note=self.note)
+
+
+@contextmanager
+def metered(label: str, total: int | None = None, unit: str = "items") -> Iterator[Meter]:
+    """Show the progress of a job: ``with metered("encode", 2000, "patches") as meter: ... meter.advance(64)``."""
+    if not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
+        yield Meter(label, total, unit)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        meter = _BarMeter(label, total, unit)
+        meter.attach(bar, bar.add_task(label, total=total, note=""))
+        yield meter
+
+
+def tracked(items: Iterable[Item], label: str, total: int | None = None, unit: str = "items") -> Iterator[Item]:
+    """Iterate and show the progress."""
+    with metered(label, total if total is not None else _length(items), unit) as meter:
+        for item in items:
+            yield item
+            meter.advance()
+
+
+def _length(items: Iterable) -> int | None:
+    try:
+        return len(items)  # type: ignore[arg-type]
+    except TypeError:
+        return None

@@ -1,0 +1,353 @@
+"""A recipe: every knob of the method, its default, and what it means.
+
+The frozen dataclasses below are the only place where a default lives. A YAML file overrides them; a key that they
+do not have is an error; a test holds that every field is read somewhere. The switches that restore the behaviour
+of the released code (docs/paper/deviations.md) are marked "Released:".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cmrcnet.errors import BadOption, NoSuchFile, UnknownKey, UnknownName
+from cmrcnet.tissue.scale import PatchScale
+
+
+def _require(ok: bool, option: str, got: object, want: str) -> None:
+    if not ok:
+        raise BadOption(option, got, want)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelConfig:
+    """Which genes the gene encoder sees, and how counts become expression."""
+
+    kind: Literal["hvg", "shared", "list"] = "hvg"
+    """hvg: union over sections of the most variable genes; shared: every gene measured in all; list: `genes`."""
+    n_hvg: int = 1000
+    """Highly variable genes taken from each section before the union."""
+    genes: tuple[str, ...] = ()
+    """The panel itself, when kind is "list"."""
+    target_sum: float | Literal["median"] = 10_000.0
+    """Library size that every spot is scaled to before log1p. Released: "median", each section's own median."""
+    sections: Literal["training", "all"] = "training"
+    """Sections that choose the panel. Released: "all", the test section included; reports are stamped as leaking."""
+    controls: Literal["drop", "keep"] = "drop"
+    """Blank, negative-probe and ambiguous features. Released: "keep"."""
+
+    def __post_init__(self) -> None:
+        _require(self.n_hvg >= 1, "panel.n_hvg", self.n_hvg, "a number of genes, 1 or more")
+        _require(
+            self.target_sum == "median" or self.target_sum > 0, "panel.target_sum", self.target_sum, "a sum above 0"
+        )
+        _require(
+            self.kind != "list" or len(self.genes) > 0, "panel.genes", self.genes, "at least one gene when kind is list"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    encoder: str = "efficientnet-lite0"
+    """Image encoder: a name from `cmrcnet encoders`, or timm:NAME, or hf-hub:ORG/NAME."""
+    weights: str = "pretrained"
+    """pretrained; random; or the path of a local safetensors file."""
+    blocks: tuple[int, ...] = ()
+    """Encoder blocks whose tokens are used, counted from 0, joined along the feature axis; empty: the last output."""
+    train_encoder: bool = False
+    """Train the encoder too (a GPU's work). Otherwise its tokens are computed once and cached."""
+    encoder_depth: int | None = None
+    """Number of transformer blocks built, when not the encoder's own. Released: 8."""
+    encoder_heads: int | None = None
+    """Attention heads of each transformer block, when not the encoder's own. Released: 8."""
+    standardize_tokens: bool = True
+    """Shift and scale each token feature by its mean and deviation over the training spots (frozen encoders only)."""
+    embedding_dim: int = 256
+    """Length of the image and gene embeddings."""
+    head_dropout: float = 0.1
+    """Dropout of both projection heads."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """Geometry of the contrastive loss. Released: dot in training, though cosine in retrieval."""
+    temperature: float = 1.0
+    """Divides the logits and multiplies the soft targets."""
+    targets: Literal["soft", "identity"] = "soft"
+    """Contrastive targets: BLEEP's soft ones, or the pair itself."""
+    second_targets: Literal["softmax", "transpose"] = "softmax"
+    """Targets of the gene-to-image direction. Released: transpose, whose rows are no distributions."""
+    reconstruct: Literal["image", "gene", "none"] = "image"
+    """Embedding that the fused tokens must reconstruct; none leaves the contrastive loss alone."""
+    reconstruction_loss: Literal["mse", "cosine"] = "mse"
+    """How the reconstruction is compared with its target."""
+    detach_target: bool = True
+    """Keep the reconstruction loss from moving its own target. Released: false."""
+    mask_rate: float = 0.5
+    """Share of the image tokens hidden from the reconstruction (see `mask_rate_is`)."""
+    mask_rate_is: Literal["hidden", "kept"] = "hidden"
+    """What `mask_rate` counts. Released: kept."""
+    mask_unit: Literal["token", "scalar"] = "token"
+    """Hide whole tokens, or single features. Released: scalar."""
+    mask_seeded_in_validation: bool = True
+    """The same masks at every validation. Released: false."""
+    gene_tokens: int = 8
+    """Tokens that the self-normalising network makes of a spot's expression."""
+    fusion_dim: int = 256
+    """Width of image and gene tokens in the fusion."""
+    fusion_dropout: float = 0.25
+    """AlphaDropout of the self-normalising network."""
+    cross_heads: int = 4
+    """Heads of the first cross-attention."""
+    fusion_heads: int = 8
+    """Heads of the self-attention in each fusion block."""
+    fusion_blocks: int = 2
+    """Number of fusion blocks."""
+    share_fusion_blocks: bool = False
+    """Use one block's weights for all of them. Released: true."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.mask_rate <= 1, "model.mask_rate", self.mask_rate, "a share in [0, 1]")
+        _require(self.temperature > 0, "model.temperature", self.temperature, "a number above 0")
+        for name in ("head_dropout", "fusion_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "a share in [0, 1)")
+        for name in ("embedding_dim", "gene_tokens", "fusion_dim", "cross_heads", "fusion_heads", "fusion_blocks"):
+            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number, 1 or more")
+        for heads in ("cross_heads", "fusion_heads"):
+            _require(
+                self.fusion_dim % getattr(self, heads) == 0,
+                f"model.{heads}",
+                getattr(self, heads),
+                f"a divisor of fusion_dim ({self.fusion_dim})",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the network is trained."""
+
+    epochs: int = 60
+    """Passes over the training spots, at most."""
+    batch_size: int = 64
+    """Pairs a step; also the number of candidates in the contrastive loss."""
+    learning_rate: float = 1e-4
+    """Peak AdamW learning rate."""
+    final_learning_rate: float = 1e-5
+    """Where the cosine schedule ends."""
+    weight_decay: float = 1e-3
+    """AdamW weight decay."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 clips nothing."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """auto: bf16 or fp16 mixed precision on a GPU, float32 on a CPU."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    augment: bool = True
+    """Random flips and right-angle rotations of the patches (of the encoder's token grid, when it is frozen)."""
+    held_in: Literal["unit", "spots", "none"] = "unit"
+    """What chooses the epoch. unit: a whole training patient (a section, if the unit is a section or one patient is all);
+    spots: random spots of the training sections (released); none: the last epoch is kept."""
+    select_by: Literal["pearson", "objective"] = "pearson"
+    """What the chosen epoch is best in: mean Pearson over the 50 HVG, or the training objective (released)."""
+    refit: bool = True
+    """After the epoch is chosen, train again on all training sections for that many epochs."""
+    validate_every: int = 1
+    """Epochs between two looks at the held-in spots."""
+    ema_decay: float = 0.0
+    """Exponential moving average of the weights; 0: none. Released: 0.999."""
+    ema_used: bool = True
+    """Evaluate and keep the averaged weights. Released: false (they are updated and never used)."""
+    seed: int = 0
+    """Seed of every random choice in training."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validate_every"):
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "a whole number, 1 or more")
+        for name in ("learning_rate", "final_learning_rate"):
+            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a number above 0")
+        _require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "a share in [0, 1)")
+        _require(self.clip_norm >= 0, "train.clip_norm", self.clip_norm, "0 or more")
+        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadoutConfig:
+    """How retrieved spots become a prediction."""
+
+    k: int = 50
+    """Measured spots averaged for one patch."""
+    weighting: Literal["mean", "similarity"] = "mean"
+    """mean: all k alike; similarity: by exp(cosine / temperature)."""
+    temperature: float = 0.1
+    """Of the similarity weights."""
+
+    def __post_init__(self) -> None:
+        _require(self.k >= 1, "readout.k", self.k, "a whole number, 1 or more")
+        _require(self.temperature > 0, "readout.temperature", self.temperature, "a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How predictions are scored."""
+
+    unit: Literal["patient", "section"] = "patient"
+    """What is left out of training in each fold. Released: section, also where sections share a patient."""
+    set_size: int = 50
+    """Genes in HEG (highest mean) and in HVG (most variable), chosen on the training sections of each fold."""
+    undefined: Literal["skip", "zero"] = "skip"
+    """A gene whose correlation is undefined (constant truth or prediction): left out of the mean, or counted as 0
+    (released, silently). The number of such genes stands beside every mean."""
+
+    def __post_init__(self) -> None:
+        _require(self.set_size >= 1, "evaluation.set_size", self.set_size, "a whole number, 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that defines one way of training and predicting.
+
+    Attributes
+    ----------
+    name : str
+        Short name, shown in reports.
+    about : str
+        One sentence for `cmrcnet recipes`.
+    """
+
+    name: str = "default"
+    about: str = ""
+    patch: PatchScale = field(default_factory=PatchScale)
+    panel: PanelConfig = field(default_factory=PanelConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @classmethod
+    def load(cls, name: str | Path) -> Recipe:
+        """Load a shipped recipe by name, or any recipe by the path of its YAML file.
+
+        Raises
+        ------
+        UnknownName, NoSuchFile, UnknownKey, BadOption
+        """
+        text = str(name)
+        if text.endswith((".yaml", ".yml")):
+            path = Path(text)
+            if not path.is_file():
+                raise NoSuchFile(path, "The recipe", "run `cmrcnet recipes` for those that ship")
+            return cls.from_dict(_yaml(path.read_text(), text), where=text)
+        if text not in shipped_recipes():
+            raise UnknownName(
+                "recipe", text, shipped_recipes(), "A recipe of your own is given as a path that ends in .yaml."
+            )
+        source = resources.files("cmrcnet") / "recipes" / f"{text}.yaml"
+        return cls.from_dict({"name": text, **_yaml(source.read_text(), text)}, where=f"recipe {text}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "the recipe") -> Recipe:
+        """Build from nested plain values, refusing unknown keys and wrong types."""
+        return _build(cls, values, where, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values that `from_dict` and JSON understand."""
+        return _plain(dataclasses.asdict(self))
+
+    def override(self, settings: dict[str, Any]) -> Recipe:
+        """Replace single fields by dotted key: ``recipe.override({"readout.k": 100})``. Text is read as YAML."""
+        values = self.to_dict()
+        for key, value in settings.items():
+            *parents, last = key.split(".")
+            inner = values
+            for parent in parents:
+                if not isinstance(inner.get(parent), dict):
+                    raise UnknownKey(key, sorted(values), "The setting")
+                inner = inner[parent]
+            inner[last] = _yaml_value(value) if isinstance(value, str) else value
+        return Recipe.from_dict(values, where="The setting")
+
+
+def shipped_recipes() -> tuple[str, ...]:
+    """Names of the recipes that come with the package, sorted."""
+    folder = resources.files("cmrcnet") / "recipes"
+    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def _yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise BadOption("recipe", where, f"valid YAML ({str(error).splitlines()[0]})") from error
+    _require(isinstance(values, dict), "recipe", where, "a YAML file of keys and values")
+    return values
+
+
+def _yaml_value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value
+
+
+def _build(kind: type, values: dict[str, Any], where: str, prefix: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    _require(isinstance(values, dict), prefix.rstrip(".") or where, values, "keys and values")
+    given = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise UnknownKey(f"{prefix}{key}", sorted(fields), where)
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            given[key] = _build(hint, value, where, f"{prefix}{key}.")
+        else:
+            given[key] = _fit(value, hint, f"{prefix}{key}")
+    return kind(**given)
+
+
+def _fit(value: Any, hint: Any, key: str) -> Any:
+    """Check one value against its annotation; numbers in exponent form arrive from YAML as text."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return _fit(value, option, key)
+            except BadOption:
+                continue
+        raise BadOption(key, value, f"one of {', '.join(str(a) for a in arguments)}")
+    if origin is Literal:
+        _require(
+            value in arguments and not isinstance(value, bool), key, value, f"one of {', '.join(map(str, arguments))}"
+        )
+        return value
+    if origin is tuple:
+        _require(isinstance(value, list | tuple), key, value, "a list")
+        return tuple(_fit(item, arguments[0], key) for item in value)
+    if hint is type(None):
+        _require(value is None, key, value, "nothing")
+        return None
+    if hint is float:
+        if isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                raise BadOption(key, value, "a number") from None
+        _require(isinstance(value, int | float) and not isinstance(value, bool), key, value, "a number")
+        return float(value)
+    if hint is int:
+        _require(isinstance(value, int) and not isinstance(value, bool), key, value, "a whole number")
+        return value
+    _require(isinstance(value, hint), key, value, {bool: "true or false", str: "text"}.get(hint, str(hint)))
+    return value

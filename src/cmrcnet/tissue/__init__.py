@@ -1,0 +1,1 @@
+"""Tissue: slides, spots and the patches cut around them."""

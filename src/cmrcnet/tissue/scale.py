@@ -1,0 +1,32 @@
+"""How much tissue a patch shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cmrcnet.errors import BadOption
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchScale:
+    """A patch's size in pixels and in micrometres: 224 px at 0.5 um per px is 112 um."""
+
+    size_px: int = 224
+    """Side of a patch in pixels."""
+    um_per_px: float = 0.5
+    """Micrometres that one pixel of a patch shows."""
+
+    def __post_init__(self) -> None:
+        if self.size_px < 1:
+            raise BadOption("patch.size_px", self.size_px, want="a whole number of pixels, 1 or more")
+        if not self.um_per_px > 0:
+            raise BadOption("patch.um_per_px", self.um_per_px, want="micrometres per pixel, above 0")
+
+    @property
+    def side_um(self) -> float:
+        """Side of a patch in micrometres."""
+        return self.size_px * self.um_per_px
+
+    def side_on(self, slide_um_per_px: float) -> float:
+        """Side of a patch in level-0 pixels of a slide that shows `slide_um_per_px`."""
+        return self.side_um / slide_um_per_px

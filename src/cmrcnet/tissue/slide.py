@@ -1,0 +1,103 @@
+"""A slide: pixels that can be read by region, and how large each is."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from cmrcnet.errors import ShapeMismatch, UnknownScale
+from cmrcnet.fingerprint import fingerprint
+
+WHITE = 255
+
+
+@runtime_checkable
+class Slide(Protocol):
+    """What every slide can do. It holds no expression: truth cannot leak through it.
+
+    Attributes
+    ----------
+    name : str
+    width_px, height_px : int
+        Size at level 0.
+    um_per_px : float or None
+        Micrometres per level-0 pixel; None when nobody has said.
+    downsamples : tuple of float
+        Downsampling of each pyramid level, level 0 first: ``(1.0, 4.0, 16.0)``.
+    """
+
+    name: str
+    width_px: int
+    height_px: int
+    um_per_px: float | None
+    downsamples: tuple[float, ...]
+
+    def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> np.ndarray:
+        """Read a region as RGB.
+
+        Parameters
+        ----------
+        x, y : int
+            Top-left corner in LEVEL-0 pixels; may lie outside the slide.
+        width, height : int
+            Size in pixels of `level`; what lies outside the slide is white.
+        level : int
+
+        Returns
+        -------
+        numpy.ndarray, shape (height, width, 3), uint8
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Name of the slide's content, the same in every run."""
+        ...
+
+
+def known_scale(slide: Slide) -> float:
+    """The slide's micrometres per pixel, or `UnknownScale` with the remedy."""
+    if slide.um_per_px is None:
+        raise UnknownScale(slide.name)
+    return float(slide.um_per_px)
+
+
+class ArraySlide:
+    """A slide whose pixels are in memory (or in a memory-mapped array).
+
+    Parameters
+    ----------
+    pixels : array, shape (height, width, 3), uint8
+    um_per_px : float or None
+    name : str
+    """
+
+    def __init__(self, pixels: np.ndarray, um_per_px: float | None = None, name: str = "array") -> None:
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise ShapeMismatch("pixels", want="(height, width, 3) uint8", got=f"{pixels.shape} {pixels.dtype}")
+        self.name = name
+        self.um_per_px = um_per_px
+        self.height_px, self.width_px = pixels.shape[:2]
+        self.downsamples = (1.0,)
+        self._pixels = pixels
+
+    def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> np.ndarray:
+        """See `Slide.read`; an array has level 0 only."""
+        return crop_white(self._pixels, x, y, width, height)
+
+    def fingerprint(self) -> str:
+        """Name of the pixels."""
+        return fingerprint(np.ascontiguousarray(self._pixels))
+
+
+def crop_white(pixels: np.ndarray, x: int, y: int, width: int, height: int) -> np.ndarray:
+    """Cut (height, width, 3) from `pixels` at x, y; white where there are no pixels."""
+    rows, columns = pixels.shape[:2]
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + width, columns), min(y + height, rows)
+    if (left, top, right, bottom) == (x, y, x + width, y + height):
+        return np.array(pixels[y:bottom, x:right])
+    region = np.full((height, width, 3), WHITE, np.uint8)
+    if right > left and bottom > top:
+        region[top - y : bottom - y, left - x : right - x] = pixels[top:bottom, left:right]
+    return region
