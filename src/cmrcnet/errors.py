@@ -152,8 +152,8 @@ class SpotsOffImage(CmrcnetError, ValueError):
 
     def __init__(self, section: str, outside: int, total: int, image_px: tuple[int, int], spots_px: tuple) -> None:
         super().__init__(
-            f"{outside} of {total} spots of {section} lie outside its image ({image_px[0]} x {image_px[1]} px; the spots "
-            f"span {spots_px}); check that image and spot file belong together and that the spots are in level-0 pixels."
+            f"{outside} of {total} spots of {section} lie outside its image ({image_px[0]} x {image_px[1]} px; the "
+            f"spots span {spots_px}); check that image and spot file belong together and use level-0 pixels."
         )
 
 

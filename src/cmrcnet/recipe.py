@@ -151,7 +151,7 @@ class TrainConfig:
     augment: bool = True
     """Random flips and right-angle rotations of the patches (of the encoder's token grid, when it is frozen)."""
     held_in: Literal["unit", "spots", "none"] = "unit"
-    """What chooses the epoch. unit: a whole training patient (a section, if the unit is a section or one patient is all);
+    """What chooses the epoch. unit: a whole training patient (or section: see `evaluation.unit`);
     spots: random spots of the training sections (released); none: the last epoch is kept."""
     select_by: Literal["pearson", "objective"] = "pearson"
     """What the chosen epoch is best in: mean Pearson over the 50 HVG, or the training objective (released)."""

@@ -1,0 +1,37 @@
+"""Fixtures that several rooms need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path_factory, monkeypatch):
+    """No test reads or fills the user's cache."""
+    monkeypatch.setenv("CMRCNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def _cohort_csv(name: str) -> Path:
+    path = SHARED_DATA / name / "cohort.csv"
+    if not path.exists():
+        pytest.skip(f"the real sections of {name} are not beside this checkout (wanted ../shared/data/{name})")
+    return path
+
+
+@pytest.fixture
+def her2st_csv() -> Path:
+    """Cohort file of five real breast cancer sections, or a skip."""
+    return _cohort_csv("her2st")
+
+
+@pytest.fixture
+def als_csv() -> Path:
+    """Cohort file of nine real spinal cord sections, or a skip."""
+    return _cohort_csv("als")
