@@ -12,12 +12,21 @@ from pathlib import Path
 
 from cmrcnet.errors import DiskFull, OutputExists, Unwritable
 
+OUR_FOLDERS = ("model.json", "bank.json", "run.json", "demo.json")
+"""A folder that holds one of these was written by us, so that --overwrite may replace it."""
+
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise `OutputExists` or `Unwritable` before any time is spent on an output that could not be written."""
+    """Raise `OutputExists` or `Unwritable` before any time is spent on an output that could not be written.
+
+    Even with `overwrite`, a folder is only replaced when it is empty or one of ours: ``--out ~ --overwrite`` must
+    not cost anybody a home.
+    """
     path = Path(path)
     if path.exists() and not overwrite:
         raise OutputExists(path)
+    if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in OUR_FOLDERS):
+        raise OutputExists(path, "it is a folder that cmrcnet did not write, so choose another name")
     with _refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.parent / f".{path.name}.probe-{uuid.uuid4().hex[:8]}"

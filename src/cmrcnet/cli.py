@@ -1,0 +1,98 @@
+"""The command line: one verb a workflow, flags and help taken from the workflow's signature and docstring."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+from cmrcnet import doctor, workflows
+from cmrcnet.errors import CmrcnetError, CmrcnetWarning, DiskFull
+
+VERBS: dict[str, Callable] = {
+    "demo": workflows.demo,
+    "inspect": workflows.inspect,
+    "train": workflows.train,
+    "index": workflows.index,
+    "predict": workflows.predict,
+    "evaluate": workflows.evaluate,
+    "recipes": workflows.recipes,
+    "encoders": workflows.encoders,
+    "doctor": doctor.doctor,
+}
+
+ABOUT = """Predict spatial gene expression from H&E, with the measured tissue behind every prediction.
+
+A first look:    cmrcnet demo --out demo
+Your own data:   cmrcnet inspect cohort.csv, then evaluate, train, index, predict
+Any verb:        cmrcnet VERB --help
+"""
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, Callable] = VERBS) -> int:
+    """Run one command and return its exit code: 0 done, 2 something that you can mend, 130 interrupted."""
+    from cyclopts import CycloptsError
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _speak_plainly(quiet="--quiet" in arguments)
+    arguments = [argument for argument in arguments if argument != "--quiet"]
+    try:
+        _app(verbs)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        return _refuse(str(error))
+    except CmrcnetError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("\ncmrcnet: interrupted; nothing half-written is left. Long work goes on with --resume.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC, met outside one of our own writes
+            return _refuse(str(DiskFull(error.filename or "the output")))
+        raise
+    return 0
+
+
+def entry() -> None:
+    """What the installed `cmrcnet` command calls."""
+    sys.exit(main())
+
+
+def _app(verbs: Mapping[str, Callable]):
+    from cyclopts import App, Parameter
+
+    from cmrcnet import __version__
+
+    # No --no-overwrite twins, and `--genes A B C` takes all three.
+    plain = Parameter(negative=(), consume_multiple=True)
+    app = App(name="cmrcnet", help=ABOUT, version=__version__, default_parameter=plain, help_format="markdown")
+    for name, verb in verbs.items():
+        app.command(verb, name=name)
+    return app
+
+
+def _refuse(sentence: str) -> int:
+    print(f"cmrcnet: {sentence}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _speak_plainly(quiet: bool) -> None:
+    """Our own log and warnings as plain lines on stderr; other libraries' notices stay out of the way."""
+    log = logging.getLogger("cmrcnet")
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", CmrcnetWarning)
+    warnings.showwarning = lambda message, category, *rest: log.warning("warning: %s", message)

@@ -1,0 +1,105 @@
+"""What this installation can do, and what to mend."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+
+LIBRARIES = ("torch", "timm", "lightning-fabric", "anndata", "scanpy", "openslide-python", "tifffile", "scikit-learn")
+
+
+def doctor() -> dict[str, str]:
+    """Check the installation: libraries, device, encoders, cache, disk.
+
+    Returns
+    -------
+    dict of str to str
+        What was looked at and what was seen; printed by the command line.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    seen = examine()
+    table = Table(title="cmrcnet doctor", show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, finding in seen.items():
+        table.add_row(what, finding)
+    Console().print(table)
+    return seen
+
+
+def examine() -> dict[str, str]:
+    """Look at everything; never raise for what is merely absent."""
+    import torch
+
+    from cmrcnet import __version__
+    from cmrcnet.encoding.token_cache import TokenCache
+
+    seen = {
+        "cmrcnet": __version__,
+        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "libraries": ", ".join(f"{name} {_version(name)}" for name in LIBRARIES),
+        "device": _device(torch),
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
+        "torchvision": _torchvision(),
+        "OpenSlide": _openslide(),
+        "embedded encoder": _embedded_encoder(),
+        "model hub": "offline (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else "asked when an hf-hub: encoder is named",
+    }
+    cache = TokenCache.default()
+    free = shutil.disk_usage(_existing(cache.folder)).free
+    seen["cache"] = f"{cache.folder}, {cache.size_bytes() / 2**30:.2f} GiB, {free / 2**30:.0f} GiB free (CMRCNET_CACHE moves it)"
+    return seen
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _device(torch) -> str:
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        return f"cuda: {torch.cuda.get_device_name(0)}, {memory:.0f} GiB"
+    if torch.backends.mps.is_available():
+        return "mps (Apple)"
+    return "cpu (frozen encoders train in minutes here; recipe `paper` wants a GPU)"
+
+
+def _torchvision() -> str:
+    from cmrcnet.model.torchvision_cure import import_timm
+
+    import_timm()
+    cured = "cmrcnet.torchvision_cure" in sys.modules
+    return f"{_version('torchvision')}{', of another build than torch: its missing operators were defined' if cured else ''}"
+
+
+def _openslide() -> str:
+    try:
+        import openslide
+    except (ImportError, OSError) as error:
+        return f"absent: {error}"
+    return openslide.__library_version__
+
+
+def _embedded_encoder() -> str:
+    from cmrcnet.errors import CmrcnetError
+    from cmrcnet.model.encoder_registry import create_image_encoder
+
+    try:
+        encoder = create_image_encoder("efficientnet-lite0")
+    except CmrcnetError as error:
+        return str(error)
+    return f"efficientnet-lite0 at hand, fingerprint {encoder.fingerprint()[:12]}"
+
+
+def _existing(folder):
+    while not folder.exists():
+        folder = folder.parent
+    return folder
