@@ -28,21 +28,29 @@ ABOUT = """Predict spatial gene expression from H&E, with the measured tissue be
 A first look:    cmrcnet demo --out demo
 Your own data:   cmrcnet inspect cohort.csv, then evaluate, train, index, predict
 Any verb:        cmrcnet VERB --help
+Less talk:       --quiet with any verb
 """
 
+PROBLEMS_FOUND = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, Callable] = VERBS) -> int:
-    """Run one command and return its exit code: 0 done, 2 something that you can mend, 130 interrupted."""
+    """Run one command.
+
+    Returns
+    -------
+    int
+        Exit code: 0 done, 1 `inspect` found problems, 2 something that you can mend, 130 interrupted.
+    """
     from cyclopts import CycloptsError
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _speak_plainly(quiet="--quiet" in arguments)
     arguments = [argument for argument in arguments if argument != "--quiet"]
     try:
-        _app(verbs)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        answer = _app(verbs)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _refuse(str(error))
     except CmrcnetError as error:
@@ -58,7 +66,7 @@ def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, Callable] =
         if error.errno == 28:  # ENOSPC, met outside one of our own writes
             return _refuse(str(DiskFull(error.filename or "the output")))
         raise
-    return 0
+    return PROBLEMS_FOUND if answer is False else 0
 
 
 def entry() -> None:
@@ -73,9 +81,9 @@ def _app(verbs: Mapping[str, Callable]):
 
     # No --no-overwrite twins, and `--genes A B C` takes all three.
     plain = Parameter(negative=(), consume_multiple=True)
-    app = App(name="cmrcnet", help=ABOUT, version=__version__, default_parameter=plain, help_format="markdown")
-    for name, verb in verbs.items():
-        app.command(verb, name=name)
+    app = App(name="cmrcnet", help=ABOUT, version=__version__, default_parameter=plain, help_format="plaintext")
+    for place, (name, verb) in enumerate(verbs.items()):
+        app.command(verb, name=name, sort_key=place)
     return app
 
 

@@ -48,11 +48,15 @@ def examine() -> dict[str, str]:
         "torchvision": _torchvision(),
         "OpenSlide": _openslide(),
         "embedded encoder": _embedded_encoder(),
-        "model hub": "offline (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else "asked when an hf-hub: encoder is named",
+        "model hub": "offline (HF_HUB_OFFLINE is set)"
+        if os.environ.get("HF_HUB_OFFLINE")
+        else "asked when an hf-hub: encoder is named",
     }
     cache = TokenCache.default()
     free = shutil.disk_usage(_existing(cache.folder)).free
-    seen["cache"] = f"{cache.folder}, {cache.size_bytes() / 2**30:.2f} GiB, {free / 2**30:.0f} GiB free (CMRCNET_CACHE moves it)"
+    seen["cache"] = (
+        f"{cache.folder}, {cache.size_bytes() / 2**30:.2f} GiB, {free / 2**30:.0f} GiB free (CMRCNET_CACHE moves it)"
+    )
     return seen
 
 
@@ -77,7 +81,8 @@ def _torchvision() -> str:
 
     import_timm()
     cured = "cmrcnet.torchvision_cure" in sys.modules
-    return f"{_version('torchvision')}{', of another build than torch: its missing operators were defined' if cured else ''}"
+    remark = ", of another build than torch: its missing operators were defined" if cured else ""
+    return _version("torchvision") + remark
 
 
 def _openslide() -> str:

@@ -6,18 +6,18 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cmrcnet.atomic import atomic_file, refuse_existing
+from cmrcnet.atomic import atomic_file, atomic_folder, refuse_existing
 from cmrcnet.errors import BadOption, NoSuchFile
 from cmrcnet.recipe import Recipe, shipped_recipes
 
 if TYPE_CHECKING:
-    from cmrcnet.readers.inspection import Inspection
+    from cmrcnet.evaluation.protocol import EvaluationRun
     from cmrcnet.tissue.section import Cohort
 
 log = logging.getLogger("cmrcnet")
 
 
-def inspect(source: Path, *, um_per_px: float | None = None, format: str | None = None) -> Inspection:
+def inspect(source: Path, *, um_per_px: float | None = None, format: str | None = None) -> bool:
     """Say what a cohort, section or slide is, and every problem with it, before any time is spent.
 
     Parameters
@@ -28,12 +28,17 @@ def inspect(source: Path, *, um_per_px: float | None = None, format: str | None 
         Micrometres per level-0 pixel, where the slide does not say.
     format : str, optional
         Reader to use, where the section's own look is ambiguous: legacy_st, visium, hest, ann_data.
+
+    Returns
+    -------
+    bool
+        True when no problem was found; the command's exit code is 1 otherwise.
     """
     from cmrcnet.readers.inspection import inspect as look
 
     found = look(source, um_per_px=um_per_px, format=format)
     print(found.to_text())
-    return found
+    return not found.problems
 
 
 def train(
@@ -81,9 +86,7 @@ def train(
     return out
 
 
-def index(
-    model: Path, cohort: Path, *, out: Path, without: list[str] | None = None, overwrite: bool = False
-) -> Path:
+def index(model: Path, cohort: Path, *, out: Path, without: list[str] | None = None, overwrite: bool = False) -> Path:
     """Build the reference bank: every measured spot's embedding and full expression.
 
     Parameters
@@ -164,7 +167,13 @@ def predict(
     picture, places = _where_to_predict(slide, section, spots, um_per_px)
     trained, reference = TrainedModel.load(model), ReferenceBank.load(bank)
     table = predict_slide(
-        trained, reference, picture, spots=places, genes=_gene_list(genes), k=k, grid_um=grid_um,
+        trained,
+        reference,
+        picture,
+        spots=places,
+        genes=_gene_list(genes),
+        k=k,
+        grid_um=grid_um,
         cache=TokenCache.default(),
     )
     with atomic_file(out) as draft:
@@ -205,20 +214,50 @@ def evaluate(
     overwrite : bool
         Replace OUT.
     """
-    from cmrcnet.encoding.token_cache import TokenCache
-    from cmrcnet.evaluation.protocol import evaluate as run_protocol
-    from cmrcnet.evaluation.report import write_report
-    from cmrcnet.evaluation.run_folder import RunFolder
-    from cmrcnet.readers.cohort import read_cohort
-
-    plan = _recipe(recipe, set_)
-    folder = RunFolder(out, overwrite=overwrite, resume=resume)
-    sections = read_cohort(cohort, controls=plan.panel.controls)
-    run = run_protocol(sections, plan, methods=methods, unit=unit, cache=TokenCache.default(), folder=folder)
-    write_report(run, folder.working / "report.html")
-    folder.finish()
+    run = _evaluate(cohort, out, recipe, set_, unit, methods, resume, overwrite)
     print(run.to_text())
     print(f"Report: {out / 'report.html'}")
+    return out
+
+
+def demo(*, out: Path = Path("demo"), data: Path | None = None, recipe: str = "tiny", overwrite: bool = False) -> Path:
+    """Run the whole journey once and write a report to open.
+
+    Trains and scores leaving one patient out at a time, then trains on all but one slide and predicts that slide from
+    its picture alone. Without --data this happens on synthetic tissue whose right answer is known.
+
+    Parameters
+    ----------
+    out : Path
+        Folder to write: report.html, evaluation/, model/, bank/, unseen.h5ad.
+    data : Path, optional
+        A cohort.csv of real sections in place of the synthetic ones; its last section is the unseen slide.
+    recipe : str
+        Recipe to run; `default` takes a few times longer and predicts better.
+    overwrite : bool
+        Replace OUT.
+    """
+    import json
+
+    from cmrcnet.datasets.synthetic import synthetic_cohort, synthetic_slide, write_cohort, write_slide
+    from cmrcnet.evaluation.report import write_report
+    from cmrcnet.readers.cohort import read_cohort
+
+    with atomic_folder(out, overwrite) as folder:
+        (folder / "demo.json").write_text(json.dumps({"format": 1, "recipe": recipe, "data": str(data or "synthetic")}))
+        if data is None:
+            table, hidden = write_cohort(synthetic_cohort(), folder / "cohort"), []
+            unseen, scale = write_slide(synthetic_slide(), folder / "unseen.png")
+        else:
+            table, hidden = data, [read_cohort(data).sections[-1]]
+            picture = read_cohort(data).read(hidden[0]).slide
+            unseen, scale = picture.path, picture.um_per_px
+        run = _evaluate(table, folder / "evaluation", recipe)
+        train(table, out=folder / "model", recipe=recipe, without=hidden)
+        index(folder / "model", table, out=folder / "bank", without=hidden)
+        predict(folder / "model", unseen, bank=folder / "bank", out=folder / "unseen.h5ad", um_per_px=scale)
+        write_report(run, folder / "report.html", unseen=folder / "unseen.h5ad")
+    print(f"Open {out / 'report.html'}")
     return out
 
 
@@ -248,6 +287,32 @@ def encoders() -> None:
         for card in cards
     ]
     _print_table(("encoder", "um per px", "tokens", "licence", "weights", "note"), rows)
+
+
+def _evaluate(
+    cohort: Path,
+    out: Path,
+    recipe: str,
+    set_: list[str] | None = None,
+    unit: Literal["patient", "section"] | None = None,
+    methods: list[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> EvaluationRun:
+    """Run the protocol into a run folder and write its report."""
+    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.evaluation.protocol import evaluate as run_protocol
+    from cmrcnet.evaluation.report import write_report
+    from cmrcnet.evaluation.run_folder import RunFolder
+    from cmrcnet.readers.cohort import read_cohort
+
+    plan = _recipe(recipe, set_)
+    sections = read_cohort(cohort, controls=plan.panel.controls)
+    folder = RunFolder(out, overwrite=overwrite, resume=resume)
+    run = run_protocol(sections, plan, methods=methods, unit=unit, cache=TokenCache.default(), folder=folder)
+    write_report(run, folder.working / "report.html")
+    folder.finish()
+    return run
 
 
 def _recipe(name: str, settings: list[str] | None) -> Recipe:
