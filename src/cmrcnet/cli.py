@@ -81,7 +81,14 @@ def _app(verbs: Mapping[str, Callable]):
 
     # No --no-overwrite twins, and `--genes A B C` takes all three.
     plain = Parameter(negative=(), consume_multiple=True)
-    app = App(name="cmrcnet", help=ABOUT, version=__version__, default_parameter=plain, help_format="plaintext")
+    app = App(
+        name="cmrcnet",
+        help=ABOUT,
+        help_format="plaintext",
+        version=__version__,
+        default_parameter=plain,
+        suppress_keyboard_interrupt=False,
+    )
     for place, (name, verb) in enumerate(verbs.items()):
         app.command(verb, name=name, sort_key=place)
     return app
@@ -96,11 +103,9 @@ def _speak_plainly(quiet: bool) -> None:
     """Our own log and warnings as plain lines on stderr; other libraries' notices stay out of the way."""
     log = logging.getLogger("cmrcnet")
     log.setLevel(logging.WARNING if quiet else logging.INFO)
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers, log.propagate = [handler], False
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", CmrcnetWarning)
     warnings.showwarning = lambda message, category, *rest: log.warning("warning: %s", message)

@@ -12,6 +12,16 @@ from collections.abc import Sequence
 class CmrcnetError(Exception):
     """Anything that the user can mend."""
 
+    def __reduce__(self) -> tuple:  # copies and worker processes keep the sentence, whatever `__init__` takes
+        return _error_again, (type(self), self.args)
+
+
+def _error_again(kind: type[CmrcnetError], args: tuple) -> CmrcnetError:
+    """An error of `kind` that says what the first one said."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
+
 
 class CmrcnetWarning(UserWarning):
     """Something that the user should know, and that did not stop the work."""

@@ -80,15 +80,17 @@ class ModelConfig:
     temperature: float = 1.0
     """Divides the logits and multiplies the soft targets."""
     targets: Literal["soft", "identity"] = "soft"
-    """Contrastive targets: BLEEP's soft ones, or the pair itself."""
+    """Contrastive targets: BLEEP's soft ones, or the pair itself. Soft targets are multiplied by the temperature: with
+    cosine similarity and a low temperature they are flat, and the loss rests at ln(batch)."""
     second_targets: Literal["softmax", "transpose"] = "softmax"
     """Targets of the gene-to-image direction. Released: transpose, whose rows are no distributions."""
     reconstruct: Literal["image", "gene", "none"] = "image"
     """Embedding that the fused tokens must reconstruct; none leaves the contrastive loss alone."""
     reconstruction_loss: Literal["mse", "cosine"] = "mse"
     """How the reconstruction is compared with its target."""
-    detach_target: bool = True
-    """Keep the reconstruction loss from moving its own target. Released: false."""
+    detach_target: bool = False
+    """Keep the reconstruction loss from moving its own target. With a frozen encoder the loss then reaches neither
+    head and changes nothing, so the default is false, as in the released code."""
     mask_rate: float = 0.5
     """Share of the image tokens hidden from the reconstruction (see `mask_rate_is`)."""
     mask_rate_is: Literal["hidden", "kept"] = "hidden"

@@ -1,4 +1,7 @@
-"""Path in, path out: one short function a verb. The command line's help is these docstrings."""
+"""Path in, path out: one short function a verb. The command line's help is these docstrings.
+
+Options and outputs are checked first; only then are the heavy libraries imported, so that a slip costs no wait.
+"""
 
 from __future__ import annotations
 
@@ -70,13 +73,14 @@ def train(
     overwrite : bool
         Replace OUT (and forget OUT.partial).
     """
+    plan = _recipe(recipe, set_)
+    refuse_existing(out, overwrite)
+
     from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.training.checkpoint import Checkpoints
     from cmrcnet.training.fit import fit
 
-    plan = _recipe(recipe, set_)
-    refuse_existing(out, overwrite)
     checkpoints = Checkpoints.beside(out, resume=resume, overwrite=overwrite)
     sections = _leave_out(read_cohort(cohort, controls=plan.panel.controls), without)
     model = fit(sections, plan, cache=TokenCache.default(), checkpoints=checkpoints, resume=resume)
@@ -102,11 +106,12 @@ def index(model: Path, cohort: Path, *, out: Path, without: list[str] | None = N
     overwrite : bool
         Replace OUT.
     """
+    refuse_existing(out, overwrite)
+
     from cmrcnet.model.trained_model import TrainedModel
     from cmrcnet.prediction.bank import build_bank
     from cmrcnet.readers.cohort import read_cohort
 
-    refuse_existing(out, overwrite)
     trained = TrainedModel.load(model)
     sections = _leave_out(read_cohort(cohort, controls=trained.recipe.panel.controls), without)
     bank = build_bank(trained, sections)
@@ -156,14 +161,15 @@ def predict(
     overwrite : bool
         Replace OUT.
     """
+    if out.suffix != ".h5ad":
+        raise BadOption("out", str(out), "a file name that ends in .h5ad")
+    refuse_existing(out, overwrite)
+
     from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.model.trained_model import TrainedModel
     from cmrcnet.prediction.bank import ReferenceBank
     from cmrcnet.prediction.predict import predict as predict_slide
 
-    if out.suffix != ".h5ad":
-        raise BadOption("out", str(out), "a file name that ends in .h5ad")
-    refuse_existing(out, overwrite)
     picture, places = _where_to_predict(slide, section, spots, um_per_px)
     trained, reference = TrainedModel.load(model), ReferenceBank.load(bank)
     table = predict_slide(
@@ -300,13 +306,14 @@ def _evaluate(
     overwrite: bool = False,
 ) -> EvaluationRun:
     """Run the protocol into a run folder and write its report."""
+    plan = _recipe(recipe, set_)
+
     from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.evaluation.protocol import evaluate as run_protocol
     from cmrcnet.evaluation.report import write_report
     from cmrcnet.evaluation.run_folder import RunFolder
     from cmrcnet.readers.cohort import read_cohort
 
-    plan = _recipe(recipe, set_)
     sections = read_cohort(cohort, controls=plan.panel.controls)
     folder = RunFolder(out, overwrite=overwrite, resume=resume)
     run = run_protocol(sections, plan, methods=methods, unit=unit, cache=TokenCache.default(), folder=folder)

@@ -1,0 +1,1 @@
+"""Evaluation: folds, methods on the same folds and features, scores, and the report."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from cmrcnet.errors import ShapeMismatch, UnknownScale
+from cmrcnet.errors import BadOption, ShapeMismatch, UnknownScale
 from cmrcnet.fingerprint import fingerprint
 
 WHITE = 255
@@ -83,6 +84,8 @@ class ArraySlide:
 
     def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> np.ndarray:
         """See `Slide.read`; an array has level 0 only."""
+        if level != 0:
+            raise BadOption("level", level, want=f"0, the only level of {self.name}")
         return crop_white(self._pixels, x, y, width, height)
 
     def fingerprint(self) -> str:
@@ -91,13 +94,32 @@ class ArraySlide:
 
 
 def crop_white(pixels: np.ndarray, x: int, y: int, width: int, height: int) -> np.ndarray:
-    """Cut (height, width, 3) from `pixels` at x, y; white where there are no pixels."""
+    """Cut (height, width, 3) from `pixels` at x, y; white where there are no pixels. Always a copy."""
     rows, columns = pixels.shape[:2]
+
+    def inside(left: int, top: int, width: int, height: int) -> np.ndarray:
+        return np.array(pixels[top : top + height, left : left + width])
+
+    return white_outside(columns, rows, x, y, width, height, inside)
+
+
+def white_outside(
+    columns: int, rows: int, x: int, y: int, width: int, height: int, inside: Callable[[int, int, int, int], np.ndarray]
+) -> np.ndarray:
+    """Read a region that may reach over the edge of a picture of `columns` x `rows`.
+
+    Parameters
+    ----------
+    inside : function (left, top, width, height) -> (height, width, 3) uint8
+        Called at most once, for the part that lies on the picture.
+    """
+    if width < 1 or height < 1:
+        raise BadOption("width, height", (width, height), want="a region of at least 1 x 1 px")
     left, top = max(x, 0), max(y, 0)
     right, bottom = min(x + width, columns), min(y + height, rows)
     if (left, top, right, bottom) == (x, y, x + width, y + height):
-        return np.array(pixels[y:bottom, x:right])
+        return inside(left, top, width, height)
     region = np.full((height, width, 3), WHITE, np.uint8)
     if right > left and bottom > top:
-        region[top - y : bottom - y, left - x : right - x] = pixels[top:bottom, left:right]
+        region[top - y : bottom - y, left - x : right - x] = inside(left, top, right - left, bottom - top)
     return region

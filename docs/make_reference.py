@@ -1,0 +1,232 @@
+"""Write docs/reference from the code, so that it cannot say anything else.
+
+    python docs/make_reference.py            # writes cli.md, recipe.md and python.md
+    python docs/make_reference.py --check    # exit code 1 where one is out of date
+
+tests/test_docs.py runs the check.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+import typing
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+from numpydoc.docscrape import FunctionDoc
+
+import cmrcnet
+from cmrcnet.recipe import Recipe, shipped_recipes
+
+FOLDER = Path(__file__).parent / "reference"
+STAMP = "<!-- Written by docs/make_reference.py: change the code, then run it. -->\n"
+
+
+def pages() -> dict[str, str]:
+    """Name and text of every generated page."""
+    return {"cli.md": cli_page(), "recipe.md": recipe_page(), "python.md": python_page()}
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+def cli_page() -> str:
+    """One section a verb, from the workflow's signature and docstring."""
+    from cmrcnet.cli import VERBS
+
+    lines = [
+        STAMP,
+        "# The command line",
+        "",
+        "`cmrcnet VERB --help` prints the same. Every verb takes `--quiet`, which leaves warnings and results.",
+        "",
+        "Exit codes: 0 done; 2 something that you can mend, said in one sentence; 130 interrupted.",
+        "",
+    ]
+    for verb, function in VERBS.items():
+        doc = FunctionDoc(function)
+        lines += [f"## cmrcnet {verb}", "", _prose(doc["Summary"]), ""]
+        if doc["Extended Summary"]:
+            lines += [_prose(doc["Extended Summary"]), ""]
+        lines += ["```text", _usage(verb, function), "```", ""]
+        described = {parameter.name: parameter for parameter in doc["Parameters"]}
+        if described:
+            lines += ["| option | default | meaning |", "|---|---|---|"]
+            for name, parameter in inspect.signature(function).parameters.items():
+                meaning = _cell(_prose(described[name].desc)) if name in described else ""
+                lines.append(f"| {_option(name, parameter)} | {_default(parameter)} | {meaning} |")
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _option(name: str, parameter: inspect.Parameter) -> str:
+    return f"`--{_flag(name)}`" if parameter.kind is parameter.KEYWORD_ONLY else f"`{name.upper()}`"
+
+
+def _flag(name: str) -> str:
+    return name.strip("_").replace("_", "-")
+
+
+def _usage(verb: str, function) -> str:
+    words = [f"cmrcnet {verb}"]
+    for name, parameter in inspect.signature(function).parameters.items():
+        empty = parameter.default is parameter.empty
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            word = f"--{_flag(name)}" + ("" if isinstance(parameter.default, bool) else f" {_flag(name).upper()}")
+        else:
+            word = name.upper()
+        words.append(word if empty else f"[{word}]")
+    return "\n".join(textwrap.wrap(" ".join(words), 100, subsequent_indent="    ", break_on_hyphens=False))
+
+
+def _default(parameter: inspect.Parameter) -> str:
+    if parameter.default is parameter.empty:
+        return "required"
+    if parameter.default is None or parameter.default is False:
+        return ""
+    return f"`{parameter.default}`"
+
+
+# --- the recipe ----------------------------------------------------------------------------------------------------
+
+
+def recipe_page() -> str:
+    """Every knob with its type, its default, and its value in each shipped recipe that changes it."""
+    shipped = {name: Recipe.load(name) for name in shipped_recipes()}
+    lines = [
+        STAMP,
+        "# The recipe",
+        "",
+        "A recipe is a YAML file. It overrides the defaults below; a key that is not on this page is an error.",
+        "Single settings go on the command line: `--set readout.k=100 train.epochs=20`.",
+        "`cmrcnet recipes NAME` prints a shipped recipe in full, ready to be edited and passed to `--recipe`.",
+        "",
+        "The defaults are the fields of the frozen dataclasses in `cmrcnet/recipe.py`. They are the sound choice where",
+        "the paper, its released code and we may differ (see [deviations](../paper/deviations.md)).",
+        "",
+        "## Shipped recipes",
+        "",
+        "| recipe | what it is |",
+        "|---|---|",
+        *(f"| `{name}` | {recipe.about} |" for name, recipe in shipped.items()),
+        "",
+    ]
+    hints = typing.get_type_hints(Recipe)
+    for section in dataclasses.fields(Recipe):
+        kind = hints[section.name]
+        if not dataclasses.is_dataclass(kind):
+            continue
+        words = _field_words(kind)
+        lines += [f"## {section.name}", "", inspect.getdoc(kind), ""]
+        lines += ["| key | type | default | meaning | in recipes |", "|---|---|---|---|---|"]
+        for field in dataclasses.fields(kind):
+            default = getattr(getattr(Recipe(), section.name), field.name)
+            set_in = [
+                f"`{name}`: {_value(getattr(getattr(recipe, section.name), field.name))}"
+                for name, recipe in shipped.items()
+                if getattr(getattr(recipe, section.name), field.name) != default
+            ]
+            lines.append(
+                f"| `{section.name}.{field.name}` | {_type(field.type)} | {_value(default)} "
+                f"| {_cell(words.get(field.name, ''))} | {', '.join(set_in)} |"
+            )
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _field_words(kind: type) -> dict[str, str]:
+    """The sentence that stands under each field of a dataclass."""
+    [tree] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    return {
+        line.target.id: " ".join(after.value.value.split())
+        for line, after in pairwise(tree.body)
+        if isinstance(line, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    }
+
+
+def _type(annotation: str) -> str:
+    literal = re.sub(r"Literal\[([^\]]*)\]", lambda found: found.group(1).replace(", ", " \\| "), annotation)
+    return literal.replace(" | ", " \\| ").replace('"', "`").replace("tuple[", "list of ").replace(", ...]", "")
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return f"`{yaml.safe_dump(value, default_flow_style=True).removesuffix('...').strip().removesuffix('...').strip()}`"
+
+
+# --- the library ---------------------------------------------------------------------------------------------------
+
+
+def python_page() -> str:
+    """The public names, each with its first sentence, by room."""
+    lines = [
+        STAMP,
+        "# The library",
+        "",
+        "All public names are at `cmrcnet.NAME`. They are resolved when first used: `import cmrcnet` alone imports no",
+        "heavy library. `help(cmrcnet.NAME)` gives shapes, units and the errors that are raised.",
+        "",
+    ]
+    rooms: dict[str, list[str]] = {}
+    for home, names in cmrcnet._HOMES.items():
+        rooms.setdefault(home.split(".")[0], []).extend((home, name) for name in names)
+    for room, entries in rooms.items():
+        lines += [f"## {room}", "", "| name | what it is |", "|---|---|"]
+        for home, name in entries:
+            thing = getattr(importlib.import_module(f"cmrcnet.{home}"), name)
+            first = (inspect.getdoc(thing) or "").split("\n\n")[0]
+            lines.append(f"| `{name}{_short_signature(thing)}` | {_cell(_prose(first.splitlines()))} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _short_signature(thing: object) -> str:
+    """Names of the parameters, optional ones in brackets; nothing for a class."""
+    if not inspect.isfunction(thing):
+        return ""
+    words = []
+    for name, parameter in inspect.signature(thing).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
+            words.append("*")
+        words.append(name if parameter.default is parameter.empty else f"{name}=…")
+    return f"({', '.join(words)})"
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+
+def _prose(lines: list[str]) -> str:
+    return " ".join(" ".join(lines).split())
+
+
+def _cell(text: str) -> str:
+    """Text that a Markdown table cell can hold."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def main(check: bool) -> int:
+    """Write the pages, or with `check` say which are out of date."""
+    stale = []
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        path = FOLDER / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(name)
+            if not check:
+                path.write_text(text, encoding="utf-8")
+    print(f"docs/reference: {', '.join(stale) or 'nothing'} {'out of date' if check else 'written'}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(check="--check" in sys.argv[1:]))

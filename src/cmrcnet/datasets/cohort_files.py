@@ -1,0 +1,125 @@
+"""Write sections as the files that a laboratory would hand over: pictures, count tables, spot tables, cohort.csv."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cmrcnet.atomic import atomic_file, atomic_folder
+from cmrcnet.errors import BadOption
+from cmrcnet.tissue.section import Cohort, Section
+from cmrcnet.tissue.slide import Slide, known_scale
+
+_COLUMNS = ("section", "patient", "format", "counts", "spots", "image", "um_per_px", "spot_diameter_um")
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_JPEG = {"quality": 95, "subsampling": 0}
+
+
+def write_cohort(
+    cohort: Cohort, folder: Path | str, *, image: Literal["png", "jpg"] = "jpg", overwrite: bool = False
+) -> Path:
+    """Write every section as legacy ST files, one section in memory at a time.
+
+    Parameters
+    ----------
+    cohort : Cohort
+    folder : path
+        Made here; it appears whole or not at all.
+    image : {"jpg", "png"}
+        JPEG at quality 95 without colour subsampling, a fifth of the size; or PNG, which keeps every pixel.
+    overwrite : bool
+
+    Returns
+    -------
+    Path
+        ``folder/cohort.csv``, which `readers.cohort.read_cohort` reads.
+
+    Raises
+    ------
+    OutputExists, BadOption
+    """
+    folder = Path(folder)
+    if f".{image}" not in _PICTURES:
+        raise BadOption("image", image, want="jpg or png")
+    with atomic_folder(folder, overwrite) as draft:
+        rows = [_write_section(section, draft, image) for section in cohort]
+        facts = list(dict.fromkeys(key for row in rows for key in row if key not in _COLUMNS))
+        with (draft / "cohort.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [*_COLUMNS, *facts], restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    return folder / "cohort.csv"
+
+
+def write_slide(slide: Slide, path: Path | str) -> tuple[Path, float]:
+    """Write a slide's level 0 as one picture.
+
+    Parameters
+    ----------
+    slide : Slide
+    path : path
+        ``.png``, ``.jpg`` or ``.tif``. The scale is not written into it.
+
+    Returns
+    -------
+    tuple of Path and float
+        The file, and the micrometres per pixel that whoever opens it must give.
+
+    Raises
+    ------
+    BadOption, UnknownScale
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _PICTURES:
+        raise BadOption("path", str(path), want=f"a file name that ends in {', '.join(_PICTURES)}")
+    from PIL import Image
+
+    scale = known_scale(slide)
+    picture = Image.fromarray(slide.read(0, 0, slide.width_px, slide.height_px))
+    options = {".png": {"compress_level": 1}, ".jpg": _JPEG, ".jpeg": _JPEG}.get(path.suffix.lower(), {})
+    with atomic_file(path) as draft:
+        picture.save(draft, **options)
+    return path, scale
+
+
+def _write_section(section: Section, folder: Path, image: str) -> dict[str, str]:
+    """Write one section's three files and return its row of cohort.csv."""
+    picture, scale = write_slide(section.slide, folder / f"{section.name}.{image}")
+    counts, spots = folder / f"{section.name}_counts.tsv.gz", folder / f"{section.name}_spots.tsv"
+    _write_counts(section, counts)
+    _write_spots(section, spots)
+    row = (
+        section.name,
+        section.patient,
+        "legacy_st",
+        counts.name,
+        spots.name,
+        picture.name,
+        f"{scale:.10g}",
+        f"{section.spots.diameter_um:.10g}",
+    )
+    return dict(zip(_COLUMNS, row, strict=True)) | section.facts
+
+
+def _write_counts(section: Section, path: Path) -> None:
+    """Spots x genes, tab separated; without a time stamp, so that equal sections make equal files."""
+    with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="", compresslevel=6) as zipped:
+        with io.TextIOWrapper(zipped, encoding="utf-8", newline="\n") as text:
+            text.write("\t" + "\t".join(section.genes) + "\n")
+            for number, barcode in enumerate(section.spots.barcodes):
+                values = np.asarray(section.counts[number].todense()).ravel().astype(np.int64)
+                text.write(barcode + "\t" + "\t".join(map(str, values)) + "\n")
+
+
+def _write_spots(section: Section, path: Path) -> None:
+    """One spot a line: name, array position where the name tells it, centre in pixels, under tissue."""
+    with path.open("w", encoding="utf-8", newline="\n") as text:
+        text.write("spot\tx\ty\tpixel_x\tpixel_y\tselected\n")
+        for barcode, (x, y) in zip(section.spots.barcodes, section.spots.centre_px, strict=True):
+            column, _, row = barcode.partition("x")
+            text.write(f"{barcode}\t{column}\t{row}\t{x:.10g}\t{y:.10g}\t1\n")

@@ -1,0 +1,179 @@
+"""Where each kind of tissue lies on a made-up section: smooth random fields, so that regions grade into each other.
+
+Everything here is in micrometres and lives on a coarse grid (`CELL_UM`); pixels and counts both read from it, which
+is why they agree.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+REGIONS = ("tumour", "lymphocyte", "stroma", "fat")
+"""Kinds of tissue; beyond the tissue's edge there is none of them."""
+
+CELL_UM = 10.0
+"""Side of one cell of the coarse grid."""
+
+HIDDEN_FIELDS = 4
+"""Smooth patterns that leave no trace in the picture."""
+
+_SOFTNESS = 3.5  # how sharply regions meet: larger is sharper
+_SIGMA_UM = {"tumour": 95.0, "lymphocyte": 65.0, "stroma": 110.0, "fat": 130.0}
+_OFFSET = {"tumour": 0.35, "lymphocyte": -0.55, "stroma": 0.35, "fat": -0.6}
+
+
+@dataclass(frozen=True)
+class TissuePlan:
+    """All that defines one made-up section; equal plans make equal sections.
+
+    Parameters
+    ----------
+    seed, patient, section : int
+        Of the cohort, of the patient in it, of the section of that patient.
+    genes : int
+        How many genes are counted.
+    width_um, height_um : int
+        Size of the picture.
+    """
+
+    seed: int
+    patient: int
+    section: int
+    genes: int
+    width_um: int
+    height_um: int
+
+    def random(self, what: str) -> np.random.Generator:
+        """A stream of random numbers of its own for each purpose, so that no purpose disturbs another."""
+        return np.random.default_rng([self.seed, self.patient, self.section, zlib.crc32(what.encode())])
+
+    def patient_random(self, what: str) -> np.random.Generator:
+        """A stream that all sections of the patient share."""
+        return np.random.default_rng([self.seed, self.patient, zlib.crc32(what.encode())])
+
+    def to_text(self) -> str:
+        """One line that `from_text` reads; it travels in the section's facts and in the cohort file."""
+        who = f"seed {self.seed} patient {self.patient} section {self.section}"
+        return f"{who} genes {self.genes} um {self.width_um}x{self.height_um}"
+
+    @classmethod
+    def from_text(cls, text: str) -> TissuePlan:
+        """Read `to_text` back."""
+        words = text.split()
+        return cls(*(int(word) for word in [*words[1:8:2], *words[9].split("x")]))
+
+
+class Anatomy:
+    """The coarse maps of one section.
+
+    Parameters
+    ----------
+    plan : TissuePlan
+
+    Attributes
+    ----------
+    tissue : numpy.ndarray, shape (rows, columns), float32
+        Share of each cell that is tissue, 0 to 1.
+    composition : numpy.ndarray, shape (4, rows, columns), float32
+        Share of each of `REGIONS`; sums to 1 in every cell.
+    grade : numpy.ndarray, shape (rows, columns), float32
+        0 to 1: how large and irregular the tumour's nuclei are.
+    crowding : numpy.ndarray, shape (rows, columns), float32
+        0 to 1: how densely nuclei lie.
+    """
+
+    def __init__(self, plan: TissuePlan) -> None:
+        self.plan = plan
+        self.shape = (int(np.ceil(plan.height_um / CELL_UM)), int(np.ceil(plan.width_um / CELL_UM)))
+        self.tissue = self._outline()
+        logits = np.stack(
+            [_SOFTNESS * (self._field(name, _SIGMA_UM[name]) + _OFFSET[name]) for name in REGIONS]
+        )
+        shares = np.exp(logits - logits.max(axis=0))
+        self.composition = (shares / shares.sum(axis=0)).astype(np.float32)
+        self.grade = _sigmoid(1.8 * self._field("grade", 170.0))
+        self.crowding = _sigmoid(1.8 * self._field("crowding", 120.0))
+
+    def _field(self, what: str, sigma_um: float) -> np.ndarray:
+        return smooth_noise(self.plan.random(what), self.shape, sigma_um / CELL_UM)
+
+    def _outline(self) -> np.ndarray:
+        """A rounded, wavy piece of tissue that leaves a white margin."""
+        y, x = (np.linspace(-1, 1, n) for n in self.shape)
+        radius = (np.abs(x[None, :]) ** 4 + np.abs(y[:, None]) ** 4) ** 0.25
+        wave = 0.035 * self._field("outline", 120.0)
+        return _sigmoid((0.93 - radius + wave) / 0.006)
+
+    @cached_property
+    def traits(self) -> np.ndarray:
+        """What morphology shows: shape (6, rows, columns), each about 0 to 1, in the order of `TRAITS`."""
+        tumour, lymphocyte, stroma, fat = self.composition
+        return np.stack([tumour, tumour * self.grade, lymphocyte, stroma, fat, self.crowding * (1 - fat)])
+
+    @cached_property
+    def hidden(self) -> np.ndarray:
+        """Smooth fields that the picture does not show: shape (4, rows, columns), mean 0 and deviation 1 on tissue.
+
+        What they share with the traits by chance is taken out by least squares over the tissue, so that within a
+        section no linear use of morphology can predict them.
+        """
+        inside = (self.tissue > 0.5).ravel()
+        shown = np.column_stack([np.ones(inside.sum()), *(t.ravel()[inside] for t in self.traits)])
+        fields = []
+        for number in range(HIDDEN_FIELDS):
+            field = self._field(f"hidden {number}", 110.0).ravel().astype(np.float64)
+            guess = np.linalg.lstsq(shown, field[inside], rcond=None)[0]
+            whole = np.column_stack([np.ones(field.size), *(t.ravel() for t in self.traits)])
+            field -= whole @ guess
+            fields.append((field / field[inside].std()).reshape(self.shape))
+        return np.stack(fields).astype(np.float32)
+
+    def at_spots(self, maps: np.ndarray, centre_um: np.ndarray, diameter_um: float) -> np.ndarray:
+        """Mean of maps within spots: maps (n, rows, columns), centres (spots, 2) as x, y -> (spots, n).
+
+        A disc is stood in for by a Gaussian of the same variance (sigma = a quarter of the diameter a axis); only
+        tissue counts.
+        """
+        from scipy.ndimage import gaussian_filter, map_coordinates
+
+        where = (centre_um[:, ::-1].T / CELL_UM) - 0.5
+        sigma = diameter_um / 4 / CELL_UM
+
+        def read(values: np.ndarray) -> np.ndarray:
+            return map_coordinates(gaussian_filter(values.astype(np.float64), sigma), where, order=1, mode="nearest")
+
+        share = np.maximum(read(self.tissue), 1e-6)
+        return np.column_stack([read(values * self.tissue) / share for values in maps])
+
+    def tissue_share(self, centre_um: np.ndarray, diameter_um: float) -> np.ndarray:
+        """Share of each spot that is tissue: (spots,)."""
+        from scipy.ndimage import gaussian_filter, map_coordinates
+
+        where = (centre_um[:, ::-1].T / CELL_UM) - 0.5
+        smooth = gaussian_filter(self.tissue.astype(np.float64), diameter_um / 4 / CELL_UM)
+        return map_coordinates(smooth, where, order=1, mode="nearest")
+
+
+TRAITS = ("tumour", "grade", "lymphocyte", "stroma", "fat", "crowding")
+"""What morphology shows and genes follow, in the order of `Anatomy.traits`."""
+
+
+def smooth_noise(random: np.random.Generator, shape: tuple[int, int], sigma: float) -> np.ndarray:
+    """White noise after a Gaussian filter of `sigma` cells, with mean 0 and deviation 1, float32.
+
+    It is drawn with a margin, so that the picture's edge looks like its middle.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    margin = int(np.ceil(2 * sigma))
+    noise = random.standard_normal((shape[0] + 2 * margin, shape[1] + 2 * margin), dtype=np.float32)
+    smooth = gaussian_filter(noise, sigma, truncate=3.0)[margin : margin + shape[0], margin : margin + shape[1]]
+    return (smooth - smooth.mean()) / max(float(smooth.std()), 1e-9)
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    return (1 / (1 + np.exp(-np.clip(values, -30, 30)))).astype(np.float32)

@@ -1,0 +1,191 @@
+"""The one interface of everything that is compared: learn from training sections, predict from a slide.
+
+A method of your own is a class with a `name`, an `about` and a `fit`; what `fit` returns has a `predict`. See
+`baselines.GeneMean` for the shortest one. Neither side ever holds a count of a held-out section: `TrainingData`
+is built from the training sections alone, and a `Place` has a slide, spots and features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from scipy import sparse
+
+from cmrcnet.errors import ShapeMismatch, UnknownName
+from cmrcnet.evaluation.features import PooledFeatures
+from cmrcnet.evaluation.splits import Fold
+from cmrcnet.expression.panel import GenePanel
+from cmrcnet.recipe import Recipe
+from cmrcnet.tissue.section import Cohort, Section
+from cmrcnet.tissue.slide import Slide
+from cmrcnet.tissue.spots import Spots
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.training.checkpoint import Checkpoints
+
+MAIN = "cmrcnet"
+"""The method whose prediction tables are kept, and of which the verdict speaks."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """All that a method may know of a held-out section: where it is, and what can be seen there."""
+
+    section: str
+    slide: Slide
+    spots: Spots
+    features: PooledFeatures = field(repr=False)
+
+    def pooled(self) -> np.ndarray:
+        """The frozen encoder's mean token of each spot: (spots, dim) float32."""
+        return self.features.of(self.slide, self.spots)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a method says of one place.
+
+    Parameters
+    ----------
+    genes : tuple of str
+    mean : numpy.ndarray, shape (spots, genes), float32
+        Log-normalised expression at the recipe's target sum.
+    table : AnnData or None
+        The prediction table, from methods that make one.
+    """
+
+    genes: tuple[str, ...]
+    mean: np.ndarray
+    table: AnnData | None = None
+
+    def __post_init__(self) -> None:
+        if self.mean.ndim != 2 or self.mean.shape[1] != len(self.genes):
+            raise ShapeMismatch("A prediction", want=("spots", len(self.genes)), got=self.mean.shape)
+
+    def take(self, genes: tuple[str, ...]) -> np.ndarray:
+        """The columns of these genes, in this order."""
+        column = {gene: i for i, gene in enumerate(self.genes)}
+        missing = [gene for gene in genes if gene not in column]
+        if missing:
+            raise UnknownName(
+                "predicted gene", missing[0], self.genes, "A method predicts every gene of `training.genes`."
+            )
+        return self.mean[:, [column[gene] for gene in genes]]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """All that a method may learn from in one fold.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        The training sections, and no other.
+    fold : Fold
+        Names only.
+    recipe : Recipe
+    panel : GenePanel
+        Genes of the gene encoder.
+    sets : mapping of str to tuple of str
+        HEG, HVG, all: chosen on the training sections.
+    features : PooledFeatures
+        Frozen features of any place.
+    cache : TokenCache or None
+    checkpoints : Checkpoints or None
+        Where a long training may keep its state, to go on after an interruption.
+    """
+
+    cohort: Cohort
+    fold: Fold
+    recipe: Recipe
+    panel: GenePanel
+    sets: Mapping[str, tuple[str, ...]]
+    features: PooledFeatures
+    cache: TokenCache | None = None
+    checkpoints: Checkpoints | None = None
+
+    @property
+    def seed(self) -> int:
+        """Seed of every random choice."""
+        return self.recipe.train.seed
+
+    @cached_property
+    def genes(self) -> tuple[str, ...]:
+        """Genes measured in every training section, in order of first appearance."""
+        return tuple(self.sets["all"])
+
+    @cached_property
+    def expression(self) -> sparse.csr_matrix:
+        """Log-normalised expression of every training spot, sections one after another: (spots, genes)."""
+        everything = GenePanel(self.genes, self.recipe.panel.target_sum, {"kind": "measured in all training sections"})
+        return sparse.vstack([everything.select(section) for section in self.cohort], format="csr")
+
+    @cached_property
+    def pooled(self) -> np.ndarray:
+        """Frozen features of every training spot, rows as in `expression`: (spots, dim) float32."""
+        return np.concatenate([self.features.of(section.slide, section.spots) for section in self.cohort])
+
+    @cached_property
+    def section_of(self) -> np.ndarray:
+        """Section name of every row of `expression`."""
+        names = [np.repeat(section.name, len(section.spots)) for section in self.cohort]
+        return np.concatenate(names)
+
+    @cached_property
+    def unit_of(self) -> np.ndarray:
+        """What an inner split must keep together, row by row: patients, or sections where that is the protocol.
+
+        With a single training patient it is sections all the same.
+        """
+        if self.recipe.evaluation.unit == "section" or len(self.cohort.patients) < 2:
+            return self.section_of
+        patient = {name: self.cohort.patient_of(name) for name in self.cohort.sections}
+        return np.array([patient[name] for name in self.section_of])
+
+
+class Predictor(Protocol):
+    """A fitted method.
+
+    Attributes
+    ----------
+    record : dict
+        What it chose and how training went, JSON-able; goes into `run.json` and the report.
+    """
+
+    record: dict[str, Any]
+
+    def predict(self, place: Place) -> Prediction:
+        """Predict log-normalised expression at the spots of a place."""
+        ...
+
+
+@runtime_checkable
+class Method(Protocol):
+    """One row of the table.
+
+    Attributes
+    ----------
+    name : str
+        Short, unique, fit for a file name.
+    about : str
+        One sentence for the report: what it is, and from whom.
+    """
+
+    name: str
+    about: str
+
+    def fit(self, training: TrainingData) -> Predictor:
+        """Learn from the training sections."""
+        ...
+
+
+def place_of(section: Section, features: PooledFeatures) -> Place:
+    """The part of a held-out section that a method may see."""
+    return Place(section.name, section.slide, section.spots, features)

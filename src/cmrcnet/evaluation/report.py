@@ -1,0 +1,75 @@
+"""The report of an evaluation: one HTML file that opens offline, verdict first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cmrcnet.atomic import atomic_file
+from cmrcnet.evaluation.methods import MAIN
+from cmrcnet.evaluation.report_maps import held_out_maps, unseen_maps
+from cmrcnet.evaluation.report_page import page, text
+from cmrcnet.evaluation.report_tables import folds_table, genes_table, methods_table, provenance, strip
+from cmrcnet.evaluation.report_training import training_curves
+from cmrcnet.evaluation.verdict import verdict
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cmrcnet.evaluation.evaluation_run import EvaluationRun
+
+
+def write_report(run: EvaluationRun, path: Path, *, unseen: AnnData | Path | None = None) -> Path:
+    """Write the report of a run.
+
+    Parameters
+    ----------
+    run : EvaluationRun
+    path : Path
+        The HTML file to write; one that is there is replaced.
+    unseen : AnnData or Path, optional
+        Prediction table (or its .h5ad) of a slide without expression, shown as maps.
+
+    Returns
+    -------
+    Path
+    """
+    with atomic_file(Path(path)) as draft:
+        draft.write_text(_html(run, _read(unseen)), encoding="utf-8")
+    return Path(path)
+
+
+def _read(table: AnnData | Path | None) -> AnnData | None:
+    if not isinstance(table, str | Path):
+        return table
+    from anndata import read_h5ad
+
+    return read_h5ad(table)
+
+
+def _html(run: EvaluationRun, unseen: AnnData | None) -> str:
+    stamp = run.stamp
+    facts = [
+        f"leave-one-{stamp.unit}-out",
+        f"{stamp.sections} sections",
+        f"{stamp.patients} patient{'s' if stamp.patients != 1 else ''}",
+        f"{stamp.folds} folds",
+        f"recipe {run.recipe.name}",
+    ]
+    badges = [f"<li>{text(fact)}</li>" for fact in facts]
+    badges += [f'<li class="warn">{text(warning)}</li>' for warning in stamp.warnings]
+    sections = [
+        f'<p class="kicker">CMRCNet evaluation</p>\n<h1>{text(run.cohort.name)}</h1>\n',
+        f'<p class="lead">{text(verdict(run))}</p>\n<ul class="badges">{"".join(badges)}</ul>\n',
+        f"<h2>Methods</h2>\n{strip(run)}{methods_table(run)}<h3>Fold by fold</h3>\n{folds_table(run)}",
+        f"<h2>Truth beside prediction</h2>\n{held_out_maps(run)}",
+    ]
+    if unseen is not None and MAIN in run.methods:
+        sections.append(f"<h2>A slide without expression</h2>\n{unseen_maps(run, unseen)}")
+    sections += [
+        f"<h2>Training</h2>\n{training_curves(run)}",
+        f"<h2>Genes</h2>\n{genes_table(run)}",
+        f"<h2>Provenance</h2>\n{provenance(run)}",
+        f"<footer>Made by cmrcnet {text(run.facts['versions']['cmrcnet'])}. For research; not for diagnosis.</footer>",
+    ]
+    return page(f"CMRCNet evaluation of {run.cohort.name}", "\n".join(sections))

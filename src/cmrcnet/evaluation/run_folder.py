@@ -1,0 +1,244 @@
+"""A run folder: finished parts are kept while the run goes on, and the whole appears at once when it is done.
+
+While a run works, everything lies in ``OUT.partial``: one part a fold and method, each written whole or not at all.
+After an interruption ``resume`` picks up the finished parts, and a half-finished training from its checkpoints.
+`finish` turns ``OUT.partial`` into ``OUT``; until then an older ``OUT`` stays as it was, also with ``overwrite``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmrcnet.atomic import atomic_file, atomic_folder, refuse_existing, replace_folder
+from cmrcnet.errors import CannotResume, DamagedArtefact, OutputExists
+from cmrcnet.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from cmrcnet.training.checkpoint import Checkpoints
+
+FORMAT = 1
+_TEXT = ("method", "fold", "section", "patient", "gene_set", "metric", "gene", "sets")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one method did in one fold.
+
+    Parameters
+    ----------
+    scores, genes : pandas.DataFrame
+        Rows of `scores.csv` and `genes.csv`.
+    record : dict
+        What the method says of its fit, JSON-able.
+    seconds : float
+        Time of fitting, predicting and scoring.
+    tables : dict of str to AnnData
+        Prediction table of each test section, from a method that makes them.
+    """
+
+    scores: pd.DataFrame
+    genes: pd.DataFrame
+    record: dict[str, Any]
+    seconds: float
+    tables: dict[str, AnnData] = field(default_factory=dict)
+
+
+class RunFolder:
+    """The folder of one evaluation run.
+
+    Parameters
+    ----------
+    path : Path
+        Where the finished run will stand.
+    overwrite : bool
+        Replace a finished run at `path`, and forget an interrupted one.
+    resume : bool
+        Go on with the interrupted run; without one, start.
+
+    Raises
+    ------
+    OutputExists
+        A finished run stands there, or an interrupted one, and nothing was said about it.
+    Unwritable
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+        self.path = Path(path)
+        self._partial = self.path.with_name(f"{self.path.name}.partial")
+        self._finished = False
+        self._overwrite = overwrite
+        refuse_existing(self.path, overwrite)
+        if self._partial.exists():
+            ours = (self._partial / "identity.json").exists() or not any(self._partial.iterdir())
+            if not ours:
+                raise OutputExists(self._partial, "it is a folder that cmrcnet did not write, so choose another name")
+            if not (resume or overwrite):
+                raise OutputExists(
+                    self._partial, "an interrupted run; pass --resume to go on with it, or --overwrite to start afresh"
+                )
+            if not resume:
+                shutil.rmtree(self._partial)
+
+    @property
+    def working(self) -> Path:
+        """Where the files are now: ``OUT.partial`` until `finish`, then ``OUT``."""
+        return self.path if self._finished else self._partial
+
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Say what is being run. An interrupted run is only gone on with when nothing in it differs.
+
+        Parameters
+        ----------
+        identity : mapping of str to JSON-able
+            The recipe, the cohort's content, the version.
+
+        Raises
+        ------
+        CannotResume
+        """
+        stamp = {"format": FORMAT} | {key: fingerprint(value) for key, value in identity.items()}
+        file = self._partial / "identity.json"
+        if file.exists():
+            before = _read_json(file)
+            changed = [key for key in stamp if before.get(key) != stamp[key]]
+            if changed:
+                raise CannotResume(self._partial, f"its {' and '.join(changed)} changed since it was started")
+            return
+        self._write_json(file, stamp)
+
+    def part(self, fold: str, method: str) -> Part | None:
+        """A finished part, or None when it is still to be done. Tables are read by `prediction` when needed."""
+        place = self._place(fold, method)
+        if not place.is_dir():
+            return None
+        facts = _read_json(place / "part.json")
+        scores, genes = _read_table(place / "scores.csv"), _read_table(place / "genes.csv")
+        return Part(scores, genes, facts["record"], facts["seconds"])
+
+    def keep(self, fold: str, method: str, part: Part) -> Part:
+        """Write a part and give it back as it will be read. Its training checkpoints are no longer needed."""
+        for section, table in part.tables.items():
+            with atomic_file(self._table_file(section)) as draft:
+                table.write_h5ad(draft, compression="gzip")
+        with atomic_folder(self._place(fold, method)) as draft:
+            part.scores.to_csv(draft / "scores.csv", index=False)
+            part.genes.to_csv(draft / "genes.csv", index=False, float_format="%.6g")
+            facts = {"format": FORMAT, "record": part.record, "seconds": part.seconds}
+            (draft / "part.json").write_text(json.dumps(facts))
+        shutil.rmtree(self._checkpoint_place(fold, method), ignore_errors=True)
+        kept = self.part(fold, method)
+        assert kept is not None
+        return kept
+
+    def checkpoints(self, fold: str, method: str) -> Checkpoints:
+        """Where the training of one part keeps its state."""
+        from cmrcnet.training.checkpoint import Checkpoints
+
+        return Checkpoints(self._checkpoint_place(fold, method))
+
+    def write_tables(self, scores: pd.DataFrame, genes: pd.DataFrame, facts: dict[str, Any]) -> None:
+        """Write `scores.csv`, `genes.csv` and `run.json` of the whole run."""
+        with atomic_file(self.working / "scores.csv") as draft:
+            scores.to_csv(draft, index=False)
+        with atomic_file(self.working / "genes.csv") as draft:
+            genes.to_csv(draft, index=False, float_format="%.6g")
+        self._write_json(self.working / "run.json", {"format": FORMAT, **facts})
+
+    def prediction(self, section: str) -> AnnData:
+        """Read one section's prediction table."""
+        from anndata import read_h5ad
+
+        return read_h5ad(self._table_file(section))
+
+    def predictions(self) -> Mapping[str, AnnData]:
+        """All prediction tables, each read when it is asked for."""
+        return _Tables(self)
+
+    def finish(self) -> Path:
+        """Put the run where it was asked for; the parts and checkpoints go."""
+        if not (self._partial / "run.json").exists():
+            raise DamagedArtefact(self._partial, "the run is not finished", "go on with it: --resume")
+        if self.path.exists() and not self._overwrite:
+            raise OutputExists(self.path)
+        replace_folder(self._partial, self.path)
+        self._finished = True
+        for leftover in ("parts", "checkpoints"):
+            shutil.rmtree(self.path / leftover, ignore_errors=True)
+        (self.path / "identity.json").unlink(missing_ok=True)
+        return self.path
+
+    def _place(self, fold: str, method: str) -> Path:
+        return self.working / "parts" / _file_name(fold) / _file_name(method)
+
+    def _checkpoint_place(self, fold: str, method: str) -> Path:
+        return self.working / "checkpoints" / _file_name(fold) / _file_name(method)
+
+    def _table_file(self, section: str) -> Path:
+        return self.working / "predictions" / f"{_file_name(section)}.h5ad"
+
+    def _write_json(self, file: Path, value: dict[str, Any]) -> None:
+        with atomic_file(file) as draft:
+            draft.write_text(json.dumps(value, indent=1))
+
+
+class _Tables(Mapping):
+    """Prediction tables by section."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        files = folder.working.glob("predictions/*.h5ad")
+        self._names = {_section_of(file.stem): file.stem for file in sorted(files)}
+
+    def __getitem__(self, section: str) -> AnnData:
+        if section not in self._names:
+            raise KeyError(section)
+        return self._folder.prediction(section)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _file_name(name: str) -> str:
+    """A name that any file system takes and that can be turned back: other characters become ``%xx``."""
+    safe = re.sub(r"[^A-Za-z0-9_.\- ]", lambda m: "".join(f"%{byte:02x}" for byte in m.group().encode()), name)
+    return safe if safe.strip(".") else safe.replace(".", "%2e")
+
+
+def _section_of(file_name: str) -> str:
+    from urllib.parse import unquote
+
+    return unquote(file_name)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DamagedArtefact(file, str(error), "run again with --overwrite") from error
+
+
+def _read_table(file: Path) -> pd.DataFrame:
+    """Read scores or genes: names stay text (patient 794, gene NA), numbers come back as they were written."""
+    import pandas as pd
+
+    head = pd.read_csv(file, nrows=0).columns
+    numbers = [column for column in head if column not in _TEXT]
+    return pd.read_csv(
+        file,
+        dtype={column: str for column in head if column in _TEXT},
+        keep_default_na=False,
+        na_values={column: [""] for column in numbers},
+        float_precision="round_trip",
+    )

@@ -1,0 +1,73 @@
+"""What a run says, in one sentence and in one table."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from cmrcnet.evaluation.methods import MAIN
+from cmrcnet.evaluation.stamp import FEWEST_PATIENTS_TO_RANK
+
+if TYPE_CHECKING:
+    from cmrcnet.evaluation.evaluation_run import EvaluationRun
+
+_SPOKEN = {
+    "cmrcnet": "CMRCNet",
+    "ridge": "ridge on the same frozen features",
+    "gene-mean": "the gene mean",
+    "random-k": "random retrieval",
+    "permuted-pairs": "the permuted-pairs null",
+}
+
+
+def verdict(run: EvaluationRun) -> str:
+    """Where the first method stands beside the others, on HVG, in words that claim no more than the run shows."""
+    names = list(run.methods)
+    main = MAIN if MAIN in names else names[0]
+    value = run.mean(main)
+    others = [name for name in names if name != main]
+    subject = _spoken(main)
+    held_out = "held-out patients" if run.stamp.patient_disjoint else f"held-out {run.stamp.unit}s"
+    sentences = [
+        f"{subject[0].upper()}{subject[1:]} reaches a mean HVG Pearson of {number(value)} on {held_out}"
+        if not math.isnan(value)
+        else f"The HVG Pearson of {subject} is undefined"
+    ]
+    known = [f"{_spoken(name)} {number(run.mean(name))}" for name in others if not math.isnan(run.mean(name))]
+    if known:
+        sentences[0] += f"; {', '.join(known[:-1])}{' and ' if len(known) > 1 else ''}{known[-1]}"
+    sentences[0] += "."
+    if not run.stamp.patient_disjoint:
+        sentences.append("Sections of one patient stand on both sides of a fold, which flatters every method.")
+    if run.stamp.panel_from_all:
+        sentences.append("The gene panel has seen the test sections.")
+    if run.stamp.patients < FEWEST_PATIENTS_TO_RANK:
+        patients = f"{run.stamp.patients} patient{'s' if run.stamp.patients > 1 else ''}"
+        sentences.append(f"{patients}: too few patients to rank methods.")
+    return " ".join(sentences)
+
+
+def number(value: float) -> str:
+    """Three decimals, or "undefined"."""
+    return "undefined" if math.isnan(value) else f"{round(value, 3) + 0.0:.3f}"  # + 0.0 turns -0.000 into 0.000
+
+
+def table_text(run: EvaluationRun) -> str:
+    """Methods by gene sets, plain text."""
+    summary = run.summary()
+    sets = list(dict.fromkeys(summary.gene_set))
+    heads = ["method"] + [f"{name} {metric}" for metric in dict.fromkeys(summary.metric) for name in sets]
+    heads.append("undefined (HVG)")
+    rows = [heads]
+    for method in run.methods:
+        mine = summary[summary.method == method].set_index(["metric", "gene_set"])
+        row = [method]
+        row += [number(mine.loc[(m, s), "value"]) for m in dict.fromkeys(summary.metric) for s in sets]
+        pairs = mine.loc[("pearson", "HVG")]
+        rows.append([*row, f"{int(pairs.n_undefined)}/{int(pairs.n_genes)}"])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _spoken(method: str) -> str:
+    return _SPOKEN.get(method, method)

@@ -1,0 +1,112 @@
+"""How genes are named: Ensembl ids or symbols, human or mouse; and why two lists do not meet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ENSEMBL = re.compile(r"ENS([A-Z]{3,4})?G\d{11}(\.\d+)?")
+"""Gene ids: ENSG00000141510, ENSMUSG00000059552.14. The letters name the species; none means human."""
+
+SPECIES = {"": "human", "MUS": "mouse", "RNO": "rat", "DAR": "zebrafish", "SSC": "pig", "MMU": "macaque"}
+
+MOST = 0.6
+"""Share of the names that must fit a pattern for the list to be called after it."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a list of genes is named.
+
+    Parameters
+    ----------
+    kind : {"ensembl", "symbol", "number"}
+    species : str or None
+        As far as the names tell: by the letters of an Ensembl id, or by case (TP53 human, Trp53 mouse).
+    versioned : bool
+        Ensembl ids that end in ``.14``.
+    """
+
+    kind: str
+    species: str | None
+    versioned: bool = False
+
+    def __str__(self) -> str:
+        what = {"ensembl": "Ensembl ids", "symbol": "gene symbols", "number": "numbers"}[self.kind]
+        return f"{self.species} {what}" if self.species else what
+
+
+def naming_of(genes: Sequence[str]) -> Naming:
+    """Tell how genes are named, by what most of the names look like.
+
+    Parameters
+    ----------
+    genes : sequence of str
+    """
+    names = [str(gene) for gene in genes if gene]
+    if not names:
+        return Naming("symbol", None)
+    ids = [match for match in map(ENSEMBL.fullmatch, names) if match]
+    if len(ids) > MOST * len(names):
+        letters = [match.group(1) or "" for match in ids]
+        most_common = max(sorted(set(letters)), key=letters.count)
+        return Naming("ensembl", SPECIES.get(most_common), sum(bool(m.group(2)) for m in ids) > MOST * len(ids))
+    if sum(name.isdigit() for name in names) > MOST * len(names):
+        return Naming("number", None)
+    worded = [name for name in names if sum(map(str.isalpha, name)) >= 3]
+    upper = sum(name.upper() == name for name in worded)
+    title = sum(any(map(str.islower, name)) and "orf" not in name for name in worded)  # human: C1orf159
+    if worded and upper > MOST * len(worded):
+        return Naming("symbol", "human")
+    if worded and title > MOST * len(worded):
+        return Naming("symbol", "mouse")
+    return Naming("symbol", None)
+
+
+def explain_no_shared_genes(left: Sequence[str], right: Sequence[str]) -> str:
+    """One or two sentences on why two lists of genes do not meet, with the remedy: the hint of `NoSharedGenes`.
+
+    Parameters
+    ----------
+    left, right : sequence of str
+        Gene names. The sentence speaks of "the first" and "the second".
+    """
+    if not len(left) or not len(right):
+        return f"The {'first' if not len(left) else 'second'} names no genes at all."
+    ours, theirs = naming_of(left), naming_of(right)
+    shown = f"{_example(left, ours)} against {_example(right, theirs)}"
+    if ours.kind != theirs.kind:
+        return (
+            f"The first uses {ours}, the second {theirs} ({shown}); "
+            "name both alike, best by gene symbol, before reading them."
+        )
+    if ours.kind == "ensembl":
+        if ours.species != theirs.species:
+            return f"The first uses {ours}, the second {theirs} ({shown}); map one to its orthologues first."
+        bare = {_bare(gene) for gene in left} & {_bare(gene) for gene in right}
+        if bare:
+            return f"{len(bare)} meet once the version is cut off ({shown}); cut off what follows the dot."
+    folded = {str(gene).upper() for gene in left} & {str(gene).upper() for gene in right}
+    if folded:
+        species = ""
+        if {ours.species, theirs.species} == {"human", "mouse"}:
+            species = f", as {ours.species} and {theirs.species} genes are written"
+        return (
+            f"{len(folded)} names meet when upper and lower case are ignored ({shown}){species}; "
+            "use sections of one species, or map one to its orthologues first."
+        )
+    return f"The names look like {ours} and {theirs} ({shown}); check that both come from the same kind of assay."
+
+
+def _example(genes: Sequence[str], naming: Naming) -> str:
+    """A name that shows the naming: the first that fits it."""
+    for gene in genes:
+        name = str(gene)
+        if (ENSEMBL.fullmatch(name) is not None) == (naming.kind == "ensembl") and len(name) > 2:
+            return name
+    return str(genes[0])
+
+
+def _bare(gene: str) -> str:
+    return str(gene).split(".", 1)[0]

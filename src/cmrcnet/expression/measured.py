@@ -1,0 +1,51 @@
+"""Which genes every section of a cohort measures, found in one pass over the sections."""
+
+from __future__ import annotations
+
+from cmrcnet.errors import NoSharedGenes
+from cmrcnet.expression.gene_naming import explain_no_shared_genes
+from cmrcnet.tissue.section import Section
+
+
+class MeasuredGenes:
+    """Collects sections; knows the genes that all of them measure.
+
+    A section that reads every transcript (``absent_genes="zero"``) measures every gene of the cohort: one that it
+    does not list was not found there. A section of a fixed assay measures only what it lists.
+    """
+
+    def __init__(self) -> None:
+        self._order: dict[str, int] = {}  # gene -> order of first appearance
+        self._assays: list[frozenset[str]] = []  # the different gene lists of fixed assays
+        self._name = ""
+
+    def add(self, section: Section) -> None:
+        """Take note of one section.
+
+        Raises
+        ------
+        NoSharedGenes
+            It shares no gene with the sections before it.
+        """
+        genes = frozenset(section.genes)
+        if self._order and genes.isdisjoint(self._order):
+            raise NoSharedGenes(
+                self._name, section.name, explain_no_shared_genes(list(self._order), list(section.genes))
+            )
+        self._name = self._name or section.name
+        for gene in section.genes:
+            self._order.setdefault(gene, len(self._order))
+        if section.absent_genes != "zero" and genes not in self._assays:
+            self._assays.append(genes)
+
+    def shared(self) -> tuple[str, ...]:
+        """Genes that every section measures, in the order in which the sections name them, first section first.
+
+        Raises
+        ------
+        NoSharedGenes
+        """
+        shared = tuple(gene for gene in self._order if all(gene in assay for assay in self._assays))
+        if not shared:
+            raise NoSharedGenes(self._name, "the other sections", "No gene is measured in all of them.")
+        return shared

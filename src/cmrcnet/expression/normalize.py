@@ -1,0 +1,137 @@
+"""Raw counts to expression: library size, then log1p."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from scipy import sparse
+
+from cmrcnet.errors import BadCounts, BadOption
+
+
+def check_counts(
+    counts: sparse.spmatrix | np.ndarray,
+    section_name: str,
+    *,
+    barcodes: Sequence[str] | None = None,
+    genes: Sequence[str] | None = None,
+) -> None:
+    """Refuse what is no raw count: NaN, infinite, negative or fractional values.
+
+    Parameters
+    ----------
+    counts : sparse matrix or array, shape (spots, genes)
+    section_name : str
+        For the sentence.
+    barcodes, genes : sequence of str, optional
+        Names of rows and columns, so that the sentence can point at the first offender by name.
+
+    Raises
+    ------
+    BadCounts
+    """
+    matrix = counts if sparse.issparse(counts) else sparse.csr_matrix(np.asarray(counts))
+    values = matrix.data if hasattr(matrix, "data") and matrix.format in ("csr", "csc", "coo") else matrix.tocsr().data
+    if values.dtype.kind in "ub":
+        return
+    with np.errstate(invalid="ignore"):
+        good = np.isfinite(values) & (values >= 0)
+        if values.dtype.kind == "f":
+            good &= values == np.floor(values)
+    if good.all():
+        return
+    table = matrix.tocoo()
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.isfinite(table.data) & (table.data >= 0) & (table.data == np.floor(table.data)))
+    number = np.flatnonzero(bad)
+    first = number[np.lexsort((table.col[number], table.row[number]))[0]]
+    value = table.data[first]
+    spot = barcodes[table.row[first]] if barcodes is not None else f"number {table.row[first] + 1}"
+    gene = genes[table.col[first]] if genes is not None else f"number {table.col[first] + 1}"
+    raise BadCounts(
+        section_name,
+        f"{bad.sum():,} values are {_fault(value)}, the first ({value:g}) at spot {spot}, gene {gene}"
+        f"{_looks_like(matrix.tocsr())}",
+    )
+
+
+def _fault(value: float) -> str:
+    if np.isnan(value):
+        return "missing (NaN)"
+    if np.isinf(value):
+        return "infinite"
+    return "negative" if value < 0 else "fractional"
+
+
+def _looks_like(counts: sparse.csr_matrix) -> str:
+    """A guess at what the table holds instead, from its range and its row sums."""
+    values = counts.data[np.isfinite(counts.data)]
+    if values.size == 0:
+        return ""
+    if (values < 0).any():
+        return "; these look centred or scaled" if values.min() > -50 and values.max() < 50 else ""
+    if values.max() <= 1:
+        return "; these look like shares or probabilities"
+    if values.max() > 20:  # log1p of any normalised count stays below: e^20 is half a billion
+        sums = np.asarray(counts.sum(axis=1)).ravel()
+        sums = sums[sums > 0]
+        alike = sums.size > 1 and sums.std() < 1e-3 * sums.mean()
+        return f"; these look scaled to a library size of {sums.mean():,.0f}" if alike else ""
+    return "; these look log-normalised"
+
+
+def library_sizes(counts: sparse.csr_matrix) -> np.ndarray:
+    """Counts of each spot over all its genes: (spots,) float64."""
+    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def scale_factors(library: np.ndarray, target_sum: float | Literal["median"]) -> np.ndarray:
+    """What each spot's counts are multiplied by: (spots,) float64; 0 for an empty spot.
+
+    Parameters
+    ----------
+    library : numpy.ndarray, shape (spots,)
+    target_sum : float or "median"
+        Library size after scaling. "median": of this section's own spots that hold any count.
+    """
+    if target_sum != "median" and not (np.isfinite(target_sum) and target_sum > 0):
+        raise BadOption("target_sum", target_sum, want='a sum above 0, or "median"')
+    filled = library > 0
+    target = (float(np.median(library[filled])) if filled.any() else 1.0) if target_sum == "median" else target_sum
+    return np.divide(float(target), library, out=np.zeros_like(library), where=filled)
+
+
+def normalize(counts: sparse.csr_matrix, target_sum: float | Literal["median"] = 10_000.0) -> sparse.csr_matrix:
+    """Scale every spot to the same library size and take log1p: ``log(1 + count / library * target_sum)``.
+
+    The same as `scanpy.pp.normalize_total` and `scanpy.pp.log1p`. An empty spot stays zero.
+
+    Parameters
+    ----------
+    counts : sparse matrix, shape (spots, genes)
+        Raw counts of ALL the section's genes: the library size is their sum.
+    target_sum : float or "median"
+        "median" is the median library size of this section's spots that are not empty (the released code's way; it
+        makes sections differ in scale).
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix, shape (spots, genes), float32
+
+    Raises
+    ------
+    BadOption
+    """
+    counts = sparse.csr_matrix(counts)
+    return log_scaled(counts, scale_factors(library_sizes(counts), target_sum))
+
+
+def log_scaled(counts: sparse.csr_matrix, factor: np.ndarray) -> sparse.csr_matrix:
+    """log1p of counts times each spot's factor, float32; zeros are not stored."""
+    each = np.repeat(factor, np.diff(counts.indptr))
+    values = np.log1p(counts.data * each).astype(np.float32)
+    result = sparse.csr_matrix((values, counts.indices.copy(), counts.indptr.copy()), shape=counts.shape)
+    result.eliminate_zeros()
+    return result

@@ -1,0 +1,208 @@
+"""A cohort file: one section a row, read one at a time.
+
+    section,patient,format,counts,spots,image,um_per_px,spot_diameter_um,disease
+    C6,C,legacy_st,C6_counts.tsv.gz,C6_spots.tsv,C6.jpg,0.6877,100,HER2+ breast cancer
+
+`section`, `patient` and `counts` (or `path`) must be there, the others where the format needs them; an empty
+`format` is told from the files. Paths are relative to the cohort file. Further columns become the section's facts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from cmrcnet.errors import BadOption, CmrcnetError, MissingColumn, TooFew
+from cmrcnet.readers.delimited import Table, read_table
+from cmrcnet.readers.raw_section import RawSection, SectionSource
+from cmrcnet.readers.registry import lacks, read_raw
+from cmrcnet.readers.section_checks import checked_section
+from cmrcnet.tissue.section import Cohort, CohortEntry, Section
+
+WHAT = "a cohort file"
+OUR_COLUMNS = (
+    "section",
+    "patient",
+    "format",
+    "counts",
+    "path",
+    "spots",
+    "image",
+    "um_per_px",
+    "spot_diameter_um",
+)
+
+
+@dataclass(frozen=True)
+class CohortRow:
+    """One row of a cohort file, paths resolved.
+
+    Parameters
+    ----------
+    where : str
+        "cohort.csv, line 3 (C2)", put before every error of this row.
+    patient : str
+    source : SectionSource
+    format : str or None
+    facts : dict
+    problems : tuple of CmrcnetError
+        What is wrong with it as far as shows without reading anything large.
+    """
+
+    where: str
+    patient: str
+    source: SectionSource
+    format: str | None
+    facts: dict[str, str] = field(default_factory=dict)
+    problems: tuple[CmrcnetError, ...] = ()
+
+    def read_raw(self) -> RawSection:
+        """The section unchecked."""
+        return read_raw(self.source, self.format)
+
+
+def read_cohort(csv: Path | str, *, controls: Literal["drop", "keep"] = "drop") -> Cohort:
+    """Open a cohort file. Its sections are read one by one, when they are asked for.
+
+    All that can be checked without reading counts or pixels is checked at once: columns, numbers, files, formats,
+    names that repeat, one section entered twice.
+
+    Parameters
+    ----------
+    csv : path
+        Parted by commas, tabs or semicolons; UTF-8 or what Excel writes.
+    controls : {"drop", "keep"}
+        What happens to features that are no genes (see `clean_features`).
+
+    Returns
+    -------
+    Cohort
+        Named after the file, or after its folder when the file is called cohort.csv.
+
+    Raises
+    ------
+    NoSuchFile, BadFile, MissingColumn, BadOption, UnknownFormat, TooFew
+        Named by line. When there are several, the first is raised and the others are counted;
+        `cmrcnet inspect` lists them all.
+    """
+    rows = cohort_rows(csv)
+    problems = [problem for row in rows for problem in row.problems]
+    if problems:
+        more = len(problems) - 1
+        raise located(problems[0], "", f" ({more} more problem(s): cmrcnet inspect {csv})" if more else "")
+    path = Path(csv).resolve()
+    entries = tuple(
+        CohortEntry(row.source.name, row.patient, partial(_load, row, controls), dict(row.facts)) for row in rows
+    )
+    return Cohort(path.parent.name if path.stem == "cohort" else path.stem, entries)
+
+
+def cohort_rows(csv: Path | str) -> tuple[CohortRow, ...]:
+    """The rows of a cohort file, each with its own problems; only a file that is no cohort at all raises.
+
+    Raises
+    ------
+    NoSuchFile, BadFile, MissingColumn, TooFew
+    """
+    table = read_table(Path(csv), WHAT)
+    missing = [column for column in ("section", "patient") if column not in table.columns]
+    if not {"counts", "path"} & set(table.columns):
+        missing.append("counts")
+    if missing:
+        raise MissingColumn(table.path, missing, table.columns)
+    if not len(table):
+        raise TooFew(f"sections in {csv}", 0, 1, "write one row a section")
+    rows = [_row(table, i) for i in range(len(table))]
+    return tuple(_with_repeats(rows))
+
+
+def located(error: CmrcnetError, where: str, after: str = "") -> CmrcnetError:
+    """The same error, with the place before its sentence and something behind it."""
+    told = copy.copy(error)
+    told.args = (f"{where}: {error}{after}" if where else f"{error}{after}",)
+    return told
+
+
+def is_cohort_file(path: Path) -> bool:
+    """Whether a file's first line names the columns of a cohort (and is no table of counts)."""
+    if not path.is_file() or not path.name.lower().endswith((".csv", ".tsv", ".txt")):
+        return False
+    with path.open("rb") as file:
+        head = file.read(4096)
+    text = head.decode("utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "ignore")
+    first = text.splitlines()[0] if text else ""
+    cells = {cell.strip().strip('"') for cell in first.replace(";", ",").replace("\t", ",").split(",")}
+    return len(cells & {"section", "patient", "counts", "image", "spots", "path"}) >= 2
+
+
+def _row(table: Table, i: int) -> CohortRow:
+    cells, folder = table.rows[i], table.path.parent
+    name, patient = cells["section"], cells["patient"]
+    where = f"{table.path.name}, line {table.lines[i]}" + (f" ({name})" if name else "")
+    problems: list[CmrcnetError] = []
+    for column in ("section", "patient"):
+        if not cells[column]:
+            problems.append(BadOption(column, "", want="a name (sections of one patient must say so, or tests leak)"))
+    counts = cells.get("counts") or cells.get("path") or ""
+    if not counts:
+        problems.append(BadOption("counts", "", want="the path of the counts (or of the section's folder)"))
+    numbers = {}
+    for column in ("um_per_px", "spot_diameter_um"):
+        numbers[column], problem = _number(table, column, cells.get(column, ""))
+        problems += problem
+    source = SectionSource(
+        path=folder / counts,
+        name=name or None,
+        spots=folder / cells["spots"] if cells.get("spots") else None,
+        image=folder / cells["image"] if cells.get("image") else None,
+        **numbers,
+    )
+    format = cells.get("format") or None
+    if counts:
+        problems += lacks(source, format)
+    facts = {column: cells[column] for column in table.columns if column and column not in OUR_COLUMNS}
+    return CohortRow(where, patient, source, format, facts, tuple(located(problem, where) for problem in problems))
+
+
+def _number(table: Table, column: str, cell: str) -> tuple[float | None, list[CmrcnetError]]:
+    if not cell:
+        return None, []
+    try:
+        value = table.number(cell)
+    except ValueError:
+        value = float("nan")
+    if 0 < value < float("inf"):
+        return value, []
+    return None, [BadOption(column, cell, want="a number of micrometres above 0, or nothing")]
+
+
+def _with_repeats(rows: Sequence[CohortRow]) -> list[CohortRow]:
+    """Add the problems that show only between rows: a name used twice, the same counts entered twice."""
+    names: dict[str | None, str] = {}
+    places: dict[tuple, str] = {}
+    found = []
+    for row in rows:
+        extra: list[CmrcnetError] = []
+        name = row.source.name
+        if name is not None and name in names:
+            extra.append(BadOption("section", name, want=f"a name of its own ({names[name]} has this one)"))
+        place = (row.source.path, row.source.spots)
+        if row.source.path.is_file() and place in places:
+            extra.append(
+                BadOption(
+                    "counts", row.source.path.name, want=f"each section entered once ({places[place]} is the same)"
+                )
+            )
+        names.setdefault(name, row.where)
+        places.setdefault(place, row.where)
+        problems = (*row.problems, *(located(problem, row.where) for problem in extra))
+        found.append(CohortRow(row.where, row.patient, row.source, row.format, row.facts, problems))
+    return found
+
+
+def _load(row: CohortRow, controls: Literal["drop", "keep"]) -> Section:
+    return checked_section(row.read_raw(), patient=row.patient, controls=controls, facts=row.facts)

@@ -1,0 +1,256 @@
+"""HEST-1k and HEST-Bench folders (Jaume et al., NeurIPS 2024).
+
+    root/  st/ID.h5ad or adata/ID.h5ad   counts; obsm["spatial"] is the spot CENTRE in level-0 pixels
+           patches/ID.h5                 img, barcode, coords = top-left CORNER in level-0 pixels; 0.5 um per px
+           wsis/ID.tif                   the slide (absent in HEST-Bench)
+           metadata/ID.json              pixel_size_um_estimated, patient, st_technology, ... (may be absent)
+
+The table may list every place of the array; only the barcodes of the patch file are tissue. Without a slide, the
+patches themselves serve as one (`PatchSlide`), and the positions are given in its pixels. Without a scale in the
+metadata it follows from the patches: a centre lies half a patch, 56 um for 224 px, from its corner.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cmrcnet.errors import BadFile, BadOption, CmrcnetError, DuplicateBarcodes, NoSuchFile, ScaleMismatch, UnknownScale
+from cmrcnet.readers.ann_data import raw_counts, read_h5ad, spatial_centres
+from cmrcnet.readers.patch_slide import WHAT as PATCH_FILE
+from cmrcnet.readers.patch_slide import PatchSlide
+from cmrcnet.readers.raw_section import RawSection, SectionSource
+from cmrcnet.readers.registry import register_reader
+
+PATCH_UM_PER_PX = 0.5
+TABLE_FOLDERS = ("st", "adata")
+SLIDE_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi")
+SCALE_FACTOR = 1.5
+ASSAYS = {"visium": (55.0, 100.0), "xenium": (55.0, 100.0), "spatial transcriptomics": (100.0, 200.0)}
+"""Spot diameter and pitch in um by `st_technology`; HEST pools Xenium transcripts into Visium-like spots."""
+UNKNOWN_PITCH_UM = (55.0, 200.0)
+
+
+def looks_like_hest(path: Path) -> bool:
+    """A folder with `st/` or `adata/` and `patches/` or `wsis/`, or an `.h5ad` in it."""
+    if path.is_file():
+        return path.suffix == ".h5ad" and path.parent.name in TABLE_FOLDERS and _has_pixels(path.parent.parent)
+    return path.is_dir() and bool(_ids(path)) and _has_pixels(path)
+
+
+def missing_parts(source: SectionSource) -> list[CmrcnetError]:
+    """The table, or both slide and patches."""
+    try:
+        place = _place(source)
+    except CmrcnetError as error:
+        return [error]
+    if source.image is None and place.slide is None and place.patches is None:
+        return [NoSuchFile(place.root / "patches" / f"{place.id}.h5", "The patch file", "nor is there a slide in wsis")]
+    return []
+
+
+@register_reader("hest", recognises=looks_like_hest, lacks=missing_parts)
+def read_hest(source: SectionSource) -> RawSection:
+    """Read one section of a HEST folder.
+
+    Parameters
+    ----------
+    source : SectionSource
+        `path` is the `.h5ad`, or the root when it holds one section or `name` says which.
+
+    Raises
+    ------
+    NoSuchFile, BadFile, BadCounts, BadOption, DuplicateBarcodes, UnknownScale, ScaleMismatch
+    """
+    place = _place(source)
+    table = read_h5ad(place.table)
+    facts = _metadata(place.metadata)
+    name = source.name or place.id
+    counts, genes, _ = raw_counts(table, name)
+    barcodes = [str(barcode) for barcode in table.obs_names]
+    if len(set(barcodes)) < len(barcodes):
+        raise DuplicateBarcodes(sorted({b for b in barcodes if barcodes.count(b) > 1}), f"the spots of {name}")
+    centres = spatial_centres(table, place.table)
+    notes: list[str] = []
+    rows = np.arange(len(barcodes))
+    patches, row_of_patch = None, None
+    if place.patches is not None:
+        patches = _read_patches(place.patches)
+        rows, row_of_patch = _tissue(barcodes, patches, notes)
+    else:
+        notes.append("There is no patch file, so every listed spot counts as tissue.")
+
+    um_per_px, how = _scale(source.um_per_px, facts, patches, centres[rows], row_of_patch, name)
+    if how:
+        notes.append(how)
+    image = source.image or place.slide
+    if image is not None:
+        from cmrcnet.tissue.slide_files import open_slide
+
+        slide, centres = open_slide(image, um_per_px=um_per_px, name=name), centres[rows]
+    else:
+        if um_per_px is None:
+            raise UnknownScale(name)
+        to_patch_px = um_per_px / PATCH_UM_PER_PX
+        corners = np.round(patches.corner_px * to_patch_px).astype(np.int64)
+        slide = PatchSlide(place.patches, corners, PATCH_UM_PER_PX, name)
+        centres = corners[row_of_patch] + slide.side_px / 2
+        notes.append(
+            f"There is no slide, so the patches serve as one: positions are in their pixels ({PATCH_UM_PER_PX:g} um)."
+        )
+    technology = str(facts.get("st_technology", "")).lower()
+    diameter, pitch = ASSAYS.get(technology, (None, None))
+    pitch = _positive(facts.get("inter_spot_dist")) or pitch
+    diameter = source.spot_diameter_um or _positive(facts.get("spot_diameter")) or diameter
+    if diameter is None:
+        diameter = 55.0
+        notes.append("Nobody names the spot diameter; 55 um, HEST's own for Visium and pooled Xenium, is assumed.")
+    patient = facts.get("patient")
+    return RawSection(
+        name=name,
+        patient=None if patient in (None, "") or patient != patient else str(patient),
+        slide=slide,
+        barcodes=[barcodes[row] for row in rows],
+        centre_px=centres,
+        diameter_um=diameter,
+        counts=counts[rows],
+        genes=genes,
+        absent_genes="zero" if technology == "spatial transcriptomics" else "unmeasured",
+        pitch_um=(pitch, pitch) if pitch else UNKNOWN_PITCH_UM,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The files of one HEST section."""
+
+    id: str
+    root: Path
+    table: Path
+    patches: Path | None
+    slide: Path | None
+    metadata: Path | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Patches:
+    """What a patch file says, without its pixels."""
+
+    path: Path
+    barcodes: list[str]
+    corner_px: np.ndarray
+    side_px: int
+
+
+def _place(source: SectionSource) -> _Place:
+    path = source.path
+    if path.is_file():
+        root, name = path.parent.parent, path.stem
+    else:
+        root, ids = path, _ids(path)
+        name = source.name if source.name in ids else ids[0] if len(ids) == 1 else None
+        if name is None:
+            raise BadOption("name", source.name, want=f"one of the sections in {path}: {', '.join(ids[:12]) or 'none'}")
+    found = [root / folder / f"{name}.h5ad" for folder in TABLE_FOLDERS]
+    table = path if path.is_file() else next((file for file in found if file.is_file()), found[0])
+    slides = [root / "wsis" / f"{name}{suffix}" for suffix in SLIDE_SUFFIXES]
+    patches, metadata = root / "patches" / f"{name}.h5", root / "metadata" / f"{name}.json"
+    return _Place(
+        name,
+        root,
+        table,
+        patches if patches.is_file() else None,
+        next((file for file in slides if file.is_file()), None),
+        metadata if metadata.is_file() else None,
+    )
+
+
+def _ids(root: Path) -> list[str]:
+    return sorted({file.stem for folder in TABLE_FOLDERS for file in (root / folder).glob("*.h5ad")})
+
+
+def _has_pixels(root: Path) -> bool:
+    return (root / "patches").is_dir() or (root / "wsis").is_dir()
+
+
+def _metadata(path: Path | None) -> dict:
+    if path is None:
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BadFile(path, "HEST metadata (JSON)", str(error).splitlines()[0]) from error
+    return facts if isinstance(facts, dict) else {}
+
+
+def _read_patches(path: Path) -> _Patches:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            key = "barcode" if "barcode" in file else "barcodes"
+            barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in np.asarray(file[key]).reshape(-1)]
+            corners = np.asarray(file["coords"], dtype=np.float64).reshape(-1, 2)
+            count, side = file["img"].shape[:2]
+    except (OSError, KeyError, ValueError) as error:
+        why = str(error).splitlines()[0][:120]
+        raise BadFile(path, PATCH_FILE, f"the file is truncated, damaged or of another kind ({why})") from error
+    if not len(barcodes) == len(corners) == count:
+        raise BadFile(path, PATCH_FILE, f"{len(barcodes)} barcodes, {len(corners)} coords and {count} patches")
+    if len(set(barcodes)) < count:
+        raise DuplicateBarcodes(sorted({b for b in barcodes if barcodes.count(b) > 1}), path.name)
+    return _Patches(path, barcodes, corners, int(side))
+
+
+def _tissue(barcodes: list[str], patches: _Patches, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the table that have a patch, in the table's order, and the patch of each."""
+    patch_of = {barcode: i for i, barcode in enumerate(patches.barcodes)}
+    rows = np.array([i for i, barcode in enumerate(barcodes) if barcode in patch_of], dtype=np.int64)
+    if len(rows) < len(barcodes):
+        notes.append(f"{len(barcodes) - len(rows)} of {len(barcodes)} listed spots have no patch (no tissue): dropped.")
+    if len(rows) < len(patch_of):
+        notes.append(f"{len(patch_of) - len(rows)} patches have no counts: left out.")
+    return rows, np.array([patch_of[barcodes[i]] for i in rows], dtype=np.int64)
+
+
+def _scale(
+    stated: float | None,
+    facts: dict,
+    patches: _Patches | None,
+    centres: np.ndarray,
+    row_of_patch: np.ndarray | None,
+    name: str,
+) -> tuple[float | None, str]:
+    """Micrometres per level-0 pixel, and where it is from; what centres and corners say must agree."""
+    from_patches = None
+    if patches is not None and len(centres):
+        half_px = float(np.median(centres - patches.corner_px[row_of_patch]))
+        if half_px > 0:
+            from_patches = patches.side_px * PATCH_UM_PER_PX / 2 / half_px
+    for key in ("pixel_size_um_estimated", "pixel_size_um_embedded"):
+        written = _positive(facts.get(key))
+        if written:
+            break
+    um_per_px = stated or written or from_patches
+    if um_per_px and from_patches and not 1 / SCALE_FACTOR <= um_per_px / from_patches <= SCALE_FACTOR:
+        raise ScaleMismatch(
+            name,
+            um_per_px,
+            f"its patches of {patches.side_px * PATCH_UM_PER_PX:g} um lie on it as for {from_patches:.3g}",
+        )
+    if stated:
+        return stated, ""
+    if written:
+        return written, f"um per px is {key} of the metadata: {written:.4g}."
+    return (
+        from_patches,
+        f"um per px follows from spot centres and patch corners: {from_patches:.4g}." if from_patches else "",
+    )
+
+
+def _positive(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and value > 0 else None

@@ -1,0 +1,244 @@
+"""First-generation Spatial Transcriptomics: a table of counts, a spot file and a picture.
+
+Counts
+    Text parted by tabs, commas or semicolons, gzipped or not; one row a spot named ``XxY`` after its place on the
+    array (``10x15``, ``5.907x2.103``), one column a gene. Tables with one row a gene are turned.
+Spot file
+    Columns `pixel_x` and `pixel_y` (centre in the picture's pixels); the spot's name in `spot`, or `x` and `y`
+    (or `new_x` and `new_y`) of which the name is made; `selected` (0: not under tissue), when there is one.
+
+Array coordinates alone do not tell where a spot lies in the picture, so a table without a spot file is refused.
+The arrays have spots of 100 um, 200 um apart (Ståhl et al., Science 2016). Every polyadenylated transcript is caught,
+so a gene that the table does not name was counted nowhere on the section: `absent_genes` is "zero".
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from cmrcnet.errors import BadFile, BadOption, CmrcnetError, DuplicateBarcodes, MissingColumn
+from cmrcnet.readers.count_table import CountTable, first_names, read_count_table
+from cmrcnet.readers.delimited import Table, read_table
+from cmrcnet.readers.raw_section import RawSection, SectionSource
+from cmrcnet.readers.registry import register_reader
+
+SPOT_UM = 100.0
+PITCH_UM = (200.0, 200.0)
+SUFFIXES = (".tsv", ".txt", ".csv")
+PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi")
+SPOT_NAME = re.compile(r"X?(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)")
+"""A place on the array; R puts an X before column names that begin with a digit."""
+
+
+def looks_like_legacy_st(path: Path) -> bool:
+    """A text table whose rows or columns are named ``XxY``."""
+    if not path.is_file() or _stem(path) is None:
+        return False
+    try:
+        rows, columns = first_names(path)
+    except (OSError, EOFError, UnicodeDecodeError):
+        return True  # a damaged table: the reader says what is wrong with it
+    return bool(rows) and (all(map(_is_spot, rows)) or (len(columns) > 1 and all(map(_is_spot, columns[1:]))))
+
+
+def missing_parts(source: SectionSource) -> list[CmrcnetError]:
+    """The spot file and the picture, when neither given nor found beside the counts."""
+    problems: list[CmrcnetError] = []
+    spots = source.spots or spots_beside(source.path)
+    if spots is None:
+        problems.append(
+            BadOption(
+                "spots",
+                None,
+                want=f"the spot file of {source.path.name} (columns spot or x, y; pixel_x, pixel_y), "
+                "because names like 10x15 do not say where a spot lies in the image",
+            )
+        )
+    else:
+        try:
+            _spot_columns(read_table(spots, "a spot file"))
+        except CmrcnetError as error:
+            problems.append(error)
+    if (source.image or image_beside(source.path)) is None:
+        problems.append(BadOption("image", None, want=f"the picture on which the spots of {source.path.name} lie"))
+    return problems
+
+
+@register_reader("legacy_st", recognises=looks_like_legacy_st, lacks=missing_parts)
+def read_legacy_st(source: SectionSource) -> RawSection:
+    """Read one section of first-generation Spatial Transcriptomics.
+
+    Parameters
+    ----------
+    source : SectionSource
+        `path` is the counts table; `spots` and `image` may be left out when they lie beside it under its name
+        (``C6_counts.tsv.gz``, ``C6_spots.tsv``, ``C6.jpg``).
+
+    Raises
+    ------
+    BadFile, MissingColumn, DuplicateBarcodes
+    """
+    from cmrcnet.tissue.slide_files import open_slide
+
+    notes: list[str] = []
+    spots_path, image_path = source.spots, source.image
+    if spots_path is None:
+        spots_path = spots_beside(source.path)
+        notes.append(f"Spot file found beside the counts: {spots_path.name}.")
+    if image_path is None:
+        image_path = image_beside(source.path)
+        notes.append(f"Picture found beside the counts: {image_path.name}.")
+    table = read_table(spots_path, "a spot file")
+    counts = read_count_table(source.path)
+    barcodes, genes, values, names = _matched(counts, table, source.path, notes)
+
+    rows, listed = _shared(barcodes, names, notes)
+    selected = _selected(table)[listed]
+    if not selected.all():
+        notes.append(f"{int((~selected).sum())} counted spots are not selected (not under tissue): dropped.")
+    rows, listed = rows[selected], listed[selected]
+    centres = np.column_stack([table.numbers("pixel_x"), table.numbers("pixel_y")])[listed]
+    kept = [barcodes[row] for row in rows]
+    name = source.name or _stem(source.path) or source.path.stem
+    return RawSection(
+        name=name,
+        patient=None,
+        slide=open_slide(image_path, um_per_px=source.um_per_px, name=name),
+        barcodes=kept,
+        centre_px=centres,
+        diameter_um=source.spot_diameter_um or SPOT_UM,
+        counts=values[rows],
+        genes=genes,
+        absent_genes="zero",
+        pitch_um=PITCH_UM,
+        pitch_px=_pitch_px(kept, centres),
+        notes=tuple(notes),
+    )
+
+
+def spots_beside(counts: Path) -> Path | None:
+    """The one file ``<section>_spots.*`` beside ``<section>_counts.*``."""
+    found = [path for path in _beside(counts) if _named(path, "_spots", (*SUFFIXES, *(s + ".gz" for s in SUFFIXES)))]
+    return found[0] if len(found) == 1 else None
+
+
+def image_beside(counts: Path) -> Path | None:
+    """The one picture ``<section>.*`` beside ``<section>_counts.*``."""
+    stem = _stem(counts)
+    found = [path for path in _beside(counts) if path.suffix.lower() in PICTURES and path.stem == stem]
+    return found[0] if len(found) == 1 else None
+
+
+def _beside(counts: Path) -> list[Path]:
+    stem = _stem(counts)
+    return sorted(path for path in counts.parent.glob("*") if path.name.startswith(stem or "\0"))
+
+
+def _named(path: Path, ending: str, suffixes: tuple[str, ...]) -> bool:
+    return any(path.name.lower().endswith(ending + suffix) for suffix in suffixes)
+
+
+def _stem(path: Path) -> str | None:
+    """``C6`` of ``C6_counts.tsv.gz``; None for a file that is no text table by name."""
+    name = path.name.removesuffix(".gz")
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return re.sub(r"[._-](counts?|stdata|expression)$", "", name[: -len(suffix)], flags=re.IGNORECASE)
+    return None
+
+
+def _is_spot(name: str) -> bool:
+    return SPOT_NAME.fullmatch(name) is not None
+
+
+def _plain(name: str) -> str:
+    """``5.907x2.103`` of R's ``X5.907x2.103``."""
+    return name[1:] if name.startswith("X") and _is_spot(name) else name
+
+
+def _matched(
+    counts: CountTable, table: Table, path: Path, notes: list[str]
+) -> tuple[list[str], tuple[str, ...], sparse.csr_matrix, list[str]]:
+    """Turn the counts to spots x genes and choose the spot file's columns that name the same spots."""
+    candidates = _spot_columns(table)
+    rows, columns = [_plain(name) for name in counts.rows], [_plain(name) for name in counts.columns]
+    best, best_shared = None, 0
+    for names in candidates:
+        known = set(names)
+        for turned, ids in ((False, rows), (True, columns)):
+            shared = sum(name in known for name in ids)
+            if shared > best_shared:
+                best, best_shared = (names, turned), shared
+    if best is None:
+        raise BadFile(
+            table.path,
+            f"the spot file of {path.name}",
+            f"it names spots like {candidates[0][0] if candidates[0] else 'none'}, the counts like "
+            f"{rows[0]} (rows) or {columns[0]} (columns), and none is the same",
+        )
+    names, turned = best
+    if turned:
+        notes.append("The table of counts has one row a gene; it was turned.")
+        return columns, counts.rows, sparse.csr_matrix(counts.values.T), names
+    return rows, counts.columns, counts.values, names
+
+
+def _spot_columns(table: Table) -> list[list[str]]:
+    """Every way in which the spot file can name its spots, the surest first."""
+    table.require(["pixel_x", "pixel_y"])
+    found = []
+    for column in ("spot", "barcode"):
+        if column in table.columns:
+            found.append([_plain(name) for name in table.text(column)])
+    for x, y in (("x", "y"), ("new_x", "new_y")):
+        if x in table.columns and y in table.columns:
+            found.append([f"{a}x{b}" for a, b in zip(table.text(x), table.text(y), strict=True)])
+    if not found:
+        raise MissingColumn(table.path, ["spot (or x and y)"], table.columns)
+    return found
+
+
+def _shared(barcodes: list[str], names: list[str], notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the counts and of the spot file that name the same spot, in the order of the counts."""
+    for ids, where in ((barcodes, "the counts"), (names, "the spot file")):
+        twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) != len(ids) else []
+        if twice:
+            raise DuplicateBarcodes(twice, where)
+    place = {name: i for i, name in enumerate(names)}
+    rows = np.array([i for i, barcode in enumerate(barcodes) if barcode in place], dtype=np.int64)
+    listed = np.array([place[barcodes[i]] for i in rows], dtype=np.int64)
+    if len(rows) < len(barcodes):
+        notes.append(f"{len(barcodes) - len(rows)} of {len(barcodes)} counted spots are not in the spot file: dropped.")
+    if len(rows) < len(names):
+        notes.append(f"{len(names) - len(rows)} of {len(names)} spots of the spot file have no counts: left out.")
+    return rows, listed
+
+
+def _selected(table: Table) -> np.ndarray:
+    if "selected" not in table.columns:
+        return np.ones(len(table), dtype=bool)
+    words = {"true": 1.0, "false": 0.0, "": 1.0}
+    cells = [cell.lower() for cell in table.text("selected")]
+    if all(cell in words for cell in cells):
+        return np.array([words[cell] for cell in cells]) != 0
+    return table.numbers("selected") != 0
+
+
+def _pitch_px(barcodes: list[str], centres: np.ndarray) -> float | None:
+    """Pixels between neighbouring array places, also where spots are sparse: pixels per step of the array."""
+    from scipy.spatial import cKDTree
+
+    matches = [SPOT_NAME.fullmatch(barcode) for barcode in barcodes]
+    if len(barcodes) < 3 or not all(matches):
+        return None
+    array = np.array([[float(match[1]), float(match[2])] for match in matches])
+    steps, nearest = cKDTree(array).query(array, k=2)
+    away = steps[:, 1] > 0.5  # two spots of one place would divide by nothing
+    if not away.any():
+        return None
+    pixels = np.linalg.norm(centres - centres[nearest[:, 1]], axis=1)
+    return float(np.median(pixels[away] / steps[away, 1]))

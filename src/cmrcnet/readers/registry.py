@@ -1,0 +1,225 @@
+"""The readers by name, and which one fits a file.
+
+A reader of your own is a function that takes a `SectionSource` and gives a `RawSection`:
+
+    @register_reader("my_format", recognises=lambda path: path.suffix == ".mine")
+    def read_mine(source: SectionSource) -> RawSection: ...
+
+Everything else (controls, duplicates, counts that are none, spots off the image, a wrong scale) is checked for all
+readers alike in `section_checks`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cmrcnet.errors import BadOption, CmrcnetError, NoSuchFile, UnknownFormat
+from cmrcnet.readers.raw_section import RawSection, SectionSource
+from cmrcnet.tissue.section import Section
+
+BUILT_IN = ("legacy_st", "visium", "hest", "ann_data")
+"""Modules of this room that register a reader of the same name."""
+
+Reading = Callable[[SectionSource], RawSection]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One way to read a section.
+
+    Parameters
+    ----------
+    name : str
+    read : callable
+        `SectionSource` to `RawSection`.
+    recognises : callable
+        Path to bool; looks at names and first lines only.
+    lacks : callable
+        `SectionSource` to the errors that show without reading anything large: a missing picture or spot file.
+    """
+
+    name: str
+    read: Reading
+    recognises: Callable[[Path], bool]
+    lacks: Callable[[SectionSource], list[CmrcnetError]]
+
+
+_READERS: dict[str, Reader] = {}
+
+
+def register_reader(
+    name: str,
+    *,
+    recognises: Callable[[Path], bool],
+    lacks: Callable[[SectionSource], list[CmrcnetError]] = lambda source: [],
+) -> Callable[[Reading], Reading]:
+    """Decorate a function so that `read_section`, `read_cohort` and `inspect` use it.
+
+    Parameters
+    ----------
+    name : str
+        Value of the cohort file's `format` column.
+    recognises : callable
+        Takes a path, tells whether this reader fits. Quick: names and first lines only.
+    lacks : callable
+        Takes a `SectionSource`, gives the errors that show without reading anything large.
+
+    Raises
+    ------
+    BadOption
+        When another function has the name already.
+    """
+
+    def register(read: Reading) -> Reading:
+        known = _READERS.get(name)
+        if known is not None and known.read.__qualname__ != read.__qualname__:
+            raise BadOption("reader", name, want="a name that no reader has yet")
+        _READERS[name] = Reader(name, read, recognises, lacks)
+        return read
+
+    return register
+
+
+def reader_formats() -> tuple[str, ...]:
+    """Names of the formats that can be read, those that ship first."""
+    return tuple(_readers())
+
+
+def sniff(path: Path) -> str:
+    """Which format a file or folder is.
+
+    Raises
+    ------
+    NoSuchFile, UnknownFormat
+        `UnknownFormat` when no reader fits or when several do.
+    """
+    if not path.exists():
+        raise NoSuchFile(path, "The section")
+    fitting = [reader.name for reader in _readers().values() if reader.recognises(path)]
+    if len(fitting) == 1:
+        return fitting[0]
+    why = f"it could be {' or '.join(fitting)}" if fitting else "no reader recognises it"
+    raise UnknownFormat(path, why, reader_formats())
+
+
+def reader_of(source: SectionSource, format: str | None = None) -> Reader:
+    """The reader of a section: the one named, or the one that fits.
+
+    Raises
+    ------
+    NoSuchFile, UnknownFormat
+    """
+    if format and format not in _readers():
+        raise UnknownFormat(source.path, f"there is no format {format!r}", reader_formats())
+    return _readers()[format or sniff(source.path)]
+
+
+def lacks(source: SectionSource, format: str | None = None) -> list[CmrcnetError]:
+    """Everything that is missing, as far as it shows without reading anything large."""
+    problems: list[CmrcnetError] = []
+    for path, what in ((source.path, "The counts"), (source.spots, "The spot file"), (source.image, "The image")):
+        if path is not None and not path.exists():
+            problems.append(NoSuchFile(path, what))
+    for option in ("um_per_px", "spot_diameter_um"):
+        value = getattr(source, option)
+        if value is not None and not 0 < value < float("inf"):
+            problems.append(BadOption(option, value, want="micrometres, above 0"))
+    if problems:
+        return problems
+    try:
+        return list(reader_of(source, format).lacks(source))
+    except CmrcnetError as error:
+        return [error]
+
+
+def read_raw(source: SectionSource, format: str | None = None) -> RawSection:
+    """Read a section without checking it (see `read_section`)."""
+    for problem in lacks(source, format):
+        raise problem
+    return reader_of(source, format).read(source)
+
+
+def read_section(
+    source: Path | str,
+    *,
+    format: str | None = None,
+    name: str | None = None,
+    patient: str | None = None,
+    image: Path | str | None = None,
+    spots: Path | str | None = None,
+    um_per_px: float | None = None,
+    spot_diameter_um: float | None = None,
+    controls: Literal["drop", "keep"] = "drop",
+    facts: Mapping[str, str] | None = None,
+) -> Section:
+    """Read one paired section, checked.
+
+    Parameters
+    ----------
+    source : path
+        A counts table (legacy ST), an `outs` folder (Visium), the root of a HEST folder or an `.h5ad` in it, or any
+        `.h5ad` with `obsm["spatial"]`.
+    format : str, optional
+        One of `reader_formats`; otherwise told from the files.
+    name, patient : str, optional
+        Otherwise from the files; a patient that nobody names is called after the section, and a note says so.
+    image, spots : path, optional
+        The full-resolution picture and the spot file, where the format does not bring them.
+    um_per_px : float, optional
+        Micrometres per pixel of the full-resolution picture. It wins over what the files say.
+    spot_diameter_um : float, optional
+        Otherwise the diameter of the format: 100 um (legacy ST), 55 um (Visium).
+    controls : {"drop", "keep"}
+        What happens to features that are no genes.
+    facts : mapping, optional
+        Anything else that is known, as text.
+
+    Returns
+    -------
+    Section
+        `Section.notes` tells all that was dropped, merged or assumed.
+
+    Raises
+    ------
+    NoSuchFile, UnknownFormat, BadFile, MissingColumn, BadOption
+        Of the files.
+    DuplicateBarcodes, BadCounts, EmptySection, UnknownScale, ScaleMismatch, SpotsOffImage
+        Of what they hold.
+    """
+    from cmrcnet.readers.section_checks import checked_section
+
+    place = section_source(
+        source, name=name, image=image, spots=spots, um_per_px=um_per_px, spot_diameter_um=spot_diameter_um
+    )
+    return checked_section(read_raw(place, format), patient=patient, controls=controls, facts=facts)
+
+
+def section_source(
+    path: Path | str,
+    *,
+    name: str | None = None,
+    image: Path | str | None = None,
+    spots: Path | str | None = None,
+    um_per_px: float | None = None,
+    spot_diameter_um: float | None = None,
+) -> SectionSource:
+    """A `SectionSource` of paths given as text."""
+    return SectionSource(
+        path=Path(path),
+        name=name,
+        image=None if image is None else Path(image),
+        spots=None if spots is None else Path(spots),
+        um_per_px=um_per_px,
+        spot_diameter_um=spot_diameter_um,
+    )
+
+
+def _readers() -> dict[str, Reader]:
+    for module in BUILT_IN:
+        if module not in _READERS:
+            importlib.import_module(f"cmrcnet.readers.{module}")
+    return {name: _READERS[name] for name in (*BUILT_IN, *(n for n in _READERS if n not in BUILT_IN))}

@@ -1,0 +1,260 @@
+"""10x Visium: the `outs` folder of Space Ranger.
+
+Scale
+    Space Ranger writes the diameter of a *theoretical 65 um spot* in pixels of the full-resolution picture
+    (`spot_diameter_fullres`; 10x Genomics, "Spatial outputs"), although a Visium spot is 55 um wide. Taking it for
+    55 um makes every length 15 % too short, so the scale is measured instead: neighbouring spots lie 100 um apart,
+    and all places of the array are listed in the positions file, under tissue or not. The written diameter must
+    agree within `WRITTEN_FACTOR`; it alone gives the scale when too few places are listed. A `microns_per_pixel` in
+    the file, or a `um_per_px` of the user, comes first. Which one it was is told in the notes.
+Picture
+    The full-resolution picture is not part of `outs`: it is given as `image`. Without it,
+    `spatial/tissue_hires_image.png` (2,000 px at most, 3 to 6 um per px) is used, and a note says how poor it is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from cmrcnet.errors import (
+    BadFile,
+    BadOption,
+    CmrcnetError,
+    DuplicateBarcodes,
+    MissingColumn,
+    NoSuchFile,
+    ScaleMismatch,
+    UnknownFormat,
+)
+from cmrcnet.readers.delimited import Table, read_bytes, read_table
+from cmrcnet.readers.raw_section import RawSection, SectionSource, neighbour_distance_px
+from cmrcnet.readers.registry import register_reader
+from cmrcnet.readers.tenx_matrix import read_tenx_matrix
+
+SPOT_UM = 55.0
+PITCH_UM = (100.0, 100.0)
+WRITTEN_SPOT_UM = 65.0
+"""What `spot_diameter_fullres` spans."""
+WRITTEN_FACTOR = 1.5
+FEWEST_PLACES = 20
+"""Listed places from which their distance is measured rather than read."""
+
+POSITION_COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
+MATRICES = ("filtered_feature_bc_matrix", "raw_feature_bc_matrix")
+SCALED_PICTURES = {"tissue_hires_image": "tissue_hires_scalef", "tissue_lowres_image": "tissue_lowres_scalef"}
+
+
+def looks_like_visium(path: Path) -> bool:
+    """A folder with `spatial/` and a 10x matrix (or the `.h5` in it, or the folder above `outs`)."""
+    if path.is_file() and not (path.suffix == ".h5" and any(name in path.name for name in MATRICES)):
+        return False
+    outs = _outs(path)
+    return (outs / "spatial").is_dir() and (_positions_file(outs) is not None or _matrix_place(outs, path) is not None)
+
+
+def missing_parts(source: SectionSource) -> list[CmrcnetError]:
+    """Matrix, positions, scale factors or picture that are not there."""
+    outs = _outs(source.path)
+    if (outs / "binned_outputs").is_dir():
+        return [UnknownFormat(source.path, "it is Visium HD (binned_outputs), which is not read yet", ["visium"])]
+    problems: list[CmrcnetError] = []
+    if _matrix_place(outs, source.path) is None:
+        problems.append(NoSuchFile(outs / f"{MATRICES[0]}.h5", "The count matrix", "nor is there a matrix folder"))
+    if source.spots is None and _positions_file(outs) is None:
+        problems.append(NoSuchFile(outs / "spatial" / "tissue_positions.csv", "The file of spot positions"))
+    if source.image is None and not (outs / "spatial" / "tissue_hires_image.png").is_file():
+        problems.append(BadOption("image", None, want="the full-resolution picture, which Space Ranger does not copy"))
+    return problems
+
+
+@register_reader("visium", recognises=looks_like_visium, lacks=missing_parts)
+def read_visium(source: SectionSource) -> RawSection:
+    """Read one Visium capture area.
+
+    Parameters
+    ----------
+    source : SectionSource
+        `path` is `outs`, the folder above it, or the `.h5` matrix in it; `image` the full-resolution picture.
+
+    Raises
+    ------
+    NoSuchFile, BadFile, MissingColumn, BadOption, UnknownFormat, DuplicateBarcodes, ScaleMismatch
+    """
+    from cmrcnet.tissue.slide_files import open_slide
+
+    outs = _outs(source.path)
+    matrix = read_tenx_matrix(_matrix_place(outs, source.path))
+    positions = read_positions(source.spots or _positions_file(outs))
+    factors = read_scale_factors(outs / "spatial" / "scalefactors_json.json")
+    notes = list(matrix.notes)
+
+    listed = positions.text("barcode")
+    if len(set(listed)) < len(listed):
+        raise DuplicateBarcodes(sorted({b for b in listed if listed.count(b) > 1}), f"{positions.path.name}")
+    pixels = np.column_stack([positions.numbers("pxl_col_in_fullres"), positions.numbers("pxl_row_in_fullres")])
+    place = dict(zip(listed, range(len(listed)), strict=True))
+    under_tissue = positions.numbers("in_tissue") == 1
+    rows = [i for i, barcode in enumerate(matrix.barcodes) if barcode in place and under_tissue[place[barcode]]]
+    unlisted = sum(barcode not in place for barcode in matrix.barcodes)
+    off_tissue = len(matrix.barcodes) - unlisted - len(rows)
+    if unlisted:
+        notes.append(f"{unlisted} of {len(matrix.barcodes)} barcodes have no position: dropped.")
+    if off_tissue:
+        notes.append(f"{off_tissue} of {len(matrix.barcodes)} spots are not under tissue: dropped.")
+    centres = pixels[[place[matrix.barcodes[i]] for i in rows]].reshape(-1, 2)
+
+    name = source.name or _name(source.path, outs)
+    pitch_px = neighbour_distance_px(pixels)
+    um_per_px, how = visium_scale(
+        source.um_per_px, factors, pitch_px if len(pixels) >= FEWEST_PLACES else None, slide=name
+    )
+    if how:
+        notes.append(how)
+    image, scalef = _picture(source.image, outs, factors)
+    if scalef != 1.0:
+        notes.append(
+            f"Only the reduced picture {image.name} is at hand ({_or_unknown(um_per_px, scalef)}): "
+            "too coarse for cells; give the full-resolution picture as image."
+        )
+    return RawSection(
+        name=name,
+        patient=None,
+        slide=open_slide(image, um_per_px=None if um_per_px is None else um_per_px / scalef, name=name),
+        barcodes=[matrix.barcodes[i] for i in rows],
+        centre_px=centres * scalef,
+        diameter_um=source.spot_diameter_um or SPOT_UM,
+        counts=matrix.counts[rows],
+        genes=matrix.genes,
+        absent_genes="unmeasured",
+        pitch_um=PITCH_UM,
+        pitch_px=None if pitch_px is None else pitch_px * scalef,
+        notes=tuple(notes),
+    )
+
+
+def visium_scale(
+    stated: float | None, factors: dict[str, float], pitch_px: float | None, slide: str
+) -> tuple[float | None, str]:
+    """Micrometres per full-resolution pixel of a Visium section, and a sentence on where it is from.
+
+    Parameters
+    ----------
+    stated : float or None
+        What the user says; it wins.
+    factors : dict
+        Of `scalefactors_json.json`.
+    pitch_px : float or None
+        Pixels between neighbouring places of the array.
+    slide : str
+        For the error.
+
+    Raises
+    ------
+    ScaleMismatch
+        When measured and written scale differ by more than `WRITTEN_FACTOR`.
+    """
+    if stated is not None:
+        return stated, ""
+    if factors.get("microns_per_pixel"):
+        return factors["microns_per_pixel"], "um per px is the microns_per_pixel of Space Ranger."
+    written = WRITTEN_SPOT_UM / factors["spot_diameter_fullres"] if factors.get("spot_diameter_fullres") else None
+    if pitch_px is None:
+        return written, (
+            f"um per px is {WRITTEN_SPOT_UM:g} um over Space Ranger's spot_diameter_fullres: {written:.4g}."
+            if written
+            else ""
+        )
+    measured = PITCH_UM[0] / pitch_px
+    if written is not None and not 1 / WRITTEN_FACTOR <= measured / written <= WRITTEN_FACTOR:
+        raise ScaleMismatch(
+            slide,
+            written,
+            f"by spot_diameter_fullres, but the places of its array are {pitch_px:.1f} px apart, which makes "
+            f"{measured:.4g} (neighbours are {PITCH_UM[0]:g} um apart); check that positions and scale factors "
+            "belong together, or",
+        )
+    return (
+        measured,
+        f"um per px is measured: neighbouring places are {pitch_px:.1f} px or 100 um apart: {measured:.4g}.",
+    )
+
+
+def read_positions(path: Path) -> Table:
+    """Read `tissue_positions.csv` (with a header) or `tissue_positions_list.csv` (without).
+
+    Raises
+    ------
+    NoSuchFile, BadFile, MissingColumn
+    """
+    if path.suffix == ".parquet":
+        raise BadFile(path, "spot positions", "parquet positions belong to Visium HD, which is not read yet")
+    text = read_bytes(path, "spot positions")
+    has_header = b"in_tissue" in text.split(b"\n", 1)[0]
+    table = read_table(path, "spot positions", columns=None if has_header else POSITION_COLUMNS)
+    missing = [column for column in POSITION_COLUMNS if column not in table.columns]
+    if missing:
+        raise MissingColumn(path, missing, table.columns)
+    return table
+
+
+def read_scale_factors(path: Path) -> dict[str, float]:
+    """Read `scalefactors_json.json`; an absent file is an empty dict.
+
+    Raises
+    ------
+    BadFile
+    """
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return {key: float(value) for key, value in values.items() if isinstance(value, int | float) and value > 0}
+    except (ValueError, AttributeError, OSError) as error:
+        raise BadFile(path, "Space Ranger's scale factors", str(error).splitlines()[0]) from error
+
+
+def _outs(path: Path) -> Path:
+    folder = path.parent if path.is_file() else path
+    return folder / "outs" if not (folder / "spatial").is_dir() and (folder / "outs").is_dir() else folder
+
+
+def _matrix_place(outs: Path, path: Path) -> Path | None:
+    if path.is_file():
+        return path
+    for name in MATRICES:
+        files = sorted(outs.glob(f"*{name}.h5"))
+        if len(files) == 1:
+            return files[0]
+        if (outs / name).is_dir():
+            return outs / name
+    return None
+
+
+def _positions_file(outs: Path) -> Path | None:
+    for name in ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet"):
+        if (outs / "spatial" / name).is_file():
+            return outs / "spatial" / name
+    return None
+
+
+def _picture(image: Path | None, outs: Path, factors: dict[str, float]) -> tuple[Path, float]:
+    """The picture, and what the positions are multiplied with to lie on it."""
+    image = image or outs / "spatial" / "tissue_hires_image.png"
+    key = SCALED_PICTURES.get(image.stem)
+    if key is None:
+        return image, 1.0
+    if key not in factors:
+        raise BadFile(outs / "spatial" / "scalefactors_json.json", "Space Ranger's scale factors", f"it lacks {key}")
+    return image, factors[key]
+
+
+def _name(path: Path, outs: Path) -> str:
+    folder = (path if path.is_dir() else path.parent).resolve()
+    return folder.parent.name if folder.name == "outs" else folder.name
+
+
+def _or_unknown(um_per_px: float | None, scalef: float) -> str:
+    return "of unknown scale" if um_per_px is None else f"{um_per_px / scalef:.3g} um per px"

@@ -1,0 +1,159 @@
+"""Exact search: the k bank vectors of largest cosine, found block by block.
+
+The full (queries, bank) matrix of similarities is never held. A block of it is multiplied, the few entries that can
+still be among the k best are picked out, and these are merged with the best of the blocks before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cmrcnet.errors import BadOption, ShapeMismatch
+from cmrcnet.search.neighbours import Neighbours
+
+QUERIES_AT_ONCE = 256
+BANK_AT_ONCE = 8192
+LONGEST_BANK = 2**31 - 1
+"""A row number must fit the lower half of a sort key."""
+
+# BLAS takes another routine for a single row and for a small product, and rounds there otherwise in the last bit.
+# Products are filled up with zeros to at least this size, so that a spot's similarity does not depend on its company.
+_LEAST_QUERIES = 64
+_LEAST_BANK = 1024
+
+_NOBODY = np.iinfo(np.int64).max
+"""Sort key behind all others: no neighbour."""
+
+
+class ExactSearch:
+    """Every bank vector is compared with every query.
+
+    Parameters
+    ----------
+    vectors : array, shape (bank, dim), float32
+        One a bank spot; may be memory-mapped, and is read block by block. They need not have unit length: the cosine
+        is taken. A vector of zeros has cosine 0 with everything.
+    block : int
+        Bank vectors compared at once. It changes speed and memory, never the result.
+
+    Raises
+    ------
+    ShapeMismatch, BadOption
+    """
+
+    def __init__(self, vectors: np.ndarray, *, block: int = BANK_AT_ONCE) -> None:
+        if vectors.ndim != 2 or 0 in vectors.shape or len(vectors) > LONGEST_BANK:
+            raise ShapeMismatch("vectors", want="(bank, dim), neither of them 0", got=vectors.shape)
+        if block < 1:
+            raise BadOption("block", block, want="a number of bank vectors, 1 or more")
+        self.vectors, self.block = vectors, block
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def nearest(self, queries: np.ndarray, k: int) -> Neighbours:
+        """Find the k nearest bank spots of each query.
+
+        Parameters
+        ----------
+        queries : array, shape (queries, dim), float32
+            Embeddings, of any length but 0 for a meaningful answer.
+        k : int
+            Neighbours a query, at most the bank's length.
+
+        Returns
+        -------
+        Neighbours
+            Most similar first; among equals the lower row of the bank first, as a stable sort gives them.
+
+        Raises
+        ------
+        ShapeMismatch
+            Queries of another dimension than the bank.
+        BadOption
+            k is below 1 or above the bank's length, or a vector is not finite.
+        """
+        queries = np.asarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
+            raise ShapeMismatch("queries", want=("queries", self.vectors.shape[1]), got=queries.shape)
+        if not 1 <= k <= len(self):
+            raise BadOption("k", k, want=f"1 to {len(self)}, the number of spots in the bank")
+        keys = np.empty((len(queries), k), np.int64)
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            block = _unit(queries[start : start + QUERIES_AT_ONCE], "queries", _LEAST_QUERIES)
+            keys[start : start + QUERIES_AT_ONCE] = self._best(block, k)[: len(queries) - start]
+        return Neighbours(*_unpacked(keys))
+
+    def _best(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """Sorted keys (queries, k) of the best of the whole bank."""
+        best = np.empty((len(queries), 0), np.int64)
+        for start in range(0, len(self), self.block):
+            rows = np.asarray(self.vectors[start : start + self.block], np.float32)
+            similarity = (queries @ _unit(rows, "vectors", _LEAST_BANK).T)[:, : len(rows)]
+            # What cannot be among the k best of this block, or is worse than k that we hold already, is passed over.
+            least = _kth_at_least(similarity, k)
+            if best.shape[1] == k:
+                np.maximum(least, _unpacked(best[:, -1:])[1][:, 0], out=least)
+            best = np.concatenate([best, _candidates(similarity, least, start)], axis=1)
+            if best.shape[1] > k:
+                best.partition(k - 1, axis=1)
+                best = best[:, :k]
+            best.sort(axis=1)
+        return best
+
+
+def _unit(vectors: np.ndarray, what: str, least: int) -> np.ndarray:
+    """The vectors at unit length, zeros staying zeros, followed by zeros up to `least` rows."""
+    length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    if not np.isfinite(length).all():
+        raise BadOption(what, "not finite (NaN or infinite)", want="numbers only; embed them again")
+    unit = np.zeros((max(len(vectors), least), vectors.shape[1]), np.float32)
+    np.divide(vectors, length[:, None], out=unit[: len(vectors)], where=length[:, None] > 0)
+    return unit
+
+
+def _kth_at_least(similarity: np.ndarray, k: int) -> np.ndarray:
+    """A value of each row that at least k entries reach: (rows,).
+
+    Of columns that are laid over each other only the largest is kept. At least k of these maxima reach the k-th
+    largest maximum, so at least k entries do, and hardly more when the columns are many.
+    """
+    fold = 16
+    while fold > 1 and similarity.shape[1] // fold < 4 * k:
+        fold //= 2
+    while fold > 1:
+        half = similarity.shape[1] // 2
+        similarity = np.maximum(similarity[:, :half], similarity[:, half : 2 * half])
+        fold //= 2
+    if similarity.shape[1] < k:
+        return np.full(len(similarity), -np.inf, np.float32)
+    kth = similarity.shape[1] - k
+    return np.partition(similarity, kth, axis=1)[:, kth]
+
+
+def _candidates(similarity: np.ndarray, least: np.ndarray, first_id: int) -> np.ndarray:
+    """Keys (rows, widest) of the entries that reach `least`; rows with fewer are filled up with nobody."""
+    row, column = np.nonzero(similarity >= least[:, None])
+    keys = _packed(similarity[row, column], column + first_id)
+    each = np.bincount(row, minlength=len(similarity))
+    place = np.arange(len(row)) - np.repeat(np.cumsum(each) - each, each)
+    table = np.full((len(similarity), each.max(initial=0)), _NOBODY)
+    table[row, place] = keys
+    return table
+
+
+def _packed(similarity: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """One integer for (similarity, id) that sorts by falling similarity, then by rising id.
+
+    The bits of a positive float sort like an integer; those of a negative one do once all but the sign are flipped.
+    """
+    bits = (similarity + np.float32(0)).view(np.int32)  # + 0 turns -0.0 into 0.0: they are equal
+    rising = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    return (~rising).astype(np.int64) << 32 | ids
+
+
+def _unpacked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and similarity of `_packed`."""
+    rising = ~(keys >> 32).astype(np.int32)
+    bits = rising ^ ((rising >> 31) & np.int32(0x7FFFFFFF))
+    return keys & 0xFFFFFFFF, bits.view(np.float32)

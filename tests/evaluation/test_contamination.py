@@ -1,0 +1,30 @@
+"""An artefact that has seen its test is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from cmrcnet.errors import SeenInTraining
+from cmrcnet.evaluation.contamination import refuse_seen
+
+SEEN = {"seen_sections": ("s1", "s2"), "seen_patients": ("p1",)}
+
+
+def test_a_seen_section_is_refused():
+    with pytest.raises(SeenInTraining, match="The bank has seen section s2 in training"):
+        refuse_seen("The bank", **SEEN, sections=["s2"])
+
+
+def test_another_section_of_a_seen_patient_is_refused():
+    with pytest.raises(SeenInTraining, match="The model has seen patient p1"):
+        refuse_seen("The model", **SEEN, sections=["s9"], patients=["p1"])
+
+
+def test_a_clean_artefact_passes():
+    refuse_seen("The model", **SEEN, sections=["s9"], patients=["p9"])
+
+
+def test_the_section_protocol_allows_the_patient_but_never_the_section():
+    refuse_seen("The model", **SEEN, sections=["s9"])
+    with pytest.raises(SeenInTraining, match="section s1"):
+        refuse_seen("The model", **SEEN, sections=["s1"])

@@ -1,0 +1,74 @@
+"""Small tables, also as Excel writes them."""
+
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pytest
+
+from cmrcnet.errors import BadFile, MissingColumn, NoSuchFile
+from cmrcnet.readers.delimited import read_table
+
+PLAIN = "spot,pixel_x\na,1.5\nb,2\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PLAIN.encode(),
+        PLAIN.encode("utf-8-sig"),
+        PLAIN.encode("utf-16"),
+        PLAIN.replace(",", "\t").encode(),
+        PLAIN.replace(",", ";").replace(".", ",").encode("utf-8-sig"),
+        PLAIN.replace("\n", "\r\n").encode(),
+        b"\n" + PLAIN.replace("\n", "\n\n").encode(),
+        b"spot,pixel_x,,\na,1.5,,\nb,2,,\n,,,\n",
+        b'"spot","pixel_x"\n"a","1.5"\n"b","2"\n',
+        gzip.compress(PLAIN.encode()),
+    ],
+)
+def test_every_way_to_write_the_same_table(tmp_path, content):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    table = read_table(path, "a table")
+    assert table.columns == ("spot", "pixel_x")
+    assert table.text("spot") == ["a", "b"]
+    np.testing.assert_array_equal(table.numbers("pixel_x"), [1.5, 2.0])
+
+
+def test_a_table_without_a_header(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,1\nb,2\n")
+    table = read_table(path, "a table", columns=("spot", "x"))
+    assert table.text("spot") == ["a", "b"] and table.lines == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "empty"),
+        (b"a,b\n1,2,3\n", "line 2 has 3 cells, not 2"),
+        (b"a,a\n1,2\n", "two columns are named 'a'"),
+        ("a,b\nH\u00e4ma,2\n".encode("latin-1"), "CSV UTF-8"),
+        (b"\x89PNG\0\0\0", "no UTF-8 text"),
+        (gzip.compress(PLAIN.encode() * 99)[:-20], "truncated or damaged"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path, content, said):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(BadFile, match=said):
+        read_table(path, "a table")
+
+
+def test_cells_that_are_no_numbers_are_named_by_line(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("spot,pixel_x\na,1\nb,two\nc,inf\n")
+    table = read_table(path, "a table")
+    with pytest.raises(BadFile, match="line 3 has 'two' as pixel_x, which is no number"):
+        table.numbers("pixel_x")
+    with pytest.raises(MissingColumn, match="lacks the column.s. pixel_y; it has: spot, pixel_x"):
+        table.numbers("pixel_y")
+    with pytest.raises(NoSuchFile, match="does not exist"):
+        read_table(tmp_path / "absent.csv", "a table")

@@ -1,0 +1,225 @@
+"""10x Visium against scanpy and squidpy, in each layout that Space Ranger has written."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from cmrcnet.errors import (
+    BadCounts,
+    BadFile,
+    BadOption,
+    DuplicateBarcodes,
+    MissingColumn,
+    NoSuchFile,
+    ScaleMismatch,
+    SpotsOffImage,
+    UnknownFormat,
+)
+from cmrcnet.readers.registry import read_section, sniff
+from cmrcnet.readers.tenx_matrix import read_tenx_matrix
+from cmrcnet.readers.visium import visium_scale
+from tests.readers.written_formats import as_visium, cut, made_up, write_10x_h5, write_image, write_visium
+
+
+@pytest.fixture
+def visium(small):
+    return as_visium(small)
+
+
+def fullres(folder, made):
+    return write_image(folder / "fullres.png", made.image)
+
+
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("matrix", ["h5", "mtx.gz", "mtx"])
+def test_every_layout_as_scanpy_reads_it(tmp_path, visium, matrix, header):
+    import scanpy as sc
+
+    others = 0 if matrix == "mtx" else 2
+    outs = write_visium(
+        tmp_path / "run" / "outs", visium, matrix=matrix, header=header, off_tissue=4, other_features=others
+    )
+    assert sniff(outs) == sniff(tmp_path / "run") == "visium"
+    section = read_section(outs, image=fullres(tmp_path, visium))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if matrix == "h5":
+            theirs = sc.read_10x_h5(outs / "filtered_feature_bc_matrix.h5", gex_only=True)
+        else:
+            theirs = sc.read_10x_mtx(outs / "filtered_feature_bc_matrix", gex_only=True, make_unique=False)
+    theirs = theirs[: visium.spots - 4]
+    assert section.spots.barcodes == tuple(theirs.obs_names)
+    assert section.genes == tuple(theirs.var_names)
+    np.testing.assert_array_equal(section.counts.toarray(), theirs.X.toarray())
+    assert section.name == "run"
+    assert section.absent_genes == "unmeasured"
+    assert any("4 of 30 spots are not under tissue: dropped" in note for note in section.notes)
+    assert any("Antibody Capture" in note for note in section.notes) == bool(others)
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_positions_and_picture_as_squidpy_reads_them(tmp_path, made, header):
+    import squidpy as sq
+
+    visium = as_visium(made)
+    outs = write_visium(tmp_path / "outs", visium, header=header)
+    section = read_section(outs, image=fullres(tmp_path, visium))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = sq.read.visium(outs, library_id="lib")
+    assert list(theirs.obs_names) == list(section.spots.barcodes)
+    np.testing.assert_array_equal(section.spots.centre_px, theirs.obsm["spatial"])
+    assert section.spots.diameter_um == 55
+    written = 65 / theirs.uns["spatial"]["lib"]["scalefactors"]["spot_diameter_fullres"]
+    assert section.slide.um_per_px == pytest.approx(written, rel=0.02)
+    reduced = read_section(outs)
+    hires = theirs.uns["spatial"]["lib"]["images"]["hires"]
+    np.testing.assert_array_equal(reduced.slide.read(0, 0, reduced.slide.width_px, reduced.slide.height_px), hires)
+
+
+def test_x_is_the_column_and_y_the_row(tmp_path, visium):
+    section = read_section(write_visium(tmp_path / "outs", visium), image=fullres(tmp_path, visium))
+    for x, y in np.round(section.spots.centre_px).astype(int):
+        assert section.slide.read(int(x), int(y), 1, 1)[0, 0].tolist() == [120, 40, 90]
+
+
+def test_the_matrix_file_itself_may_be_given(tmp_path, visium):
+    outs = write_visium(tmp_path / "outs", visium)
+    matrix = outs / "filtered_feature_bc_matrix.h5"
+    assert sniff(matrix) == "visium"
+    assert read_section(matrix, image=fullres(tmp_path, visium)).spots.barcodes == tuple(visium.barcodes)
+
+
+def test_cellranger_2_files(tmp_path, visium):
+    import scanpy as sc
+    from scipy import sparse
+
+    path = tmp_path / "m.h5"
+    names = visium.genes
+    write_10x_h5(path, sparse.csc_matrix(visium.counts.T), visium.barcodes, names, names, [], version=2)
+    ours, theirs = read_tenx_matrix(path), sc.read_10x_h5(path)
+    assert ours.genes == tuple(theirs.var_names)
+    np.testing.assert_array_equal(ours.counts.toarray(), theirs.X.toarray())
+
+
+def test_only_the_reduced_picture_is_used_with_its_own_scale_and_told(tmp_path, visium):
+    outs = write_visium(tmp_path / "outs", visium)
+    full, reduced = read_section(outs, image=fullres(tmp_path, visium)), read_section(outs)
+    np.testing.assert_allclose(reduced.spots.centre_px, full.spots.centre_px * 0.5)
+    assert reduced.slide.um_per_px == pytest.approx(2 * full.slide.um_per_px)
+    assert any("Only the reduced picture tissue_hires_image.png is at hand" in note for note in reduced.notes)
+    assert not any("reduced picture" in note for note in full.notes)
+    named = read_section(outs, image=outs / "spatial" / "tissue_lowres_image.png")
+    np.testing.assert_allclose(named.spots.centre_px, full.spots.centre_px * 0.25)
+
+
+def test_scale_by_hand():
+    assert visium_scale(0.3, {"spot_diameter_fullres": 1.0}, 1.0, "s")[0] == 0.3
+    assert visium_scale(None, {"microns_per_pixel": 0.27, "spot_diameter_fullres": 90.0}, 137.0, "s")[0] == 0.27
+    assert visium_scale(None, {}, 137.5, "s")[0] == pytest.approx(100 / 137.5)
+    # 10x's published example: a diameter of 89.44 px is 65 um, so a pixel shows 0.7268 um
+    assert visium_scale(None, {"spot_diameter_fullres": 89.43834961}, None, "s")[0] == pytest.approx(0.72675760)
+    assert visium_scale(None, {}, None, "s") == (None, "")
+
+
+def test_where_the_scale_is_from_is_told(tmp_path, visium):
+    outs = write_visium(tmp_path / "outs", visium, written_spot_um=55.0)
+    section = read_section(outs, image=fullres(tmp_path, visium))
+    assert section.slide.um_per_px == pytest.approx(visium.um_per_px)  # whatever the spot diameter is said to span
+    assert any("um per px is measured" in note for note in section.notes)
+    stated = read_section(outs, image=fullres(tmp_path, visium), um_per_px=visium.um_per_px * 1.1)
+    assert stated.slide.um_per_px == pytest.approx(visium.um_per_px * 1.1)
+
+
+def test_positions_and_scale_factors_that_contradict_each_other(tmp_path, visium):
+    outs = write_visium(tmp_path / "outs", visium)
+    path = outs / "spatial" / "scalefactors_json.json"
+    factors = json.loads(path.read_text())
+    path.write_text(json.dumps({**factors, "spot_diameter_fullres": factors["spot_diameter_fullres"] * 4}))
+    with pytest.raises(ScaleMismatch, match="places of its array are 50.0 px apart"):
+        read_section(outs, image=fullres(tmp_path, visium))
+
+
+def test_a_stated_scale_four_times_off(tmp_path, visium):
+    outs = write_visium(tmp_path / "outs", visium)
+    with pytest.raises(ScaleMismatch, match="would lie 400 um apart, and their assay puts them 100 um apart"):
+        read_section(outs, image=fullres(tmp_path, visium), um_per_px=visium.um_per_px * 4)
+
+
+def test_a_picture_of_another_section(tmp_path, visium):
+    outs = write_visium(tmp_path / "outs", visium)
+    other = write_image(tmp_path / "other.png", visium.image[:80, :80])
+    with pytest.raises(SpotsOffImage, match="of 30 spots of outs|of 30 spots of"):
+        read_section(outs, image=other)
+
+
+def test_missing_parts_are_named(tmp_path, visium):
+    outs = write_visium(tmp_path / "outs", visium)
+    (outs / "spatial" / "tissue_hires_image.png").unlink()
+    with pytest.raises(BadOption, match="image is None; wanted the full-resolution picture"):
+        read_section(outs)
+    positions = (outs / "spatial" / "tissue_positions.csv").rename(tmp_path / "p.csv")
+    with pytest.raises(NoSuchFile, match="file of spot positions"):
+        read_section(outs, format="visium", image=fullres(tmp_path, visium))
+    assert len(read_section(outs, image=fullres(tmp_path, visium), spots=positions).spots) == 30
+    positions.write_text("barcode,in_tissue\nA,1\n")
+    with pytest.raises(MissingColumn, match="pxl_row_in_fullres"):
+        read_section(outs, image=fullres(tmp_path, visium), spots=positions)
+    (outs / "filtered_feature_bc_matrix.h5").unlink()
+    with pytest.raises(NoSuchFile, match="count matrix"):
+        read_section(outs, format="visium", image=fullres(tmp_path, visium), spots=positions)
+
+
+def test_visium_hd_is_refused_by_name(tmp_path, visium):
+    outs = write_visium(tmp_path / "outs", visium)
+    (outs / "binned_outputs").mkdir()
+    with pytest.raises(UnknownFormat, match="Visium HD"):
+        read_section(outs, image=fullres(tmp_path, visium))
+
+
+def test_duplicate_barcodes(tmp_path, visium):
+    visium.barcodes[1] = visium.barcodes[0]
+    with pytest.raises(DuplicateBarcodes, match="tissue_positions.csv repeat the barcode"):
+        read_section(write_visium(tmp_path / "outs", visium), image=fullres(tmp_path, visium))
+
+
+def test_negative_counts(tmp_path, visium):
+    visium.counts[3, 3] = -1
+    with pytest.raises(BadCounts, match="counts of .* are not raw counts"):
+        read_section(write_visium(tmp_path / "outs", visium), image=fullres(tmp_path, visium))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "part"),
+    [
+        ("h5", "filtered_feature_bc_matrix.h5"),
+        ("mtx.gz", "filtered_feature_bc_matrix/matrix.mtx.gz"),
+        ("mtx.gz", "filtered_feature_bc_matrix/features.tsv.gz"),
+        ("mtx", "filtered_feature_bc_matrix/matrix.mtx"),
+        ("mtx", "filtered_feature_bc_matrix/barcodes.tsv"),
+        ("h5", "spatial/scalefactors_json.json"),
+        ("h5", "spatial/tissue_hires_image.png"),
+    ],
+)
+def test_truncated_files(tmp_path, matrix, part):
+    outs = write_visium(tmp_path / "outs", as_visium(made_up(genes=300)), matrix=matrix)
+    cut(outs / part)
+    with pytest.raises(BadFile, match="cannot be read as"):
+        read_section(outs)
+
+
+def test_an_h5_of_another_kind(tmp_path, visium):
+    import h5py
+
+    outs = write_visium(tmp_path / "outs", visium)
+    with h5py.File(outs / "filtered_feature_bc_matrix.h5", "w") as file:
+        file["something"] = [1]
+    with pytest.raises(BadFile, match="no group 'matrix'"):
+        read_section(outs)
+    (outs / "filtered_feature_bc_matrix.h5").write_text("no HDF5 at all")
+    with pytest.raises(BadFile, match="truncated, damaged or of another kind"):
+        read_section(outs)

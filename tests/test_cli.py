@@ -1,0 +1,143 @@
+"""The command line: every flag arrives, every refusal is one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from pathlib import Path
+
+import pytest
+
+from cmrcnet import cli, workflows
+from cmrcnet.errors import BadOption, CmrcnetWarning
+
+
+def _sample(hint: object) -> tuple[list[str], object]:
+    """One value for a parameter: as words of the command line, and as it should arrive."""
+    options = [option for option in typing.get_args(hint) if option is not type(None)]
+    if typing.get_origin(hint) is typing.Literal:
+        return [str(options[-1])], options[-1]
+    if options and typing.get_origin(hint) is not list:
+        return _sample(options[0])
+    if typing.get_origin(hint) is list:
+        return ["a.b=1", "c"], ["a.b=1", "c"]
+    return {
+        Path: (["some/where"], Path("some/where")),
+        str: (["word"], "word"),
+        int: (["7"], 7),
+        float: (["0.25"], 0.25),
+        bool: ([], True),
+    }[hint]
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_flag_arrives_in_its_function(verb):
+    function = cli.VERBS[verb]
+    hints = typing.get_type_hints(function)
+    received = {}
+
+    def spy(*given, **named):
+        received.update(signature.bind(*given, **named).arguments)
+
+    signature = spy.__signature__ = inspect.signature(function)
+    spy.__annotations__ = hints
+    spy.__doc__ = function.__doc__
+    words, wanted = [verb], {}
+    for name in inspect.signature(function).parameters:
+        tokens, value = _sample(hints[name])
+        words += [f"--{name.strip('_').replace('_', '-')}", *tokens]
+        wanted[name] = value
+    assert cli.main(words, verbs={verb: spy}) == 0
+    assert received == wanted
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_tells_every_parameter(verb, capsys):
+    assert cli.main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    for name in inspect.signature(cli.VERBS[verb]).parameters:
+        assert f"--{name.strip('_').replace('_', '-')}" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["bogus"], "Unknown command"),
+        (["train"], "requires an argument"),
+        (["train", "cohort.csv", "--out", "model", "--colour", "blue"], "--colour"),
+        (["train", "cohort.csv", "--out", "model", "--recipe", "nonsense"], "There is no recipe 'nonsense'"),
+        (["train", "cohort.csv", "--out", "model", "--set", "train.epoch=3"], "'train.epoch', which no recipe knows"),
+        (["train", "cohort.csv", "--out", "model", "--set", "train.epochs"], "KEY=VALUE"),
+        (["train", "cohort.csv", "--out", "model", "--set", "train.epochs=many"], "a whole number"),
+        (["inspect", "nowhere.csv"], "nowhere.csv"),
+        (["predict", "model", "slide.jpg", "--bank", "bank", "--out", "table.csv"], "ends in .h5ad"),
+        (["recipes", "nonsense"], "There is no recipe"),
+    ],
+)
+def test_a_refusal_is_one_sentence_and_exit_code_two(words, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == cli.USER_ERROR
+    said = capsys.readouterr().err.strip()
+    assert sentence in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_has_its_own_exit_code(capsys):
+    def verb():
+        raise KeyboardInterrupt
+
+    assert cli.main(["stop"], verbs={"stop": verb}) == cli.INTERRUPTED
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_a_sentence(capsys):
+    def verb():
+        raise OSError(28, "No space left on device", "somewhere/table.h5ad")
+
+    assert cli.main(["write"], verbs={"write": verb}) == cli.USER_ERROR
+    assert "The disk is full: somewhere/table.h5ad" in capsys.readouterr().err
+
+
+def test_faults_of_our_own_are_not_disguised():
+    def verb():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["divide"], verbs={"divide": verb})
+
+
+def test_problems_found_by_inspect_have_exit_code_one():
+    def verb() -> bool:
+        return False
+
+    assert cli.main(["look"], verbs={"look": verb}) == cli.PROBLEMS_FOUND
+
+
+def test_a_recipe_that_is_printed_can_be_loaded_again(capsys, tmp_path):
+    from cmrcnet.recipe import Recipe
+
+    assert cli.main(["recipes", "paper"]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    assert Recipe.load(tmp_path / "mine.yaml") == Recipe.load("paper")
+
+
+def test_settings_are_read_as_yaml():
+    recipe = workflows._recipe("default", ["readout.k=7", "model.blocks=[1, 2]", "train.learning_rate=3e-4"])
+    assert (recipe.readout.k, recipe.model.blocks, recipe.train.learning_rate) == (7, (1, 2), 3e-4)
+    with pytest.raises(BadOption, match="KEY=VALUE"):
+        workflows._recipe("default", ["readout.k"])
+
+
+def test_our_warnings_are_plain_lines(capfd):
+    import warnings
+
+    def verb():
+        warnings.warn("the run only guesses", CmrcnetWarning, stacklevel=1)
+
+    before = warnings.filters[:], warnings.showwarning
+    try:
+        assert cli.main(["warn"], verbs={"warn": verb}) == 0
+    finally:
+        warnings.filters[:], warnings.showwarning = before
+    assert "warning: the run only guesses" in capfd.readouterr().err

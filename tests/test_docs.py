@@ -1,0 +1,218 @@
+"""The documentation is true of the code: reference pages, commands, snippets, links, figures."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cmrcnet
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """Fenced code blocks of a page in one of these languages."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return [text for language, text in fenced if language in languages]
+
+
+# --- reference -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference():
+    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["cli_page", "recipe_page", "python_page"])
+def test_reference_pages_are_what_the_code_says(reference, page):
+    name = page.replace("_page", ".md")
+    written = (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
+    assert written == getattr(reference, page)(), f"{name} is out of date: run python docs/make_reference.py"
+
+
+def test_every_knob_and_every_verb_is_in_the_reference(reference):
+    from cmrcnet.cli import VERBS
+
+    assert all(f"## cmrcnet {verb}\n" in reference.cli_page() for verb in VERBS)
+    assert reference.recipe_page().count("| `model.") >= 20
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+COMMANDS = sorted(
+    {
+        (name, line.split("  #")[0].strip())
+        for name, page in zip(NAMES, PAGES, strict=True)
+        for block in blocks(page, "bash")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("cmrcnet ")
+    }
+)
+
+
+def test_the_pages_show_commands():
+    assert len(COMMANDS) > 15
+    assert {command.split()[1] for _, command in COMMANDS} >= {"inspect", "train", "index", "predict", "evaluate"}
+
+
+def understood(command: str):
+    """Parse a command as the command line would, without running it."""
+    from cmrcnet.cli import VERBS, _app
+
+    words = [word for word in shlex.split(command)[1:] if word != "--quiet"]
+    return _app(VERBS).parse_args(words, exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_every_command_in_the_pages_parses(page, command):
+    from cmrcnet.recipe import Recipe
+
+    verb, bound, *_ = understood(command)
+    assert verb.__name__.strip("_") == command.split()[1]
+    given = bound.arguments
+    recipe = Recipe.load(given.get("recipe") or "default") if "recipe" in given or "set_" in given else None
+    for setting in given.get("set_") or []:
+        key, _, value = setting.partition("=")
+        recipe = recipe.override({key: value})
+
+
+@pytest.mark.parametrize("command", ["cmrcnet trian cohort.csv --out m", "cmrcnet train cohort.csv --to m"])
+def test_a_wrong_command_would_be_seen(command):
+    from cyclopts import CycloptsError
+
+    with pytest.raises(CycloptsError):
+        understood(command)
+
+
+def test_make_targets_in_the_pages_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = {m for page in PAGES for m in re.findall(r"^make (\w+)", page.read_text(encoding="utf-8"), flags=re.M)}
+    assert named >= {"demo", "test"}
+    assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in named)
+
+
+# --- snippets ------------------------------------------------------------------------------------------------------
+
+SNIPPETS = [(name, snippet) for name, page in zip(NAMES, PAGES, strict=True) for snippet in blocks(page, "python")]
+
+
+@pytest.mark.parametrize(("page", "snippet"), SNIPPETS)
+def test_python_in_the_pages_names_public_things(page, snippet):
+    tree = ast.parse(snippet)
+    spoken = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cmrcnet"
+    }
+    assert spoken <= set(cmrcnet.__all__)
+
+
+def test_there_are_snippets():
+    assert {"README.md", "docs/tutorials/first-steps.md"} <= {name for name, _ in SNIPPETS}
+
+
+# --- links ---------------------------------------------------------------------------------------------------------
+
+LATER = {"docs/images/section.png"}
+"""Made by a run on real sections, not by hand."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name):
+    page = ROOT / name
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    targets = [t.split("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", prose) if not t.startswith(("http", "#"))]
+    missing = [t for t in targets if not (page.parent / t).exists() and t not in LATER]
+    assert missing == []
+
+
+def test_every_page_can_be_reached_from_the_index():
+    linked = re.findall(r"\]\(([^)\s]+\.md)\)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8"))
+    reached = {(ROOT / "docs" / target).resolve() for target in linked}
+    pages = {page for page in (ROOT / "docs").rglob("*.md") if page.name != "README.md"}
+    assert pages <= reached
+
+
+# --- the paper -----------------------------------------------------------------------------------------------------
+
+PAPER_FIGURES = {"6.27", "6.11", "11.26", "0.2933", "0.3117"}
+PAPER_CONSTANTS = {"0.1", "0.25", "1e-4", "1e-5", "1e-3", "1.3.0", "2506.08854"}
+
+
+def test_no_figure_of_the_paper_is_quoted_that_we_do_not_know():
+    text = (ROOT / "docs" / "paper" / "what-we-know.md").read_text(encoding="utf-8")
+    fractions = set(re.findall(r"(?<![\w.])\d+(?:\.\d+)+\b|\b\d+e-\d+\b", text))
+    assert fractions <= PAPER_FIGURES | PAPER_CONSTANTS
+    assert fractions >= PAPER_FIGURES
+
+
+def test_every_switch_of_the_released_code_has_its_row():
+    import dataclasses
+    import typing
+
+    from cmrcnet.recipe import Recipe
+
+    text = (ROOT / "docs" / "paper" / "deviations.md").read_text(encoding="utf-8")
+    default, released = Recipe().to_dict(), Recipe.load("as-released").to_dict()
+    sections = [
+        f.name for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(typing.get_type_hints(Recipe)[f.name])
+    ]
+    flipped = {f"{s}.{k}" for s in sections for k in default[s] if default[s][k] != released[s][k]}
+    # The encoder's scaling is told in the last table, by name of its meaning.
+    unnamed = {key for key in flipped - {"model.standardize_tokens"} if f"`{key}`" not in text}
+    assert unnamed == set()
+    spoken = set(re.findall(rf"`((?:{'|'.join(sections)})\.\w+)`", text))
+    assert all(key.split(".")[1] in default[key.split(".")[0]] for key in spoken)
+
+
+def test_the_rows_state_what_the_recipes_set():
+    """Where a row has one switch and plain values, its last two cells are those of the recipes."""
+    from cmrcnet.recipe import Recipe
+
+    text = (ROOT / "docs" / "paper" / "deviations.md").read_text(encoding="utf-8")
+    checked = 0
+    for row in re.findall(r"^\|(.*)\|$", text, flags=re.M):
+        cells = [cell.strip() for cell in row.split(" | ")]
+        if len(cells) != 7 or not re.fullmatch(r"`\w+\.\w+`", cells[4]):
+            continue
+        section, knob = cells[4].strip("`").split(".")
+        for cell, name in ((cells[5], "paper"), (cells[6], "as-released")):
+            assert yaml.safe_load(cell.strip("`")) == Recipe.load(name).to_dict()[section][knob], (knob, name)
+            checked += 1
+    assert checked >= 24
+
+
+# --- the papers of the house ---------------------------------------------------------------------------------------
+
+
+def test_the_citation_cites_software_and_paper():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    paper = cited["preferred-citation"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Liu", "Eckstein", "Wang", "Feuerhake", "Merhof"]
+    assert "2506.08854" in paper["url"]
+
+
+def test_the_licence_is_the_one_that_is_declared():
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_changelog_knows_this_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,0 +1,84 @@
+"""Every error is a sentence that says what to do, and an exception that a library user would expect to catch."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from cmrcnet import errors
+
+CLASSES = [
+    kind for _, kind in sorted(vars(errors).items()) if inspect.isclass(kind) and issubclass(kind, errors.CmrcnetError)
+]
+LEAVES = [kind for kind in CLASSES if kind is not errors.CmrcnetError]
+
+# One value for each annotation that the constructors use; a new annotation needs a line here.
+EXAMPLES = {
+    "str": "apple",
+    "object": "pear.csv",
+    "int": 17,
+    "float": 0.25,
+    "Sequence[str]": ("plum", "cherry"),
+    "Sequence[object]": ("plum", "cherry"),
+    "tuple": ((0.0, 9.0), (0.0, 9.0)),
+    "tuple[int, int]": (640, 480),
+    "tuple[str, ...]": ("plum", "cherry"),
+}
+
+
+def example(kind: type[errors.CmrcnetError]) -> tuple[errors.CmrcnetError, dict]:
+    given = {}
+    for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
+        if parameter.default is not inspect.Parameter.empty:
+            continue
+        assert parameter.annotation in EXAMPLES, f"{kind.__name__}({name}: {parameter.annotation}) has no example"
+        given[name] = EXAMPLES[parameter.annotation]
+    return kind(**given), given
+
+
+def test_there_are_as_many_as_the_journey_needs():
+    assert len(LEAVES) >= 25
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_each_explains_itself(kind):
+    assert kind.__doc__
+    assert kind.__doc__.strip().endswith(".")
+    assert kind.__module__ == "cmrcnet.errors"
+
+
+@pytest.mark.parametrize("kind", LEAVES)
+def test_each_is_also_a_builtin_that_users_catch(kind):
+    builtin = [base for base in kind.__mro__ if base.__module__ == "builtins"]
+    assert set(builtin) - {Exception, BaseException, object}
+
+
+@pytest.mark.parametrize("kind", LEAVES)
+def test_each_is_one_sentence_on_one_line(kind):
+    sentence = str(example(kind)[0])
+    assert "\n" not in sentence
+    assert "  " not in sentence
+    assert sentence[0] not in "'\"", "a repr, not a sentence"
+    last = sentence.rsplit(": ", 1)[-1]
+    assert sentence.endswith(".") or last.startswith(("cmrcnet ", "pip install ")), sentence
+    assert len(sentence.split()) >= 6, "too short to say what was wanted, what came and what to do"
+
+
+@pytest.mark.parametrize("kind", LEAVES)
+def test_each_names_what_it_was_told(kind):
+    error, given = example(kind)
+    told = [value for value in given.values() if isinstance(value, str)]
+    told += [item for value in given.values() if isinstance(value, tuple) for item in value if isinstance(item, str)]
+    assert all(word in str(error) for word in told), str(error)
+
+
+def test_long_lists_are_cut_and_counted():
+    sentence = str(errors.DuplicateBarcodes([f"b{i}" for i in range(12)]))
+    assert "b4" in sentence
+    assert "b5" not in sentence
+    assert "and 7 more" in sentence
+
+
+def test_a_key_error_is_not_printed_as_a_repr():
+    assert str(errors.UnknownSection("X9", ("A1", "B2"))) == "There is no section 'X9'; known: A1, B2."
