@@ -210,6 +210,16 @@ class NoSharedGenes(CmrcnetError, ValueError):
         super().__init__(f"{left} and {right} share no genes. {hint}".strip())
 
 
+class GenesMissing(CmrcnetError, ValueError):
+    """A section whose assay did not measure genes that are asked of it."""
+
+    def __init__(self, section: str, missing: Sequence[str], wanted: int, hint: str = "") -> None:
+        super().__init__(
+            f"{section} lacks {len(missing)} of the {wanted} genes asked for ({_few(list(missing))}); "
+            f"ask only for genes that every section measures. {hint}".strip()
+        )
+
+
 class TooFew(CmrcnetError, ValueError):
     """Too few sections, patients, spots or genes for the job."""
 

@@ -70,7 +70,7 @@ def test_sections_are_averaged_within_patients_before_patients_are():
     def row(patient, section, value):
         return ("m", section, section, patient, "HVG", "pearson", value, 50, 1)
 
-    columns = "method fold section patient gene_set metric value n_genes n_undefined".split()
+    columns = ["method", "fold", "section", "patient", "gene_set", "metric", "value", "n_genes", "n_undefined"]
     scores = pd.DataFrame([row("a", "1", 0.2), row("a", "2", 0.4), row("b", "3", 0.9)], columns=columns)
     assert list(by_patient(scores)["value"]) == pytest.approx([0.3, 0.9])
     (total,) = over_patients(scores).itertuples()

@@ -144,7 +144,7 @@ def test_a_truncated_part_is_reported(tmp_path):
     folder.keep("f", "m", part())
     (file,) = folder.working.rglob("part.json")
     file.write_text('{"format": 1')
-    with pytest.raises(DamagedArtefact, match="part.json is not whole"):
+    with pytest.raises(DamagedArtefact, match=r"part\.json is not whole"):
         folder.part("f", "m")
 
 

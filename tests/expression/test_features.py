@@ -133,7 +133,7 @@ def test_no_gene_of_her2st_is_lost(her2st_csv):
 
 
 def test_bad_input():
-    with pytest.raises(BadOption, match='controls is .maybe.; wanted "drop" or "keep"'):
+    with pytest.raises(BadOption, match=r'controls is .maybe.; wanted "drop" or "keep"'):
         clean_features(["A"], sparse.csr_matrix((1, 1)), controls="maybe")
-    with pytest.raises(ShapeMismatch, match="counts has shape"):
+    with pytest.raises(ShapeMismatch, match=r"counts has shape"):
         clean_features(["A"], sparse.csr_matrix((1, 2)))

@@ -95,6 +95,9 @@ def test_a_visium_file_as_scanpy_makes_it(tmp_path, small):
     full = read_section(path, image=write_image(tmp_path / "full.png", visium.image))
     np.testing.assert_allclose(full.spots.centre_px, 2 * section.spots.centre_px)
     assert full.slide.um_per_px == pytest.approx(section.slide.um_per_px / 2)
+    lowres = read_section(path, image=outs / "spatial" / "tissue_lowres_image.png")  # known by its name
+    np.testing.assert_allclose(lowres.spots.centre_px, full.spots.centre_px / 4)
+    assert lowres.slide.um_per_px == pytest.approx(4 * full.slide.um_per_px)
 
 
 def test_the_stated_diameter_may_give_the_scale(tmp_path, small):
@@ -106,20 +109,20 @@ def test_the_stated_diameter_may_give_the_scale(tmp_path, small):
     section = read_section(path, spot_diameter_um=100)
     assert section.slide.um_per_px == pytest.approx(small.um_per_px)
     np.testing.assert_array_equal(section.slide.read(0, 0, 20, 10), small.image[:10, :20])
-    with pytest.raises(BadOption, match="spot_diameter_um is None; wanted the diameter of the spots of S1"):
+    with pytest.raises(BadOption, match=r"spot_diameter_um is None; wanted the diameter of the spots of S1"):
         read_section(path, um_per_px=small.um_per_px)
 
 
 def test_what_is_missing_is_named(tmp_path, small):
     table = ann_data_of(small)
     path = write(tmp_path, table)
-    with pytest.raises(BadOption, match="image is None; wanted the picture of S1"):
+    with pytest.raises(BadOption, match=r"image is None; wanted the picture of S1"):
         read_section(path, um_per_px=4.0, spot_diameter_um=100)
-    with pytest.raises(UnknownScale, match="S1 does not say"):
+    with pytest.raises(UnknownScale, match=r"S1 does not say"):
         read(path, small, um_per_px=None)
     del table.obsm["spatial"]
     table.obsm["X_pca"] = small.centre_px
-    with pytest.raises(BadFile, match="has no spot positions: .*obsm holds X_pca"):
+    with pytest.raises(BadFile, match=r"has no spot positions: .*obsm holds X_pca"):
         read(write(tmp_path, table), small)
 
 
@@ -128,7 +131,7 @@ def test_two_libraries_in_one_file(tmp_path, small):
     library = {"images": {"hires": small.image}, "scalefactors": {"tissue_hires_scalef": 1.0}}
     table.uns["spatial"] = {"a": library, "b": library}
     path = write(tmp_path, table)
-    with pytest.raises(BadFile, match="holds 2 libraries; write one file a section"):
+    with pytest.raises(BadFile, match=r"holds 2 libraries; write one file a section"):
         read_section(path, um_per_px=4.0, spot_diameter_um=100)
     assert len(read(path, small).spots) == small.spots
 
@@ -146,7 +149,7 @@ def test_patient_and_tissue_columns(tmp_path, small):
 def test_duplicate_names(tmp_path, small):
     table = ann_data_of(small)
     table.obs_names = ["a", "a", *small.barcodes[2:]]
-    with pytest.raises(DuplicateBarcodes, match="the spots of S1 repeat the barcode.s. a"):
+    with pytest.raises(DuplicateBarcodes, match=r"the spots of S1 repeat the barcode.s. a"):
         read(write(tmp_path, table), small)
 
 
@@ -157,5 +160,5 @@ def test_damaged_files(tmp_path, small, damage):
         cut(path, 0.5)
     else:
         path.write_text("no HDF5")
-    with pytest.raises(BadFile, match="truncated, damaged or of another kind"):
+    with pytest.raises(BadFile, match=r"truncated, damaged or of another kind"):
         read(path, small)

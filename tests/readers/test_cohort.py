@@ -129,7 +129,7 @@ def test_faults_are_named_by_line_before_anything_is_read(folder, monkeypatch, c
 
 
 def test_several_faults_are_counted_and_all_listed(folder):
-    text = (HEADER + ROWS).replace("st/A1.png,4,", "st/A1.png,four,").replace("vizium", "").replace("fullres", "full")
+    text = (HEADER + ROWS).replace("st/A1.png,4,", "st/A1.png,four,").replace("fullres", "full")
     path = write(folder, text)
     with pytest.raises(BadOption, match=r"um_per_px is 'four'.*\(1 more problem\(s\): cmrcnet inspect .*cohort.csv\)"):
         read_cohort(path)
@@ -138,13 +138,13 @@ def test_several_faults_are_counted_and_all_listed(folder):
 
 
 def test_no_cohort_at_all(tmp_path):
-    with pytest.raises(NoSuchFile, match="does not exist"):
+    with pytest.raises(NoSuchFile, match=r"does not exist"):
         read_cohort(tmp_path / "cohort.csv")
-    with pytest.raises(BadFile, match="empty"):
+    with pytest.raises(BadFile, match=r"empty"):
         read_cohort(write(tmp_path, ""))
-    with pytest.raises(TooFew, match="0 sections in .*cohort.csv, but at least 1"):
+    with pytest.raises(TooFew, match=r"0 sections in .*cohort.csv, but at least 1"):
         read_cohort(write(tmp_path, HEADER))
-    with pytest.raises(BadFile, match="no UTF-8 text"):
+    with pytest.raises(BadFile, match=r"no UTF-8 text"):
         read_cohort(write(tmp_path, HEADER + "\u00c4,A,,x,,,,,\n", encoding="latin-1"))
 
 
@@ -154,7 +154,7 @@ def test_faults_inside_the_counts_show_when_the_section_is_read(folder):
     write_legacy(folder / "st", made, "A2")
     cohort = read_cohort(write(folder, HEADER + ROWS))
     assert len(cohort.read("A1").spots) == 30
-    with pytest.raises(BadCounts, match="counts of A2"):
+    with pytest.raises(BadCounts, match=r"counts of A2"):
         cohort.read("A2")
 
 
@@ -168,3 +168,12 @@ def test_the_real_cohorts(her2st_csv, als_csv):
     assert section.facts["condition"] == "wild type, day 120"
     assert not any(gene.startswith("__") for gene in section.genes)
     assert np.all(section.counts.sum(axis=1) > 0)
+
+
+def test_errors_keep_their_kind_and_sentence_on_the_way():
+    error = NoSuchFile("a.jpg", "The image")
+    told = cohort_file.located(error, "cohort.csv, line 2 (A)", " And more.")
+    assert type(told) is NoSuchFile and str(told) == f"cohort.csv, line 2 (A): {error} And more."
+    assert str(error) == "The image a.jpg does not exist; check the path."
+    again = pickle.loads(pickle.dumps(told))
+    assert type(again) is NoSuchFile and str(again) == str(told)

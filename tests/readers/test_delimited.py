@@ -66,9 +66,9 @@ def test_cells_that_are_no_numbers_are_named_by_line(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("spot,pixel_x\na,1\nb,two\nc,inf\n")
     table = read_table(path, "a table")
-    with pytest.raises(BadFile, match="line 3 has 'two' as pixel_x, which is no number"):
+    with pytest.raises(BadFile, match=r"line 3 has 'two' as pixel_x, which is no number"):
         table.numbers("pixel_x")
-    with pytest.raises(MissingColumn, match="lacks the column.s. pixel_y; it has: spot, pixel_x"):
+    with pytest.raises(MissingColumn, match=r"lacks the column.s. pixel_y; it has: spot, pixel_x"):
         table.numbers("pixel_y")
-    with pytest.raises(NoSuchFile, match="does not exist"):
+    with pytest.raises(NoSuchFile, match=r"does not exist"):
         read_table(tmp_path / "absent.csv", "a table")

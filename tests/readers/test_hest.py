@@ -85,7 +85,8 @@ def test_cropped_patches_of_a_patch_slide_are_the_stored_ones(tmp_path, tissue):
 def test_without_metadata_the_scale_follows_from_the_patches(tmp_path, tissue):
     root = write_hest(tmp_path, tissue, metadata=False, slide=False)
     section = read_section(root)
-    assert any("follows from spot centres and patch corners: 0.8" in note for note in section.notes)
+    (note,) = [note for note in section.notes if "follows from spot centres and patch corners" in note]
+    assert float(note.rsplit(" ", 1)[1].rstrip(".")) == pytest.approx(tissue.um_per_px, rel=0.01)
     assert section.patient == "TENX1"
     assert any("Nobody names the patient" in note for note in section.notes)
     assert read_section(root, patient="P9").patient == "P9"
@@ -102,16 +103,16 @@ def test_scale_four_times_off(tmp_path, tissue):
     root = write_hest(tmp_path, tissue)
     path = root / "metadata" / "TENX1.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "pixel_size_um_estimated": tissue.um_per_px * 4}))
-    with pytest.raises(ScaleMismatch, match="patches of 112 um lie on it as for 0.8"):
+    with pytest.raises(ScaleMismatch, match=r"patches of 112 um lie on it as for 0.8"):
         read_section(root)
     unpatched = write_hest(tmp_path / "b", tissue, patches=False)
-    with pytest.raises(ScaleMismatch, match="would lie 400 um apart"):
+    with pytest.raises(ScaleMismatch, match=r"would lie 400 um apart"):
         read_section(unpatched, um_per_px=tissue.um_per_px * 4)
 
 
 def test_unknown_scale(tmp_path, tissue):
     root = write_hest(tmp_path, tissue, metadata=False, patches=False)
-    with pytest.raises(UnknownScale, match="TENX1 does not say how many micrometres"):
+    with pytest.raises(UnknownScale, match=r"TENX1 does not say how many micrometres"):
         read_section(root)
 
 
@@ -120,7 +121,7 @@ def test_one_of_several_sections_is_chosen_by_name(tmp_path, tissue):
     write_hest(root, tissue, "B")
     assert read_section(root, name="B").name == "B"
     assert read_section(root / "st" / "A.h5ad").name == "A"
-    with pytest.raises(BadOption, match="wanted one of the sections in .*: A, B"):
+    with pytest.raises(BadOption, match=r"wanted one of the sections in .*: A, B"):
         read_section(root)
 
 
@@ -134,7 +135,7 @@ def test_legacy_sections_in_hest(tmp_path, tissue):
 def test_truncated_files(tmp_path, tissue, part):
     root = write_hest(tmp_path, tissue)
     cut(root / part)
-    with pytest.raises(BadFile, match="cannot be read as"):
+    with pytest.raises(BadFile, match=r"cannot be read as"):
         section = read_section(root)
         section.slide.read(0, section.slide.height_px - 1, section.slide.width_px, 1)
 
@@ -143,7 +144,7 @@ def test_neither_slide_nor_patches(tmp_path, tissue):
     root = write_hest(tmp_path, tissue)
     (root / "patches" / "TENX1.h5").unlink()
     (root / "wsis" / "TENX1.tif").unlink()
-    with pytest.raises(NoSuchFile, match="patch file .* nor is there a slide in wsis"):
+    with pytest.raises(NoSuchFile, match=r"patch file .* nor is there a slide in wsis"):
         read_section(root)
 
 
@@ -167,9 +168,27 @@ def test_a_patch_slide_is_a_slide(tmp_path, tissue):
     np.testing.assert_array_equal(slide.read(5, 6, 70, 80), whole[6:86, 5:75])
 
 
-def test_the_fingerprint_tells_other_patches(tmp_path, tissue):
+def test_the_fingerprint_tells_other_patches_and_other_places(tmp_path, tissue):
     slide = read_section(write_hest(tmp_path / "a", tissue, slide=False)).slide
     root = write_hest(tmp_path / "b", tissue, slide=False)
     with h5py.File(root / "patches" / "TENX1.h5", "a") as file:
         file["img"][0, 0, 0, 0] ^= 1
     assert read_section(root).slide.fingerprint() != slide.fingerprint()
+    root = write_hest(tmp_path / "c", tissue, slide=False)
+    with h5py.File(root / "patches" / "TENX1.h5", "a") as file:
+        file["coords"][0] += 3
+    assert read_section(root).slide.fingerprint() != slide.fingerprint()
+
+
+def test_patches_without_counts_are_left_out(tmp_path, tissue):
+    root = write_hest(tmp_path, tissue, metadata=False, slide=False)
+    table = anndata.read_h5ad(root / "st" / "TENX1.h5ad")[:4].copy()
+    table.write_h5ad(root / "st" / "TENX1.h5ad")
+    section = read_section(root)
+    assert section.spots.barcodes == tuple(tissue.barcodes[:4])
+    np.testing.assert_array_equal(section.counts.toarray(), tissue.counts[:4])
+    assert "8 patches have no counts: left out." in section.notes
+    patches = patches_of(root)
+    for barcode, (x, y) in zip(section.spots.barcodes, section.spots.centre_px, strict=True):
+        np.testing.assert_array_equal(section.slide.read(int(x) - 112, int(y) - 112, 224, 224), patches[barcode][1])
+    assert any("patch corners: 0.8" in note for note in section.notes)

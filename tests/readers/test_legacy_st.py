@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,10 +90,7 @@ def test_shuffled_spot_file_changes_nothing(tmp_path, small):
 def test_fractional_names_and_the_x_that_r_adds(tmp_path, small):
     small.barcodes[:] = [f"{x + 0.907:.3f}x{y + 0.1:.3f}" for x, y in small.array_xy]
     counts = write_legacy(tmp_path, small, spot_column=True, turned=True)
-    import gzip
-
-    text = gzip.open(counts, "rt").read()
-    header, rest = text.split("\n", 1)
+    header, rest = gzip.decompress(counts.read_bytes()).decode().split("\n", 1)
     counts.write_bytes(gzip.compress((header.replace("\t", "\tX") + "\n" + rest).encode()))
     assert read(counts).spots.barcodes == tuple(small.barcodes)
 
@@ -115,39 +114,41 @@ def test_files_beside_the_counts_are_found_and_told(tmp_path, small):
 def test_without_a_spot_file_or_picture_it_says_what_to_give(tmp_path, small):
     counts = write_legacy(tmp_path, small)
     (tmp_path / "S1.png").unlink()
-    with pytest.raises(BadOption, match="image is None; wanted the picture on which the spots of S1_counts.tsv.gz lie"):
+    with pytest.raises(
+        BadOption, match=r"image is None; wanted the picture on which the spots of S1_counts.tsv.gz lie"
+    ):
         read(counts)
     (tmp_path / "S1_spots.tsv").unlink()
-    with pytest.raises(BadOption, match="spots is None; wanted the spot file of .* 10x15 do not say where"):
+    with pytest.raises(BadOption, match=r"spots is None; wanted the spot file of .* 10x15 do not say where"):
         read(counts)
-    with pytest.raises(NoSuchFile, match="spot file .*nowhere.tsv does not exist"):
+    with pytest.raises(NoSuchFile, match=r"spot file .*nowhere.tsv does not exist"):
         read(counts, spots=tmp_path / "nowhere.tsv")
 
 
 def test_missing_columns_are_named(tmp_path, small):
     counts = write_legacy(tmp_path, small)
     edit_spots(counts, lambda spots: spots.drop(columns=["pixel_y"]))
-    with pytest.raises(MissingColumn, match="lacks the column.s. pixel_y"):
+    with pytest.raises(MissingColumn, match=r"lacks the column.s. pixel_y"):
         read(counts)
     edit_spots(counts, lambda spots: spots.assign(pixel_y="1").drop(columns=["x"]))
-    with pytest.raises(MissingColumn, match="spot .or x and y."):
+    with pytest.raises(MissingColumn, match=r"spot .or x and y."):
         read(counts)
 
 
 def test_names_that_do_not_meet(tmp_path, small):
     counts = write_legacy(tmp_path, small)
     edit_spots(counts, lambda spots: spots.assign(x=[f"{v}9" for v in spots["x"]]))
-    with pytest.raises(BadFile, match="names spots like 19x1, the counts like 1x1"):
+    with pytest.raises(BadFile, match=r"names spots like 19x1, the counts like 1x1"):
         read(counts)
 
 
 def test_duplicate_spots_on_either_side(tmp_path, small):
     counts = write_legacy(tmp_path, small)
     edit_spots(counts, lambda spots: pd.concat([spots, spots.iloc[[4]]]))
-    with pytest.raises(DuplicateBarcodes, match="the spot file repeat the barcode.s. 5x1"):
+    with pytest.raises(DuplicateBarcodes, match=r"the spot file repeat the barcode.s. 5x1"):
         read(counts)
     small.barcodes[7] = small.barcodes[8]
-    with pytest.raises(DuplicateBarcodes, match="the counts repeat the barcode.s. 3x2"):
+    with pytest.raises(DuplicateBarcodes, match=r"the counts repeat the barcode.s. 3x2"):
         read(write_legacy(tmp_path / "b", small))
 
 
@@ -155,5 +156,5 @@ def test_duplicate_spots_on_either_side(tmp_path, small):
 def test_truncated_files(tmp_path, part):
     counts = write_legacy(tmp_path, made_up(genes=400))
     cut(tmp_path / part)
-    with pytest.raises(BadFile, match="truncated"):
+    with pytest.raises(BadFile, match=r"truncated"):
         read(counts)

@@ -84,13 +84,13 @@ def test_each_fault_alone(changes, error, said):
 
 def test_no_spots_at_all():
     empty = raw(barcodes=[], centre_px=np.zeros((0, 2)), counts=sparse.csr_matrix((0, 12)))
-    with pytest.raises(EmptySection, match="S1 holds 0 spots and 12 genes"):
+    with pytest.raises(EmptySection, match=r"S1 holds 0 spots and 12 genes"):
         checked_section(empty)
 
 
 def test_nothing_but_controls():
     section = raw(genes=[f"BLANK_{i}" for i in range(12)])
-    with pytest.raises(EmptySection, match="S1 holds 30 spots and 0 genes"):
+    with pytest.raises(EmptySection, match=r"S1 holds 30 spots and 0 genes"):
         checked_section(section)
     assert len(checked_section(section, controls="keep").genes) == 12
 
@@ -100,7 +100,7 @@ def test_every_fault_is_told_not_only_the_first():
         barcodes=["a", "a", *made_up().barcodes[2:]],
         counts=with_counts(-1),
         slide=ArraySlide(made_up().image, 16.0, "S1"),
-        centre_px=made_up().centre_px + [9000, 0],
+        centre_px=made_up().centre_px + np.array([9000, 0]),
     )
     found = [type(problem) for problem in problems_of(faulty)]
     assert found == [DuplicateBarcodes, BadCounts, SpotsOffImage, ScaleMismatch]
@@ -116,7 +116,7 @@ def test_a_few_spots_off_the_image_are_dropped_and_told():
     np.testing.assert_array_equal(section.counts.toarray(), made.counts[kept])
     assert "3 of 30 spots have their centre outside the image: dropped." in section.notes
     centres[12] += 9000
-    with pytest.raises(SpotsOffImage, match="4 of 30 spots of S1 lie outside its image .400 x 350 px"):
+    with pytest.raises(SpotsOffImage, match=r"4 of 30 spots of S1 lie outside its image .400 x 350 px"):
         checked_section(raw(made, centre_px=centres))
 
 

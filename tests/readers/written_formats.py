@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,6 +77,9 @@ def from_shared(csv: Path, section: str, side_px: int = 1800) -> Made:
     spots, centres = spots[inside], centres[inside]
     with Image.open(csv.parent / row["image"]) as picture:
         image = np.asarray(picture.crop((*corner, *(corner + side_px))))
+    often = Counter(genes)
+    kept = [i for i, gene in enumerate(genes) if i < 2000 or often[gene] > 1]  # enough, and every double name
+    genes, counts = [genes[i] for i in kept], counts.iloc[:, kept]
     return Made(
         barcodes=list(spots.index),
         array_xy=spots[["x", "y"]].astype(float).to_numpy(),

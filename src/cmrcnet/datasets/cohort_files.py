@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 from pathlib import Path
 from typing import Literal
 
@@ -108,12 +107,11 @@ def _write_section(section: Section, folder: Path, image: str) -> dict[str, str]
 
 def _write_counts(section: Section, path: Path) -> None:
     """Spots x genes, tab separated; without a time stamp, so that equal sections make equal files."""
-    with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="", compresslevel=6) as zipped:
-        with io.TextIOWrapper(zipped, encoding="utf-8", newline="\n") as text:
-            text.write("\t" + "\t".join(section.genes) + "\n")
-            for number, barcode in enumerate(section.spots.barcodes):
-                values = np.asarray(section.counts[number].todense()).ravel().astype(np.int64)
-                text.write(barcode + "\t" + "\t".join(map(str, values)) + "\n")
+    lines = ["\t" + "\t".join(section.genes)]
+    for number, barcode in enumerate(section.spots.barcodes):
+        values = section.counts[[number]].toarray().ravel().astype(np.int64)
+        lines.append(barcode + "\t" + "\t".join(map(str, values)))
+    path.write_bytes(gzip.compress("\n".join([*lines, ""]).encode(), compresslevel=6, mtime=0))
 
 
 def _write_spots(section: Section, path: Path) -> None:

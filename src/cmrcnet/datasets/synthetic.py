@@ -31,11 +31,11 @@ __all__ = [
     "write_slide",
 ]
 
-PITCH_UM = 120.0
+PITCH_UM = 150.0
 """Distance between neighbouring spots."""
 
 DIAMETER_UM = 100.0
-UM_PER_PX = 0.8
+UM_PER_PX = 1.0
 LEAST_TISSUE = 0.8
 """Share of a spot that must be tissue."""
 

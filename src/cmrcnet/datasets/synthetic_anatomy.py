@@ -90,9 +90,7 @@ class Anatomy:
         self.plan = plan
         self.shape = (int(np.ceil(plan.height_um / CELL_UM)), int(np.ceil(plan.width_um / CELL_UM)))
         self.tissue = self._outline()
-        logits = np.stack(
-            [_SOFTNESS * (self._field(name, _SIGMA_UM[name]) + _OFFSET[name]) for name in REGIONS]
-        )
+        logits = np.stack([_SOFTNESS * (self._field(name, _SIGMA_UM[name]) + _OFFSET[name]) for name in REGIONS])
         shares = np.exp(logits - logits.max(axis=0))
         self.composition = (shares / shares.sum(axis=0)).astype(np.float32)
         self.grade = _sigmoid(1.8 * self._field("grade", 170.0))

@@ -21,7 +21,7 @@ from cmrcnet.datasets.synthetic_nuclei import stamp_nuclei
 _HAEMATOXYLIN = np.array([0.600, 0.722, 0.345])
 _EOSIN = np.array([0.216, 0.801, 0.558])
 _FAT_CELL_UM = 62.0
-_TILE_UM = 744.0  # twelve fat cells; every texture repeats after it
+_TILE_UM = 496.0  # eight fat cells; every texture repeats after it
 _BAND_PX = 384
 
 
@@ -157,9 +157,7 @@ def _ground(
     return np.maximum(haematoxylin, 0) * edge, np.maximum(eosin, 0) * edge
 
 
-def _with_nuclei(
-    haematoxylin: np.ndarray, eosin: np.ndarray, nuclei: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _with_nuclei(haematoxylin: np.ndarray, eosin: np.ndarray, nuclei: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Nuclei hide some of the pink beneath them."""
     return np.maximum(haematoxylin, nuclei), eosin * (1 - 0.5 * np.clip(nuclei, 0, 1))
 

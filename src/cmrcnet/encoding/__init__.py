@@ -1,0 +1,1 @@
+"""From pixels to tokens, and where both are kept on disk."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cmrcnet.evaluation.evaluation_run import EvaluationRun
 
 _SECTIONS = 4
-_UNSEEN_GENES = 6
+_UNSEEN_GENES = 7
 
 
 def held_out_maps(run: EvaluationRun) -> str:
@@ -29,9 +29,9 @@ def held_out_maps(run: EvaluationRun) -> str:
     if not shown:
         return "<p>No maps: CMRCNet was not among the methods of this run.</p>"
     parts = [
-        "<p>Of each section its best HVG, its typical HVG (the median) and the best of all genes, picked by their score "
-        "as illustrations. Each map has a colour scale of its own, from its 2nd to its 98th percentile, in log-expression: "
-        "compare patterns, not colours. Spread is the deviation among the retrieved spots.</p>\n"
+        "<p>Of each section its best HVG, its typical HVG (the median) and the best of all genes, picked by their "
+        "score as illustrations. Each map has a colour scale of its own in log-expression, from its 2nd to its 98th "
+        "percentile: compare patterns, not colours. Spread is the deviation among the retrieved spots.</p>\n"
     ]
     return "".join([*parts, *(_section_maps(run, name) for name in shown)])
 
@@ -84,7 +84,7 @@ def _section_maps(run: EvaluationRun, name: str) -> str:
         true = np.asarray(truth[:, measured.index(gene)].todense()).ravel()
         spread = np.asarray(table[:, gene].layers["spread"], np.float64).ravel()
         parts += [
-            f'<div class="maps">\n<div class="card"><b>{text(gene)}</b>{role}<br>Pearson {pearson}</div>\n',
+            f'<div class="maps row">\n<div class="card"><b>{text(gene)}</b> {role}<br> Pearson {pearson}</div>\n',
             _map(view, true, f"Measured {gene} on {name}", "measured"),
             _map(view, _column(table, gene), f"Predicted {gene} on {name}", "predicted"),
             _map(view, spread, f"Spread of {gene} on {name}", "spread", "magma"),

@@ -123,7 +123,7 @@ def genes_table(run: EvaluationRun) -> str:
     ]
     heads = ["gene", first, *others, "defined in", "mean", "variance", "set"]
     return (
-        '<p><label>Find a gene <input type="search" data-filters="genes" placeholder="a part of its name"></label></p>\n'
+        '<p><label>Find a gene <input type="search" data-filters="genes" placeholder="part of its name"></label></p>\n'
         + table(heads, rows, identity="genes", sortable=True, tall=True)
         + _stamp(
             run,

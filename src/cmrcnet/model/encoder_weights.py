@@ -41,14 +41,19 @@ def read_safetensors(path: str | Path, encoder: str = "") -> dict[str, Tensor]:
         )
     with path.open("rb") as stream:
         head = stream.read(9)
-    if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"):
-        raise PickleRefused(path)  # a zip of pickles, or a bare one
+    if looks_like_pickle(head):
+        raise PickleRefused(path)
     if len(head) < 9 or head[8:] != b"{" or int.from_bytes(head[:8], "little") > _LARGEST_HEADER:
         raise DamagedWeights(path, "it is not a safetensors file")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedWeights(path, str(error)) from error
+
+
+def looks_like_pickle(head: bytes) -> bool:
+    """Whether a file that begins so is a pickle, or a zip archive as PyTorch makes them of pickles."""
+    return head[:2] == b"PK" or head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def fetch_from_hub(repository: str, encoder: str) -> dict[str, Tensor]:

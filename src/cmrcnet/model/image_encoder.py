@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -64,7 +65,8 @@ class ImageEncoder(nn.Module):
         super().__init__()
         blocks = tuple(blocks)
         if any(not 0 <= block < len(card.blocks) for block in blocks):
-            raise BadOption("model.blocks", list(blocks), f"blocks of {card.name}, 0 to {len(card.blocks) - 1}")
+            known = f"0 to {len(card.blocks) - 1}" if card.blocks else "of which it names none"
+            raise BadOption("model.blocks", list(blocks), f"blocks of {card.name}, {known}")
         if len(set(blocks)) != len(blocks):
             raise BadOption("model.blocks", list(blocks), "each block once")
         self.backbone = backbone
@@ -130,9 +132,13 @@ class ImageEncoder(nn.Module):
         return block_outputs(self.backbone, self.blocks, patches)
 
     def _tokens(self, output: Tensor) -> Tensor:
-        if output.ndim == 4:
-            grid = output.permute(0, 3, 1, 2) if self._maps_are_channels_last else output
-            if self.card.grid is not None and tuple(grid.shape[-2:]) != self.card.grid:
+        if self.card.grid is not None:
+            if output.ndim == 3:  # a square feature map that the block has unrolled
+                side = math.isqrt(output.shape[1])
+                grid = output.transpose(1, 2).unflatten(2, (side, -1))
+            else:
+                grid = output.permute(0, 3, 1, 2) if self._maps_are_channels_last else output
+            if tuple(grid.shape[-2:]) != self.card.grid:
                 grid = adaptive_avg_pool2d(grid, self.card.grid)
             return grid.flatten(2).transpose(1, 2)
         if self.card.register_tokens:

@@ -96,6 +96,7 @@ def neighbour_distance_px(centre_px: np.ndarray) -> float | None:
     from scipy.spatial import cKDTree
 
     centres = np.unique(np.asarray(centre_px, dtype=np.float64), axis=0)
+    centres = centres[np.isfinite(centres).all(axis=1)]
     if len(centres) < 3:
         return None
     tree = cKDTree(centres)

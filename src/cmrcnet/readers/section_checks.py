@@ -149,8 +149,10 @@ def check_on_image(raw: RawSection) -> None:
 
 def check_scale(raw: RawSection) -> None:
     """Neighbouring spots are as far apart as the assay puts them, within a factor `SCALE_FACTOR`."""
+    if raw.slide.um_per_px is None:
+        return  # told by `check_scale_known`
     pitch_px = raw.pitch_px or neighbour_distance_px(raw.centre_px)
-    if pitch_px is None or raw.slide.um_per_px is None:
+    if pitch_px is None:
         return
     least, most = raw.pitch_um
     pitch_um = pitch_px * raw.slide.um_per_px

@@ -12,7 +12,7 @@ from cmrcnet.errors import BadOption, ShapeMismatch
 from cmrcnet.search.neighbours import Neighbours
 
 QUERIES_AT_ONCE = 256
-BANK_AT_ONCE = 8192
+BANK_AT_ONCE = 16384
 LONGEST_BANK = 2**31 - 1
 """A row number must fit the lower half of a sort key."""
 

@@ -70,6 +70,8 @@ class _Cutter:
 
     def __init__(self, slide: Slide, scale: PatchScale) -> None:
         side = scale.side_on(known_scale(slide))  # of a patch, in level-0 pixels
+        if math.isclose(side, scale.size_px, rel_tol=1e-9):
+            side = float(scale.size_px)  # 224 * 0.3 / 0.3 is not quite 224, and would blur for nothing
         self.slide, self.size = slide, scale.size_px
         self.level = fitting_level(slide, side / scale.size_px)
         self.step = slide.downsamples[self.level]

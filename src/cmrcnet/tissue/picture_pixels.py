@@ -16,7 +16,7 @@ import numpy as np
 from cmrcnet.errors import BadFile
 from cmrcnet.tissue.rgb import over_white
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "JPEG2000", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "JPEG2000")
 LARGEST_PX = 1 << 30
 """A picture is decoded whole, at 4 bytes a pixel; beyond 4 GiB a tiled slide is the answer."""
 HELD_BYTES = 800_000_000

@@ -15,6 +15,7 @@ import numpy as np
 from cmrcnet.errors import BadFile
 from cmrcnet.tissue.rgb import grey_to_rgb, over_white
 from cmrcnet.tissue.stored_scale import UNIT_UM, mean_scale, plausible_scale
+from cmrcnet.tissue.tiff_whole import is_whole
 
 HELD_BYTES = 64 << 20
 """Decoded tiles or strips that each slide keeps; the one read last always is."""
@@ -37,13 +38,12 @@ def tiff_facts(path: Path) -> TiffFacts:
     Raises
     ------
     BadFile
-        No TIFF, or the pixels of its first image reach beyond the end of the file: it is truncated.
+        It is no TIFF, or a truncated one.
     """
     with _open(path) as tiff:
+        if not is_whole(tiff, path):
+            raise BadFile(path, "a TIFF", "it is truncated (parts beyond its end are missing); copy it again")
         page = tiff.pages[0]
-        ends = (start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=False))
-        if max(ends, default=0) > path.stat().st_size:
-            raise BadFile(path, "a TIFF", "it is truncated (pixels are missing at its end); copy or download it again")
         return TiffFacts(tiff.is_ome, page.dtype == np.uint8)
 
 
@@ -203,6 +203,8 @@ def _largest(tiff, path: Path) -> int:
 def _check(level, path: Path) -> int:
     """How many pages make the channels of a level: 1, or one page a channel; `BadFile` for what is no colour image."""
     page = level.keyframe
+    if any(one is None for one in level.pages):
+        raise BadFile(path, "a TIFF", "some of its pages are missing; copy or download it again")
     if level.dtype != np.uint8 or page.bitspersample != 8:
         kind = f"{page.bitspersample}-bit {np.dtype(level.dtype).name}" if level.dtype is not None else "unknown"
         raise BadFile(path, "a slide", f"its pixels are {kind}; convert it to 8-bit RGB")

@@ -1,0 +1,313 @@
+"""A trained model: one self-sufficient thing that embeds patches and expression, and that can be saved and loaded.
+
+Folder format 1: ``model.json`` (recipe, panel, provenance, encoder, fingerprints) beside ``weights.safetensors``.
+The weights of a frozen encoder are not copied into it: they are named with their fingerprint, and checked when the
+model is loaded. An encoder that was trained, or whose weights were random, is stored. The file is one thing: what
+`save` writes `load` must read back and check, line by line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cmrcnet.atomic import atomic_folder
+from cmrcnet.errors import CmrcnetError, DamagedArtefact, DamagedWeights, NoSuchFile, PickleRefused, ShapeMismatch
+from cmrcnet.expression.panel import GenePanel
+from cmrcnet.fingerprint import fingerprint, fingerprint_stream
+from cmrcnet.model.encoder_registry import create_image_encoder
+from cmrcnet.model.encoder_weights import looks_like_pickle
+from cmrcnet.model.image_encoder import EncoderOrigin, ImageEncoder
+from cmrcnet.model.network import CMRCNet
+from cmrcnet.model.provenance import Provenance
+from cmrcnet.recipe import Recipe
+from cmrcnet.tissue.scale import PatchScale
+
+FORMAT = 1
+_PATCHES_AT_A_TIME = 256
+_SPOTS_AT_A_TIME = 1024
+
+__all__ = ["FORMAT", "Provenance", "TrainedModel"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A network together with everything that its numbers depend on. It is put into evaluation mode.
+
+    Parameters
+    ----------
+    network : CMRCNet
+    encoder : ImageEncoder
+        What made its tokens.
+    panel : GenePanel
+        Its genes, in its order.
+    recipe : Recipe
+    provenance : Provenance
+    """
+
+    network: CMRCNet
+    encoder: ImageEncoder
+    panel: GenePanel
+    recipe: Recipe
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        if self.network.n_genes != len(self.panel.genes):
+            raise ShapeMismatch("the panel of the network", want=self.network.n_genes, got=len(self.panel.genes))
+        if self.network.token_dim != self.encoder.dim:
+            raise ShapeMismatch("a token of the network", want=self.network.token_dim, got=self.encoder.dim)
+        self.network.eval()
+        self.encoder.eval()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Name of everything that its embeddings depend on: weights, encoder, panel, scale and settings."""
+        facts = {
+            "format": FORMAT,
+            "model": self.recipe.to_dict()["model"] | {"weights": ""},  # a path; the encoder's fingerprint counts
+            "patch": self.recipe.to_dict()["patch"],
+            "genes": list(self.panel.genes),
+            "target_sum": self.panel.target_sum,
+            "encoder": self.encoder.fingerprint(),
+        }
+        weights = ((name, value.numpy()) for name, value in _stored("network", self.network).items())
+        return fingerprint_stream([facts, *(part for pair in weights for part in pair)])
+
+    @property
+    def scale(self) -> PatchScale:
+        """How much tissue a patch shows."""
+        return self.recipe.patch
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return self.network.image_head.project.weight.device
+
+    def to(self, device: torch.device | str) -> TrainedModel:
+        """Move network and encoder, and return the same model."""
+        self.network.to(device)
+        self.encoder.to(device)
+        return self
+
+    def embed_tokens(self, tokens: np.ndarray | Tensor) -> np.ndarray:
+        """Embed patches by the tokens that this model's encoder made of them.
+
+        Parameters
+        ----------
+        tokens : array or tensor, shape (patches, tokens, dim)
+            May be memory-mapped, and of half precision; read a few hundred at a time.
+
+        Returns
+        -------
+        numpy.ndarray, shape (patches, embedding), float32
+            Of unit length.
+
+        Raises
+        ------
+        ShapeMismatch
+        """
+        if tokens.ndim != 3 or tokens.shape[2] != self.network.token_dim:
+            raise ShapeMismatch("tokens", want=("patches", "tokens", self.network.token_dim), got=tuple(tokens.shape))
+        return self._embed(tokens, _PATCHES_AT_A_TIME, self.network.embed_images)
+
+    def embed_expression(self, expression: np.ndarray | sparse.sparray | sparse.spmatrix) -> np.ndarray:
+        """Embed spots by their expression.
+
+        Parameters
+        ----------
+        expression : array or sparse matrix, shape (spots, genes of the panel)
+            Log-normalised, genes in the panel's order: what `GenePanel.select` gives.
+
+        Returns
+        -------
+        numpy.ndarray, shape (spots, embedding), float32
+            Of unit length.
+
+        Raises
+        ------
+        ShapeMismatch
+        """
+        if expression.ndim != 2 or expression.shape[1] != self.network.n_genes:
+            raise ShapeMismatch("expression", want=("spots", self.network.n_genes), got=tuple(expression.shape))
+        if sparse.issparse(expression):
+            expression = sparse.csr_matrix(expression)
+        return self._embed(expression, _SPOTS_AT_A_TIME, self.network.embed_genes)
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write the model folder, whole or not at all.
+
+        Raises
+        ------
+        OutputExists, DiskFull, Unwritable
+        """
+        from safetensors.torch import save
+
+        tensors = _stored("network", self.network)
+        keep_encoder = self._encoder_is_stored
+        if keep_encoder:
+            tensors |= _stored("encoder", self.encoder.backbone)
+        weights = save(tensors)
+        origin = self.encoder.origin
+        facts = {
+            "format": FORMAT,
+            "kind": "cmrcnet model",
+            "fingerprint": self.fingerprint,
+            "recipe": self.recipe.to_dict(),
+            "panel": self.panel.to_dict(),
+            "token_dim": self.network.token_dim,
+            "encoder": {
+                "origin": None if origin is None else dataclasses.asdict(origin),
+                "fingerprint": self.encoder.fingerprint(),
+                "stored": keep_encoder,
+            },
+            "weights": {"bytes": len(weights), "checksum": fingerprint(weights)},
+            "provenance": self.provenance.to_dict(),
+        }
+        with atomic_folder(Path(folder), overwrite) as draft:
+            (draft / "weights.safetensors").write_bytes(weights)
+            (draft / "model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, encoder: ImageEncoder | None = None) -> TrainedModel:
+        """Read a model folder and check all of it.
+
+        Parameters
+        ----------
+        folder : path
+        encoder : ImageEncoder, optional
+            The frozen encoder, where it cannot be built again from its name: one of your own, or one whose weights
+            file has moved. It must bear the fingerprint of the one that the model was trained with.
+
+        Raises
+        ------
+        NoSuchFile, DamagedArtefact
+            If there is no model, or one of a newer format, or `model.json` was changed.
+        DamagedWeights, PickleRefused
+            If the weights are truncated or changed.
+        WeightsMissing
+            If the frozen encoder's weights are not at hand.
+        """
+        folder = Path(folder)
+        facts = _read_facts(folder)
+        tensors = _read_weights(folder / "weights.safetensors", facts)
+        try:
+            recipe = Recipe.from_dict(facts["recipe"], where=f"{folder}/model.json")
+            panel = GenePanel.from_dict(facts["panel"])
+            provenance = Provenance.from_dict(facts["provenance"])
+            encoder = encoder or _build_encoder(facts["encoder"], tensors, folder)
+            wanted = facts["encoder"]["fingerprint"]
+            network = CMRCNet(recipe.model, n_genes=len(panel.genes), token_dim=facts["token_dim"])
+            network.load_state_dict(_part(tensors, "network"), strict=True)
+        except (KeyError, TypeError, RuntimeError) as error:
+            if isinstance(error, CmrcnetError):
+                raise
+            raise _changed(folder, str(error).splitlines()[0]) from error
+        if encoder.fingerprint() != wanted:
+            raise DamagedArtefact(
+                folder,
+                f"it was trained on tokens of encoder {wanted[:12]}, but {encoder.card.name} as it is here is "
+                f"{encoder.fingerprint()[:12]}",
+                "give back the weights that it was trained with",
+            )
+        model = cls(network, encoder, panel, recipe, provenance)
+        if model.fingerprint != facts["fingerprint"]:
+            raise _changed(folder, "model.json does not belong to these weights")
+        return model
+
+    @property
+    def _encoder_is_stored(self) -> bool:
+        origin = self.encoder.origin
+        return self.recipe.model.train_encoder or (origin is not None and origin.weights == "random")
+
+    def _embed(self, rows: Any, at_a_time: int, embed: Callable[[Tensor], Tensor]) -> np.ndarray:
+        length = self.recipe.model.embedding_dim
+        found = np.empty((rows.shape[0], length), np.float32)
+        with torch.inference_mode():
+            for start in range(0, rows.shape[0], at_a_time):
+                part = rows[start : start + at_a_time]
+                if sparse.issparse(part):
+                    part = part.toarray()
+                if not isinstance(part, Tensor):
+                    part = torch.from_numpy(np.array(part, dtype=np.float32))
+                part = part.to(self.device, torch.float32)
+                found[start : start + at_a_time] = normalize(embed(part), dim=1).float().cpu().numpy()
+        return found
+
+
+def _stored(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
+    state = sorted(module.state_dict().items())
+    return {f"{prefix}.{name}": value.detach().cpu().contiguous() for name, value in state}
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / "model.json"
+    if not path.is_file():
+        raise NoSuchFile(path, "The model", "give a folder that `cmrcnet train` wrote")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        number = int(facts["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _changed(folder, "model.json cannot be read") from error
+    if number > FORMAT:
+        raise DamagedArtefact(
+            folder, f"it has format {number}, and this version reads up to {FORMAT}", "upgrade cmrcnet"
+        )
+    return facts
+
+
+def _read_weights(path: Path, facts: dict[str, Any]) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    if not path.is_file():
+        raise _changed(path.parent, f"{path.name} is missing")
+    content = path.read_bytes()
+    if looks_like_pickle(content[:2]):
+        raise PickleRefused(path)
+    try:
+        size, checksum = facts["weights"]["bytes"], facts["weights"]["checksum"]
+    except (KeyError, TypeError) as error:
+        raise _changed(path.parent, "model.json names no weights") from error
+    if len(content) != size:
+        raise DamagedWeights(path, f"{len(content)} bytes where {size} were written")
+    if fingerprint(content) != checksum:
+        raise DamagedWeights(path, "the content is not what was written")
+    return load(content)
+
+
+def _build_encoder(facts: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> ImageEncoder:
+    if facts["origin"] is None:
+        raise DamagedArtefact(
+            folder, "its encoder was one of your own", "pass it: TrainedModel.load(folder, encoder=...)"
+        )
+    origin = EncoderOrigin(**facts["origin"] | {"blocks": tuple(facts["origin"]["blocks"])})
+    encoder = create_image_encoder(
+        origin.name,
+        weights="random" if facts["stored"] else origin.weights,
+        blocks=origin.blocks,
+        depth=origin.depth,
+        heads=origin.heads,
+        seed=origin.seed,
+    )
+    if facts["stored"]:
+        encoder.backbone.load_state_dict(_part(tensors, "encoder"), strict=True)
+    encoder.origin = origin
+    return encoder
+
+
+def _changed(folder: Path, why: str) -> DamagedArtefact:
+    return DamagedArtefact(folder, why, "train it again or restore it from a copy")

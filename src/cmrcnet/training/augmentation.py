@@ -1,0 +1,86 @@
+"""Random flips and right-angle rotations: the eight ways to lay a square down.
+
+Tissue has no upright. For an encoder that is trained, patches are turned. For a frozen encoder, whose tokens are
+computed once, the GRID of tokens is turned, which is not the same thing: the tokens keep what they saw upright. In
+the network a token's place carries no embedding and the image embedding is the mean of the tokens, so that turning
+the grid changes only which tokens the seeded mask happens to hide. It is nearly without effect, and costs nearly
+nothing; it is kept so that a fusion which knows places could be added without forgetting it.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmrcnet.errors import ShapeMismatch
+
+WAYS = 8
+
+
+def draw_turns(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw one of the eight ways for each of `count` samples: (count,) in 0 to 7; 0 leaves as it is.
+
+    Bit 0 mirrors left and right, bit 1 top and bottom, bit 2 then swaps rows and columns.
+    """
+    return rng.integers(WAYS, size=count)
+
+
+def turn_patches(patches: Tensor, turns: np.ndarray) -> Tensor:
+    """Turn each patch its own way.
+
+    Parameters
+    ----------
+    patches : torch.Tensor, shape (batch, side, side, channels)
+        Any type.
+    turns : array of int, shape (batch,)
+
+    Returns
+    -------
+    torch.Tensor
+        A new tensor; `patches` is unchanged.
+    """
+    if patches.ndim != 4 or patches.shape[1] != patches.shape[2]:
+        raise ShapeMismatch("patches", want="(batch, side, side, channels)", got=tuple(patches.shape))
+    turned = torch.empty_like(patches)
+    for way in range(WAYS):
+        which = torch.from_numpy(np.flatnonzero(turns == way))
+        if len(which):
+            turned[which] = _turned(patches[which], way)
+    return turned
+
+
+def turn_tokens(tokens: Tensor, turns: np.ndarray, prefix: int) -> Tensor:
+    """Turn each sample's grid of tokens its own way; the `prefix` tokens before the grid (class token) stay.
+
+    Parameters
+    ----------
+    tokens : torch.Tensor, shape (batch, prefix + side * side, dim)
+    turns : array of int, shape (batch,)
+    prefix : int
+    """
+    order = torch.from_numpy(_orders(tokens.shape[1], prefix)[turns])
+    return tokens[torch.arange(len(tokens))[:, None], order]
+
+
+@cache
+def _orders(n_tokens: int, prefix: int) -> np.ndarray:
+    """(8, tokens): which token comes to each place, for each way."""
+    side = math.isqrt(n_tokens - prefix)
+    if side * side != n_tokens - prefix:
+        raise ShapeMismatch("tokens", want=f"(batch, {prefix} + side * side, dim)", got=("batch", n_tokens, "dim"))
+    grid = torch.arange(prefix, n_tokens).reshape(1, side, side, 1)
+    kept = np.arange(prefix)
+    return np.stack([np.concatenate([kept, _turned(grid, way).reshape(-1).numpy()]) for way in range(WAYS)])
+
+
+def _turned(patches: Tensor, way: int) -> Tensor:
+    """(batch, side, side, channels), all the same way."""
+    if way & 1:
+        patches = patches.flip(2)
+    if way & 2:
+        patches = patches.flip(1)
+    return patches.transpose(1, 2) if way & 4 else patches

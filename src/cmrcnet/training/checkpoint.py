@@ -1,0 +1,191 @@
+"""The state of a training on disk: one file, replaced whole, read back exactly, no pickle.
+
+``state.safetensors`` holds every tensor (weights, AdamW's moments, moving average, best weights) and, as its metadata,
+the JSON of everything else (phase, epoch, history, what the run was started with) and a CRC-32 of the tensors.
+Random generators need no place in it: every epoch seeds its own from the recipe's seed, the phase and the epoch's
+number. `log.csv` beside it has one row an epoch.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmrcnet.atomic import atomic_file
+from cmrcnet.errors import CannotResume, OutputExists
+
+FORMAT = 1
+_STATE, _LOG = "state.safetensors", "log.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """A training at the end of an epoch.
+
+    Parameters
+    ----------
+    phase : str
+        "search" or "refit".
+    epoch : int
+        Epochs of the phase that are finished.
+    facts : dict
+        Plain values that JSON can write.
+    tensors : dict of str to torch.Tensor
+    """
+
+    phase: str
+    epoch: int
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+class Checkpoints:
+    """A folder that holds the last state of one training.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when the first state is written.
+    most_share : float
+        Share of the time that writing may take. A state is due at the end of an epoch, but a large network's is
+        written less often: not before the last write's duration over this share has passed. The result is the same,
+        since a resumed run repeats the epochs behind the last state exactly.
+    """
+
+    def __init__(self, folder: Path, *, most_share: float = 0.05) -> None:
+        self.folder = Path(folder)
+        self.most_share = most_share
+        self._due = 0.0
+
+    @classmethod
+    def beside(cls, out: Path, *, resume: bool = False, overwrite: bool = False) -> Checkpoints:
+        """The folder ``OUT.partial`` of an output that is being made.
+
+        Raises
+        ------
+        OutputExists
+            An interrupted run lies there, and neither `resume` nor `overwrite` says what to do with it.
+        """
+        out = Path(out)
+        found = cls(out.with_name(f"{out.name}.partial"))
+        if found.folder.exists():
+            ours = (found.folder / _STATE).exists() or (found.folder / _LOG).exists()
+            if not ours and (not found.folder.is_dir() or any(found.folder.iterdir())):
+                raise OutputExists(found.folder, "cmrcnet did not write it, so choose another name for the output")
+            if ours and not (resume or overwrite):
+                raise OutputExists(
+                    found.folder, "an interrupted run; pass --resume to go on with it, or --overwrite to start afresh"
+                )
+            if not resume:
+                found.discard()
+        return found
+
+    def is_due(self) -> bool:
+        """Whether the next state should be written now."""
+        return time.monotonic() >= self._due
+
+    def save(self, state: TrainingState, identity: Mapping[str, str]) -> None:
+        """Replace the state on disk.
+
+        Parameters
+        ----------
+        state : TrainingState
+        identity : mapping of str to str
+            What the run was started with, each by its fingerprint: recipe, panel, pairs, encoder.
+
+        Raises
+        ------
+        DiskFull, Unwritable
+        """
+        from safetensors.torch import save_file
+
+        start = time.monotonic()
+        tensors = _unshared(state.tensors)
+        head = {
+            "format": FORMAT,
+            "phase": state.phase,
+            "epoch": state.epoch,
+            "facts": state.facts,
+            "identity": dict(identity),
+            "crc": _crc(tensors),
+        }
+        path = self.folder / _STATE
+        with atomic_file(path) as draft:
+            save_file(tensors, draft, metadata={"state": json.dumps(head)})
+        for abandoned in self.folder.glob(".*.draft-*"):  # of a process that was killed while writing
+            abandoned.unlink(missing_ok=True)
+        took = time.monotonic() - start
+        self._due = time.monotonic() + took / self.most_share - took
+
+    def load(self, identity: Mapping[str, str]) -> TrainingState | None:
+        """The last state, or None when there is none yet.
+
+        Raises
+        ------
+        CannotResume
+            The state is damaged, or belongs to a run that was started with something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / _STATE
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                head = json.loads((file.metadata() or {})["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if head["format"] != FORMAT:
+                raise CannotResume(self.folder, f"its state has format {head['format']}, this version reads {FORMAT}")
+            if _crc(tensors) != head["crc"]:
+                raise CannotResume(self.folder, "its state is damaged: the content is not what was written")
+            before, state = head["identity"], TrainingState(head["phase"], head["epoch"], head["facts"], tensors)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, CannotResume):
+                raise
+            raise CannotResume(self.folder, f"its state is damaged ({str(error).splitlines()[0]})") from error
+        changed = [name for name, value in identity.items() if before.get(name) != value]
+        if changed:
+            raise CannotResume(self.folder, f"the {' and the '.join(changed)} changed since it was started")
+        return state
+
+    def write_log(self, history: list[dict[str, Any]]) -> None:
+        """Write `log.csv`: one row an epoch, a column for each name in any row."""
+        columns = list(dict.fromkeys(name for row in history for name in row))
+        with atomic_file(self.folder / _LOG) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(history)
+
+    def discard(self) -> None:
+        """Forget the state: the training is finished, or starts afresh."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, no two of which share memory (one fusion block under two names)."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in sorted(tensors.items()):
+        value = value.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return found
+
+
+def _crc(tensors: Mapping[str, Tensor]) -> int:
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
+    return crc

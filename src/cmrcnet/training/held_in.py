@@ -1,0 +1,81 @@
+"""Training spots that are not trained on, so that the epoch can be chosen: a whole patient or section."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmrcnet.errors import CmrcnetWarning
+from cmrcnet.recipe import Recipe
+from cmrcnet.training.pairs import Pairs
+
+log = logging.getLogger("cmrcnet")
+
+SPOTS_SHARE = 0.2
+"""Share of the spots held in by ``train.held_in: spots``."""
+
+_DRAW = 0x4E1D
+"""Sets the choice of the held-in unit apart from other draws of the same seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldIn:
+    """A split of the training pairs.
+
+    Parameters
+    ----------
+    ids : numpy.ndarray of int64
+        Pairs that choose the epoch, in a seeded random order; empty when the last epoch is kept.
+    rest : numpy.ndarray of int64
+        Pairs that are trained on, ascending. Their spots are the bank that held-in patches are retrieved from.
+    name : str
+        For people: "patient P2", "section C4", "97 random spots", "nothing".
+    """
+
+    ids: np.ndarray
+    rest: np.ndarray
+    name: str
+
+    def __bool__(self) -> bool:
+        return len(self.ids) > 0
+
+
+def choose_held_in(pairs: Pairs, recipe: Recipe) -> HeldIn:
+    """Choose what is held in, by `train.held_in`, `evaluation.unit` and the seed.
+
+    With one training patient a section is held in. With one training section there is no unit to hold in; loose spots
+    of the section that is trained on would only choose the epoch that knows that section best, so the last epoch is
+    kept, and a warning says so.
+    """
+    everything, kind = np.arange(len(pairs)), recipe.train.held_in
+    rng = np.random.default_rng([recipe.train.seed, _DRAW])
+    if kind == "none":
+        return HeldIn(everything[:0], everything, "nothing")
+    if kind == "spots":
+        count = max(1, round(SPOTS_SHARE * len(pairs)))
+        return _split(rng.permutation(everything)[:count], everything, f"{count} random spots", rng)
+
+    labels, unit = pairs.patients, "patient"
+    if recipe.evaluation.unit == "section" or len(set(labels)) < 2:
+        labels, unit = pairs.sections, "section"
+    units = list(dict.fromkeys(labels))
+    if len(units) < 2:
+        warnings.warn(
+            f"There is one training section only ({pairs.sections[0]}), so no unit can be held in to choose the epoch: "
+            "the last one is kept. Train on two sections or more, or set train.held_in to none to say that it is meant.",
+            CmrcnetWarning,
+            stacklevel=3,
+        )
+        return HeldIn(everything[:0], everything, "nothing")
+    chosen = units[int(rng.integers(len(units)))]
+    inside = np.array([label == chosen for label in labels])[pairs.section_of]
+    log.info("The epoch is chosen on %s %s (%d spots), held in from training.", unit, chosen, inside.sum())
+    return _split(everything[inside], everything, f"{unit} {chosen}", rng)
+
+
+def _split(chosen: np.ndarray, everything: np.ndarray, name: str, rng: np.random.Generator) -> HeldIn:
+    # In mixed order: batches of neighbouring spots would make the contrastive loss harder than it is in training.
+    return HeldIn(rng.permutation(chosen), np.setdiff1d(everything, chosen), name)

@@ -1,0 +1,132 @@
+"""A look at the network from outside: losses, collapse meter and, on held-in spots, the metric that is reported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from cmrcnet.expression.correlation import pearson_per_gene
+from cmrcnet.recipe import Recipe
+from cmrcnet.search.average import average
+from cmrcnet.search.exact import ExactSearch
+from cmrcnet.training.batches import steps_in
+from cmrcnet.training.held_in import HeldIn
+from cmrcnet.training.learner import Learner
+from cmrcnet.training.meter import CollapseMeter, CollapseReading
+from cmrcnet.training.pairs import Pairs
+
+LEAST_HELD_IN = 32
+"""With fewer held-in spots the collapse meter reads a sample of the training spots: recall of a few says nothing."""
+
+SAMPLE = 512
+"""Training spots in that sample, at most."""
+
+_SPOTS_AT_A_TIME = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What one look saw.
+
+    Parameters
+    ----------
+    objective : float or None
+        Mean training objective on the held-in spots.
+    pearson : float or None
+        Mean Pearson over the scored genes, then over held-in sections; None where nothing is defined.
+    reading : CollapseReading
+    """
+
+    objective: float | None
+    pearson: float | None
+    reading: CollapseReading
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the history; the meter's own names carry the prefix ``meter_``."""
+        meter = {f"meter_{name}": value for name, value in self.reading.to_dict().items()}
+        return {"held_in_loss": self.objective, "held_in_pearson": self.pearson, **meter}
+
+
+class Looker:
+    """Looks at a learner in evaluation mode, the same way every time.
+
+    Parameters
+    ----------
+    pairs : Pairs
+    held_in : HeldIn
+        What is held in, and which pairs are trained on.
+    recipe : Recipe
+    fabric : lightning_fabric.Fabric
+    """
+
+    def __init__(self, pairs: Pairs, held_in: HeldIn, recipe: Recipe, fabric: Fabric) -> None:
+        self._pairs, self._held_in, self._recipe, self._fabric = pairs, held_in, recipe, fabric
+        self._meter = CollapseMeter(recipe.train.batch_size)
+        self._sample, self._where = held_in.ids, f"held-in {held_in.name}"
+        if len(held_in.ids) < LEAST_HELD_IN:
+            rng = np.random.default_rng(recipe.train.seed)
+            self._sample, self._where = rng.permutation(held_in.rest)[:SAMPLE], "training spots"
+
+    def look(self, learner: Learner) -> Look:
+        """Look once. Masks are seeded, or drawn anew, as `model.mask_seeded_in_validation` says."""
+        training = learner.training
+        learner.eval()
+        try:
+            with torch.inference_mode(), self._fabric.autocast():
+                objective = pearson = None
+                if self._held_in:
+                    objective, contrast, image, gene = self._forward(learner, self._held_in.ids)
+                    pearson = self._pearson(learner, image)
+                if self._sample is not self._held_in.ids:
+                    _, contrast, image, gene = self._forward(learner, self._sample)
+            return Look(objective, pearson, self._meter.read(image, gene, contrast, self._where))
+        finally:
+            learner.train(training)
+
+    def _forward(self, learner: Learner, ids: np.ndarray) -> tuple[float, float, Tensor, Tensor]:
+        """Mean objective, mean contrastive loss over ln(batch), and the embeddings, of the pairs `ids`."""
+        config = self._recipe.train
+        masks = learner.network.validation_generator(config.seed)
+        objective, contrast, images, genes = 0.0, 0.0, [], []
+        for part in np.array_split(ids, steps_in(len(ids), config.batch_size)):
+            inputs, expression = self._fabric.to_device(self._pairs.batch(part))
+            total, contrastive, _, image, gene = learner(inputs, expression, masks)
+            objective += float(total) * len(part)
+            contrast += float(contrastive) / np.log(max(len(part), 2)) * len(part)
+            images.append(image.float().cpu())
+            genes.append(gene.float().cpu())
+        return objective / len(ids), contrast / len(ids), torch.cat(images), torch.cat(genes)
+
+    def _pearson(self, learner: Learner, image: Tensor) -> float | None:
+        """Retrieve the held-in patches from the training spots, average as the recipe reads out, correlate."""
+        truth, rest, readout = self._pairs.scored, self._held_in.rest, self._recipe.readout
+        if truth is None:
+            return None
+        search = ExactSearch(self._embed_spots(learner, rest))
+        neighbours = search.nearest(image.numpy(), min(readout.k, len(rest)))
+        guess, _ = average(
+            neighbours, truth[rest], weighting=readout.weighting, temperature=readout.temperature
+        )
+        ids = self._held_in.ids
+        sections = self._pairs.section_of[ids]
+        means = []
+        for section in np.unique(sections):
+            inside = np.flatnonzero(sections == section)
+            values = pearson_per_gene(truth[ids[inside]], guess[inside])
+            if self._recipe.evaluation.undefined == "zero":
+                values = np.nan_to_num(values)
+            if np.isfinite(values).any():
+                means.append(np.nanmean(values))
+        return float(np.mean(means)) if means else None
+
+    def _embed_spots(self, learner: Learner, ids: np.ndarray) -> np.ndarray:
+        parts = []
+        for start in range(0, len(ids), _SPOTS_AT_A_TIME):
+            dense = self._pairs.expression[ids[start : start + _SPOTS_AT_A_TIME]].toarray()
+            parts.append(learner.network.embed_genes(self._fabric.to_device(torch.from_numpy(dense))).float().cpu())
+        return torch.cat(parts).numpy()

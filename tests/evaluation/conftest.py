@@ -1,0 +1,53 @@
+"""One small evaluation that several tests look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from cmrcnet.datasets.synthetic import synthetic_cohort
+from cmrcnet.encoding.token_cache import TokenCache
+from cmrcnet.evaluation.evaluation_run import EvaluationRun
+from cmrcnet.evaluation.protocol import evaluate
+from cmrcnet.evaluation.run_folder import RunFolder
+from cmrcnet.recipe import Recipe
+from cmrcnet.tissue.section import Cohort
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A finished run in its folder, and what it was made of."""
+
+    cohort: Cohort
+    recipe: Recipe
+    cache: TokenCache
+    folder: RunFolder
+    run: EvaluationRun
+
+
+@pytest.fixture(scope="session")
+def small_recipe() -> Recipe:
+    """The tiny recipe, made smaller: a few seconds for all folds."""
+    return Recipe.load("tiny").override({"train.epochs": 4, "readout.k": 10, "evaluation.set_size": 12})
+
+
+@pytest.fixture(scope="session")
+def small_cohort() -> Cohort:
+    """Three patients of one section each."""
+    return synthetic_cohort(patients=3, spots=50, genes=60, seed=3)
+
+
+@pytest.fixture(scope="session")
+def small_cache(tmp_path_factory) -> TokenCache:
+    """Tokens, encoded once for all tests of this room."""
+    return TokenCache(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, small_cohort, small_recipe, small_cache) -> SmallRun:
+    """All methods that ship, patient by patient."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
+    run = evaluate(small_cohort, small_recipe, cache=small_cache, folder=folder)
+    folder.finish()
+    return SmallRun(small_cohort, small_recipe, small_cache, folder, run)

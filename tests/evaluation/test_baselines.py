@@ -1,0 +1,103 @@
+"""Baselines against what they claim to be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cmrcnet.errors import ShapeMismatch, UnknownName
+from cmrcnet.evaluation.baselines import PENALTIES, GeneMean, RandomSpots, RidgeOnFeatures, choose_penalty
+from cmrcnet.evaluation.features import PooledFeatures
+from cmrcnet.evaluation.methods import Place, Prediction, TrainingData, place_of
+from cmrcnet.evaluation.splits import folds
+from cmrcnet.expression.gene_sets import gene_sets
+from cmrcnet.expression.normalize import normalize
+from cmrcnet.expression.panel import choose_panel
+
+
+@pytest.fixture(scope="module")
+def training(small_cohort, small_recipe, small_cache) -> TrainingData:
+    fold = folds(small_cohort)[0]
+    inside = small_cohort.only(fold.train)
+    panel = choose_panel(inside, small_recipe.panel)
+    sets = gene_sets(inside, panel.target_sum, size=12)
+    return TrainingData(inside, fold, small_recipe, panel, sets, PooledFeatures(small_recipe, small_cache), small_cache)
+
+
+@pytest.fixture(scope="module")
+def place(training, small_cohort) -> Place:
+    return place_of(small_cohort.read(training.fold.test[0]), training.features)
+
+
+def test_training_rows_and_columns_belong_together(training):
+    first, second = training.cohort
+    assert training.expression.shape == (len(first.spots) + len(second.spots), len(training.genes))
+    assert list(training.section_of) == [first.name] * len(first.spots) + [second.name] * len(second.spots)
+    expected = normalize(second.counts, training.recipe.panel.target_sum)[7, second.genes.index(training.genes[3])]
+    assert training.expression[len(first.spots) + 7, 3] == pytest.approx(expected)
+    assert training.pooled.shape[0] == training.expression.shape[0]
+    np.testing.assert_array_equal(training.unit_of, [first.patient] * 50 + [second.patient] * 50)
+
+
+def test_features_are_the_mean_token_of_each_spot(training):
+    from cmrcnet.encoding.encode import encode_patches
+    from cmrcnet.model.encoder_registry import create_image_encoder
+
+    section = training.cohort.read(training.cohort.sections[0])
+    model = training.recipe.model
+    encoder = create_image_encoder(model.encoder, weights=model.weights, blocks=model.blocks)
+    tokens = encode_patches(encoder, section.slide, section.spots.centre_px[:5], training.recipe.patch)
+    np.testing.assert_allclose(training.pooled[:5], np.asarray(tokens, np.float32).mean(axis=1), atol=2e-3, rtol=2e-3)
+
+
+def test_the_gene_mean_is_the_training_mean_everywhere(training, place):
+    said = GeneMean().fit(training).predict(place)
+    assert said.genes == training.genes
+    np.testing.assert_allclose(said.mean, np.tile(training.expression.toarray().mean(0), (50, 1)), rtol=1e-5)
+
+
+def test_random_spots_are_means_of_k_training_spots_the_same_at_every_call(training, place):
+    draw = RandomSpots().fit(training)
+    said = draw.predict(place).mean
+    np.testing.assert_array_equal(said, draw.predict(place).mean)
+    assert draw.record == {"k": 10}
+    expression = training.expression.toarray()
+    assert (said >= expression.min(0) - 1e-5).all() and (said <= expression.max(0) + 1e-5).all()
+    assert len(np.unique(said, axis=0)) > 40  # each spot draws its own
+
+
+def test_ridge_equals_the_formula_at_its_penalty(training, place):
+    fitted = RidgeOnFeatures().fit(training)
+    inputs, wanted = training.pooled.astype(np.float64), training.expression.toarray().astype(np.float64)
+    mean, deviation = inputs.mean(0), inputs.std(0)
+    deviation[deviation == 0] = 1
+    scaled = (inputs - mean) / deviation
+    # PCA that keeps every component of the training spots is a rotation, which ridge does not feel.
+    penalty = fitted.record["penalty"]
+    gram = scaled @ scaled.T
+    weights = np.linalg.solve(gram + penalty * np.eye(len(gram)), wanted - wanted.mean(0))
+    at = (place.pooled() - mean) / deviation
+    np.testing.assert_allclose(fitted.predict(place).mean, at @ scaled.T @ weights + wanted.mean(0), atol=5e-3)
+
+
+def test_the_penalty_is_the_best_on_held_in_patients_of_the_grid(training):
+    penalty, tried = choose_penalty(training)
+    assert set(tried) == {f"{p:g}" for p in PENALTIES}
+    assert tried[f"{penalty:g}"] == max(tried.values())
+
+
+def test_a_single_training_section_has_nothing_to_hold_in(training, small_cohort):
+    alone = TrainingData(
+        small_cohort.only(training.cohort.sections[:1]), training.fold, training.recipe, training.panel,
+        training.sets, training.features,
+    )  # fmt: skip
+    assert choose_penalty(alone) == (PENALTIES[len(PENALTIES) // 2], {})
+
+
+def test_a_prediction_gives_genes_in_the_order_asked_for():
+    said = Prediction(("a", "b", "c"), np.arange(6, dtype=np.float32).reshape(2, 3))
+    np.testing.assert_array_equal(said.take(("c", "a")), [[2, 0], [5, 3]])
+    with pytest.raises(UnknownName, match="no predicted gene 'z'"):
+        said.take(("a", "z"))
+    with pytest.raises(ShapeMismatch, match="A prediction has shape"):
+        Prediction(("a",), np.zeros((2, 3)))
