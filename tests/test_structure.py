@@ -166,11 +166,13 @@ NOUNS_ON_DISK = {
     "tissue.file_slide": "the slide that open_slide gives",
     "tissue.openslide_pixels": "its pixels by OpenSlide",
     "tissue.tiff_pixels": "its pixels by tifffile",
+    "tissue.tiff_whole": "whether a TIFF was cut short",
     "tissue.picture_pixels": "its pixels by Pillow",
     "tissue.file_fingerprint": "names the content of its file",
     "recipe.Recipe": "load",
     "model.trained_model.TrainedModel": "save and load",
     "model.encoder_weights": "a weights file is named by the user",
+    "encoding.stored_array": "one array in one file",
     "encoding.token_cache.TokenCache": "a folder of tokens",
     "encoding.patch_store.PatchStore": "a folder of patches",
     "training.checkpoint.Checkpoints": "a folder of states",
@@ -325,7 +327,8 @@ SAYS_NOTHING_FALSE = {"GL08", "SS01", "SS02", "PR02", "PR03", "PR10"}
 
 @pytest.mark.parametrize("name", PUBLIC_FUNCTIONS)
 def test_public_functions_document_every_parameter_and_what_they_return(name):
-    assert faults(_home(name), SAYS_ALL) == []
+    takes_nothing = not inspect.signature(getattr(cmrcnet, name)).parameters  # then the summary says what is returned
+    assert faults(_home(name), SAYS_ALL - ({"RT01"} if takes_nothing else set())) == []
 
 
 @pytest.mark.parametrize("name", PUBLIC_CLASSES)

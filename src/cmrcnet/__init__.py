@@ -22,6 +22,7 @@ _HOMES = {
     "expression.table": ["prediction_table", "check_prediction_table"],
     "readers.registry": ["read_section", "reader_formats"],
     "readers.cohort": ["read_cohort"],
+    "readers.spot_table": ["read_spots"],
     "readers.inspection": ["inspect"],
     "datasets.synthetic": ["synthetic_cohort"],
     "model.encoder_registry": ["create_image_encoder", "image_encoders"],

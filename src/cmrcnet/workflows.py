@@ -149,7 +149,7 @@ def predict(
     section : str, optional
         Section of the cohort.csv; its picture and the places of its spots are used, its counts never.
     spots : Path, optional
-        Table of places to predict (pixel_x, pixel_y in level-0 pixels) in place of a grid over the tissue.
+        Table of places to predict (columns pixel_x, pixel_y in level-0 pixels) in place of a grid over the tissue.
     genes : list of str, optional
         Genes to predict, or one file with a gene a line; all that the bank measured when left out.
     k : int, optional

@@ -42,7 +42,9 @@ def losses(image, gene, rebuilt, *, temperature, cosine, released):
         right = np.stack([row / math.sqrt(sum(row**2)) for row in gene])
     n = len(left)
     logits = np.array([[right[i] @ left[j] / temperature for j in range(n)] for i in range(n)])
-    alike = np.array([[(left[i] @ left[j] + right[i] @ right[j]) / 2 * temperature for j in range(n)] for i in range(n)])
+    alike = np.array(
+        [[(left[i] @ left[j] + right[i] @ right[j]) / 2 * temperature for j in range(n)] for i in range(n)]
+    )
     first = softmax(alike)
     second = first.T if released else softmax(alike.T)  # released: the transpose, whose rows are no distributions
     contrastive = (cross_entropy(logits, first) + cross_entropy(logits.T, second)) / 2

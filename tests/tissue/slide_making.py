@@ -59,7 +59,9 @@ def write_aperio(path: Path, pixels: np.ndarray, mpp: float = 0.499, description
     return path
 
 
-def write_ome_pyramid(path: Path, pixels: np.ndarray, planar: bool = False, unit: str = "µm", size: float = OME_PIXEL_UM) -> Path:
+def write_ome_pyramid(
+    path: Path, pixels: np.ndarray, planar: bool = False, unit: str = "µm", size: float = OME_PIXEL_UM
+) -> Path:
     """An OME-TIFF with two reduced levels in SubIFDs."""
     import tifffile
 

@@ -10,10 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,14 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.atomic import atomic_file, atomic_folder
+from cmrcnet.atomic import atomic_folder
 from cmrcnet.encoding.stored_array import open_array, write_array
 from cmrcnet.errors import DamagedArtefact, ForeignBank, NoSuchFile, ShapeMismatch, TooFew, UnknownName
 from cmrcnet.expression.gene_naming import explain_no_shared_genes
 from cmrcnet.expression.normalize import check_counts, normalize
 from cmrcnet.fingerprint import fingerprint, fingerprint_stream
+from cmrcnet.prediction.spool import SPOT_COLUMNS, Spool, csc_of
 from cmrcnet.progress import tracked
-from cmrcnet.tissue.section import Cohort, Section
+from cmrcnet.tissue.section import Cohort
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,10 +35,9 @@ if TYPE_CHECKING:
     from cmrcnet.model.trained_model import TrainedModel
 
 FORMAT = 1
-SPOT_COLUMNS = ("section", "patient", "barcode", "x", "y")
 _REMEDY = "build it again: cmrcnet index MODEL COHORT.csv --out BANK"
 _AT_ONCE = 2**22
-"""Numbers that are written, or turned from spot by spot to gene by gene, at once."""
+"""Numbers that are written at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +72,7 @@ class ReferenceBank:
     model_fingerprint: str
     target_sum: float | Literal["median"] = 10_000.0
     name: str = "bank"
-    _shelf: tempfile.TemporaryDirectory | None = field(default=None, repr=False)  # goes when the bank goes
+    _shelf: Spool | None = field(default=None, repr=False)  # its temporary folder goes when the bank goes
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "genes", tuple(self.genes))
@@ -209,7 +205,7 @@ class ReferenceBank:
         indices = _open(folder, "expression_indices.npy", (stored,), np.int32)
         bank = cls(
             vectors=_open(folder, "vectors.npy", (n, facts["dim"]), np.float32),
-            expression=_csc(data, indices, indptr, (n, g)),
+            expression=csc_of(data, indices, indptr, (n, g)),
             genes=tuple(facts["genes"]),
             spots=_spots_of(folder, facts),
             measured=_open(folder, "measured.npy", (len(facts["sections"]), g), np.bool_),
@@ -244,110 +240,23 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
         A section that does not measure the model's panel.
     BadCounts, TooFew, DiskFull
     """
-    import pandas as pd
-
     if len(cohort) == 0:
         raise TooFew("sections for the bank", 0, 1, "name at least one section with measured spots")
-    shelf = _temporary_folder(None if cache is None else cache.folder)
-    spool = _Spool(shelf.name)
+    spool = Spool(cache)
     for section in tracked(cohort, "index", unit="sections"):
         check_counts(section.counts, section.name)
-        spool.add(section, model)
+        expression = normalize(section.counts, model.panel.target_sum)
+        spool.add(section, expression, model.embed_expression(model.panel.select(section)))
     return ReferenceBank(
         vectors=spool.vectors(),
         expression=spool.expression(),
         genes=tuple(spool.genes),
-        spots=pd.concat(spool.tables, ignore_index=True),
+        spots=spool.spots(),
         measured=spool.measured(),
         model_fingerprint=model.fingerprint,
         target_sum=model.panel.target_sum,
-        _shelf=shelf,
+        _shelf=spool,
     )
-
-
-class _Spool:
-    """Sections on disk, one after another, and their parts put together."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-        self.genes: dict[str, int] = {}  # gene -> column, in order of first appearance
-        self.tables: list[pd.DataFrame] = []
-        self._parts: list[tuple[np.ndarray, sparse.csc_matrix]] = []
-        self._lists: list[tuple[str, ...] | None] = []  # None: the section measured everything
-
-    def add(self, section: Section, model: TrainedModel) -> None:
-        import pandas as pd
-
-        for gene in section.genes:
-            self.genes.setdefault(gene, len(self.genes))
-        values = normalize(section.counts, model.panel.target_sum).tocoo()
-        columns = np.array([self.genes[gene] for gene in section.genes])[values.col]
-        part = sparse.csc_matrix((values.data, (values.row, columns)), shape=(len(section.spots), len(self.genes)))
-        part.sort_indices()
-        number = len(self._parts)
-        vectors = self._write(f"vectors_{number}", model.embed_expression(model.panel.select(section)))
-        data, indices = self._write(f"data_{number}", part.data), self._write(f"indices_{number}", part.indices)
-        self._parts.append((vectors, _csc(data, indices, part.indptr, part.shape)))
-        self._lists.append(None if section.absent_genes == "zero" else section.genes)
-        x, y = section.spots.centre_px.T
-        named = {"section": section.name, "patient": section.patient, "barcode": list(section.spots.barcodes)}
-        self.tables.append(pd.DataFrame({**named, "x": x, "y": y}, columns=list(SPOT_COLUMNS)))
-
-    def vectors(self) -> np.ndarray:
-        parts = [vectors for vectors, _ in self._parts]
-        shape = (sum(map(len, parts)), parts[0].shape[1])
-        return write_array(self.folder / "vectors.npy", shape, np.float32, parts)
-
-    def expression(self) -> sparse.csc_matrix:
-        counts = np.zeros(len(self.genes), np.int64)
-        for _, part in self._parts:
-            counts[: part.shape[1]] += np.diff(part.indptr)
-        indptr = np.concatenate([[0], np.cumsum(counts)])
-        shape = (int(indptr[-1]),)
-        data = write_array(self.folder / "data.npy", shape, np.float32, (b.data for b in self._blocks(indptr)))
-        indices = write_array(self.folder / "indices.npy", shape, np.int32, (b.indices for b in self._blocks(indptr)))
-        return _csc(data, indices, indptr, (sum(part.shape[0] for _, part in self._parts), len(self.genes)))
-
-    def measured(self) -> np.ndarray:
-        known = [None if genes is None else set(genes) for genes in self._lists]
-        return np.array([[genes is None or gene in genes for gene in self.genes] for genes in known])
-
-    def _blocks(self, indptr: np.ndarray) -> Iterator[sparse.csc_matrix]:
-        """All sections' values of some genes, then of the next."""
-        first = 0
-        while first < len(self.genes):
-            last = max(first + 1, int(np.searchsorted(indptr, indptr[first] + _AT_ONCE, side="right")) - 1)
-            parts = [_columns(part, first, last) for _, part in self._parts]
-            yield sparse.vstack(parts, format="csc") if len(parts) > 1 else parts[0]
-            first = last
-
-    def _write(self, name: str, values: np.ndarray) -> np.ndarray:
-        return write_array(self.folder / f"{name}.npy", values.shape, values.dtype, [values])
-
-
-def _columns(part: sparse.csc_matrix, first: int, last: int) -> sparse.csc_matrix:
-    """Columns `first` to `last`; those that the section did not know yet are empty."""
-    indptr = part.indptr[np.minimum(np.arange(first, last + 1), part.shape[1])]
-    entries = slice(indptr[0], indptr[-1])
-    return _csc(part.data[entries], part.indices[entries], indptr - indptr[0], (part.shape[0], last - first))
-
-
-def _csc(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]) -> sparse.csc_matrix:
-    """A matrix of these very arrays. scipy's constructor would copy all indices of more than 2^31 entries."""
-    matrix = sparse.csc_matrix(shape, dtype=np.float32)
-    small = indptr[-1] <= np.iinfo(np.int32).max
-    matrix.data, matrix.indices, matrix.indptr = data, indices, indptr.astype(np.int32) if small else indptr
-    matrix.has_sorted_indices = matrix.has_canonical_format = True
-    return matrix
-
-
-def _temporary_folder(within: Path | None) -> tempfile.TemporaryDirectory:
-    if within is not None:
-        within.mkdir(parents=True, exist_ok=True)
-        for left in sorted(within.glob("bank-in-use-*")):  # of processes that were killed
-            if time.time() - left.stat().st_mtime > 7 * 24 * 3600:
-                shutil.rmtree(left, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix="bank-in-use-", dir=within, ignore_cleanup_errors=True)
 
 
 def _write(path: Path, values: np.ndarray) -> None:

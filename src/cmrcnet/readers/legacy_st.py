@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadFile, BadOption, CmrcnetError, DuplicateBarcodes, MissingColumn
+from cmrcnet.errors import BadFile, BadOption, CmrcnetError, DuplicateBarcodes
 from cmrcnet.readers.count_table import CountTable, first_names, read_count_table
 from cmrcnet.readers.delimited import Table, read_table
 from cmrcnet.readers.raw_section import RawSection, SectionSource
 from cmrcnet.readers.registry import register_reader
+from cmrcnet.readers.spot_table import SPOT_UM, required_spot_names, selected_spots
 
-SPOT_UM = 100.0
 PITCH_UM = (200.0, 200.0)
 SUFFIXES = (".tsv", ".txt", ".csv")
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi")
@@ -97,7 +97,7 @@ def read_legacy_st(source: SectionSource) -> RawSection:
     barcodes, genes, values, names = _matched(counts, table, source.path, notes)
 
     rows, listed = _shared(barcodes, names, notes)
-    selected = _selected(table)[listed]
+    selected = selected_spots(table)[listed]
     if not selected.all():
         notes.append(f"{int((~selected).sum())} counted spots are not selected (not under tissue): dropped.")
     rows, listed = rows[selected], listed[selected]
@@ -188,18 +188,8 @@ def _matched(
 
 
 def _spot_columns(table: Table) -> list[list[str]]:
-    """Every way in which the spot file can name its spots, the surest first."""
-    table.require(["pixel_x", "pixel_y"])
-    found = []
-    for column in ("spot", "barcode"):
-        if column in table.columns:
-            found.append([_plain(name) for name in table.text(column)])
-    for x, y in (("x", "y"), ("new_x", "new_y")):
-        if x in table.columns and y in table.columns:
-            found.append([f"{a}x{b}" for a, b in zip(table.text(x), table.text(y), strict=True)])
-    if not found:
-        raise MissingColumn(table.path, ["spot (or x and y)"], table.columns)
-    return found
+    """Every way in which the spot file can name its spots, R's leading X taken off."""
+    return [[_plain(name) for name in names] for names in required_spot_names(table)]
 
 
 def _shared(barcodes: list[str], names: list[str], notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -216,16 +206,6 @@ def _shared(barcodes: list[str], names: list[str], notes: list[str]) -> tuple[np
     if len(rows) < len(names):
         notes.append(f"{len(names) - len(rows)} of {len(names)} spots of the spot file have no counts: left out.")
     return rows, listed
-
-
-def _selected(table: Table) -> np.ndarray:
-    if "selected" not in table.columns:
-        return np.ones(len(table), dtype=bool)
-    words = {"true": 1.0, "false": 0.0, "": 1.0}
-    cells = [cell.lower() for cell in table.text("selected")]
-    if all(cell in words for cell in cells):
-        return np.array([words[cell] for cell in cells]) != 0
-    return table.numbers("selected") != 0
 
 
 def _pitch_px(barcodes: list[str], centres: np.ndarray) -> float | None:

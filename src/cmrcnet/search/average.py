@@ -84,7 +84,7 @@ def average(
     BadOption, ShapeMismatch
     """
     bank, genes = expression.shape
-    if neighbours.ids.size and not (0 <= neighbours.ids.min() and neighbours.ids.max() < bank):
+    if neighbours.ids.size and not (neighbours.ids.min() >= 0 and neighbours.ids.max() < bank):
         raise BadOption("neighbours", int(neighbours.ids.max()), want=f"rows of the bank, 0 to {bank - 1}")
     if sparse.issparse(expression) and expression.format != "csc":
         expression = expression.tocsc()
@@ -179,7 +179,7 @@ def _over(total: np.ndarray, part: np.ndarray | None) -> np.ndarray:
 
 def _checked_columns(columns: np.ndarray, genes: int) -> np.ndarray:
     chosen = np.asarray(columns)
-    if chosen.ndim != 1 or (chosen.size and not (0 <= chosen.min() and chosen.max() < genes)):
+    if chosen.ndim != 1 or (chosen.size and not (chosen.min() >= 0 and chosen.max() < genes)):
         raise BadOption("columns", columns, want=f"columns of the expression, 0 to {genes - 1}")
     return chosen.astype(np.int64)
 

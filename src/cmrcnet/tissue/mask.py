@@ -14,6 +14,8 @@ MASK_UM_PER_PX = 8.0
 """A mask pixel: about one cell."""
 LOOK_UM = 24.0
 """Colour and roughness are judged over a Gaussian of this sigma around each pixel."""
+EDGE_UM = 8.0
+"""The border is drawn after a closer look, over a Gaussian of this sigma."""
 CLOSE_UM = 40.0
 """Gaps in tissue up to about this width are bridged."""
 SMALLEST_TISSUE_UM2 = 30_000.0
@@ -102,10 +104,8 @@ def find_tissue(slide: Slide) -> TissueMask:
     downsample = max(1.0, MASK_UM_PER_PX / um_per_px)
     mask_um = um_per_px * downsample
     small = _neutral_glass(thumbnail(slide, downsample))
-    sigma = LOOK_UM / mask_um
-    chroma = ndimage.gaussian_filter((small.max(axis=2) - small.min(axis=2)).astype(np.float32), sigma)
-    rough = _roughness(small[..., 1], sigma)
-    tissue = (chroma >= FAINTEST_CHROMA) & (rough >= ROUGHEST_GLASS) | (chroma >= SURE_CHROMA)
+    tissue = _stained(small, LOOK_UM / mask_um, ROUGHEST_GLASS)
+    tissue &= _stained(small, EDGE_UM / mask_um, ROUGHEST_GLASS / 2)  # trims the rim that the wide look adds
     tissue &= ~_pen(small)
     reach = round(CLOSE_UM / 2 / mask_um)
     if reach > 0:
@@ -126,6 +126,15 @@ def _neutral_glass(small: np.ndarray) -> np.ndarray:
         return small
     table = np.minimum(np.arange(256)[:, None] * (glass.max() / glass) + 0.5, 255).astype(np.uint8)
     return np.stack([table[small[..., channel], channel] for channel in range(3)], axis=2)
+
+
+def _stained(small: np.ndarray, sigma: float, roughest_glass: float) -> np.ndarray:
+    """Where the surroundings (a Gaussian of `sigma` px) are coloured and rough, or very coloured."""
+    from scipy import ndimage
+
+    chroma = ndimage.gaussian_filter((small.max(axis=2) - small.min(axis=2)).astype(np.float32), sigma)
+    rough = _roughness(small[..., 1], sigma)
+    return (chroma >= FAINTEST_CHROMA) & (rough >= roughest_glass) | (chroma >= SURE_CHROMA)
 
 
 def _roughness(channel: np.ndarray, sigma: float) -> np.ndarray:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 BATCH = 64
 
 
-def crop_patches(
-    slide: Slide, centre_px: np.ndarray, scale: PatchScale, *, batch: int = BATCH
-) -> Iterator[np.ndarray]:
+def crop_patches(slide: Slide, centre_px: np.ndarray, scale: PatchScale, *, batch: int = BATCH) -> Iterator[np.ndarray]:
     """Cut a patch of ``scale.size_px`` pixels at ``scale.um_per_px`` around each centre.
 
     Coordinates are continuous: level-0 pixel ``i`` covers ``[i, i + 1)``, so that its middle is ``i + 0.5``. The
@@ -103,9 +101,7 @@ class _Cutter:
         return np.asarray(picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
 
 
-def patch_grid(
-    slide: Slide, mask: TissueMask, *, pitch_um: float = 100.0, diameter_um: float | None = None
-) -> Spots:
+def patch_grid(slide: Slide, mask: TissueMask, *, pitch_um: float = 100.0, diameter_um: float | None = None) -> Spots:
     """Lay a square grid of places over tissue, for a slide without spots.
 
     Parameters

@@ -102,7 +102,9 @@ class TiffPixels:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_tiff", "_held", "_mapped", "_lock")}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("_tiff", "_held", "_mapped", "_lock")
+        }
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -118,7 +120,9 @@ class TiffPixels:
         step_y = frame.tilelength if frame.is_tiled else min(frame.rowsperstrip, frame.imagelength)
         across, down = math.ceil(frame.imagewidth / step_x), math.ceil(frame.imagelength / step_y)
         separate = frame.samplesperpixel if frame.planarconfig == 2 else 1
-        region = np.full((height, width, frame.samplesperpixel), 0 if frame.photometric == _MINISWHITE else 255, np.uint8)
+        region = np.full(
+            (height, width, frame.samplesperpixel), 0 if frame.photometric == _MINISWHITE else 255, np.uint8
+        )
         for row in range(top // step_y, (top + height - 1) // step_y + 1):
             for column in range(left // step_x, (left + width - 1) // step_x + 1):
                 for sample in range(separate):
@@ -192,9 +196,7 @@ def _size(level) -> tuple[int, int]:
 
 def _largest(tiff, path: Path) -> int:
     """Number of the series with the most pixels (labels and overviews are smaller)."""
-    areas = [
-        math.prod(_size(series)) if "Y" in series.axes and "X" in series.axes else 0 for series in tiff.series
-    ]
+    areas = [math.prod(_size(series)) if "Y" in series.axes and "X" in series.axes else 0 for series in tiff.series]
     if not areas or max(areas) == 0:
         raise BadFile(path, "a TIFF", "it holds no image")
     return areas.index(max(areas))

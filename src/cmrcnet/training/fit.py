@@ -9,46 +9,10 @@ so that a run that was interrupted and resumed ends with the same weights, bit f
 from __future__ import annotations
 
 import logging
-import math
-import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
-from lightning_fabric import Fabric
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-from cmrcnet.encoding.device import choose_device, choose_precision
-from cmrcnet.encoding.encode import encode_patches
-from cmrcnet.encoding.patch_store import PatchStore
-from cmrcnet.encoding.token_cache import TokenCache
-from cmrcnet.errors import CmrcnetWarning, Diverged, TooFew
-from cmrcnet.expression.gene_sets import gene_sets
-from cmrcnet.expression.panel import GenePanel, choose_panel
-from cmrcnet.fingerprint import fingerprint
-from cmrcnet.model.encoder_registry import create_image_encoder
-from cmrcnet.model.image_encoder import ImageEncoder
-from cmrcnet.model.provenance import Provenance
-from cmrcnet.model.trained_model import TrainedModel
-from cmrcnet.progress import metered
-from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.section import Cohort, Section
-from cmrcnet.training.batches import epoch_batches, steps_in
-from cmrcnet.training.checkpoint import Checkpoints, TrainingState
-from cmrcnet.training.course import Course
-from cmrcnet.training.held_in import HeldIn, choose_held_in
-from cmrcnet.training.learner import Learner, new_learner
-from cmrcnet.training.look import Looker
-from cmrcnet.training.pairs import Pairs, read_pairs
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_fabric.loggers import Logger
+    pass
 
 log = logging.getLogger("cmrcnet")
 

@@ -109,9 +109,7 @@ class Looker:
             return None
         search = ExactSearch(self._embed_spots(learner, rest))
         neighbours = search.nearest(image.numpy(), min(readout.k, len(rest)))
-        guess, _ = average(
-            neighbours, truth[rest], weighting=readout.weighting, temperature=readout.temperature
-        )
+        guess, _ = average(neighbours, truth[rest], weighting=readout.weighting, temperature=readout.temperature)
         ids = self._held_in.ids
         sections = self._pairs.section_of[ids]
         means = []

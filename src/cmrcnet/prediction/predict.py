@@ -1,0 +1,180 @@
+"""Predict expression on a slide that has none."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from cmrcnet.encoding.encode import encode_patches
+from cmrcnet.errors import BadOption, TooFew
+from cmrcnet.expression.table import prediction_table
+from cmrcnet.prediction.bank import ReferenceBank
+from cmrcnet.prediction.readout import read_out
+from cmrcnet.recipe import ReadoutConfig
+from cmrcnet.search.exact import ExactSearch
+from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.tissue.mask import find_tissue
+from cmrcnet.tissue.patches import patch_grid
+from cmrcnet.tissue.slide import Slide
+from cmrcnet.tissue.spots import Spots
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.model.trained_model import TrainedModel
+
+PATCHES_AT_ONCE = 1024
+"""Patches whose tokens are in memory together when there is no cache to map them from."""
+
+
+def predict(
+    model: TrainedModel,
+    bank: ReferenceBank,
+    slide: Slide,
+    *,
+    spots: Spots | None = None,
+    genes: Sequence[str] | None = None,
+    k: int | None = None,
+    weighting: Literal["mean", "similarity"] | None = None,
+    grid_um: float = 100.0,
+    cache: TokenCache | None = None,
+) -> AnnData:
+    """Predict expression at places of a slide.
+
+    Each place's patch is embedded; the `k` bank spots whose gene embedding has the largest cosine to it are looked
+    up, and their measured expression is averaged. A slide holds no counts, so no truth can enter.
+
+    Parameters
+    ----------
+    model : TrainedModel
+    bank : ReferenceBank
+        Made with this model.
+    slide : Slide
+        Its um_per_px must be known.
+    spots : Spots, optional
+        Places to predict; a grid over the tissue when left out.
+    genes : sequence of str, optional
+        Genes to predict, in this order; every gene that the bank measured when left out.
+    k : int, optional
+        Measured spots averaged for one place; the recipe's choice when left out.
+    weighting : {"mean", "similarity"}, optional
+        How they are averaged; the recipe's choice when left out.
+    grid_um : float
+        Distance between the places of the grid.
+    cache : TokenCache, optional
+        Where the frozen encoder's tokens are kept. Without one they are made and used part by part.
+
+    Returns
+    -------
+    anndata.AnnData
+        The prediction table (`expression.table`). Besides, ``uns["cmrcnet"]["neighbour_spots"]`` tells of every bank
+        row in ``obsm["neighbour_ids"]`` its section, patient, barcode, x and y: the measured tissue behind each
+        prediction, without the bank at hand. A value is NaN where no neighbour's section measured the gene.
+
+    Raises
+    ------
+    ForeignBank
+        Another model made the bank.
+    UnknownName, TooFew
+        A gene that the bank does not have; no genes or no places at all.
+    BadOption
+        k is larger than the bank.
+    UnknownScale, NoTissue
+    """
+    config = _readout(model, k, weighting)
+    bank.require_model(model)
+    if config.k > len(bank):
+        raise BadOption("k", config.k, want=f"at most {len(bank)}, the number of spots in {bank.name}")
+    columns = bank.columns_of(genes)
+    tissue = find_tissue(slide)
+    places = patch_grid(slide, tissue, pitch_um=grid_um) if spots is None else spots
+    if len(places) == 0:
+        raise TooFew("places to predict", 0, 1, "give spots on the slide, or leave them out for a grid over the tissue")
+    neighbours = ExactSearch(bank.vectors).nearest(embed_places(model, slide, places, cache), config.k)
+    mean, spread = read_out(neighbours, bank, config, columns)
+    provenance = {
+        "model_fingerprint": model.fingerprint,
+        "bank_fingerprint": bank.fingerprint,
+        "bank_sections": list(bank.sections),
+        "bank_patients": list(bank.patients),
+        "recipe": model.recipe.name,
+        "target_sum": bank.target_sum,
+        "patch_px": model.recipe.patch.size_px,
+        "patch_um_per_px": model.recipe.patch.um_per_px,
+        "k": config.k,
+        "weighting": config.weighting,
+        "temperature": config.temperature,
+    }
+    table = prediction_table(
+        mean,
+        spread,
+        genes=[bank.genes[column] for column in columns],
+        spots=places,
+        slide=slide,
+        neighbours=neighbours,
+        provenance=provenance,
+        in_tissue=tissue.contains(places.centre_px),
+    )
+    table.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(bank, neighbours)
+    return table
+
+
+def embed_places(model: TrainedModel, slide: Slide, places: Spots, cache: TokenCache | None) -> np.ndarray:
+    """Image embeddings of the patches around each place: (places, dim) float32, unit length.
+
+    Parameters
+    ----------
+    model : TrainedModel
+    slide : Slide
+    places : Spots
+    cache : TokenCache or None
+    """
+    recipe = model.recipe
+    step = PATCHES_AT_ONCE if cache is None else max(1, len(places))
+    found = []
+    for start in range(0, len(places), step):
+        tokens = encode_patches(
+            model.encoder,
+            slide,
+            places.centre_px[start : start + step],
+            recipe.patch,
+            cache=cache,
+            device=recipe.train.device,
+            precision=recipe.train.precision,
+        )
+        found.append(model.embed_tokens(tokens))
+    return np.concatenate(found)
+
+
+def neighbour_spots(bank: ReferenceBank, neighbours: Neighbours) -> pd.DataFrame:
+    """Where the bank rows among the neighbours come from.
+
+    Parameters
+    ----------
+    bank : ReferenceBank
+    neighbours : Neighbours
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns section, patient, barcode, x, y; the index is the bank row, as text (AnnData stores no other).
+    """
+    rows = np.unique(neighbours.ids)
+    table = bank.spots.iloc[rows].astype({"section": object, "patient": object, "barcode": object})
+    table.index = rows.astype(str).astype(object)
+    return table
+
+
+def _readout(model: TrainedModel, k: int | None, weighting: str | None) -> ReadoutConfig:
+    """The recipe's readout, with what was asked for in its place."""
+    if weighting not in (None, "mean", "similarity"):
+        raise BadOption("weighting", weighting, want="mean or similarity")
+    readout = model.recipe.readout
+    return dataclasses.replace(
+        readout, k=readout.k if k is None else k, weighting=readout.weighting if weighting is None else weighting
+    )
