@@ -171,6 +171,7 @@ NOUNS_ON_DISK = {
     "tissue.file_fingerprint": "names the content of its file",
     "recipe.Recipe": "load",
     "model.trained_model.TrainedModel": "save and load",
+    "model.encoder_registry": "a weights file is named by the user",
     "model.encoder_weights": "a weights file is named by the user",
     "encoding.stored_array": "one array in one file",
     "encoding.token_cache.TokenCache": "a folder of tokens",

@@ -286,3 +286,13 @@ class CannotResume(CmrcnetError, ValueError):
 
     def __init__(self, path: object, why: str) -> None:
         super().__init__(f"The run in {path} cannot be resumed: {why}; pass --overwrite to start afresh.")
+
+
+class Diverged(CmrcnetError, ArithmeticError):
+    """A training whose numbers are no longer finite."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(
+            f"The training loss is not finite in epoch {epoch}; use a smaller train.learning_rate, a train.clip_norm "
+            "above 0, or train.precision float32."
+        )

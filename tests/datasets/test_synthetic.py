@@ -126,7 +126,8 @@ def test_traits_of_a_spot_are_the_mean_over_its_disc(cohort):
     anatomy = Anatomy(TissuePlan.from_text(section.facts["synthetic"]))
     rows, columns = np.indices(anatomy.shape)
     x, y = (columns + 0.5) * 10, (rows + 0.5) * 10
-    for centre, trait in zip(section.spots.centre_px * section.slide.um_per_px, synthetic_truth(section).traits):
+    centres_um = section.spots.centre_px * section.slide.um_per_px
+    for centre, trait in zip(centres_um, synthetic_truth(section).traits, strict=True):
         disc = ((x - centre[0]) ** 2 + (y - centre[1]) ** 2 < 50**2) & (anatomy.tissue > 0.5)
         np.testing.assert_allclose(trait, anatomy.traits[:, disc].mean(axis=1), atol=0.06)
 
@@ -158,7 +159,7 @@ def test_counts_have_the_stated_mean_and_spread():
     batch = Anatomy(TissuePlan.from_text(section.facts["synthetic"])).plan.patient_random("batch").lognormal(0, 0.1, 24)
     depth = counts.sum(axis=1, keepdims=True) / (shares * batch).sum(axis=1, keepdims=True)
     expected = depth * shares * batch
-    np.testing.assert_allclose(counts.sum(axis=0) / expected.sum(axis=0), 1, atol=0.06)
+    np.testing.assert_allclose(counts.sum(axis=0) / expected.sum(axis=0), 1, atol=0.1)
     spread = ((counts - expected) ** 2).sum(axis=0) / (expected + expected**2 / genes.dispersion).sum(axis=0)
     assert 0.75 < np.median(spread) < 1.1  # a little below 1: depth was estimated from the same counts
 

@@ -18,6 +18,7 @@ from cmrcnet.evaluation.report import write_report
 from cmrcnet.evaluation.report_figures import curve_svg, map_jpeg, tissue_view
 from cmrcnet.evaluation.report_page import table
 from cmrcnet.evaluation.report_tables import gene_means
+from cmrcnet.evaluation.report_training import kept_reading
 from cmrcnet.evaluation.verdict import number, verdict
 from cmrcnet.tissue.section import Cohort
 
@@ -209,3 +210,44 @@ def test_curves_are_drawn_with_their_limit():
     svg = curve_svg([("main", [1, 2], [1.0, 0.5])], title="loss", limit=(1.0, "guessing")).decode()
     assert svg.rstrip().endswith("</svg>") and "guessing" in svg and "loss" in svg
     assert svg == curve_svg([("main", [1, 2], [1.0, 0.5])], title="loss", limit=(1.0, "guessing")).decode()
+
+
+def history(*rows: tuple[str, int, float | None]) -> list[dict]:
+    """Rows (phase, epoch, recall or None) as training leaves them."""
+    found = []
+    for phase, epoch, recall in rows:
+        row = {"phase": phase, "epoch": epoch, "loss_over_ln_batch": 0.9, "held_in_pearson": 0.1 * epoch}
+        if recall is not None:
+            row |= {
+                "meter_recall_at_k": recall,
+                "meter_chance": 0.1,
+                "meter_k": 5,
+                "meter_loss_over_ln_batch": 0.9,
+                "meter_effective_rank": 7.0,
+                "meter_guessing": recall <= 0.1,
+                "meter_where": "held-in P2",
+            }
+        found.append(row)
+    return found
+
+
+def test_the_meter_is_read_at_the_epoch_that_was_kept():
+    record = {
+        "chosen_epoch": 3,
+        "history": history(("search", 1, 0.1), ("search", 2, 0.4), ("search", 3, None), ("search", 4, 0.9), ("refit", 1, 0.8)),
+    }  # fmt: skip
+    assert kept_reading(record)["epoch"] == 2
+    assert kept_reading({"history": []}) is None
+
+
+def test_a_training_that_only_guesses_is_named_on_the_page(small_run, tmp_path):
+    parts = [
+        {**part, "record": {**part["record"], "chosen_epoch": 1, "history": history(("search", 1, 0.05))}}
+        if part["method"] == "cmrcnet" and part["fold"] == "P2"
+        else part
+        for part in small_run.run.facts["parts"]
+    ]
+    run = dataclasses.replace(small_run.run, facts={**small_run.run.facts, "parts": parts})
+    training = write_report(run, tmp_path / "r.html").read_text().partition("<h2>Training</h2>")[2]
+    row = re.search(r"<tr><td>P2</td>.*?</tr>", training).group()
+    assert "ONLY GUESSES" in row and "5.0%" in row

@@ -28,15 +28,15 @@ def slide(side=160, name="a slide", um_per_px=0.5):
 def table_of(**changes):
     random = np.random.default_rng(1)
     found = Neighbours(random.integers(0, 90, (5, 4)), random.random((5, 4)).astype(np.float32))
-    options = dict(
-        mean=random.random((5, 3)),
-        spread=random.random((5, 3)).astype(np.float32),
-        genes=GENES,
-        spots=SPOTS,
-        slide=slide(),
-        neighbours=found,
-        provenance=PROVENANCE,
-    )
+    options = {
+        "mean": random.random((5, 3)),
+        "spread": random.random((5, 3)).astype(np.float32),
+        "genes": GENES,
+        "spots": SPOTS,
+        "slide": slide(),
+        "neighbours": found,
+        "provenance": PROVENANCE,
+    }
     options.update(changes)
     return prediction_table(options.pop("mean"), options.pop("spread"), **options)
 

@@ -60,7 +60,7 @@ def measured(**changes) -> tuple:
     losses.total.backward()
     size = sum(value.numel() for value in network.parameters())
     slope = sum(float(value.grad.double().abs().sum()) for value in network.parameters() if value.grad is not None)
-    return size, round(float(losses.total), 5), round(slope, 4)
+    return size, round(losses.total.item(), 5), round(slope, 4)
 
 
 @pytest.mark.parametrize("switch", FLIPPED)

@@ -117,7 +117,7 @@ def test_cosine_losses_equal_the_plain_lines(batch):
 
 
 def test_the_two_readings_differ_where_they_should(batch):
-    """The reference can tell one from the other: with a second block of its own the released way gives other numbers."""
+    """The reference can tell one from the other where the second block has weights of its own."""
     torch.manual_seed(0)
     network = CMRCNet(small("paper"), n_genes=GENES, token_dim=DIM).double().eval()
     keep = torch.ones(BATCH, TOKENS, 16, dtype=torch.bool)

@@ -50,7 +50,9 @@ def overlap(found: np.ndarray, truth: np.ndarray) -> float:
     return (found & truth).sum() / (found | truth).sum()
 
 
-@pytest.mark.parametrize("background", [(255, 255, 255), (240, 240, 240), (225, 205, 222), (235, 232, 215), (150, 150, 150)])
+@pytest.mark.parametrize(
+    "background", [(255, 255, 255), (240, 240, 240), (225, 205, 222), (235, 232, 215), (150, 150, 150)]
+)
 def test_tissue_is_found_where_it_is(background):
     """Also on glass that a lamp tints, and on grey glass."""
     truth = disc(300, 350, 150) | disc(650, 600, 90)
@@ -79,7 +81,7 @@ def test_evenly_dense_tissue_is_tissue():
 
 def test_smeared_stain_is_not_tissue():
     """Eosin that ran: as colourful as pale tissue, but smooth."""
-    smear = np.exp(-(np.hypot(*(np.mgrid[:SIDE, :SIDE] - 600)) / 200) ** 2)[..., None] * (0, 40, 22)
+    smear = np.exp(-((np.hypot(*(np.mgrid[:SIDE, :SIDE] - 600)) / 200) ** 2))[..., None] * (0, 40, 22)
     truth = disc(250, 250, 120)
     mask = mask_of(with_tissue((glass() - smear).clip(0).astype(np.uint8), truth))
     assert overlap(on_level_0(mask), truth) > 0.9
@@ -141,7 +143,9 @@ def test_places_are_x_y_in_level_0_pixels():
     pixels = np.zeros((3, 5), bool)
     pixels[1, 4] = True
     mask = TissueMask(pixels, 10.0)
-    assert mask.contains([[40, 10], [49.9, 19.9], [50, 10], [39.9, 10], [45, 20], [10, 40], [-1, -1], [1e9, 15]]).tolist() == [
+    assert mask.contains(
+        [[40, 10], [49.9, 19.9], [50, 10], [39.9, 10], [45, 20], [10, 40], [-1, -1], [1e9, 15]]
+    ).tolist() == [
         True,
         True,
         *[False] * 6,

@@ -1,12 +1,95 @@
-"""Training curves of the report, with the collapse meter."""
+"""Training curves of the report, with the collapse meter: did the network learn, or only guess?"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from cmrcnet.evaluation.methods import MAIN
+from cmrcnet.evaluation.report_figures import curve_svg
+from cmrcnet.evaluation.report_page import figure, table, text
+from cmrcnet.evaluation.verdict import number
 
 if TYPE_CHECKING:
     from cmrcnet.evaluation.evaluation_run import EvaluationRun
 
+_ABOUT = (
+    "<p>One line a fold; grey: the permuted-pairs null. The contrastive loss is divided by ln(batch): 1 means that "
+    "every candidate is thought alike. Recall is how often a patch's own spot is among its {k} nearest candidates, over "
+    "chance. The epoch is chosen by the held-in score on spots that are not trained on.</p>\n"
+)
+
 
 def training_curves(run: EvaluationRun) -> str:
-    return ""
+    """Curves of every fold, and the collapse meter at the epoch that was kept."""
+    trainings = [part for part in run.facts["parts"] if part["record"].get("history")]
+    if not trainings:
+        return "<p>Nothing was trained epoch by epoch in this run.</p>\n"
+    main = [part for part in trainings if part["method"] == MAIN]
+    k = next((row["meter_k"] for part in trainings for row in part["record"]["history"] if "meter_k" in row), "k")
+    curves = [
+        _curve(trainings, "Contrastive loss / ln(batch), training", _column("loss_over_ln_batch"), (1.0, "all alike")),
+        _curve(trainings, "Pearson on held-in spots", _column("held_in_pearson"), (0.0, "")),
+        _curve(trainings, f"Recall@{k} over chance", _recall_over_chance, (1.0, "chance")),
+    ]
+    return _ABOUT.format(k=text(k)) + f'<div class="curves">\n{"".join(curves)}</div>\n' + _readings(main or trainings)
+
+
+def _curve(trainings: list[dict[str, Any]], title: str, value_of, limit: tuple[float, str]) -> str:
+    lines = []
+    for part in trainings:
+        rows = [row for row in part["record"]["history"] if row["phase"] == "search"]
+        points = [(row["epoch"], value) for row in rows if (value := value_of(row)) is not None]
+        if points:
+            lines.append(("main" if part["method"] == MAIN else "null", *zip(*points, strict=True)))
+    if not lines:
+        return ""
+    return figure(curve_svg(lines, title=title, limit=limit), "svg+xml", title, "")
+
+
+def _column(name: str):
+    return lambda row: row.get(name)
+
+
+def _recall_over_chance(row: dict[str, Any]) -> float | None:
+    return row["meter_recall_at_k"] / row["meter_chance"] if "meter_recall_at_k" in row else None
+
+
+def _readings(trainings: list[dict[str, Any]]) -> str:
+    rows = []
+    for part in trainings:
+        record = part["record"]
+        reading = kept_reading(record)
+        if reading is None:
+            continue
+        rows.append(
+            [
+                part["fold"],
+                record.get("held_in", ""),
+                record.get("chosen_epoch", ""),
+                number(_or_nan(reading.get("held_in_pearson"))),
+                f"{reading['meter_recall_at_k']:.1%}",
+                f"{reading['meter_chance']:.1%}",
+                f"{reading['meter_loss_over_ln_batch']:.2f}",
+                f"{reading['meter_effective_rank']:.1f}",
+                "ONLY GUESSES" if reading["meter_guessing"] else "knows more than chance",
+                reading["meter_where"],
+            ]
+        )
+    heads = ["left out", "held in", "epoch", "held-in Pearson", "recall", "chance", "loss / ln(batch)"]
+    heads += ["effective rank", "collapse meter", "read on"]
+    return table(heads, rows) if rows else ""
+
+
+def kept_reading(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The last row of the search, up to the epoch that was kept, on which the collapse meter was read."""
+    last = record.get("chosen_epoch")
+    rows = [
+        row
+        for row in record.get("history", ())
+        if row["phase"] == "search" and "meter_guessing" in row and (last is None or row["epoch"] <= last)
+    ]
+    return rows[-1] if rows else None
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value

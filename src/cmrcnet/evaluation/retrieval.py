@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cmrcnet.errors import CmrcnetWarning
 from cmrcnet.evaluation.contamination import refuse_seen
 from cmrcnet.evaluation.methods import MAIN, Place, Prediction, TrainingData
 from cmrcnet.evaluation.splits import Fold
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.model.trained_model import TrainedModel
     from cmrcnet.prediction.bank import ReferenceBank
+
+log = logging.getLogger("cmrcnet")
 
 
 class TrainedCMRCNet:
@@ -38,7 +43,10 @@ class PermutedPairs:
 
     def fit(self, training: TrainingData) -> Retrieval:
         """Shuffle the pairs within each section, then train and build the bank as ever."""
-        return _fit(training, permuted(training.cohort, training.seed))
+        log.info("%s, fold %s: this training is meant to guess only", self.name, training.fold.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CmrcnetWarning)
+            return _fit(training, permuted(training.cohort, training.seed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +107,14 @@ def _fit(training: TrainingData, cohort: Cohort) -> Retrieval:
     )
     bank = build_bank(model, cohort, cache=training.cache)
     _refuse_contaminated(model, bank, training.fold)
+    learnt = model.provenance.to_dict()
     record = {
         "model": model.fingerprint,
-        "history": model.provenance.history,
-        "bank_spots": len(bank.spots),
+        "bank_spots": len(bank),
+        "chosen_epoch": learnt["chosen_epoch"],
+        "held_in": learnt["facts"].get("held_in", ""),
+        "notes": learnt["notes"],
+        "history": learnt["history"],
     }
     return Retrieval(model, bank, training.cache, record)
 
@@ -112,7 +124,7 @@ def _refuse_contaminated(model: TrainedModel, bank: ReferenceBank, fold: Fold) -
     patients = fold.test_patients if fold.patient_disjoint else ()
     for artefact, seen_sections, seen_patients in (
         ("The model", model.provenance.sections, model.provenance.patients),
-        ("The bank", set(bank.spots["section"]), set(bank.spots["patient"])),
+        ("The bank", bank.sections, bank.patients),
     ):
         refuse_seen(
             f"{artefact} of fold {fold.name}",

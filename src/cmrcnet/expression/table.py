@@ -195,8 +195,8 @@ def _breaches(table: AnnData):
             yield f"{name} is {values.dtype}; wanted float32"
         elif not np.isfinite(values).all():
             yield f"{name} holds values that are not finite"
-        elif (values < 0).any():
-            yield f"{name} holds negative values"
+    if (np.asarray(table.layers["spread"]) < 0).any():
+        yield 'layers["spread"] holds negative values'
     microns = np.asarray(table.obsm["spatial"]) * float(ours.get("um_per_px", np.nan))
     if not np.allclose(microns, table.obs[["x_um", "y_um"]].to_numpy(), rtol=1e-6, atol=1e-3):
         yield "x_um and y_um do not match the centres and the scale"

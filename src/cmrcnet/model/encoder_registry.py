@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,8 +53,8 @@ def encoder_card(name: str) -> EncoderCard:
 def create_image_encoder(
     name: str,
     *,
-    weights: str = "pretrained",
-    blocks: tuple[int, ...] = (),
+    weights: str | Path = "pretrained",
+    blocks: Sequence[int] = (),
     depth: int | None = None,
     heads: int | None = None,
     seed: int = 0,
@@ -66,7 +68,7 @@ def create_image_encoder(
         for another patch size is built for 224 px, its position embedding resampled.
     weights : str
         "pretrained"; "random"; or the path of a local safetensors file.
-    blocks : tuple of int
+    blocks : sequence of int
         Blocks whose tokens are joined, counted from 0; empty: the last output.
     depth, heads : int or None
         Number of transformer blocks, and of attention heads, where not the network's own. A shallower pretrained
@@ -89,6 +91,7 @@ def create_image_encoder(
     BadOption
         If the network has no such blocks, depth or heads.
     """
+    weights, blocks = str(weights), tuple(blocks)
     if heads is not None and weights == "pretrained":
         raise BadOption("model.encoder_heads", heads, "nothing, unless the weights are random or a file of your own")
     settings: dict[str, Any] = {}
@@ -100,10 +103,10 @@ def create_image_encoder(
         card, backbone = _from_card(CARDS[name], weights, settings, seed)
     else:
         card, backbone = _from_timm(name, weights, settings, seed)
-    origin = EncoderOrigin(name, str(weights), tuple(blocks), depth, heads, seed)
+    origin = EncoderOrigin(name, weights, blocks, depth, heads, seed)
     if card.grid is not None:
         backbone = backbone.to(memory_format=torch.channels_last)  # a third faster on a CPU
-    return ImageEncoder(backbone, card, tuple(blocks), origin).eval()
+    return ImageEncoder(backbone, card, blocks, origin).eval()
 
 
 def _from_card(card: EncoderCard, weights: str, settings: dict[str, Any], seed: int) -> tuple[EncoderCard, nn.Module]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a model has seen and how its training went. Plain values that JSON can write.
+    """What a model has seen and how its training went. Plain values that JSON can write; lists become tuples.
 
     Parameters
     ----------
@@ -29,13 +30,13 @@ class Provenance:
         Anything else worth keeping.
     """
 
-    sections: tuple[str, ...]
-    patients: tuple[str, ...]
+    sections: Sequence[str]
+    patients: Sequence[str]
     seed: int = 0
     version: str = ""
-    history: tuple[dict[str, Any], ...] = ()
+    history: Sequence[dict[str, Any]] = ()
     chosen_epoch: int | None = None
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -80,16 +80,16 @@ class ExactSearch:
             raise BadOption("k", k, want=f"1 to {len(self)}, the number of spots in the bank")
         keys = np.empty((len(queries), k), np.int64)
         for start in range(0, len(queries), QUERIES_AT_ONCE):
-            block = _unit(queries[start : start + QUERIES_AT_ONCE], "queries", _LEAST_QUERIES)
-            keys[start : start + QUERIES_AT_ONCE] = self._best(block, k)[: len(queries) - start]
+            keys[start : start + QUERIES_AT_ONCE] = self._best(queries[start : start + QUERIES_AT_ONCE], k)
         return Neighbours(*_unpacked(keys))
 
     def _best(self, queries: np.ndarray, k: int) -> np.ndarray:
         """Sorted keys (queries, k) of the best of the whole bank."""
         best = np.empty((len(queries), 0), np.int64)
+        asked = _unit(queries, "queries", _LEAST_QUERIES)
         for start in range(0, len(self), self.block):
             rows = np.asarray(self.vectors[start : start + self.block], np.float32)
-            similarity = (queries @ _unit(rows, "vectors", _LEAST_BANK).T)[:, : len(rows)]
+            similarity = (asked @ _unit(rows, "vectors", _LEAST_BANK).T)[: len(queries), : len(rows)]
             # What cannot be among the k best of this block, or is worse than k that we hold already, is passed over.
             least = _kth_at_least(similarity, k)
             if best.shape[1] == k:

@@ -1,4 +1,4 @@
-"""Train CMRCNet on the sections given, and on nothing else: one loop over Lightning Fabric.
+"""Train CMRCNet on the sections given, and on nothing else.
 
 The course of a training: some training sections are held in and the rest trained on; the epoch whose retrieval is best
 on the held-in ones is chosen; then, with `train.refit`, the network is trained again from the start on all sections
@@ -8,13 +8,278 @@ so that a run that was interrupted and resumed ends with the same weights, bit f
 
 from __future__ import annotations
 
+import copy
 import logging
-from typing import TYPE_CHECKING
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from cmrcnet.encoding.device import Precision, choose_device, choose_precision
+from cmrcnet.encoding.encode import encode_patches
+from cmrcnet.encoding.patch_store import PatchStore
+from cmrcnet.encoding.token_cache import TokenCache
+from cmrcnet.errors import CmrcnetWarning, TooFew
+from cmrcnet.expression.gene_sets import gene_sets
+from cmrcnet.expression.panel import GenePanel, choose_panel
+from cmrcnet.fingerprint import fingerprint
+from cmrcnet.model.encoder_registry import create_image_encoder
+from cmrcnet.model.image_encoder import ImageEncoder
+from cmrcnet.model.trained_model import Provenance, TrainedModel
+from cmrcnet.recipe import Recipe
+from cmrcnet.tissue.section import Cohort, Section
+from cmrcnet.training.checkpoint import Checkpoints
+from cmrcnet.training.course import Course
+from cmrcnet.training.held_in import HeldIn, choose_held_in
+from cmrcnet.training.learner import Learner
+from cmrcnet.training.look import Looker
+from cmrcnet.training.loop import Job, train_phase
+from cmrcnet.training.pairs import Pairs, read_pairs
 
 if TYPE_CHECKING:
-    pass
+    from lightning_fabric.loggers import Logger
 
 log = logging.getLogger("cmrcnet")
 
-_PHASES = {"search": 0, "refit": 1}
 _FABRIC_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def fit(
+    cohort: Cohort,
+    recipe: Recipe,
+    *,
+    panel: GenePanel | None = None,
+    cache: TokenCache | None = None,
+    checkpoints: Checkpoints | None = None,
+    resume: bool = False,
+    logger: Logger | None = None,
+) -> TrainedModel:
+    """Train on a cohort of training sections.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Training sections only. What is not in it cannot be learnt from, nor chosen on.
+    recipe : Recipe
+    panel : GenePanel, optional
+        Genes of the gene encoder; chosen from `cohort` when left out.
+    cache : TokenCache, optional
+        Where tokens (patches, when the encoder is trained) are kept; a temporary folder when left out, so that
+        memory does not grow with the number of slides either way.
+    checkpoints : Checkpoints, optional
+        Where the state of the training and `log.csv` are kept.
+    resume : bool
+        Go on with the state in `checkpoints`; start when there is none.
+    logger : lightning_fabric.loggers.Logger, optional
+        Gets every epoch's numbers as well: ``TensorBoardLogger("runs")``.
+
+    Returns
+    -------
+    TrainedModel
+        On the device that it was trained on. Its provenance holds the history, one entry an epoch.
+
+    Raises
+    ------
+    TooFew
+        Fewer than two spots to train on.
+    CannotResume
+        The state is damaged, or was started with another recipe, panel, encoder or cohort.
+    Diverged, DiskFull, Unwritable
+
+    Warns
+    -----
+    CmrcnetWarning
+        The network only guesses (see `meter`); or one section leaves nothing to hold in.
+    """
+    if len(cohort) == 0:
+        raise TooFew("training sections", 0, 1, "give a cohort with at least one section")
+    panel = choose_panel(cohort, recipe.panel) if panel is None else panel
+    device = choose_device(recipe.train.device)
+    precision = choose_precision(recipe.train.precision, device)
+    encoder = _new_encoder(recipe)
+    with _kept_on_disk(cache) as store:
+        pairs = _pairs(cohort, recipe, panel, encoder, store)
+        held_in = choose_held_in(pairs, recipe)
+        if len(held_in.rest) < 2:
+            raise TooFew("spots to train on", len(held_in.rest), 2, "add sections, or set train.held_in to none")
+        identity = {
+            "recipe": fingerprint(recipe.to_dict()),
+            "panel": fingerprint(panel.to_dict()),
+            "cohort": pairs.fingerprint(),
+            "encoder": encoder.fingerprint(),
+        }
+        trained = recipe.model.train_encoder
+        job = Job(
+            recipe,
+            pairs,
+            len(panel.genes),
+            _fabric(device, precision, logger),
+            (lambda: copy.deepcopy(encoder)) if trained else (lambda: encoder),
+            (0 if trained else encoder.card.class_tokens) if recipe.train.augment else None,
+            checkpoints,
+            identity,
+        )
+        learner, course, epoch = _search_and_refit(job, held_in, resume)
+    notes = _verdict(course, epoch)
+    provenance = Provenance(
+        sections=cohort.sections,
+        patients=cohort.patients,
+        seed=recipe.train.seed,
+        version=version("cmrcnet"),
+        history=tuple(course.history),
+        chosen_epoch=epoch,
+        notes=(*notes, *_panel_notes(panel, cohort)),
+        facts={
+            "held_in": held_in.name,
+            "held_in_score": course.best_score,
+            "selected_by": course.select_by,
+            "device": str(device),
+            "precision": precision,
+            "torch": torch.__version__,
+        },
+    )
+    return TrainedModel(learner.network, learner.encoder or encoder, panel, recipe, provenance)
+
+
+def _search_and_refit(job: Job, held_in: HeldIn, resume: bool) -> tuple[Learner, Course, int]:
+    """Both phases: the learner that is kept, the course, and the epochs behind its weights."""
+    config, everything = job.recipe.train, np.arange(len(job.pairs))
+    state = job.checkpoints.load(job.identity) if resume and job.checkpoints is not None else None
+    course = Course(config.select_by)
+    if state is not None:
+        course = Course.from_dict(state.facts["course"])
+        job.fabric.strategy.precision.load_state_dict(state.facts["precision"])
+        log.info("Going on behind epoch %d of the %s phase.", state.epoch, state.phase)
+
+    refit = config.refit and bool(held_in)
+    learner: Learner | None = None
+    if state is None or state.phase == "search":
+        learner = train_phase(
+            job,
+            "search",
+            held_in.rest,
+            config.epochs,
+            course,
+            looker=Looker(job.pairs, held_in, job.recipe, job.fabric),
+            look_every=config.validate_every,
+            choose=bool(held_in),
+            keep_best=bool(held_in) and not refit,
+            resumed=state,
+        )
+    epoch = course.best_epoch or config.epochs
+    if held_in and course.best_epoch is None:
+        warnings.warn(
+            f"No epoch could be chosen: the score on the held-in {held_in.name} was never defined (constant "
+            "expression or predictions). The last epoch is kept.",
+            CmrcnetWarning,
+            stacklevel=3,
+        )
+    if refit:
+        log.info("Training again on all %d spots for the chosen %d epochs.", len(everything), epoch)
+        learner = train_phase(
+            job,
+            "refit",
+            everything,
+            epoch,
+            course,
+            looker=Looker(job.pairs, HeldIn(everything[:0], everything, "nothing"), job.recipe, job.fabric),
+            look_every=epoch,
+            choose=False,
+            keep_best=False,
+            resumed=state if state is not None and state.phase == "refit" else None,
+        )
+    assert learner is not None
+    return learner, course, epoch
+
+
+def _new_encoder(recipe: Recipe) -> ImageEncoder:
+    model = recipe.model
+    return create_image_encoder(
+        model.encoder,
+        weights=model.weights,
+        blocks=model.blocks,
+        depth=model.encoder_depth,
+        heads=model.encoder_heads,
+        seed=recipe.train.seed,
+    )
+
+
+def _pairs(cohort: Cohort, recipe: Recipe, panel: GenePanel, encoder: ImageEncoder, store: TokenCache) -> Pairs:
+    """Tokens of a frozen encoder, or patches for one that is trained, beside expression; all mapped from disk."""
+    patches = PatchStore.beside(store)
+
+    def inputs_of(section: Section) -> np.ndarray:
+        if recipe.model.train_encoder:
+            return patches.patches(section.slide, section.spots.centre_px, recipe.patch)
+        return encode_patches(
+            encoder,
+            section.slide,
+            section.spots.centre_px,
+            recipe.patch,
+            cache=store,
+            device=recipe.train.device,
+            precision=recipe.train.precision,
+        )
+
+    scored = None
+    if recipe.train.held_in != "none" and recipe.train.select_by == "pearson":
+        genes = gene_sets(cohort, panel, recipe.evaluation.set_size)["HVG"]
+        scored = GenePanel(genes, panel.target_sum, {"kind": "HVG of the training sections"})
+    return read_pairs(cohort, panel, inputs_of, scored=scored)
+
+
+@contextmanager
+def _kept_on_disk(cache: TokenCache | None) -> Iterator[TokenCache]:
+    """The cache, or a temporary one."""
+    if cache is not None:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory(prefix="cmrcnet-", ignore_cleanup_errors=True) as folder:
+        yield TokenCache(Path(folder))
+
+
+def _fabric(device: torch.device, precision: Precision, logger: Logger | None) -> Fabric:
+    return Fabric(
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision=_FABRIC_PRECISION[precision],
+        loggers=logger,
+    )
+
+
+def _verdict(course: Course, epoch: int) -> tuple[str, ...]:
+    """Say loudly when the network that is kept only guesses; the sentence stays with the model."""
+    sentences = []
+    for phase in ("search", "refit"):
+        row = course.last_reading(phase, epoch)
+        if row is not None and row["meter_guessing"]:
+            sentences.append(_guess(row))
+    if sentences:
+        said = f"This training has learnt nothing that it can use. {sentences[0]} See docs/concepts/collapse.md."
+        log.warning("%s", said)
+        warnings.warn(said, CmrcnetWarning, stacklevel=3)
+    return tuple(sentences)
+
+
+def _guess(row: dict[str, Any]) -> str:
+    from cmrcnet.training.meter import CollapseReading
+
+    reading = {name.removeprefix("meter_"): value for name, value in row.items() if name.startswith("meter_")}
+    return CollapseReading(**reading).sentence
+
+
+def _panel_notes(panel: GenePanel, cohort: Cohort) -> tuple[str, ...]:
+    """A sentence when sections that are not trained on chose the panel."""
+    others = [name for name in panel.origin.get("sections", ()) if name not in cohort.sections]
+    return (
+        (f"Sections that it was not trained on took part in choosing its genes: {', '.join(others)}.",)
+        if others
+        else ()
+    )

@@ -1,0 +1,58 @@
+"""Draw the README's picture: one section's tissue, measured and predicted expression, and the spread.
+
+    python docs/make_pictures.py COHORT.csv PREDICTION.h5ad SECTION GENE docs/images/section.png
+
+PREDICTION.h5ad is the held-out prediction of that section from a run folder of `cmrcnet evaluate`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import anndata
+import matplotlib.pyplot as plt
+import numpy as np
+
+import cmrcnet
+from cmrcnet.tissue.thumbnail import thumbnail
+
+
+def draw(cohort: Path, prediction: Path, name: str, gene: str, out: Path) -> None:
+    """Four panels side by side."""
+    section = cmrcnet.read_cohort(cohort).read(name)
+    table = anndata.read_h5ad(prediction)[list(section.spots.barcodes)]
+    target_sum = float(table.uns["cmrcnet"]["target_sum"])
+    truth = cmrcnet.normalize(section.counts, target_sum)[:, section.genes.index(gene)].toarray().ravel()
+    column = list(table.var_names).index(gene)
+    guess, spread = np.asarray(table.X)[:, column], np.asarray(table.layers["spread"])[:, column]
+    shrink = section.slide.width_px / 1200
+    tissue = thumbnail(section.slide, shrink)
+    x, y = (section.spots.centre_px / (section.slide.width_px / tissue.shape[1])).T
+    pad = 60
+    frame = (x.min() - pad, x.max() + pad, y.max() + pad, y.min() - pad)
+    r = np.corrcoef(truth, guess)[0, 1]
+
+    figure, axes = plt.subplots(1, 4, figsize=(14, 4.1), constrained_layout=True)
+    panels = [
+        ("H&E", None, None),
+        (f"{gene}, measured", truth, "viridis"),
+        (f"{gene}, predicted (r = {r:.2f})", guess, "viridis"),
+        ("spread among the retrieved spots", spread, "magma"),
+    ]
+    for axis, (title, values, colours) in zip(axes, panels, strict=True):
+        axis.imshow(tissue, alpha=1 if values is None else 0.45)
+        if values is not None:
+            low, high = np.percentile(values, [2, 98])
+            dots = axis.scatter(x, y, c=values, s=42, cmap=colours, vmin=low, vmax=high, linewidths=0)
+            figure.colorbar(dots, ax=axis, orientation="horizontal", shrink=0.7, pad=0.02, label="log expression")
+        axis.set(title=title, xlim=frame[:2], ylim=frame[2:], xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 6:
+        sys.exit(__doc__)
+    draw(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4], Path(sys.argv[5]))
