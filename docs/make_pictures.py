@@ -42,10 +42,11 @@ def draw(cohort: Path, prediction: Path, name: str, gene: str, out: Path) -> Non
     ]
     for axis, (title, values, colours) in zip(axes, panels, strict=True):
         axis.imshow(tissue, alpha=1 if values is None else 0.45)
-        if values is not None:
-            low, high = np.percentile(values, [2, 98])
-            dots = axis.scatter(x, y, c=values, s=42, cmap=colours, vmin=low, vmax=high, linewidths=0)
-            figure.colorbar(dots, ax=axis, orientation="horizontal", shrink=0.7, pad=0.02, label="log expression")
+        low, high = (0, 1) if values is None else np.percentile(values, [2, 98])
+        size = 0 if values is None else 42
+        dots = axis.scatter(x, y, c=x if values is None else values, s=size, cmap=colours, vmin=low, vmax=high, lw=0)
+        bar = figure.colorbar(dots, ax=axis, orientation="horizontal", shrink=0.7, pad=0.02, label="log expression")
+        bar.ax.set_visible(values is not None)  # the first panel keeps the room, so that all four stand level
         axis.set(title=title, xlim=frame[:2], ylim=frame[2:], xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     out.parent.mkdir(parents=True, exist_ok=True)

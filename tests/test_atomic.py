@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cmrcnet.atomic import atomic_file, atomic_folder, refuse_existing, replace_folder
-from cmrcnet.errors import BadOption, CmrcnetError, DiskFull, OutputExists, Unwritable
+from cmrcnet.errors import BadOption, DiskFull, OutputExists, Unwritable
 
 
 class Interrupt(BaseException):
@@ -66,10 +66,10 @@ def full_disk() -> list[Exception]:
 @pytest.mark.parametrize("refusal", full_disk(), ids=str)
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, refusal):
     for path, write in ((tmp_path / "a.npy", atomic_file), (tmp_path / "model", atomic_folder)):
-        with pytest.raises(DiskFull, match=r"The disk is full: .* was not written and nothing half-written"):
-            with write(path) as draft:
-                (draft if write is atomic_file else draft / "weights").write_text("half")
-                raise refusal
+        sentence = r"The disk is full: .* was not written and nothing half-written"
+        with pytest.raises(DiskFull, match=sentence), write(path) as draft:
+            (draft if write is atomic_file else draft / "weights").write_text("half")
+            raise refusal
     assert names(tmp_path) == []
 
 
@@ -139,9 +139,9 @@ def test_an_old_folder_goes_only_when_the_new_one_stands(tmp_path):
 
 def test_without_overwrite_an_output_is_refused_before_any_work(tmp_path):
     path = a_model(tmp_path / "model")
-    with pytest.raises(OutputExists, match=r"model exists already; choose another name or pass --overwrite"):
-        with atomic_folder(path):
-            pytest.fail("worked for nothing")
+    sentence = r"model exists already; choose another name or pass --overwrite"
+    with pytest.raises(OutputExists, match=sentence), atomic_folder(path):
+        pytest.fail("worked for nothing")
     with pytest.raises(OutputExists):
         refuse_existing(path, overwrite=False)
     refuse_existing(path, overwrite=True)

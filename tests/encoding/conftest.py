@@ -26,7 +26,7 @@ class CountingEncoder(nn.Module):
         self.error: type[BaseException] = KeyboardInterrupt
 
     def fingerprint(self) -> str:
-        return f"counting {float(self.weight)}"
+        return f"counting {self.weight.item()}"
 
     def prepare(self, patches: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(patches).permute(0, 3, 1, 2).float()

@@ -79,7 +79,7 @@ def test_a_foreign_file_is_absent(tmp_path):
     [
         (OSError(errno.ENOSPC, "full"), DiskFull, "The disk is full"),
         (OSError(errno.EACCES, "no"), Unwritable, "cannot be written"),
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
     ],
 )
 def test_a_fault_while_writing_leaves_nothing(tmp_path, values, fault, seen, sentence):

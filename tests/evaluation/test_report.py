@@ -77,7 +77,7 @@ def test_the_verdict_comes_first_and_every_section_is_there(page, small_run):
 def test_every_table_of_scores_bears_the_protocol(page, small_run):
     stamp = small_run.run.stamp.to_text()
     scores, _, provenance = page.partition("<h2>Provenance</h2>")
-    assert scores.count("<table") == scores.count(stamp) == 3
+    assert scores.count("<table") == scores.count(stamp) == 4
     assert provenance.count("<table") == 1
     for words in (
         "leave-one-patient-out",
@@ -232,10 +232,8 @@ def history(*rows: tuple[str, int, float | None]) -> list[dict]:
 
 
 def test_the_meter_is_read_at_the_epoch_that_was_kept():
-    record = {
-        "chosen_epoch": 3,
-        "history": history(("search", 1, 0.1), ("search", 2, 0.4), ("search", 3, None), ("search", 4, 0.9), ("refit", 1, 0.8)),
-    }  # fmt: skip
+    rows = [("search", 1, 0.1), ("search", 2, 0.4), ("search", 3, None), ("search", 4, 0.9), ("refit", 1, 0.8)]
+    record = {"chosen_epoch": 3, "history": history(*rows)}
     assert kept_reading(record)["epoch"] == 2
     assert kept_reading({"history": []}) is None
 

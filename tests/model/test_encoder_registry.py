@@ -131,13 +131,14 @@ def test_without_a_hub_the_remedy_is_named(name, monkeypatch, tmp_path):
 
 
 def test_a_gated_model_says_whose_licence_to_accept(monkeypatch):
-    import httpx2 as http
     from huggingface_hub.errors import GatedRepoError
 
-    answer = http.Response(403, request=http.Request("GET", "https://huggingface.co"))
+    class Gated(GatedRepoError):
+        def __init__(self) -> None:
+            Exception.__init__(self, "restricted")
 
     def gated(*_args, **_kwargs):
-        raise GatedRepoError("restricted", response=answer)
+        raise Gated
 
     monkeypatch.setattr("cmrcnet.model.encoder_weights.require_hub", lambda *_: None)
     monkeypatch.setattr("timm.models.load_state_dict_from_hf", gated)
@@ -161,7 +162,7 @@ def test_weights_of_the_hub_are_fitted_like_any_other(monkeypatch):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not DINOV2.exists(), reason="DINOv2's weights are not beside this checkout (../shared/weights)")
+@pytest.mark.skipif(not DINOV2.exists(), reason="the DINOv2 weights are not beside this checkout")
 def test_a_real_transformer_from_a_local_file():
     encoder = create_image_encoder("dinov2-s", weights=str(DINOV2), blocks=(5, 11))
     pixels = noise_patches(1)

@@ -151,14 +151,15 @@ def test_phikons_names_become_timms_and_nothing_is_lost():
     assert set(state) - set(to_timm(theirs)) == {"blocks.1.attn.qkv.bias"}
 
 
-def test_the_renamed_network_computes_what_transformers_computes():
-    """Where that library is at hand; it is no dependency of ours."""
+def test_the_renamed_network_computes_what_transformers_computes(tmp_path):
+    """Where that library is at hand; it is no dependency of ours. The names are those that it writes to disk."""
     transformers = pytest.importorskip("transformers")
-    shape = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 64, "patch_size": 16}
-    theirs = transformers.Dinov2Model(transformers.Dinov2Config(**shape, layerscale_value=0.5)).eval()
     settings = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 4, "init_values": 1.0}
     ours = _build("vit_large_patch16_224", settings, "small Phikon").eval()
-    ours.load_state_dict(to_timm(theirs.state_dict()), strict=True)
+    shape = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 64, "patch_size": 16}
+    theirs = transformers.Dinov2Model(transformers.Dinov2Config(**shape, layerscale_value=0.5)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours.load_state_dict(to_timm(read_safetensors(tmp_path / "model.safetensors")), strict=True)
     patches = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         wanted = theirs(patches).last_hidden_state

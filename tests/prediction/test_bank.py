@@ -22,7 +22,6 @@ from cmrcnet.errors import (
     OutputExists,
     ShapeMismatch,
     TooFew,
-    UnknownName,
 )
 from cmrcnet.expression.normalize import normalize
 from cmrcnet.prediction import spool
@@ -172,7 +171,7 @@ def test_a_bank_of_another_format_is_refused(bank, tmp_path):
 
 
 def test_no_bank_is_there(tmp_path):
-    with pytest.raises(NoSuchFile, match="The bank .*nowhere does not exist; build one: cmrcnet index"):
+    with pytest.raises(NoSuchFile, match=r"The bank .*nowhere does not exist; build one: cmrcnet index"):
         ReferenceBank.load(tmp_path / "nowhere")
 
 
@@ -225,18 +224,6 @@ def test_counts_that_are_none_are_refused(model):
     section.__dict__["counts"] = sparse.csr_matrix(section.counts.toarray() - 0.5)
     with pytest.raises(BadCounts, match="C1"):
         build_bank(model, Cohort.of([section]))
-
-
-def test_columns_of_genes(bank):
-    np.testing.assert_array_equal(bank.columns_of(None), np.arange(13))
-    np.testing.assert_array_equal(bank.columns_of(["NEW1", "GENE2", "NEW1"]), [10, 2])
-    np.testing.assert_array_equal(bank.columns_of("GENE11"), [12])
-    with pytest.raises(TooFew, match="0 genes to predict"):
-        bank.columns_of([])
-    with pytest.raises(UnknownName, match=r"There is no gene in the bank 'gene3'; known: GENE3\.(?! )"):
-        bank.columns_of(["GENE1", "gene3"])
-    with pytest.raises(UnknownName, match="There is no gene in the bank 'ENSG00000141510'.* Ensembl ids"):
-        bank.columns_of(["ENSG00000141510"])
 
 
 def test_parts_that_do_not_fit_are_refused(bank):

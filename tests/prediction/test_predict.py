@@ -24,7 +24,7 @@ from cmrcnet.search.average import average
 from cmrcnet.search.neighbours import Neighbours
 from cmrcnet.tissue.section import Cohort
 from cmrcnet.tissue.slide import ArraySlide, Slide
-from tests.prediction.small_model import GENES, noise_slide, places, small_cohort, small_model, small_section
+from tests.prediction.small_model import GENES, noise_slide, places, small_model, small_section
 
 SPOTS = places(10, seed=3)
 
@@ -91,7 +91,7 @@ def test_it_takes_a_slide_and_no_counts():
     assert not any("counts" in name or "expression" in name for name in dir(Slide))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_permuting_places_permutes_predictions(model, bank, table, seed):
     order = np.random.default_rng(seed).permutation(len(SPOTS))
@@ -136,7 +136,7 @@ def test_chosen_genes_are_the_same_numbers_in_the_order_asked(model, bank, table
 def test_k_and_weighting_can_be_chosen(model, bank):
     one = predict(model, bank, noise_slide(9), spots=SPOTS, k=1, genes=["GENE0", "GENE5"])
     nearest = one.obsm["neighbour_ids"][:, 0]
-    np.testing.assert_array_equal(one.X, bank.expression.toarray()[nearest][:, bank.columns_of(["GENE0", "GENE5"])])
+    np.testing.assert_array_equal(one.X, bank.expression.toarray()[nearest][:, [0, 5]])
     assert (one.layers["spread"] == 0).all()
     every = predict(model, bank, noise_slide(9), spots=SPOTS, k=24, weighting="mean", genes=["GENE0"])
     np.testing.assert_allclose(every.X, bank.expression.toarray()[:, :1].mean(), rtol=1e-5)
@@ -165,7 +165,7 @@ def test_a_gene_that_no_neighbour_measured_is_unknown_and_not_zero(model):
 
 def test_bad_input_is_refused(model, bank):
     slide = noise_slide(9)
-    with pytest.raises(UnknownName, match="There is no gene in the bank 'Gene0'; known: GENE0.*names meet when upper"):
+    with pytest.raises(UnknownName, match=r"There is no gene in the bank 'Gene0'; known: GENE0.*names meet when upper"):
         predict(model, bank, slide, spots=SPOTS, genes=["Gene0"])
     with pytest.raises(TooFew, match="0 genes to predict, but at least 1 are needed"):
         predict(model, bank, slide, spots=SPOTS, genes=[])
@@ -217,5 +217,5 @@ def test_real_sections(als_csv, tmp_path):
     table = predict(model, bank, unseen.slide, spots=unseen.spots.take(np.arange(8)), k=20)
     check_prediction_table(table)
     assert table.shape == (8, len(bank.genes)) and table.obs["in_tissue"].mean() > 0.5
-    assert 0 <= table.X.min() and table.X.max() <= bank.expression.data.max()
+    assert table.X.min() >= 0 and table.X.max() <= bank.expression.data.max()
     assert set(table.uns["cmrcnet"]["neighbour_spots"]["section"]) <= {first, second}

@@ -52,7 +52,7 @@ def write_aperio(path: Path, pixels: np.ndarray, mpp: float = 0.499, description
 
     text = description or f"Aperio Image Library v12.0.15\n{pixels.shape[1]}x{pixels.shape[0]}|AppMag = 20|MPP = {mpp}"
     with tifffile.TiffWriter(path) as tiff:
-        plain = dict(photometric="rgb", metadata=None)
+        plain = {"photometric": "rgb", "metadata": None}
         tiff.write(pixels, tile=(128, 128), description=text, **plain)
         tiff.write(halved(pixels, 3), rowsperstrip=16, description="Aperio thumbnail", **plain)
         tiff.write(halved(pixels, 2), tile=(128, 128), description="Aperio level", subfiletype=1, **plain)
@@ -76,7 +76,7 @@ def write_ome_pyramid(
         "PhysicalSizeY": size,
         "PhysicalSizeYUnit": unit,
     }
-    colour = dict(photometric="minisblack") if planar else dict(photometric="rgb")
+    colour = {"photometric": "minisblack"} if planar else {"photometric": "rgb"}
     options = dict(tile=(128, 128), compression="deflate", **colour)
     with tifffile.TiffWriter(path, ome=True) as tiff:
         tiff.write(stored(0), subifds=2, metadata=metadata, **options)

@@ -113,7 +113,7 @@ def test_small_holes_are_filled_and_large_ones_stay():
 
 
 def test_tissue_at_the_slides_border_is_kept_and_glass_there_is_not_filled():
-    rows, columns = np.mgrid[:SIDE, :SIDE]
+    _rows, columns = np.mgrid[:SIDE, :SIDE]
     truth = (columns < 300) & ~disc(0, 450, 30)
     mask = mask_of(with_tissue(glass(), truth))
     assert mask.contains([[1, 100], [1, 899], [150, 1]]).all()

@@ -182,7 +182,7 @@ def test_grey_is_repeated(tmp_path, photometric):
 
 def test_a_planar_tiff(tmp_path):
     planes = np.moveaxis(PIXELS, 2, 0)
-    options = dict(photometric="rgb", planarconfig="separate", metadata=None)
+    options = {"photometric": "rgb", "planarconfig": "separate", "metadata": None}
     tifffile.imwrite(tmp_path / "mapped.tif", planes, **options)
     tifffile.imwrite(tmp_path / "tiles.tif", planes, tile=(64, 64), compression="zstd", **options)
     for name in ("mapped.tif", "tiles.tif"):
@@ -236,18 +236,18 @@ def test_the_scale_comes_from_the_file(tmp_path):
     assert scale_of(write_ome_pyramid(tmp_path / "b.tif", PIXELS)) == 0.25
     assert scale_of(write_ome_pyramid(tmp_path / "c.tif", PIXELS, unit="nm", size=250)) == pytest.approx(0.25)
     assert scale_of(write_ome_pyramid(tmp_path / "d.tif", PIXELS, unit="mm", size=0.0005)) == pytest.approx(0.5)
-    cm = dict(resolution=(20_000, 20_000), resolutionunit="centimeter")
+    cm = {"resolution": (20_000, 20_000), "resolutionunit": "centimeter"}
     assert scale_of(write_tiled_pyramid(tmp_path / "e.tif", PIXELS, **cm)) == pytest.approx(0.5)
     assert scale_of(save_strips(tmp_path / "f.tif", **cm)) == pytest.approx(0.5)
-    inch = dict(resolution=(50_800, 50_800), resolutionunit="inch")
+    inch = {"resolution": (50_800, 50_800), "resolutionunit": "inch"}
     assert scale_of(save_strips(tmp_path / "g.tif", **inch)) == pytest.approx(0.5)
     tifffile.imwrite(tmp_path / "h.tif", PIXELS, imagej=True, resolution=(4, 4), metadata={"unit": "um"})
     assert scale_of(tmp_path / "h.tif") == pytest.approx(0.25)
 
 
 def test_what_is_no_scale_is_not_taken_for_one(tmp_path):
-    printer = dict(resolution=(300, 300), resolutionunit="inch")
-    odd = dict(resolution=(20_000, 10_000), resolutionunit="centimeter")
+    printer = {"resolution": (300, 300), "resolutionunit": "inch"}
+    odd = {"resolution": (20_000, 10_000), "resolutionunit": "centimeter"}
     magnified = "Aperio Image Library v12\n603x401|AppMag = 20"
     files = [
         save_png(tmp_path / "a.png"),
@@ -309,7 +309,7 @@ def test_a_fingerprint_names_the_content_not_the_place(tmp_path):
 def test_a_large_file_is_named_by_samples(tmp_path, monkeypatch):
     from cmrcnet.tissue import file_fingerprint as ours
 
-    for name, size in dict(WHOLE_BYTES=1000, END_BYTES=100, SAMPLE_BYTES=10, SAMPLES=8).items():
+    for name, size in {"WHOLE_BYTES": 1000, "END_BYTES": 100, "SAMPLE_BYTES": 10, "SAMPLES": 8}.items():
         monkeypatch.setattr(ours, name, size)
     path = tmp_path / "large"
     content = np.random.default_rng(0).bytes(5000)
@@ -458,7 +458,7 @@ def test_a_picture_too_large_to_decode_says_what_to_do(tmp_path, monkeypatch):
     from cmrcnet.tissue import picture_pixels
 
     monkeypatch.setattr(picture_pixels, "LARGEST_PX", 1000)
-    with pytest.raises(BadFile, match="603 x 401 px are too many .* tiled pyramidal TIFF"):
+    with pytest.raises(BadFile, match=r"603 x 401 px are too many .* tiled pyramidal TIFF"):
         open_slide(save_png(tmp_path / "a.png"))
 
 

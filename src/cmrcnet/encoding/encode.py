@@ -125,10 +125,11 @@ def _into_cache(
             name = fingerprint(digests[-1], made_by)
             wanted = (len(block), *shape[1:])
             known = cache.get("parts", name, wanted, np.float16)
-            if known is not None:
+            if known is None and len(centres) <= PART:  # one part is the whole: no need to write it twice
+                known = cache.get("tokens", fingerprint(content_name(digests), made_by), shape, np.float16)
+                known = work.encode(block, meter) if known is None else known
+            elif known is not None:
                 meter.advance(len(block))
-            elif len(centres) <= PART:  # one part is the whole: no need to write it twice
-                known = work.encode(block, meter)
             else:
                 known = cache.put("parts", name, wanted, np.float16, [work.encode(block, meter)])
             parts.append((name, known))

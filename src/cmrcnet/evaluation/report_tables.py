@@ -77,7 +77,7 @@ def methods_table(run: EvaluationRun) -> str:
     about = "".join(f"<li><b>{text(name)}</b>: {text(sentence)}.</li>" for name, sentence in run.methods.items())
     return (
         table(heads, rows, main_row=main)
-        + _stamp(run, "“undefined” counts gene-section pairs over all folds.")
+        + stamp_line(run, "“undefined” counts gene-section pairs over all folds.")
         + f'<details><summary>What each method is</summary><ul class="plain">{about}</ul></details>\n'
     )
 
@@ -92,7 +92,7 @@ def folds_table(run: EvaluationRun) -> str:
         sides = "patient-disjoint" if fold.patient_disjoint else "NOT patient-disjoint"
         rows.append([fold.name, *values, f"tests {', '.join(fold.test)}; {len(fold.train)} sections train; {sides}"])
     heads = ["left out", *run.methods, "members"]
-    return table(heads, rows, words=(len(heads) - 1,)) + _stamp(run, "Mean Pearson over the HVG of each fold.")
+    return table(heads, rows, words=(len(heads) - 1,)) + stamp_line(run, "Mean Pearson over the HVG of each fold.")
 
 
 def genes_table(run: EvaluationRun) -> str:
@@ -125,7 +125,7 @@ def genes_table(run: EvaluationRun) -> str:
     return (
         '<p><label>Find a gene <input type="search" data-filters="genes" placeholder="part of its name"></label></p>\n'
         + table(heads, rows, identity="genes", sortable=True, tall=True)
-        + _stamp(
+        + stamp_line(
             run,
             f"{len(listed)} genes that are HEG or HVG in any fold, and the {len(best)} best others measured in most "
             f"sections, of {len(frame):,} scored: the best others were picked by their score, so they flatter. Mean "
@@ -193,5 +193,6 @@ def _where(frame: pd.DataFrame, wanted: dict[str, str]) -> pd.DataFrame:
     return frame
 
 
-def _stamp(run: EvaluationRun, more: str = "") -> str:
+def stamp_line(run: EvaluationRun, more: str = "") -> str:
+    """The protocol in small print, for under a table."""
     return f'<p class="stamp">{text(run.stamp.to_text())} {text(more)}</p>\n'

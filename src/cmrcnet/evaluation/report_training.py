@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cmrcnet.evaluation.methods import MAIN
 from cmrcnet.evaluation.report_figures import curve_svg
 from cmrcnet.evaluation.report_page import figure, table, text
+from cmrcnet.evaluation.report_tables import stamp_line
 from cmrcnet.evaluation.verdict import number
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 _ABOUT = (
     "<p>One line a fold; grey: the permuted-pairs null. The contrastive loss is divided by ln(batch): 1 means that "
-    "every candidate is thought alike. Recall is how often a patch's own spot is among its {k} nearest candidates, over "
-    "chance. The epoch is chosen by the held-in score on spots that are not trained on.</p>\n"
+    "every candidate is thought alike. Recall is how often a patch's own spot is among its {k} nearest candidates, "
+    "over chance. The epoch is chosen on held-in training spots; test sections take no part.</p>\n"
 )
 
 
@@ -31,7 +32,11 @@ def training_curves(run: EvaluationRun) -> str:
         _curve(trainings, "Pearson on held-in spots", _column("held_in_pearson"), (0.0, "")),
         _curve(trainings, f"Recall@{k} over chance", _recall_over_chance, (1.0, "chance")),
     ]
-    return _ABOUT.format(k=text(k)) + f'<div class="curves">\n{"".join(curves)}</div>\n' + _readings(main or trainings)
+    return (
+        _ABOUT.format(k=text(k))
+        + f'<div class="curves">\n{"".join(curves)}</div>\n'
+        + _readings(run, main or trainings)
+    )
 
 
 def _curve(trainings: list[dict[str, Any]], title: str, value_of, limit: tuple[float, str]) -> str:
@@ -54,7 +59,7 @@ def _recall_over_chance(row: dict[str, Any]) -> float | None:
     return row["meter_recall_at_k"] / row["meter_chance"] if "meter_recall_at_k" in row else None
 
 
-def _readings(trainings: list[dict[str, Any]]) -> str:
+def _readings(run: EvaluationRun, trainings: list[dict[str, Any]]) -> str:
     rows = []
     for part in trainings:
         record = part["record"]
@@ -77,7 +82,7 @@ def _readings(trainings: list[dict[str, Any]]) -> str:
         )
     heads = ["left out", "held in", "epoch", "held-in Pearson", "recall", "chance", "loss / ln(batch)"]
     heads += ["effective rank", "collapse meter", "read on"]
-    return table(heads, rows) if rows else ""
+    return table(heads, rows) + stamp_line(run, "Readings of training, not test scores.") if rows else ""
 
 
 def kept_reading(record: dict[str, Any]) -> dict[str, Any] | None:

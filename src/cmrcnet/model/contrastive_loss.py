@@ -28,7 +28,9 @@ def contrastive_loss(
         loss = mean of CE(logits, targets) and CE(logits^T, second targets)
 
     after BLEEP (Xie et al., 2023) and arXiv 2506.08854: tau divides the logits and multiplies the targets.
-    Indistinguishable pairs cost ``ln(batch)``, the price of guessing.
+    Gradients flow through the targets too, as in BLEEP. Indistinguishable pairs cost ``ln(batch)``, the price of
+    guessing. Cosines lie within 1, so soft targets at a temperature of 1 or less are almost even, and training on them
+    ends in guessing: with "cosine" and a low temperature ask for "identity" targets.
 
     Parameters
     ----------

@@ -20,8 +20,7 @@ from scipy import sparse
 
 from cmrcnet.atomic import atomic_folder
 from cmrcnet.encoding.stored_array import open_array, write_array
-from cmrcnet.errors import DamagedArtefact, ForeignBank, NoSuchFile, ShapeMismatch, TooFew, UnknownName
-from cmrcnet.expression.gene_naming import explain_no_shared_genes
+from cmrcnet.errors import DamagedArtefact, ForeignBank, NoSuchFile, ShapeMismatch, TooFew
 from cmrcnet.expression.normalize import check_counts, normalize
 from cmrcnet.fingerprint import fingerprint, fingerprint_stream
 from cmrcnet.prediction.spool import SPOT_COLUMNS, Spool, csc_of
@@ -109,36 +108,6 @@ class ReferenceBank:
         """Name of the content."""
         arrays = (self.vectors, self.expression.data, self.expression.indices, self.expression.indptr, self.measured)
         return fingerprint_stream([self._facts(), *(np.asarray(self.spots[c], str) for c in SPOT_COLUMNS), *arrays])
-
-    def columns_of(self, genes: list[str] | tuple[str, ...] | None) -> np.ndarray:
-        """Columns of `genes`, in that order; of all genes for None.
-
-        Parameters
-        ----------
-        genes : sequence of str or None
-
-        Raises
-        ------
-        TooFew
-            An empty list.
-        UnknownName
-            A gene that no section of the bank lists.
-        """
-        if genes is None:
-            return np.arange(len(self.genes))
-        if isinstance(genes, str):
-            genes = [genes]
-        if len(genes) == 0:
-            raise TooFew("genes to predict", 0, 1, "name some, or leave them out for all that the bank measured")
-        unknown = [gene for gene in genes if gene not in self._column]
-        if unknown:
-            hint = explain_no_shared_genes(list(genes), self.genes) if len(unknown) == len(genes) else ""
-            raise UnknownName("gene in the bank", unknown[0], _alike(unknown[0], self.genes), hint)
-        return np.array([self._column[gene] for gene in dict.fromkeys(genes)])
-
-    @cached_property
-    def _column(self) -> dict[str, int]:
-        return {gene: column for column, gene in enumerate(self.genes)}
 
     def require_model(self, model: TrainedModel) -> None:
         """Refuse a model that did not make this bank: `ForeignBank`."""
@@ -306,11 +275,3 @@ def _spots_of(folder: Path, facts: dict[str, Any]) -> pd.DataFrame:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _alike(gene: str, genes: tuple[str, ...]) -> list[str]:
-    """Genes of the bank to show beside one that it does not have: those of alike spelling, else the first."""
-    import difflib
-
-    folded = [known for known in genes if known.upper() == gene.upper()]
-    return folded or difflib.get_close_matches(gene, genes, n=5) or list(genes[:5])

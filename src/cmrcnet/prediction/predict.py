@@ -12,6 +12,7 @@ from cmrcnet.encoding.encode import encode_patches
 from cmrcnet.errors import BadOption, TooFew
 from cmrcnet.expression.table import prediction_table
 from cmrcnet.prediction.bank import ReferenceBank
+from cmrcnet.prediction.gene_columns import columns_of
 from cmrcnet.prediction.readout import read_out
 from cmrcnet.recipe import ReadoutConfig
 from cmrcnet.search.exact import ExactSearch
@@ -90,7 +91,7 @@ def predict(
     bank.require_model(model)
     if config.k > len(bank):
         raise BadOption("k", config.k, want=f"at most {len(bank)}, the number of spots in {bank.name}")
-    columns = bank.columns_of(genes)
+    columns = columns_of(genes, bank.genes)
     tissue = find_tissue(slide)
     places = patch_grid(slide, tissue, pitch_um=grid_um) if spots is None else spots
     if len(places) == 0:

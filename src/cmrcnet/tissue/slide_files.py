@@ -61,7 +61,7 @@ def open_slide(source: str | Path | np.ndarray, *, um_per_px: float | None = Non
 
 
 def _pixel_source(path: Path) -> PixelSource:
-    """Who reads the pixels: OpenSlide first, tifffile for the TIFFs that it reads poorly or not, Pillow for pictures."""
+    """Who reads the pixels: OpenSlide, else tifffile for a TIFF that it reads poorly or not, else Pillow."""
     from cmrcnet.tissue.openslide_pixels import OpenSlidePixels, openslide_vendor
 
     if not path.exists():

@@ -26,6 +26,9 @@ LEAST_HELD_IN = 32
 SAMPLE = 512
 """Training spots in that sample, at most."""
 
+CANDIDATES = 64
+"""Spots that a patch chooses from, at least: among few, chance is high and proves little."""
+
 _SPOTS_AT_A_TIME = 1024
 
 
@@ -66,7 +69,7 @@ class Looker:
 
     def __init__(self, pairs: Pairs, held_in: HeldIn, recipe: Recipe, fabric: Fabric) -> None:
         self._pairs, self._held_in, self._recipe, self._fabric = pairs, held_in, recipe, fabric
-        self._meter = CollapseMeter(recipe.train.batch_size)
+        self._meter = CollapseMeter(max(recipe.train.batch_size, CANDIDATES))
         self._sample, self._where = held_in.ids, f"held-in {held_in.name}"
         if len(held_in.ids) < LEAST_HELD_IN:
             rng = np.random.default_rng(recipe.train.seed)

@@ -76,7 +76,7 @@ class CollapseMeter:
     Parameters
     ----------
     candidates : int
-        Spots that each patch chooses from: the batch size.
+        Spots that each patch chooses from, at most.
     k : int
         Nearest candidates among which the true one counts as found.
     """

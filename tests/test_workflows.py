@@ -1,0 +1,216 @@
+"""The whole journey by command: what a newcomer types, and what happens when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+
+from cmrcnet import cli
+from cmrcnet.datasets.synthetic import synthetic_cohort, write_cohort
+
+QUICK = ["--recipe", "tiny", "--set", "train.epochs=2", "panel.n_hvg=40", "readout.k=10"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a cohort of three small sections, a model, and its bank."""
+    folder = tmp_path_factory.mktemp("journey")
+    before = os.environ.get("CMRCNET_CACHE")
+    os.environ["CMRCNET_CACHE"] = str(folder / "cache")
+    write_cohort(synthetic_cohort(patients=3, spots=40, genes=80, seed=1), folder / "cohort")
+    csv = str(folder / "cohort" / "cohort.csv")
+    assert cli.main(["train", csv, "--out", str(folder / "model"), "--without", "P3", *QUICK]) == 0
+    assert cli.main(["index", str(folder / "model"), csv, "--out", str(folder / "bank"), "--without", "P3"]) == 0
+    if before is None:
+        del os.environ["CMRCNET_CACHE"]
+    else:
+        os.environ["CMRCNET_CACHE"] = before
+    return folder
+
+
+def _refused(words: list[str], capsys) -> str:
+    """The sentence of a refusal."""
+    capsys.readouterr()
+    assert cli.main([str(word) for word in words]) == cli.USER_ERROR
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def test_a_plain_picture_becomes_a_table_that_scanpy_plots(place, tmp_path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import scanpy
+
+    out = tmp_path / "prediction.h5ad"
+    picture = place / "cohort" / "P3S1.jpg"
+    words = ["predict", place / "model", picture, "--bank", place / "bank", "--out", out, "--um-per-px", 1.0]
+    assert cli.main([str(word) for word in words]) == 0
+    table = scanpy.read_h5ad(out)
+    assert table.n_vars == 80 and table.n_obs > 40
+    assert np.isfinite(table.X).all() and (table.layers["spread"] >= 0).all()
+    scanpy.pl.spatial(table, color=table.var_names[0], show=False)
+
+
+def test_a_section_of_a_cohort_is_predicted_at_its_spots_and_its_counts_are_not_read(place, tmp_path):
+    cohort = tmp_path / "cohort"
+    shutil.copytree(place / "cohort", cohort)
+    words = ["--bank", place / "bank", "--section", "P3S1", "--genes", "TUMOUR001"]
+    csv = cohort / "cohort.csv"
+    first, second = tmp_path / "first.h5ad", tmp_path / "second.h5ad"
+    assert cli.main([str(w) for w in ["predict", place / "model", csv, "--out", first, *words]]) == 0
+    assert anndata.read_h5ad(first).shape == (40, 1)
+    spots = ["--spots", cohort / "P3S1_spots.tsv", "--um-per-px", 1.0, "--genes", "TUMOUR001"]
+    words = ["predict", place / "model", cohort / "P3S1.jpg", "--bank", place / "bank", "--out", second, *spots]
+    assert cli.main([str(w) for w in words]) == 0
+    np.testing.assert_allclose(anndata.read_h5ad(first).X, anndata.read_h5ad(second).X, rtol=1e-5)
+
+
+def test_evaluate_leaves_a_run_folder_and_a_report(place, tmp_path):
+    out = tmp_path / "run"
+    words = ["evaluate", place / "cohort" / "cohort.csv", "--out", out, *QUICK, "--methods", "cmrcnet", "ridge"]
+    assert cli.main([str(word) for word in words]) == 0
+    assert {"scores.csv", "genes.csv", "run.json", "report.html", "predictions"} <= {p.name for p in out.iterdir()}
+    assert sorted(p.name for p in (out / "predictions").iterdir()) == ["P1S1.h5ad", "P2S1.h5ad", "P3S1.h5ad"]
+    assert "<html" in (out / "report.html").read_text()
+    assert not out.with_name("run.partial").exists()
+
+
+def test_inspect_says_what_it_is(place, capsys):
+    assert cli.main(["inspect", str(place / "cohort" / "cohort.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "P3S1" in said and "Problems: none" in said
+
+
+def test_doctor_and_encoders_answer(capsys):
+    assert cli.main(["doctor"]) == 0
+    assert "embedded encoder" in capsys.readouterr().out
+    assert cli.main(["encoders"]) == 0
+    assert "efficientnet-lite0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["train", "index", "predict", "evaluate"])
+def test_an_existing_output_is_kept(place, tmp_path, capsys, verb):
+    out = tmp_path / "out.h5ad"
+    out.write_text("mine")
+    csv = place / "cohort" / "cohort.csv"
+    words = {
+        "train": ["train", csv],
+        "index": ["index", place / "model", csv],
+        "predict": ["predict", place / "model", place / "cohort" / "P3S1.jpg", "--bank", place / "bank"],
+        "evaluate": ["evaluate", csv],
+    }[verb]
+    assert "exists already" in _refused([*words, "--out", out], capsys)
+    assert out.read_text() == "mine"
+
+
+def test_overwrite_never_replaces_a_folder_of_the_users(place, tmp_path, capsys):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    csv = place / "cohort" / "cohort.csv"
+    said = _refused(["train", csv, "--out", tmp_path / "home", "--overwrite", *QUICK], capsys)
+    assert "did not write" in said
+    assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_output_that_cannot_be_written(place, tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    csv = place / "cohort" / "cohort.csv"
+    assert "cannot be written" in _refused(["train", csv, "--out", tmp_path / "file" / "model", *QUICK], capsys)
+
+
+def test_a_bank_of_another_model(place, tmp_path, capsys):
+    model = tmp_path / "other"
+    csv = place / "cohort" / "cohort.csv"
+    words = ["train", csv, "--out", model, *QUICK, "train.seed=5", "--without", "P3"]
+    assert cli.main([str(word) for word in words]) == 0
+    picture = place / "cohort" / "P3S1.jpg"
+    words = ["predict", model, picture, "--bank", place / "bank", "--out", tmp_path / "p.h5ad", "--um-per-px", 1.0]
+    assert "was made by model" in _refused(words, capsys)
+    assert not (tmp_path / "p.h5ad").exists()
+
+
+def test_unknown_scale_and_unknown_gene_and_no_picture(place, tmp_path, capsys):
+    picture = place / "cohort" / "P3S1.jpg"
+    words = ["predict", place / "model", picture, "--bank", place / "bank", "--out", tmp_path / "p.h5ad"]
+    assert "--um-per-px" in _refused(words, capsys)
+    assert "NOGENE" in _refused([*words, "--um-per-px", "1.0", "--genes", "NOGENE"], capsys)
+    words[2] = place / "cohort" / "cohort.csv"
+    assert "--section" in _refused(words, capsys)
+    words[2] = place / "cohort" / "P3S1_spots.tsv"
+    assert "P3S1_spots.tsv" in _refused([*words, "--um-per-px", "1.0"], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tampered_weights_are_refused(place, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(place / "model", model)
+    weights = bytearray((model / "weights.safetensors").read_bytes())
+    weights[-3] ^= 0xFF
+    (model / "weights.safetensors").write_bytes(weights)
+    csv = place / "cohort" / "cohort.csv"
+    assert "damaged or were changed" in _refused(["index", model, csv, "--out", tmp_path / "bank"], capsys)
+    assert not (tmp_path / "bank").exists()
+
+
+def _killed(words: list[object], folder: Path, sign: str) -> None:
+    """Start a command and kill -9 it as soon as it says `sign`."""
+    environment = {**os.environ, "CMRCNET_CACHE": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "cmrcnet", *[str(word) for word in words]]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if sign == "now" or any(folder.rglob(sign)):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, process.stderr.read()
+
+
+def test_a_killed_training_resumes_to_the_same_weights(place, tmp_path):
+    csv = place / "cohort" / "cohort.csv"
+    quick = ["--recipe", "tiny", "--set", "train.epochs=12", "panel.n_hvg=40", "readout.k=10"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert cli.main([str(w) for w in ["train", csv, "--out", whole, *quick]]) == 0
+    _killed(["train", csv, "--out", killed, *quick], tmp_path, "killed.partial/*.safetensors")
+    assert not killed.exists()
+    assert cli.main([str(w) for w in ["train", csv, "--out", killed, *quick, "--resume"]]) == 0
+    assert (killed / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
+    assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+
+@pytest.mark.parametrize("verb", ["index", "predict"])
+def test_a_killed_command_leaves_no_output_and_can_run_again(place, tmp_path, verb):
+    out = tmp_path / ("bank" if verb == "index" else "p.h5ad")
+    words = {
+        "index": ["index", place / "model", place / "cohort" / "cohort.csv", "--out", out],
+        "predict": ["predict", place / "model", place / "cohort" / "cohort.csv", "--section", "P3S1"]
+        + ["--bank", place / "bank", "--out", out],
+    }[verb]
+    _killed(words, tmp_path, "cache/*")
+    assert not out.exists()
+    assert cli.main([str(word) for word in words]) == 0
+    assert out.exists()
+
+
+def test_the_demo_ends_with_a_report(place, tmp_path, capsys):
+    out = tmp_path / "demo"
+    csv = place / "cohort" / "cohort.csv"
+    words = ["demo", "--out", out, "--data", csv]
+    assert cli.main([str(word) for word in words]) == 0
+    assert f"Open {out / 'report.html'}" in capsys.readouterr().out
+    assert json.loads((out / "demo.json").read_text())["format"] == 1
+    assert anndata.read_h5ad(out / "unseen.h5ad").n_obs > 0
+    assert "unseen" in (out / "report.html").read_text()

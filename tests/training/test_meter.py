@@ -1,0 +1,84 @@
+"""The collapse meter knows a guesser."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmrcnet.training.meter import CollapseMeter, CollapseReading, effective_rank, partner_ranks
+
+
+def gaussian(rows: int, dim: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_strangers_are_guessing(seed):
+    reading = CollapseMeter(64).read(gaussian(200, seed=seed), gaussian(200, seed=seed + 100), 1.0)
+    assert reading.guessing
+    assert reading.recall_at_k == pytest.approx(reading.chance, abs=0.07)
+    assert "the network only guesses" in reading.sentence
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0, 3.0])
+def test_partners_are_not(noise):
+    image = gaussian(200)
+    reading = CollapseMeter(64).read(image, image + noise * gaussian(200, seed=1), 0.4)
+    assert not reading.guessing
+    assert reading.recall_at_k > 2 * reading.chance
+    assert "more than chance" in reading.sentence
+
+
+def test_all_patches_in_one_vector_are_guessing_with_rank_one():
+    reading = CollapseMeter(16).read(torch.ones(64, 8), gaussian(64, 8), 1.0)
+    assert reading.guessing
+    assert reading.effective_rank == pytest.approx(1)
+    same = CollapseMeter(16).read(torch.ones(64, 8), torch.ones(64, 8), 1.0)  # a tie finds nobody
+    assert same.recall_at_k == 0
+    assert same.guessing
+
+
+def test_recall_is_counted_as_by_hand():
+    image = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    gene = torch.tensor([[1.0, 0.1], [1.0, 0.0], [-1.0, -1.0]])
+    # patch 0: spot 1 is nearer than its own; patch 1: spot 0 is nearer; patch 2: its own is the farthest
+    assert partner_ranks(image, gene).tolist() == [1, 1, 2]
+    assert partner_ranks(10 * image, 0.1 * gene).tolist() == [1, 1, 2]  # cosine: length counts nothing
+
+
+def test_chance_is_what_a_guesser_would_find():
+    reading = CollapseMeter(candidates=50, k=5).read(gaussian(100), gaussian(100, seed=1), 1.0)
+    assert reading.chance == pytest.approx(5 / 50)
+    few = CollapseMeter(candidates=64, k=5).read(gaussian(6), gaussian(6, seed=1), 1.0)
+    assert few.chance == pytest.approx(3 / 6)  # k is cut to half of the candidates
+
+
+def test_effective_rank_is_the_exponential_of_the_entropy_of_singular_values():
+    values = np.array([3.0, 2.0, 1.0])
+    share = values / values.sum()
+    by_hand = math.exp(-(share * np.log(share)).sum())
+    rotation = torch.linalg.qr(gaussian(6, 6)).Q[:, :3].double()
+    matrix = rotation * torch.tensor(values)
+    assert effective_rank(matrix) == pytest.approx(by_hand, rel=1e-6)
+    assert effective_rank(torch.eye(7)) == pytest.approx(7)
+    assert effective_rank(torch.zeros(4, 3)) == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 12), dim=st.integers(1, 12), scale=st.floats(0.01, 100))
+def test_effective_rank_lies_between_one_and_the_rank_and_knows_no_scale(rows, dim, scale):
+    vectors = gaussian(rows, dim)
+    rank = effective_rank(vectors)
+    assert 1 - 1e-9 <= rank <= min(rows, dim) + 1e-9
+    assert effective_rank(vectors * scale) == pytest.approx(rank, rel=1e-4)
+
+
+def test_a_reading_is_plain_values_and_comes_back():
+    reading = CollapseMeter().read(gaussian(20), gaussian(20), 0.5, "held-in P1")
+    assert CollapseReading(**reading.to_dict()) == reading
+    assert "held-in P1" in reading.sentence
