@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cmrcnet.atomic import atomic_file, atomic_folder, refuse_existing, replace_folder
-from cmrcnet.errors import BadOption, DiskFull, OutputExists, Unwritable
+from cmrcnet.errors import BadOption, CmrcnetError, DiskFull, OutputExists, Unwritable
 
 
 class Interrupt(BaseException):
@@ -56,10 +56,12 @@ def test_a_draft_that_was_never_written_is_an_error_not_a_missing_file(tmp_path)
 
 
 def full_disk() -> list[Exception]:
-    """What the system says when a disk is full, or what we may fill of it."""
+    """What the libraries that write for us raise when a disk is full (seen on a file system of 200 kB)."""
     return [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError("1000000 requested and 51168 written"),  # numpy.save
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
     ]
 
 
@@ -93,6 +95,19 @@ def test_a_place_that_refuses_us(tmp_path, monkeypatch, code):
     for write in (refuse_existing, lambda path, _: atomic_folder(path).__enter__()):
         with pytest.raises(Unwritable, match=r"a.csv cannot be written: .*; choose a folder that you may write to"):
             write(tmp_path / "a.csv", False)
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(Unwritable, match=r"cannot be written: (not a directory|file exists)"):
+        refuse_existing(tmp_path / "file" / "model", overwrite=False)
+
+
+def test_a_refusal_to_read_something_else_is_not_blamed_on_the_output(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(PermissionError) as caught, atomic_file(tmp_path / "out" / "a.csv"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "slides" / "C6.jpg"))
+    assert not isinstance(caught.value, CmrcnetError)
 
 
 def test_our_own_errors_pass_as_they_are(tmp_path):
@@ -165,7 +180,7 @@ def test_a_probe_leaves_nothing(tmp_path):
     assert names(tmp_path / "new") == []
 
 
-@pytest.mark.parametrize("failure", [OSError(errno.EIO, "broken")])
+@pytest.mark.parametrize("failure", [OSError(errno.EIO, "broken"), Interrupt()])
 def test_when_the_new_folder_cannot_take_its_place_the_old_comes_back(tmp_path, monkeypatch, failure):
     old, new = a_model(tmp_path / "model"), a_model(tmp_path / "new", "new")
     rename = Path.replace

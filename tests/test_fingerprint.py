@@ -19,7 +19,7 @@ PARTS = [b"bytes", "text", np.arange(6, dtype=np.int32), {"b": 1, "a": [1.5, Non
 def test_a_fingerprint_is_32_hexadecimal_digits_of_blake2b():
     found = fingerprint(b"slide", "C6", 3)
     assert len(found) == 32 and set(found) <= set("0123456789abcdef")
-    assert found == hashlib.blake2b(b"bytes 5slidetext 2C6json 13", digest_size=16).hexdigest()
+    assert found == hashlib.blake2b(b"bytes 5\nslidetext 2\nC6json 1\n3", digest_size=16).hexdigest()
 
 
 def test_it_is_the_same_in_another_process():
@@ -82,3 +82,7 @@ def test_empty_and_single_arrays_have_names(shape):
 @given(one=st.lists(st.binary(max_size=4), max_size=4), two=st.lists(st.binary(max_size=4), max_size=4))
 def test_parts_do_not_run_into_each_other(one, two):
     assert (fingerprint(*one) == fingerprint(*two)) == (one == two)
+
+
+def test_a_part_cannot_pretend_to_be_two():
+    assert fingerprint(b"2", b"hello") != fingerprint(b"bytes 5hello")

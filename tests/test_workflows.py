@@ -165,13 +165,13 @@ def test_tampered_weights_are_refused(place, tmp_path, capsys):
 
 
 def _killed(words: list[object], folder: Path, sign: str) -> None:
-    """Start a command and kill -9 it as soon as it says `sign`."""
+    """Start a command and kill -9 it as soon as a file named `sign` appears."""
     environment = {**os.environ, "CMRCNET_CACHE": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "cmrcnet", *[str(word) for word in words]]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if sign == "now" or any(folder.rglob(sign)):
+        if any(folder.rglob(sign)):
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -181,7 +181,7 @@ def _killed(words: list[object], folder: Path, sign: str) -> None:
 
 def test_a_killed_training_resumes_to_the_same_weights(place, tmp_path):
     csv = place / "cohort" / "cohort.csv"
-    quick = ["--recipe", "tiny", "--set", "train.epochs=12", "panel.n_hvg=40", "readout.k=10"]
+    quick = ["--recipe", "tiny", "--set", "train.epochs=5", "panel.n_hvg=40", "readout.k=10"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert cli.main([str(w) for w in ["train", csv, "--out", whole, *quick]]) == 0
     _killed(["train", csv, "--out", killed, *quick], tmp_path, "killed.partial/*.safetensors")
@@ -191,14 +191,25 @@ def test_a_killed_training_resumes_to_the_same_weights(place, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
 
 
-@pytest.mark.parametrize("verb", ["index", "predict"])
-def test_a_killed_command_leaves_no_output_and_can_run_again(place, tmp_path, verb):
-    out = tmp_path / ("bank" if verb == "index" else "p.h5ad")
-    words = {
-        "index": ["index", place / "model", place / "cohort" / "cohort.csv", "--out", out],
-        "predict": ["predict", place / "model", place / "cohort" / "cohort.csv", "--section", "P3S1"]
-        + ["--bank", place / "bank", "--out", out],
-    }[verb]
+@pytest.mark.parametrize("seconds", [1.5, 3.0])
+def test_a_killed_index_leaves_a_whole_bank_or_none(place, tmp_path, seconds):
+    from cmrcnet.prediction.bank import ReferenceBank
+
+    out = tmp_path / "bank"
+    words = [str(w) for w in ["index", place / "model", place / "cohort" / "cohort.csv", "--out", out]]
+    process = subprocess.Popen([sys.executable, "-m", "cmrcnet", *words], stderr=subprocess.DEVNULL)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+    if not out.exists():
+        assert cli.main(words) == 0
+    assert len(ReferenceBank.load(out)) == 120
+
+
+def test_a_killed_prediction_leaves_no_output_and_can_run_again(place, tmp_path):
+    out = tmp_path / "p.h5ad"
+    words = ["predict", place / "model", place / "cohort" / "cohort.csv", "--section", "P3S1"]
+    words += ["--bank", place / "bank", "--out", out]
     _killed(words, tmp_path, "cache/*")
     assert not out.exists()
     assert cli.main([str(word) for word in words]) == 0
@@ -208,9 +219,13 @@ def test_a_killed_command_leaves_no_output_and_can_run_again(place, tmp_path, ve
 def test_the_demo_ends_with_a_report(place, tmp_path, capsys):
     out = tmp_path / "demo"
     csv = place / "cohort" / "cohort.csv"
-    words = ["demo", "--out", out, "--data", csv]
+    recipe = tmp_path / "quick.yaml"
+    recipe.write_text(
+        "about: two epochs\nmodel: {blocks: [4], fusion_dim: 32, targets: identity}\ntrain: {epochs: 2}\n"
+    )
+    words = ["demo", "--out", out, "--data", csv, "--recipe", recipe]
     assert cli.main([str(word) for word in words]) == 0
     assert f"Open {out / 'report.html'}" in capsys.readouterr().out
     assert json.loads((out / "demo.json").read_text())["format"] == 1
     assert anndata.read_h5ad(out / "unseen.h5ad").n_obs > 0
-    assert "unseen" in (out / "report.html").read_text()
+    assert "A slide without expression" in (out / "report.html").read_text()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cmrcnet.errors import DiskFull, OutputExists, Unwritable
+from cmrcnet.errors import CmrcnetError, DiskFull, OutputExists, Unwritable
 
 OUR_FOLDERS = ("model.json", "bank.json", "run.json", "demo.json")
 """A folder that holds one of these was written by us, so that --overwrite may replace it."""
@@ -82,7 +83,7 @@ def replace_folder(new: Path, path: Path) -> None:
         path.replace(old)
     try:
         new.replace(path)
-    except OSError:
+    except BaseException:  # an interrupt as well
         if old.exists():
             old.replace(path)
         raise
@@ -94,14 +95,34 @@ def replace_folder(new: Path, path: Path) -> None:
 
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into our sentences."""
+    """Turn the operating system's refusals to write `path` into our sentences."""
     try:
         yield
-    except OSError as error:
-        if isinstance(error, OutputExists | DiskFull | Unwritable):
-            raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except CmrcnetError:
+        raise
+    except Exception as error:
+        if _means_full_disk(error):
             raise DiskFull(path) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+        if isinstance(error, OSError) and error.errno in _FORBIDDEN and _concerns(error, path):
             raise Unwritable(path, os.strerror(error.errno).lower()) from error
         raise
+
+
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+
+
+def _means_full_disk(error: Exception) -> bool:
+    """Whether a library ran out of disk. Not all give the number: numpy counts bytes, safetensors has its own class."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    sentence = str(error)
+    return "No space left on device" in sentence or re.search(r"\d+ requested and \d+ written", sentence) is not None
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    """Whether a refusal is about the output: what is written may also read files of other folders."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return True
+    parent = path.absolute().parent
+    refused = Path(error.filename).absolute()
+    return refused.is_relative_to(parent) or parent.is_relative_to(refused)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from importlib import metadata
 
 LIBRARIES = ("torch", "timm", "lightning-fabric", "anndata", "scanpy", "openslide-python", "tifffile", "scikit-learn")
@@ -77,11 +76,10 @@ def _device(torch) -> str:
 
 
 def _torchvision() -> str:
-    from cmrcnet.model.torchvision_cure import import_timm
+    from cmrcnet.model.torchvision_cure import import_timm, was_cured
 
     import_timm()
-    cured = "cmrcnet.torchvision_cure" in sys.modules
-    remark = ", of another build than torch: its missing operators were defined" if cured else ""
+    remark = ", of another build than torch: its missing operators were defined" if was_cured() else ""
     return _version("torchvision") + remark
 
 

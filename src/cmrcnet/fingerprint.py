@@ -38,6 +38,6 @@ def fingerprint_stream(parts: Iterable[object]) -> str:
         else:
             body = json.dumps(part, sort_keys=True).encode()
             head = f"json {len(body)}"
-        digest.update(head.encode())
+        digest.update(f"{head}\n".encode())  # a head must not run into its body
         digest.update(body)
     return digest.hexdigest()

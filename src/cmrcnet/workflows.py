@@ -280,19 +280,22 @@ def recipes(name: str | None = None) -> None:
 
         print(yaml.safe_dump(Recipe.load(name).to_dict(), sort_keys=False, allow_unicode=True), end="")
         return
-    _print_table(("recipe", "what it is"), [(each, Recipe.load(each).about) for each in shipped_recipes()])
+    for each in shipped_recipes():
+        print(f"{each:20}{Recipe.load(each).about}")
 
 
 def encoders() -> None:
     """List the image encoders, their scale, licence, and where their weights come from."""
+    from cmrcnet.model.encoder_cards import WITHHELD
     from cmrcnet.model.encoder_registry import encoder_card, image_encoders
 
-    cards = [encoder_card(name) for name in image_encoders()]
-    rows = [
-        (card.name, f"{card.um_per_px:g}", f"{card.n_tokens} x {card.dim}", card.licence, card.source, card.note)
-        for card in cards
-    ]
-    _print_table(("encoder", "um per px", "tokens", "licence", "weights", "note"), rows)
+    for card in map(encoder_card, image_encoders()):
+        print(f"{card.name:20}{card.n_tokens} tokens x {card.dim}, {card.um_per_px:g} um per px, {card.licence}")
+        print(f"{'':20}{card.source}; {card.note}")
+    for name, reason in WITHHELD.items():
+        print(f"{name:20}not offered: {reason}")
+    print(f"{'timm:NAME':20}any timm model, by its name there")
+    print(f"{'hf-hub:ORG/NAME':20}any timm model on the Hugging Face hub, where it can be reached")
 
 
 def _evaluate(
@@ -367,15 +370,3 @@ def _gene_list(genes: list[str] | None) -> list[str] | None:
     if genes is None or len(genes) != 1 or not Path(genes[0]).is_file():
         return genes
     return Path(genes[0]).read_text().split()
-
-
-def _print_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for head in heads:
-        table.add_column(head, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)

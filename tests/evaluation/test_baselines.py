@@ -36,7 +36,7 @@ def test_training_rows_and_columns_belong_together(training):
     expected = normalize(second.counts, training.recipe.panel.target_sum)[7, second.genes.index(training.genes[3])]
     assert training.expression[len(first.spots) + 7, 3] == pytest.approx(expected)
     assert training.pooled.shape[0] == training.expression.shape[0]
-    np.testing.assert_array_equal(training.unit_of, [first.patient] * 50 + [second.patient] * 50)
+    np.testing.assert_array_equal(training.unit_of, [first.patient] * 60 + [second.patient] * 60)
 
 
 def test_features_are_the_mean_token_of_each_spot(training):
@@ -53,7 +53,7 @@ def test_features_are_the_mean_token_of_each_spot(training):
 def test_the_gene_mean_is_the_training_mean_everywhere(training, place):
     said = GeneMean().fit(training).predict(place)
     assert said.genes == training.genes
-    np.testing.assert_allclose(said.mean, np.tile(training.expression.toarray().mean(0), (50, 1)), rtol=1e-5)
+    np.testing.assert_allclose(said.mean, np.tile(training.expression.toarray().mean(0), (60, 1)), rtol=1e-5)
 
 
 def test_random_spots_are_means_of_k_training_spots_the_same_at_every_call(training, place):
