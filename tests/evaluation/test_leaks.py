@@ -10,11 +10,14 @@ from cmrcnet.errors import SeenInTraining
 from cmrcnet.evaluation.features import PooledFeatures
 from cmrcnet.evaluation.methods import TrainingData, place_of
 from cmrcnet.evaluation.protocol import evaluate
-from cmrcnet.evaluation.retrieval import PermutedPairs, TrainedCMRCNet
+from cmrcnet.evaluation.retrieval import TrainedCMRCNet
 from cmrcnet.evaluation.splits import Fold, folds
 from cmrcnet.expression.gene_sets import gene_sets
 from cmrcnet.expression.panel import choose_panel
 from cmrcnet.tissue.section import Cohort, Section
+
+# A hundred spots and a few epochs: the collapse meter rightly doubts what these networks have learnt.
+pytestmark = pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
 
 HELD_OUT = "P1S1"
 
@@ -33,17 +36,14 @@ def scrambled(cohort: Cohort) -> Cohort:
     return Cohort.of((other(section) for section in cohort), name=cohort.name)
 
 
-@pytest.mark.parametrize("method", [TrainedCMRCNet, PermutedPairs])
-def test_panel_weights_bank_and_predictions_do_not_depend_on_held_out_counts(
-    method, small_cohort, small_recipe, small_cache
-):
+def test_panel_weights_bank_and_predictions_do_not_depend_on_held_out_counts(small_cohort, small_recipe, small_cache):
     def learnt(cohort: Cohort):
         fold = folds(cohort)[0]
         inside = cohort.only(fold.train)
         panel = choose_panel(inside, small_recipe.panel)
         sets = gene_sets(inside, panel.target_sum, size=12)
         features = PooledFeatures(small_recipe, small_cache)
-        fitted = method().fit(TrainingData(inside, fold, small_recipe, panel, sets, features, small_cache))
+        fitted = TrainedCMRCNet().fit(TrainingData(inside, fold, small_recipe, panel, sets, features, small_cache))
         return panel, sets, fitted, fitted.predict(place_of(cohort.read(HELD_OUT), features))
 
     panel, sets, fitted, said = learnt(small_cohort)

@@ -22,6 +22,9 @@ from cmrcnet.expression.gene_sets import gene_sets
 from cmrcnet.expression.normalize import normalize
 from cmrcnet.tissue.section import Cohort, Section
 
+# A hundred spots and a few epochs: the collapse meter rightly doubts what these networks have learnt.
+pytestmark = pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
+
 
 @dataclass
 class Watching:

@@ -35,6 +35,7 @@ TRAINED_ENCODER = SMALL | {
     "model.encoder": "timm:test_vit",
     "model.weights": "random",
     "model.blocks": [],
+    "patch.size_px": 160,
     "model.train_encoder": True,
 }
 """A vision transformer of a few thousand weights, trained end to end."""

@@ -138,7 +138,7 @@ def test_resuming_nothing_starts(cohort, cache, recipe, whole, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"train.learning_rate": 2e-3}, "recipe"), ({}, "cohort"), ({"model.blocks": [7]}, "recipe and the encoder")],
+    [({"train.learning_rate": 2e-3}, "recipe"), ({}, "cohort"), ({"model.blocks": [4]}, "recipe and the encoder")],
 )
 def test_the_state_of_another_run_is_refused(cohort, cache, recipe, tmp_path, change, named):
     with pytest.raises(KeyboardInterrupt):

@@ -181,8 +181,9 @@ WITHHELD: dict[str, str] = {
         "group trained"
     ),
     "ctranspath": (
-        "CTransPath is a Swin transformer with a convolutional stem that needs a modified copy of timm 0.5.4, "
-        "published under the GPL, which an Apache-licensed package cannot carry. Use uni or phikon-v2"
+        "CTransPath is a Swin transformer with a convolutional stem that its authors publish for a modified copy of "
+        "timm 0.5.4 (under the GPL, as far as we know; not checked), so that today's timm cannot build it. "
+        "Use uni or phikon-v2"
     ),
 }
 """Encoders that people ask for and that we do not build, with the reason and what to use instead."""

@@ -13,8 +13,6 @@ import math
 from functools import cache
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cmrcnet.errors import ShapeMismatch
 
@@ -29,41 +27,41 @@ def draw_turns(count: int, rng: np.random.Generator) -> np.ndarray:
     return rng.integers(WAYS, size=count)
 
 
-def turn_patches(patches: Tensor, turns: np.ndarray) -> Tensor:
+def turn_patches(patches: np.ndarray, turns: np.ndarray) -> np.ndarray:
     """Turn each patch its own way.
 
     Parameters
     ----------
-    patches : torch.Tensor, shape (batch, side, side, channels)
+    patches : numpy.ndarray, shape (batch, side, side, channels)
         Any type.
     turns : array of int, shape (batch,)
 
     Returns
     -------
-    torch.Tensor
-        A new tensor; `patches` is unchanged.
+    numpy.ndarray
+        A new array; `patches` is unchanged.
     """
     if patches.ndim != 4 or patches.shape[1] != patches.shape[2]:
-        raise ShapeMismatch("patches", want="(batch, side, side, channels)", got=tuple(patches.shape))
-    turned = torch.empty_like(patches)
+        raise ShapeMismatch("patches", want="(batch, side, side, channels)", got=patches.shape)
+    turned = np.empty_like(patches)
     for way in range(WAYS):
-        which = torch.from_numpy(np.flatnonzero(turns == way))
+        which = np.flatnonzero(turns == way)
         if len(which):
             turned[which] = _turned(patches[which], way)
     return turned
 
 
-def turn_tokens(tokens: Tensor, turns: np.ndarray, prefix: int) -> Tensor:
+def turn_tokens(tokens: np.ndarray, turns: np.ndarray, prefix: int) -> np.ndarray:
     """Turn each sample's grid of tokens its own way; the `prefix` tokens before the grid (class token) stay.
 
     Parameters
     ----------
-    tokens : torch.Tensor, shape (batch, prefix + side * side, dim)
+    tokens : numpy.ndarray, shape (batch, prefix + side * side, dim)
     turns : array of int, shape (batch,)
     prefix : int
     """
-    order = torch.from_numpy(_orders(tokens.shape[1], prefix)[turns])
-    return tokens[torch.arange(len(tokens))[:, None], order]
+    order = _orders(tokens.shape[1], prefix)[turns]
+    return tokens[np.arange(len(tokens))[:, None], order]
 
 
 @cache
@@ -72,15 +70,15 @@ def _orders(n_tokens: int, prefix: int) -> np.ndarray:
     side = math.isqrt(n_tokens - prefix)
     if side * side != n_tokens - prefix:
         raise ShapeMismatch("tokens", want=f"(batch, {prefix} + side * side, dim)", got=("batch", n_tokens, "dim"))
-    grid = torch.arange(prefix, n_tokens).reshape(1, side, side, 1)
+    grid = np.arange(prefix, n_tokens).reshape(1, side, side, 1)
     kept = np.arange(prefix)
-    return np.stack([np.concatenate([kept, _turned(grid, way).reshape(-1).numpy()]) for way in range(WAYS)])
+    return np.stack([np.concatenate([kept, _turned(grid, way).ravel()]) for way in range(WAYS)])
 
 
-def _turned(patches: Tensor, way: int) -> Tensor:
+def _turned(patches: np.ndarray, way: int) -> np.ndarray:
     """(batch, side, side, channels), all the same way."""
     if way & 1:
-        patches = patches.flip(2)
+        patches = patches[:, :, ::-1]
     if way & 2:
-        patches = patches.flip(1)
-    return patches.transpose(1, 2) if way & 4 else patches
+        patches = patches[:, ::-1]
+    return patches.transpose(0, 2, 1, 3) if way & 4 else patches

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from torch import Tensor
 
 from cmrcnet.encoding.read_ahead import read_ahead
 from cmrcnet.training.augmentation import draw_turns, turn_patches, turn_tokens
@@ -25,8 +24,8 @@ def epoch_batches(
     rng: np.random.Generator,
     *,
     prefix: int | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every pair of `ids` once, in random order.
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every pair of `ids` once, in random order, as arrays (see `Pairs.gather`).
 
     The pairs are shared out evenly over the least number of batches that holds them: 100 pairs at batch size 64 make
     two batches of 50, not one of 64 and one of 36, because the number of candidates is part of the contrastive loss.
@@ -46,9 +45,9 @@ def epoch_batches(
     turns = draw_turns(len(shuffled), rng)
     parts = np.array_split(np.arange(len(shuffled)), steps_in(len(shuffled), batch_size))
 
-    def make() -> Iterator[tuple[Tensor, Tensor]]:
+    def make() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for part in parts:
-            inputs, expression = pairs.batch(shuffled[part])
+            inputs, expression = pairs.gather(shuffled[part])
             if prefix is not None:
                 inputs = _turn(inputs, turns[part], prefix)
             yield inputs, expression
@@ -56,5 +55,5 @@ def epoch_batches(
     return read_ahead(make())
 
 
-def _turn(inputs: Tensor, turns: np.ndarray, prefix: int) -> Tensor:
+def _turn(inputs: np.ndarray, turns: np.ndarray, prefix: int) -> np.ndarray:
     return turn_tokens(inputs, turns, prefix) if inputs.ndim == 3 else turn_patches(inputs, turns)

@@ -23,7 +23,7 @@ from cmrcnet.training.checkpoint import Checkpoints, TrainingState
 from cmrcnet.training.course import Course
 from cmrcnet.training.learner import Learner, new_learner
 from cmrcnet.training.look import Looker
-from cmrcnet.training.pairs import Pairs
+from cmrcnet.training.pairs import Pairs, as_tensors
 
 if TYPE_CHECKING:
     from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
@@ -152,7 +152,7 @@ def _one_epoch(
     waiting: list[tuple[Tensor, int]] = []  # read once an epoch: reading a loss makes a GPU wait
     model.train()
     for step, batch in enumerate(epoch_batches(job.pairs, ids, config.batch_size, rng, prefix=job.prefix)):
-        inputs, expression = job.fabric.to_device(batch)
+        inputs, expression = job.fabric.to_device(as_tensors(*batch))
         rate = learning_rate(config, (epoch + step / steps) / config.epochs)
         for group in optimizer.param_groups:
             group["lr"] = rate

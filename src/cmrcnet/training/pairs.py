@@ -64,7 +64,7 @@ class Pairs:
         return self.expression.shape[0]
 
     def batch(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gather pairs.
+        """Gather pairs as tensors.
 
         Parameters
         ----------
@@ -78,6 +78,14 @@ class Pairs:
             takes and which are a quarter of the size.
         expression : torch.Tensor, shape (batch, genes), float32
         """
+        return as_tensors(*self.gather(ids))
+
+    def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `batch`, in arrays and as stored: tokens float16, patches uint8.
+
+        For a thread that prepares batches: it computes with NumPy alone, because torch's own threads, woken from two
+        sides at once, wait for each other.
+        """
         ids = np.asarray(ids, np.int64)
         if ids.ndim != 1 or (ids.size and not (ids.min() >= 0 and ids.max() < len(self))):
             raise BadOption("ids", ids, want=f"a list of pairs, 0 to {len(self) - 1}")
@@ -86,10 +94,7 @@ class Pairs:
         sections, rows = self.section_of[ids], ids - self.first[self.section_of[ids]]
         for place in np.argsort(ids, kind="stable").tolist():
             gathered[place] = self.inputs[sections[place]][rows[place]]
-        inputs = torch.from_numpy(gathered)
-        if inputs.is_floating_point():
-            inputs = inputs.float()
-        return inputs, torch.from_numpy(_dense_rows(self.expression, ids))
+        return gathered, _dense_rows(self.expression, ids)
 
     def blocks(self, ids: np.ndarray, size: int = SPOTS_AT_A_TIME) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The pairs `ids` in order, at most `size` at a time: memory stays bounded."""
@@ -164,6 +169,12 @@ def read_pairs(
         sparse.csr_matrix(sparse.vstack(scores, format="csr"), dtype=np.float32) if scores else None,
         tuple(contents),
     )
+
+
+def as_tensors(inputs: np.ndarray, expression: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `gather` gave, as `batch` gives it; nothing is copied but for half precision becoming float32."""
+    tensor = torch.from_numpy(inputs)
+    return tensor.float() if tensor.is_floating_point() else tensor, torch.from_numpy(expression)
 
 
 def _dense_rows(matrix: sparse.csr_matrix, rows: np.ndarray) -> np.ndarray:
