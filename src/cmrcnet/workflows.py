@@ -1,5 +1,6 @@
 """Path in, path out: one short function a verb. The command line's help is these docstrings.
 
+Past 300 lines because it is one thing: every verb of the command line side by side, its help included.
 Options and outputs are checked first; only then are the heavy libraries imported, so that a slip costs no wait.
 """
 

@@ -56,7 +56,7 @@ def recipe() -> Recipe:
     return Recipe.load("tiny").override(SMALL)
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def _one_thread():
     """Steps of milliseconds: threads of several test runs at once would only wait for each other."""
     before = torch.get_num_threads()

@@ -96,10 +96,7 @@ def test_the_second_run_encodes_nothing(cohort, cache, recipe, monkeypatch):
 
 def test_without_a_cache_the_result_is_the_same_and_nothing_is_left(cohort, cache, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    short = recipe.override({"train.epochs": 1})
-    assert fit(cohort.only(["P1S1", "P2S1"]), short).fingerprint == (
-        fit(cohort.only(["P1S1", "P2S1"]), short, cache=cache).fingerprint
-    )
+    assert fit(cohort, recipe).fingerprint == fit(cohort, recipe, cache=cache).fingerprint
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,7 +163,7 @@ def test_sections_outside_the_cohort_are_never_read(cohort, cache, recipe):
 
     trap = type(cohort.entries[0])("P3S1", "P3", refuse)
     trapped = Cohort(cohort.name, (*cohort.entries[:2], trap))
-    model = fit(trapped.without(["P3S1"]), recipe.override({"train.epochs": 1}), cache=cache)
+    model = fit(trapped.without(["P3S1"]), recipe.override({"train.epochs": 6}), cache=cache)
     assert model.provenance.sections == ("P1S1", "P2S1")
     assert model.provenance.patients == ("P1", "P2")
 

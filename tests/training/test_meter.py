@@ -82,3 +82,20 @@ def test_a_reading_is_plain_values_and_comes_back():
     reading = CollapseMeter().read(gaussian(20), gaussian(20), 0.5, "held-in P1")
     assert CollapseReading(**reading.to_dict()) == reading
     assert "held-in P1" in reading.sentence
+
+
+def test_ranks_see_what_recall_of_a_hundred_misses():
+    image = gaussian(100)
+    reading = CollapseMeter(candidates=32).read(image, image + 16 * gaussian(100, seed=3), 0.99)
+    assert reading.recall_at_k < 2 * reading.chance
+    assert reading.ahead > 0.55
+    assert not reading.guessing
+
+
+def test_a_guesser_stands_nearer_than_half_of_the_strangers():
+    image, gene = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.eye(3, 2)
+    reading = CollapseMeter(candidates=3).read(image, gene, 1.0)
+    ranks = partner_ranks(image, gene).tolist()
+    assert reading.ahead == pytest.approx(sum(2 - rank for rank in ranks) / 6)
+    many = CollapseMeter(64).read(gaussian(2000), gaussian(2000, seed=9), 1.0)
+    assert many.ahead == pytest.approx(0.5, abs=0.02)

@@ -25,6 +25,11 @@ def read_spots(path: Path | str, *, diameter_um: float = SPOT_UM) -> Spots:
     diameter_um : float
         Diameter of a spot in micrometres.
 
+    Returns
+    -------
+    Spots
+        In the order of the table.
+
     Raises
     ------
     NoSuchFile, BadFile, MissingColumn, DuplicateBarcodes, EmptySection

@@ -64,8 +64,8 @@ def choose_held_in(pairs: Pairs, recipe: Recipe) -> HeldIn:
     units = list(dict.fromkeys(labels))
     if len(units) < 2:
         warnings.warn(
-            f"There is one training section only ({pairs.sections[0]}), so none can be held in to choose the epoch: "
-            "the last epoch is kept. Train on two sections or more, or set train.held_in to none to say that it is meant.",
+            f"There is one training section only ({pairs.sections[0]}), so none can be held in to choose the epoch and "
+            "the last epoch is kept. Train on two sections or more, or set train.held_in to none to say so.",
             CmrcnetWarning,
             stacklevel=3,
         )

@@ -8,8 +8,9 @@ Three readings, because each alone can mislead (docs/concepts/collapse.md):
   the normalised singular values (Roy and Vetterli, "The effective rank: a measure of effective dimensionality",
   EUSIPCO 2007).
 
-The verdict "guessing" comes from recall, which needs no scale and no temperature: it is given when the partners found
-are no more than chance would find in 99 of 100 runs.
+The verdict "guessing" comes from the partners' ranks, which need no scale and no temperature and use every candidate
+(recall@k only those near k, so that on a hundred spots it misses what is there): it is given when true partners do
+not stand nearer than strangers by more than chance would bring about in 1 of 100 runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor
 
 RECALL_AT = 5
-BY_CHANCE = 0.01
+FAR_BEYOND_CHANCE = 2.326
+"""Standard deviations that a guesser's mean rank exceeds in 1 of 100 samples (normal approximation, one-sided)."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class CollapseReading:
         Share of patches whose own spot is among their `k` nearest candidates.
     chance : float
         Recall of a network that guesses.
+    ahead : float
+        Share of strangers that stand farther than the true partner; 0.5: a guesser.
     k, pairs : int
     effective_rank : float
         1: all patches have become one vector.
@@ -48,6 +52,7 @@ class CollapseReading:
     loss_over_ln_batch: float
     recall_at_k: float
     chance: float
+    ahead: float
     k: int
     pairs: int
     effective_rank: float
@@ -60,7 +65,8 @@ class CollapseReading:
         verdict = "the network only guesses" if self.guessing else "the network knows more than chance"
         return (
             f"On {self.pairs} pairs ({self.where}) the true spot is among the {self.k} nearest for "
-            f"{self.recall_at_k:.1%} of patches (chance {self.chance:.1%}), the contrastive loss is "
+            f"{self.recall_at_k:.1%} of patches (chance {self.chance:.1%}) and nearer than {self.ahead:.0%} of the "
+            f"strangers (chance 50%), the contrastive loss is "
             f"{self.loss_over_ln_batch:.2f} x ln(batch), and embeddings spread in {self.effective_rank:.1f} "
             f"directions: {verdict}."
         )
@@ -98,20 +104,28 @@ class CollapseMeter:
         """
         image, gene = image.detach().float().cpu(), gene.detach().float().cpu()
         pairs = len(image)
-        hits, expected = 0, 0.0
+        hits, expected, farther, strangers = 0, 0, 0, 0
+        surplus, variance = 0.0, 0.0
         for part in np.array_split(np.arange(pairs), max(1, math.ceil(pairs / self.candidates))):
             k = min(self.k, max(1, len(part) // 2))
-            hits += int((partner_ranks(image[part], gene[part]) < k).sum())
+            ranks = partner_ranks(image[part], gene[part])
+            hits += int((ranks < k).sum())
             expected += k
+            farther += int((len(part) - 1 - ranks).sum())
+            strangers += len(part) * (len(part) - 1)
+            # A guesser's rank is uniform on 0 .. n - 1: mean (n - 1) / 2, variance (n^2 - 1) / 12.
+            surplus += float(((len(part) - 1) / 2 - ranks).sum())
+            variance += len(part) * (len(part) ** 2 - 1) / 12
         chance = expected / pairs
         return CollapseReading(
             loss_over_ln_batch=float(loss_over_ln_batch),
             recall_at_k=hits / pairs,
             chance=chance,
+            ahead=farther / max(strangers, 1),
             k=self.k,
             pairs=pairs,
             effective_rank=effective_rank(image),
-            guessing=_within_chance(hits, pairs, chance),
+            guessing=surplus <= FAR_BEYOND_CHANCE * math.sqrt(variance),
             where=where,
         )
 
@@ -132,10 +146,3 @@ def effective_rank(vectors: Tensor) -> float:
     share = values / values.sum().clamp(min=1e-300)
     share = share[share > 0]
     return float(torch.exp(-(share * share.log()).sum())) if len(share) else 1.0
-
-
-def _within_chance(hits: int, pairs: int, chance: float) -> bool:
-    """Whether a guesser would find as many partners in more than 1 of 100 samples (binomial tail)."""
-    from scipy.stats import binom
-
-    return bool(binom.sf(hits - 1, pairs, min(chance, 1.0)) > BY_CHANCE)
