@@ -28,6 +28,7 @@ def test_scores_equal_those_worked_out_by_hand():
     assert math.isnan(table.pearson["flat truth"]) and math.isnan(table.pearson["flat guess"])
     assert table.mse["up"] == pytest.approx((0 + 1 + 1) / 3)
     assert table["mean"]["up"] == 1.0 and table.variance["up"] == pytest.approx(2 / 3)
+    assert table.detected["up"] == pytest.approx(2 / 3) and table.detected["flat truth"] == 1.0
 
 
 @pytest.mark.parametrize("block", [1, 3, 100])

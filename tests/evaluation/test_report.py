@@ -16,9 +16,10 @@ from PIL import Image
 from cmrcnet.evaluation.protocol import evaluate
 from cmrcnet.evaluation.report import write_report
 from cmrcnet.evaluation.report_figures import curve_svg, map_jpeg, tissue_view
+from cmrcnet.evaluation.report_maps import _genes_to_show
 from cmrcnet.evaluation.report_page import table
-from cmrcnet.evaluation.report_tables import gene_means
-from cmrcnet.evaluation.report_training import kept_reading
+from cmrcnet.evaluation.report_tables import LEAST_DETECTED, gene_means
+from cmrcnet.evaluation.retrieval import kept_reading
 from cmrcnet.evaluation.verdict import number, verdict
 from cmrcnet.tissue.section import Cohort
 
@@ -117,6 +118,17 @@ def test_the_best_gene_of_a_section_is_the_one_on_its_map(page, small_run):
     hvg = genes[genes.sets.str.contains("HVG")]
     best = hvg.loc[hvg.pearson.idxmax()]
     assert f"<b>{best.gene}</b> best HVG<br> Pearson {number(best.pearson)}" in page
+
+
+def test_a_gene_seen_in_one_spot_is_not_shown_off(small_run):
+    genes = small_run.run.genes.query("method == 'cmrcnet' and section == 'P1S1'").copy()
+    often = genes[genes.detected >= LEAST_DETECTED].pearson.idxmax()
+    assert _genes_to_show(genes).get(genes.gene[often]) is not None
+    rare = genes.index[genes.sets == ""][0]
+    genes.loc[rare, ["pearson", "detected"]] = [1.0, 0.02]
+    assert genes.gene[rare] not in _genes_to_show(genes)
+    genes.loc[rare, "detected"] = 0.5
+    assert _genes_to_show(genes)[genes.gene[rare]].startswith("best of all genes")
 
 
 def test_the_gene_table_holds_every_heg_and_hvg(page, small_run):
@@ -249,6 +261,8 @@ def test_a_training_that_only_guesses_is_named_on_the_page(small_run, tmp_path):
         for part in small_run.run.facts["parts"]
     ]
     run = dataclasses.replace(small_run.run, facts={**small_run.run.facts, "parts": parts})
-    training = write_report(run, tmp_path / "r.html").read_text().partition("<h2>Training</h2>")[2]
+    page = write_report(run, tmp_path / "r.html").read_text()
+    assert re.search(r"Its training only guessed, says the collapse meter, in \d of 3 folds \([P1, ]*P2", page)
+    training = page.partition("<h2>Training</h2>")[2]
     row = re.search(r"<tr><td>P2</td>.*?</tr>", training).group()
     assert "ONLY GUESSES" in row and "5.0%" in row

@@ -126,7 +126,7 @@ def test_so_does_one_that_trains_the_encoder_as_released(cohort, cache, recipe, 
 def test_resuming_a_finished_run_trains_nothing(cohort, cache, recipe, whole, tmp_path, monkeypatch):
     plan = recipe.override(HARD)
     fit(cohort, plan, cache=cache, checkpoints=Checkpoints(tmp_path / "state", most_share=1e-6))
-    monkeypatch.setattr(loop, "_one_epoch", None)
+    monkeypatch.setattr(loop, "one_epoch", None)
     resumed = fit(cohort, plan, cache=cache, checkpoints=Checkpoints(tmp_path / "state"), resume=True)
     assert_equal(resumed, whole(plan))
 

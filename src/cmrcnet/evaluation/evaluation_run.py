@@ -33,7 +33,8 @@ class EvaluationRun:
     scores : pandas.DataFrame
         `method, fold, section, patient, gene_set, metric, value, n_genes, n_undefined`.
     genes : pandas.DataFrame
-        `method, section, gene, pearson, mse, mean, variance, sets`; mean and variance are the truth's.
+        `method, section, gene, pearson, mse, mean, variance, detected, sets`; mean, variance and the share of spots
+        where the gene was detected are the truth's.
     predictions : mapping of str to AnnData
         CMRCNet's prediction table of each section.
     facts : dict

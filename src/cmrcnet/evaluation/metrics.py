@@ -35,14 +35,15 @@ def score_genes(truth: sparse.csr_matrix | np.ndarray, guess: np.ndarray, genes:
     Returns
     -------
     pandas.DataFrame
-        One row a gene: `gene`, `pearson` (nan where undefined), `mse`, and the truth's `mean` and `variance`.
+        One row a gene: `gene`, `pearson` (nan where undefined), `mse`, and of the truth its `mean`, `variance` and
+        `detected` (share of spots where it is above 0).
     """
     import pandas as pd
 
     if truth.shape != guess.shape or truth.shape[1] != len(genes):
         raise ShapeMismatch("The prediction", want=(truth.shape[0], len(genes)), got=guess.shape)
     truth = sparse.csc_matrix(truth) if sparse.issparse(truth) else truth
-    columns: dict[str, list[np.ndarray]] = {"pearson": [], "mse": [], "mean": [], "variance": []}
+    columns: dict[str, list[np.ndarray]] = {"pearson": [], "mse": [], "mean": [], "variance": [], "detected": []}
     for start in range(0, len(genes), _GENES_AT_A_TIME):
         block = slice(start, start + _GENES_AT_A_TIME)
         true = truth[:, block]
@@ -52,6 +53,7 @@ def score_genes(truth: sparse.csr_matrix | np.ndarray, guess: np.ndarray, genes:
         columns["mse"].append(((true - said) ** 2).mean(axis=0))
         columns["mean"].append(true.mean(axis=0))
         columns["variance"].append(true.var(axis=0))
+        columns["detected"].append((true > 0).mean(axis=0))
     return pd.DataFrame({"gene": list(genes)} | {name: np.concatenate(parts) for name, parts in columns.items()})
 
 

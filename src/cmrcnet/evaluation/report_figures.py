@@ -121,6 +121,7 @@ def curve_svg(
             )  # fmt: skip
         axes.set_title(title, fontsize=10.5, loc="left")
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.12)
         out = io.BytesIO()

@@ -10,7 +10,7 @@ from cmrcnet.evaluation.methods import MAIN
 from cmrcnet.evaluation.protocol import truth_of
 from cmrcnet.evaluation.report_figures import TissueView, map_jpeg, tissue_jpeg, tissue_view
 from cmrcnet.evaluation.report_page import figure, text
-from cmrcnet.evaluation.report_tables import gene_means
+from cmrcnet.evaluation.report_tables import LEAST_DETECTED, gene_means
 from cmrcnet.evaluation.verdict import number
 
 if TYPE_CHECKING:
@@ -102,15 +102,16 @@ def _section_facts(run: EvaluationRun, name: str, spots: int) -> str:
 
 
 def _genes_to_show(genes: pd.DataFrame) -> dict[str, str]:
-    """The section's best and typical HVG and its best gene of all, each with the words for it."""
+    """The section's best and typical HVG and its best gene of all that is often enough detected, and what they are."""
     defined = genes[genes.pearson.notna()].sort_values("pearson", ascending=False, kind="stable")
     listed = defined[defined.sets.str.contains("HVG")]
     found: dict[str, str] = {}
     if len(listed):
         found[listed.gene.iloc[0]] = "best HVG"
         found.setdefault(listed.gene.iloc[len(listed) // 2], "typical HVG")
-    if len(defined):
-        found.setdefault(defined.gene.iloc[0], "best of all genes")
+    often = defined[defined.detected >= LEAST_DETECTED]
+    if len(often):
+        found.setdefault(often.gene.iloc[0], f"best of all genes detected in {LEAST_DETECTED:.0%} of spots or more")
     return found
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MOST_GENES = 60
 """Best genes shown beyond HEG and HVG; `genes.csv` holds all."""
+LEAST_DETECTED = 0.2
+"""A gene seen in fewer spots is not shown off as well predicted: one lucky spot makes a Pearson of 1."""
 
 
 def strip(run: EvaluationRun) -> str:
@@ -67,7 +69,7 @@ def methods_table(run: EvaluationRun) -> str:
         mine = summary[summary.method == method].set_index(["metric", "gene_set"])
         row: list[object] = [method]
         row += [number(mine.loc[("pearson", name), "value"]) for name in sets]
-        row += [f"{int(mine.loc[('pearson', name), 'n_undefined'])}/{int(mine.loc[('pearson', name), 'n_genes'])}"
+        row += [_share(mine.loc[("pearson", name)])
                 for name in sets]  # fmt: skip
         row += [number(mine.loc[("mse", "HVG"), "value"]), f"{seconds[method]:.0f} s"]
         rows.append(row)
@@ -103,7 +105,9 @@ def genes_table(run: EvaluationRun) -> str:
         name for name in run.methods if name != first and run.genes[run.genes.method == name].pearson.notna().any()
     ]
     listed = frame[frame.sets != ""]
-    measured_widely = frame[(frame.sets == "") & (frame.defined * 2 > len(run.cohort))]
+    measured_widely = frame[
+        (frame.sets == "") & (frame.defined * 2 > len(run.cohort)) & (frame.detected >= LEAST_DETECTED)
+    ]
     best = measured_widely.sort_values("pearson", ascending=False, kind="stable").head(_MOST_GENES)
     import pandas as pd
 
@@ -115,21 +119,23 @@ def genes_table(run: EvaluationRun) -> str:
             number(row.pearson),
             *(number(float(columns[name].get(gene, float("nan")))) for name in others),
             f"{int(row.defined)}/{int(row.sections)}",
+            f"{row.detected:.0%}",
             f"{row.level:.2f}",
             f"{row.variance:.2f}",
             row.sets or "other",
         ]
         for gene, row in shown.iterrows()
     ]
-    heads = ["gene", first, *others, "defined in", "mean", "variance", "set"]
+    heads = ["gene", first, *others, "defined in", "detected", "mean", "variance", "set"]
     return (
         '<p><label>Find a gene <input type="search" data-filters="genes" placeholder="part of its name"></label></p>\n'
         + table(heads, rows, identity="genes", sortable=True, tall=True)
         + stamp_line(
             run,
-            f"{len(listed)} genes that are HEG or HVG in any fold, and the {len(best)} best others measured in most "
-            f"sections, of {len(frame):,} scored: the best others were picked by their score, so they flatter. Mean "
-            "over sections of Pearson; mean and variance are of the measured log-expression. All genes: genes.csv.",
+            f"{len(listed)} genes that are HEG or HVG in any fold, and the {len(best)} best others, of {len(frame):,} "
+            f"scored. The others are detected in {LEAST_DETECTED:.0%} of spots or more and defined in most sections; they "
+            "were picked by their score, so they flatter. Pearson: mean over sections; detected: share of spots; mean "
+            "and variance: of the measured log-expression. All genes: genes.csv.",
         )
     )
 
@@ -144,6 +150,7 @@ def gene_means(run: EvaluationRun, method: str) -> pd.DataFrame:
         sections=("pearson", "size"),
         level=("mean", "mean"),
         variance=("variance", "mean"),
+        detected=("detected", "mean"),
     )
     listed = mine[mine.sets != ""].groupby("gene", sort=False)["sets"].agg(_joined)
     frame["sets"] = listed.reindex(frame.index).fillna("")
@@ -155,7 +162,7 @@ def provenance(run: EvaluationRun) -> str:
     import yaml
 
     sections = run.facts["cohort"]["sections"]
-    heads = ["section", "patient", "spots", "genes", "um per px", "notes of the reader"]
+    heads = ["section", "patient", "spots", "genes", "um per px"]
     rows = [
         [
             each["section"],
@@ -163,10 +170,14 @@ def provenance(run: EvaluationRun) -> str:
             each["spots"],
             f"{each['genes']:,}",
             "unknown" if each["um_per_px"] is None else f"{each['um_per_px']:g}",
-            " ".join(each["notes"]) or "none",
         ]
         for each in sections
     ]
+    notes = "".join(
+        f"<li><b>{text(each['section'])}</b>: {text(' '.join(each['notes']))}</li>"
+        for each in sections
+        if each["notes"]
+    )
     versions = ", ".join(f"{text(name)} {text(number)}" for name, number in run.facts["versions"].items())
     chosen = [
         f"fold {text(part['fold'])}: penalty {part['record']['penalty']:g}"
@@ -175,12 +186,21 @@ def provenance(run: EvaluationRun) -> str:
     ]
     settings = yaml.safe_dump(run.facts["recipe"], sort_keys=False, allow_unicode=True)
     return (
-        table(heads, rows, words=(5,))
+        table(heads, rows)
+        + (
+            f'<details><summary>What the readers noticed</summary><ul class="plain">{notes}</ul></details>\n'
+            if notes
+            else ""
+        )
         + (f"<p>Ridge penalties chosen on held-in units: {'; '.join(chosen)}.</p>" if chosen else "")
         + f"<p>Seed {text(run.facts['seed'])}. {versions}.</p>\n"
         + f"<details><summary>The recipe {text(run.recipe.name)}, every setting</summary><pre>{text(settings)}</pre>"
         + "</details>\n"
     )
+
+
+def _share(row: pd.Series) -> str:
+    return f"{int(row.n_undefined):,}/{int(row.n_genes):,}"
 
 
 def _joined(sets: pd.Series) -> str:

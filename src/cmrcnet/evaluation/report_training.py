@@ -8,6 +8,7 @@ from cmrcnet.evaluation.methods import MAIN
 from cmrcnet.evaluation.report_figures import curve_svg
 from cmrcnet.evaluation.report_page import figure, table, text
 from cmrcnet.evaluation.report_tables import stamp_line
+from cmrcnet.evaluation.retrieval import kept_reading
 from cmrcnet.evaluation.verdict import number
 
 if TYPE_CHECKING:
@@ -83,17 +84,6 @@ def _readings(run: EvaluationRun, trainings: list[dict[str, Any]]) -> str:
     heads = ["left out", "held in", "epoch", "held-in Pearson", "recall", "chance", "loss / ln(batch)"]
     heads += ["effective rank", "collapse meter", "read on"]
     return table(heads, rows) + stamp_line(run, "Readings of training, not test scores.") if rows else ""
-
-
-def kept_reading(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The last row of the search, up to the epoch that was kept, on which the collapse meter was read."""
-    last = record.get("chosen_epoch")
-    rows = [
-        row
-        for row in record.get("history", ())
-        if row["phase"] == "search" and "meter_guessing" in row and (last is None or row["epoch"] <= last)
-    ]
-    return rows[-1] if rows else None
 
 
 def _or_nan(value: float | None) -> float:

@@ -93,6 +93,17 @@ def _shuffled(section: Section, seed: int) -> Section:
     )
 
 
+def kept_reading(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The last row of the search, up to the epoch that was kept, on which the collapse meter was read."""
+    last = record.get("chosen_epoch")
+    rows = [
+        row
+        for row in record.get("history", ())
+        if row["phase"] == "search" and "meter_guessing" in row and (last is None or row["epoch"] <= last)
+    ]
+    return rows[-1] if rows else None
+
+
 def _fit(training: TrainingData, cohort: Cohort) -> Retrieval:
     from cmrcnet.prediction.bank import build_bank
     from cmrcnet.training.fit import fit

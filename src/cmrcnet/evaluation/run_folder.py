@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from cmrcnet.training.checkpoint import Checkpoints
 
 FORMAT = 1
+GENE_DIGITS = "%.5g"
+"""`genes.csv` has a row for every method, section and gene: more digits would only make it larger."""
 _TEXT = ("method", "fold", "section", "patient", "gene_set", "metric", "gene", "sets")
 
 
@@ -131,7 +133,7 @@ class RunFolder:
                 table.write_h5ad(draft, compression="gzip")
         with atomic_folder(self._place(fold, method)) as draft:
             part.scores.to_csv(draft / "scores.csv", index=False)
-            part.genes.to_csv(draft / "genes.csv", index=False, float_format="%.6g")
+            part.genes.to_csv(draft / "genes.csv", index=False, float_format=GENE_DIGITS)
             facts = {"format": FORMAT, "record": part.record, "seconds": part.seconds}
             (draft / "part.json").write_text(json.dumps(facts))
         shutil.rmtree(self._checkpoint_place(fold, method), ignore_errors=True)
@@ -150,7 +152,7 @@ class RunFolder:
         with atomic_file(self.working / "scores.csv") as draft:
             scores.to_csv(draft, index=False)
         with atomic_file(self.working / "genes.csv") as draft:
-            genes.to_csv(draft, index=False, float_format="%.6g")
+            genes.to_csv(draft, index=False, float_format=GENE_DIGITS)
         self._write_json(self.working / "run.json", {"format": FORMAT, **facts})
 
     def prediction(self, section: str) -> AnnData:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from cmrcnet.evaluation.methods import MAIN
+from cmrcnet.evaluation.retrieval import kept_reading
 from cmrcnet.evaluation.stamp import FEWEST_PATIENTS_TO_RANK
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ def verdict(run: EvaluationRun) -> str:
     if known:
         sentences[0] += f"; {', '.join(known[:-1])}{' and ' if len(known) > 1 else ''}{known[-1]}"
     sentences[0] += "."
+    guessing = _guessing(run, main)
+    if guessing:
+        sentences.append(
+            f"Its training only guessed, says the collapse meter, in {len(guessing)} of {len(run.folds)} folds "
+            f"({', '.join(guessing)})."
+        )
     if not run.stamp.patient_disjoint:
         sentences.append("Sections of one patient stand on both sides of a fold, which flatters every method.")
     if run.stamp.panel_from_all:
@@ -67,6 +74,13 @@ def table_text(run: EvaluationRun) -> str:
         rows.append([*row, f"{int(pairs.n_undefined)}/{int(pairs.n_genes)}"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _guessing(run: EvaluationRun, method: str) -> list[str]:
+    """Folds in which the collapse meter says of the weights that were kept that they only guess."""
+    parts = [part for part in run.facts["parts"] if part["method"] == method]
+    readings = {part["fold"]: kept_reading(part["record"]) for part in parts}
+    return [fold for fold, reading in readings.items() if reading is not None and reading["meter_guessing"]]
 
 
 def _spoken(method: str) -> str:

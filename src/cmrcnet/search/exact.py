@@ -78,28 +78,32 @@ class ExactSearch:
             raise ShapeMismatch("queries", want=("queries", self.vectors.shape[1]), got=queries.shape)
         if not 1 <= k <= len(self):
             raise BadOption("k", k, want=f"1 to {len(self)}, the number of spots in the bank")
-        keys = np.empty((len(queries), k), np.int64)
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            keys[start : start + QUERIES_AT_ONCE] = self._best(queries[start : start + QUERIES_AT_ONCE], k)
-        return Neighbours(*_unpacked(keys))
-
-    def _best(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """Sorted keys (queries, k) of the best of the whole bank."""
-        best = np.empty((len(queries), 0), np.int64)
-        asked = _unit(queries, "queries", _LEAST_QUERIES)
+        best = np.full((len(queries), k), _NOBODY)
+        asked = [
+            (
+                best[start : start + QUERIES_AT_ONCE],
+                _unit(queries[start : start + QUERIES_AT_ONCE], "queries", _LEAST_QUERIES),
+            )
+            for start in range(0, len(queries), QUERIES_AT_ONCE)
+        ]
         for start in range(0, len(self), self.block):
             rows = np.asarray(self.vectors[start : start + self.block], np.float32)
-            similarity = (asked @ _unit(rows, "vectors", _LEAST_BANK).T)[: len(queries), : len(rows)]
-            # What cannot be among the k best of this block, or is worse than k that we hold already, is passed over.
-            least = _kth_at_least(similarity, k)
-            if best.shape[1] == k:
-                np.maximum(least, _unpacked(best[:, -1:])[1][:, 0], out=least)
-            best = np.concatenate([best, _candidates(similarity, least, start)], axis=1)
-            if best.shape[1] > k:
-                best.partition(k - 1, axis=1)
-                best = best[:, :k]
-            best.sort(axis=1)
-        return best
+            unit = _unit(rows, "vectors", _LEAST_BANK)
+            for held, some in asked:
+                _improve(held, (some @ unit.T)[: len(held), : len(rows)], start)
+        best.sort(axis=1)
+        return Neighbours(*_unpacked(best))
+
+
+def _improve(best: np.ndarray, similarity: np.ndarray, first_id: int) -> None:
+    """Put what one block of the bank has better into the best (queries, k) so far, which end with the worst."""
+    k = best.shape[1]
+    # What cannot be among the k best of this block, or is worse than k that we hold already, is passed over.
+    # Nobody's similarity is NaN, which fmax ignores.
+    least = np.fmax(_kth_at_least(similarity, k), _unpacked(best[:, -1])[1])
+    both = np.concatenate([best, _candidates(similarity, least, first_id)], axis=1)
+    both.partition(k - 1, axis=1)
+    best[:] = both[:, :k]
 
 
 def _unit(vectors: np.ndarray, what: str, least: int) -> np.ndarray:
@@ -133,7 +137,7 @@ def _kth_at_least(similarity: np.ndarray, k: int) -> np.ndarray:
 
 def _candidates(similarity: np.ndarray, least: np.ndarray, first_id: int) -> np.ndarray:
     """Keys (rows, widest) of the entries that reach `least`; rows with fewer are filled up with nobody."""
-    row, column = np.nonzero(similarity >= least[:, None])
+    row, column = np.divmod(np.flatnonzero(similarity >= least[:, None]), similarity.shape[1])
     keys = _packed(similarity[row, column], column + first_id)
     each = np.bincount(row, minlength=len(similarity))
     place = np.arange(len(row)) - np.repeat(np.cumsum(each) - each, each)

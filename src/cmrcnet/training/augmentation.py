@@ -43,11 +43,13 @@ def turn_patches(patches: np.ndarray, turns: np.ndarray) -> np.ndarray:
     """
     if patches.ndim != 4 or patches.shape[1] != patches.shape[2]:
         raise ShapeMismatch("patches", want="(batch, side, side, channels)", got=patches.shape)
-    turned = np.empty_like(patches)
+    turned = np.empty(patches.shape, patches.dtype)
+    # A pixel's channels move together: as one item they are copied twice as fast.
+    pixel = np.dtype((np.void, patches.shape[3] * patches.itemsize))
+    before, after = (each.view(pixel)[..., 0] for each in (np.ascontiguousarray(patches), turned))
     for way in range(WAYS):
-        which = np.flatnonzero(turns == way)
-        if len(which):
-            turned[which] = _turned(patches[which], way)
+        for which in np.flatnonzero(turns == way):
+            after[which] = _turned(before[which], way)
     return turned
 
 
@@ -70,15 +72,15 @@ def _orders(n_tokens: int, prefix: int) -> np.ndarray:
     side = math.isqrt(n_tokens - prefix)
     if side * side != n_tokens - prefix:
         raise ShapeMismatch("tokens", want=f"(batch, {prefix} + side * side, dim)", got=("batch", n_tokens, "dim"))
-    grid = np.arange(prefix, n_tokens).reshape(1, side, side, 1)
+    grid = np.arange(prefix, n_tokens).reshape(side, side)
     kept = np.arange(prefix)
     return np.stack([np.concatenate([kept, _turned(grid, way).ravel()]) for way in range(WAYS)])
 
 
-def _turned(patches: np.ndarray, way: int) -> np.ndarray:
-    """(batch, side, side, channels), all the same way."""
+def _turned(square: np.ndarray, way: int) -> np.ndarray:
+    """A view of (side, side), laid down in one of the eight ways."""
     if way & 1:
-        patches = patches[:, :, ::-1]
+        square = square[:, ::-1]
     if way & 2:
-        patches = patches[:, ::-1]
-    return patches.transpose(0, 2, 1, 3) if way & 4 else patches
+        square = square[::-1]
+    return square.T if way & 4 else square

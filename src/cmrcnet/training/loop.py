@@ -119,7 +119,7 @@ def train_phase(
     with metered(label, (epochs - done) * steps, "steps") as meter:
         for epoch in range(done, epochs):
             with _seeded(config.seed, phase, epoch, job.fabric.device) as (rng, masks):
-                row = _one_epoch(job, model, stepper, optimizer, weights, ids, epoch, rng, masks, meter)
+                row = one_epoch(job, model, stepper, optimizer, weights, ids, epoch, rng, masks, meter)
                 row = {"phase": phase, "epoch": epoch + 1, "pairs": len(ids), **row}
                 if (epoch + 1) % look_every == 0 or epoch + 1 == epochs:
                     look = looker.look(weights.evaluated)
@@ -133,7 +133,7 @@ def train_phase(
     return weights.final(keep_best)
 
 
-def _one_epoch(
+def one_epoch(
     job: Job,
     model: _FabricModule,
     stepper: _FabricOptimizer,
