@@ -122,6 +122,10 @@ class ModelConfig:
             _require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "a share in [0, 1)")
         for name in ("embedding_dim", "gene_tokens", "fusion_dim", "cross_heads", "fusion_heads", "fusion_blocks"):
             _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number, 1 or more")
+        for name in ("encoder_depth", "encoder_heads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"model.{name}", value, "a whole number, 1 or more, or nothing")
+        _require(all(block >= 0 for block in self.blocks), "model.blocks", self.blocks, "block numbers, 0 or more")
         for heads in ("cross_heads", "fusion_heads"):
             _require(
                 self.fusion_dim % getattr(self, heads) == 0,
@@ -163,7 +167,7 @@ class TrainConfig:
     validate_every: int = 1
     """Epochs between two looks at the held-in spots."""
     ema_decay: float = 0.0
-    """Exponential moving average of the weights; 0: none. Released: 0.999."""
+    """Exponential moving average of the weights; 0: none. Released: 0.999 (that it is on is known, the number is ours)."""
     ema_used: bool = True
     """Evaluate and keep the averaged weights. Released: false (they are updated and never used)."""
     seed: int = 0

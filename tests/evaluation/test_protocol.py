@@ -142,15 +142,15 @@ def test_an_interrupted_run_goes_on_at_the_method_it_had_reached(tmp_path, small
 
     with pytest.raises(KeyboardInterrupt):
         evaluated(
-            small_cohort, small_recipe, small_cache, methods=["ridge", Dying()], folder=RunFolder(tmp_path / "run")
+            small_cohort, small_recipe, small_cache, methods=["gene-mean", Dying()], folder=RunFolder(tmp_path / "run")
         )
     assert not (tmp_path / "run").exists()
     folder = RunFolder(tmp_path / "run", resume=True)
     again = Watching()
-    resumed = evaluated(small_cohort, small_recipe, small_cache, methods=["ridge", again], folder=folder)
+    resumed = evaluated(small_cohort, small_recipe, small_cache, methods=["gene-mean", again], folder=folder)
     assert [data.fold.name for data in again.seen] == ["P2", "P3"]  # P1 was finished
     whole = RunFolder(tmp_path / "whole")
-    straight = evaluated(small_cohort, small_recipe, small_cache, methods=["ridge", Watching()], folder=whole)
+    straight = evaluated(small_cohort, small_recipe, small_cache, methods=["gene-mean", Watching()], folder=whole)
     pd.testing.assert_frame_equal(resumed.scores, straight.scores)
     pd.testing.assert_frame_equal(resumed.genes, straight.genes)
 
@@ -192,7 +192,7 @@ def test_each_section_is_read_once(small_recipe, small_cache, small_cohort):
         return type(entry)(entry.section, entry.patient, load, entry.facts)
 
     cohort = Cohort("counted", tuple(counted(entry) for entry in small_cohort.entries))
-    evaluated(cohort, small_recipe, small_cache, methods=["ridge", "random-k"])
+    evaluated(cohort, small_recipe, small_cache, methods=["gene-mean", "random-k"])
     assert sorted(reads) == ["P1S1", "P2S1", "P3S1"]
 
 

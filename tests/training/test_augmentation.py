@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ def by_numpy(patch: np.ndarray) -> set[bytes]:
 
 def test_the_ways_are_all_flips_and_rotations_and_no_other():
     patch = corner_marked()
-    turned = turn_patches(np.stack([patch] * WAYS), np.arange(WAYS))
+    turned = turn_patches(torch.from_numpy(np.stack([patch] * WAYS)), np.arange(WAYS)).numpy()
     assert {np.ascontiguousarray(each).tobytes() for each in turned} == by_numpy(patch)
     np.testing.assert_array_equal(turned[0], patch)
     np.testing.assert_array_equal(turned[1], patch[:, ::-1])
@@ -34,7 +35,7 @@ def test_the_ways_are_all_flips_and_rotations_and_no_other():
 @given(turns=st.lists(st.integers(0, 7), min_size=1, max_size=9), prefix=st.integers(0, 2), side=st.integers(1, 4))
 def test_turning_the_grid_of_tokens_is_turning_a_picture_of_them(turns, prefix, side):
     turns = np.array(turns)
-    tokens = np.random.default_rng(0).random((len(turns), prefix + side * side, 3))
+    tokens = torch.from_numpy(np.random.default_rng(0).random((len(turns), prefix + side * side, 3)))
     turned = turn_tokens(tokens, turns, prefix)
     np.testing.assert_array_equal(turned[:, :prefix], tokens[:, :prefix])
     picture = turn_patches(tokens[:, prefix:].reshape(len(turns), side, side, 3), turns)
@@ -43,17 +44,17 @@ def test_turning_the_grid_of_tokens_is_turning_a_picture_of_them(turns, prefix, 
 
 def test_the_mean_of_the_tokens_does_not_move():
     """So with a frozen encoder the image embedding is untouched, as the module says."""
-    tokens = np.arange(2 * 50 * 4).reshape(2, 50, 4)
+    tokens = torch.arange(2 * 50 * 4).reshape(2, 50, 4)
     turned = turn_tokens(tokens, np.array([3, 6]), 1)
-    assert not np.array_equal(turned, tokens)
-    assert np.array_equal(turned.sum(axis=1), tokens.sum(axis=1))
+    assert not torch.equal(turned, tokens)
+    assert torch.equal(turned.sum(dim=1), tokens.sum(dim=1))
 
 
 def test_the_input_is_left_alone():
-    patches = np.stack([corner_marked()] * 3)
-    before = patches.copy()
+    patches = torch.from_numpy(np.stack([corner_marked()] * 3))
+    before = patches.clone()
     turn_patches(patches, np.array([1, 5, 7]))
-    assert np.array_equal(patches, before)
+    assert torch.equal(patches, before)
 
 
 def test_each_way_is_drawn_equally_often_and_seeded():
@@ -64,6 +65,6 @@ def test_each_way_is_drawn_equally_often_and_seeded():
 
 def test_what_is_no_square_is_refused():
     with pytest.raises(ShapeMismatch, match="side, side"):
-        turn_patches(np.zeros((1, 4, 5, 3)), np.array([0]))
+        turn_patches(torch.zeros(1, 4, 5, 3), np.array([0]))
     with pytest.raises(ShapeMismatch, match="1 \\+ side \\* side"):
-        turn_tokens(np.zeros((1, 49, 3)), np.array([0]), 1)
+        turn_tokens(torch.zeros(1, 49, 3), np.array([0]), 1)

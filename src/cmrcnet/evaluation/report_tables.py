@@ -105,10 +105,8 @@ def genes_table(run: EvaluationRun) -> str:
         name for name in run.methods if name != first and run.genes[run.genes.method == name].pearson.notna().any()
     ]
     listed = frame[frame.sets != ""]
-    measured_widely = frame[
-        (frame.sets == "") & (frame.defined * 2 > len(run.cohort)) & (frame.detected >= LEAST_DETECTED)
-    ]
-    best = measured_widely.sort_values("pearson", ascending=False, kind="stable").head(_MOST_GENES)
+    widely = (frame.defined * 2 > len(run.cohort)) & (frame.detected >= LEAST_DETECTED)
+    best = frame[(frame.sets == "") & widely].sort_values("pearson", ascending=False, kind="stable").head(_MOST_GENES)
     import pandas as pd
 
     shown = pd.concat([listed, best]).sort_values("pearson", ascending=False, kind="stable", na_position="last")
@@ -133,9 +131,9 @@ def genes_table(run: EvaluationRun) -> str:
         + stamp_line(
             run,
             f"{len(listed)} genes that are HEG or HVG in any fold, and the {len(best)} best others, of {len(frame):,} "
-            f"scored. The others are detected in {LEAST_DETECTED:.0%} of spots or more and defined in most sections; they "
-            "were picked by their score, so they flatter. Pearson: mean over sections; detected: share of spots; mean "
-            "and variance: of the measured log-expression. All genes: genes.csv.",
+            f"scored. The others are detected in {LEAST_DETECTED:.0%} of spots or more and defined in most sections; "
+            "they were picked by their score, so they flatter. Pearson: mean over sections; detected: share of spots; "
+            "mean and variance: of the measured log-expression. All genes: genes.csv.",
         )
     )
 
@@ -173,11 +171,10 @@ def provenance(run: EvaluationRun) -> str:
         ]
         for each in sections
     ]
-    notes = "".join(
-        f"<li><b>{text(each['section'])}</b>: {text(' '.join(each['notes']))}</li>"
-        for each in sections
-        if each["notes"]
-    )
+    noted = [(each["section"], " ".join(each["notes"])) for each in sections if each["notes"]]
+    notes = "".join(f"<li><b>{text(section)}</b>: {text(sentences)}</li>" for section, sentences in noted)
+    if notes:
+        notes = f'<details><summary>What the readers noticed</summary><ul class="plain">{notes}</ul></details>\n'
     versions = ", ".join(f"{text(name)} {text(number)}" for name, number in run.facts["versions"].items())
     chosen = [
         f"fold {text(part['fold'])}: penalty {part['record']['penalty']:g}"
@@ -187,11 +184,7 @@ def provenance(run: EvaluationRun) -> str:
     settings = yaml.safe_dump(run.facts["recipe"], sort_keys=False, allow_unicode=True)
     return (
         table(heads, rows)
-        + (
-            f'<details><summary>What the readers noticed</summary><ul class="plain">{notes}</ul></details>\n'
-            if notes
-            else ""
-        )
+        + notes
         + (f"<p>Ridge penalties chosen on held-in units: {'; '.join(chosen)}.</p>" if chosen else "")
         + f"<p>Seed {text(run.facts['seed'])}. {versions}.</p>\n"
         + f"<details><summary>The recipe {text(run.recipe.name)}, every setting</summary><pre>{text(settings)}</pre>"

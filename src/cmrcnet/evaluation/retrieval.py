@@ -121,6 +121,8 @@ def _fit(training: TrainingData, cohort: Cohort) -> Retrieval:
     learnt = model.provenance.to_dict()
     record = {
         "model": model.fingerprint,
+        "bank": bank.fingerprint,
+        "panel": fingerprint(model.panel.to_dict()),
         "bank_spots": len(bank),
         "chosen_epoch": learnt["chosen_epoch"],
         "held_in": learnt["facts"].get("held_in", ""),

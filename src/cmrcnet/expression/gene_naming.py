@@ -96,7 +96,8 @@ def explain_no_shared_genes(left: Sequence[str], right: Sequence[str]) -> str:
             f"{len(folded)} names meet when upper and lower case are ignored ({shown}){species}; "
             "use sections of one species, or map one to its orthologues first."
         )
-    return f"The names look like {ours} and {theirs} ({shown}); check that both come from the same kind of assay."
+    alike = f"Both look like {ours}" if ours == theirs else f"The names look like {ours} and {theirs}"
+    return f"{alike} ({shown}); check that both come from the same kind of assay."
 
 
 def _example(genes: Sequence[str], naming: Naming) -> str:

@@ -112,7 +112,8 @@ def _unit(vectors: np.ndarray, what: str, least: int) -> np.ndarray:
     if not np.isfinite(length).all():
         raise BadOption(what, "not finite (NaN or infinite)", want="numbers only; embed them again")
     unit = np.zeros((max(len(vectors), least), vectors.shape[1]), np.float32)
-    np.divide(vectors, length[:, None], out=unit[: len(vectors)], where=length[:, None] > 0)
+    scale = np.divide(1, length, out=np.zeros_like(length), where=length > 0)
+    np.multiply(vectors, scale[:, None], out=unit[: len(vectors)])
     return unit
 
 

@@ -18,12 +18,12 @@ from cmrcnet.errors import Diverged
 from cmrcnet.model.image_encoder import ImageEncoder
 from cmrcnet.progress import Meter, metered
 from cmrcnet.recipe import Recipe, TrainConfig
-from cmrcnet.training.batches import epoch_batches, steps_in
+from cmrcnet.training.batches import epoch_batches, on_device, steps_in
 from cmrcnet.training.checkpoint import Checkpoints, TrainingState
 from cmrcnet.training.course import Course
 from cmrcnet.training.learner import Learner, new_learner
 from cmrcnet.training.look import Looker
-from cmrcnet.training.pairs import Pairs, as_tensors
+from cmrcnet.training.pairs import Pairs
 
 if TYPE_CHECKING:
     from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
@@ -151,8 +151,8 @@ def one_epoch(
     sums = torch.zeros(4, dtype=torch.float64)
     waiting: list[tuple[Tensor, int]] = []  # read once an epoch: reading a loss makes a GPU wait
     model.train()
-    for step, batch in enumerate(epoch_batches(job.pairs, ids, config.batch_size, rng, prefix=job.prefix)):
-        inputs, expression = job.fabric.to_device(as_tensors(*batch))
+    for step, batch in enumerate(epoch_batches(job.pairs, ids, config.batch_size, rng)):
+        inputs, expression = on_device(job.fabric, *batch, job.prefix)
         rate = learning_rate(config, (epoch + step / steps) / config.epochs)
         for group in optimizer.param_groups:
             group["lr"] = rate
