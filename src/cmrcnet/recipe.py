@@ -167,7 +167,7 @@ class TrainConfig:
     validate_every: int = 1
     """Epochs between two looks at the held-in spots."""
     ema_decay: float = 0.0
-    """Exponential moving average of the weights; 0: none. Released: 0.999 (that it is on is known, the number is ours)."""
+    """Exponential moving average of the weights; 0: none. Released: 0.999 (on, that is known; the number is ours)."""
     ema_used: bool = True
     """Evaluate and keep the averaged weights. Released: false (they are updated and never used)."""
     seed: int = 0

@@ -31,7 +31,9 @@ def small_recipe() -> Recipe:
     """The tiny recipe, made smaller, with steps enough to learn something from a hundred spots."""
     smaller = {"model.embedding_dim": 32, "model.fusion_dim": 32, "model.cross_heads": 2, "model.fusion_heads": 2}
     quicker = {"train.epochs": 3, "train.batch_size": 16, "train.learning_rate": 0.002}
-    return Recipe.load("tiny").override(smaller | quicker | {"readout.k": 10, "evaluation.set_size": 12})
+    return Recipe.load("tiny").override(
+        smaller | quicker | {"panel.n_hvg": 15, "readout.k": 10, "evaluation.set_size": 12}
+    )
 
 
 @pytest.fixture(scope="session")
