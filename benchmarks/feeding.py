@@ -6,8 +6,8 @@ Fed: one epoch of the training loop as it is: batches gathered from disk-mapped 
 through Lightning Fabric, with learning-rate schedule, gradient clipping, progress and `log.csv`. Bare: the same
 network, optimizer and tensors (already gathered and turned, held in memory) with forward, backward and step, and
 nothing else. Recipe `paper` (ViT-B/32 of random weights, batches of 64 patches of 224 px), and, as a harder case whose
-steps are a hundred times shorter, recipe `default` (cached tokens of 424 features). Both ways take turns, so that a busy
-machine slows both alike; writing states to disk is left out, since it is bounded to a twentieth of the time by
+steps are a hundred times shorter, recipe `default` (cached tokens of 424 features). Both ways take turns, so that a
+busy machine slows both alike; writing states to disk is left out, since it is bounded to a twentieth of the time by
 `Checkpoints`.
 """
 
