@@ -111,18 +111,14 @@ def compare(bank: ReferenceBank, queries: np.ndarray, k: int, repeats: int) -> d
     theirs = released_way(queries, vectors, rows, k)
     # At the k-th place float32 may choose another of two spots that are alike to 7 digits: those queries are counted.
     same = np.isclose(ours, theirs, rtol=1e-4, atol=1e-5).all(axis=1).mean()
-    seconds = timed(
-        {
-            "ours": lambda: our_way(queries, bank, k),
-            "ours, with the spread": lambda: our_way(queries, bank, k, with_spread=True),
-            "released, rows together": lambda: released_way(queries, vectors, rows, k),
-        },
-        repeats,
-    )
     transposed = np.ascontiguousarray(rows.T).T
-    del rows
-    rounds = max(1, repeats // 2)
-    seconds |= timed({"released": lambda: released_way(queries, vectors, transposed, k)}, rounds)
+    ways = {
+        "ours": lambda: our_way(queries, bank, k),
+        "ours, with the spread": lambda: our_way(queries, bank, k, with_spread=True),
+        "released, rows together": lambda: released_way(queries, vectors, rows, k),
+        "released": lambda: released_way(queries, vectors, transposed, k),
+    }
+    seconds = timed(ways, repeats)
     middle = {name: statistics.median(each) for name, each in seconds.items()}
     return {
         "k": k,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import ShapeMismatch, UnknownName
-from cmrcnet.evaluation.baselines import PENALTIES, GeneMean, RandomSpots, RidgeOnFeatures, choose_penalty
+from cmrcnet.evaluation.baselines import PENALTIES, SAME, GeneMean, RandomSpots, RidgeOnFeatures, choose_penalty
 from cmrcnet.evaluation.features import PooledFeatures
 from cmrcnet.evaluation.methods import Place, Prediction, TrainingData, place_of
 from cmrcnet.evaluation.splits import folds
@@ -83,7 +83,8 @@ def test_ridge_equals_the_formula_at_its_penalty(training, place):
 def test_the_penalty_is_the_best_on_held_in_patients_of_the_grid(training):
     penalty, tried = choose_penalty(training)
     assert set(tried) == {f"{p:g}" for p in PENALTIES}
-    assert tried[f"{penalty:g}"] == max(tried.values())
+    best = [p for p in PENALTIES if tried[f"{p:g}"] >= max(tried.values()) - SAME]
+    assert penalty == min(best)
 
 
 def test_a_single_training_section_has_nothing_to_hold_in(training, small_cohort):

@@ -90,7 +90,7 @@ def evaluate(
     for fold in splits:
         training, panel_cohort = cohort.only(fold.train), cohort
         if recipe.panel.sections == "training":
-            pass
+            panel_cohort = training
         panel = choose_panel(panel_cohort, recipe.panel)
         sets = gene_sets(training, panel.target_sum, size=recipe.evaluation.set_size)
         gene_lists[fold.name] = {name: tuple(genes) for name, genes in sets.items() if name != "all"}

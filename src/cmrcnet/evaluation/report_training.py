@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cmrcnet.evaluation.evaluation_run import EvaluationRun
 
 _ABOUT = (
-    "<p>One line a fold; grey: the permuted-pairs null. The contrastive loss is divided by ln(batch): 1 means that "
+    "<p>One line a fold{null}. The contrastive loss is divided by ln(batch): 1 means that "
     "every candidate is thought alike. Recall is how often a patch's own spot is among its {k} nearest candidates, "
     "over chance. The epoch is chosen on held-in training spots; test sections take no part.</p>\n"
 )
@@ -34,7 +34,7 @@ def training_curves(run: EvaluationRun) -> str:
         _curve(trainings, f"Recall@{k} over chance", _recall_over_chance, (1.0, "chance")),
     ]
     return (
-        _ABOUT.format(k=text(k))
+        _ABOUT.format(k=text(k), null="; grey: the permuted-pairs null" if len(main) < len(trainings) else "")
         + f'<div class="curves">\n{"".join(curves)}</div>\n'
         + _readings(run, main or trainings)
     )
@@ -78,11 +78,10 @@ def _readings(run: EvaluationRun, trainings: list[dict[str, Any]]) -> str:
                 f"{reading['meter_loss_over_ln_batch']:.2f}",
                 f"{reading['meter_effective_rank']:.1f}",
                 "ONLY GUESSES" if reading["meter_guessing"] else "knows more than chance",
-                reading["meter_where"],
             ]
         )
     heads = ["left out", "held in", "epoch", "held-in Pearson", "recall", "chance", "loss / ln(batch)"]
-    heads += ["effective rank", "collapse meter", "read on"]
+    heads += ["effective rank", "collapse meter"]
     return table(heads, rows) + stamp_line(run, "Readings of training, not test scores.") if rows else ""
 
 
