@@ -84,7 +84,8 @@ class RidgeOnFeatures:
     The probe of HEST-Bench (Jaume et al., NeurIPS 2024, arXiv 2406.16192: PCA to 256 components, ridge), except
     that the penalty is chosen: each training unit (patient, or section where that is left out, or where there is one
     patient) is held in once, and the penalty of the highest mean Pearson over the training HVG, averaged over units,
-    is taken; among equals (within 0.001) the smallest. With a single training section there is nothing to hold in; the middle of the grid is taken.
+    is taken; among equals (within 0.001) the smallest. With a single training section there is nothing to hold in; the
+    middle of the grid is taken.
     """
 
     name = "ridge"
