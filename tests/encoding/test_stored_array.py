@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.encoding.stored_array import open_array, write_array
-from cmrcnet.errors import DiskFull, Unwritable
+from cmrcnet.errors import BadFile, DiskFull, Unwritable
 
 
 @pytest.fixture
@@ -96,3 +96,16 @@ def test_a_missing_row_is_not_written(tmp_path, values):
     with pytest.raises(RuntimeError, match="4 rows written, 7 promised"):
         write_array(tmp_path / "a.npy", values.shape, np.float16, [values[:4]])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_map_outlives_its_file(tmp_path, values):
+    """Another process may remove an entry the moment it has its name."""
+    written = write_array(tmp_path / "a.npy", values.shape, np.float16, [values])
+    (tmp_path / "a.npy").unlink()
+    np.testing.assert_array_equal(written, values)
+
+
+def test_a_disk_that_gives_back_something_else_is_noticed(tmp_path, values, monkeypatch):
+    monkeypatch.setattr("cmrcnet.encoding.stored_array._is_whole", lambda *_: False)
+    with pytest.raises(BadFile, match="gives back something else"):
+        write_array(tmp_path / "a.npy", values.shape, np.float16, [values])

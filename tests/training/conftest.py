@@ -27,6 +27,7 @@ SMALL = {
     "train.epochs": 3,
     "train.batch_size": 24,
     "train.learning_rate": 5e-3,
+    "train.validate_every": 1,
     "evaluation.set_size": 10,
     "readout.k": 5,
 }

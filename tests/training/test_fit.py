@@ -131,6 +131,13 @@ def score_by_hand(model: TrainedModel, cohort: Cohort, cache: TokenCache) -> flo
     return float(np.mean(means))
 
 
+def test_looks_may_be_rare_and_the_last_epoch_is_always_looked_at(cohort, cache, recipe):
+    rare = recipe.override({"train.validate_every": 3, "train.epochs": 5})
+    model = fit(cohort, rare, cache=cache)
+    assert [row["epoch"] for row in rows(model, "search") if "held_in_pearson" in row] == [3, 5]
+    assert model.provenance.chosen_epoch in (3, 5)
+
+
 def test_a_refit_trains_on_everything_for_the_chosen_epochs(cohort, cache, recipe):
     model = fit(cohort, recipe.override({"train.refit": True, "train.epochs": 4}), cache=cache)
     search, refit = rows(model, "search"), rows(model, "refit")

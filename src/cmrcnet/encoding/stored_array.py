@@ -8,6 +8,7 @@ computes it again.
 from __future__ import annotations
 
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.atomic import atomic_file
+from cmrcnet.errors import BadFile
 
 _MARK = b"cmrcnet1"
 _TAIL = len(_MARK) + 4
@@ -34,6 +36,8 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Ite
     Raises
     ------
     DiskFull, Unwritable
+    BadFile
+        The disk gives back something else than was written.
     """
     dtype = np.dtype(dtype)
     with atomic_file(path) as draft:
@@ -49,9 +53,13 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Ite
             if rows != shape[0]:
                 raise RuntimeError(f"{path.name}: {rows} rows written, {shape[0]} promised")
             file.write(_MARK + struct.pack("<I", crc))
-    written = open_array(path, shape, dtype)
-    if written is None:  # the disk lies, or another process has just removed it
-        raise RuntimeError(f"{path} was written and cannot be read again")
+        # Mapped before it gets its name: from then on another process may remove it, which a map outlives (but on
+        # Windows, where a mapped file can be neither renamed nor removed).
+        written = open_array(draft, shape, dtype) if os.name == "posix" else None
+    if written is None:
+        written = open_array(path, shape, dtype)
+    if written is None:
+        raise BadFile(path, "the array that was just written to it", "the disk gives back something else")
     return written
 
 
