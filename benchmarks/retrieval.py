@@ -2,11 +2,13 @@
 
     python benchmarks/retrieval.py --out retrieval.json
 
-The released code (and BLEEP, whose loop it took over) holds the similarities of all queries to all spots, takes
-the top k, and averages embeddings and expression of each query's neighbours by `np.average` in a Python loop. The
-lines below restate that in our own words. It keeps expression as (genes, spots) and transposes it, so that a spot's
-genes lie far apart in memory; the same loop on rows that lie together is timed as well, because that is the least
-that anybody would mend.
+The released way, as docs/paper tells it, holds the similarities of all queries to all spots, takes the top k, and
+averages embeddings and expression of each query's neighbours by `np.average` in a Python loop. The lines below
+restate that in our own words. How fast the loop is depends on where a spot's genes lie in memory, so it is timed twice:
+
+- genes apart: expression is kept as (genes, spots) and transposed, so that the genes of a spot lie far apart. BLEEP,
+  whose retrieval CMRCNet took over, keeps it so. The wanted ratios are held against this one.
+- rows together: the same loop on a C-ordered (spots, genes) float32 array, the kindest that can be had.
 
 Data: spots of 30 tissue regions, vectors of 256 numbers around each region's centre; counts are negative binomial,
 a gene's mean log-normal, with depth varying by spot, scaled to 10,000 and log1p. Both sides use two threads.
@@ -115,8 +117,8 @@ def compare(bank: ReferenceBank, queries: np.ndarray, k: int, repeats: int) -> d
     ways = {
         "ours": lambda: our_way(queries, bank, k),
         "ours, with the spread": lambda: our_way(queries, bank, k, with_spread=True),
-        "released, rows together": lambda: released_way(queries, vectors, rows, k),
-        "released": lambda: released_way(queries, vectors, transposed, k),
+        "loop, rows together": lambda: released_way(queries, vectors, rows, k),
+        "loop, genes apart": lambda: released_way(queries, vectors, transposed, k),
     }
     seconds = timed(ways, repeats)
     middle = {name: statistics.median(each) for name, each in seconds.items()}
@@ -210,17 +212,17 @@ def to_markdown(figures: dict) -> str:
     """A short table."""
     lines = [
         f"Retrieval and averaging: {QUERIES:,} queries, {BANK:,} spots, {DIM} dimensions, {GENES:,} genes "
-        f"({figures['density']:.0%} not 0), {figures['threads']} threads, medians.",
+        f"({figures['density']:.0%} not 0), {figures['threads']} threads, medians; memory beyond the bank.",
         "",
-        "| k | ours | released | times faster | wanted | released, rows together | times faster | memory beyond bank |",
+        "| k | ours | loop, genes apart | times faster | wanted | loop, rows together | times faster | memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for each in figures["compared"]:
-        second, faster = each["median_seconds"], each["times_faster"]
+        second, faster, wanted = each["median_seconds"], each["times_faster"], each["wanted_times_faster"]
         lines.append(
             f"| {each['k']} | {second['ours']:.2f} s (with spread {second['ours, with the spread']:.2f} s) "
-            f"| {second['released']:.2f} s | {faster['released']:.1f} | {each['wanted_times_faster']:g} "
-            f"| {second['released, rows together']:.2f} s | {faster['released, rows together']:.1f} "
+            f"| {second['loop, genes apart']:.2f} s | {faster['loop, genes apart']:.1f} | {wanted:g} "
+            f"| {second['loop, rows together']:.2f} s | {faster['loop, rows together']:.1f} "
             f"| {each['memory_mb']:.0f} MB |"
         )
     lines += ["", "| averaging alone, k | way | seconds |", "|---|---|---|"]
@@ -268,7 +270,7 @@ def main() -> None:
 
 
 def _good(each: dict) -> bool:
-    fast = each["times_faster"]["released"] >= each["wanted_times_faster"]
+    fast = each["times_faster"]["loop, genes apart"] >= each["wanted_times_faster"]
     return fast and each["memory_mb"] < WANTED_MB and each["queries_with_equal_result"] > 0.99
 
 
