@@ -6,7 +6,6 @@ Options and outputs are checked first; only then are the heavy libraries importe
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,8 +16,6 @@ from cmrcnet.recipe import Recipe, shipped_recipes
 if TYPE_CHECKING:
     from cmrcnet.evaluation.protocol import EvaluationRun
     from cmrcnet.tissue.section import Cohort
-
-log = logging.getLogger("cmrcnet")
 
 
 def inspect(source: Path, *, um_per_px: float | None = None, format: str | None = None) -> bool:
@@ -109,13 +106,14 @@ def index(model: Path, cohort: Path, *, out: Path, without: list[str] | None = N
     """
     refuse_existing(out, overwrite)
 
+    from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.model.trained_model import TrainedModel
     from cmrcnet.prediction.bank import build_bank
     from cmrcnet.readers.cohort import read_cohort
 
     trained = TrainedModel.load(model)
     sections = _leave_out(read_cohort(cohort, controls=trained.recipe.panel.controls), without)
-    bank = build_bank(trained, sections)
+    bank = build_bank(trained, sections, cache=TokenCache.default())
     bank.save(out, overwrite=overwrite)
     print(f"Bank written to {out} ({len(bank):,} spots, {len(bank.genes):,} genes).")
     return out
@@ -256,8 +254,9 @@ def demo(*, out: Path = Path("demo"), data: Path | None = None, recipe: str = "t
             table, hidden = write_cohort(synthetic_cohort(), folder / "cohort"), []
             unseen, scale = write_slide(synthetic_slide(), folder / "unseen.png")
         else:
-            table, hidden = data, [read_cohort(data).sections[-1]]
-            picture = read_cohort(data).read(hidden[0]).slide
+            cohort = read_cohort(data)
+            table, hidden = data, [cohort.sections[-1]]
+            picture = cohort.read(hidden[0]).slide
             unseen, scale = picture.path, picture.um_per_px
         run = _evaluate(table, folder / "evaluation", recipe)
         train(table, out=folder / "model", recipe=recipe, without=hidden)
@@ -348,7 +347,7 @@ def _leave_out(cohort: Cohort, names: list[str] | None) -> Cohort:
 
 
 def _where_to_predict(slide: Path, section: str | None, spots: Path | None, um_per_px: float | None):
-    """The slide and, where they were given, the places on it. No counts are read."""
+    """The slide and, where they were given, the places on it. A section's counts go no further than here."""
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.tissue.slide_files import open_slide
 

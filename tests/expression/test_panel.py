@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -188,3 +191,17 @@ def test_real_sections_give_the_union_of_their_variable_genes(als_csv):
         assert expression.shape == (len(section.spots), len(panel))
         assert np.isfinite(expression.data).all()
         assert (expression.data > 0).all()
+
+
+def test_choosing_genes_leaves_the_thread_count_of_the_process_alone():
+    code = (
+        "import torch\n"
+        "from cmrcnet.datasets.synthetic import synthetic_cohort\n"
+        "from cmrcnet.expression.panel import choose_panel\n"
+        "from cmrcnet.recipe import PanelConfig\n"
+        "choose_panel(synthetic_cohort(patients=1, spots=12, genes=40, seed=1), PanelConfig(n_hvg=10))\n"
+        "print(torch.get_num_threads())\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]

@@ -24,13 +24,10 @@ class Naming:
     kind : {"ensembl", "symbol", "number"}
     species : str or None
         As far as the names tell: by the letters of an Ensembl id, or by case (TP53 human, Trp53 mouse).
-    versioned : bool
-        Ensembl ids that end in ``.14``.
     """
 
     kind: str
     species: str | None
-    versioned: bool = False
 
     def __str__(self) -> str:
         what = {"ensembl": "Ensembl ids", "symbol": "gene symbols", "number": "numbers"}[self.kind]
@@ -51,7 +48,7 @@ def naming_of(genes: Sequence[str]) -> Naming:
     if len(ids) > MOST * len(names):
         letters = [match.group(1) or "" for match in ids]
         most_common = max(sorted(set(letters)), key=letters.count)
-        return Naming("ensembl", SPECIES.get(most_common), sum(bool(m.group(2)) for m in ids) > MOST * len(ids))
+        return Naming("ensembl", SPECIES.get(most_common))
     if sum(name.isdigit() for name in names) > MOST * len(names):
         return Naming("number", None)
     worded = [name for name in names if sum(map(str.isalpha, name)) >= 3]

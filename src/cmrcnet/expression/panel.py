@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -152,14 +153,15 @@ def most_variable(section: Section, target_sum: float | Literal["median"]) -> tu
     import warnings
 
     import anndata
-    import scanpy
 
     filled = library_sizes(section.counts) > 0
     if filled.sum() < 2:
         return ()
     expression = normalize(section.counts[filled], target_sum)
-    with warnings.catch_warnings():
+    with _thread_count_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # genes without counts make logarithms of 0 on the way
+        import scanpy
+
         found = scanpy.pp.highly_variable_genes(
             anndata.AnnData(expression), flavor="seurat", n_top_genes=1, inplace=False
         )
@@ -168,6 +170,17 @@ def most_variable(section: Section, target_sum: float | Literal["median"]) -> tu
     score = np.where(varies, score, -np.inf)
     order = np.argsort(-score, kind="stable")
     return tuple(section.genes[column] for column in order[: int(varies.sum())])
+
+
+@contextmanager
+def _thread_count_kept() -> Iterator[None]:
+    """Undo what scanpy's compiled loops do: they set the number of OpenMP threads of the whole process, torch's too."""
+    from threadpoolctl import ThreadpoolController
+
+    pools = ThreadpoolController().select(user_api="openmp")
+    counts = [pool["num_threads"] for pool in pools.info()]
+    with pools.limit(limits=min(counts)) if counts else nullcontext():
+        yield
 
 
 def _union(rankings: list[tuple[str, ...]], shared: Sequence[str], n_hvg: int) -> list[str]:

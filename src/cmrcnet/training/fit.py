@@ -101,9 +101,7 @@ def fit(
     if len(cohort) == 0:
         raise TooFew("training sections", 0, 1, "give a cohort with at least one section")
     if panel is None:
-        threads = torch.get_num_threads()
         panel = choose_panel(cohort, recipe.panel)
-        torch.set_num_threads(threads)  # scanpy's compiled loops set it for the whole process
     device = choose_device(recipe.train.device)
     precision = choose_precision(recipe.train.precision, device)
     encoder = _new_encoder(recipe)
