@@ -31,10 +31,11 @@ def _require(ok: bool, option: str, got: object, want: str) -> None:
 class PanelConfig:
     """Which genes the gene encoder sees, and how counts become expression."""
 
-    kind: Literal["hvg", "shared", "list"] = "hvg"
-    """hvg: union over sections of the most variable genes; shared: every gene measured in all; list: `genes`."""
+    kind: Literal["hvg", "variance", "shared", "list"] = "hvg"
+    """hvg: union over sections of the most variable genes; variance: the `n_hvg` genes of largest variance within
+    sections; shared: every gene measured in all; list: `genes`."""
     n_hvg: int = 1000
-    """Highly variable genes taken from each section before the union."""
+    """Highly variable genes taken from each section before the union; or, with "variance", in all."""
     genes: tuple[str, ...] = ()
     """The panel itself, when kind is "list"."""
     target_sum: float | Literal["median"] = 10_000.0
@@ -72,6 +73,9 @@ class ModelConfig:
     """Attention heads of each transformer block, when not the encoder's own. Released: 8."""
     standardize_tokens: bool = True
     """Shift and scale each token feature by its mean and deviation over the training spots (frozen encoders only)."""
+    pool: Literal["mean", "components"] = "mean"
+    """What the image head sees: the mean token (the paper), or the 256 principal components of all tokens laid side by
+    side, so that views of several sizes stay apart."""
     embedding_dim: int = 256
     """Length of the image and gene embeddings."""
     head_dropout: float = 0.1
@@ -136,6 +140,48 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """What is seen of a spot and its surroundings by a frozen encoder. Nothing here uses expression."""
+
+    views_um: tuple[float, ...] = ()
+    """Sides of square views around a spot, each resized to `patch.size_px`; each becomes one token, the mean of the
+    encoder's. Empty: one patch at the recipe's `patch`, all of the encoder's tokens."""
+    orientations: int = 1
+    """Of the eight ways to turn and mirror a patch, how many are encoded and averaged (views only)."""
+    neighbourhood_um: float = 0.0
+    """Standard deviation of a Gaussian mean over the section's other spots, which gives one more token a view;
+    0: none (views only)."""
+    standardize: Literal["training", "section"] = "training"
+    """Shift and scale each feature by its mean and deviation over the training spots, or over the spots of its own
+    section, which takes away stain and scanner (views only)."""
+
+    def __post_init__(self) -> None:
+        _require(all(side > 0 for side in self.views_um), "features.views_um", self.views_um, "sides above 0 um")
+        _require(1 <= self.orientations <= 8, "features.orientations", self.orientations, "1 to 8")
+        _require(self.neighbourhood_um >= 0, "features.neighbourhood_um", self.neighbourhood_um, "0 or more um")
+        if not self.views_um:
+            for name, plain in (("orientations", 1), ("neighbourhood_um", 0.0), ("standardize", "training")):
+                value = getattr(self, name)
+                _require(value == plain, f"features.{name}", value, f"{plain}, unless features.views_um names views")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """The expression that is learnt and averaged: as measured, or its leading components."""
+
+    ranks: tuple[int, ...] = ()
+    """Numbers of leading expression components tried on held-in units: the panel's expression, centred gene by gene
+    within each section, without what is taken for noise (`expression.components`). A prediction then starts from the
+    mean level of the bank's sections. Empty: the expression as it was measured."""
+    gene_rank: int = 10
+    """Components that the gene encoder sees, when there are `ranks`."""
+
+    def __post_init__(self) -> None:
+        _require(all(rank >= 1 for rank in self.ranks), "target.ranks", self.ranks, "numbers of components, 1 or more")
+        _require(self.gene_rank >= 1, "target.gene_rank", self.gene_rank, "a number of components, 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How the network is trained."""
 
@@ -157,8 +203,9 @@ class TrainConfig:
     """auto, cpu, cuda, cuda:1, mps."""
     augment: bool = True
     """Random flips and right-angle rotations of the patches (of the encoder's token grid, when it is frozen)."""
-    held_in: Literal["unit", "spots", "none"] = "unit"
+    held_in: Literal["unit", "each", "spots", "none"] = "unit"
     """What chooses the epoch. unit: a whole training patient (or section: see `evaluation.unit`);
+    each: every one of them in turn (at most 5 groups), by the mean score, for trainings of seconds;
     spots: random spots of the training sections (released); none: the last epoch is kept."""
     select_by: Literal["pearson", "objective"] = "pearson"
     """What the chosen epoch is best in: mean Pearson over the 50 HVG, or the training objective (released)."""
@@ -185,16 +232,24 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadoutConfig:
-    """How retrieved spots become a prediction."""
+    """How retrieved spots, or image features, become a prediction."""
 
+    kind: Literal["retrieval", "ridge", "kernel", "blend"] = "retrieval"
+    """retrieval: the average over the nearest measured spots (the paper); ridge, kernel: regression of expression
+    components on the image features; blend: all three, weighted by held-in units. All but retrieval need
+    `target.ranks`."""
     k: int = 50
     """Measured spots averaged for one patch."""
     weighting: Literal["mean", "similarity"] = "mean"
     """mean: all k alike; similarity: by exp(cosine / temperature)."""
     temperature: float = 0.1
     """Of the similarity weights."""
+    amplitude: float = 0.0
+    """0: predictions of least squared error, which vary less than the truth; 1: each gene's variance is brought up to
+    that of the training spots. Correlations stay the same, errors grow. Needs `target.ranks`."""
 
     def __post_init__(self) -> None:
+        _require(0 <= self.amplitude <= 1, "readout.amplitude", self.amplitude, "a share in [0, 1]")
         _require(self.k >= 1, "readout.k", self.k, "a whole number, 1 or more")
         _require(self.temperature > 0, "readout.temperature", self.temperature, "a number above 0")
 
@@ -230,11 +285,32 @@ class Recipe:
     name: str = "default"
     about: str = ""
     patch: PatchScale = field(default_factory=PatchScale)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     panel: PanelConfig = field(default_factory=PanelConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     readout: ReadoutConfig = field(default_factory=ReadoutConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        components, kind = bool(self.target.ranks), self.readout.kind
+        _require(components or kind == "retrieval", "readout.kind", kind, "retrieval, unless target.ranks is set")
+        _require(components or self.readout.amplitude == 0, "readout.amplitude", self.readout.amplitude,
+                 "0, unless target.ranks is set")
+        frozen = not self.model.train_encoder
+        _require(frozen or not self.features.views_um, "features.views_um", self.features.views_um,
+                 "none while model.train_encoder is on: views are for frozen encoders")
+        _require(frozen or self.model.pool == "mean", "model.pool", self.model.pool,
+                 "mean while model.train_encoder is on")
+        _require(not components or self.train.held_in == "each", "train.held_in", self.train.held_in,
+                 "each, with target.ranks: ranks, penalties and weights are chosen on every held-in unit")
+        _require(not components or self.train.select_by == "pearson", "train.select_by", self.train.select_by,
+                 "pearson, with target.ranks")
+        _require(self.model.pool == "mean" or not self.model.standardize_tokens, "model.standardize_tokens",
+                 self.model.standardize_tokens, "false, with model.pool: components")
+        _require(frozen or not components, "target.ranks", self.target.ranks,
+                 "none while model.train_encoder is on")
 
     @classmethod
     def load(cls, name: str | Path) -> Recipe:

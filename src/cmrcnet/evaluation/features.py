@@ -43,17 +43,11 @@ class PooledFeatures:
         return self._known[key]
 
     def _pool(self, slide: Slide, spots: Spots) -> np.ndarray:
-        from cmrcnet.encoding.encode import encode_patches
+        from cmrcnet.encoding.spot_tokens import spot_tokens
 
-        tokens = encode_patches(
-            self._frozen_encoder(),
-            slide,
-            spots.centre_px,
-            self._recipe.patch,
-            cache=self._cache,
-            device=self._recipe.train.device,
-            precision=self._recipe.train.precision,
-        )
+        tokens = spot_tokens(self._frozen_encoder(), slide, spots.centre_px, self._recipe, cache=self._cache)
+        if self._recipe.features.views_um:
+            return np.asarray(tokens, np.float32).reshape(len(tokens), -1)
         blocks = range(0, len(tokens), _SPOTS_AT_A_TIME)
         return np.concatenate([np.asarray(tokens[b : b + _SPOTS_AT_A_TIME], np.float32).mean(axis=1) for b in blocks])
 

@@ -106,7 +106,7 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
     cohort : Cohort
     config : PanelConfig
         ``kind``: "hvg", the union over sections of each section's `n_hvg` most variable genes; "shared", all;
-        "list", `config.genes` in the order given.
+        "variance", the `n_hvg` genes of largest variance within sections; "list", `config.genes` in the order given.
 
     Returns
     -------
@@ -130,6 +130,11 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
         genes: Sequence[str] = config.genes
     elif config.kind == "shared":
         genes = shared
+    elif config.kind == "variance":
+        from cmrcnet.expression.gene_sets import gene_sets
+
+        largest = set(gene_sets(cohort, config.target_sum, config.n_hvg)["HVG"])
+        genes = [gene for gene in shared if gene in largest]
     else:
         genes = _union(rankings, shared, config.n_hvg)
     origin: dict[str, Any] = {"kind": config.kind, "sections": list(cohort.sections), "shared_genes": len(shared)}

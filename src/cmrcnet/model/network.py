@@ -17,6 +17,9 @@ from cmrcnet.model.reconstruction_loss import reconstruction_loss
 from cmrcnet.model.total_loss import total_loss
 from cmrcnet.recipe import ModelConfig
 
+COMPONENTS = 256
+"""Width of the image head with `pool: components`; as `readout.reduction`."""
+
 _NO_SPREAD = 1e-6  # a feature that varies less than this over all training tokens is only shifted
 
 
@@ -49,17 +52,25 @@ class CMRCNet(nn.Module):
         Genes of the panel.
     token_dim : int
         Features of an image token.
+    n_tokens : int
+        Image tokens of a spot; matters only where they are laid side by side (`pool: components`).
     """
 
-    def __init__(self, config: ModelConfig, *, n_genes: int, token_dim: int) -> None:
+    def __init__(self, config: ModelConfig, *, n_genes: int, token_dim: int, n_tokens: int = 1) -> None:
         super().__init__()
-        for what, count in (("n_genes", n_genes), ("token_dim", token_dim)):
+        for what, count in (("n_genes", n_genes), ("token_dim", token_dim), ("n_tokens", n_tokens)):
             if count < 1:
                 raise BadOption(what, count, "a number, 1 or more")
         self.config = config
         self.n_genes = n_genes
         self.token_dim = token_dim
-        self.image_head = ProjectionHead(token_dim, config.embedding_dim, config.head_dropout)
+        self.n_tokens = n_tokens
+        width = token_dim
+        if config.pool == "components":
+            width = min(COMPONENTS, n_tokens * token_dim)
+            self.register_buffer("reduction_mean", torch.zeros(n_tokens * token_dim))
+            self.register_buffer("reduction", torch.zeros(n_tokens * token_dim, width))
+        self.image_head = ProjectionHead(width, config.embedding_dim, config.head_dropout)
         self.gene_head = ProjectionHead(n_genes, config.embedding_dim, config.head_dropout)
         self.fusion = None
         if config.reconstruct != "none":
@@ -90,8 +101,24 @@ class CMRCNet(nn.Module):
         self.token_mean.copy_(mean)
         self.token_deviation.copy_(torch.where(deviation > _NO_SPREAD, deviation, torch.ones_like(deviation)))
 
+    def set_reduction(self, mean: Float[Tensor, " flat"], directions: Float[Tensor, "flat components"]) -> None:
+        """Store the principal components of the training spots' tokens, for `pool: components`.
+
+        Fewer components than the head is wide (few training spots) are filled up with zeros.
+
+        Raises
+        ------
+        ShapeMismatch
+        """
+        want = (self.n_tokens * self.token_dim, "components")
+        if tuple(mean.shape) != want[:1] or directions.shape[0] != want[0] or directions.shape[1] > COMPONENTS:
+            raise ShapeMismatch("the reduction", want=want, got=tuple(directions.shape))
+        self.reduction_mean.copy_(mean)
+        self.reduction.zero_()
+        self.reduction[:, : directions.shape[1]] = directions
+
     def embed_images(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch embedding"]:
-        """Embed patches by the mean of their tokens."""
+        """Embed patches by the mean of their tokens, or by their principal components (`pool`)."""
         return self._embed_standardized(self._standardized(tokens))
 
     def embed_genes(self, expression: Float[Tensor, "batch genes"]) -> Float[Tensor, "batch embedding"]:
@@ -163,6 +190,8 @@ class CMRCNet(nn.Module):
         return (tokens - self.token_mean) / self.token_deviation if self.standardizes_tokens else tokens
 
     def _embed_standardized(self, tokens: Tensor) -> Tensor:
+        if self.config.pool == "components":
+            return self.image_head((tokens.flatten(1) - self.reduction_mean) @ self.reduction)
         return self.image_head(tokens.mean(dim=1))
 
     def _draw_mask(self, tokens: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -24,6 +24,7 @@ from torch.nn.functional import normalize
 
 from cmrcnet.atomic import atomic_folder
 from cmrcnet.errors import CmrcnetError, DamagedArtefact, DamagedWeights, NoSuchFile, PickleRefused, ShapeMismatch
+from cmrcnet.expression.components import ExpressionComponents
 from cmrcnet.expression.panel import GenePanel
 from cmrcnet.fingerprint import fingerprint, fingerprint_stream
 from cmrcnet.model.encoder_registry import create_image_encoder
@@ -31,6 +32,7 @@ from cmrcnet.model.encoder_weights import looks_like_pickle
 from cmrcnet.model.image_encoder import EncoderOrigin, ImageEncoder
 from cmrcnet.model.network import CMRCNet
 from cmrcnet.model.provenance import Provenance
+from cmrcnet.readout.readout import Readout
 from cmrcnet.recipe import Recipe
 from cmrcnet.tissue.scale import PatchScale
 
@@ -54,6 +56,10 @@ class TrainedModel:
         Its genes, in its order.
     recipe : Recipe
     provenance : Provenance
+    components : ExpressionComponents or None
+        Of the panel's expression, where the recipe works on them; the network's genes are then their first scores.
+    readout : Readout or None
+        Together with `components`.
     """
 
     network: CMRCNet
@@ -61,10 +67,15 @@ class TrainedModel:
     panel: GenePanel
     recipe: Recipe
     provenance: Provenance
+    components: ExpressionComponents | None = None
+    readout: Readout | None = None
 
     def __post_init__(self) -> None:
-        if self.network.n_genes != len(self.panel.genes):
-            raise ShapeMismatch("the panel of the network", want=self.network.n_genes, got=len(self.panel.genes))
+        genes = len(self.panel.genes)
+        if self.components is not None:
+            genes = min(self.recipe.target.gene_rank, self.components.rank)
+        if self.network.n_genes != genes:
+            raise ShapeMismatch("the panel of the network", want=self.network.n_genes, got=genes)
         if self.network.token_dim != self.encoder.dim:
             raise ShapeMismatch("a token of the network", want=self.network.token_dim, got=self.encoder.dim)
         self.network.eval()
@@ -81,7 +92,11 @@ class TrainedModel:
             "target_sum": self.panel.target_sum,
             "encoder": self.encoder.fingerprint(),
         }
-        weights = ((name, value.numpy()) for name, value in _stored("network", self.network).items())
+        stored = {**_stored("network", self.network), **self._extras()}
+        if self.readout is not None:
+            facts |= {name: self.recipe.to_dict()[name] for name in ("features", "target")}
+            facts["readout"] = self.readout.facts()
+        weights = ((name, value.numpy()) for name, value in stored.items())
         return fingerprint_stream([facts, *(part for pair in weights for part in pair)])
 
     @property
@@ -121,13 +136,34 @@ class TrainedModel:
             raise ShapeMismatch("tokens", want=("patches", "tokens", self.network.token_dim), got=tuple(tokens.shape))
         return self._embed(tokens, _PATCHES_AT_A_TIME, self.network.embed_images)
 
+    def embed_section(self, expression: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray | None]:
+        """Embed the measured spots of ONE whole section.
+
+        Parameters
+        ----------
+        expression : scipy.sparse.csr_matrix, shape (spots, genes of the panel)
+            What `panel.select` gives of the section. Scores are centred within it, so all its spots are needed.
+
+        Returns
+        -------
+        vectors : numpy.ndarray, shape (spots, embedding), float32
+            Of unit length.
+        scores : numpy.ndarray, shape (spots, rank), float32, or None
+            Expression scores, where the recipe works on components.
+        """
+        if self.components is None:
+            return self.embed_expression(expression), None
+        scores = self.components.scores(expression)
+        return self.embed_expression(scores[:, : self.network.n_genes]), scores
+
     def embed_expression(self, expression: np.ndarray | sparse.sparray | sparse.spmatrix) -> np.ndarray:
         """Embed spots by their expression.
 
         Parameters
         ----------
         expression : array or sparse matrix, shape (spots, genes of the panel)
-            Log-normalised, genes in the panel's order: what `GenePanel.select` gives.
+            Log-normalised, genes in the panel's order: what `GenePanel.select` gives; or the first expression scores,
+            where the recipe works on components (see `embed_section`).
 
         Returns
         -------
@@ -153,7 +189,7 @@ class TrainedModel:
         """
         from safetensors.torch import save
 
-        tensors = _stored("network", self.network)
+        tensors = {**_stored("network", self.network), **self._extras()}
         keep_encoder = self._encoder_is_stored
         if keep_encoder:
             tensors |= _stored("encoder", self.encoder.backbone)
@@ -166,6 +202,9 @@ class TrainedModel:
             "recipe": self.recipe.to_dict(),
             "panel": self.panel.to_dict(),
             "token_dim": self.network.token_dim,
+            "n_tokens": self.network.n_tokens,
+            "n_genes": self.network.n_genes,
+            "readout": None if self.readout is None else self.readout.facts(),
             "encoder": {
                 "origin": None if origin is None else dataclasses.asdict(origin),
                 "fingerprint": self.encoder.fingerprint(),
@@ -207,7 +246,17 @@ class TrainedModel:
             provenance = Provenance.from_dict(facts["provenance"])
             encoder = encoder or _build_encoder(facts["encoder"], tensors, folder)
             wanted = facts["encoder"]["fingerprint"]
-            network = CMRCNet(recipe.model, n_genes=len(panel.genes), token_dim=facts["token_dim"])
+            network = CMRCNet(
+                recipe.model,
+                n_genes=facts.get("n_genes", len(panel.genes)),
+                token_dim=facts["token_dim"],
+                n_tokens=facts.get("n_tokens", 1),
+            )
+            components = readout = None
+            if facts.get("readout") is not None:
+                arrays = {name: value.numpy() for name, value in _part(tensors, "readout").items()}
+                components = ExpressionComponents(arrays["components"])
+                readout = Readout.restore(arrays, facts["readout"])
             network.load_state_dict(_part(tensors, "network"), strict=True)
         except (KeyError, TypeError, RuntimeError) as error:
             if isinstance(error, CmrcnetError):
@@ -220,10 +269,17 @@ class TrainedModel:
                 f"{encoder.fingerprint()[:12]}",
                 "give back the weights that it was trained with",
             )
-        model = cls(network, encoder, panel, recipe, provenance)
+        model = cls(network, encoder, panel, recipe, provenance, components, readout)
         if model.fingerprint != facts["fingerprint"]:
             raise _changed(folder, "model.json does not belong to these weights")
         return model
+
+    def _extras(self) -> dict[str, Tensor]:
+        """Components and readout as tensors, by name."""
+        if self.components is None or self.readout is None:
+            return {}
+        arrays = {"components": self.components.directions, **self.readout.arrays()}
+        return {f"readout.{name}": torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in sorted(arrays)}
 
     @property
     def _encoder_is_stored(self) -> bool:

@@ -2,7 +2,8 @@
 
 Folder format 1: ``bank.json`` (genes, sections, patients, the model's fingerprint), ``vectors.npy``, the expression
 gene by gene (CSC: ``expression_data.npy``, ``expression_indices.npy``, ``expression_indptr.npy``), ``measured.npy``
-and ``spots.csv.gz``. The arrays are memory-mapped. Expression lies gene by gene because that is how it is read: all
+and ``spots.csv.gz``; from a model that works on expression components also ``scores.npy`` and what turns them into
+genes (``level.npy``, ``deviation.npy``, ``loadings.npy``). The arrays are memory-mapped. Expression lies gene by gene because that is how it is read: all
 spots of a few genes at a time; choosing 50 genes reads the bytes of 50 genes.
 """
 
@@ -23,6 +24,7 @@ from cmrcnet.encoding.stored_array import open_array, write_array
 from cmrcnet.errors import DamagedArtefact, ForeignBank, NoSuchFile, ShapeMismatch, TooFew
 from cmrcnet.expression.normalize import check_counts, normalize
 from cmrcnet.fingerprint import fingerprint, fingerprint_stream
+from cmrcnet.prediction.gene_levels import GeneLevels, gene_levels
 from cmrcnet.prediction.spool import SPOT_COLUMNS, Spool, csc_of
 from cmrcnet.progress import tracked
 from cmrcnet.tissue.section import Cohort
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _REMEDY = "build it again: cmrcnet index MODEL COHORT.csv --out BANK"
+_LEVELS = ("level", "deviation", "loadings")
 _AT_ONCE = 2**22
 """Numbers that are written at once."""
 
@@ -61,6 +64,10 @@ class ReferenceBank:
         Library size before log1p.
     name : str
         For sentences: the folder, once there is one.
+    scores : numpy.ndarray, shape (spots, rank), float32, or None
+        Expression scores, from a model that works on components.
+    levels : GeneLevels or None
+        What turns scores into expression; together with `scores`.
     """
 
     vectors: np.ndarray
@@ -71,6 +78,8 @@ class ReferenceBank:
     model_fingerprint: str
     target_sum: float | Literal["median"] = 10_000.0
     name: str = "bank"
+    scores: np.ndarray | None = None
+    levels: GeneLevels | None = None
     _shelf: Spool | None = field(default=None, repr=False)  # its temporary folder goes when the bank goes
 
     def __post_init__(self) -> None:
@@ -106,7 +115,9 @@ class ReferenceBank:
     @cached_property
     def fingerprint(self) -> str:
         """Name of the content."""
-        arrays = (self.vectors, self.expression.data, self.expression.indices, self.expression.indptr, self.measured)
+        arrays = [self.vectors, self.expression.data, self.expression.indices, self.expression.indptr, self.measured]
+        if self.scores is not None:
+            arrays.append(self.scores)
         return fingerprint_stream([self._facts(), *(np.asarray(self.spots[c], str) for c in SPOT_COLUMNS), *arrays])
 
     def require_model(self, model: TrainedModel) -> None:
@@ -124,7 +135,7 @@ class ReferenceBank:
             "sections": list(self.sections),
             "patients": list(self.patients),
             "genes": list(self.genes),
-        }
+        } | ({} if self.scores is None else {"rank": int(self.scores.shape[1])})
 
     def save(self, folder: Path, overwrite: bool = False) -> None:
         """Write the bank folder, whole or not at all.
@@ -145,6 +156,10 @@ class ReferenceBank:
             _write(draft / "expression_indices.npy", self.expression.indices.astype(np.int32, copy=False))
             _write(draft / "expression_indptr.npy", self.expression.indptr.astype(np.int64, copy=False))
             _write(draft / "measured.npy", self.measured)
+            if self.scores is not None and self.levels is not None:
+                _write(draft / "scores.npy", self.scores)
+                for what in _LEVELS:
+                    _write(draft / f"{what}.npy", getattr(self.levels, what))
             table = draft / "spots.csv.gz"
             self.spots[list(SPOT_COLUMNS)].to_csv(table, index=False, compression={"method": "gzip", "mtime": 0})
             facts = {**self._facts(), "fingerprint": self.fingerprint, "spots_sha256": _sha256(table)}
@@ -172,6 +187,12 @@ class ReferenceBank:
         stored = int(indptr[-1])
         data = _open(folder, "expression_data.npy", (stored,), np.float32)
         indices = _open(folder, "expression_indices.npy", (stored,), np.int32)
+        rank = facts.get("rank")
+        scores = levels = None
+        if rank is not None:
+            scores = _open(folder, "scores.npy", (n, rank), np.float32)
+            shapes = {"level": (g,), "deviation": (g,), "loadings": (rank, g)}
+            levels = GeneLevels(**{what: _open(folder, f"{what}.npy", shapes[what], np.float32) for what in _LEVELS})
         bank = cls(
             vectors=_open(folder, "vectors.npy", (n, facts["dim"]), np.float32),
             expression=csc_of(data, indices, indptr, (n, g)),
@@ -181,6 +202,8 @@ class ReferenceBank:
             model_fingerprint=facts["model"],
             target_sum=facts["target_sum"],
             name=str(folder),
+            scores=scores,
+            levels=levels,
         )
         bank.__dict__["fingerprint"] = facts["fingerprint"]  # fills the cached property
         return bank
@@ -212,16 +235,28 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
     if len(cohort) == 0:
         raise TooFew("sections for the bank", 0, 1, "name at least one section with measured spots")
     spool = Spool(cache)
+    scores: list[np.ndarray] = []
+    lengths: list[int] = []
     for section in tracked(cohort, "index", unit="sections"):
         check_counts(section.counts, section.name)
         expression = normalize(section.counts, model.panel.target_sum)
-        spool.add(section, expression, model.embed_expression(model.panel.select(section)))
+        vectors, of_section = model.embed_section(model.panel.select(section))
+        spool.add(section, expression, vectors)
+        if of_section is not None:
+            scores.append(of_section)
+            lengths.append(len(of_section))
+    whole, measured, levels = spool.expression(), spool.measured(), None
+    if scores:
+        section_of_spot = np.repeat(np.arange(len(lengths)), lengths)
+        levels = gene_levels(whole, np.concatenate(scores), section_of_spot, measured)
     return ReferenceBank(
         vectors=spool.vectors(),
-        expression=spool.expression(),
+        expression=whole,
         genes=tuple(spool.genes),
         spots=spool.spots(),
-        measured=spool.measured(),
+        measured=measured,
+        scores=np.concatenate(scores) if scores else None,
+        levels=levels,
         model_fingerprint=model.fingerprint,
         target_sum=model.panel.target_sum,
         _shelf=spool,

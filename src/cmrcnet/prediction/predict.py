@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cmrcnet.encoding.encode import encode_patches
+from cmrcnet.encoding.spot_tokens import spot_tokens
 from cmrcnet.errors import BadOption, TooFew
 from cmrcnet.expression.table import prediction_table
 from cmrcnet.prediction.bank import ReferenceBank
 from cmrcnet.prediction.gene_columns import columns_of
 from cmrcnet.prediction.readout import read_out
 from cmrcnet.recipe import ReadoutConfig
+from cmrcnet.search.average import average
 from cmrcnet.search.exact import ExactSearch
 from cmrcnet.search.neighbours import Neighbours
 from cmrcnet.tissue.mask import find_tissue
@@ -42,6 +43,7 @@ def predict(
     genes: Sequence[str] | None = None,
     k: int | None = None,
     weighting: Literal["mean", "similarity"] | None = None,
+    readout: Literal["retrieval", "ridge", "kernel", "blend"] | None = None,
     grid_um: float = 100.0,
     cache: TokenCache | None = None,
 ) -> AnnData:
@@ -65,6 +67,9 @@ def predict(
         Measured spots averaged for one place; the recipe's choice when left out.
     weighting : {"mean", "similarity"}, optional
         How they are averaged; the recipe's choice when left out.
+    readout : {"retrieval", "ridge", "kernel", "blend"}, optional
+        What the prediction is read from; the recipe's choice when left out. All but retrieval need a model that works
+        on expression components. The neighbours are named whatever the readout.
     grid_um : float
         Distance between the places of the grid.
     cache : TokenCache, optional
@@ -87,7 +92,7 @@ def predict(
         k is larger than the bank.
     UnknownScale, NoTissue
     """
-    config = _readout(model, k, weighting)
+    config = _readout(model, k, weighting, readout)
     bank.require_model(model)
     if config.k > len(bank):
         raise BadOption("k", config.k, want=f"at most {len(bank)}, the number of spots in {bank.name}")
@@ -96,8 +101,21 @@ def predict(
     places = patch_grid(slide, tissue, pitch_um=grid_um) if spots is None else spots
     if len(places) == 0:
         raise TooFew("places to predict", 0, 1, "give spots on the slide, or leave them out for a grid over the tissue")
-    neighbours = ExactSearch(bank.vectors).nearest(embed_places(model, slide, places, cache), config.k)
+    tokens = place_tokens(model, slide, places, cache)
+    neighbours = ExactSearch(bank.vectors).nearest(model.embed_tokens(tokens), config.k)
     mean, spread = read_out(neighbours, bank, config, columns)
+    if model.readout is not None and bank.scores is not None and bank.levels is not None:
+        retrieved, _ = average(
+            neighbours, bank.scores, weighting=config.weighting, temperature=config.temperature, with_spread=False
+        )
+        unmeasured = np.isnan(mean)
+        mean = bank.levels.expression(
+            model.readout.scores(tokens, retrieved, config.kind),
+            columns,
+            covariance=model.readout.blend.covariance,
+            amplitude=config.amplitude,
+        )
+        mean[unmeasured] = np.nan
     provenance = {
         "model_fingerprint": model.fingerprint,
         "bank_fingerprint": bank.fingerprint,
@@ -110,6 +128,7 @@ def predict(
         "k": config.k,
         "weighting": config.weighting,
         "temperature": config.temperature,
+        "readout": config.kind,
     }
     table = prediction_table(
         mean,
@@ -125,6 +144,19 @@ def predict(
     return table
 
 
+def place_tokens(model: TrainedModel, slide: Slide, places: Spots, cache: TokenCache | None) -> np.ndarray:
+    """Image tokens of each place, as the model's recipe wants them: (places, tokens, dim).
+
+    Parameters
+    ----------
+    model : TrainedModel
+    slide : Slide
+    places : Spots
+    cache : TokenCache or None
+    """
+    return spot_tokens(model.encoder, slide, places.centre_px, model.recipe, cache=cache)
+
+
 def embed_places(model: TrainedModel, slide: Slide, places: Spots, cache: TokenCache | None) -> np.ndarray:
     """Image embeddings of the patches around each place: (places, dim) float32, unit length.
 
@@ -135,20 +167,12 @@ def embed_places(model: TrainedModel, slide: Slide, places: Spots, cache: TokenC
     places : Spots
     cache : TokenCache or None
     """
-    recipe = model.recipe
-    step = PATCHES_AT_ONCE if cache is None else max(1, len(places))
+    whole = cache is not None or bool(model.recipe.features.views_um)
+    step = max(1, len(places)) if whole else PATCHES_AT_ONCE
     found = []
     for start in range(0, len(places), step):
-        tokens = encode_patches(
-            model.encoder,
-            slide,
-            places.centre_px[start : start + step],
-            recipe.patch,
-            cache=cache,
-            device=recipe.train.device,
-            precision=recipe.train.precision,
-        )
-        found.append(model.embed_tokens(tokens))
+        part = places.take(slice(start, start + step)) if not whole else places
+        found.append(model.embed_tokens(place_tokens(model, slide, part, cache)))
     return np.concatenate(found)
 
 
@@ -171,11 +195,15 @@ def neighbour_spots(bank: ReferenceBank, neighbours: Neighbours) -> pd.DataFrame
     return table
 
 
-def _readout(model: TrainedModel, k: int | None, weighting: str | None) -> ReadoutConfig:
+def _readout(model: TrainedModel, k: int | None, weighting: str | None, kind: str | None) -> ReadoutConfig:
     """The recipe's readout, with what was asked for in its place."""
     if weighting not in (None, "mean", "similarity"):
         raise BadOption("weighting", weighting, want="mean or similarity")
     readout = model.recipe.readout
+    if kind not in (None, "retrieval") and model.readout is None:
+        raise BadOption("readout", kind, want="retrieval: this model does not work on expression components")
+    if kind not in (None, "retrieval", "ridge", "kernel", "blend"):
+        raise BadOption("readout", kind, want="retrieval, ridge, kernel or blend")
     return dataclasses.replace(
-        readout, k=readout.k if k is None else k, weighting=readout.weighting if weighting is None else weighting
+        readout, kind=readout.kind if kind is None else kind, k=readout.k if k is None else k, weighting=readout.weighting if weighting is None else weighting
     )

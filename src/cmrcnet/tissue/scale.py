@@ -30,3 +30,7 @@ class PatchScale:
     def side_on(self, slide_um_per_px: float) -> float:
         """Side of a patch in level-0 pixels of a slide that shows `slide_um_per_px`."""
         return self.side_um / slide_um_per_px
+
+    def showing(self, side_um: float) -> PatchScale:
+        """A patch of as many pixels that shows `side_um` micrometres a side."""
+        return PatchScale(size_px=self.size_px, um_per_px=side_um / self.size_px)

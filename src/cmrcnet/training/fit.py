@@ -23,10 +23,11 @@ import torch
 from lightning_fabric import Fabric
 
 from cmrcnet.encoding.device import Precision, choose_device, choose_precision
-from cmrcnet.encoding.encode import encode_patches
 from cmrcnet.encoding.patch_store import PatchStore
+from cmrcnet.encoding.spot_tokens import spot_tokens
 from cmrcnet.encoding.token_cache import TokenCache
 from cmrcnet.errors import CmrcnetWarning, TooFew
+from cmrcnet.expression.components import ExpressionComponents, find_components
 from cmrcnet.expression.gene_sets import gene_sets
 from cmrcnet.expression.panel import GenePanel, choose_panel
 from cmrcnet.fingerprint import fingerprint
@@ -37,11 +38,13 @@ from cmrcnet.recipe import Recipe
 from cmrcnet.tissue.section import Cohort, Section
 from cmrcnet.training.checkpoint import Checkpoints
 from cmrcnet.training.course import Course
-from cmrcnet.training.held_in import HeldIn, choose_held_in
+from cmrcnet.training.cross_search import CrossSearch, cross_search
+from cmrcnet.training.held_in import HeldIn, choose_held_in, each_held_in
 from cmrcnet.training.learner import Learner
 from cmrcnet.training.look import Looker
 from cmrcnet.training.loop import Job, train_phase
 from cmrcnet.training.pairs import Pairs, read_pairs
+from cmrcnet.training.readouts import fit_readout
 
 if TYPE_CHECKING:
     from lightning_fabric.loggers import Logger
@@ -106,10 +109,14 @@ def fit(
     precision = choose_precision(recipe.train.precision, device)
     encoder = _new_encoder(recipe)
     with _kept_on_disk(cache) as store:
-        pairs = _pairs(cohort, recipe, panel, encoder, store)
-        held_in = choose_held_in(pairs, recipe)
-        if len(held_in.rest) < 2:
-            raise TooFew("spots to train on", len(held_in.rest), 2, "add sections, or set train.held_in to none")
+        components = _components(cohort, recipe, panel)
+        pairs = _pairs(cohort, recipe, panel, encoder, store, components)
+        each = recipe.train.held_in == "each"
+        splits = each_held_in(pairs, recipe) if each else ()
+        held_in = HeldIn(np.arange(0), np.arange(len(pairs)), "nothing") if each else choose_held_in(pairs, recipe)
+        for split in (held_in, *splits):
+            if len(split.rest) < 2:
+                raise TooFew("spots to train on", len(split.rest), 2, "add sections, or set train.held_in to none")
         identity = {
             "recipe": fingerprint(recipe.to_dict()),
             "panel": fingerprint(panel.to_dict()),
@@ -120,14 +127,15 @@ def fit(
         job = Job(
             recipe,
             pairs,
-            len(panel.genes),
+            len(panel.genes) if components is None else min(recipe.target.gene_rank, components.rank),
             _fabric(device, precision, logger),
             (lambda: copy.deepcopy(encoder)) if trained else (lambda: encoder),
-            (0 if trained else encoder.card.class_tokens) if recipe.train.augment else None,
+            _turned_prefix(recipe, encoder),
             checkpoints,
             identity,
         )
-        learner, course, epoch = _search_and_refit(job, held_in, resume)
+        learner, course, epoch, crossed = _search_and_refit(job, held_in, splits, resume)
+        readout = None if components is None else fit_readout(pairs, recipe, crossed)
     notes = _verdict(course, epoch)
     provenance = Provenance(
         sections=cohort.sections,
@@ -138,7 +146,8 @@ def fit(
         chosen_epoch=epoch,
         notes=(*notes, *_panel_notes(panel, cohort)),
         facts={
-            "held_in": held_in.name,
+            "held_in": "each unit in turn" if splits else held_in.name,
+            "readout": {} if readout is None else dict(readout.record),
             "held_in_score": course.best_score,
             "selected_by": course.select_by,
             "device": str(device),
@@ -146,11 +155,16 @@ def fit(
             "torch": torch.__version__,
         },
     )
-    return TrainedModel(learner.network, learner.encoder or encoder, panel, recipe, provenance)
+    return TrainedModel(learner.network, learner.encoder or encoder, panel, recipe, provenance, components, readout)
 
 
-def _search_and_refit(job: Job, held_in: HeldIn, resume: bool) -> tuple[Learner, Course, int]:
-    """Both phases: the learner that is kept, the course, and the epochs behind its weights."""
+def _search_and_refit(
+    job: Job, held_in: HeldIn, splits: tuple[HeldIn, ...], resume: bool
+) -> tuple[Learner, Course, int, CrossSearch | None]:
+    """Both phases: the learner that is kept, the course, the epochs behind its weights, and the search over units.
+
+    A search over every unit is a matter of seconds and is done again after an interruption; it ends alike.
+    """
     config, everything = job.recipe.train, np.arange(len(job.pairs))
     state = job.checkpoints.load(job.identity) if resume and job.checkpoints is not None else None
     course = Course(config.select_by)
@@ -159,9 +173,15 @@ def _search_and_refit(job: Job, held_in: HeldIn, resume: bool) -> tuple[Learner,
         job.fabric.strategy.precision.load_state_dict(state.facts["precision"])
         log.info("Going on behind epoch %d of the %s phase.", state.epoch, state.phase)
 
-    refit = config.refit and bool(held_in)
+    crossed = None
+    if splits:
+        crossed = cross_search(job, splits, course if state is None else Course(config.select_by))
+        course.best_epoch = crossed.epoch
+    refit = bool(splits) or (config.refit and bool(held_in))
     learner: Learner | None = None
-    if state is None or state.phase == "search":
+    if splits:
+        pass
+    elif state is None or state.phase == "search":
         learner = train_phase(
             job,
             "search",
@@ -197,7 +217,7 @@ def _search_and_refit(job: Job, held_in: HeldIn, resume: bool) -> tuple[Learner,
             resumed=state if state is not None and state.phase == "refit" else None,
         )
     assert learner is not None
-    return learner, course, epoch
+    return learner, course, epoch, crossed
 
 
 def _new_encoder(recipe: Recipe) -> ImageEncoder:
@@ -212,28 +232,44 @@ def _new_encoder(recipe: Recipe) -> ImageEncoder:
     )
 
 
-def _pairs(cohort: Cohort, recipe: Recipe, panel: GenePanel, encoder: ImageEncoder, store: TokenCache) -> Pairs:
+def _turned_prefix(recipe: Recipe, encoder: ImageEncoder) -> int | None:
+    """Tokens before the grid, where samples are turned at random; None where nothing is: views have no grid."""
+    if not recipe.train.augment or recipe.features.views_um:
+        return None
+    return 0 if recipe.model.train_encoder else encoder.card.class_tokens
+
+
+def _components(cohort: Cohort, recipe: Recipe, panel: GenePanel) -> ExpressionComponents | None:
+    """Components of the training sections' expression, where the recipe works on them."""
+    if not recipe.target.ranks:
+        return None
+    rank = max(*recipe.target.ranks, recipe.target.gene_rank)
+    return find_components((panel.select(section) for section in cohort), rank)
+
+
+def _pairs(
+    cohort: Cohort,
+    recipe: Recipe,
+    panel: GenePanel,
+    encoder: ImageEncoder,
+    store: TokenCache,
+    components: ExpressionComponents | None,
+) -> Pairs:
     """Tokens of a frozen encoder, or patches for one that is trained, beside expression; all mapped from disk."""
     patches = PatchStore.beside(store)
 
     def inputs_of(section: Section) -> np.ndarray:
         if recipe.model.train_encoder:
             return patches.patches(section.slide, section.spots.centre_px, recipe.patch)
-        return encode_patches(
-            encoder,
-            section.slide,
-            section.spots.centre_px,
-            recipe.patch,
-            cache=store,
-            device=recipe.train.device,
-            precision=recipe.train.precision,
-        )
+        return spot_tokens(encoder, section.slide, section.spots.centre_px, recipe, cache=store)
 
     scored = None
-    if recipe.train.held_in != "none" and recipe.train.select_by == "pearson":
+    if components is not None or (recipe.train.held_in != "none" and recipe.train.select_by == "pearson"):
         genes = gene_sets(cohort, panel, recipe.evaluation.set_size)["HVG"]
         scored = GenePanel(genes, panel.target_sum, {"kind": "HVG of the training sections"})
-    return read_pairs(cohort, panel, inputs_of, scored=scored)
+    return read_pairs(
+        cohort, panel, inputs_of, scored=scored, components=components, gene_rank=recipe.target.gene_rank
+    )
 
 
 @contextmanager

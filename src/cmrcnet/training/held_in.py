@@ -17,6 +17,9 @@ log = logging.getLogger("cmrcnet")
 SPOTS_SHARE = 0.2
 """Share of the spots held in by ``train.held_in: spots``."""
 
+MOST_GROUPS = 5
+"""Groups that the units are held in by, at most."""
+
 _DRAW = 0x4E1D
 """Sets the choice of the held-in unit apart from other draws of the same seed."""
 
@@ -74,6 +77,38 @@ def choose_held_in(pairs: Pairs, recipe: Recipe) -> HeldIn:
     inside = np.array([label == chosen for label in labels])[pairs.section_of]
     log.info("The epoch is chosen on %s %s (%d spots), held in from training.", unit, chosen, inside.sum())
     return _split(everything[inside], everything, f"{unit} {chosen}", rng)
+
+
+def each_held_in(pairs: Pairs, recipe: Recipe) -> tuple[HeldIn, ...]:
+    """Every unit held in once, for `train.held_in: each`; more than five units are put into five groups.
+
+    Parameters
+    ----------
+    pairs : Pairs
+    recipe : Recipe
+        Its `evaluation.unit`, and the seed that draws the groups.
+
+    Returns
+    -------
+    tuple of HeldIn
+        Empty where there is one training section only: a warning says that nothing could be chosen.
+    """
+    everything = np.arange(len(pairs))
+    rng = np.random.default_rng([recipe.train.seed, _DRAW])
+    unit = pairs.units(recipe.evaluation.unit)
+    names = list(dict.fromkeys(unit.tolist()))
+    if len(names) < 2:
+        warnings.warn(
+            f"There is one training section only ({pairs.sections[0]}), so none can be held in: the last epoch, middle "
+            "penalties and an even blend are kept. Train on two sections or more.",
+            CmrcnetWarning,
+            stacklevel=3,
+        )
+        return ()
+    order = [names[i] for i in rng.permutation(len(names))] if len(names) > MOST_GROUPS else names
+    groups = [order[start::MOST_GROUPS] for start in range(min(MOST_GROUPS, len(order)))]
+    log.info("Epoch, penalties and blend are chosen on %d groups of held-in units.", len(groups))
+    return tuple(_split(everything[np.isin(unit, group)], everything, ", ".join(group), rng) for group in groups)
 
 
 def _split(chosen: np.ndarray, everything: np.ndarray, name: str, rng: np.random.Generator) -> HeldIn:

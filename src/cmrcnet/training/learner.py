@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cmrcnet.encoding.spot_tokens import token_count
+
 from cmrcnet.model.image_encoder import ImageEncoder
 from cmrcnet.model.network import CMRCNet, Outputs
+from cmrcnet.readout.reduction import find_reduction
 from cmrcnet.recipe import Recipe
 from cmrcnet.training.pairs import Pairs
 
@@ -56,7 +60,12 @@ def new_learner(recipe: Recipe, pairs: Pairs, ids, n_genes: int, encoder: ImageE
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        network = CMRCNet(recipe.model, n_genes=n_genes, token_dim=encoder.dim)
+        network = CMRCNet(
+            recipe.model, n_genes=n_genes, token_dim=encoder.dim, n_tokens=token_count(encoder, recipe.features)
+        )
+    if recipe.model.pool == "components":
+        reduction = find_reduction(pairs.inputs_of(np.asarray(ids)), recipe.train.seed)
+        network.set_reduction(torch.from_numpy(reduction.mean), torch.from_numpy(reduction.directions))
     if network.standardizes_tokens:
         network.set_token_statistics(*pairs.token_statistics(ids))
     trained = recipe.model.train_encoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from cmrcnet.expression.components import loadings_of
 from cmrcnet.expression.correlation import pearson_per_gene
 from cmrcnet.recipe import Recipe
 from cmrcnet.search.average import average
@@ -43,11 +45,14 @@ class Look:
     pearson : float or None
         Mean Pearson over the scored genes, then over held-in sections; None where nothing is defined.
     reading : CollapseReading
+    retrieved : numpy.ndarray or None, shape (held-in pairs, rank)
+        Expression scores retrieved for the held-in patches, when the recipe works on components.
     """
 
     objective: float | None
     pearson: float | None
     reading: CollapseReading
+    retrieved: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the history; the meter's own names carry the prefix ``meter_``."""
@@ -81,13 +86,13 @@ class Looker:
         learner.eval()
         try:
             with torch.inference_mode(), self._fabric.autocast():
-                objective = pearson = None
+                objective = pearson = retrieved = None
                 if self._held_in:
                     objective, contrast, image, gene = self._forward(learner, self._held_in.ids)
-                    pearson = self._pearson(learner, image)
+                    pearson, retrieved = self._pearson(learner, image)
                 if self._sample is not self._held_in.ids:
                     _, contrast, image, gene = self._forward(learner, self._sample)
-            return Look(objective, pearson, self._meter.read(image, gene, contrast, self._where))
+            return Look(objective, pearson, self._meter.read(image, gene, contrast, self._where), retrieved)
         finally:
             learner.train(training)
 
@@ -105,14 +110,21 @@ class Looker:
             genes.append(gene.float().cpu())
         return objective / len(ids), contrast / len(ids), torch.cat(images), torch.cat(genes)
 
-    def _pearson(self, learner: Learner, image: Tensor) -> float | None:
+    def _pearson(self, learner: Learner, image: Tensor) -> tuple[float | None, np.ndarray | None]:
         """Retrieve the held-in patches from the training spots, average as the recipe reads out, correlate."""
         truth, rest, readout = self._pairs.scored, self._held_in.rest, self._recipe.readout
         if truth is None:
-            return None
+            return None, None
         search = ExactSearch(self._embed_spots(learner, rest))
         neighbours = search.nearest(image.numpy(), min(readout.k, len(rest)))
-        guess, _ = average(neighbours, truth[rest], weighting=readout.weighting, temperature=readout.temperature)
+        components = self._pairs.scores
+        averaged = truth[rest] if components is None else components[rest]
+        guess, _ = average(
+            neighbours, averaged, weighting=readout.weighting, temperature=readout.temperature, with_spread=False
+        )
+        retrieved = None if components is None else guess
+        if components is not None:
+            guess = guess @ self._loadings
         ids = self._held_in.ids
         sections = self._pairs.section_of[ids]
         means = []
@@ -123,7 +135,13 @@ class Looker:
                 values = np.nan_to_num(values)
             if np.isfinite(values).any():
                 means.append(np.nanmean(values))
-        return float(np.mean(means)) if means else None
+        return float(np.mean(means)) if means else None, retrieved
+
+    @cached_property
+    def _loadings(self) -> np.ndarray:
+        """(rank, scored genes): what the training spots' scores say of the genes that choose the epoch."""
+        rest = self._held_in.rest
+        return loadings_of(self._pairs.scores[rest], self._pairs.scored[rest])
 
     def _embed_spots(self, learner: Learner, ids: np.ndarray) -> np.ndarray:
         parts = []

@@ -22,7 +22,7 @@ from cmrcnet.training.batches import epoch_batches, on_device, steps_in
 from cmrcnet.training.checkpoint import Checkpoints, TrainingState
 from cmrcnet.training.course import Course
 from cmrcnet.training.learner import Learner, new_learner
-from cmrcnet.training.look import Looker
+from cmrcnet.training.look import Look, Looker
 from cmrcnet.training.pairs import Pairs
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def train_phase(
     choose: bool,
     keep_best: bool,
     resumed: TrainingState | None,
+    seen: list[tuple[int, Look]] | None = None,
 ) -> Learner:
     """Train from seeded weights on the pairs `ids` for `epochs` epochs.
 
@@ -93,6 +94,8 @@ def train_phase(
         Give back the weights of the best epoch, not of the last.
     resumed : TrainingState or None
         Where this phase was, if it was interrupted.
+    seen : list, optional
+        Gets every (epoch, look).
 
     Returns
     -------
@@ -124,6 +127,8 @@ def train_phase(
                 if (epoch + 1) % look_every == 0 or epoch + 1 == epochs:
                     look = looker.look(weights.evaluated)
                     row |= look.to_dict()
+                    if seen is not None:
+                        seen.append((epoch + 1, look))
                     if choose and course.consider(epoch + 1, look) and keep_best:
                         weights.keep_best()
             course.history.append(row)

@@ -10,6 +10,7 @@ import torch
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, ShapeMismatch
+from cmrcnet.expression.components import ExpressionComponents
 from cmrcnet.expression.panel import GenePanel
 from cmrcnet.fingerprint import fingerprint
 from cmrcnet.tissue.section import Cohort, Section
@@ -35,6 +36,8 @@ class Pairs:
         Log-normalised expression of the genes whose prediction chooses the epoch.
     contents : tuple of str
         Fingerprint of each section's picture and places.
+    scores : numpy.ndarray or None, shape (pairs, rank), float32
+        Expression scores, when the recipe works on components; `expression` is then their first columns.
     """
 
     sections: tuple[str, ...]
@@ -43,6 +46,7 @@ class Pairs:
     expression: sparse.csr_matrix
     scored: sparse.csr_matrix | None = None
     contents: tuple[str, ...] = ()
+    scores: np.ndarray | None = None
     section_of: np.ndarray = field(init=False)
     """(pairs,) int64: index of each pair's section."""
     first: np.ndarray = field(init=False)
@@ -101,6 +105,15 @@ class Pairs:
         for start in range(0, len(ids), size):
             yield self.batch(ids[start : start + size])
 
+    def inputs_of(self, ids: np.ndarray) -> np.ndarray:
+        """The inputs of these pairs, in order, as stored. All at once: for pooled views, which are small."""
+        return np.stack([self.inputs[self.section_of[i]][i - self.first[self.section_of[i]]] for i in ids.tolist()])
+
+    def units(self, unit: str) -> np.ndarray:
+        """(pairs,) str: what a split must keep together: "patient", or "section" (also with a single patient)."""
+        by_section = unit == "section" or len(set(self.patients)) < 2
+        return np.array(self.sections if by_section else self.patients)[self.section_of]
+
     def token_statistics(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of each token feature over all tokens of these pairs.
 
@@ -138,6 +151,8 @@ def read_pairs(
     inputs_of: Callable[[Section], np.ndarray],
     *,
     scored: GenePanel | None = None,
+    components: ExpressionComponents | None = None,
+    gene_rank: int = 0,
 ) -> Pairs:
     """Read a cohort's sections one after the other and keep what training needs of each.
 
@@ -149,10 +164,18 @@ def read_pairs(
         Tokens or patches of a section, mapped from disk.
     scored : GenePanel, optional
         Genes whose prediction chooses the epoch.
+    components : ExpressionComponents, optional
+        Turn the panel's expression into scores; the first `gene_rank` are what the gene encoder sees.
+    gene_rank : int
     """
+    components_of: list[np.ndarray] = []
     inputs, expression, scores, contents, patients = [], [], [], [], []
     for section in cohort:
-        expression.append(panel.select(section))
+        selected = panel.select(section)
+        if components is not None:
+            components_of.append(components.scores(selected))
+            selected = sparse.csr_matrix(components_of[-1][:, :gene_rank])
+        expression.append(selected)
         if scored is not None:
             scores.append(scored.select(section))
         inputs.append(inputs_of(section))
@@ -168,6 +191,7 @@ def read_pairs(
         sparse.csr_matrix(sparse.vstack(expression, format="csr"), dtype=np.float32),
         sparse.csr_matrix(sparse.vstack(scores, format="csr"), dtype=np.float32) if scores else None,
         tuple(contents),
+        np.concatenate(components_of) if components_of else None,
     )
 
 

@@ -1,0 +1,116 @@
+"""Kernel ridge regression with a Gaussian kernel, on landmarks where there are many spots.
+
+With landmarks L (all training spots, or a seeded sample) and ``k(a, b) = exp(-g |a - b|^2 / m)``, m the median of the
+squared distances between landmarks::
+
+    prediction(z) = k(z, L) W + offset
+    W = (K_nL^T K_nL + a K_LL)^-1 K_nL^T S        subset of regressors (Rasmussen and Williams 2006, 8.3.1)
+
+With all spots as landmarks that is kernel ridge regression itself, ``W = (K + a I)^-1 S``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+LANDMARKS = 2048
+WIDTHS = (0.25, 0.5, 1.0, 2.0)
+PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
+_SPOTS_AT_A_TIME = 4096
+_JITTER = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class KernelRidge:
+    """Landmarks and their weights.
+
+    Parameters
+    ----------
+    landmarks : numpy.ndarray, shape (landmarks, features), float32
+    weights : numpy.ndarray, shape (landmarks, rank), float32
+    offset : numpy.ndarray, shape (rank,), float32
+    rate : float
+        ``g / m`` of the formula.
+    """
+
+    landmarks: np.ndarray
+    weights: np.ndarray
+    offset: np.ndarray
+    rate: float
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(spots, rank) float32 of reduced features (spots, features), some thousand spots at a time."""
+        found = np.empty((len(features), self.weights.shape[1]), np.float32)
+        for start in range(0, len(features), _SPOTS_AT_A_TIME):
+            part = features[start : start + _SPOTS_AT_A_TIME]
+            kernel = np.exp(-self.rate * squared_distances(part, self.landmarks))
+            found[start : start + _SPOTS_AT_A_TIME] = kernel @ self.weights + self.offset
+        return found
+
+
+def settings() -> tuple[tuple[float, float], ...]:
+    """Every (width, penalty) that is tried, in the order of `kernel_path`."""
+    return tuple(itertools.product(WIDTHS, PENALTIES))
+
+
+def kernel_path(features: np.ndarray, scores: np.ndarray, seed: int) -> Iterator[KernelRidge]:
+    """One fit a setting, in the order of `settings`.
+
+    Parameters
+    ----------
+    features : array, shape (spots, features)
+    scores : array, shape (spots, rank)
+    seed : int
+        Draws the landmarks, where there are more than 2,048 spots.
+    """
+    for width in WIDTHS:
+        yield from _of_width(features, scores, seed, width, PENALTIES)
+
+
+def kernel_ridge(features: np.ndarray, scores: np.ndarray, seed: int, setting: tuple[float, float]) -> KernelRidge:
+    """The fit of one (width, penalty)."""
+    width, penalty = setting
+    return next(iter(_of_width(features, scores, seed, width, (penalty,))))
+
+
+def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(first, second) float32, never negative."""
+    squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1) - 2 * (first @ second.T)
+    return np.maximum(squares, 0)
+
+
+def _of_width(
+    features: np.ndarray, scores: np.ndarray, seed: int, width: float, penalties: tuple[float, ...]
+) -> Iterator[KernelRidge]:
+    from scipy.linalg import cholesky, solve_triangular
+
+    landmarks = _landmarks(features, seed)
+    among = squared_distances(landmarks, landmarks).astype(np.float64)
+    rate = width / max(float(np.median(among)), 1e-12)
+    kernel = np.exp(-rate * among)
+    level = scores.mean(axis=0, dtype=np.float64)
+    # In coordinates where the penalty is a plain a I: K_LL = R R^T, and then as ridge on k(., L) R^-T.
+    root = cholesky(kernel + _JITTER * np.eye(len(kernel)), lower=True)
+    gram, right = np.zeros_like(kernel), np.zeros((len(kernel), scores.shape[1]))
+    for start in range(0, len(features), _SPOTS_AT_A_TIME):
+        part = features[start : start + _SPOTS_AT_A_TIME]
+        mapped = solve_triangular(root, np.exp(-rate * squared_distances(landmarks, part)).astype(np.float64), lower=True)
+        gram += mapped @ mapped.T
+        right += mapped @ (scores[start : start + _SPOTS_AT_A_TIME] - level)
+    values, vectors = np.linalg.eigh(gram)
+    turned = vectors.T @ right
+    for penalty in penalties:
+        inner = vectors @ (turned / (np.maximum(values, 0) + penalty)[:, None])
+        weights = solve_triangular(root, inner, lower=True, trans="T")
+        yield KernelRidge(landmarks.astype(np.float32), weights.astype(np.float32), level.astype(np.float32), rate)
+
+
+def _landmarks(features: np.ndarray, seed: int) -> np.ndarray:
+    if len(features) <= LANDMARKS:
+        return features
+    chosen = np.random.default_rng([seed, 0x1A4D]).choice(len(features), LANDMARKS, replace=False)
+    return features[np.sort(chosen)]

@@ -1,0 +1,90 @@
+"""The fitted readout of a model: reduced features in, expression scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cmrcnet.readout.blend import Blend
+from cmrcnet.readout.kernel import KernelRidge
+from cmrcnet.readout.reduction import Reduction
+from cmrcnet.readout.ridge import Ridge
+
+RETRIEVAL, RIDGE, KERNEL = "retrieval", "ridge", "kernel"
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """Everything between the tokens of a spot and its predicted expression scores, but for the bank.
+
+    Parameters
+    ----------
+    reduction : Reduction
+    ridge : Ridge
+    kernel : KernelRidge
+    blend : Blend
+        Of retrieval, ridge and kernel.
+    record : dict
+        What was chosen and how it did on held-in units, plain values.
+    """
+
+    reduction: Reduction
+    ridge: Ridge
+    kernel: KernelRidge
+    blend: Blend
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def scores(self, tokens: np.ndarray, retrieved: np.ndarray, kind: str) -> np.ndarray:
+        """Predicted expression scores: (spots, rank) float32.
+
+        Parameters
+        ----------
+        tokens : array, shape (spots, tokens, dim)
+        retrieved : array, shape (spots, rank)
+            The bank's scores, averaged over each spot's neighbours.
+        kind : {"retrieval", "ridge", "kernel", "blend"}
+        """
+        features = self.reduction.apply(tokens)
+        if kind == "blend":
+            parts = {RETRIEVAL: retrieved}
+            if RIDGE in self.blend.parts:
+                parts[RIDGE] = self.ridge.predict(features)
+            if KERNEL in self.blend.parts:
+                parts[KERNEL] = self.kernel.predict(features)
+            parts = {name: parts.get(name, retrieved) for name in self.blend.weights}
+            return self.blend.combine(parts)
+        found = retrieved if kind == RETRIEVAL else getattr(self, kind).predict(features)
+        cut = self.blend.ranks[kind]
+        return np.where(np.arange(found.shape[1]) < cut, found, 0).astype(np.float32)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is stored beside the weights."""
+        return {
+            "reduction.mean": self.reduction.mean,
+            "reduction.directions": self.reduction.directions,
+            "ridge.weights": self.ridge.weights,
+            "ridge.offset": self.ridge.offset,
+            "kernel.landmarks": self.kernel.landmarks,
+            "kernel.weights": self.kernel.weights,
+            "kernel.offset": self.kernel.offset,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What is stored as plain values."""
+        return {"kernel_rate": self.kernel.rate, "blend": self.blend.to_dict(), "record": dict(self.record)}
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Readout:
+        """The opposite of `arrays` and `facts`."""
+        return cls(
+            Reduction(arrays["reduction.mean"], arrays["reduction.directions"]),
+            Ridge(arrays["ridge.weights"], arrays["ridge.offset"]),
+            KernelRidge(
+                arrays["kernel.landmarks"], arrays["kernel.weights"], arrays["kernel.offset"], facts["kernel_rate"]
+            ),
+            Blend.from_dict(facts["blend"]),
+            facts["record"],
+        )

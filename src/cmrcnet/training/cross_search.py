@@ -1,0 +1,89 @@
+"""Every training unit held in once: which epoch is best over all of them, and what is retrieved for spots not trained on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmrcnet.training.course import Course
+from cmrcnet.training.held_in import HeldIn
+from cmrcnet.training.look import Look, Looker
+from cmrcnet.training.loop import Job, train_phase
+
+log = logging.getLogger("cmrcnet")
+
+
+@dataclass(frozen=True, eq=False)
+class CrossSearch:
+    """The outcome of a search over every unit.
+
+    Parameters
+    ----------
+    splits : tuple of HeldIn
+    epoch : int
+        Passes over the training spots, best on the mean over units.
+    score : float or None
+        That mean.
+    retrieved : numpy.ndarray or None, shape (pairs, rank), float32
+        For each pair, the scores retrieved at that epoch by the network that had not seen its unit.
+    """
+
+    splits: tuple[HeldIn, ...]
+    epoch: int
+    score: float | None
+    retrieved: np.ndarray | None
+
+
+def cross_search(job: Job, splits: tuple[HeldIn, ...], course: Course) -> CrossSearch:
+    """Train once without each unit, and look at it as training goes on.
+
+    Parameters
+    ----------
+    job : Job
+    splits : tuple of HeldIn
+    course : Course
+        Grows by a row an epoch and unit, and notes the best epoch.
+    """
+    config, every = job.recipe.train, job.recipe.train.validate_every
+    looks: dict[int, list[Look]] = {}
+    quiet = Job(job.recipe, job.pairs, job.n_genes, job.fabric, job.encoder, job.prefix, None, job.identity)
+    for split in splits:
+        seen: list[tuple[int, Look]] = []
+        looker = Looker(job.pairs, split, job.recipe, job.fabric)
+        train_phase(
+            quiet,
+            "search",
+            split.rest,
+            config.epochs,
+            course,
+            looker=looker,
+            look_every=every,
+            choose=False,
+            keep_best=False,
+            resumed=None,
+            seen=seen,
+        )
+        for epoch, look in seen:
+            looks.setdefault(epoch, []).append(look)
+    means = {epoch: _mean(course, these) for epoch, these in sorted(looks.items())}
+    known = {epoch: score for epoch, score in means.items() if score is not None}
+    epoch = max(known, key=lambda each: known[each]) if known else config.epochs
+    course.best_epoch, course.best_score = epoch, known.get(epoch)
+    retrieved = None
+    if job.pairs.scores is not None and epoch in looks:
+        retrieved = np.zeros_like(job.pairs.scores)
+        for split, look in zip(splits, looks[epoch], strict=True):
+            retrieved[split.ids] = look.retrieved
+    log.info("Epoch %d is best over %d groups of held-in units.", epoch, len(splits))
+    return CrossSearch(splits, epoch, known.get(epoch), retrieved)
+
+
+def _mean(course: Course, looks: list[Look]) -> float | None:
+    """Mean over the units' looks, where any is defined."""
+    values = [look.pearson if course.select_by == "pearson" else look.objective for look in looks]
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return float(np.mean(known)) * (1 if course.select_by == "pearson" else -1)

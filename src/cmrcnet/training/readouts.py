@@ -1,0 +1,99 @@
+"""Fit the readouts of a recipe that works on expression components; every choice is made on held-in units."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from cmrcnet.expression.components import loadings_of
+from cmrcnet.readout.blend import Blend, fit_blend
+from cmrcnet.readout.held_in import choose, mean_pearson
+from cmrcnet.readout.kernel import kernel_path, kernel_ridge, settings
+from cmrcnet.readout.readout import KERNEL, RETRIEVAL, RIDGE, Readout
+from cmrcnet.readout.reduction import find_reduction
+from cmrcnet.readout.ridge import PENALTIES, ridge_path
+from cmrcnet.recipe import Recipe
+from cmrcnet.training.cross_search import CrossSearch
+from cmrcnet.training.pairs import Pairs
+
+log = logging.getLogger("cmrcnet")
+
+
+def fit_readout(pairs: Pairs, recipe: Recipe, search: CrossSearch | None) -> Readout:
+    """Choose penalties, widths, ranks and weights on held-in units, then fit on all pairs.
+
+    The reduction is fitted on the features of all training spots, and the components on their expression: neither
+    sees both sides, so that a held-in unit is still predicted by what others showed of the link between them.
+
+    Parameters
+    ----------
+    pairs : Pairs
+        With scores, and the expression of the genes that choose.
+    recipe : Recipe
+    search : CrossSearch or None
+        None where nothing could be held in: middle settings and an even blend are taken.
+    """
+    assert pairs.scores is not None and pairs.scored is not None
+    seed, scores = recipe.train.seed, pairs.scores
+    tokens = pairs.inputs_of(np.arange(len(pairs)))
+    reduction = find_reduction(tokens, seed)
+    features = reduction.apply(tokens)
+    if search is None or search.retrieved is None:
+        return _unchosen(features, scores, recipe, reduction)
+
+    truth = np.asarray(pairs.scored.todense())
+    loadings = loadings_of(scores, pairs.scored)
+    section_of = np.array(pairs.sections)[pairs.section_of]
+    ridges = np.empty((len(PENALTIES), *scores.shape), np.float32)
+    kernels = np.empty((len(settings()), *scores.shape), np.float32)
+    for split in search.splits:
+        rest, out = split.rest, features[split.ids]
+        for number, fitted in enumerate(ridge_path(features[rest], scores[rest])):
+            ridges[number, split.ids] = fitted.predict(out)
+        for number, fitted in enumerate(kernel_path(features[rest], scores[rest], seed)):
+            kernels[number, split.ids] = fitted.predict(out)
+
+    ranks: dict[str, int] = {}
+    held_in: dict[str, float] = {}
+    chosen: dict[str, int] = {}
+    predicted: dict[str, np.ndarray] = {}
+    for name, tried in ((RETRIEVAL, search.retrieved[None]), (RIDGE, ridges), (KERNEL, kernels)):
+        chosen[name], ranks[name], held_in[name] = choose(tried, recipe.target.ranks, truth, loadings, section_of)
+        predicted[name] = tried[chosen[name]]
+    blend, held_in["blend"] = fit_blend(predicted, ranks, scores, truth, loadings, section_of)
+    calibrated = blend.combine(predicted) @ loadings
+    record = {
+        "held_in_pearson": held_in,
+        "held_in_pearson_calibrated": mean_pearson(truth, calibrated, section_of),
+        "ranks": ranks,
+        "weights": dict(blend.weights),
+        "ridge_penalty": PENALTIES[chosen[RIDGE]],
+        "kernel_width": settings()[chosen[KERNEL]][0],
+        "kernel_penalty": settings()[chosen[KERNEL]][1],
+        "epoch": search.epoch,
+    }
+    log.info(
+        "Held-in HVG Pearson: %s; the blend takes %s.",
+        ", ".join(f"{name} {value:.3f}" for name, value in held_in.items()),
+        ", ".join(f"{weight:.2f} {name}" for name, weight in blend.weights.items()),
+    )
+    ridge = ridge_path(features, scores, PENALTIES[chosen[RIDGE] : chosen[RIDGE] + 1])[0]
+    kernel = kernel_ridge(features, scores, seed, settings()[chosen[KERNEL]])
+    return Readout(reduction, ridge, kernel, blend, record)
+
+
+def _unchosen(features: np.ndarray, scores: np.ndarray, recipe: Recipe, reduction) -> Readout:
+    """Middle settings and an even blend, for a single training section."""
+    parts, rank = (RETRIEVAL, RIDGE, KERNEL), scores.shape[1]
+    middle = settings()[len(settings()) // 2]
+    ridge = ridge_path(features, scores, PENALTIES[len(PENALTIES) // 2 + 1 : len(PENALTIES) // 2 + 2])[0]
+    kernel = kernel_ridge(features, scores, recipe.train.seed, middle)
+    blend = Blend(
+        dict.fromkeys(parts, 1 / len(parts)),
+        dict.fromkeys(parts, 1.0),
+        dict.fromkeys(parts, min(rank, recipe.target.gene_rank)),
+        np.ones(rank, np.float32),
+        np.eye(rank, dtype=np.float32),
+    )
+    return Readout(reduction, ridge, kernel, blend, {"held_in": "nothing: one training section"})
