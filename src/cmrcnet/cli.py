@@ -106,6 +106,7 @@ def _speak_plainly(quiet: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers, log.propagate = [handler], False
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it notices of a bad file, our own sentence says
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", CmrcnetWarning)
     warnings.showwarning = lambda message, category, *rest: log.warning("warning: %s", message)

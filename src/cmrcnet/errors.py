@@ -197,17 +197,20 @@ class EmptySection(CmrcnetError, ValueError):
     """A section without spots or without genes."""
 
     def __init__(self, section: str, spots: int, genes: int) -> None:
-        super().__init__(
-            f"{section} holds {spots} spots and {genes} genes after cleaning; check that the counts and the "
-            "spot file use the same spot names."
+        remedy = (
+            "check that the counts and the spot file use the same spot names"
+            if spots == 0
+            else "no gene but controls was counted on any spot, so check that this is the table of raw counts"
         )
+        super().__init__(f"{section} holds {spots} spots and {genes} genes after cleaning; {remedy}.")
 
 
 class NoSharedGenes(CmrcnetError, ValueError):
-    """Gene names that do not meet."""
+    """Gene names that do not meet, or only in a few that two species happen to write alike."""
 
-    def __init__(self, left: str, right: str, hint: str = "") -> None:
-        super().__init__(f"{left} and {right} share no genes. {hint}".strip())
+    def __init__(self, left: str, right: str, hint: str = "", shared: int = 0) -> None:
+        how_many = f"only {shared} genes" if shared else "no genes"
+        super().__init__(f"{left} and {right} share {how_many}. {hint}".strip())
 
 
 class GenesMissing(CmrcnetError, ValueError):

@@ -65,6 +65,6 @@ def assert_prediction_table(table: AnnData) -> None:
         table.write_h5ad(path)
         again = anndata.read_h5ad(path)
     check_prediction_table(again)
-    assert np.array_equal(np.asarray(table.X), np.asarray(again.X)), "X changed on disk"
+    assert np.array_equal(np.asarray(table.X), np.asarray(again.X), equal_nan=True), "X changed on disk"
     assert list(table.obs_names) == list(again.obs_names), "the places changed on disk"
     assert list(table.var_names) == list(again.var_names), "the genes changed on disk"

@@ -46,6 +46,12 @@ def test_it_keeps_the_contract_also_on_disk():
     assert_prediction_table(table_of(neighbours=None))
 
 
+def test_a_gene_without_a_prediction_is_nan_in_mean_and_spread_alike():
+    values = np.random.default_rng(2).random((5, 3)).astype(np.float32)
+    values[1, 2] = np.nan
+    assert_prediction_table(table_of(mean=values, spread=values.copy()))
+
+
 def test_places_are_given_in_pixels_and_micrometres():
     table = table_of()
     np.testing.assert_array_equal(table.obsm["spatial"], SPOTS.centre_px)
@@ -156,7 +162,9 @@ def _set(table, name, value):
         (lambda t: t.obsm.pop("spatial"), "obsm lacks spatial"),
         (lambda t: t.var.drop(columns="reliability", inplace=True), "var lacks reliability"),
         (lambda t: _set(t, ("obs", "x_um"), t.obs["x_um"] * 2), "do not match the centres"),
-        (lambda t: t.X.__setitem__((0, 0), np.nan), "X holds values that are not finite"),
+        (lambda t: t.X.__setitem__((0, 0), np.inf), "X holds infinite values"),
+        (lambda t: t.layers["spread"].__setitem__((0, 0), np.inf), "spread.* holds infinite values"),
+        (lambda t: t.X.__setitem__((0, 0), np.nan), 'X and layers."spread". are not NaN at the same places'),
         (lambda t: t.layers["spread"].__setitem__((0, 0), -1), "spread.* holds negative"),
         (lambda t: setattr(t, "X", np.asarray(t.X, np.float64)), "X is float64"),
         (lambda t: t.obsm.pop("neighbour_ids"), "neighbour_ids and neighbour_similarity"),

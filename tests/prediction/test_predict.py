@@ -159,6 +159,7 @@ def test_a_gene_that_no_neighbour_measured_is_unknown_and_not_zero(model):
         np.testing.assert_array_equal(np.isnan(table[:, "GENE11"].X[:, 0]), unknown)
         np.testing.assert_array_equal(np.isnan(table[:, "GENE11"].layers["spread"][:, 0]), unknown)
         assert np.isfinite(table[:, "GENE0"].X).all()
+        check_prediction_table(table)
         seen |= set(unknown.tolist())
     assert seen == {True, False}
 

@@ -145,7 +145,7 @@ def test_names_that_do_not_meet(tmp_path, small):
 def test_duplicate_spots_on_either_side(tmp_path, small):
     counts = write_legacy(tmp_path, small)
     edit_spots(counts, lambda spots: pd.concat([spots, spots.iloc[[4]]]))
-    with pytest.raises(DuplicateBarcodes, match=r"the spot file repeat the barcode.s. 5x1"):
+    with pytest.raises(DuplicateBarcodes, match=r"the lines of the spot file repeat the barcode.s. 5x1"):
         read(counts)
     small.barcodes[7] = small.barcodes[8]
     with pytest.raises(DuplicateBarcodes, match=r"the counts repeat the barcode.s. 3x2"):

@@ -70,7 +70,9 @@ def test_taking_spots_keeps_the_asked_order():
     assert spots.take([2, 0]).barcodes == ("c", "a")
     assert spots.take([2, 0]).centre_px.tolist() == [[5, 6], [1, 2]]
     assert spots.take(np.array([True, False, True])).barcodes == ("a", "c")
-    assert len(spots.take(np.array([], int))) == 0
+    assert len(spots.take(np.array([], int))) == len(spots.take([])) == 0
+    with pytest.raises(IndexError):
+        spots.take([0.0])  # a row is a whole number
     assert spots.take([1]).diameter_um == 100
 
 

@@ -385,8 +385,17 @@ def test_a_truncated_jpeg_fails_when_it_is_opened(tmp_path):
         open_slide(cut(path, 0.6))
     start, rest = path.read_bytes()[:2], path.read_bytes()[2:]
     path.write_bytes(start + b"\xff\xfe\0\4\xff\xd9" + rest)  # the mark of an end in a comment, as in EXIF previews
-    with pytest.raises(BadFile, match="its pixels cannot be decoded"):
-        open_slide(path).read(0, 0, 10, 10)
+    with pytest.raises(BadFile, match=r"a.jpg cannot be read as a picture: it is truncated"):
+        open_slide(path)
+
+
+def test_a_jpeg_with_a_preview_filler_and_a_tail_is_whole(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(PIXELS).save(path, quality=95)
+    plain = open_slide(path).read(0, 0, 50, 40)
+    start, rest = path.read_bytes()[:2], path.read_bytes()[2:]
+    path.write_bytes(start + b"\xff\xfe\0\4\xff\xd9" + b"\xff" + rest + b"some scanners write behind the end")
+    np.testing.assert_array_equal(open_slide(path).read(0, 0, 50, 40), plain)
 
 
 def test_damage_inside_a_tiff_is_reported_where_it_is_read(tmp_path):

@@ -11,6 +11,9 @@ ENSEMBL = re.compile(r"ENS([A-Z]{3,4})?G\d{11}(\.\d+)?")
 
 SPECIES = {"": "human", "MUS": "mouse", "RNO": "rat", "DAR": "zebrafish", "SSC": "pig", "MMU": "macaque"}
 
+NEXT_TO_NOTHING = 0.05
+"""Share of the shorter list below which two lists that are named differently count as strangers."""
+
 MOST = 0.6
 """Share of the names that must fit a pattern for the list to be called after it."""
 
@@ -59,6 +62,23 @@ def naming_of(genes: Sequence[str]) -> Naming:
     if worded and title > MOST * len(worded):
         return Naming("symbol", "mouse")
     return Naming("symbol", None)
+
+
+def are_strangers(left: Sequence[str], right: Sequence[str]) -> bool:
+    """Whether two lists of genes do not meet: they share nothing, or next to nothing and are written differently.
+
+    The second is how two species look: human and mouse both have a C3 and an F5, and hardly another name.
+
+    Parameters
+    ----------
+    left, right : sequence of str
+        Gene names, none of them empty lists.
+    """
+    ours, theirs = set(left), set(right)
+    shared = len(ours & theirs)
+    if shared >= NEXT_TO_NOTHING * min(len(ours), len(theirs)):
+        return shared == 0
+    return shared == 0 or naming_of(left) != naming_of(right)
 
 
 def explain_no_shared_genes(left: Sequence[str], right: Sequence[str]) -> str:

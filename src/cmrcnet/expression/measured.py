@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cmrcnet.errors import NoSharedGenes
-from cmrcnet.expression.gene_naming import explain_no_shared_genes
+from cmrcnet.expression.gene_naming import are_strangers, explain_no_shared_genes
 from cmrcnet.tissue.section import Section
 
 
@@ -25,13 +25,12 @@ class MeasuredGenes:
         Raises
         ------
         NoSharedGenes
-            It shares no gene with the sections before it.
+            It shares no gene with the sections before it, or only the few that two species write alike.
         """
-        genes = frozenset(section.genes)
-        if self._order and genes.isdisjoint(self._order):
-            raise NoSharedGenes(
-                self._name, section.name, explain_no_shared_genes(list(self._order), list(section.genes))
-            )
+        genes, known = frozenset(section.genes), list(self._order)
+        if known and are_strangers(known, section.genes):
+            hint = explain_no_shared_genes(known, section.genes)
+            raise NoSharedGenes(self._name, section.name, hint, shared=len(genes & self._order.keys()))
         self._name = self._name or section.name
         for gene in section.genes:
             self._order.setdefault(gene, len(self._order))

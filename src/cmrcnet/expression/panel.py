@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, GenesMissing, TooFew
-from cmrcnet.expression.gene_naming import explain_no_shared_genes
+from cmrcnet.expression.gene_naming import are_strangers, explain_no_shared_genes
 from cmrcnet.expression.measured import MeasuredGenes
 from cmrcnet.expression.normalize import library_sizes, log_scaled, normalize, scale_factors
 from cmrcnet.recipe import PanelConfig
@@ -67,12 +67,12 @@ class GenePanel:
         ------
         GenesMissing
             The section's assay did not measure some of the genes. A gene that is merely not listed because nobody
-            found it (``absent_genes="zero"``) is 0; but a section that lists none of a whole panel names its genes
-            otherwise, and is refused too.
+            found it (``absent_genes="zero"``) is 0; but a section that lists none of a whole panel (or next to none,
+            as another species does) names its genes otherwise, and is refused too.
         """
         column_of = {gene: column for column, gene in enumerate(section.genes)}
         missing = [gene for gene in self.genes if gene not in column_of]
-        strangers = len(missing) == len(self.genes) >= _TOO_MANY_TO_MISS
+        strangers = len(self.genes) >= _TOO_MANY_TO_MISS and are_strangers(self.genes, section.genes)
         if missing and (section.absent_genes != "zero" or strangers):
             hint = explain_no_shared_genes(self.genes, section.genes) if strangers else ""
             raise GenesMissing(section.name, missing, len(self.genes), hint)

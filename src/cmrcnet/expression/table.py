@@ -1,8 +1,9 @@
 """The prediction table: the one contract between predicting and everything that reads predictions.
 
 =============================== ====================================================================================
-``X``                           predicted log-normalised expression, float32, (places, genes)
-``layers["spread"]``            deviation of the measured expression among the neighbours, float32
+``X``                           predicted log-normalised expression, float32, (places, genes); NaN where there is no
+                                prediction: no neighbour's section measured the gene. Never infinite
+``layers["spread"]``            deviation of the measured expression among the neighbours, float32; NaN where X is
 ``obs``                         ``x_um y_um`` (level-0 pixel times scale), ``similarity`` (mean cosine to the
                                 neighbours, NaN where there are none), ``in_tissue`` (1 or 0), ``confidence`` (0 to 1;
                                 NaN: not measured)
@@ -68,6 +69,7 @@ def prediction_table(
     Parameters
     ----------
     mean, spread : numpy.ndarray, shape (places, genes)
+        NaN in both where there is no prediction.
     genes : sequence of str
     spots : Spots
         The places.
@@ -193,9 +195,12 @@ def _breaches(table: AnnData):
         values = np.asarray(values)
         if values.dtype != np.float32:
             yield f"{name} is {values.dtype}; wanted float32"
-        elif not np.isfinite(values).all():
-            yield f"{name} holds values that are not finite"
-    if (np.asarray(table.layers["spread"]) < 0).any():
+        elif np.isinf(values).any():
+            yield f"{name} holds infinite values"
+    mean, spread = np.asarray(table.X), np.asarray(table.layers["spread"])
+    if not np.array_equal(np.isnan(mean), np.isnan(spread)):
+        yield 'X and layers["spread"] are not NaN at the same places'
+    if (spread < 0).any():
         yield 'layers["spread"] holds negative values'
     microns = np.asarray(table.obsm["spatial"]) * float(ours.get("um_per_px", np.nan))
     if not np.allclose(microns, table.obs[["x_um", "y_um"]].to_numpy(), rtol=1e-6, atol=1e-3):

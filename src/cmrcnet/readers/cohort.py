@@ -205,4 +205,7 @@ def _with_repeats(rows: Sequence[CohortRow]) -> list[CohortRow]:
 
 
 def _load(row: CohortRow, controls: Literal["drop", "keep"]) -> Section:
-    return checked_section(row.read_raw(), patient=row.patient, controls=controls, facts=row.facts)
+    try:
+        return checked_section(row.read_raw(), patient=row.patient, controls=controls, facts=row.facts)
+    except CmrcnetError as error:
+        raise located(error, row.where) from error

@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import CmrcnetError, NoSuchFile, UnknownFormat, UnknownScale
+from cmrcnet.errors import CmrcnetError, NoSharedGenes, NoSuchFile, UnknownFormat, UnknownScale
 from cmrcnet.expression.features import clean_features
-from cmrcnet.expression.gene_naming import explain_no_shared_genes, naming_of
+from cmrcnet.expression.gene_naming import are_strangers, explain_no_shared_genes, naming_of
 from cmrcnet.readers.cohort import CohortRow, cohort_rows, is_cohort_file, located
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import lacks, reader_of, section_source
@@ -265,12 +265,13 @@ def _table_lines(looks: Sequence[SectionLook]) -> list[str]:
 
 
 def _strangers(genes_of: dict[str, tuple[str, ...]]) -> list[str]:
-    """Sections that share no gene with the first one."""
+    """Sections whose genes do not meet those of the first one."""
     first, *others = genes_of
+    ours = genes_of[first]
     return [
-        f"{first} and {other} share no genes. {explain_no_shared_genes(genes_of[first], genes_of[other])}"
+        str(NoSharedGenes(first, other, explain_no_shared_genes(ours, theirs), shared=len(set(ours) & set(theirs))))
         for other in others
-        if not set(genes_of[first]) & set(genes_of[other])
+        if are_strangers(ours, theirs := genes_of[other])
     ]
 
 

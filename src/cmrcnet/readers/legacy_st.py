@@ -194,7 +194,7 @@ def _spot_columns(table: Table) -> list[list[str]]:
 
 def _shared(barcodes: list[str], names: list[str], notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the counts and of the spot file that name the same spot, in the order of the counts."""
-    for ids, where in ((barcodes, "the counts"), (names, "the spot file")):
+    for ids, where in ((barcodes, "the counts"), (names, "the lines of the spot file")):
         twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) != len(ids) else []
         if twice:
             raise DuplicateBarcodes(twice, where)

@@ -119,7 +119,7 @@ def check_barcodes(raw: RawSection) -> None:
 
 def check_raw_counts(raw: RawSection) -> None:
     """Whole numbers, 0 or more."""
-    check_counts(raw.counts, raw.name)
+    check_counts(raw.counts, raw.name, barcodes=raw.barcodes, genes=raw.genes)
 
 
 def check_not_blank(raw: RawSection) -> None:

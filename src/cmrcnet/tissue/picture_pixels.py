@@ -48,7 +48,7 @@ class PicturePixels:
             mark = _LAST_MARK.get(picture.format)
             if picture.mode.startswith(("I", "F")):
                 raise BadFile(path, "a slide", "it holds more than 8 bits a pixel; convert it to 8-bit RGB")
-        if mark is not None and not _holds(path, mark):
+        if mark is not None and not _ends(path, mark):
             raise BadFile(path, "a picture", "it is truncated (its end is missing); copy or download it again")
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
@@ -136,7 +136,27 @@ def _bytes(source: PicturePixels) -> int:
     return 4 * width * height
 
 
-def _holds(path: Path, mark: bytes) -> bool:
-    """Whether the mark that ends every whole file of this format is there (a whole file shows it at its end)."""
+def _ends(path: Path, mark: bytes) -> bool:
+    """Whether the mark that ends every whole file of this format stands behind the start of the pixels."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.rfind(mark) >= 0
+        return content.rfind(mark, _pixels_start(content)) >= 0
+
+
+def _pixels_start(content: mmap.mmap) -> int:
+    """Where the compressed pixels of a JPEG begin; 0 for another format.
+
+    The segments before them are stepped over: the preview that a camera or scanner puts there is a whole JPEG of its
+    own, with its own mark of an end. Each is 0xFF, its kind, and its length in two bytes (ITU T.81, B.1.1).
+    """
+    place = 2
+    if content[:2] != b"\xff\xd8":
+        return 0
+    while content[place : place + 1] == b"\xff" and len(content) >= place + 4:
+        kind = content[place + 1]
+        if kind == 0xDA:  # start of scan
+            return place
+        if kind == 0xFF:  # filler
+            place += 1
+        else:
+            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return min(place, len(content))

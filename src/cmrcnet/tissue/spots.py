@@ -49,5 +49,8 @@ class Spots:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Spots:
         """The spots at `rows` (indices or a boolean mask), in that order."""
-        index = np.arange(len(self))[np.asarray(rows)]
+        chosen = np.asarray(rows)
+        if chosen.shape == (0,) and chosen.dtype == np.float64:  # what numpy makes of []
+            chosen = chosen.astype(np.intp)
+        index = np.arange(len(self))[chosen]
         return Spots(tuple(self.barcodes[i] for i in index), self.centre_px[index], self.diameter_um)

@@ -299,9 +299,12 @@ def _verdict(course: Course, epoch: int) -> tuple[str, ...]:
         if row is not None and row["meter_guessing"]:
             sentences.append(_guess(row))
     if sentences:
-        said = f"This training has learnt nothing that it can use. {sentences[0]} See docs/concepts/collapse.md."
-        log.warning("%s", said)
-        warnings.warn(said, CmrcnetWarning, stacklevel=3)
+        # A warning alone: the command line prints it as a plain line, and a log line beside it would say it twice.
+        warnings.warn(
+            f"This training has learnt nothing that it can use. {sentences[0]} See docs/concepts/collapse.md.",
+            CmrcnetWarning,
+            stacklevel=3,
+        )
     return tuple(sentences)
 
 
