@@ -36,7 +36,8 @@ SET_METRICS = ("ceiling", "pearson_share", "gene_gene_error", "gene_gene_agreeme
 
 ``ceiling``: mean noise ceiling of the genes. ``pearson_share``: mean Pearson by mean ceiling, over genes that have
 both. ``gene_gene_error`` and ``gene_gene_agreement``: see `set_metrics.gene_gene_correlation`; not for all genes.
-``svg_recall``: of the set of all genes only, among genes counted in a tenth of the spots or more. ``pooled_pearson``: over all test spots of the fold at once.
+``svg_recall``: of the set of all genes only, among genes counted in a tenth of the spots or more. ``pooled_pearson``:
+over all test spots of the fold at once.
 """
 GENE_COLUMNS = ("section", "gene", "pearson", "mse", "mean", "variance", "detected", "sets", "ceiling")
 """What `genes.csv` keeps of each gene; every further column would weigh a row a method, section and gene."""

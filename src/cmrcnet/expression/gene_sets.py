@@ -37,7 +37,9 @@ def gene_sets(
     the highest variance of it WITHIN sections (each spot's distance from its own section's mean). Differences between
     sections, such as batch effects, make no gene an HVG: a prediction is scored within a section. SVG have the highest
     Moran's I (`morans_i` on the section's `spot_graph`), mean over the sections, of the genes counted in a tenth of all
-    spots or more (the others follow); a section in which a gene is constant counts as 0, no pattern. One section is in memory at a time.
+    spots or more (the others follow); a section in which a gene is constant counts as 0, no pattern.
+
+    One section is in memory at a time.
 
     Parameters
     ----------

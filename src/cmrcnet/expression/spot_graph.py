@@ -15,9 +15,9 @@ REACH_PITCHES = 1.5
 def spot_graph(centres: np.ndarray, reach_pitches: float = REACH_PITCHES) -> sparse.csr_matrix:
     """Weights of each spot's neighbours, which sum to 1 (row-standardised).
 
-    Two spots are neighbours when their places on the lattice (`snap_to_lattice`) lie within `reach_pitches`; jitter, which
-    would drop half of a square's diagonals (1.41 pitches away), plays no part. Spots that fit no lattice are taken as
-    they lie. The graph does not depend on the unit of the centres, so it works for sections of unknown scale.
+    Two spots are neighbours when their places on the lattice (`snap_to_lattice`) lie within `reach_pitches`; jitter,
+    which would drop half of a square's diagonals (1.41 pitches away), plays no part. Spots that fit no lattice are
+    taken as they lie. The graph does not depend on the unit of the centres, so it works for sections of unknown scale.
 
     Parameters
     ----------
