@@ -31,6 +31,29 @@ def test_scores_equal_those_worked_out_by_hand():
     assert table.detected["up"] == pytest.approx(2 / 3) and table.detected["flat truth"] == 1.0
 
 
+def test_errors_and_variances_equal_those_worked_out_by_hand():
+    table = score_genes(sparse.csr_matrix(TRUTH), GUESS, GENES).set_index("gene")
+    assert table.mae["up"] == pytest.approx((0 + 1 + 1) / 3)
+    assert table.r2["up"] == pytest.approx(1 - (2 / 3) / (2 / 3)) and table.r2["flat guess"] < 0
+    assert table.variance_ratio["up"] == pytest.approx(1.0) and table.variance_ratio["flat guess"] == 0.0
+    assert math.isnan(table.r2["flat truth"]) and math.isnan(table.variance_ratio["flat truth"])
+    assert table.detection_auc["up"] == 1.0 and table.detection_auc["down"] == 0.5  # 3 against 4 and 1
+    assert math.isnan(table.detection_auc["flat truth"])
+
+
+def test_zero_for_undefined_is_said_of_correlations_only():
+    table = score_genes(TRUTH, GUESS, GENES)
+    rows = {row["metric"]: row for row in score_sets(table, {"S": ("flat truth",)}, "zero")}
+    assert rows["pearson"]["value"] == 0.0 and math.isnan(rows["r2"]["value"])
+    assert rows["pearson"]["n_undefined"] == rows["r2"]["n_undefined"] == 1
+
+
+def test_costly_metrics_are_not_averaged_over_all_genes():
+    table = score_genes(TRUTH, GUESS, GENES).assign(ssim=0.5)
+    rows = score_sets(table, {"HVG": GENES, "all": GENES})
+    assert [row["gene_set"] for row in rows if row["metric"] == "ssim"] == ["HVG"]
+
+
 @pytest.mark.parametrize("block", [1, 3, 100])
 def test_blocks_of_genes_change_nothing(monkeypatch, block):
     whole = score_genes(TRUTH, GUESS, GENES)
@@ -61,7 +84,7 @@ def test_counting_undefined_as_zero_pulls_the_mean_towards_zero(values):
 
 def test_a_gene_that_the_section_did_not_measure_is_not_counted():
     table = score_genes(TRUTH, GUESS, GENES)
-    (pearson, mse) = score_sets(table, {"HVG": ("up", "not measured", "flat truth")})
+    pearson, mse, *_ = score_sets(table, {"HVG": ("up", "not measured", "flat truth")})
     assert (pearson["gene_set"], pearson["metric"]) == ("HVG", "pearson")
     assert pearson["value"] == pytest.approx(0.5) and (pearson["n_genes"], pearson["n_undefined"]) == (2, 1)
     assert mse["metric"] == "mse" and mse["n_undefined"] == 0

@@ -14,9 +14,10 @@ from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation import protocol
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
 from cmrcnet.evaluation.methods import Method, Place, Prediction, TrainingData
-from cmrcnet.evaluation.metrics import over_genes
+from cmrcnet.evaluation.metrics import METRICS, over_genes
 from cmrcnet.evaluation.protocol import evaluate, shipped_methods
 from cmrcnet.evaluation.run_folder import RunFolder
+from cmrcnet.evaluation.scoring import SET_METRICS
 from cmrcnet.expression.correlation import pearson_per_gene
 from cmrcnet.expression.gene_sets import gene_sets
 from cmrcnet.expression.normalize import normalize
@@ -62,8 +63,10 @@ def test_every_method_is_scored_in_every_fold_on_every_set(small_run):
     assert list(scores.columns) == [
         "method", "fold", "section", "patient", "gene_set", "metric", "value", "n_genes", "n_undefined",
     ]  # fmt: skip
-    assert len(scores) == len(shipped_methods()) * 3 * 3 * 2
-    assert set(scores.gene_set) == {"HEG", "HVG", "all"} and set(scores.metric) == {"pearson", "mse"}
+    assert set(scores.gene_set) == {"HEG", "HVG", "SVG", "all"}
+    assert set(scores.metric) == {*METRICS, *SET_METRICS}
+    assert (scores.groupby(["method", "fold", "gene_set", "metric"]).size() == 1).all()
+    assert set(scores.groupby("metric").method.nunique()) == {len(shipped_methods())}
     assert (scores[scores.gene_set == "HVG"].n_genes == 12).all()
 
 
@@ -130,7 +133,7 @@ def test_gene_sets_come_from_the_training_sections_of_each_fold(small_cohort, sm
     run = evaluated(small_cohort, small_recipe, small_cache, methods=[method])
     for data, fold in zip(method.seen, run.facts["folds"], strict=True):
         expected = gene_sets(small_cohort.only(data.fold.train), small_recipe.panel.target_sum, size=12)
-        assert fold["gene_sets"] == {"HEG": list(expected["HEG"]), "HVG": list(expected["HVG"])}
+        assert fold["gene_sets"] == {name: list(expected[name]) for name in ("HEG", "HVG", "SVG")}
 
 
 def test_an_interrupted_run_goes_on_at_the_method_it_had_reached(tmp_path, small_cohort, small_recipe, small_cache):

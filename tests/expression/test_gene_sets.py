@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cmrcnet.errors import BadOption
-from cmrcnet.expression.gene_sets import gene_sets
+from cmrcnet.errors import BadOption, NoSharedGenes
+from cmrcnet.expression.gene_sets import gene_sets, sets_of_truth
+from cmrcnet.expression.morans_i import morans_i
 from cmrcnet.expression.normalize import normalize
 from cmrcnet.expression.panel import GenePanel
-from cmrcnet.tissue.section import Cohort
+from cmrcnet.expression.spot_graph import spot_graph
+from cmrcnet.tissue.section import Cohort, Section
+from cmrcnet.tissue.spots import Spots
 from tests.expression.sections import section_of
 
 GENES = [f"G{number}" for number in range(20)]
@@ -55,3 +58,62 @@ def test_the_panels_scaling_can_be_given_as_the_panel():
 def test_an_empty_set_is_refused():
     with pytest.raises(BadOption, match="size is 0"):
         gene_sets(Cohort.of(sections()), 1e4, size=0)
+
+
+def on_a_grid(counts: np.ndarray, name: str, genes=GENES) -> Section:
+    """Spots row by row on a 6 x 6 grid."""
+    plain = section_of(counts, genes, name)
+    centres = np.stack(np.meshgrid(np.arange(6), np.arange(6)), -1).reshape(-1, 2) * 20.0 + 10
+    spots = Spots(plain.spots.barcodes, centres, 8.0)
+    return Section(name, plain.patient, plain.slide, spots, plain.counts, plain.genes, plain.absent_genes)
+
+
+def patterned(seed: int) -> np.ndarray:
+    """Counts of 20 genes: G3 and G7 have a pattern, G0 varies most, G11 lies in four neighbouring spots."""
+    random = np.random.default_rng(seed)
+    counts = random.poisson(20, (36, 20))
+    left = np.arange(36) % 6 < 3
+    counts[:, 3] += 30 * left
+    counts[:, 7] += 30 * ~left
+    counts[:, 0] = random.permutation(np.arange(36)) * 9
+    counts[:, 11] = np.isin(np.arange(36), [14, 15, 20])
+    return counts
+
+
+def test_svg_have_a_pattern_whatever_their_variance():
+    cohort = Cohort.of([on_a_grid(patterned(0), "A0"), on_a_grid(patterned(1), "A1")])
+    found = gene_sets(cohort, 1e4, size=2)
+    assert found["HVG"][0] == "G0" and set(found["SVG"]) == {"G3", "G7"}
+
+
+def test_svg_are_the_highest_mean_of_morans_i_and_rare_genes_come_last():
+    sections = [on_a_grid(patterned(seed), f"A{seed}") for seed in range(2)]
+    i = np.mean(
+        [morans_i(normalize(s.counts, 1e4).astype(float), spot_graph(s.spots.centre_px)) for s in sections], axis=0
+    )
+    assert i[11] > np.median(i)
+    i[11] = -np.inf  # 3 of 36 spots: below a tenth
+    assert gene_sets(Cohort.of(sections), 1e4, size=20)["SVG"] == tuple(GENES[g] for g in np.argsort(-i, kind="stable"))
+
+
+def test_lists_of_ones_own_stand_beside_the_others_without_what_was_not_measured():
+    found = gene_sets(Cohort.of(sections()), 1e4, size=3, lists={"MG": ["G9", "unknown", "G2", "G9"]})
+    assert found["MG"] == ("G9", "G2") and list(found) == ["HEG", "HVG", "SVG", "MG", "all"]
+
+
+def test_a_list_that_takes_a_name_or_meets_no_gene_is_refused():
+    with pytest.raises(BadOption, match="name of a gene list is 'HVG'"):
+        gene_sets(Cohort.of(sections()), lists={"HVG": ["G1"]})
+    with pytest.raises(NoSharedGenes, match="The gene list MG"):
+        gene_sets(Cohort.of(sections()), lists={"MG": ["Gfap"]})
+
+
+def test_the_sets_of_a_truth_are_its_highest_mean_and_variance():
+    (section, _) = sections()
+    expression = normalize(section.counts, 1e4)
+    dense = expression.toarray().astype(np.float64)
+    found = sets_of_truth(GENES, expression, size=4)
+    assert found == {
+        "HEG": tuple(GENES[g] for g in np.argsort(-dense.mean(axis=0))[:4]),
+        "HVG": tuple(GENES[g] for g in np.argsort(-dense.var(axis=0))[:4]),
+    }

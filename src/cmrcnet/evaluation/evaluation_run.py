@@ -33,8 +33,8 @@ class EvaluationRun:
     scores : pandas.DataFrame
         `method, fold, section, patient, gene_set, metric, value, n_genes, n_undefined`.
     genes : pandas.DataFrame
-        `method, section, gene, pearson, mse, mean, variance, detected, sets`; mean, variance and the share of spots
-        where the gene was detected are the truth's.
+        `method, section, gene, pearson, mse, mean, variance, detected, sets, ceiling`; mean, variance and the share of
+        spots where the gene was detected are the truth's; the ceiling is the best Pearson that its noise allows.
     predictions : mapping of str to AnnData
         CMRCNet's prediction table of each section.
     facts : dict

@@ -13,18 +13,27 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.expression.correlation import pearson_per_gene
+from cmrcnet.evaluation.rank_metrics import detection_auc
+from cmrcnet.expression.correlation import pearson_per_gene, varies
+from cmrcnet.expression.gene_sets import EVERYTHING
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Undefined = Literal["skip", "zero"]
-METRICS = ("pearson", "mse")
+METRICS = (
+    "pearson", "mse", "mae", "r2", "variance_ratio", "detection_auc", "moran_error", "spearman", "ssim",
+)  # fmt: skip
+"""Metrics that each gene of a section has, in the order of the tables."""
+NAMED_SETS_ONLY = ("spearman", "ssim")
+"""Costly metrics: worked out for genes of named sets, NaN for the others, and not given for the set of all genes."""
+ZERO_WITHOUT_SKILL = ("pearson", "spearman")
+"""Where undefined may count as 0. Of an error, 0 would say that an undefined gene was predicted perfectly."""
 _GENES_AT_A_TIME = 2_000  # bounds the memory of a section with many spots
 
 
 def score_genes(truth: sparse.csr_matrix | np.ndarray, guess: np.ndarray, genes: Sequence[str]) -> pd.DataFrame:
-    """Score each gene of one section.
+    """Score each gene of one section, spot against spot.
 
     Parameters
     ----------
@@ -36,25 +45,40 @@ def score_genes(truth: sparse.csr_matrix | np.ndarray, guess: np.ndarray, genes:
     -------
     pandas.DataFrame
         One row a gene: `gene`, `pearson` (nan where undefined), `mse`, and of the truth its `mean`, `variance` and
-        `detected` (share of spots where it is above 0).
+        `detected` (share of spots where it is above 0). Then `mae`; `r2`, which is ``1 - squared error / squared
+        distance from the gene's mean in this section``, so the unknown mean counts too; `variance_ratio`, predicted by
+        true variance over spots, below 1 for a prediction that is too smooth; `detection_auc` (see
+        `rank_metrics.detection_auc`). `r2` and `variance_ratio` are nan where the truth is constant.
     """
     import pandas as pd
 
     if truth.shape != guess.shape or truth.shape[1] != len(genes):
         raise ShapeMismatch("The prediction", want=(truth.shape[0], len(genes)), got=guess.shape)
     truth = sparse.csc_matrix(truth) if sparse.issparse(truth) else truth
-    columns: dict[str, list[np.ndarray]] = {"pearson": [], "mse": [], "mean": [], "variance": [], "detected": []}
-    for start in range(0, len(genes), _GENES_AT_A_TIME):
+    blocks: list[dict[str, np.ndarray]] = []
+    for start in range(0, max(1, len(genes)), _GENES_AT_A_TIME):
         block = slice(start, start + _GENES_AT_A_TIME)
         true = truth[:, block]
         true = np.asarray(true.todense() if sparse.issparse(true) else true, dtype=np.float64)
-        said = np.asarray(guess[:, block], dtype=np.float64)
-        columns["pearson"].append(pearson_per_gene(true, said))
-        columns["mse"].append(((true - said) ** 2).mean(axis=0))
-        columns["mean"].append(true.mean(axis=0))
-        columns["variance"].append(true.var(axis=0))
-        columns["detected"].append((true > 0).mean(axis=0))
-    return pd.DataFrame({"gene": list(genes)} | {name: np.concatenate(parts) for name, parts in columns.items()})
+        blocks.append(_score_block(true, np.asarray(guess[:, block], dtype=np.float64)))
+    return pd.DataFrame({"gene": list(genes)} | {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]})
+
+
+def _score_block(true: np.ndarray, said: np.ndarray) -> dict[str, np.ndarray]:
+    error, varying = said - true, varies(true)
+    mse, variance = (error**2).mean(axis=0), true.var(axis=0)
+    out = np.full(len(mse), np.nan)
+    return {
+        "pearson": pearson_per_gene(true, said),
+        "mse": mse,
+        "mean": true.mean(axis=0),
+        "variance": variance,
+        "detected": (true > 0).mean(axis=0),
+        "mae": np.abs(error).mean(axis=0),
+        "r2": 1 - np.divide(mse, variance, out=out.copy(), where=varying),
+        "variance_ratio": np.divide(said.var(axis=0), variance, out=out.copy(), where=varying),
+        "detection_auc": detection_auc(true > 0, said),
+    }
 
 
 def over_genes(values: np.ndarray, undefined: Undefined = "skip") -> tuple[float, int, int]:
@@ -80,7 +104,8 @@ def score_sets(
 ) -> list[dict[str, object]]:
     """Average one section's gene table over gene sets.
 
-    Genes of a set that the section did not measure are not in `table` and are not counted in `n_genes`.
+    Genes of a set that the section did not measure are not in `table` and are not counted in `n_genes`. Metrics that
+    `table` lacks are left out. `undefined` speaks of correlations; elsewhere undefined genes are always skipped.
 
     Returns
     -------
@@ -92,7 +117,10 @@ def score_sets(
     for name, members in sets.items():
         chosen = by_gene.loc[[gene for gene in members if gene in by_gene.index]]
         for metric in METRICS:
-            value, n_genes, n_undefined = over_genes(chosen[metric].to_numpy(), undefined)
+            if metric not in chosen or (name == EVERYTHING and metric in NAMED_SETS_ONLY):
+                continue
+            as_what = undefined if metric in ZERO_WITHOUT_SKILL else "skip"
+            value, n_genes, n_undefined = over_genes(chosen[metric].to_numpy(), as_what)
             rows.append(
                 {
                     "gene_set": name,

@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from cmrcnet.errors import BadOption, NoSharedGenes, UnknownName
+from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation.baselines import GeneMean, RandomSpots, RidgeOnFeatures
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
 from cmrcnet.evaluation.features import PooledFeatures
 from cmrcnet.evaluation.methods import MAIN, Method, TrainingData, place_of
-from cmrcnet.evaluation.metrics import score_genes, score_sets
 from cmrcnet.evaluation.retrieval import PermutedPairs, TrainedCMRCNet
 from cmrcnet.evaluation.run_folder import Part, RunFolder
+from cmrcnet.evaluation.scoring import Scorer
 from cmrcnet.evaluation.section_memory import remembered, section_fingerprint
 from cmrcnet.evaluation.splits import Fold, Unit, folds, patient_disjoint
 from cmrcnet.evaluation.stamp import Stamp
 from cmrcnet.expression.gene_sets import gene_sets
-from cmrcnet.expression.panel import GenePanel, choose_panel
+from cmrcnet.expression.panel import choose_panel
 from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.section import Cohort, Section
+from cmrcnet.tissue.section import Cohort
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +84,11 @@ def evaluate(
         folder.begin({"recipe": recipe.to_dict(), "cohort": described, "version": version("cmrcnet")})
 
     features = PooledFeatures(recipe, cache)
+    scorer = Scorer(
+        recipe.panel.target_sum,
+        undefined=recipe.evaluation.undefined,
+        set_size=recipe.evaluation.set_size,
+    )
     parts: dict[tuple[str, str], Part] = {}
     gene_lists: dict[str, dict[str, tuple[str, ...]]] = {}
     tables: dict[str, AnnData] = {}
@@ -99,7 +104,7 @@ def evaluate(
             if part is None:
                 keeps = folder.checkpoints(fold.name, method.name) if folder is not None else None
                 data = TrainingData(training, fold, recipe, panel, sets, features, cache, keeps)
-                part = _run(method, data, cohort.only(fold.test))
+                part = _run(method, data, cohort.only(fold.test), scorer)
                 if folder is not None:
                     part = folder.keep(fold.name, method.name, part)
             tables |= part.tables
@@ -117,7 +122,7 @@ def evaluate(
         panel_from_all=recipe.panel.sections == "all",
         set_size=recipe.evaluation.set_size,
         undefined=recipe.evaluation.undefined,
-    )
+    ).counted(genes)
     facts = _facts(cohort, recipe, splits, stamp, chosen, parts, gene_lists, described)
     if folder is not None:
         folder.write_tables(scores, genes, facts)
@@ -139,22 +144,6 @@ def shipped_methods() -> tuple[str, ...]:
     return tuple(method.name for method in _SHIPPED)
 
 
-def truth_of(section: Section, genes: Sequence[str], target_sum: float | str):
-    """Measured log-normalised expression of those of `genes` that the section measured.
-
-    Returns
-    -------
-    genes : tuple of str
-    expression : scipy.sparse.csr_matrix, shape (spots, genes)
-        Library sizes are over all genes of the section.
-    """
-    known = set(section.genes)
-    measured = tuple(gene for gene in genes if section.absent_genes == "zero" or gene in known)
-    if not measured or known.isdisjoint(measured):
-        raise NoSharedGenes(f"Section {section.name}", "the training sections")
-    return measured, GenePanel(measured, target_sum, {"kind": "evaluation"}).select(section)
-
-
 def _chosen(methods: Sequence[str | Method] | None) -> list[Method]:
     by_name = {method.name: method for method in _SHIPPED}
     chosen: list[Method] = []
@@ -170,34 +159,25 @@ def _chosen(methods: Sequence[str | Method] | None) -> list[Method]:
     return chosen
 
 
-def _run(method: Method, data: TrainingData, test: Cohort) -> Part:
+def _run(method: Method, data: TrainingData, test: Cohort, scorer: Scorer) -> Part:
     """Fit one method in one fold, predict its test sections from their slides, and score them."""
     import pandas as pd
 
     start = time.monotonic()
     predictor = method.fit(data)
-    score_rows: list[dict[str, object]] = []
+    scores = scorer.begin(data.sets)
     gene_tables: list[pd.DataFrame] = []
     tables: dict[str, AnnData] = {}
-    of_gene: dict[str, str] = {}
-    for name, members in data.sets.items():
-        for gene in members if name != "all" else ():
-            of_gene[gene] = f"{of_gene[gene]} {name}" if gene in of_gene else name
     for section in test:
         prediction = predictor.predict(place_of(section, data.features))
-        # From here on the truth is known; nothing goes back to the method.
-        genes, truth = truth_of(section, data.genes, data.recipe.panel.target_sum)
-        table = score_genes(truth, prediction.take(genes), genes)
-        head = {"method": method.name, "fold": data.fold.name, "section": section.name, "patient": section.patient}
-        score_rows += [head | row for row in score_sets(table, data.sets, data.recipe.evaluation.undefined)]
-        table.insert(0, "section", section.name)
-        table.insert(0, "method", method.name)
-        table["sets"] = [of_gene.get(gene, "") for gene in genes]
-        gene_tables.append(table)
+        # The truth is known to `scores` alone; nothing goes back to the method.
+        gene_tables.append(scores.add(section, prediction))
         if method.name == MAIN and prediction.table is not None:
             tables[section.name] = prediction.table
-    genes_frame = pd.concat(gene_tables, ignore_index=True)
-    return Part(pd.DataFrame(score_rows), genes_frame, predictor.record, time.monotonic() - start, tables)
+    rows = [{"method": method.name, "fold": data.fold.name} | row for row in scores.rows()]
+    genes = pd.concat(gene_tables, ignore_index=True)
+    genes.insert(0, "method", method.name)
+    return Part(pd.DataFrame(rows), genes, predictor.record, time.monotonic() - start, tables)
 
 
 def _report_progress(fold: Fold, method: Method, part: Part) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from cmrcnet.evaluation.splits import Unit
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FEWEST_PATIENTS_TO_RANK = 5
 
@@ -24,9 +28,18 @@ class Stamp:
     panel_from_all : bool
         The gene panel was chosen on the test sections too.
     set_size : int
-        Genes in HEG and in HVG.
+        Genes in HEG, in HVG and in SVG.
     undefined : {"skip", "zero"}
         What an undefined correlation counts as.
+    protocol : {"strict", "paper"}
+    sets_from : str
+        Where HEG and HVG come from, in words that fit after "chosen on".
+    own_sets : tuple of str
+        Names of gene lists that were given.
+    n_genes : int or None
+        Different genes scored; None before scoring.
+    n_pairs, n_undefined : int
+        Gene-section pairs scored, and those of them where the truth is constant, so that no method has a correlation.
     """
 
     unit: Unit
@@ -37,6 +50,25 @@ class Stamp:
     panel_from_all: bool
     set_size: int
     undefined: str
+    protocol: str = "strict"
+    sets_from: str = "the training sections of each fold"
+    own_sets: tuple[str, ...] = ()
+    n_genes: int | None = None
+    n_pairs: int = 0
+    n_undefined: int = 0
+
+    def counted(self, genes: pd.DataFrame) -> Stamp:
+        """The stamp with the number of genes that were scored.
+
+        Parameters
+        ----------
+        genes : pandas.DataFrame
+            As `genes.csv`.
+        """
+        pairs = genes.drop_duplicates(["section", "gene"])
+        # `variance` is the truth's; a constant one may leave rounding behind.
+        flat = ~(pairs["variance"] > 1e-12)
+        return replace(self, n_genes=pairs["gene"].nunique(), n_pairs=len(pairs), n_undefined=int(flat.sum()))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -56,10 +88,27 @@ class Stamp:
         patients = f"{self.patients} patient{'s' if self.patients > 1 else ''}"
         words = [
             *self.warnings,
+            f"protocol {self.protocol}",
             f"leave-one-{self.unit}-out, {self.folds} folds, {self.sections} sections of {patients}",
-            f"HEG and HVG: {self.set_size} genes each, chosen on the training sections of each fold",
+            *self._origins(),
+        ]
+        if self.n_genes is not None:
+            words.append(
+                f"{self.n_genes:,} genes scored; in {self.n_undefined:,} of {self.n_pairs:,} gene-section pairs the "
+                "truth is constant, so every correlation is undefined"
+            )
+        words += [
             "mean over genes, then sections, then patients",
             f"undefined correlations {undefined} and counted beside them",
         ]
         sentence = "; ".join(words)
         return f"{sentence[0].upper()}{sentence[1:]}."
+
+    def _origins(self) -> list[str]:
+        """Where each kind of gene set comes from."""
+        each = f"{self.set_size} genes each, chosen on"
+        if self.protocol == "strict":
+            found = [f"HEG, HVG and SVG: {each} {self.sets_from}"]
+        else:
+            found = [f"HEG and HVG: {each} {self.sets_from}; SVG: on the training sections of each fold"]
+        return found + ([f"{' and '.join(self.own_sets)}: as listed"] if self.own_sets else [])

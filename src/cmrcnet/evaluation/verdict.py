@@ -60,16 +60,15 @@ def number(value: float) -> str:
 
 
 def table_text(run: EvaluationRun) -> str:
-    """Methods by gene sets, plain text."""
+    """Methods by gene sets, plain text; `scores.csv` holds every metric."""
     summary = run.summary()
     sets = list(dict.fromkeys(summary.gene_set))
-    heads = ["method"] + [f"{name} {metric}" for metric in dict.fromkeys(summary.metric) for name in sets]
-    heads.append("undefined (HVG)")
+    cells = [("pearson", name) for name in sets] + [("pearson_share", "HVG"), ("mse", "HVG")]
+    heads = ["method", *(f"{name} pearson" for name in sets), "HVG share of ceiling", "HVG mse", "undefined (HVG)"]
     rows = [heads]
     for method in run.methods:
         mine = summary[summary.method == method].set_index(["metric", "gene_set"])
-        row = [method]
-        row += [number(mine.loc[(m, s), "value"]) for m in dict.fromkeys(summary.metric) for s in sets]
+        row = [method, *(number(mine.loc[cell, "value"]) for cell in cells)]
         pairs = mine.loc[("pearson", "HVG")]
         rows.append([*row, f"{int(pairs.n_undefined)}/{int(pairs.n_genes)}"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]

@@ -51,7 +51,7 @@ def _dense(block: np.ndarray | sparse.csc_matrix) -> np.ndarray:
 def _correlate(truth: np.ndarray, guess: np.ndarray) -> np.ndarray:
     """Correlation of two dense blocks, which are changed on the way."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        defined = _varies(truth) & _varies(guess)
+        defined = varies(truth) & varies(guess)
         for block in (truth, guess):
             block -= block.mean(axis=0)
             block /= np.sqrt(np.einsum("ng,ng->g", block, block))
@@ -59,7 +59,7 @@ def _correlate(truth: np.ndarray, guess: np.ndarray) -> np.ndarray:
     return np.where(defined, value, np.nan)
 
 
-def _varies(block: np.ndarray) -> np.ndarray:
-    """Which columns are finite and not constant."""
+def varies(block: np.ndarray) -> np.ndarray:
+    """Which columns are finite and not constant: a bool a column."""
     low, high = block.min(axis=0), block.max(axis=0)
     return np.isfinite(low) & np.isfinite(high) & (high - low > _CONSTANT * np.maximum(np.abs(low), np.abs(high)))
