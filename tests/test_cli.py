@@ -19,6 +19,8 @@ def _sample(hint: object) -> tuple[list[str], object]:
         return [str(options[-1])], options[-1]
     if options and typing.get_origin(hint) is not list:
         return _sample(options[0])
+    if hint == list[Path]:
+        return ["a/b", "c"], [Path("a/b"), Path("c")]
     if typing.get_origin(hint) is list:
         return ["a.b=1", "c"], ["a.b=1", "c"]
     return {

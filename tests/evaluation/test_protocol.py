@@ -60,7 +60,7 @@ def evaluated(cohort, recipe, cache, **options) -> EvaluationRun:
 def test_every_method_is_scored_in_every_fold_on_every_set(small_run):
     scores = small_run.run.scores
     assert list(scores.columns) == [
-        "method", "fold", "section", "patient", "gene_set", "metric", "value", "n_genes", "n_undefined",
+        "method", "fold", "section", "patient", "gene_set", "metric", "value", "n_genes", "n_undefined", "seed",
     ]  # fmt: skip
     assert len(scores) == len(shipped_methods()) * 3 * 3 * 2
     assert set(scores.gene_set) == {"HEG", "HVG", "all"} and set(scores.metric) == {"pearson", "mse"}

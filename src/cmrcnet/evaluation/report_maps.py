@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmrcnet.evaluation.methods import MAIN
-from cmrcnet.evaluation.protocol import truth_of
 from cmrcnet.evaluation.report_figures import TissueView, map_jpeg, tissue_jpeg, tissue_view
 from cmrcnet.evaluation.report_page import figure, text
 from cmrcnet.evaluation.report_tables import LEAST_DETECTED, gene_means
+from cmrcnet.evaluation.scoring import truth_of
 from cmrcnet.evaluation.verdict import number
 
 if TYPE_CHECKING:
