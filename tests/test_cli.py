@@ -74,6 +74,12 @@ def test_help_tells_every_parameter(verb, capsys):
         (["inspect", "nowhere.csv"], "nowhere.csv"),
         (["predict", "model", "slide.jpg", "--bank", "bank", "--out", "table.csv"], "ends in .h5ad"),
         (["recipes", "nonsense"], "There is no recipe"),
+        (["sweep", "c.csv", "--out", "s", "--over", "readout.kk=1"], "'readout.kk', which no recipe knows"),
+        (["sweep", "c.csv", "--out", "s", "--over", "readout.k="], "values parted by commas"),
+        (["sweep", "c.csv", "--out", "s"], "one of --over KEY=a,b,c, --preset NAME and --ablate"),
+        (["sweep", "c.csv", "--out", "s", "--preset", "magic"], "There is no sweep preset 'magic'"),
+        (["sweep", "c.csv", "--out", "s", "--preset", "k", "--only", "k=11"], "There is no cell 'k=11'"),
+        (["transfer", "a.csv", "b.csv", "--out", "t"], "a.csv"),
     ],
 )
 def test_a_refusal_is_one_sentence_and_exit_code_two(words, sentence, capsys, tmp_path, monkeypatch):

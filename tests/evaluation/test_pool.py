@@ -49,9 +49,7 @@ def test_results_are_bit_identical_whatever_the_number_of_workers(tmp_path, smal
     one = small_run.run.scores
     pd.testing.assert_frame_equal(run.scores, one[one.method.isin(methods)].reset_index(drop=True), check_exact=True)
     genes = small_run.run.genes
-    pd.testing.assert_frame_equal(
-        run.genes, genes[genes.method.isin(methods)].reset_index(drop=True), check_exact=True
-    )
+    pd.testing.assert_frame_equal(run.genes, genes[genes.method.isin(methods)].reset_index(drop=True), check_exact=True)
     for section, table in small_run.run.predictions.items():
         np.testing.assert_array_equal(run.predictions[section].X, table.X)
     assert list(run.facts["time"]["methods"]) == methods
