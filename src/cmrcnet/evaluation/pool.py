@@ -175,7 +175,9 @@ class _Worker:
         for sentence in told:
             warnings.warn(sentence, CmrcnetWarning, stacklevel=2)
         if kind == "failed":
-            raise said
+            error, where = said
+            error.add_note(where)
+            raise error
         return task, said
 
     def end(self) -> None:
@@ -199,19 +201,29 @@ def _ready(busy: list[_Worker]) -> list[_Worker]:
 
 
 def _work(line: connection.Connection, workers: int, level: int) -> None:
-    """What a worker does: unpack, then answer task after task until the line is closed."""
+    """What a worker does: unpack, then answer task after task until the line is closed.
+
+    It leaves by `os._exit`, once its frames are unwound and what they held is put away: taking down an interpreter that
+    has loaded torch takes seconds.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # temporary folders are put away on the way out
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.getLogger("cmrcnet").setLevel(max(level, logging.WARNING))
     sys.path.append(str(Path.cwd()))  # a method of the user's own may lie there
     try:
-        cohort, cache = line.recv()
-        bench = Bench(cohort, cache, share=workers)
-        while True:
-            line.send(_answer(bench, line.recv(), workers))
+        _answer_all(line, workers)
     except (EOFError, BrokenPipeError):
-        return
+        os._exit(0)
+    except SystemExit as end:
+        os._exit(int(end.code or 0))
+
+
+def _answer_all(line: connection.Connection, workers: int) -> None:
+    cohort, cache = line.recv()
+    bench = Bench(cohort, cache, share=workers)
+    while True:
+        line.send(_answer(bench, line.recv(), workers))
 
 
 def _answer(bench: Bench, task: Task, workers: int) -> tuple[str, Any, list[str]]:
@@ -222,8 +234,7 @@ def _answer(bench: Bench, task: Task, workers: int) -> tuple[str, Any, list[str]
             with limited_threads(threads_of_task(task.recipe, workers)):
                 kind, said = "done", bench.run(task)
         except Exception as error:
-            error.add_note(f"In a worker process:\n{traceback.format_exc()}")
-            kind, said = "failed", _sendable_error(error)
+            kind, said = "failed", (_sendable_error(error), f"In a worker process:\n{traceback.format_exc()}")
     return kind, said, [str(each.message) for each in caught if issubclass(each.category, CmrcnetWarning)]
 
 
