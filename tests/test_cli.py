@@ -19,6 +19,8 @@ def _sample(hint: object) -> tuple[list[str], object]:
         return [str(options[-1])], options[-1]
     if options and typing.get_origin(hint) is not list:
         return _sample(options[0])
+    if hint == list[Path]:
+        return ["a/b", "c"], [Path("a/b"), Path("c")]
     if typing.get_origin(hint) is list:
         return ["a.b=1", "c"], ["a.b=1", "c"]
     return {
@@ -72,6 +74,12 @@ def test_help_tells_every_parameter(verb, capsys):
         (["inspect", "nowhere.csv"], "nowhere.csv"),
         (["predict", "model", "slide.jpg", "--bank", "bank", "--out", "table.csv"], "ends in .h5ad"),
         (["recipes", "nonsense"], "There is no recipe"),
+        (["sweep", "c.csv", "--out", "s", "--over", "readout.kk=1"], "'readout.kk', which no recipe knows"),
+        (["sweep", "c.csv", "--out", "s", "--over", "readout.k="], "values parted by commas"),
+        (["sweep", "c.csv", "--out", "s"], "one of --over KEY=a,b,c, --preset NAME and --ablate"),
+        (["sweep", "c.csv", "--out", "s", "--preset", "magic"], "There is no sweep preset 'magic'"),
+        (["sweep", "c.csv", "--out", "s", "--preset", "k", "--only", "k=11"], "There is no cell 'k=11'"),
+        (["transfer", "a.csv", "b.csv", "--out", "t"], "a.csv"),
     ],
 )
 def test_a_refusal_is_one_sentence_and_exit_code_two(words, sentence, capsys, tmp_path, monkeypatch):

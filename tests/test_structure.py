@@ -179,6 +179,9 @@ NOUNS_ON_DISK = {
     "training.checkpoint.Checkpoints": "a folder of states",
     "prediction.bank.ReferenceBank": "save and load",
     "evaluation.run_folder.RunFolder": "a folder of results",
+    "evaluation.work_folder": "a folder that takes long to make",
+    "evaluation.model_shelf.ModelShelf": "a folder of models that a sweep shares",
+    "evaluation.sweep_folder.SweepFolder": "a folder of results",
     "evaluation.report": "writes the report",
 }
 

@@ -18,6 +18,8 @@ VERBS: dict[str, Callable] = {
     "index": workflows.index,
     "predict": workflows.predict,
     "evaluate": workflows.evaluate,
+    "sweep": workflows.sweep,
+    "transfer": workflows.transfer,
     "recipes": workflows.recipes,
     "encoders": workflows.encoders,
     "doctor": doctor.doctor,

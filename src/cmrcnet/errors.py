@@ -291,6 +291,17 @@ class CannotResume(CmrcnetError, ValueError):
         super().__init__(f"The run in {path} cannot be resumed: {why}; pass --overwrite to start afresh.")
 
 
+class WorkerDied(CmrcnetError, ChildProcessError):
+    """A worker process that ended without an answer."""
+
+    def __init__(self, job: str, exit_code: object) -> None:
+        super().__init__(
+            f"The worker process that ran {job} ended without an answer (exit code {exit_code}), most often for want "
+            "of memory or because a script starts workers outside `if __name__ == '__main__':`; run again with "
+            "fewer workers (--workers 1), and --resume keeps what is finished."
+        )
+
+
 class Diverged(CmrcnetError, ArithmeticError):
     """A training whose numbers are no longer finite."""
 

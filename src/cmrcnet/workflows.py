@@ -193,8 +193,12 @@ def evaluate(
     out: Path,
     recipe: str = "default",
     set_: list[str] | None = None,
+    protocol: Literal["strict", "paper"] = "strict",
     unit: Literal["patient", "section"] | None = None,
     methods: list[str] | None = None,
+    seeds: int = 1,
+    folds: list[str] | None = None,
+    workers: int | Literal["auto"] = "auto",
     resume: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -210,18 +214,199 @@ def evaluate(
         Name of a shipped recipe (`cmrcnet recipes`) or the path of your own .yaml.
     set_ : list of str, optional
         Single settings over the recipe: --set train.epochs=20 readout.k=100
+    protocol : {"strict", "paper"}
+        strict: scored genes are fixed on training sections. paper: as published studies do it, a section left out, HEG
+        and HVG those of the test truth, the panel chosen on all sections; stamped on the report.
     unit : {"patient", "section"}, optional
         What each fold leaves out. Leaving out a section while its patient trains is stamped on the report.
     methods : list of str, optional
         Methods to compare; all that ship when left out.
+    seeds : int
+        Run everything with so many seeds, from the recipe's own on; scores are means over them.
+    folds : list of str, optional
+        Run only the folds that leave these patients (or sections) out; stamped on the report.
+    workers : int or "auto"
+        Processes side by side; auto takes one a core. The scores do not depend on it.
     resume : bool
-        Go on with the interrupted run in OUT.partial: finished folds and methods are not run again.
+        Go on with the interrupted run in OUT.partial: finished folds, methods and seeds are not run again.
     overwrite : bool
         Replace OUT.
     """
-    run = _evaluate(cohort, out, recipe, set_, unit, methods, resume, overwrite)
+    run = _evaluate(cohort, out, recipe, set_, protocol, unit, methods, seeds, folds, workers, resume, overwrite)
+    from cmrcnet.evaluation.facts import time_text
+
     print(run.to_text())
+    print(time_text(run.facts["time"]))
     print(f"Report: {out / 'report.html'}")
+    return out
+
+
+def sweep(
+    cohort: Path,
+    *,
+    out: Path,
+    recipe: str = "default",
+    set_: list[str] | None = None,
+    over: list[str] | None = None,
+    preset: str | None = None,
+    ablate: bool = False,
+    one_at_a_time: bool = False,
+    only: list[str] | None = None,
+    methods: list[str] | None = None,
+    protocol: Literal["strict", "paper"] = "strict",
+    unit: Literal["patient", "section"] | None = None,
+    seeds: int = 1,
+    folds: list[str] | None = None,
+    workers: int | Literal["auto"] = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Evaluate a recipe with some settings varied: sweeps, ablations, and the departures of the released code.
+
+    Parameters
+    ----------
+    cohort : Path
+        A cohort.csv.
+    out : Path
+        Sweep folder to write: sweep.html, sweep.csv, sweep.json, plots, and the scores of each cell.
+    recipe : str
+        Base recipe: name or path of a .yaml.
+    set_ : list of str, optional
+        Single settings of the base: --set train.epochs=20
+    over : list of str, optional
+        Settings to vary, with their values: --over model.mask_rate=0,0.3,0.5 --over readout.k=10,50
+    preset : str, optional
+        A sweep that ships, in place of --over: ablation, mask, k, reconstruct, departures.
+    ablate : bool
+        The same as --preset ablation: contrastive training alone against the full recipe.
+    one_at_a_time : bool
+        Each value alone against the base; otherwise every value of a key with every value of the others.
+    only : list of str, optional
+        Run only these cells (and the base), by the names that sweep.csv gives them.
+    methods : list of str, optional
+        Methods to run in each cell besides cmrcnet.
+    protocol : {"strict", "paper"}
+        As in `cmrcnet evaluate`.
+    unit : {"patient", "section"}, optional
+        What each fold leaves out.
+    seeds : int
+        Run every cell with so many seeds.
+    folds : list of str, optional
+        Run only these folds.
+    workers : int or "auto"
+        Processes side by side.
+    resume : bool
+        Go on with the interrupted sweep in OUT.partial: finished cells, folds and seeds are not run again.
+    overwrite : bool
+        Replace OUT.
+    """
+    from cmrcnet.evaluation.sweep_plan import plan_over, preset_plan, read_axes
+
+    base = _recipe(recipe, set_)
+    if sum([bool(over), preset is not None, ablate]) != 1:
+        raise BadOption("over", over or "", "one of --over KEY=a,b,c, --preset NAME and --ablate")
+    if over:
+        plan = plan_over(base, read_axes(over), one_at_a_time=one_at_a_time)
+    else:
+        plan = preset_plan(base, preset or "ablation")
+    plan = plan.only(only)
+
+    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.evaluation.sweep_folder import SweepFolder
+    from cmrcnet.evaluation.sweep_report import write_sweep
+    from cmrcnet.evaluation.sweeps import sweep as run_sweep
+    from cmrcnet.readers.cohort import read_cohort
+
+    def cohort_of(controls: Literal["drop", "keep"]) -> Cohort:
+        return read_cohort(cohort, controls=controls)
+
+    cohort_of("drop")
+    folder = SweepFolder(out, overwrite=overwrite, resume=resume)
+    run = run_sweep(
+        cohort_of,
+        plan,
+        folder,
+        TokenCache.default(),
+        methods=methods or (),
+        protocol=protocol,
+        unit=unit,
+        seeds=seeds,
+        only=folds,
+        workers=workers,
+    )
+    write_sweep(run, folder)
+    folder.finish(run.facts)
+    print(run.to_text())
+    print(f"Report: {out / 'sweep.html'}")
+    return out
+
+
+def transfer(
+    train: Path,
+    tests: list[Path],
+    *,
+    out: Path,
+    recipe: str = "default",
+    set_: list[str] | None = None,
+    methods: list[str] | None = None,
+    unit: Literal["patient", "section"] | None = None,
+    seeds: int = 1,
+    workers: int | Literal["auto"] = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Train on one cohort and test on others; the scores inside each cohort stand beside it, and the drop.
+
+    Parameters
+    ----------
+    train : Path
+        The cohort.csv to train on.
+    tests : list of Path
+        Cohorts to test on: TRAIN.csv TEST.csv TEST2.csv
+    out : Path
+        Folder to write: transfer.html, transfer.csv, transfer.json, and the scores of each part.
+    recipe : str
+        Name of a shipped recipe or the path of your own .yaml.
+    set_ : list of str, optional
+        Single settings over the recipe.
+    methods : list of str, optional
+        Methods to run besides cmrcnet.
+    unit : {"patient", "section"}, optional
+        What each fold inside a cohort leaves out; sections where a cohort has one patient.
+    seeds : int
+        Run everything with so many seeds.
+    workers : int or "auto"
+        Processes side by side.
+    resume : bool
+        Go on with the interrupted run in OUT.partial.
+    overwrite : bool
+        Replace OUT.
+    """
+    plan = _recipe(recipe, set_)
+
+    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.evaluation.sweep_folder import SweepFolder
+    from cmrcnet.evaluation.transfer import transfer as run_transfer
+    from cmrcnet.evaluation.transfer_report import write_transfer
+    from cmrcnet.readers.cohort import read_cohort
+
+    source, *targets = [read_cohort(csv, controls=plan.panel.controls) for csv in (train, *tests)]
+    folder = SweepFolder(out, last="transfer.json", overwrite=overwrite, resume=resume)
+    run = run_transfer(
+        source,
+        targets,
+        plan,
+        folder,
+        TokenCache.default(),
+        methods=methods or (),
+        unit=unit,
+        seeds=seeds,
+        workers=workers,
+    )
+    write_transfer(run, folder)
+    folder.finish(run.facts)
+    print(run.to_text())
+    print(f"Report: {out / 'transfer.html'}")
     return out
 
 
@@ -303,8 +488,12 @@ def _evaluate(
     out: Path,
     recipe: str,
     set_: list[str] | None = None,
+    protocol: Literal["strict", "paper"] = "strict",
     unit: Literal["patient", "section"] | None = None,
     methods: list[str] | None = None,
+    seeds: int = 1,
+    folds: list[str] | None = None,
+    workers: int | Literal["auto"] = "auto",
     resume: bool = False,
     overwrite: bool = False,
 ) -> EvaluationRun:
@@ -319,7 +508,18 @@ def _evaluate(
 
     sections = read_cohort(cohort, controls=plan.panel.controls)
     folder = RunFolder(out, overwrite=overwrite, resume=resume)
-    run = run_protocol(sections, plan, methods=methods, unit=unit, cache=TokenCache.default(), folder=folder)
+    run = run_protocol(
+        sections,
+        plan,
+        methods=methods,
+        protocol=protocol,
+        unit=unit,
+        seeds=seeds,
+        only=folds,
+        workers=workers,
+        cache=TokenCache.default(),
+        folder=folder,
+    )
     write_report(run, folder.working / "report.html")
     folder.finish()
     return run

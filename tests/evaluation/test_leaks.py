@@ -7,11 +7,13 @@ import pytest
 from scipy import sparse
 
 from cmrcnet.errors import SeenInTraining
+from cmrcnet.evaluation.bench import Bench
 from cmrcnet.evaluation.features import PooledFeatures
-from cmrcnet.evaluation.methods import TrainingData
-from cmrcnet.evaluation.protocol import evaluate
+from cmrcnet.evaluation.methods import TrainingData, place_of
+from cmrcnet.evaluation.protocol import chosen_methods, evaluate, shipped_methods
 from cmrcnet.evaluation.retrieval import TrainedCMRCNet
-from cmrcnet.evaluation.splits import Fold
+from cmrcnet.evaluation.splits import Fold, folds
+from cmrcnet.evaluation.study import FoldPlanner, Study, only_folds
 from cmrcnet.expression.gene_sets import gene_sets
 from cmrcnet.expression.panel import choose_panel
 from cmrcnet.tissue.section import Cohort, Section
@@ -55,6 +57,26 @@ def test_panel_weights_bank_and_predictions_do_not_depend_on_held_out_counts(sma
     for method in ("cmrcnet", "ridge"):
         mine = f"method == '{method}' and section == 'P1S1' and gene_set == 'all' and metric == 'pearson'"
         assert run.scores.query(mine)["value"].item() != small_run.run.scores.query(mine)["value"].item()
+
+
+@pytest.mark.parametrize("method", shipped_methods())
+def test_no_method_predicts_otherwise_when_held_out_counts_change(method, small_cohort, small_recipe, small_cache):
+    """Panel, gene sets, features, record and prediction of every method that ships: bit for bit the same."""
+    quick = small_recipe.override({"train.epochs": 1})
+    seen = []
+    for cohort in (small_cohort, scrambled(small_cohort)):
+        bench = Bench(cohort, small_cache)
+        study = Study(quick, tuple(chosen_methods([method])), only_folds(folds(cohort), ["P1"]), (0,))
+        (task,) = study.tasks(0, FoldPlanner(bench.cohort))
+        data = bench._training_data(task)
+        predictor = task.method.fit(data)
+        prediction = predictor.predict(place_of(cohort.read(HELD_OUT), data.features))
+        seen.append((task.plan.panel, task.plan.sets, predictor.record, prediction.genes, prediction.mean, data.pooled))
+    for before, after in zip(*seen, strict=True):
+        if isinstance(before, np.ndarray):
+            np.testing.assert_array_equal(before, after)
+        else:
+            assert before == after
 
 
 def test_other_folds_do_learn_from_it(small_run, small_recipe, small_cache):

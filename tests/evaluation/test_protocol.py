@@ -61,7 +61,7 @@ def evaluated(cohort, recipe, cache, **options) -> EvaluationRun:
 def test_every_method_is_scored_in_every_fold_on_every_set(small_run):
     scores = small_run.run.scores
     assert list(scores.columns) == [
-        "method", "fold", "section", "patient", "gene_set", "metric", "value", "n_genes", "n_undefined",
+        "method", "fold", "section", "patient", "gene_set", "metric", "value", "n_genes", "n_undefined", "seed",
     ]  # fmt: skip
     assert set(scores.gene_set) == {"HEG", "HVG", "SVG", "all"}
     assert set(scores.metric) == {*METRICS, *SET_METRICS}
@@ -105,7 +105,7 @@ def test_the_folder_holds_what_the_run_holds(small_run):
     place = small_run.folder.path
     pd.testing.assert_frame_equal(pd.read_csv(place / "scores.csv", float_precision="round_trip"), small_run.run.scores)
     facts = json.loads((place / "run.json").read_text())
-    assert facts["format"] == 1 and facts["seed"] == small_run.recipe.train.seed
+    assert facts["format"] == 2 and facts["seed"] == small_run.recipe.train.seed
     assert facts["recipe"] == small_run.recipe.to_dict()
     assert [fold["test"] for fold in facts["folds"]] == [["P1S1"], ["P2S1"], ["P3S1"]]
     assert set(facts["versions"]) >= {"cmrcnet", "torch", "python"}

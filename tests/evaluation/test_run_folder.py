@@ -41,7 +41,7 @@ def begun(path, **options) -> RunFolder:
 
 def finished(path, **options) -> RunFolder:
     folder = begun(path, **options)
-    folder.keep("794", "m", part(s=ad.AnnData(np.ones((2, 1), np.float32))))
+    folder.keep("794", "m", 0, part(s=ad.AnnData(np.ones((2, 1), np.float32))))
     folder.write_tables(SCORES, GENES, {"seed": 0})
     (folder.working / "report.html").write_text("report")
     folder.finish()
@@ -49,7 +49,7 @@ def finished(path, **options) -> RunFolder:
 
 
 def test_a_part_comes_back_as_it_was_with_names_still_text(tmp_path):
-    kept = begun(tmp_path / "run").keep("fold/1", "m", part())
+    kept = begun(tmp_path / "run").keep("fold/1", "m", 0, part())
     pd.testing.assert_frame_equal(kept.scores, SCORES)
     pd.testing.assert_frame_equal(kept.genes, GENES)
     assert (kept.record, kept.seconds) == ({"penalty": 10.0}, 1.5)
@@ -57,7 +57,7 @@ def test_a_part_comes_back_as_it_was_with_names_still_text(tmp_path):
 
 def test_nothing_stands_at_the_path_until_it_is_finished(tmp_path):
     folder = begun(tmp_path / "run")
-    folder.keep("f", "m", part())
+    folder.keep("f", "m", 0, part())
     assert not (tmp_path / "run").exists() and folder.working == tmp_path / "run.partial"
     folder.write_tables(SCORES, GENES, {})
     folder.finish()
@@ -79,7 +79,7 @@ def test_the_finished_folder_holds_the_contract_and_nothing_else(tmp_path):
 
 def test_predictions_are_found_before_and_after_the_folder_moves(tmp_path):
     folder = begun(tmp_path / "run")
-    folder.keep("f", "m", part(**{"a/b": ad.AnnData(np.ones((3, 1), np.float32))}))
+    folder.keep("f", "m", 0, part(**{"a/b": ad.AnnData(np.ones((3, 1), np.float32))}))
     tables = folder.predictions()
     assert list(tables) == ["a/b"] and tables["a/b"].n_obs == 3
     folder.write_tables(SCORES, GENES, {})
@@ -88,7 +88,7 @@ def test_predictions_are_found_before_and_after_the_folder_moves(tmp_path):
 
 
 def test_resuming_finds_the_finished_parts_only(tmp_path):
-    begun(tmp_path / "run").keep("f", "m", part())
+    begun(tmp_path / "run").keep("f", "m", 0, part())
     again = begun(tmp_path / "run", resume=True)
     assert again.part("f", "m").record == {"penalty": 10.0}
     assert again.part("f", "other") is None and again.part("g", "m") is None
@@ -106,7 +106,7 @@ def test_another_run_is_not_gone_on_with(tmp_path, changed, named):
 
 
 def test_an_interrupted_run_is_neither_forgotten_nor_continued_silently(tmp_path):
-    begun(tmp_path / "run").keep("f", "m", part())
+    begun(tmp_path / "run").keep("f", "m", 0, part())
     with pytest.raises(OutputExists, match="an interrupted run; pass --resume to go on with it, or --overwrite"):
         RunFolder(tmp_path / "run")
     assert begun(tmp_path / "run", overwrite=True).part("f", "m") is None
@@ -141,7 +141,7 @@ def test_a_run_that_is_not_done_cannot_be_finished(tmp_path):
 
 def test_a_truncated_part_is_reported(tmp_path):
     folder = begun(tmp_path / "run")
-    folder.keep("f", "m", part())
+    folder.keep("f", "m", 0, part())
     (file,) = folder.working.rglob("part.json")
     file.write_text('{"format": 1')
     with pytest.raises(DamagedArtefact, match=r"part\.json is not whole"):

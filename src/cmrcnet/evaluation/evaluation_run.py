@@ -31,10 +31,12 @@ class EvaluationRun:
     methods : dict of str to str
         Name and one sentence of each method, in the order of the tables.
     scores : pandas.DataFrame
-        `method, fold, section, patient, gene_set, metric, value, n_genes, n_undefined`.
+        `method, fold, section, patient, gene_set, metric, value, n_genes, n_undefined, seed`.
     genes : pandas.DataFrame
         `method, section, gene, pearson, mse, mean, variance, detected, sets, ceiling`; mean, variance and the share of
-        spots where the gene was detected are the truth's; the ceiling is the best Pearson that its noise allows.
+        spots where the gene was detected are the truth's; the ceiling is the best Pearson that its noise allows. Means
+        over seeds. Every gene of CMRCNet (of the first method, where it was not run); of the others the genes of named
+        sets, so that the file stays small.
     predictions : mapping of str to AnnData
         CMRCNet's prediction table of each section.
     facts : dict

@@ -7,7 +7,7 @@ is built from the training sections alone, and a `Place` has a slide, spots and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.evaluation.model_shelf import ModelShelf
+    from cmrcnet.model.trained_model import TrainedModel
     from cmrcnet.training.checkpoint import Checkpoints
 
 MAIN = "cmrcnet"
@@ -100,6 +102,8 @@ class TrainingData:
     cache : TokenCache or None
     checkpoints : Checkpoints or None
         Where a long training may keep its state, to go on after an interruption.
+    shelf : ModelShelf or None
+        Trained models that differ in their readout alone; see `trained`.
     """
 
     cohort: Cohort
@@ -110,6 +114,20 @@ class TrainingData:
     features: PooledFeatures
     cache: TokenCache | None = None
     checkpoints: Checkpoints | None = None
+    shelf: ModelShelf | None = None
+
+    def trained(self, recipe: Recipe, cohort: Cohort, train: Callable[[], TrainedModel]) -> TrainedModel:
+        """The model that `train` gives: from the shelf, where there is one and the same training was done before.
+
+        Parameters
+        ----------
+        recipe : Recipe
+            What it is trained by: `self.recipe`, or one made of it.
+        cohort : Cohort
+            What it is trained on: `self.cohort`, or a cohort of another name made of it.
+        train : callable
+        """
+        return train() if self.shelf is None else self.shelf.trained(recipe, self.panel, cohort, train)
 
     @property
     def seed(self) -> int:

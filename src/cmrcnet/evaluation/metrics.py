@@ -14,6 +14,7 @@ from scipy import sparse
 
 from cmrcnet.errors import ShapeMismatch
 from cmrcnet.evaluation.rank_metrics import detection_auc
+from cmrcnet.evaluation.seeds import over_seeds
 from cmrcnet.expression.correlation import pearson_per_gene, varies
 from cmrcnet.expression.gene_sets import EVERYTHING
 
@@ -134,13 +135,15 @@ def score_sets(
 
 
 def by_patient(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean over each patient's sections: `method, gene_set, metric, patient, value, n_genes, n_undefined`.
+    """Mean over seeds, then over each patient's sections: `method, gene_set, metric, patient, value` and counts.
 
     `n_genes` and `n_undefined` are sums over sections: gene-section pairs looked at, and those undefined.
     """
     keys = ["method", "gene_set", "metric", "patient"]
-    return scores.groupby(keys, sort=False, as_index=False).agg(
-        value=("value", "mean"), n_genes=("n_genes", "sum"), n_undefined=("n_undefined", "sum")
+    return (
+        over_seeds(scores)
+        .groupby(keys, sort=False, as_index=False)
+        .agg(value=("value", "mean"), n_genes=("n_genes", "sum"), n_undefined=("n_undefined", "sum"))
     )
 
 

@@ -1,10 +1,13 @@
-"""The protocol: for each fold, everything is learnt from its training sections; then its test sections are scored."""
+"""The protocol: for each fold, everything is learnt from its training sections; then its test sections are scored.
+
+``strict`` fixes the scored genes on the training sections. ``paper`` does what published studies do, so that their
+numbers can be set beside ours: one section is left out at a time, HEG and HVG are those of the test truth, and the gene
+panel is chosen on all sections; every table is stamped with it.
+"""
 
 from __future__ import annotations
 
 import logging
-import platform
-import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -12,22 +15,23 @@ from typing import TYPE_CHECKING, Any
 from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation.baselines import GeneMean, RandomSpots, RidgeOnFeatures
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
-from cmrcnet.evaluation.features import PooledFeatures
-from cmrcnet.evaluation.methods import MAIN, Method, TrainingData, place_of
+from cmrcnet.evaluation.facts import describe, run_facts, shares_of_time
+from cmrcnet.evaluation.methods import Method
 from cmrcnet.evaluation.retrieval import PermutedPairs, TrainedCMRCNet
 from cmrcnet.evaluation.run_folder import Part, RunFolder
-from cmrcnet.evaluation.scoring import Scorer
-from cmrcnet.evaluation.section_memory import remembered, section_fingerprint
-from cmrcnet.evaluation.splits import Fold, Unit, folds, patient_disjoint
+from cmrcnet.evaluation.runner import run_studies
+from cmrcnet.evaluation.scoring_protocol import ProtocolName, protocol_named
+from cmrcnet.evaluation.section_memory import remembered
+from cmrcnet.evaluation.seeds import genes_over_seeds
+from cmrcnet.evaluation.splits import Unit, folds, patient_disjoint
 from cmrcnet.evaluation.stamp import Stamp
-from cmrcnet.expression.gene_sets import gene_sets
-from cmrcnet.expression.panel import choose_panel
+from cmrcnet.evaluation.study import Key, Study, only_folds, seeds_of
+from cmrcnet.evaluation.threads import Workers
 from cmrcnet.recipe import Recipe
 from cmrcnet.tissue.section import Cohort
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
 
     from cmrcnet.encoding.token_cache import TokenCache
 
@@ -41,7 +45,11 @@ def evaluate(
     recipe: Recipe,
     *,
     methods: Sequence[str | Method] | None = None,
+    protocol: ProtocolName = "strict",
     unit: Unit | None = None,
+    seeds: int = 1,
+    only: Sequence[str] | None = None,
+    workers: Workers = 1,
     cache: TokenCache | None = None,
     folder: RunFolder | None = None,
 ) -> EvaluationRun:
@@ -52,9 +60,17 @@ def evaluate(
     cohort : Cohort
     recipe : Recipe
     methods : sequence of names or methods, optional
-        All that ship when left out: cmrcnet, ridge, gene-mean, random-k, permuted-pairs.
+        All that ship when left out.
+    protocol : {"strict", "paper"}
     unit : {"patient", "section"}, optional
         In place of the recipe's `evaluation.unit`.
+    seeds : int
+        Everything is run with the recipe's seed and the ones that follow it; scores are means over seeds first.
+    only : sequence of str, optional
+        Names of the folds to run; all when left out.
+    workers : int or "auto"
+        Processes side by side; one runs everything here. In a script, more than one needs the usual
+        ``if __name__ == "__main__":``. The scores do not depend on it (see `threads`).
     cache : TokenCache, optional
         The user's own by default.
     folder : RunFolder, optional
@@ -66,77 +82,17 @@ def evaluate(
 
     Raises
     ------
-    TooFew, UnknownName, CannotResume
+    TooFew, UnknownName, BadOption, CannotResume, WorkerDied
     """
-    import pandas as pd
-
-    if unit is not None:
-        recipe = recipe.override({"evaluation.unit": unit})
-    chosen = _chosen(methods)
-    splits = folds(cohort, recipe.evaluation.unit)
+    recipe = under_protocol(recipe, protocol, unit)
     cohort = remembered(cohort)
-    if cache is None:
-        from cmrcnet.encoding.token_cache import TokenCache
-
-        cache = TokenCache.default()
-    described = _describe(cohort)
-    if folder is not None:
-        folder.begin({"recipe": recipe.to_dict(), "cohort": described, "version": version("cmrcnet")})
-
-    features = PooledFeatures(recipe, cache)
-    scorer = Scorer(
-        recipe.panel.target_sum,
-        undefined=recipe.evaluation.undefined,
-        set_size=recipe.evaluation.set_size,
-    )
-    parts: dict[tuple[str, str], Part] = {}
-    gene_lists: dict[str, dict[str, tuple[str, ...]]] = {}
-    tables: dict[str, AnnData] = {}
-    for fold in splits:
-        training, panel_cohort = cohort.only(fold.train), cohort
-        if recipe.panel.sections == "training":
-            panel_cohort = training
-        panel = choose_panel(panel_cohort, recipe.panel)
-        sets = gene_sets(training, panel.target_sum, size=recipe.evaluation.set_size)
-        gene_lists[fold.name] = {name: tuple(genes) for name, genes in sets.items() if name != "all"}
-        for method in chosen:
-            part = folder.part(fold.name, method.name) if folder is not None else None
-            if part is None:
-                keeps = folder.checkpoints(fold.name, method.name) if folder is not None else None
-                data = TrainingData(training, fold, recipe, panel, sets, features, cache, keeps)
-                part = _run(method, data, cohort.only(fold.test), scorer)
-                if folder is not None:
-                    part = folder.keep(fold.name, method.name, part)
-            tables |= part.tables
-            parts[fold.name, method.name] = part
-            _report_progress(fold, method, part)
-
-    scores = pd.concat([part.scores for part in parts.values()], ignore_index=True)
-    genes = pd.concat([part.genes for part in parts.values()], ignore_index=True)
-    stamp = Stamp(
-        unit=recipe.evaluation.unit,
-        patients=len(cohort.patients),
-        sections=len(cohort),
-        folds=len(splits),
-        patient_disjoint=patient_disjoint(splits),
-        panel_from_all=recipe.panel.sections == "all",
-        set_size=recipe.evaluation.set_size,
-        undefined=recipe.evaluation.undefined,
-    ).counted(genes)
-    facts = _facts(cohort, recipe, splits, stamp, chosen, parts, gene_lists, described)
-    if folder is not None:
-        folder.write_tables(scores, genes, facts)
-    return EvaluationRun(
-        cohort=cohort,
-        recipe=recipe,
-        folds=splits,
-        stamp=stamp,
-        methods={method.name: method.about for method in chosen},
-        scores=scores,
-        genes=genes,
-        predictions=folder.predictions() if folder is not None else tables,
-        facts=facts,
-    )
+    every = folds(cohort, recipe.evaluation.unit)
+    run_folds, run_seeds = only_folds(every, only), seeds_of(recipe, seeds)
+    study = Study(recipe, tuple(chosen_methods(methods)), run_folds, run_seeds, protocol, folder)
+    described = describe(cohort)
+    begin(study, described)
+    ((_, parts, features_s),) = run_studies([study], cohort, cache or _default_cache(), workers)
+    return collect(cohort, study, parts, described, features_s, len(every))
 
 
 def shipped_methods() -> tuple[str, ...]:
@@ -144,7 +100,122 @@ def shipped_methods() -> tuple[str, ...]:
     return tuple(method.name for method in _SHIPPED)
 
 
-def _chosen(methods: Sequence[str | Method] | None) -> list[Method]:
+def under_protocol(recipe: Recipe, protocol: ProtocolName, unit: Unit | None = None) -> Recipe:
+    """The recipe as a protocol runs it.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    protocol : {"strict", "paper"}
+        paper: a section is left out, and the panel is chosen on all sections.
+    unit : {"patient", "section"}, optional
+
+    Raises
+    ------
+    UnknownName
+    BadOption
+        Patients left out under `paper`.
+    """
+    rules = protocol_named(protocol)
+    if "evaluation.unit" in rules.settings and unit == "patient":
+        raise BadOption("unit", unit, f"section, or nothing, with the protocol {protocol}")
+    return rules.apply(recipe if unit is None else recipe.override({"evaluation.unit": unit}))
+
+
+def begin(study: Study, described: list[dict[str, Any]]) -> None:
+    """Open the study's folder; an interrupted run is gone on with only when it was the same."""
+    if study.folder is None:
+        return
+    identity = {
+        "recipe": study.recipe.to_dict(),
+        "protocol": study.protocol,
+        "cohort": described,
+        "version": version("cmrcnet"),
+    }
+    if study.scored is not None:
+        identity["gene sets"] = {name: list(genes) for name, genes in study.scored.items()}
+    study.folder.begin(identity)
+
+
+def collect(
+    cohort: Cohort,
+    study: Study,
+    parts: dict[Key, Part],
+    described: list[dict[str, Any]],
+    features_s: float,
+    all_folds: int,
+) -> EvaluationRun:
+    """Put the parts of a study together, and write its tables.
+
+    Parameters
+    ----------
+    cohort : Cohort
+    study : Study
+    parts : dict
+    described : list
+        From `facts.describe`.
+    features_s : float
+        Seconds spent on features.
+    all_folds : int
+        Folds that there are.
+    """
+    import pandas as pd
+
+    recipe = study.recipe
+    scores = pd.concat([part.scores for part in parts.values()], ignore_index=True)
+    genes = pd.concat([_genes(study, key, part) for key, part in parts.items()], ignore_index=True)
+    genes = genes_over_seeds(genes, len(study.seeds))
+    tested = [section for fold in study.folds for section in fold.test]
+    stamp = Stamp(
+        unit=recipe.evaluation.unit,
+        patients=len(cohort.only(tested).patients),
+        sections=len(tested),
+        folds=len(study.folds),
+        patient_disjoint=patient_disjoint(study.folds),
+        panel_from_all=recipe.panel.sections == "all",
+        set_size=recipe.evaluation.set_size,
+        undefined=recipe.evaluation.undefined,
+        protocol=study.protocol,
+        seeds=len(study.seeds),
+        all_folds=all_folds if all_folds != len(study.folds) else None,
+        sets_from=protocol_named(study.protocol).sets_from,
+    ).counted(genes)
+    facts = run_facts(cohort, study, stamp, parts, described, shares_of_time(parts, features_s))
+    tables = {section: table for part in parts.values() for section, table in part.tables.items()}
+    if study.folder is not None:
+        study.folder.write_tables(scores, genes, facts)
+    return EvaluationRun(
+        cohort=cohort,
+        recipe=recipe,
+        folds=study.folds,
+        stamp=stamp,
+        methods={method.name: method.about for method in study.methods},
+        scores=scores,
+        genes=genes,
+        predictions=study.folder.predictions() if study.folder is not None else tables,
+        facts=facts,
+    )
+
+
+def _genes(study: Study, key: Key, part: Part) -> pd.DataFrame:
+    """A part's genes; only those of named sets where the part kept more than this run asks for."""
+    whole = study.tables and key[1] == study.lead
+    return part.genes if whole else part.genes[part.genes["sets"] != ""]
+
+
+def _default_cache() -> TokenCache:
+    from cmrcnet.encoding.token_cache import TokenCache
+
+    return TokenCache.default()
+
+
+def chosen_methods(methods: Sequence[str | Method] | None) -> list[Method]:
+    """Methods by name or as they are, in the order given; all that ship for None.
+
+    Raises
+    ------
+    UnknownName, BadOption
+    """
     by_name = {method.name: method for method in _SHIPPED}
     chosen: list[Method] = []
     for method in shipped_methods() if methods is None else methods:
@@ -157,82 +228,3 @@ def _chosen(methods: Sequence[str | Method] | None) -> list[Method]:
     if not names or len(set(names)) != len(names):
         raise BadOption("methods", ", ".join(names), "at least one method, each named once")
     return chosen
-
-
-def _run(method: Method, data: TrainingData, test: Cohort, scorer: Scorer) -> Part:
-    """Fit one method in one fold, predict its test sections from their slides, and score them."""
-    import pandas as pd
-
-    start = time.monotonic()
-    predictor = method.fit(data)
-    scores = scorer.begin(data.sets)
-    gene_tables: list[pd.DataFrame] = []
-    tables: dict[str, AnnData] = {}
-    for section in test:
-        prediction = predictor.predict(place_of(section, data.features))
-        # The truth is known to `scores` alone; nothing goes back to the method.
-        gene_tables.append(scores.add(section, prediction))
-        if method.name == MAIN and prediction.table is not None:
-            tables[section.name] = prediction.table
-    rows = [{"method": method.name, "fold": data.fold.name} | row for row in scores.rows()]
-    genes = pd.concat(gene_tables, ignore_index=True)
-    genes.insert(0, "method", method.name)
-    return Part(pd.DataFrame(rows), genes, predictor.record, time.monotonic() - start, tables)
-
-
-def _report_progress(fold: Fold, method: Method, part: Part) -> None:
-    hvg = part.scores[(part.scores.gene_set == "HVG") & (part.scores.metric == "pearson")]["value"].mean()
-    log.info("fold %s, %s: HVG Pearson %.3f (%.0f s)", fold.name, method.name, hvg, part.seconds)
-
-
-def _describe(cohort: Cohort) -> list[dict[str, Any]]:
-    """One row a section: what it holds, by fingerprint, and what its reader noticed."""
-    return [
-        {
-            "section": section.name,
-            "patient": section.patient,
-            "spots": len(section.spots),
-            "genes": len(section.genes),
-            "um_per_px": section.slide.um_per_px,
-            "fingerprint": section_fingerprint(section),
-            "notes": list(section.notes),
-            "facts": dict(section.facts),
-        }
-        for section in cohort
-    ]
-
-
-def _facts(
-    cohort: Cohort,
-    recipe: Recipe,
-    splits: tuple[Fold, ...],
-    stamp: Stamp,
-    chosen: list[Method],
-    parts: dict[tuple[str, str], Part],
-    gene_lists: dict[str, dict[str, tuple[str, ...]]],
-    described: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """All that `run.json` says."""
-    libraries = ("cmrcnet", "torch", "timm", "numpy", "scipy", "scikit-learn", "scanpy", "anndata")
-    return {
-        "cohort": {"name": cohort.name, "sections": described},
-        "recipe": recipe.to_dict(),
-        "seed": recipe.train.seed,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
-        "stamp": {**vars(stamp), "warnings": list(stamp.warnings)},
-        "folds": [
-            {
-                "name": fold.name,
-                "train": list(fold.train),
-                "test": list(fold.test),
-                "patient_disjoint": fold.patient_disjoint,
-                "gene_sets": {name: list(genes) for name, genes in gene_lists[fold.name].items()},
-            }
-            for fold in splits
-        ],
-        "methods": [{"name": method.name, "about": method.about} for method in chosen],
-        "parts": [
-            {"fold": fold, "method": method, "seconds": round(part.seconds, 2), "record": part.record}
-            for (fold, method), part in parts.items()
-        ],
-    }

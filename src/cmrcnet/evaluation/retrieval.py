@@ -108,13 +108,17 @@ def _fit(training: TrainingData, cohort: Cohort) -> Retrieval:
     from cmrcnet.prediction.bank import build_bank
     from cmrcnet.training.fit import fit
 
-    model = fit(
-        cohort,
+    model = training.trained(
         training.recipe,
-        panel=training.panel,
-        cache=training.cache,
-        checkpoints=training.checkpoints,
-        resume=training.checkpoints is not None,
+        cohort,
+        lambda: fit(
+            cohort,
+            training.recipe,
+            panel=training.panel,
+            cache=training.cache,
+            checkpoints=training.checkpoints,
+            resume=training.checkpoints is not None,
+        ),
     )
     bank = build_bank(model, cohort, cache=training.cache)
     _refuse_contaminated(model, bank, training.fold)

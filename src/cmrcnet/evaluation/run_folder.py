@@ -1,6 +1,6 @@
 """A run folder: finished parts are kept while the run goes on, and the whole appears at once when it is done.
 
-While a run works, everything lies in ``OUT.partial``: one part a fold and method, each written whole or not at all.
+While a run works, all lies in ``OUT.partial``: a part for each fold, method and seed, written whole or not at all.
 After an interruption ``resume`` picks up the finished parts, and a half-finished training from its checkpoints.
 `finish` turns ``OUT.partial`` into ``OUT``; until then an older ``OUT`` stays as it was, also with ``overwrite``.
 """
@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmrcnet.atomic import atomic_file, atomic_folder, refuse_existing, replace_folder
-from cmrcnet.errors import CannotResume, DamagedArtefact, OutputExists
-from cmrcnet.fingerprint import fingerprint
+from cmrcnet.atomic import atomic_file, atomic_folder
+from cmrcnet.evaluation.work_folder import WorkFolder, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from cmrcnet.training.checkpoint import Checkpoints
 
-FORMAT = 1
+FORMAT = 2
 GENE_DIGITS = "%.5g"
 """`genes.csv` has a row for every method, section and gene: more digits would only make it larger."""
 _TEXT = ("method", "fold", "section", "patient", "gene_set", "metric", "gene", "sets")
@@ -33,7 +32,7 @@ _TEXT = ("method", "fold", "section", "patient", "gene_set", "metric", "gene", "
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What one method did in one fold.
+    """What one method did in one fold with one seed.
 
     Parameters
     ----------
@@ -45,6 +44,8 @@ class Part:
         Time of fitting, predicting and scoring.
     tables : dict of str to AnnData
         Prediction table of each test section, from a method that makes them.
+    every_gene : bool
+        `genes` holds every gene, not only those of named gene sets.
     """
 
     scores: pd.DataFrame
@@ -52,6 +53,7 @@ class Part:
     record: dict[str, Any]
     seconds: float
     tables: dict[str, AnnData] = field(default_factory=dict)
+    every_gene: bool = True
 
 
 class RunFolder:
@@ -74,26 +76,17 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-        self.path = Path(path)
-        self._partial = self.path.with_name(f"{self.path.name}.partial")
-        self._finished = False
-        self._overwrite = overwrite
-        refuse_existing(self.path, overwrite)
-        if self._partial.exists():
-            ours = (self._partial / "identity.json").exists() or not any(self._partial.iterdir())
-            if not ours:
-                raise OutputExists(self._partial, "it is a folder that cmrcnet did not write, so choose another name")
-            if not (resume or overwrite):
-                raise OutputExists(
-                    self._partial, "an interrupted run; pass --resume to go on with it, or --overwrite to start afresh"
-                )
-            if not resume:
-                shutil.rmtree(self._partial)
+        self._work = WorkFolder(path, overwrite=overwrite, resume=resume, number=FORMAT)
+
+    @property
+    def path(self) -> Path:
+        """Where the finished run stands."""
+        return self._work.path
 
     @property
     def working(self) -> Path:
         """Where the files are now: ``OUT.partial`` until `finish`, then ``OUT``."""
-        return self.path if self._finished else self._partial
+        return self._work.working
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Say what is being run. An interrupted run is only gone on with when nothing in it differs.
@@ -107,45 +100,43 @@ class RunFolder:
         ------
         CannotResume
         """
-        stamp = {"format": FORMAT} | {key: fingerprint(value) for key, value in identity.items()}
-        file = self._partial / "identity.json"
-        if file.exists():
-            before = _read_json(file)
-            changed = [key for key in stamp if before.get(key) != stamp[key]]
-            if changed:
-                raise CannotResume(self._partial, f"its {' and '.join(changed)} changed since it was started")
-            return
-        self._write_json(file, stamp)
+        self._work.begin(identity)
 
-    def part(self, fold: str, method: str) -> Part | None:
-        """A finished part, or None when it is still to be done. Tables are read by `prediction` when needed."""
-        place = self._place(fold, method)
+    def part(self, fold: str, method: str, seed: int = 0, *, every_gene: bool = False) -> Part | None:
+        """A finished part, or None when it is still to be done. Tables are read by `prediction` when needed.
+
+        With `every_gene`, a part that kept the genes of named sets only counts as not done.
+        """
+        place = self._place(fold, method, seed)
         if not place.is_dir():
             return None
-        facts = _read_json(place / "part.json")
+        facts = read_json(place / "part.json")
+        if every_gene and not facts["every_gene"]:
+            shutil.rmtree(place)
+            return None
         scores, genes = _read_table(place / "scores.csv"), _read_table(place / "genes.csv")
-        return Part(scores, genes, facts["record"], facts["seconds"])
+        return Part(scores, genes, facts["record"], facts["seconds"], every_gene=facts["every_gene"])
 
-    def keep(self, fold: str, method: str, part: Part) -> Part:
+    def keep(self, fold: str, method: str, seed: int, part: Part) -> Part:
         """Write a part and give it back as it will be read. Its training checkpoints are no longer needed."""
         for section, table in part.tables.items():
             with atomic_file(self._table_file(section)) as draft:
                 table.write_h5ad(draft, compression="gzip")
-        with atomic_folder(self._place(fold, method)) as draft:
+        with atomic_folder(self._place(fold, method, seed)) as draft:
             part.scores.to_csv(draft / "scores.csv", index=False)
             part.genes.to_csv(draft / "genes.csv", index=False, float_format=GENE_DIGITS)
-            facts = {"format": FORMAT, "record": part.record, "seconds": part.seconds}
+            facts = {"format": FORMAT, "record": part.record, "seconds": part.seconds, "every_gene": part.every_gene}
             (draft / "part.json").write_text(json.dumps(facts))
-        shutil.rmtree(self._checkpoint_place(fold, method), ignore_errors=True)
-        kept = self.part(fold, method)
+        shutil.rmtree(self._checkpoint_place(fold, method, seed), ignore_errors=True)
+        kept = self.part(fold, method, seed)
         assert kept is not None
         return kept
 
-    def checkpoints(self, fold: str, method: str) -> Checkpoints:
+    def checkpoints(self, fold: str, method: str, seed: int = 0) -> Checkpoints:
         """Where the training of one part keeps its state."""
         from cmrcnet.training.checkpoint import Checkpoints
 
-        return Checkpoints(self._checkpoint_place(fold, method))
+        return Checkpoints(self._checkpoint_place(fold, method, seed))
 
     def write_tables(self, scores: pd.DataFrame, genes: pd.DataFrame, facts: dict[str, Any]) -> None:
         """Write `scores.csv`, `genes.csv` and `run.json` of the whole run."""
@@ -153,7 +144,19 @@ class RunFolder:
             scores.to_csv(draft, index=False)
         with atomic_file(self.working / "genes.csv") as draft:
             genes.to_csv(draft, index=False, float_format=GENE_DIGITS)
-        self._write_json(self.working / "run.json", {"format": FORMAT, **facts})
+        self._work.write_json("run.json", {"format": FORMAT, **facts})
+
+    @staticmethod
+    def read_finished(path: Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+        """Scores and facts of a finished run; None where there is none.
+
+        Raises
+        ------
+        DamagedArtefact
+        """
+        if not (path / "run.json").exists():
+            return None
+        return _read_table(path / "scores.csv"), read_json(path / "run.json")
 
     def prediction(self, section: str) -> AnnData:
         """Read one section's prediction table."""
@@ -167,29 +170,16 @@ class RunFolder:
 
     def finish(self) -> Path:
         """Put the run where it was asked for; the parts and checkpoints go."""
-        if not (self._partial / "run.json").exists():
-            raise DamagedArtefact(self._partial, "the run is not finished", "go on with it: --resume")
-        if self.path.exists() and not self._overwrite:
-            raise OutputExists(self.path)
-        replace_folder(self._partial, self.path)
-        self._finished = True
-        for leftover in ("parts", "checkpoints"):
-            shutil.rmtree(self.path / leftover, ignore_errors=True)
-        (self.path / "identity.json").unlink(missing_ok=True)
-        return self.path
+        return self._work.finish("run.json", leftovers=("parts", "checkpoints"))
 
-    def _place(self, fold: str, method: str) -> Path:
-        return self.working / "parts" / _file_name(fold) / _file_name(method)
+    def _place(self, fold: str, method: str, seed: int) -> Path:
+        return self.working / "parts" / _file_name(fold) / _file_name(method) / str(seed)
 
-    def _checkpoint_place(self, fold: str, method: str) -> Path:
-        return self.working / "checkpoints" / _file_name(fold) / _file_name(method)
+    def _checkpoint_place(self, fold: str, method: str, seed: int) -> Path:
+        return self.working / "checkpoints" / _file_name(fold) / _file_name(method) / str(seed)
 
     def _table_file(self, section: str) -> Path:
         return self.working / "predictions" / f"{_file_name(section)}.h5ad"
-
-    def _write_json(self, file: Path, value: dict[str, Any]) -> None:
-        with atomic_file(file) as draft:
-            draft.write_text(json.dumps(value, indent=1))
 
 
 class _Tables(Mapping):
@@ -222,13 +212,6 @@ def _section_of(file_name: str) -> str:
     from urllib.parse import unquote
 
     return unquote(file_name)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DamagedArtefact(file, str(error), "run again with --overwrite") from error
 
 
 def _read_table(file: Path) -> pd.DataFrame:

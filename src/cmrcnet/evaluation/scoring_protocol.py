@@ -13,6 +13,10 @@ from cmrcnet.expression.gene_sets import sets_of_truth
 from cmrcnet.recipe import Recipe
 
 
+ProtocolName = Literal["strict", "paper"]
+Sets = Mapping[str, Sequence[str]]
+
+
 @dataclass(frozen=True)
 class ScoringProtocol:
     """How an evaluation leaves out, and by which genes it scores.
@@ -28,7 +32,7 @@ class ScoringProtocol:
         Settings of the recipe that the protocol fixes.
     """
 
-    name: Literal["strict", "paper"]
+    name: ProtocolName
     about: str
     sets_from: str
     settings: dict[str, Any] = field(default_factory=dict, hash=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cmrcnet.fingerprint import fingerprint
 from cmrcnet.tissue.section import Cohort, CohortEntry, Section
 
@@ -10,24 +12,47 @@ MOST_BYTES = 1 << 30
 
 
 def remembered(cohort: Cohort, most_bytes: int = MOST_BYTES) -> Cohort:
-    """The same cohort; sections are kept once read, up to `most_bytes` of counts. Slides free their own pixels."""
-    kept: dict[str, Section] = {}
-    used = [0]
+    """The same cohort; sections are kept once read, up to `most_bytes` of counts. Slides free their own pixels.
 
-    def entry(original: CohortEntry) -> CohortEntry:
-        def load() -> Section:
-            if original.section in kept:
-                return kept[original.section]
-            section = original.load()
-            size = section.counts.data.nbytes + section.counts.indices.nbytes + section.counts.indptr.nbytes
-            if used[0] + size <= most_bytes:
-                kept[original.section] = section
-                used[0] += size
-            return section
+    Each entry keeps its own section and knows no other: from the training entries of a fold no held-out section
+    can be reached.
+    """
+    budget = _Budget(most_bytes)
+    return Cohort(
+        cohort.name,
+        tuple(
+            CohortEntry(entry.section, entry.patient, _Kept(entry.load, budget), entry.facts)
+            for entry in cohort.entries
+        ),
+    )
 
-        return CohortEntry(original.section, original.patient, load, original.facts)
 
-    return Cohort(cohort.name, tuple(entry(original) for original in cohort.entries))
+class _Budget:
+    """Bytes that may still be kept."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
+class _Kept:
+    """Read one section, and keep it while there is room."""
+
+    def __init__(self, load: Callable[[], Section], budget: _Budget) -> None:
+        self._load, self._budget = load, budget
+        self._section: Section | None = None
+
+    def __reduce__(self) -> tuple:  # another process reads for itself, and keeps what it wants
+        return _Kept, (self._load, _Budget(0))
+
+    def __call__(self) -> Section:
+        if self._section is not None:
+            return self._section
+        section = self._load()
+        size = section.counts.data.nbytes + section.counts.indices.nbytes + section.counts.indptr.nbytes
+        if size <= self._budget.left:
+            self._budget.left -= size
+            self._section = section
+        return section
 
 
 def section_fingerprint(section: Section) -> str:

@@ -32,6 +32,7 @@ class Stamp:
     undefined : {"skip", "zero"}
         What an undefined correlation counts as.
     protocol : {"strict", "paper"}
+        Who chooses the genes that are scored: training sections, or each test section's own truth.
     sets_from : str
         Where HEG and HVG come from, in words that fit after "chosen on".
     own_sets : tuple of str
@@ -40,6 +41,10 @@ class Stamp:
         Different genes scored; None before scoring.
     n_pairs, n_undefined : int
         Gene-section pairs scored, and those of them where the truth is constant, so that no method has a correlation.
+    seeds : int
+        Seeds that scores are means over.
+    all_folds : int or None
+        Folds that there are, where only some were run.
     """
 
     unit: Unit
@@ -56,6 +61,8 @@ class Stamp:
     n_genes: int | None = None
     n_pairs: int = 0
     n_undefined: int = 0
+    seeds: int = 1
+    all_folds: int | None = None
 
     def counted(self, genes: pd.DataFrame) -> Stamp:
         """The stamp with the number of genes that were scored.
@@ -76,8 +83,12 @@ class Stamp:
         found = []
         if not self.patient_disjoint:
             found.append("not patient-disjoint")
+        if self.protocol == "paper":
+            found.append("scored genes chosen by the test truth")
         if self.panel_from_all:
             found.append("gene panel chosen on all sections, the test sections included")
+        if self.all_folds is not None:
+            found.append(f"only {self.folds} of {self.all_folds} folds")
         if self.patients < FEWEST_PATIENTS_TO_RANK:
             found.append("too few patients to rank")
         return tuple(found)
@@ -86,10 +97,11 @@ class Stamp:
         """One sentence under a table."""
         undefined = "left out of means" if self.undefined == "skip" else "counted as 0 in means"
         patients = f"{self.patients} patient{'s' if self.patients > 1 else ''}"
+        seeds = "seeds, then " if self.seeds > 1 else ""
         words = [
             *self.warnings,
-            f"protocol {self.protocol}",
-            f"leave-one-{self.unit}-out, {self.folds} folds, {self.sections} sections of {patients}",
+            f"protocol {self.protocol}: leave-one-{self.unit}-out, {self.folds} fold{'s' if self.folds > 1 else ''}, "
+            f"{self.sections} sections of {patients}" + (f", {self.seeds} seeds" if self.seeds > 1 else ""),
             *self._origins(),
         ]
         if self.n_genes is not None:
@@ -98,7 +110,7 @@ class Stamp:
                 "truth is constant, so every correlation is undefined"
             )
         words += [
-            "mean over genes, then sections, then patients",
+            f"mean over {seeds}genes, then sections, then patients",
             f"undefined correlations {undefined} and counted beside them",
         ]
         sentence = "; ".join(words)

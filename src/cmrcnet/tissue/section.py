@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -98,7 +99,7 @@ class Cohort:
     @classmethod
     def of(cls, sections: Iterable[Section], name: str = "cohort") -> Cohort:
         """A cohort of sections that are in memory already."""
-        return cls(name, tuple(CohortEntry(s.name, s.patient, lambda s=s: s, s.facts) for s in sections))
+        return cls(name, tuple(CohortEntry(s.name, s.patient, partial(_itself, s), s.facts) for s in sections))
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -142,3 +143,8 @@ class Cohort:
             if entry.section == section:
                 return entry
         raise UnknownSection(section, known=self.sections)
+
+
+def _itself(section: Section) -> Section:
+    """A function with a name, so that a cohort in memory can be sent to another process."""
+    return section

@@ -1,0 +1,142 @@
+"""The bench on which tasks are worked, in this process or in a worker: cohort, features, one fold's data at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+from cmrcnet.evaluation.features import PooledFeatures
+from cmrcnet.evaluation.methods import TrainingData, place_of
+from cmrcnet.evaluation.run_folder import Part
+from cmrcnet.evaluation.scoring import Scorer
+from cmrcnet.evaluation.scoring_protocol import protocol_named
+from cmrcnet.evaluation.section_memory import MOST_BYTES, remembered
+from cmrcnet.evaluation.study import Task
+from cmrcnet.fingerprint import fingerprint
+from cmrcnet.recipe import Recipe
+from cmrcnet.tissue.section import Cohort
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cmrcnet.encoding.token_cache import TokenCache
+
+_NOT_FEATURES = ("name", "about", "readout", "evaluation", "panel")
+_SHARED = ("genes", "expression", "pooled", "section_of", "unit_of")
+"""What `TrainingData` works out once and the seeds and methods of a fold share."""
+
+
+class Bench:
+    """Runs tasks one after another.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        All of it, for scoring. A method gets `TrainingData`, whose cohort has no entry of a held-out section.
+    cache : TokenCache or None
+    share : int
+        Benches that share this machine's memory.
+    """
+
+    def __init__(self, cohort: Cohort, cache: TokenCache | None, share: int = 1) -> None:
+        self.cohort = remembered(cohort, MOST_BYTES // share)
+        self._cache = cache
+        self._features: tuple[str, PooledFeatures] | None = None
+        self._fold: tuple[str, TrainingData] | None = None
+        self._scorer: tuple[tuple, Scorer] | None = None
+
+    def features(self, recipe: Recipe) -> PooledFeatures:
+        """The frozen features of a recipe. Those of the last recipe are kept."""
+        name = fingerprint({key: value for key, value in recipe.to_dict().items() if key not in _NOT_FEATURES})
+        if self._features is None or self._features[0] != name:
+            self._features = name, PooledFeatures(recipe, self._cache)
+        return self._features[1]
+
+    def warm(self, recipe: Recipe) -> None:
+        """Compute the frozen features of every section, so that workers find them in the cache."""
+        features = self.features(recipe)
+        for section in self.cohort:
+            features.of(section.slide, section.spots)
+
+    def run(self, task: Task) -> Part:
+        """Fit one method in one fold, predict its test sections from their slides, score them, and keep the part."""
+        import pandas as pd
+
+        start = time.monotonic()
+        data = self._training_data(task)
+        predictor = task.method.fit(data)
+        scores = self._scorer_of(task).begin(task.plan.scored)
+        gene_tables: list[pd.DataFrame] = []
+        tables: dict[str, AnnData] = {}
+        fold, name = task.plan.fold, task.method.name
+        for section in self.cohort.only(fold.test):
+            prediction = predictor.predict(place_of(section, data.features))
+            # The truth is known to `scores` alone; nothing goes back to the method.
+            table = scores.add(section, prediction)
+            if not task.every_gene:
+                table = table[table["sets"] != ""].reset_index(drop=True)
+            table.insert(0, "method", name)
+            gene_tables.append(table)
+            if task.every_gene and task.first and prediction.table is not None:
+                tables[section.name] = prediction.table
+        head = {"method": name, "fold": fold.name}
+        part = Part(
+            pd.DataFrame([head | row | {"seed": task.seed} for row in scores.rows()]),
+            pd.concat(gene_tables, ignore_index=True),
+            predictor.record,
+            time.monotonic() - start,
+            tables,
+            task.every_gene,
+        )
+        return part if task.folder is None else task.folder.keep(*task.key, part)
+
+    def _scorer_of(self, task: Task) -> Scorer:
+        """Methods and seeds of one fold share what is known of the truth."""
+        recipe = task.recipe
+        settings = (recipe.panel.target_sum, recipe.evaluation.undefined, recipe.evaluation.set_size, task.protocol)
+        if self._scorer is None or self._scorer[0] != settings:
+            scorer = Scorer(
+                recipe.panel.target_sum,
+                undefined=recipe.evaluation.undefined,
+                set_size=recipe.evaluation.set_size,
+                protocol=protocol_named(task.protocol),
+            )
+            self._scorer = settings, scorer
+        return self._scorer[1]
+
+    def _training_data(self, task: Task) -> TrainingData:
+        """What the method may learn from. Methods and seeds of one fold share what is worked out from the sections."""
+        fold = task.plan.fold
+        name = fingerprint([task.recipe.to_dict(), fold.name, list(fold.train)])
+        if self._fold is None or self._fold[0] != name:
+            plan = task.plan
+            self._fold = (
+                name,
+                TrainingData(
+                    self.cohort.only(fold.train),
+                    fold,
+                    task.recipe,
+                    plan.panel,
+                    plan.sets,
+                    self.features(task.recipe),
+                    self._cache,
+                ),
+            )
+        first = self._fold[1]
+        keeps = None if task.folder is None else task.folder.checkpoints(*task.key)
+        recipe = task.recipe.override({"train.seed": task.seed})
+        data = dataclasses.replace(first, recipe=recipe, checkpoints=keeps, shelf=task.shelf)
+        for each in _SHARED:
+            if each != "pooled" or not recipe.model.train_encoder:  # there the frozen features may never be asked for
+                data.__dict__[each] = _locked(getattr(first, each))  # fills the cached properties
+        return data
+
+
+def _locked(value):
+    """No method may change what the next one is given: arrays become read-only."""
+    arrays = (value.data, value.indices, value.indptr) if hasattr(value, "indptr") else (value,)
+    for array in arrays:
+        if hasattr(array, "flags"):
+            array.flags.writeable = False
+    return value

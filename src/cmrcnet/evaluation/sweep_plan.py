@@ -1,0 +1,193 @@
+"""The cells of a sweep: a base recipe, and what each cell sets otherwise."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from cmrcnet.errors import BadOption, UnknownName
+from cmrcnet.recipe import Recipe
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recipe of a sweep.
+
+    Parameters
+    ----------
+    name : str
+        "mask_rate=0.3, reconstruction_loss=mse"; "base" for the base recipe itself.
+    settings : dict
+        Dotted key to value, over the base recipe.
+    recipe : Recipe
+    """
+
+    name: str
+    settings: dict[str, Any]
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """All cells of a sweep, the base first.
+
+    Parameters
+    ----------
+    base : Recipe
+    cells : tuple of Cell
+        No two of the same recipe.
+    keys : tuple of str
+        Settings that differ between cells.
+    grid : bool
+        Every value of a key with every value of the others; otherwise each alone against the base.
+    about : str
+    """
+
+    base: Recipe
+    cells: tuple[Cell, ...]
+    keys: tuple[str, ...]
+    grid: bool
+    about: str = ""
+
+    def only(self, names: Sequence[str] | None) -> SweepPlan:
+        """The base and the cells of these names.
+
+        Raises
+        ------
+        UnknownName
+        """
+        if names is None:
+            return self
+        known = [cell.name for cell in self.cells]
+        for name in names:
+            if name not in known:
+                raise UnknownName("cell", name, known)
+        cells = tuple(cell for cell in self.cells if cell.name in (BASE, *names))
+        return SweepPlan(self.base, cells, self.keys, self.grid, self.about)
+
+
+def plan_over(
+    base: Recipe, over: Mapping[str, Sequence[Any]], *, one_at_a_time: bool = False, about: str = ""
+) -> SweepPlan:
+    """Cells of a grid, or each value alone.
+
+    Parameters
+    ----------
+    base : Recipe
+    over : mapping of str to sequence
+        Dotted key to values.
+    one_at_a_time : bool
+    about : str
+
+    Raises
+    ------
+    BadOption, UnknownKey
+        No key, no value, a value that the key cannot take, or a key that no recipe has.
+    """
+    if not over:
+        raise BadOption("over", "", "at least one KEY=a,b,c, or --preset NAME")
+    for key, values in over.items():
+        if not values:
+            raise BadOption(f"over {key}", "", "values parted by commas, as in model.mask_rate=0.3,0.5")
+    if one_at_a_time:
+        choices = [{key: value} for key, values in over.items() for value in values]
+    else:
+        choices = [dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())]
+    named = [(", ".join(f"{k.split('.')[-1]}={shown(v)}" for k, v in each.items()), each) for each in choices]
+    return SweepPlan(base, _cells(base, named), tuple(over), not one_at_a_time, about)
+
+
+def plan_switches(base: Recipe, switches: Sequence[Mapping[str, Any]], about: str = "") -> SweepPlan:
+    """Each switch alone: to what was released, or back to what is sound where the base has what was released.
+
+    Parameters
+    ----------
+    base : Recipe
+    switches : sequence of mapping
+        `name`, and settings under `sound` and under `released`.
+    about : str
+    """
+    named = []
+    for switch in switches:
+        is_released = all(base.override({k: v}).to_dict() == base.to_dict() for k, v in switch["released"].items())
+        side = "sound" if is_released else "released"
+        named.append((f"{switch['name']}: {side}", dict(switch[side])))
+    keys = tuple(dict.fromkeys(key for _, settings in named for key in settings))
+    return SweepPlan(base, _cells(base, named), keys, False, about)
+
+
+def preset_plan(base: Recipe, name: str) -> SweepPlan:
+    """A sweep that ships.
+
+    Raises
+    ------
+    UnknownName
+    """
+    if name not in shipped_sweeps():
+        raise UnknownName("sweep preset", name, shipped_sweeps(), "Your own: --over KEY=a,b,c.")
+    written = yaml.safe_load((resources.files("cmrcnet") / "sweeps" / f"{name}.yaml").read_bytes())
+    if "switches" in written:
+        return plan_switches(base, written["switches"], written["about"])
+    return plan_over(base, written["over"], one_at_a_time=written.get("one_at_a_time", False), about=written["about"])
+
+
+def shipped_sweeps() -> tuple[str, ...]:
+    """Names of the presets, sorted."""
+    folder = resources.files("cmrcnet") / "sweeps"
+    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def read_axes(over: Sequence[str]) -> dict[str, list[Any]]:
+    """Values of each key, from ``KEY=a,b,c``; values are YAML, so ``model.blocks=[4, 7],[10]`` gives two lists.
+
+    Raises
+    ------
+    BadOption
+    """
+    axes: dict[str, list[Any]] = {}
+    for each in over:
+        key, equals, values = each.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise BadOption("over", each, "KEY=a,b,c, as in --over model.mask_rate=0,0.3,0.5")
+        if key in axes:
+            raise BadOption("over", key, "each key once, with all its values behind it")
+        try:
+            axes[key] = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError as error:
+            raise BadOption(f"over {key}", values, "values parted by commas") from error
+    return axes
+
+
+def shown(value: Any) -> str:
+    """A value as a word of a name or a table."""
+    if isinstance(value, list | tuple):
+        return "[" + " ".join(shown(each) for each in value) + "]"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def value_of(recipe: Recipe, key: str) -> Any:
+    """What a recipe says under a dotted key."""
+    inner: Any = recipe.to_dict()
+    for part in key.split("."):
+        inner = inner[part]
+    return inner
+
+
+def _cells(base: Recipe, named: Sequence[tuple[str, dict[str, Any]]]) -> tuple[Cell, ...]:
+    """The base, then every cell whose recipe is new."""
+    cells = [Cell(BASE, {}, base)]
+    seen = [base.to_dict()]
+    for name, settings in named:
+        recipe = base.override(settings)
+        if recipe.to_dict() not in seen:
+            seen.append(recipe.to_dict())
+            cells.append(Cell(name, settings, recipe))
+    return tuple(cells)

@@ -1,0 +1,82 @@
+"""Train on one cohort, test on another: the same genes, no shared section, and names that do not collide."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from cmrcnet.datasets.synthetic import synthetic_cohort
+from cmrcnet.errors import NoSharedGenes, SeenInTraining, TooFew
+from cmrcnet.evaluation.sweep_folder import SweepFolder
+from cmrcnet.evaluation.transfer import joined, shared_sets, transfer
+from cmrcnet.evaluation.transfer_report import write_transfer
+from cmrcnet.tissue.section import Cohort
+
+pytestmark = pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
+
+
+@pytest.fixture(scope="module")
+def train() -> Cohort:
+    return synthetic_cohort(patients=2, spots=40, genes=60, seed=3)
+
+
+@pytest.fixture(scope="module")
+def test() -> Cohort:
+    """Other tissue under the same names, and fewer genes."""
+    other = synthetic_cohort(patients=2, spots=40, genes=60, seed=8)
+    return Cohort.of((dataclasses.replace(s, counts=s.counts[:, 10:], genes=s.genes[10:]) for s in other), name="other")
+
+
+def test_a_transfer_stands_beside_the_scores_inside_each_cohort(tmp_path, train, test, small_recipe, small_cache):
+    recipe = small_recipe.override({"train.epochs": 1, "train.held_in": "none", "train.refit": False})
+    folder = SweepFolder(tmp_path / "t", last="transfer.json")
+    run = transfer(train, [test], recipe, folder, small_cache, methods=["ridge"])
+    row = run.table.query("method == 'ridge' and gene_set == 'HVG' and metric == 'pearson'").iloc[0]
+    assert row.drop == pytest.approx(row.inside_test - row.transfer)
+    assert np.isfinite([row.transfer, row.inside_test, row.inside_train]).all() and row.patients == 2
+    assert set(run.facts["gene_sets"]["other"]["HVG"]) <= set(test.read("P1S1").genes)
+    write_transfer(run, folder)
+    folder.finish(run.facts)
+    assert json.loads((tmp_path / "t" / "transfer.json").read_text())["tests"] == ["other"]
+    assert "other" in (tmp_path / "t" / "transfer.html").read_text()
+    assert "inside other" in run.to_text()
+
+
+def test_sections_and_patients_of_the_same_name_are_kept_apart(train, test):
+    cohort, members = joined(train, [test])
+    assert members["other"] == ("other: P1S1", "other: P2S1")
+    assert cohort.patients == ("P1", "P2", "other: P1", "other: P2")
+    section = cohort.read("other: P1S1")
+    assert (section.name, section.patient) == ("other: P1S1", "other: P1")
+    np.testing.assert_array_equal(section.counts.toarray(), test.read("P1S1").counts.toarray())
+
+
+def test_sets_are_ranked_by_the_training_cohort_among_the_shared_genes(train, test, small_recipe):
+    from cmrcnet.expression.gene_sets import gene_sets
+
+    sets = shared_sets(train, test, small_recipe)
+    theirs = set(test.read("P1S1").genes)
+    whole = gene_sets(train, small_recipe.panel.target_sum, size=60)
+    assert sets["HVG"] == tuple(gene for gene in whole["HVG"] if gene in theirs)[:12]
+    assert len(sets["all"]) == 50
+
+
+def test_a_section_on_both_sides_is_refused_under_any_name(tmp_path, train, small_recipe, small_cache):
+    twin = Cohort.of([dataclasses.replace(train.read("P1S1"), name="new", patient="new")], name="twin")
+    with pytest.raises(SeenInTraining, match="has seen section new in training"):
+        transfer(train, [twin], small_recipe, SweepFolder(tmp_path / "t", last="transfer.json"), small_cache)
+
+
+def test_other_names_of_genes_are_explained(train, small_recipe):
+    ids = [f"ENSG{i:011d}" for i in range(60)]
+    other = Cohort.of((dataclasses.replace(s, genes=tuple(ids)) for s in train), name="ids")
+    with pytest.raises(NoSharedGenes, match="Ensembl ids"):
+        shared_sets(train, other, small_recipe)
+
+
+def test_no_test_cohort_is_refused(tmp_path, train, small_recipe, small_cache):
+    with pytest.raises(TooFew, match="0 test cohorts"):
+        transfer(train, [], small_recipe, SweepFolder(tmp_path / "t", last="transfer.json"), small_cache)
