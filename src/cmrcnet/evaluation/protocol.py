@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from cmrcnet.errors import BadOption, NoSharedGenes, UnknownName
-from cmrcnet.evaluation.baselines import GeneMean, RandomSpots, RidgeOnFeatures
+from cmrcnet.errors import NoSharedGenes
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
 from cmrcnet.evaluation.features import PooledFeatures
+from cmrcnet.evaluation.method_registry import chosen_methods, shipped_methods
 from cmrcnet.evaluation.methods import MAIN, Method, TrainingData, place_of
 from cmrcnet.evaluation.metrics import score_genes, score_sets
-from cmrcnet.evaluation.retrieval import PermutedPairs, TrainedCMRCNet
 from cmrcnet.evaluation.run_folder import Part, RunFolder
 from cmrcnet.evaluation.section_memory import remembered, section_fingerprint
 from cmrcnet.evaluation.splits import Fold, Unit, folds, patient_disjoint
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cmrcnet")
 
-_SHIPPED = (TrainedCMRCNet, RidgeOnFeatures, GeneMean, RandomSpots, PermutedPairs)
+__all__ = ["evaluate", "shipped_methods", "truth_of"]
 
 
 def evaluate(
@@ -52,7 +51,8 @@ def evaluate(
     cohort : Cohort
     recipe : Recipe
     methods : sequence of names or methods, optional
-        All that ship when left out: cmrcnet, ridge, gene-mean, random-k, permuted-pairs.
+        Names of shipped methods, ``module:object`` for one of your own, or methods themselves. All that ship when
+        left out (see `method_registry.shipped_methods`).
     unit : {"patient", "section"}, optional
         In place of the recipe's `evaluation.unit`.
     cache : TokenCache, optional
@@ -66,13 +66,13 @@ def evaluate(
 
     Raises
     ------
-    TooFew, UnknownName, CannotResume
+    TooFew, UnknownName, NotAMethod, CannotResume
     """
     import pandas as pd
 
     if unit is not None:
         recipe = recipe.override({"evaluation.unit": unit})
-    chosen = _chosen(methods)
+    chosen = chosen_methods(methods)
     splits = folds(cohort, recipe.evaluation.unit)
     cohort = remembered(cohort)
     if cache is None:
@@ -134,11 +134,6 @@ def evaluate(
     )
 
 
-def shipped_methods() -> tuple[str, ...]:
-    """Names of the methods that come with the package, in the order of the tables."""
-    return tuple(method.name for method in _SHIPPED)
-
-
 def truth_of(section: Section, genes: Sequence[str], target_sum: float | str):
     """Measured log-normalised expression of those of `genes` that the section measured.
 
@@ -155,21 +150,6 @@ def truth_of(section: Section, genes: Sequence[str], target_sum: float | str):
     return measured, GenePanel(measured, target_sum, {"kind": "evaluation"}).select(section)
 
 
-def _chosen(methods: Sequence[str | Method] | None) -> list[Method]:
-    by_name = {method.name: method for method in _SHIPPED}
-    chosen: list[Method] = []
-    for method in shipped_methods() if methods is None else methods:
-        if isinstance(method, str):
-            if method not in by_name:
-                raise UnknownName("method", method, shipped_methods())
-            method = by_name[method]()
-        chosen.append(method)
-    names = [method.name for method in chosen]
-    if not names or len(set(names)) != len(names):
-        raise BadOption("methods", ", ".join(names), "at least one method, each named once")
-    return chosen
-
-
 def _run(method: Method, data: TrainingData, test: Cohort) -> Part:
     """Fit one method in one fold, predict its test sections from their slides, and score them."""
     import pandas as pd
@@ -184,7 +164,7 @@ def _run(method: Method, data: TrainingData, test: Cohort) -> Part:
         for gene in members if name != "all" else ():
             of_gene[gene] = f"{of_gene[gene]} {name}" if gene in of_gene else name
     for section in test:
-        prediction = predictor.predict(place_of(section, data.features))
+        prediction = predictor.predict(place_of(section, data.features, method))
         # From here on the truth is known; nothing goes back to the method.
         genes, truth = truth_of(section, data.genes, data.recipe.panel.target_sum)
         table = score_genes(truth, prediction.take(genes), genes)
