@@ -56,7 +56,8 @@ class DeepSet(MSERegressor):
     def hidden(self, view: View, rows: Tensor) -> Tensor:
         """``rho``'s output."""
         ids, present = view.near_ids[rows], view.near_present[rows]
-        around = masked_mean(self.neighbour(view.features[ids]), present)
+        seen, place = torch.unique(ids, return_inverse=True)  # each neighbour once, however many spots it is near to
+        around = masked_mean(self.neighbour(view.features[seen])[place], present)
         return self.together(torch.cat([self.spot(view.features[rows]), around], dim=1))
 
 

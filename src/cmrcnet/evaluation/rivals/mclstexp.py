@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cmrcnet.evaluation.methods import TrainingData
 from cmrcnet.evaluation.rivals.retrieval_weights import top_k
 from cmrcnet.evaluation.rivals.sight import View
+from cmrcnet.evaluation.rivals.training_loop import Schedule
 from cmrcnet.evaluation.rivals.two_towers import DROPOUT, EMBEDDING, TowerPredictor, fit_towers
 from cmrcnet.model.contrastive_loss import contrastive_loss
 from cmrcnet.model.projection_head import ProjectionHead
@@ -38,7 +39,7 @@ class MclSTExp:
 
     def fit(self, training: TrainingData) -> TowerPredictor:
         """Train both sides and build the bank."""
-        return fit_towers(training, SpotSentence, top_k(K, TEMPERATURE), by_section=True)
+        return fit_towers(training, SpotSentence, top_k(K, TEMPERATURE), by_section=True, schedule=Schedule(most_epochs=30))
 
 
 class SpotSentence(nn.Module):

@@ -39,9 +39,9 @@ class Schedule:
         Of AdamW.
     """
 
-    most_epochs: int = 60
+    most_epochs: int = 45
     look_every: int = 3
-    patience: int = 4
+    patience: int = 3
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
 

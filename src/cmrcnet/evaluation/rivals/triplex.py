@@ -13,7 +13,7 @@ from cmrcnet.evaluation.rivals.regression import RegressionPredictor, fit_regres
 from cmrcnet.evaluation.rivals.sight import View
 from cmrcnet.evaluation.rivals.training_loop import Schedule
 
-WIDTH = 128
+WIDTH = 64
 HEADS = 4
 DROPOUT = 0.3
 FUSED_SHARE = 0.5
@@ -29,7 +29,7 @@ class Triplex:
     Differs from the original: all three encoders see one frozen feature vector a spot (PCA-256), where TRIPLEX takes
     token maps and trains its target encoder; the neighbourhood is the spatial neighbours within 300 um (at most 24);
     places enter through a small network of x and y instead of its convolutional position encoding; the network is
-    small (128 wide, one layer each); the share of the branch losses is ours; a step takes one section; genes are
+    small (64 wide, one layer each); the share of the branch losses is ours; a step takes one section; genes are
     chosen and completed as in `regression`.
     """
 
@@ -38,7 +38,7 @@ class Triplex:
 
     def fit(self, training: TrainingData) -> RegressionPredictor:
         """Train the three encoders and their fusion."""
-        return fit_regression(training, ThreeScales, by_section=True, schedule=Schedule(most_epochs=45))
+        return fit_regression(training, ThreeScales, by_section=True, schedule=Schedule(most_epochs=30))
 
 
 class ThreeScales(nn.Module):
@@ -71,7 +71,7 @@ class ThreeScales(nn.Module):
         self.branch_heads = nn.ModuleList(started_at(WIDTH, level) for _ in range(3))
 
     def hidden(self, view: View, rows: Tensor) -> Tensor:
-        """The fused vector of each row: (rows, 128)."""
+        """The fused vector of each row: (rows, 64)."""
         return self._fused(view, rows)[0]
 
     def loss(self, view: View, rows: Tensor, wanted: Tensor) -> Tensor:
@@ -94,15 +94,16 @@ class ThreeScales(nn.Module):
         return self.norm(whole + answer), (target, masked_mean(tokens, ~absent), whole)
 
     def _neighbourhood(self, view: View, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of the spot and its neighbours (rows, 1 + near, 128), and which of them are absent."""
+        """Tokens of the spot and its neighbours (rows, 1 + near, 64), and which of them are absent."""
         ids = torch.cat([rows[:, None], view.near_ids[rows]], dim=1)
         absent = torch.cat([torch.zeros(len(rows), 1, dtype=torch.bool), ~view.near_present[rows]], dim=1)
         apart = view.place_mm[ids] - view.place_mm[rows][:, None]
-        tokens = self.near_input(view.features[ids]) + self.near_place(apart)
+        seen, place = torch.unique(ids, return_inverse=True)
+        tokens = self.near_input(view.features[seen])[place] + self.near_place(apart)
         return self.near(tokens, src_key_padding_mask=absent), absent
 
     def _section(self, view: View, rows: Tensor) -> Tensor:
-        """Each row's token after all spots of its section have looked at each other: (rows, 128)."""
+        """Each row's token after all spots of its section have looked at each other: (rows, 64)."""
         asked = rows.numpy()
         out = torch.zeros(len(rows), WIDTH)
         for members in view.sections:
