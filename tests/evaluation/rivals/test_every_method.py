@@ -35,7 +35,7 @@ def new_training(small_cohort, small_recipe, small_cache):
 
 
 @pytest.fixture(scope="module")
-def test_section(small_cohort, new_training):
+def held_out(small_cohort, new_training):
     return small_cohort.read(new_training().fold.test[0])
 
 
@@ -46,8 +46,8 @@ def fitted(new_training):
 
 
 @pytest.fixture(scope="module")
-def place_for(test_section, new_training):
-    return lambda name: place_of(test_section, new_training().features, method_of(name))
+def place_for(held_out, new_training):
+    return lambda name: place_of(held_out, new_training().features, method_of(name))
 
 
 @pytest.mark.parametrize("name", shipped_methods())
@@ -68,11 +68,11 @@ def test_a_method_predicts_every_training_gene_and_says_what_it_chose(name, fitt
 
 
 @pytest.mark.parametrize("name", [name for name in WALKED if name not in BLIND])
-def test_a_method_that_looks_beats_one_that_does_not(name, fitted, place_for, test_section, new_training):
+def test_a_method_that_looks_beats_one_that_does_not(name, fitted, place_for, held_out, new_training):
     training = new_training()
     hvg = training.sets["HVG"]
-    truth = normalize(test_section.counts, training.recipe.panel.target_sum).toarray()
-    truth = truth[:, [test_section.genes.index(gene) for gene in hvg]]
+    truth = normalize(held_out.counts, training.recipe.panel.target_sum).toarray()
+    truth = truth[:, [held_out.genes.index(gene) for gene in hvg]]
 
     def score(which: str) -> float:
         return float(np.nanmean(pearson_per_gene(truth, fitted(which).predict(place_for(which)).take(hvg))))

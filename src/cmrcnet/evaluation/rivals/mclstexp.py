@@ -39,7 +39,9 @@ class MclSTExp:
 
     def fit(self, training: TrainingData) -> TowerPredictor:
         """Train both sides and build the bank."""
-        return fit_towers(training, SpotSentence, top_k(K, TEMPERATURE), by_section=True, schedule=Schedule(most_epochs=30))
+        return fit_towers(
+            training, SpotSentence, top_k(K, TEMPERATURE), by_section=True, schedule=Schedule(most_epochs=30)
+        )
 
 
 class SpotSentence(nn.Module):
