@@ -69,6 +69,16 @@ class UnknownSection(UnknownName):
         super().__init__("section", name, known)
 
 
+class NotAMethod(CmrcnetError, TypeError):
+    """Something given as a method of the evaluation that is none."""
+
+    def __init__(self, what: object, why: str) -> None:
+        super().__init__(
+            f"{what} is no method: {why}; wanted a class or object with name, about and fit(training), "
+            "given as module:object."
+        )
+
+
 class MissingExtra(CmrcnetError, ImportError):
     """A library that only some jobs need is not installed."""
 

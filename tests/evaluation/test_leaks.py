@@ -9,8 +9,9 @@ from scipy import sparse
 from cmrcnet.errors import SeenInTraining
 from cmrcnet.evaluation.bench import Bench
 from cmrcnet.evaluation.features import PooledFeatures
+from cmrcnet.evaluation.method_registry import chosen_methods, shipped_methods
 from cmrcnet.evaluation.methods import TrainingData, place_of
-from cmrcnet.evaluation.protocol import chosen_methods, evaluate, shipped_methods
+from cmrcnet.evaluation.protocol import evaluate
 from cmrcnet.evaluation.retrieval import TrainedCMRCNet
 from cmrcnet.evaluation.splits import Fold, folds
 from cmrcnet.evaluation.study import FoldPlanner, Study, only_folds

@@ -13,9 +13,10 @@ from cmrcnet.datasets.synthetic import synthetic_cohort
 from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation import protocol
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
+from cmrcnet.evaluation.method_registry import shipped_methods
 from cmrcnet.evaluation.methods import Method, Place, Prediction, TrainingData
 from cmrcnet.evaluation.metrics import METRICS, over_genes
-from cmrcnet.evaluation.protocol import evaluate, shipped_methods
+from cmrcnet.evaluation.protocol import evaluate
 from cmrcnet.evaluation.run_folder import RunFolder
 from cmrcnet.evaluation.scoring import SET_METRICS
 from cmrcnet.expression.correlation import pearson_per_gene

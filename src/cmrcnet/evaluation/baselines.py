@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cmrcnet.evaluation.features import PooledFeatures
+from cmrcnet.evaluation.held_in_choice import held_in_scores, hvg_of
 from cmrcnet.evaluation.methods import Place, Prediction, TrainingData
-from cmrcnet.evaluation.metrics import over_genes
-from cmrcnet.expression.correlation import pearson_per_gene
 from cmrcnet.fingerprint import fingerprint
+from cmrcnet.tissue.slide import Slide
+from cmrcnet.tissue.spots import Spots
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -20,6 +23,9 @@ PENALTIES = tuple(float(10.0**power) for power in np.arange(0, 6.5, 0.5))
 SAME = 0.001
 """Held-in scores that count as the same: Pearson does not feel shrinkage, MSE does, so the smaller penalty is taken."""
 _GENES_AT_A_TIME = 2_000
+
+Look = Callable[[PooledFeatures, Slide, Spots], np.ndarray]
+"""Takes one kind of feature at some places: (spots, dim)."""
 
 
 class GeneMean:
@@ -102,15 +108,18 @@ class RidgeOnFeatures:
 
 
 class Linear:
-    """A fitted ridge, one set of weights a gene."""
+    """A fitted ridge, one set of weights a gene; on the frozen features, or on another look at the same places."""
 
-    def __init__(self, training: TrainingData, penalty: float, record: dict[str, Any]) -> None:
+    def __init__(
+        self, training: TrainingData, penalty: float, record: dict[str, Any], look: Look | None = None
+    ) -> None:
         from sklearn.linear_model import Ridge
 
         self.record = record
-        self._genes = training.genes
-        self._reduce = reduction(training.pooled, training.seed)
-        inputs = self._reduce.transform(training.pooled)
+        self._genes, self._look = training.genes, look
+        seen = looked_at(training, look)
+        self._reduce = reduction(seen, training.seed)
+        inputs = self._reduce.transform(seen)
         expression = training.expression.tocsc()
         self._parts = [  # in blocks, so that the training expression is never dense as a whole
             Ridge(alpha=penalty).fit(inputs, np.asarray(expression[:, start : start + _GENES_AT_A_TIME].todense()))
@@ -119,9 +128,17 @@ class Linear:
 
     def predict(self, place: Place) -> Prediction:
         """Weights times features."""
-        inputs = self._reduce.transform(place.pooled())
+        seen = place.pooled() if self._look is None else self._look(place.features, place.slide, place.spots)
+        inputs = self._reduce.transform(seen)
         blocks = [part.predict(inputs).reshape(len(inputs), -1) for part in self._parts]
         return Prediction(self._genes, np.concatenate(blocks, axis=1).astype(np.float32))
+
+
+def looked_at(training: TrainingData, look: Look | None = None) -> np.ndarray:
+    """One kind of feature of every training spot, rows as in `training.expression`; the frozen features by default."""
+    if look is None:
+        return training.pooled
+    return np.concatenate([look(training.features, section.slide, section.spots) for section in training.cohort])
 
 
 def reduction(features: np.ndarray, seed: int) -> Pipeline:
@@ -134,31 +151,22 @@ def reduction(features: np.ndarray, seed: int) -> Pipeline:
     return make_pipeline(StandardScaler(), PCA(components, random_state=seed)).fit(features)
 
 
-def choose_penalty(training: TrainingData) -> tuple[float, dict[str, float]]:
+def choose_penalty(training: TrainingData, look: Look | None = None) -> tuple[float, dict[str, float]]:
     """The penalty that predicts held-in training units best, and the mean held-in HVG Pearson of each tried.
 
     Inside each inner split the standardisation and the PCA are fitted on the other units only.
     """
     from sklearn.linear_model import Ridge
 
-    units = list(dict.fromkeys(training.unit_of))
-    if len(units) < 2:
+    features, targets = looked_at(training, look), hvg_of(training)
+
+    def guesses(inside: np.ndarray) -> dict[float, np.ndarray]:
+        reduce = reduction(features[inside], training.seed)
+        seen, unseen = reduce.transform(features[inside]), reduce.transform(features[~inside])
+        return {penalty: Ridge(alpha=penalty).fit(seen, targets[inside]).predict(unseen) for penalty in PENALTIES}
+
+    means = held_in_scores(training, guesses)
+    if not means:
         return PENALTIES[len(PENALTIES) // 2], {}
-    column = {gene: i for i, gene in enumerate(training.genes)}
-    targets = np.asarray(training.expression[:, [column[gene] for gene in training.sets["HVG"]]].todense())
-    scores: dict[float, list[float]] = {penalty: [] for penalty in PENALTIES}
-    for unit in units:
-        inside = training.unit_of != unit
-        reduce = reduction(training.pooled[inside], training.seed)
-        seen, unseen = reduce.transform(training.pooled[inside]), reduce.transform(training.pooled[~inside])
-        of_row = training.section_of[~inside]
-        for penalty in PENALTIES:
-            guess = Ridge(alpha=penalty).fit(seen, targets[inside]).predict(unseen)
-            per_section = [
-                over_genes(pearson_per_gene(targets[~inside][of_row == s], guess[of_row == s]))[0]
-                for s in dict.fromkeys(of_row)
-            ]
-            scores[penalty].append(float(np.nanmean(per_section)) if not np.isnan(per_section).all() else 0.0)
-    means = {penalty: float(np.mean(values)) for penalty, values in scores.items()}
     best = min(penalty for penalty in PENALTIES if means[penalty] >= max(means.values()) - SAME)
     return best, {f"{penalty:g}": value for penalty, value in means.items()}

@@ -71,7 +71,7 @@ class Bench:
         tables: dict[str, AnnData] = {}
         fold, name = task.plan.fold, task.method.name
         for section in self.cohort.only(fold.test):
-            prediction = predictor.predict(place_of(section, data.features))
+            prediction = predictor.predict(place_of(section, data.features, task.method))
             # The truth is known to `scores` alone; nothing goes back to the method.
             table = scores.add(section, prediction)
             if not task.every_gene:

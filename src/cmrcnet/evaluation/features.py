@@ -1,11 +1,13 @@
-"""The frozen features that every baseline sees: the mean of the recipe's image tokens."""
+"""The frozen features that every baseline sees: the mean of the recipe's image tokens. Beside them, poorer ones."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cmrcnet.evaluation.colour import WIDTH, colour_statistics
 from cmrcnet.fingerprint import fingerprint
 from cmrcnet.recipe import Recipe
 from cmrcnet.tissue.slide import Slide
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from cmrcnet.model.image_encoder import ImageEncoder
 
 _SPOTS_AT_A_TIME = 256
+_COLOUR_FORMAT = 1  # counts up when the same patches would give other statistics
 
 
 class PooledFeatures:
@@ -32,36 +35,81 @@ class PooledFeatures:
 
     def __init__(self, recipe: Recipe, cache: TokenCache | None) -> None:
         self._recipe, self._cache = recipe, cache
-        self._encoder: ImageEncoder | None = None
-        self._known: dict[str, np.ndarray] = {}
+        self._encoders: dict[str, ImageEncoder] = {}
+        self._known: dict[tuple[str, str], np.ndarray] = {}
 
     def of(self, slide: Slide, spots: Spots) -> np.ndarray:
-        """Mean token of each spot's patch: (spots, dim) float32."""
-        key = fingerprint(slide.fingerprint(), spots.centre_px)
+        """The recipe's features: mean token of each spot's patch, or all its views: (spots, dim) float32."""
+        if self._recipe.features.views_um:
+            return self._once("views", slide, spots, lambda: self._views(slide, spots))
+        return self._once("pooled", slide, spots, lambda: self._pool(self._encoder("pooled"), slide, spots))
+
+    def last_layer(self, slide: Slide, spots: Spots) -> np.ndarray:
+        """Mean token of the encoder's last output, one patch a spot, as HEST-Bench takes it: (spots, dim) float32."""
+        return self._once("last", slide, spots, lambda: self._pool(self._encoder("last"), slide, spots))
+
+    def untrained(self, slide: Slide, spots: Spots) -> np.ndarray:
+        """Mean token of the same encoder and blocks with random weights of the recipe's seed, one patch a spot: (spots, dim) float32."""
+        return self._once("untrained", slide, spots, lambda: self._pool(self._encoder("untrained"), slide, spots))
+
+    def colour(self, slide: Slide, spots: Spots) -> np.ndarray:
+        """Mean, deviation and 16-bin histogram of each channel of each spot's patch: (spots, 54) float32."""
+        return self._once("colour", slide, spots, lambda: self._colour(slide, spots))
+
+    def _once(self, kind: str, slide: Slide, spots: Spots, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        key = kind, fingerprint(slide.fingerprint(), spots.centre_px)
         if key not in self._known:
-            self._known[key] = self._pool(slide, spots)
+            self._known[key] = compute()
         return self._known[key]
 
-    def _pool(self, slide: Slide, spots: Spots) -> np.ndarray:
+    def _views(self, slide: Slide, spots: Spots) -> np.ndarray:
         from cmrcnet.encoding.spot_tokens import spot_tokens
 
-        tokens = spot_tokens(self._frozen_encoder(), slide, spots.centre_px, self._recipe, cache=self._cache)
-        if self._recipe.features.views_um:
-            return np.asarray(tokens, np.float32).reshape(len(tokens), -1)
+        tokens = spot_tokens(self._encoder("pooled"), slide, spots.centre_px, self._recipe, cache=self._cache)
+        return np.asarray(tokens, np.float32).reshape(len(tokens), -1)
+
+    def _pool(self, encoder: ImageEncoder, slide: Slide, spots: Spots) -> np.ndarray:
+        from cmrcnet.encoding.encode import encode_patches
+
+        tokens = encode_patches(
+            encoder,
+            slide,
+            spots.centre_px,
+            self._recipe.patch,
+            cache=self._cache,
+            device=self._recipe.train.device,
+            precision=self._recipe.train.precision,
+        )
         blocks = range(0, len(tokens), _SPOTS_AT_A_TIME)
         return np.concatenate([np.asarray(tokens[b : b + _SPOTS_AT_A_TIME], np.float32).mean(axis=1) for b in blocks])
 
-    def _frozen_encoder(self) -> ImageEncoder:
-        if self._encoder is None:
+    def _colour(self, slide: Slide, spots: Spots) -> np.ndarray:
+        from cmrcnet.encoding.patch_names import place_name
+        from cmrcnet.tissue.patches import crop_patches
+
+        name = fingerprint("colour", _COLOUR_FORMAT, place_name(slide, spots.centre_px, self._recipe.patch))
+        shape = (len(spots), WIDTH)
+        known = self._cache.get("tokens", name, shape, np.float32) if self._cache is not None else None
+        if known is not None:
+            return np.array(known)
+        patches = crop_patches(slide, spots.centre_px, self._recipe.patch)
+        found = np.concatenate([colour_statistics(some) for some in patches])
+        if self._cache is not None:
+            self._cache.put("tokens", name, shape, np.float32, [found])
+        return found
+
+    def _encoder(self, kind: str) -> ImageEncoder:
+        if kind not in self._encoders:
             from cmrcnet.model.encoder_registry import create_image_encoder
 
             model = self._recipe.model
-            self._encoder = create_image_encoder(
+            # Where the recipe's own encoder is random, the untrained one has other random weights.
+            self._encoders[kind] = create_image_encoder(
                 model.encoder,
-                weights=model.weights,
-                blocks=model.blocks,
+                weights="random" if kind == "untrained" else model.weights,
+                blocks=() if kind == "last" else model.blocks,
                 depth=model.encoder_depth,
                 heads=model.encoder_heads,
-                seed=self._recipe.train.seed,
+                seed=self._recipe.train.seed + (1 if kind == "untrained" else 0),
             )
-        return self._encoder
+        return self._encoders[kind]

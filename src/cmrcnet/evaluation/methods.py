@@ -51,6 +51,22 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
+class DiagnosticPlace(Place):
+    """A place that also tells how deeply each spot was sequenced: something that no slide shows.
+
+    Only a method with the attribute ``diagnostic = True`` is handed one. It is for nulls that ask how far depth alone
+    explains a score; such a method cannot be used on a slide without counts.
+
+    Parameters
+    ----------
+    log_depth : numpy.ndarray, shape (spots,), float64
+        ``log(1 + all counts of the spot)``; no count of a single gene.
+    """
+
+    log_depth: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What a method says of one place.
 
@@ -194,6 +210,8 @@ class Method(Protocol):
         Short, unique, fit for a file name.
     about : str
         One sentence for the report: what it is, and from whom.
+
+    A null that may know the test section's sequencing depth has ``diagnostic = True`` besides; see `DiagnosticPlace`.
     """
 
     name: str
@@ -204,6 +222,25 @@ class Method(Protocol):
         ...
 
 
-def place_of(section: Section, features: PooledFeatures) -> Place:
-    """The part of a held-out section that a method may see."""
+def place_of(section: Section, features: PooledFeatures, method: Method | None = None) -> Place:
+    """The part of a held-out section that a method may see.
+
+    Parameters
+    ----------
+    section : Section
+    features : PooledFeatures
+    method : Method, optional
+        One with ``diagnostic = True`` also gets each spot's depth; no other can.
+
+    Returns
+    -------
+    Place
+    """
+    if getattr(method, "diagnostic", False) is True:
+        return DiagnosticPlace(section.name, section.slide, section.spots, features, log_depth_of(section))
     return Place(section.name, section.slide, section.spots, features)
+
+
+def log_depth_of(section: Section) -> np.ndarray:
+    """``log(1 + all counts)`` of each spot: (spots,) float64."""
+    return np.log1p(np.asarray(section.counts.sum(axis=1), np.float64).ravel())

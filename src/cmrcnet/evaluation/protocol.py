@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from cmrcnet.errors import BadOption, UnknownName
-from cmrcnet.evaluation.baselines import GeneMean, RandomSpots, RidgeOnFeatures
+from cmrcnet.errors import BadOption
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
 from cmrcnet.evaluation.facts import describe, run_facts, shares_of_time
+from cmrcnet.evaluation.method_registry import chosen_methods
 from cmrcnet.evaluation.methods import Method
-from cmrcnet.evaluation.retrieval import PermutedPairs, TrainedCMRCNet
 from cmrcnet.evaluation.run_folder import Part, RunFolder
 from cmrcnet.evaluation.runner import run_studies
 from cmrcnet.evaluation.scoring_protocol import ProtocolName, protocol_named
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from cmrcnet.encoding.token_cache import TokenCache
 
 log = logging.getLogger("cmrcnet")
-
-_SHIPPED = (TrainedCMRCNet, RidgeOnFeatures, GeneMean, RandomSpots, PermutedPairs)
 
 
 def evaluate(
@@ -60,7 +57,8 @@ def evaluate(
     cohort : Cohort
     recipe : Recipe
     methods : sequence of names or methods, optional
-        All that ship when left out.
+        Names of shipped methods, ``module:object`` for one of your own, or methods themselves. All that ship when
+        left out (see `method_registry.shipped_methods`).
     protocol : {"strict", "paper"}
     unit : {"patient", "section"}, optional
         In place of the recipe's `evaluation.unit`.
@@ -82,7 +80,7 @@ def evaluate(
 
     Raises
     ------
-    TooFew, UnknownName, BadOption, CannotResume, WorkerDied
+    TooFew, UnknownName, NotAMethod, BadOption, CannotResume, WorkerDied
     """
     recipe = under_protocol(recipe, protocol, unit)
     cohort = remembered(cohort)
@@ -93,11 +91,6 @@ def evaluate(
     begin(study, described)
     ((_, parts, features_s),) = run_studies([study], cohort, cache or _default_cache(), workers)
     return collect(cohort, study, parts, described, features_s, len(every))
-
-
-def shipped_methods() -> tuple[str, ...]:
-    """Names of the methods that come with the package, in the order of the tables."""
-    return tuple(method.name for method in _SHIPPED)
 
 
 def under_protocol(recipe: Recipe, protocol: ProtocolName, unit: Unit | None = None) -> Recipe:
@@ -207,24 +200,3 @@ def _default_cache() -> TokenCache:
     from cmrcnet.encoding.token_cache import TokenCache
 
     return TokenCache.default()
-
-
-def chosen_methods(methods: Sequence[str | Method] | None) -> list[Method]:
-    """Methods by name or as they are, in the order given; all that ship for None.
-
-    Raises
-    ------
-    UnknownName, BadOption
-    """
-    by_name = {method.name: method for method in _SHIPPED}
-    chosen: list[Method] = []
-    for method in shipped_methods() if methods is None else methods:
-        if isinstance(method, str):
-            if method not in by_name:
-                raise UnknownName("method", method, shipped_methods())
-            method = by_name[method]()
-        chosen.append(method)
-    names = [method.name for method in chosen]
-    if not names or len(set(names)) != len(names):
-        raise BadOption("methods", ", ".join(names), "at least one method, each named once")
-    return chosen

@@ -12,7 +12,6 @@ from cmrcnet.errors import UnknownName
 from cmrcnet.expression.gene_sets import sets_of_truth
 from cmrcnet.recipe import Recipe
 
-
 ProtocolName = Literal["strict", "paper"]
 Sets = Mapping[str, Sequence[str]]
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from cmrcnet.evaluation.facts import describe
 from cmrcnet.evaluation.interval import mean_interval
+from cmrcnet.evaluation.method_registry import chosen_methods
 from cmrcnet.evaluation.methods import MAIN, Method
 from cmrcnet.evaluation.metrics import by_patient
-from cmrcnet.evaluation.protocol import begin, chosen_methods, collect, under_protocol
+from cmrcnet.evaluation.protocol import begin, collect, under_protocol
 from cmrcnet.evaluation.runner import run_studies
 from cmrcnet.evaluation.scoring_protocol import ProtocolName
 from cmrcnet.evaluation.section_memory import remembered

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from cmrcnet.errors import NoSharedGenes, SeenInTraining, TooFew
 from cmrcnet.evaluation.facts import describe
 from cmrcnet.evaluation.interval import mean_interval
+from cmrcnet.evaluation.method_registry import chosen_methods
 from cmrcnet.evaluation.methods import MAIN, Method
 from cmrcnet.evaluation.metrics import by_patient
-from cmrcnet.evaluation.protocol import begin, chosen_methods, collect
+from cmrcnet.evaluation.protocol import begin, collect
 from cmrcnet.evaluation.runner import run_studies
 from cmrcnet.evaluation.scoring_protocol import Sets
 from cmrcnet.evaluation.section_memory import remembered

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from cmrcnet.encoding.spot_tokens import token_count
-
 from cmrcnet.model.image_encoder import ImageEncoder
 from cmrcnet.model.network import CMRCNet, Outputs
 from cmrcnet.readout.reduction import find_reduction

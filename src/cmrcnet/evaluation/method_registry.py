@@ -1,0 +1,141 @@
+"""Every method that ships, in the order of the tables, and the way in for a user's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from cmrcnet.errors import BadOption, NotAMethod, UnknownName
+from cmrcnet.evaluation.methods import Method
+
+_ROOM = "cmrcnet.evaluation"
+_SHIPPED = {
+    "cmrcnet": "retrieval:TrainedCMRCNet",
+    "ridge": "baselines:RidgeOnFeatures",
+    "patch-ridge": "rivals.patch_ridge:PatchRidge",
+    "hest-probe": "rivals.hest_probe:HestProbe",
+    "untrained-encoder": "rivals.untrained_encoder:UntrainedEncoder",
+    "colour-ridge": "rivals.colour_ridge:ColourRidge",
+    "contrastive-only": "rivals.contrastive_only:ContrastiveOnly",
+    "bleep": "rivals.bleep:Bleep",
+    "mclstexp": "rivals.mclstexp:MclSTExp",
+    "loki": "rivals.loki:Loki",
+    "st-net": "rivals.st_net:STNet",
+    "deepspot": "rivals.deepspot:DeepSpot",
+    "triplex": "rivals.triplex:Triplex",
+    "gene-mean": "baselines:GeneMean",
+    "random-k": "baselines:RandomSpots",
+    "coordinates-knn": "rivals.coordinates_knn:CoordinatesKNN",
+    "depth-null": "rivals.depth_null:DepthNull",
+    "permuted-pairs": "retrieval:PermutedPairs",
+}
+"""Name to where its class is; imported when it is asked for, so that the names are had without torch."""
+
+
+def shipped_methods() -> tuple[str, ...]:
+    """Names of the methods that come with the package, in the order of the tables."""
+    return tuple(_SHIPPED)
+
+
+def method_of(name: str) -> Method:
+    """The method of a name: one that ships, or one of your own as ``module:object``.
+
+    The module is looked for where Python looks, then in the current folder. The object is a class that takes no
+    argument, or a method ready made.
+
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    Method
+
+    Raises
+    ------
+    UnknownName
+        No method of this name ships.
+    NotAMethod
+        The module or the object is not there, or the object lacks a name, an about or a fit.
+    """
+    if name in _SHIPPED:
+        return _made(_SHIPPED[name], f"{_ROOM}.{_SHIPPED[name]}")
+    if ":" not in name:
+        raise UnknownName("method", name, shipped_methods(), "One of your own is given as module:object.")
+    return _made(name, name)
+
+
+def chosen_methods(methods: Sequence[str | Method] | None) -> list[Method]:
+    """Methods by name or as they are, in the order given; all that ship for None.
+
+    Raises
+    ------
+    UnknownName, NotAMethod
+    BadOption
+        None at all, or two of one name.
+    """
+    given = shipped_methods() if methods is None else methods
+    chosen = [method_of(each) if isinstance(each, str) else _checked(each, type(each).__name__) for each in given]
+    names = [method.name for method in chosen]
+    if not names or len(set(names)) != len(names):
+        raise BadOption("methods", ", ".join(names), "at least one method, each named once")
+    return chosen
+
+
+def _made(label: str, where: str) -> Method:
+    module_name, _, object_name = where.partition(":")
+    found: object = _module(label, module_name)
+    for part in object_name.split("."):
+        if not part or not hasattr(found, part):
+            raise NotAMethod(label, f"the module {module_name} has no {object_name or 'object of an empty name'}")
+        found = getattr(found, part)
+    if isinstance(found, type):
+        try:
+            found = found()
+        except TypeError as error:
+            raise NotAMethod(label, f"the class cannot be made without arguments ({error})") from error
+    return _checked(found, label)
+
+
+def _module(label: str, name: str) -> ModuleType:
+    try:
+        with _current_folder_searched_last():
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the user's module is there, and something that it imports is not: its own sentence says what
+        raise NotAMethod(label, f"there is no module {error.name}, also not in the current folder") from error
+    except (ValueError, TypeError) as error:  # an empty name, a relative name
+        raise NotAMethod(label, f"{name!r} is no name of a module") from error
+
+
+@contextmanager
+def _current_folder_searched_last() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
+
+
+def _checked(found: object, label: object) -> Method:
+    for attribute in ("name", "about"):
+        value = getattr(found, attribute, None)
+        if not isinstance(value, str) or not value.strip():
+            raise NotAMethod(label, f"its {attribute} is {value!r}, not a text")
+    fit = getattr(found, "fit", None)
+    if not callable(fit):
+        raise NotAMethod(label, "it has no fit")
+    try:
+        inspect.signature(fit).bind(None)
+    except (TypeError, ValueError) as error:
+        raise NotAMethod(label, f"its fit does not take the training data alone ({error})") from error
+    assert isinstance(found, Method)
+    return found

@@ -1,0 +1,121 @@
+"""Every method that ships, walked by one test each: what the interface promises, and that it learns something."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from cmrcnet.evaluation.features import PooledFeatures
+from cmrcnet.evaluation.method_registry import method_of, shipped_methods
+from cmrcnet.evaluation.methods import DiagnosticPlace, Method, Place, TrainingData, place_of
+from cmrcnet.evaluation.splits import folds
+from cmrcnet.expression.correlation import pearson_per_gene
+from cmrcnet.expression.gene_sets import gene_sets
+from cmrcnet.expression.normalize import normalize
+from cmrcnet.expression.panel import choose_panel
+
+TRAINED_NETWORKS = {"cmrcnet", "contrastive-only", "permuted-pairs"}
+"""Trained by the recipe itself; test_protocol and test_leaks run them."""
+BLIND = {"gene-mean", "random-k"}
+SEES_NO_FEATURES = BLIND | {"coordinates-knn", "depth-null"}
+WALKED = [name for name in shipped_methods() if name not in TRAINED_NETWORKS]
+
+
+@pytest.fixture(scope="module")
+def new_training(small_cohort, small_recipe, small_cache):
+    """Makes the training data of the first fold, afresh, the frozen features remembered."""
+    fold = folds(small_cohort)[0]
+    inside = small_cohort.only(fold.train)
+    panel = choose_panel(inside, small_recipe.panel)
+    sets = gene_sets(inside, panel.target_sum, size=12)
+    features = PooledFeatures(small_recipe, small_cache)
+    return lambda: TrainingData(inside, fold, small_recipe, panel, sets, features, small_cache)
+
+
+@pytest.fixture(scope="module")
+def held_out(small_cohort, new_training):
+    return small_cohort.read(new_training().fold.test[0])
+
+
+@pytest.fixture(scope="module")
+def fitted(new_training):
+    """Fits each method once for all tests of this file."""
+    return cache(lambda name: method_of(name).fit(new_training()))
+
+
+@pytest.fixture(scope="module")
+def place_for(held_out, new_training):
+    return lambda name: place_of(held_out, new_training().features, method_of(name))
+
+
+@pytest.mark.parametrize("name", shipped_methods())
+def test_a_method_is_called_what_the_registry_calls_it(name):
+    method = method_of(name)
+    assert isinstance(method, Method) and method.name == name
+    assert method.about and "\n" not in method.about
+    assert (getattr(method, "diagnostic", False) is True) == (name == "depth-null")
+
+
+@pytest.mark.parametrize("name", WALKED)
+def test_a_method_predicts_every_training_gene_and_says_what_it_chose(name, fitted, place_for, new_training):
+    said = fitted(name).predict(place_for(name))
+    assert said.genes == new_training().genes
+    assert said.mean.shape == (60, len(said.genes)) and said.mean.dtype == np.float32
+    assert np.isfinite(said.mean).all()
+    assert isinstance(fitted(name).record, dict)
+
+
+@pytest.mark.parametrize("name", [name for name in WALKED if name not in BLIND])
+def test_a_method_that_looks_beats_one_that_does_not(name, fitted, place_for, held_out, new_training):
+    training = new_training()
+    hvg = training.sets["HVG"]
+    truth = normalize(held_out.counts, training.recipe.panel.target_sum).toarray()
+    truth = truth[:, [held_out.genes.index(gene) for gene in hvg]]
+
+    def score(which: str) -> float:
+        return float(np.nanmean(pearson_per_gene(truth, fitted(which).predict(place_for(which)).take(hvg))))
+
+    if name not in SEES_NO_FEATURES:
+        assert score(name) > max(score("random-k"), 0) + MARGIN
+    else:  # a diagnostic may score or not; on this tissue neither place nor depth tells what the picture tells
+        assert score(name) < score("ridge")
+    assert np.isnan(pearson_per_gene(truth, fitted("gene-mean").predict(place_for("gene-mean")).take(hvg))).all()
+
+
+MARGIN = 0.1
+
+
+@pytest.mark.parametrize("name", WALKED)
+def test_the_same_seed_gives_the_same_prediction(name, fitted, place_for, new_training):
+    again = method_of(name).fit(new_training())
+    np.testing.assert_array_equal(again.predict(place_for(name)).mean, fitted(name).predict(place_for(name)).mean)
+    assert again.record == fitted(name).record
+
+
+@pytest.mark.parametrize("name", [name for name in WALKED if name not in BLIND])
+def test_the_order_of_the_spots_changes_nothing(name, fitted, place_for):
+    place = place_for(name)
+    order = np.random.default_rng(0).permutation(len(place.spots))
+    given = {
+        "section": place.section,
+        "slide": place.slide,
+        "spots": place.spots.take(order),
+        "features": place.features,
+    }
+    if isinstance(place, DiagnosticPlace):
+        mixed = DiagnosticPlace(**given, log_depth=place.log_depth[order])
+    else:
+        mixed = Place(**given)
+    straight, turned = fitted(name).predict(place).mean, fitted(name).predict(mixed).mean
+    np.testing.assert_allclose(turned, straight[order], atol=2e-3)
+
+
+def test_the_seed_matters_where_something_is_drawn(new_training, small_recipe, place_for, fitted):
+    """So that the test of sameness can fail."""
+    from dataclasses import replace
+
+    other = replace(new_training(), recipe=small_recipe.override({"train.seed": 5}))
+    changed = method_of("st-net").fit(other).predict(place_for("st-net"))
+    assert not np.array_equal(changed.mean, fitted("st-net").predict(place_for("st-net")).mean)
