@@ -18,6 +18,8 @@ VERBS: dict[str, Callable] = {
     "index": workflows.index,
     "predict": workflows.predict,
     "evaluate": workflows.evaluate,
+    "localise": workflows.localise,
+    "fetch": workflows.fetch,
     "recipes": workflows.recipes,
     "encoders": workflows.encoders,
     "doctor": doctor.doctor,

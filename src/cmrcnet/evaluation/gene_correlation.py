@@ -162,8 +162,8 @@ def gene_correlation_png(found: GeneCorrelation, *, title: str = "") -> bytes:
     FigureCanvasAgg(drawing)
     panels = drawing.subplots(1, 2)
     names = [found.genes[i] for i in order]
-    shown = f"predicted (correlation of correlations {found.agreement:.2f}, RMS error {found.rms:.2f})"
-    for axes, values, name in zip(panels, (found.truth, found.prediction), ("measured", shown), strict=True):
+    shown = f"predicted\ncorrelation of correlations {found.agreement:.2f}, RMS error {found.rms:.2f}"
+    for axes, values, name in zip(panels, (found.truth, found.prediction), ("measured\n", shown), strict=True):
         image = axes.imshow(values[np.ix_(order, order)], cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_xticks([])
