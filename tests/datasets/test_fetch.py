@@ -244,12 +244,20 @@ def test_a_hub_that_does_not_answer_is_a_sentence(library, tmp_path):
     for fault, why in (
         (refusal(library.errors.HfHubHTTPError, 503), "the hub answered with status 503"),
         (ConnectionError("no route to host"), "no route to host"),
+        (library.errors.HTTPError("name or service not known"), "name or service not known"),
         (library.errors.OfflineModeIsEnabled("offline mode is on."), "offline mode is on;"),
         (refusal(library.errors.RevisionNotFoundError, 404), "no such revision"),
     ):
         library.hf_hub_download.side_effect = fault
         with pytest.raises(DownloadFailed, match=why):
             hub.download("abc", "st/A.h5ad", tmp_path)
+
+
+def test_a_full_disk_is_not_called_a_fault_of_the_hub(library, tmp_path):
+    library.hf_hub_download.side_effect = OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space left") as caught:
+        HuggingFaceHub("MahmoodLab/hest").download("abc", "st/A.h5ad", tmp_path)
+    assert not isinstance(caught.value, DownloadFailed)
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):

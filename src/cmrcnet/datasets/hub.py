@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -142,7 +143,9 @@ class HuggingFaceHub:
             if status in (401, 403):
                 raise AccessRefused(self.repository, f"https://huggingface.co/datasets/{self.repository}") from error
             raise DownloadFailed(what, f"the hub answered with status {status}") from error
-        except (errors.EntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+        except (errors.EntryNotFoundError, getattr(errors, "HTTPError", ConnectionError), OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+                raise  # of this machine's disk, not of the hub
             lines = str(error).splitlines()
             raise DownloadFailed(what, lines[0][:160].rstrip(".") if lines else "the hub was not reached") from error
 

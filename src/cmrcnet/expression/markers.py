@@ -142,13 +142,7 @@ class MarkerList:
         }
 
     def expected_in(self, label: str) -> tuple[str, ...]:
-        """Names of the signatures that should be high in a region of this label.
-
-        Parameters
-        ----------
-        label : str
-            As the region table has it, such as ``immune : APC, B-cell, T-cell``.
-        """
+        """Names of the signatures that should be high in a region of this label, such as ``immune : APC, B-cell``."""
         spoken = label.lower()
         return tuple(
             name for name, signature in self.signatures.items() if any(word in spoken for word in signature.regions)
@@ -170,10 +164,6 @@ def markers(organ: str) -> MarkerList:
     ----------
     organ : str
         As `marker_organs` names it; an underscore or a hyphen serves as the space of "spinal cord".
-
-    Returns
-    -------
-    MarkerList
 
     Raises
     ------
@@ -200,10 +190,6 @@ def organ_of(*words: str) -> str:
     ----------
     *words : str
         Texts in which the name of an organ or of its disease occurs as a whole word.
-
-    Returns
-    -------
-    str
 
     Raises
     ------
