@@ -100,12 +100,16 @@ def _default(parameter: inspect.Parameter) -> str:
 def recipe_page() -> str:
     """Every knob with its type, its default, and its value in each shipped recipe that changes it."""
     shipped = {name: Recipe.load(name) for name in shipped_recipes()}
+    beside = {name: Recipe.parts_beside_settings(name) for name in shipped}
+    starts_from = {name: parts["extends"] for name, parts in beside.items() if "extends" in parts}
     lines = [
         STAMP,
         "# The recipe",
         "",
         "A recipe is a YAML file. It overrides the defaults below; a key that is not on this page is an error.",
         "Single settings go on the command line: `--set readout.k=100 train.epochs=20`.",
+        "A file may start from a shipped recipe: `extends: default`. What it says under `task` is no setting: it names",
+        "the data that `cmrcnet fetch` fetches (see [HEST](../how-to/hest.md)).",
         "`cmrcnet recipes NAME` prints a shipped recipe in full, ready to be edited and passed to `--recipe`.",
         "",
         "The defaults are the fields of the frozen dataclasses in `cmrcnet/recipe.py`. They are the sound choice where",
@@ -128,10 +132,12 @@ def recipe_page() -> str:
         lines += ["| key | type | default | meaning | in recipes |", "|---|---|---|---|---|"]
         for field in dataclasses.fields(kind):
             default = getattr(getattr(Recipe(), section.name), field.name)
+            values = {name: getattr(getattr(recipe, section.name), field.name) for name, recipe in shipped.items()}
             set_in = [
-                f"`{name}`: {_value(getattr(getattr(recipe, section.name), field.name))}"
-                for name, recipe in shipped.items()
-                if getattr(getattr(recipe, section.name), field.name) != default
+                f"`{name}`: {_value(value)}"
+                for name, value in values.items()
+                # of a recipe that starts from another, only what it changes
+                if value != (values[starts_from[name]] if name in starts_from else default)
             ]
             lines.append(
                 f"| `{section.name}.{field.name}` | {_type(field.type)} | {_value(default)} "

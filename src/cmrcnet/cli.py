@@ -20,6 +20,8 @@ VERBS: dict[str, Callable] = {
     "evaluate": workflows.evaluate,
     "sweep": workflows.sweep,
     "transfer": workflows.transfer,
+    "localise": workflows.localise,
+    "fetch": workflows.fetch,
     "recipes": workflows.recipes,
     "encoders": workflows.encoders,
     "doctor": doctor.doctor,

@@ -1,7 +1,8 @@
 """Every exception that we raise on purpose. Each says what was wanted, what came, and what to do.
 
 The command line turns a `CmrcnetError` into one sentence and exit code 2. Every class also inherits the
-built-in exception that a library user would expect to catch.
+built-in exception that a library user would expect to catch. Past 300 lines because it is one thing: every sentence
+of refusal side by side, so that they stay alike.
 """
 
 from __future__ import annotations
@@ -144,6 +145,39 @@ class DiskFull(CmrcnetError, OSError):
     def __init__(self, path: object) -> None:
         super().__init__(
             f"The disk is full: {path} was not written and nothing half-written is left; free space and run again."
+        )
+
+
+# --- downloads ---------------------------------------------------------------------------------------------------
+
+
+class LicenceNotAccepted(CmrcnetError, PermissionError):
+    """Data whose licence the user has not accepted yet."""
+
+    def __init__(self, data: str, licence: str, terms: str) -> None:
+        super().__init__(
+            f"{data} is under {licence} ({terms}); read it, and pass --accept-licence if you keep to it. "
+            "Nothing was fetched."
+        )
+
+
+class AccessRefused(CmrcnetError, PermissionError):
+    """A repository that opens only to users who have asked for access."""
+
+    def __init__(self, repository: str, page: str) -> None:
+        super().__init__(
+            f"{repository} refused access, because it is gated or the token is missing or wrong; accept its terms at "
+            f"{page} while logged in, make a token with read access, and give it by `hf auth login` or in the "
+            "environment variable HF_TOKEN."
+        )
+
+
+class DownloadFailed(CmrcnetError, OSError):
+    """A download that did not arrive whole."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(
+            f"{what} was not fetched: {why}; run the same command again, and files that are whole are kept."
         )
 
 

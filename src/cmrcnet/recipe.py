@@ -1,9 +1,10 @@
 """A recipe: every knob of the method, its default, and what it means.
 
 The frozen dataclasses below are the only place where a default lives. A YAML file overrides them; a key that they
-do not have is an error; a test holds that every field is read somewhere. The switches that restore the behaviour
-of the released code (docs/paper/deviations.md) are marked "Released:". Past 300 lines because it is one thing: all
-knobs side by side, so that nobody looks for a second list.
+do not have is an error; a test holds that every field is read somewhere. A file may start from a shipped recipe
+(`extends: default`) and may say which data it is for (`task`, read by `datasets.hest_tasks`); neither is a knob. The
+switches that restore the behaviour of the released code (docs/paper/deviations.md) are marked "Released:". Past 300
+lines because it is one thing: all knobs side by side, so that nobody looks for a second list.
 """
 
 from __future__ import annotations
@@ -325,13 +326,24 @@ class Recipe:
             path = Path(text)
             if not path.is_file():
                 raise NoSuchFile(path, "The recipe", "run `cmrcnet recipes` for those that ship")
-            return cls.from_dict(_yaml(path.read_bytes(), text), where=text)
-        if text not in shipped_recipes():
-            raise UnknownName(
-                "recipe", text, shipped_recipes(), "A recipe of your own is given as a path that ends in .yaml."
-            )
-        source = resources.files("cmrcnet") / "recipes" / f"{text}.yaml"
-        return cls.from_dict({"name": text, **_yaml(source.read_bytes(), text)}, where=f"recipe {text}")
+            return cls.from_dict(_settings(_yaml(path.read_bytes(), text), text), where=text)
+        return cls.from_dict({"name": text, **_settings(_shipped(text), text)}, where=f"recipe {text}")
+
+    @staticmethod
+    def parts_beside_settings(name: str | Path) -> dict[str, Any]:
+        """What a recipe's file says that is no knob: `extends`, the recipe that it starts from, and `task`, its data.
+
+        Raises
+        ------
+        UnknownName, NoSuchFile, BadOption
+        """
+        text = str(name)
+        path = Path(text)
+        own = text.endswith((".yaml", ".yml"))
+        if own and not path.is_file():
+            raise NoSuchFile(path, "The recipe", "run `cmrcnet recipes` for those that ship")
+        values = _yaml(path.read_bytes(), text) if own else _shipped(text)
+        return {key: values[key] for key in _NO_KNOBS if key in values}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "the recipe") -> Recipe:
@@ -360,6 +372,33 @@ def shipped_recipes() -> tuple[str, ...]:
     """Names of the recipes that come with the package, sorted."""
     folder = resources.files("cmrcnet") / "recipes"
     return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+_NO_KNOBS = ("extends", "task")
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    """The content of a shipped recipe's file."""
+    if name not in shipped_recipes():
+        raise UnknownName(
+            "recipe", name, shipped_recipes(), "A recipe of your own is given as a path that ends in .yaml."
+        )
+    return _yaml((resources.files("cmrcnet") / "recipes" / f"{name}.yaml").read_bytes(), name)
+
+
+def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """A file's own settings over those of the shipped recipe that it extends."""
+    own = {key: value for key, value in values.items() if key not in _NO_KNOBS}
+    if "extends" not in values:
+        return own
+    below = _shipped(str(values["extends"]))
+    _require("extends" not in below, "extends", f"{values['extends']} in {where}", "a recipe that extends no other")
+    merged = {key: value for key, value in below.items() if key not in _NO_KNOBS}
+    for key, value in own.items():
+        merged[key] = (
+            {**merged[key], **value} if isinstance(merged.get(key), dict) and isinstance(value, dict) else value
+        )
+    return merged
 
 
 def _yaml(written: bytes, where: str) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cmrcnet.atomic import atomic_file, atomic_folder, refuse_existing
-from cmrcnet.errors import BadOption, NoSuchFile
+from cmrcnet.errors import BadFile, BadOption, NoSuchFile, UnknownSection
 from cmrcnet.recipe import Recipe, shipped_recipes
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from cmrcnet.evaluation.protocol import EvaluationRun
     from cmrcnet.tissue.section import Cohort
 
@@ -410,6 +412,93 @@ def transfer(
     return out
 
 
+def localise(
+    prediction: Path,
+    cohort: Path,
+    *,
+    section: str | None = None,
+    organ: str | None = None,
+    merge: bool = False,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Say how well predicted marker genes find labelled regions again, beside the measured ones (the ceiling).
+
+    Parameters
+    ----------
+    prediction : Path
+        A prediction table (.h5ad) made at the spots of one section, or the run folder of an evaluation.
+    cohort : Path
+        A cohort.csv whose column `regions` names each section's table of labels (columns spot, region).
+    section : str, optional
+        Section that the table predicts; the name of its file when left out.
+    organ : str, optional
+        Whose marker list is used: breast, colorectal, liver, skin, spinal cord. Told from the column `disease` when
+        left out.
+    merge : bool
+        Merge regions that differ in a number or a part only: "cancer 1" and "cancer 2".
+    out : Path, optional
+        Table of every region and signature to write (.csv).
+    overwrite : bool
+        Replace OUT.
+    """
+    if out is not None:
+        if out.suffix != ".csv":
+            raise BadOption("out", str(out), "a file name that ends in .csv")
+        refuse_existing(out, overwrite)
+
+    from cmrcnet.downstream.localised_cohort import localisation_text, localise_cohort
+    from cmrcnet.expression.markers import markers, organ_of_cohort, source_lines
+    from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.readers.region_table import read_cohort_regions
+
+    tables = _predicted_sections(prediction, section)
+    regions, sections = read_cohort_regions(cohort), read_cohort(cohort)
+    chosen = markers(organ or organ_of_cohort(sections))
+    table = localise_cohort(tables, sections, regions, chosen, merge=merge)
+    print(localisation_text(table))
+    shown = table["signature"][table["expected"]].unique()
+    print("\n".join([f"Markers: {chosen.organ}, version {chosen.version}.", *source_lines(chosen, shown)]))
+    if out is not None:
+        with atomic_file(out) as draft:
+            table.to_csv(draft, index=False)
+        print(f"Table written to {out} ({len(table)} rows).")
+
+
+def fetch(
+    source: Literal["hest"],
+    *,
+    task: str,
+    out: Path,
+    slides: bool = False,
+    revision: str | None = None,
+    accept_licence: bool = False,
+) -> Path:
+    """Fetch a public cohort: shows its licence, checks every file, goes on where it was interrupted.
+
+    Parameters
+    ----------
+    source : {"hest"}
+        HEST-1k on the Hugging Face Hub; it is gated, so ask for access there first and log in.
+    task : str
+        COAD, IDC, LYMPH_IDC, READ, SKCM or PSC; or your own .yaml with a section `task`.
+    out : Path
+        Folder to write: cohort.csv, the files, their checksums. Give it again to go on with an interrupted fetch.
+    slides : bool
+        The whole slides too (several GiB); without them the patches of 112 um serve as the slide.
+    revision : str, optional
+        Commit or tag of the repository; the newest when left out.
+    accept_licence : bool
+        You have read the licence of the data (CC BY-NC-SA 4.0) and keep to it.
+    """
+    from cmrcnet.datasets.fetch import fetch_hest
+    from cmrcnet.datasets.hest_tasks import hest_task
+
+    table = fetch_hest(task, out, accept_licence=accept_licence, slides=slides, revision=revision)
+    print(f"Cohort written to {table}. Next: cmrcnet evaluate {table} --recipe {hest_task(task).recipe} --out RUN")
+    return table
+
+
 def demo(*, out: Path = Path("demo"), data: Path | None = None, recipe: str = "tiny", overwrite: bool = False) -> Path:
     """Run the whole journey once and write a report to open.
 
@@ -564,6 +653,30 @@ def _where_to_predict(slide: Path, section: str | None, spots: Path | None, um_p
     from cmrcnet.readers.spot_table import read_spots
 
     return picture, read_spots(spots)
+
+
+def _predicted_sections(prediction: Path, section: str | None) -> dict[str, AnnData]:
+    """Prediction tables by section: of one file, or of every section of a run folder."""
+    import anndata
+
+    folder = prediction / "predictions"
+    if prediction.is_dir():
+        files = {file.stem: file for file in sorted(folder.glob("*.h5ad"))}
+        if not files:
+            raise NoSuchFile(folder, "The prediction tables of the run in", "give a finished run folder or an .h5ad")
+        if section is not None:
+            if section not in files:
+                raise UnknownSection(section, tuple(files))
+            files = {section: files[section]}
+    elif prediction.is_file():
+        files = {section or prediction.stem: prediction}
+    else:
+        raise NoSuchFile(prediction, "The prediction table")
+    try:
+        return {name: anndata.read_h5ad(file) for name, file in files.items()}
+    except (OSError, KeyError, ValueError) as error:
+        lines = str(error).splitlines()
+        raise BadFile(prediction, "a prediction table", lines[0][:120] if lines else type(error).__name__) from error
 
 
 def _gene_list(genes: list[str] | None) -> list[str] | None:
