@@ -171,8 +171,8 @@ class TargetConfig:
     """The expression that is learnt and averaged: as measured, or its leading components."""
 
     ranks: tuple[int, ...] = ()
-    """Numbers of leading expression components tried on held-in units: the panel's expression, centred gene by gene
-    within each section, without what is taken for noise (`expression.components`). A prediction then starts from the
+    """Numbers of leading expression components (`expression.components`: the panel's expression, centred gene by gene
+    within each section, without what is taken for noise). Predictions are the mean over these ranks, on top of the
     mean level of the bank's sections. Empty: the expression as it was measured."""
     gene_rank: int = 10
     """Components that the gene encoder sees, when there are `ranks`."""
@@ -297,21 +297,41 @@ class Recipe:
     def __post_init__(self) -> None:
         components, kind = bool(self.target.ranks), self.readout.kind
         _require(components or kind == "retrieval", "readout.kind", kind, "retrieval, unless target.ranks is set")
-        _require(components or self.readout.amplitude == 0, "readout.amplitude", self.readout.amplitude,
-                 "0, unless target.ranks is set")
+        _require(
+            components or self.readout.amplitude == 0,
+            "readout.amplitude",
+            self.readout.amplitude,
+            "0, unless target.ranks is set",
+        )
         frozen = not self.model.train_encoder
-        _require(frozen or not self.features.views_um, "features.views_um", self.features.views_um,
-                 "none while model.train_encoder is on: views are for frozen encoders")
-        _require(frozen or self.model.pool == "mean", "model.pool", self.model.pool,
-                 "mean while model.train_encoder is on")
-        _require(not components or self.train.held_in == "each", "train.held_in", self.train.held_in,
-                 "each, with target.ranks: ranks, penalties and weights are chosen on every held-in unit")
-        _require(not components or self.train.select_by == "pearson", "train.select_by", self.train.select_by,
-                 "pearson, with target.ranks")
-        _require(self.model.pool == "mean" or not self.model.standardize_tokens, "model.standardize_tokens",
-                 self.model.standardize_tokens, "false, with model.pool: components")
-        _require(frozen or not components, "target.ranks", self.target.ranks,
-                 "none while model.train_encoder is on")
+        _require(
+            frozen or not self.features.views_um,
+            "features.views_um",
+            self.features.views_um,
+            "none while model.train_encoder is on: views are for frozen encoders",
+        )
+        _require(
+            frozen or self.model.pool == "mean", "model.pool", self.model.pool, "mean while model.train_encoder is on"
+        )
+        _require(
+            not components or self.train.held_in == "each",
+            "train.held_in",
+            self.train.held_in,
+            "each, with target.ranks: ranks, penalties and weights are chosen on every held-in unit",
+        )
+        _require(
+            not components or self.train.select_by == "pearson",
+            "train.select_by",
+            self.train.select_by,
+            "pearson, with target.ranks",
+        )
+        _require(
+            self.model.pool == "mean" or not self.model.standardize_tokens,
+            "model.standardize_tokens",
+            self.model.standardize_tokens,
+            "false, with model.pool: components",
+        )
+        _require(frozen or not components, "target.ranks", self.target.ranks, "none while model.train_encoder is on")
 
     @classmethod
     def load(cls, name: str | Path) -> Recipe:

@@ -1,4 +1,4 @@
-"""The image tokens of each spot, as a recipe wants them: one patch's own, or views of several sizes and the neighbourhood.
+"""The image tokens of each spot, as a recipe wants them: one patch's own, or views of several sizes and surroundings.
 
 What is seen of a spot comes from the slide and from where its spots are; no expression takes part. With views the
 tokens of spot i are::

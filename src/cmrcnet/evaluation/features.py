@@ -49,7 +49,7 @@ class PooledFeatures:
         return self._once("last", slide, spots, lambda: self._pool(self._encoder("last"), slide, spots))
 
     def untrained(self, slide: Slide, spots: Spots) -> np.ndarray:
-        """Mean token of the same encoder and blocks with random weights of the recipe's seed, one patch a spot: (spots, dim) float32."""
+        """Mean token of the same encoder and blocks with random weights, one patch a spot: (spots, dim) float32."""
         return self._once("untrained", slide, spots, lambda: self._pool(self._encoder("untrained"), slide, spots))
 
     def colour(self, slide: Slide, spots: Spots) -> np.ndarray:

@@ -86,7 +86,8 @@ def find_components(sections: Iterable[sparse.csr_matrix], rank: int) -> Express
     scatter, spots, count = None, 0, 0
     for expression in sections:
         mean = np.asarray(expression.mean(axis=0), np.float64).ravel()
-        part = np.asarray((expression.T @ expression).todense(), np.float64) - expression.shape[0] * np.outer(mean, mean)
+        part = np.asarray((expression.T @ expression).todense(), np.float64)
+        part -= expression.shape[0] * np.outer(mean, mean)
         scatter = part if scatter is None else scatter + part
         spots, count = spots + expression.shape[0], count + 1
     if scatter is None or not np.trace(scatter) > 0:

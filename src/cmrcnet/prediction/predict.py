@@ -205,5 +205,8 @@ def _readout(model: TrainedModel, k: int | None, weighting: str | None, kind: st
     if kind not in (None, "retrieval", "ridge", "kernel", "blend"):
         raise BadOption("readout", kind, want="retrieval, ridge, kernel or blend")
     return dataclasses.replace(
-        readout, kind=readout.kind if kind is None else kind, k=readout.k if k is None else k, weighting=readout.weighting if weighting is None else weighting
+        readout,
+        kind=readout.kind if kind is None else kind,
+        k=readout.k if k is None else k,
+        weighting=readout.weighting if weighting is None else weighting,
     )

@@ -31,34 +31,32 @@ def mean_pearson(truth: np.ndarray, guess: np.ndarray, section_of: np.ndarray) -
 
 def choose(
     predictions: Iterable[np.ndarray],
-    ranks: Iterable[int],
+    taper: np.ndarray,
     truth: np.ndarray,
     loadings: np.ndarray,
     section_of: np.ndarray,
-) -> tuple[int, int, float]:
-    """The setting and the rank that predict held-in units best; the first of equals.
+) -> tuple[int, float]:
+    """The setting that predicts held-in units best; the first of equals.
 
     Parameters
     ----------
     predictions : iterable of array, shape (spots, rank)
         One a setting: predicted scores of spots in units that it had not seen.
-    ranks : iterable of int
-        Tried with each.
+    taper : array, shape (rank,)
+        How much of each component counts.
     truth : array, shape (spots, genes)
     loadings : array, shape (rank, genes)
     section_of : array, shape (spots,)
 
     Returns
     -------
-    setting, rank : int
+    setting : int
     score : float
     """
-    best = (0, 1, -np.inf)
-    tried = [int(rank) for rank in ranks]
+    weighted = taper[:, None] * loadings
+    best = (0, -np.inf)
     for number, predicted in enumerate(predictions):
-        for rank in tried:
-            cut = min(rank, predicted.shape[1])
-            score = mean_pearson(truth, predicted[:, :cut] @ loadings[:cut], section_of)
-            if score > best[2] + SAME or best[2] == -np.inf:
-                best = (number, cut, score)
+        score = mean_pearson(truth, predicted @ weighted, section_of)
+        if best[1] == -np.inf or score > best[1] + SAME:
+            best = (number, score)
     return best

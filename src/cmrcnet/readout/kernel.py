@@ -98,7 +98,9 @@ def _of_width(
     gram, right = np.zeros_like(kernel), np.zeros((len(kernel), scores.shape[1]))
     for start in range(0, len(features), _SPOTS_AT_A_TIME):
         part = features[start : start + _SPOTS_AT_A_TIME]
-        mapped = solve_triangular(root, np.exp(-rate * squared_distances(landmarks, part)).astype(np.float64), lower=True)
+        mapped = solve_triangular(
+            root, np.exp(-rate * squared_distances(landmarks, part)).astype(np.float64), lower=True
+        )
         gram += mapped @ mapped.T
         right += mapped @ (scores[start : start + _SPOTS_AT_A_TIME] - level)
     values, vectors = np.linalg.eigh(gram)

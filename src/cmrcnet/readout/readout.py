@@ -49,16 +49,14 @@ class Readout:
         """
         features = self.reduction.apply(tokens)
         if kind == "blend":
-            parts = {RETRIEVAL: retrieved}
-            if RIDGE in self.blend.parts:
-                parts[RIDGE] = self.ridge.predict(features)
-            if KERNEL in self.blend.parts:
-                parts[KERNEL] = self.kernel.predict(features)
-            parts = {name: parts.get(name, retrieved) for name in self.blend.weights}
+            parts = {
+                RETRIEVAL: retrieved,
+                RIDGE: self.ridge.predict(features),
+                KERNEL: self.kernel.predict(features),
+            }
             return self.blend.combine(parts)
         found = retrieved if kind == RETRIEVAL else getattr(self, kind).predict(features)
-        cut = self.blend.ranks[kind]
-        return np.where(np.arange(found.shape[1]) < cut, found, 0).astype(np.float32)
+        return (found * self.blend.taper).astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What is stored beside the weights."""

@@ -1,4 +1,4 @@
-"""Every training unit held in once: which epoch is best over all of them, and what is retrieved for spots not trained on."""
+"""Every training unit held in once: the epoch that is best over all, and what is retrieved for spots not trained on."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ import logging
 import numpy as np
 
 from cmrcnet.expression.components import loadings_of
-from cmrcnet.readout.blend import Blend, fit_blend
-from cmrcnet.readout.held_in import choose, mean_pearson
+from cmrcnet.readout.blend import Blend, fit_blend, taper_of
+from cmrcnet.readout.held_in import choose
 from cmrcnet.readout.kernel import kernel_path, kernel_ridge, settings
 from cmrcnet.readout.readout import KERNEL, RETRIEVAL, RIDGE, Readout
 from cmrcnet.readout.reduction import find_reduction
@@ -54,19 +54,16 @@ def fit_readout(pairs: Pairs, recipe: Recipe, search: CrossSearch | None) -> Rea
         for number, fitted in enumerate(kernel_path(features[rest], scores[rest], seed)):
             kernels[number, split.ids] = fitted.predict(out)
 
-    ranks: dict[str, int] = {}
+    taper = taper_of(recipe.target.ranks, scores.shape[1])
     held_in: dict[str, float] = {}
     chosen: dict[str, int] = {}
     predicted: dict[str, np.ndarray] = {}
     for name, tried in ((RETRIEVAL, search.retrieved[None]), (RIDGE, ridges), (KERNEL, kernels)):
-        chosen[name], ranks[name], held_in[name] = choose(tried, recipe.target.ranks, truth, loadings, section_of)
+        chosen[name], held_in[name] = choose(tried, taper, truth, loadings, section_of)
         predicted[name] = tried[chosen[name]]
-    blend, held_in["blend"] = fit_blend(predicted, ranks, scores, truth, loadings, section_of)
-    calibrated = blend.combine(predicted) @ loadings
+    blend, held_in["blend"] = fit_blend(predicted, taper, scores, truth, loadings, section_of)
     record = {
         "held_in_pearson": held_in,
-        "held_in_pearson_calibrated": mean_pearson(truth, calibrated, section_of),
-        "ranks": ranks,
         "weights": dict(blend.weights),
         "ridge_penalty": PENALTIES[chosen[RIDGE]],
         "kernel_width": settings()[chosen[KERNEL]][0],
@@ -92,8 +89,8 @@ def _unchosen(features: np.ndarray, scores: np.ndarray, recipe: Recipe, reductio
     blend = Blend(
         dict.fromkeys(parts, 1 / len(parts)),
         dict.fromkeys(parts, 1.0),
-        dict.fromkeys(parts, min(rank, recipe.target.gene_rank)),
-        np.ones(rank, np.float32),
+        taper_of(recipe.target.ranks, rank),
+        1.0,
         np.eye(rank, dtype=np.float32),
     )
     return Readout(reduction, ridge, kernel, blend, {"held_in": "nothing: one training section"})
