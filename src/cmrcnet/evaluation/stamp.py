@@ -70,13 +70,13 @@ class Stamp:
         origin = "by the measured truth of each test section"
         if self.protocol == "strict":
             origin = "on the training sections of each fold"
-        seeds = "seeds, then " if self.seeds > 1 else ""
+        seeds = "seeds, " if self.seeds > 1 else ""
         words = [
             *self.warnings,
             f"protocol {self.protocol}: leave-one-{self.unit}-out, {self.folds} fold{'s' if self.folds > 1 else ''}, "
             f"{self.sections} sections of {patients}" + (f", {self.seeds} seeds" if self.seeds > 1 else ""),
             f"HEG and HVG: {self.set_size} genes each, chosen {origin}",
-            f"mean over {seeds}genes, then sections, then patients",
+            f"mean over genes, then {seeds}sections, then patients",
             f"undefined correlations {undefined} and counted beside them",
         ]
         sentence = "; ".join(words)
