@@ -35,7 +35,7 @@ def test_a_transfer_stands_beside_the_scores_inside_each_cohort(tmp_path, train,
     folder = SweepFolder(tmp_path / "t", last="transfer.json")
     run = transfer(train, [test], recipe, folder, small_cache, methods=["ridge"])
     row = run.table.query("method == 'ridge' and gene_set == 'HVG' and metric == 'pearson'").iloc[0]
-    assert row.drop == pytest.approx(row.inside_test - row.transfer)
+    assert row["drop"] == pytest.approx(row.inside_test - row.transfer)
     assert np.isfinite([row.transfer, row.inside_test, row.inside_train]).all() and row.patients == 2
     assert set(run.facts["gene_sets"]["other"]["HVG"]) <= set(test.read("P1S1").genes)
     write_transfer(run, folder)

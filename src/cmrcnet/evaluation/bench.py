@@ -22,7 +22,22 @@ if TYPE_CHECKING:
 
     from cmrcnet.encoding.token_cache import TokenCache
 
-_NOT_FEATURES = ("name", "about", "readout", "evaluation", "panel")
+_NOT_FEATURES = {
+    "": ("name", "about", "readout", "evaluation", "panel"),
+    "model": (
+        "embedding_dim", "head_dropout", "similarity", "temperature", "targets", "second_targets", "reconstruct",
+        "reconstruction_loss", "detach_target", "mask_rate", "mask_rate_is", "mask_unit", "mask_seeded_in_validation",
+        "gene_tokens", "fusion_dim", "fusion_dropout", "cross_heads", "fusion_heads", "fusion_blocks",
+        "share_fusion_blocks",
+    ),
+    "train": (
+        "epochs", "batch_size", "learning_rate", "final_learning_rate", "weight_decay", "clip_norm", "augment",
+        "held_in", "select_by", "refit", "validate_every", "ema_decay", "ema_used",
+    ),
+}  # fmt: skip
+"""What in a recipe does not change the frozen features: cells of a sweep that differ in it share them. A setting that
+is not listed here counts."""
+
 _SHARED = ("genes", "expression", "pooled", "section_of", "unit_of")
 """What `TrainingData` works out once and the seeds and methods of a fold share."""
 
@@ -48,7 +63,7 @@ class Bench:
 
     def features(self, recipe: Recipe) -> PooledFeatures:
         """The frozen features of a recipe. Those of the last recipe are kept."""
-        name = fingerprint({key: value for key, value in recipe.to_dict().items() if key not in _NOT_FEATURES})
+        name = features_name(recipe)
         if self._features is None or self._features[0] != name:
             self._features = name, PooledFeatures(recipe, self._cache)
         return self._features[1]
@@ -63,8 +78,8 @@ class Bench:
         """Fit one method in one fold, predict its test sections from their slides, score them, and keep the part."""
         import pandas as pd
 
+        data = self._training_data(task)  # shared by the methods of the fold, so on nobody's clock
         start = time.monotonic()
-        data = self._training_data(task)
         predictor = task.method.fit(data)
         scores = self._scorer_of(task).begin(task.plan.scored)
         gene_tables: list[pd.DataFrame] = []
@@ -131,6 +146,14 @@ class Bench:
             if each != "pooled" or not recipe.model.train_encoder:  # there the frozen features may never be asked for
                 data.__dict__[each] = _locked(getattr(first, each))  # fills the cached properties
         return data
+
+
+def features_name(recipe: Recipe) -> str:
+    """The same for recipes whose frozen features are the same."""
+    plain = {key: value for key, value in recipe.to_dict().items() if key not in _NOT_FEATURES[""]}
+    for part in ("model", "train"):
+        plain[part] = {key: value for key, value in plain[part].items() if key not in _NOT_FEATURES[part]}
+    return fingerprint(plain)
 
 
 def _locked(value):

@@ -86,7 +86,8 @@ def run_facts(
 def shares_of_time(parts: dict[Key, Part], features_s: float) -> dict[str, Any]:
     """Where the time went: seconds of computing the features, and of each method over all folds and seeds.
 
-    Seconds are those of the tasks, added up; side by side they take less of the clock.
+    Seconds are those of fitting, predicting and scoring, added up over tasks; side by side they take less of the clock.
+    Reading sections, which the methods of a fold share, is in none of them.
     """
     seconds: dict[str, float] = {}
     for (_, method, _), part in parts.items():

@@ -69,7 +69,7 @@ def _readings(run: EvaluationRun, trainings: list[dict[str, Any]]) -> str:
             continue
         rows.append(
             [
-                part["fold"],
+                part["fold"] if len(run.facts["seeds"]) < 2 else f"{part['fold']}, seed {part['seed']}",
                 record.get("held_in", ""),
                 record.get("chosen_epoch", ""),
                 number(_or_nan(reading.get("held_in_pearson"))),

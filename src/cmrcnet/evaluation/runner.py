@@ -9,12 +9,11 @@ from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from cmrcnet.evaluation.bench import Bench
+from cmrcnet.evaluation.bench import Bench, features_name
 from cmrcnet.evaluation.pool import run_here, run_in_workers, sendable
 from cmrcnet.evaluation.run_folder import Part
 from cmrcnet.evaluation.study import FoldPlanner, Key, Study, Task
 from cmrcnet.evaluation.threads import Workers, choose_workers
-from cmrcnet.fingerprint import fingerprint
 from cmrcnet.progress import metered
 from cmrcnet.tissue.section import Cohort
 
@@ -86,8 +85,7 @@ def _warm(studies: Sequence[Study], parts: Sequence[dict[Key, Part]], bench: Ben
     seconds, seen = [], set()
     for study, done in zip(studies, parts, strict=True):
         start = time.monotonic()
-        plain = study.recipe.to_dict()
-        name = fingerprint([plain["patch"], plain["model"]])
+        name = features_name(study.recipe)
         if len(done) < len(study.keys) and not study.recipe.model.train_encoder and name not in seen:
             bench.warm(study.recipe)
             seen.add(name)

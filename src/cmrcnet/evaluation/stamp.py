@@ -97,7 +97,7 @@ class Stamp:
         """One sentence under a table."""
         undefined = "left out of means" if self.undefined == "skip" else "counted as 0 in means"
         patients = f"{self.patients} patient{'s' if self.patients > 1 else ''}"
-        seeds = "seeds, then " if self.seeds > 1 else ""
+        seeds = "seeds, " if self.seeds > 1 else ""
         words = [
             *self.warnings,
             f"protocol {self.protocol}: leave-one-{self.unit}-out, {self.folds} fold{'s' if self.folds > 1 else ''}, "
@@ -110,7 +110,7 @@ class Stamp:
                 "truth is constant, so every correlation is undefined"
             )
         words += [
-            f"mean over {seeds}genes, then sections, then patients",
+            f"mean over genes, then {seeds}sections, then patients",
             f"undefined correlations {undefined} and counted beside them",
         ]
         sentence = "; ".join(words)

@@ -76,10 +76,9 @@ def table_text(run: EvaluationRun) -> str:
 
 
 def _guessing(run: EvaluationRun, method: str) -> list[str]:
-    """Folds in which the collapse meter says of the weights that were kept that they only guess."""
-    parts = [part for part in run.facts["parts"] if part["method"] == method]
-    readings = {part["fold"]: kept_reading(part["record"]) for part in parts}
-    return [fold for fold, reading in readings.items() if reading is not None and reading["meter_guessing"]]
+    """Folds in which, with any seed, the collapse meter says of the weights that were kept that they only guess."""
+    readings = [(p["fold"], kept_reading(p["record"])) for p in run.facts["parts"] if p["method"] == method]
+    return list(dict.fromkeys(fold for fold, reading in readings if reading is not None and reading["meter_guessing"]))
 
 
 def _spoken(method: str) -> str:
