@@ -23,7 +23,9 @@ def small_config(**changes) -> ModelConfig:
 def small_network(seed: int = 0, **changes) -> CMRCNet:
     """A network of 16 features for 11 genes and tokens of 10, its token statistics set when it has any."""
     torch.manual_seed(seed)
-    network = CMRCNet(small_config(**changes), n_genes=GENES, token_dim=DIM)
+    network = CMRCNet(small_config(**changes), n_genes=GENES, token_dim=DIM, n_tokens=TOKENS)
+    if network.config.pool == "components":
+        network.set_reduction(torch.zeros(TOKENS * DIM), torch.eye(TOKENS * DIM)[:, :7])
     if network.standardizes_tokens:
         network.set_token_statistics(torch.linspace(-1, 1, DIM), torch.linspace(0.5, 2, DIM))
     return network

@@ -30,6 +30,7 @@ FLIPPED = {
     "fusion_blocks": 3,
     "share_fusion_blocks": True,
     "standardize_tokens": False,
+    "pool": "components",
 }
 """Switches whose effect shows in one training step of the network, and a value that is not the default."""
 

@@ -203,7 +203,6 @@ class TrainedModel:
             "panel": self.panel.to_dict(),
             "token_dim": self.network.token_dim,
             "n_tokens": self.network.n_tokens,
-            "n_genes": self.network.n_genes,
             "readout": None if self.readout is None else self.readout.facts(),
             "encoder": {
                 "origin": None if origin is None else dataclasses.asdict(origin),
@@ -246,17 +245,15 @@ class TrainedModel:
             provenance = Provenance.from_dict(facts["provenance"])
             encoder = encoder or _build_encoder(facts["encoder"], tensors, folder)
             wanted = facts["encoder"]["fingerprint"]
-            network = CMRCNet(
-                recipe.model,
-                n_genes=facts.get("n_genes", len(panel.genes)),
-                token_dim=facts["token_dim"],
-                n_tokens=facts.get("n_tokens", 1),
-            )
             components = readout = None
+            n_genes = len(panel.genes)
             if facts.get("readout") is not None:
                 arrays = {name: value.numpy() for name, value in _part(tensors, "readout").items()}
                 components = ExpressionComponents(arrays["components"])
                 readout = Readout.restore(arrays, facts["readout"])
+                n_genes = min(recipe.target.gene_rank, components.rank)
+            shape = {"token_dim": facts["token_dim"], "n_tokens": facts.get("n_tokens", 1)}
+            network = CMRCNet(recipe.model, n_genes=n_genes, **shape)
             network.load_state_dict(_part(tensors, "network"), strict=True)
         except (KeyError, TypeError, RuntimeError) as error:
             if isinstance(error, CmrcnetError):
