@@ -69,7 +69,7 @@ def test_an_object_ready_made_is_taken_as_it_is(module_here):
         ("flawed:Silent", "its about is '  ', not a text"),
         ("flawed:Unfit", "it has no fit"),
         ("flawed:Greedy", "its fit does not take the training data alone"),
-        ("flawed:Needy", "the class cannot be made without arguments"),
+        ("flawed:Needy", "it cannot be made without arguments"),
     ],
 )
 def test_what_is_no_method_is_refused_in_one_sentence(module_here, name, sentence):

@@ -16,6 +16,9 @@ from cmrcnet.evaluation.methods import Method
 _ROOM = "cmrcnet.evaluation"
 _SHIPPED = {
     "cmrcnet": "retrieval:TrainedCMRCNet",
+    "cmrcnet-retrieval": "retrieval:cmrcnet_retrieval",
+    "cmrcnet-ridge": "retrieval:cmrcnet_ridge",
+    "cmrcnet-kernel": "retrieval:cmrcnet_kernel",
     "ridge": "baselines:RidgeOnFeatures",
     "patch-ridge": "rivals.patch_ridge:PatchRidge",
     "hest-probe": "rivals.hest_probe:HestProbe",
@@ -46,7 +49,7 @@ def method_of(name: str) -> Method:
     """The method of a name: one that ships, or one of your own as ``module:object``.
 
     The module is looked for where Python looks, then in the current folder. The object is a class that takes no
-    argument, or a method ready made.
+    argument, a function that makes a method, or a method ready made.
 
     Parameters
     ----------
@@ -94,11 +97,11 @@ def _made(label: str, where: str) -> Method:
         if not part or not hasattr(found, part):
             raise NotAMethod(label, f"the module {module_name} has no {object_name or 'object of an empty name'}")
         found = getattr(found, part)
-    if isinstance(found, type):
+    if isinstance(found, type) or inspect.isfunction(found):
         try:
             found = found()
         except TypeError as error:
-            raise NotAMethod(label, f"the class cannot be made without arguments ({error})") from error
+            raise NotAMethod(label, f"it cannot be made without arguments ({error})") from error
     return _checked(found, label)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,14 +25,50 @@ log = logging.getLogger("cmrcnet")
 
 
 class TrainedCMRCNet:
-    """CMRCNet, trained inside the fold; measured expression of its nearest training spots is averaged."""
+    """CMRCNet, trained inside the fold and read out as the recipe says."""
 
     name = MAIN
-    about = "CMRCNet trained on the fold's training sections; retrieval from their measured spots"
+    about = "CMRCNet trained on the fold's training sections, read out as the recipe says"
 
     def fit(self, training: TrainingData) -> Retrieval:
         """Train, and build the bank of the training sections."""
-        return _fit(training, training.cohort)
+        return _fit_once(training)
+
+
+class OneReadout:
+    """The same trained CMRCNet, read out in one way: what each part of a blend reaches by itself.
+
+    Parameters
+    ----------
+    kind : {"retrieval", "ridge", "kernel"}
+    """
+
+    def __init__(self, kind: str, name: str, about: str) -> None:
+        self.kind, self.name, self.about = kind, name, about
+
+    def fit(self, training: TrainingData) -> Retrieval:
+        """Train, unless `cmrcnet` has just been trained on the same sections, and read out otherwise.
+
+        A recipe without expression components has retrieval only, whatever is asked for.
+        """
+        found = _fit_once(training)
+        kind = self.kind if found.model.readout is not None else "retrieval"
+        return replace(found, kind=kind, record=found.record | {"readout": kind})
+
+
+def cmrcnet_retrieval() -> OneReadout:
+    """CMRCNet's own way: the average over the nearest measured spots."""
+    return OneReadout("retrieval", "cmrcnet-retrieval", "the same CMRCNet, averaged over its nearest training spots")
+
+
+def cmrcnet_ridge() -> OneReadout:
+    """Ridge regression of the expression components on the recipe's features."""
+    return OneReadout("ridge", "cmrcnet-ridge", "the same recipe's ridge readout: components on the frozen features")
+
+
+def cmrcnet_kernel() -> OneReadout:
+    """Kernel ridge regression of the expression components on the recipe's features."""
+    return OneReadout("kernel", "cmrcnet-kernel", "the same recipe's kernel ridge readout, Gaussian kernel")
 
 
 class PermutedPairs:
@@ -57,12 +93,13 @@ class Retrieval:
     bank: ReferenceBank
     cache: TokenCache | None
     record: dict[str, Any]
+    kind: str | None = None
 
     def predict(self, place: Place) -> Prediction:
         """Every gene of the bank, from the slide and the places alone."""
         from cmrcnet.prediction.predict import predict
 
-        table = predict(self.model, self.bank, place.slide, spots=place.spots, cache=self.cache)
+        table = predict(self.model, self.bank, place.slide, spots=place.spots, readout=self.kind, cache=self.cache)
         return Prediction(tuple(map(str, table.var_names)), np.asarray(table.X, np.float32), table)
 
 
@@ -104,6 +141,20 @@ def kept_reading(record: dict[str, Any]) -> dict[str, Any] | None:
     return rows[-1] if rows else None
 
 
+_last: list[tuple[Cohort, str, Retrieval]] = []
+"""The last training of this process: rows that differ in the readout alone do not train again."""
+
+
+def _fit_once(training: TrainingData) -> Retrieval:
+    plain = training.recipe.override({"readout.kind": "retrieval"}).to_dict()
+    name = fingerprint([plain, training.panel.to_dict()])
+    if _last and _last[0][0] is training.cohort and _last[0][1] == name and training.shelf is None:
+        return replace(_last[0][2], kind=training.recipe.readout.kind if _last[0][2].model.readout else None)
+    found = _fit(training, training.cohort)
+    _last[:] = [(training.cohort, name, found)]
+    return found
+
+
 def _fit(training: TrainingData, cohort: Cohort) -> Retrieval:
     from cmrcnet.prediction.bank import build_bank
     from cmrcnet.training.fit import fit
@@ -130,6 +181,7 @@ def _fit(training: TrainingData, cohort: Cohort) -> Retrieval:
         "bank_spots": len(bank),
         "chosen_epoch": learnt["chosen_epoch"],
         "held_in": learnt["facts"].get("held_in", ""),
+        "readout": learnt["facts"].get("readout", {}),
         "notes": learnt["notes"],
         "history": learnt["history"],
     }
