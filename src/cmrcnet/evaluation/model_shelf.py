@@ -1,4 +1,4 @@
-"""Trained models that several cells of a sweep read: what differs in the readout alone is trained once.
+"""Trained models that several methods, or cells of a sweep, read: what differs in the readout alone is trained once.
 
 The readout of a recipe (`readout.*`) says how an embedded patch becomes a prediction. Training reads it in one place
 only, to score the epochs on the held-in unit. On a shelf the epoch stays the one that the first cell's readout chose,
@@ -51,7 +51,7 @@ class ModelShelf:
             Its readout goes with the model that is handed out.
         panel : GenePanel
         cohort : Cohort
-            Training sections; named alike, they are taken to be alike (a shelf belongs to one sweep of one cohort).
+            Training sections; named alike, they are taken to be alike (a shelf belongs to one run or sweep of one cohort).
         train : callable
             Trains it.
         """

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from cmrcnet.evaluation.model_shelf import ModelShelf
     from cmrcnet.training.checkpoint import Checkpoints
 
 FORMAT = 2
@@ -168,9 +169,15 @@ class RunFolder:
         """All prediction tables, each read when it is asked for."""
         return _Tables(self)
 
+    def shelf(self) -> ModelShelf:
+        """Trained models that several methods read out."""
+        from cmrcnet.evaluation.model_shelf import ModelShelf
+
+        return ModelShelf(self.working / "models")
+
     def finish(self) -> Path:
-        """Put the run where it was asked for; the parts and checkpoints go."""
-        return self._work.finish("run.json", leftovers=("parts", "checkpoints"))
+        """Put the run where it was asked for; parts, checkpoints and models go."""
+        return self._work.finish("run.json", leftovers=("parts", "checkpoints", "models"))
 
     def _place(self, fold: str, method: str, seed: int) -> Path:
         return self.working / "parts" / _file_name(fold) / _file_name(method) / str(seed)

@@ -116,7 +116,9 @@ class Task:
         """Tasks with the same word must not run at the same time: the second finds the first one's model."""
         if self.shelf is None:
             return None
-        return fingerprint([self.shelf.training_of(self.recipe), *map(str, self.key)])
+        fold, method, seed = self.key
+        kind = MAIN if method.startswith(MAIN) else method  # rows that read one and the same model out
+        return fingerprint([self.shelf.training_of(self.recipe), fold, kind, str(seed)])
 
 
 @dataclass(frozen=True, eq=False)
