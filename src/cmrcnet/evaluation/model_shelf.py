@@ -51,7 +51,7 @@ class ModelShelf:
             Its readout goes with the model that is handed out.
         panel : GenePanel
         cohort : Cohort
-            Training sections; named alike, they are taken to be alike (a shelf belongs to one run or sweep of one cohort).
+            Training sections; named alike, they are taken to be alike (a shelf belongs to one run of one cohort).
         train : callable
             Trains it.
         """
