@@ -159,6 +159,15 @@ def test_an_interrupted_run_goes_on_at_the_method_it_had_reached(tmp_path, small
     pd.testing.assert_frame_equal(resumed.genes, straight.genes)
 
 
+def test_a_run_whose_first_fold_alone_is_missing_is_completed(tmp_path, small_cohort, small_recipe, small_cache):
+    """The later folds, of which nothing is run, are described in run.json all the same."""
+    options = {"cache": small_cache, "methods": ["gene-mean"]}
+    evaluate(small_cohort, small_recipe, only=["P2", "P3"], folder=RunFolder(tmp_path / "run"), **options)
+    run = evaluate(small_cohort, small_recipe, folder=RunFolder(tmp_path / "run", resume=True), **options)
+    assert [fold["name"] for fold in run.facts["folds"]] == ["P1", "P2", "P3"]
+    assert all(len(fold["gene_sets"]["HVG"]) == 12 for fold in run.facts["folds"])
+
+
 def test_a_finished_part_is_not_run_again(tmp_path, small_cohort, small_recipe, small_cache):
     evaluated(small_cohort, small_recipe, small_cache, methods=[Watching()], folder=RunFolder(tmp_path / "run"))
     again = RunFolder(tmp_path / "run", resume=True)

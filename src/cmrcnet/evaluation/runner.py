@@ -77,6 +77,7 @@ def run_studies(
             meter.advance(note=task.name)
             study = studies[task.study]
             if len(parts[task.study]) == len(study.keys):
+                _plan(study, planner)
                 yield task.study, _ordered(study, parts[task.study]), seconds[task.study]
 
 
@@ -94,9 +95,10 @@ def _warm(studies: Sequence[Study], parts: Sequence[dict[Key, Part]], bench: Ben
 
 
 def _plan(study: Study, planner: FoldPlanner) -> None:
-    """Plan every fold of a study of which nothing is to be run, for what `run.json` says of them."""
+    """Plan the folds of which nothing was to be run, for what `run.json` says of them."""
     for fold in study.folds:
-        study.plans[fold.name] = planner.plan(study.recipe, fold, study.scored)
+        if fold.name not in study.plans:
+            study.plans[fold.name] = planner.plan(study.recipe, fold, study.scored)
 
 
 def _ordered(study: Study, parts: dict[Key, Part]) -> dict[Key, Part]:
