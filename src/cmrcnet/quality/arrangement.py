@@ -19,13 +19,16 @@ from cmrcnet.expression.normalize import library_sizes, normalize
 from cmrcnet.quality.finding import Finding
 from cmrcnet.quality.under_spots import SpotMaps
 
-FEWEST_SPOTS = 30
+FEWEST_SPOTS = 50
+"""With fewer, chance arrangements fit as well as true ones: nothing is said."""
 STEP_UM, REACH_UM = 100.0, 500.0
 """Shifts are tried on a grid of this step, to this distance in x and y."""
 GAIN = 0.08
 """By how much R2 another arrangement must beat the stated one. Twice that when there are fewer than 150 spots."""
 FIT = 0.12
-"""R2 that the other arrangement must reach at least: what every well-paired section of over 150 spots had."""
+"""R2 that the other arrangement must reach at least; sound sections of over 150 spots reach 0.19 and more."""
+NO_FIT = 0.05
+"""R2 of at most this, or of the best permuted pairs, explains nothing."""
 TISSUE_LOST = 0.03
 """The other arrangement may lie on tissue by this much less."""
 SMOOTH_Z = 3.5
@@ -53,7 +56,7 @@ class Arrangement:
     Parameters
     ----------
     verdict : {"fits", "shuffled", "misaligned", "cannot tell"}
-        "fits": no other arrangement is as good, and the stated one is better than permuted pairs.
+        "fits": the stated arrangement explains something, and no other one much more.
     stated : float
         Leave-one-out R2 of the stated arrangement, mean over targets.
     permuted : float
@@ -193,11 +196,13 @@ def _gain(spots: int) -> float:
 def _verdict(
     stated: float, permuted: float, best: float, smooth: float, spots: int
 ) -> Literal["fits", "shuffled", "misaligned", "cannot tell"]:
+    if spots < FEWEST_SPOTS:
+        return "cannot tell"
     if best >= max(FIT, 2 * permuted) and best - stated >= _gain(spots):
         return "misaligned"
-    if smooth < SMOOTH_Z and stated <= max(permuted, 0.0):
-        return "shuffled" if spots >= 2 * FEWEST_SPOTS else "cannot tell"
-    return "fits" if stated > max(permuted, 0.0) and stated > best else "cannot tell"
+    if smooth < SMOOTH_Z and stated <= max(permuted, NO_FIT):
+        return "shuffled"
+    return "fits" if stated >= max(FIT, permuted) else "cannot tell"
 
 
 def _others(places: np.ndarray, maps: SpotMaps):

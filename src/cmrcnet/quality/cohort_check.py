@@ -18,7 +18,7 @@ from cmrcnet.tissue.section import Cohort
 def check_cohort(cohort: Cohort) -> tuple[Finding, ...]:
     """Look for duplicates, wrong patients, odd stains and scales, and spots that lie wrong.
 
-    Every picture is read once, made small. What is kept of a section are vectors and a picture of 96 pixels.
+    Every picture is read once, made small. What is kept of a section are vectors and a picture of 80 um a pixel.
 
     Parameters
     ----------

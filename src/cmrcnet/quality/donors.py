@@ -7,9 +7,9 @@ section's share, and seen at most an eighth as often.
 
 Measured: between two breast cancer patients 386 to 440 genes are switched, within one (serial sections) 0 to 5, and
 the correlations of log pseudo-bulk are .747 to .760 against .962 to .985: one tumour against another is plain. Between
-inbred mice of one strain it is 5 to 61 against 7 to 78, correlations .661 to .916 against .675 to .933: donors cannot be told,
-and the detector keeps silent there, except for the sex (two of three mice with Xist and one with Y genes, all right).
-Close relatives, and healthy tissue of different people, have not been measured.
+inbred mice of one strain it is 5 to 61 against 7 to 78, correlations .661 to .916 against .675 to .933: donors cannot
+be told, and the detector keeps silent there, except for the sex (Xist in three mice, Y genes in one; a section of
+only 38,000 counts stays unknown). Close relatives, and healthy tissue of different people, have not been measured.
 """
 
 from __future__ import annotations

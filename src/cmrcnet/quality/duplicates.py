@@ -24,8 +24,11 @@ FEWEST_COUNTS, FEWEST_GENES = 30, 8
 """A row says something when it sums to so much over so many genes."""
 EQUAL_ROWS = 0.05
 """Share of the smaller section's rows that may be equal to rows of the other; at least three rows."""
-ALIKE = 0.90
-"""Correlation of two pictures from which they are called one; different real sections reach 0.80."""
+ALIKE = 0.76
+"""Correlation of two pictures' detail from which they are one. Measured on 14 real sections: different sections (also
+serial ones) reach 0.68; a cropped, turned and restained copy has 0.83 and more."""
+DETAIL = 2.0
+"""Sigma in pixels of the Gaussian that is taken off: sections of one organ share the outline, not the detail."""
 OVERLAP = 0.5
 """Share of the smaller picture that must be covered."""
 
@@ -106,6 +109,9 @@ def picture_likeness(left: np.ndarray, right: np.ndarray) -> float:
     float
         -1 to 1; 0 for pictures without contrast.
     """
+    from scipy.ndimage import gaussian_filter
+
+    left, right = (each - gaussian_filter(each, DETAIL) for each in (left, right))
     best = 0.0
     for mirrored in (right, right[:, ::-1]):
         for quarter in range(4):

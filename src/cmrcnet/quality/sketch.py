@@ -12,8 +12,8 @@ from cmrcnet.quality.under_spots import SpotMaps
 from cmrcnet.tissue.section import Section
 from cmrcnet.tissue.slide import known_scale
 
-PICTURE_PX = 96
-"""Side of the kept grey picture of the surroundings of the spots, at most."""
+PICTURE_UM = 80.0
+"""Micrometres a pixel of the kept grey picture of the spots' surroundings: 6.5 mm are 81 px."""
 
 TOP_GENES = 200
 """Genes whose counts are kept spot by spot, so that duplicates can be told: those of the largest totals."""
@@ -36,7 +36,7 @@ class Sketch:
     pitch_um : float or None
         Median distance to the nearest spot.
     picture : numpy.ndarray, shape (height, width), float32
-        Optical density of the spots' surroundings, at most `PICTURE_PX` on the longer side.
+        Optical density of the spots' surroundings at `PICTURE_UM` a pixel.
     colour : numpy.ndarray, shape (3,)
         Median optical density of the tissue around the spots: red, green, blue.
     texture : numpy.ndarray, shape (sizes,)
@@ -92,7 +92,7 @@ def sketch(section: Section) -> Sketch:
         centre_px=np.array(section.spots.centre_px),
         diameter_um=section.spots.diameter_um,
         pitch_um=_pitch(section.spots.centre_px, um_per_px),
-        picture=maps.around(section.spots.centre_px, PICTURE_PX),
+        picture=maps.around(section.spots.centre_px, PICTURE_UM),
         colour=maps.colour(section.spots.centre_px),
         texture=texture_curve(section.slide, section.spots.centre_px),
         arrangement=judge_arrangement(maps, section.spots.centre_px, section.counts),

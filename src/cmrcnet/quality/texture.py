@@ -4,8 +4,9 @@ Dark blobs (nuclei, their clusters) answer a Laplacian of Gaussian most at their
 strength of the answer against the size is a curve; a picture whose um per px is wrong by a factor shows the same curve
 moved sideways. The curve of each section is laid on the median of the others.
 
-Measured on 14 real sections (two organs): right ones moved by at most 0.25 octaves, those with um per px doubled by
-0.75 and more, halved by 0.5 and more. A blurred picture looks like a larger scale: hence a suspicion only.
+Measured on 14 real sections (two organs): right ones moved by at most 0.375 octaves, those with um per px doubled by
+0.625 and more, halved by 0.5 and more but for one (0.375). A blurred picture looks like a larger scale: hence a
+suspicion only. The distance between spots, where the others have spots of the same diameter, is exact: a problem.
 """
 
 from __future__ import annotations

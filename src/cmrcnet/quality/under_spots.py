@@ -49,18 +49,30 @@ class SpotMaps:
 
     @classmethod
     def of(cls, slide: Slide, diameter_um: float) -> SpotMaps:
-        """Read a slide once, made small.
+        """Read a slide, made small.
 
         Raises
         ------
         UnknownScale
         """
-        from skimage.color import rgb2hed
-
         um_per_px = known_scale(slide)
         downsample = max(1.0, MAP_UM_PER_PX / um_per_px)
-        small = thumbnail(slide, downsample)
-        mask = find_tissue(slide).pixels[: small.shape[0], : small.shape[1]]
+        small, mask = thumbnail(slide, downsample), find_tissue(slide).pixels
+        return cls.of_picture(small, mask, downsample, um_per_px, (slide.width_px, slide.height_px), diameter_um)
+
+    @classmethod
+    def of_picture(
+        cls,
+        small: np.ndarray,
+        mask: np.ndarray,
+        downsample: float,
+        um_per_px: float,
+        size_px: tuple[int, int],
+        diameter_um: float,
+    ) -> SpotMaps:
+        """The maps of a small picture (height, width, 3) and its tissue (height, width)."""
+        from skimage.color import rgb2hed
+
         density = optical_density(small)
         stains = rgb2hed(small).astype(np.float32)
         disc = _disc(diameter_um / 2 / (um_per_px * downsample))
@@ -75,8 +87,7 @@ class SpotMaps:
             np.log(rough + 1e-3),
         ]
         tissue = np.clip(_mean(mask.astype(np.float32), disc), 0, 1)
-        size = (slide.width_px, slide.height_px)
-        return cls(density, np.stack(features, axis=2), tissue, mask, downsample, um_per_px, size)
+        return cls(density, np.stack(features, axis=2), tissue, mask, downsample, um_per_px, size_px)
 
     def at(self, centre_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features (places, 5) and tissue share (places,) of the map pixel that holds each place; off the slide: 0."""
@@ -97,15 +108,15 @@ class SpotMaps:
         chosen = near & self.mask if (near & self.mask).any() else near
         return np.median(self.density[chosen], axis=0)
 
-    def around(self, centre_px: np.ndarray, side_px: int) -> np.ndarray:
-        """Grey optical density of the spots' bounding box, made small: longer side `side_px`, float32."""
+    def around(self, centre_px: np.ndarray, um: float) -> np.ndarray:
+        """Grey optical density of the spots' bounding box at `um` micrometres a pixel, float32."""
         from PIL import Image
 
         reach = AROUND_UM / self.um_per_px
         low = np.maximum((centre_px.min(axis=0) - reach) / self.downsample, 0).astype(int)
         high = np.ceil((centre_px.max(axis=0) + reach) / self.downsample).astype(int)
         grey = self.density[low[1] : max(high[1], low[1] + 1), low[0] : max(high[0], low[0] + 1)].mean(axis=2)
-        factor = side_px / max(grey.shape)
+        factor = self.um_per_px * self.downsample / um
         size = (max(1, round(grey.shape[1] * factor)), max(1, round(grey.shape[0] * factor)))
         return np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BOX), np.float32)
 
