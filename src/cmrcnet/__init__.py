@@ -24,6 +24,8 @@ _HOMES = {
     "readers.cohort": ["read_cohort"],
     "readers.spot_table": ["read_spots"],
     "readers.inspection": ["inspect"],
+    "quality.cohort_check": ["check_cohort"],
+    "quality.finding": ["Finding"],
     "datasets.synthetic": ["synthetic_cohort"],
     "model.encoder_registry": ["create_image_encoder", "image_encoders"],
     "model.trained_model": ["TrainedModel"],

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cmrcnet.evaluation.protocol import EvaluationRun
+    from cmrcnet.readers.inspection import Inspection
     from cmrcnet.tissue.section import Cohort
 
 
-def inspect(source: Path, *, um_per_px: float | None = None, format: str | None = None) -> bool:
+def inspect(source: Path, *, um_per_px: float | None = None, format: str | None = None, quick: bool = False) -> bool:
     """Say what a cohort, section or slide is, and every problem with it, before any time is spent.
 
     Parameters
@@ -31,6 +32,9 @@ def inspect(source: Path, *, um_per_px: float | None = None, format: str | None 
         Micrometres per level-0 pixel, where the slide does not say.
     format : str, optional
         Reader to use, where the section's own look is ambiguous: legacy_st, visium, hest, ann_data.
+    quick : bool
+        Skip what compares the sections of a cohort and reads their pixels: duplicates, wrong patients, odd stains and
+        scales, spots that lie wrong.
 
     Returns
     -------
@@ -40,6 +44,8 @@ def inspect(source: Path, *, um_per_px: float | None = None, format: str | None 
     from cmrcnet.readers.inspection import inspect as look
 
     found = look(source, um_per_px=um_per_px, format=format)
+    if found.kind == "cohort" and not quick:
+        found = _with_detectors(found, source, um_per_px)
     print(found.to_text())
     return not found.problems
 
@@ -570,6 +576,24 @@ def encoders() -> None:
         print(f"{name:20}not offered: {reason}")
     print(f"{'timm:NAME':20}any timm model, by its name there")
     print(f"{'hf-hub:ORG/NAME':20}any timm model on the Hugging Face hub, where it can be reached")
+
+
+def _with_detectors(found: Inspection, source: Path, um_per_px: float | None) -> Inspection:
+    """Add what the detectors find: certain things to the problems, suspicions to the notes."""
+    from dataclasses import replace
+
+    from cmrcnet.quality.cohort_check import check_cohort
+    from cmrcnet.readers.cohort import read_cohort
+
+    if found.problems:
+        note = "Sections were not compared (duplicates, patients, stain, places of spots): mend the problems first."
+        return replace(found, notes=(*found.notes, note))
+    seen = check_cohort(read_cohort(source, um_per_px=um_per_px))
+    return replace(
+        found,
+        notes=(*found.notes, *(each.sentence for each in seen if not each.certain)),
+        problems=tuple(each.sentence for each in seen if each.certain),
+    )
 
 
 def _evaluate(

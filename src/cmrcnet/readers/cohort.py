@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -64,8 +64,16 @@ class CohortRow:
         """The section unchecked."""
         return read_raw(self.source, self.format)
 
+    def or_scale(self, um_per_px: float | None) -> CohortRow:
+        """The same row; micrometres per pixel that it does not state are these."""
+        if um_per_px is None or self.source.um_per_px is not None:
+            return self
+        return replace(self, source=replace(self.source, um_per_px=um_per_px))
 
-def read_cohort(csv: Path | str, *, controls: Literal["drop", "keep"] = "drop") -> Cohort:
+
+def read_cohort(
+    csv: Path | str, *, controls: Literal["drop", "keep"] = "drop", um_per_px: float | None = None
+) -> Cohort:
     """Open a cohort file. Its sections are read one by one, when they are asked for.
 
     All that can be checked without reading counts or pixels is checked at once: columns, numbers, files, formats,
@@ -77,6 +85,8 @@ def read_cohort(csv: Path | str, *, controls: Literal["drop", "keep"] = "drop") 
         Parted by commas, tabs or semicolons; UTF-8 or what Excel writes.
     controls : {"drop", "keep"}
         What happens to features that are no genes (see `clean_features`).
+    um_per_px : float, optional
+        Micrometres per level-0 pixel of the rows that do not give their own.
 
     Returns
     -------
@@ -89,7 +99,7 @@ def read_cohort(csv: Path | str, *, controls: Literal["drop", "keep"] = "drop") 
         Named by line. When there are several, the first is raised and the others are counted;
         `cmrcnet inspect` lists them all.
     """
-    rows = cohort_rows(csv)
+    rows = [row.or_scale(um_per_px) for row in cohort_rows(csv)]
     problems = [problem for row in rows for problem in row.problems]
     if problems:
         more = len(problems) - 1

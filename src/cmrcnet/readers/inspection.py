@@ -144,9 +144,7 @@ def _look_at_cohort(path: Path, um_per_px: float | None) -> Inspection:
         return Inspection("cohort", str(path), (), problems=(str(error),))
     looks, notes, problems, genes_of = [], [], [], {}
     for row in rows:
-        if um_per_px is not None and row.source.um_per_px is None:
-            row = _with_scale(row, um_per_px)
-        look, genes, remarks, wrong = _look_at_row(row)
+        look, genes, remarks, wrong = _look_at_row(row.or_scale(um_per_px))
         looks.append(look)
         notes += [f"{look.section}: {remark}" for remark in remarks]
         problems += wrong
@@ -273,9 +271,3 @@ def _strangers(genes_of: dict[str, tuple[str, ...]]) -> list[str]:
         for other in others
         if are_strangers(ours, theirs := genes_of[other])
     ]
-
-
-def _with_scale(row: CohortRow, um_per_px: float) -> CohortRow:
-    from dataclasses import replace
-
-    return replace(row, source=replace(row.source, um_per_px=um_per_px))
