@@ -42,7 +42,7 @@ def test_importing_the_package_wakes_nothing_heavy():
     [
         "read_section", "read_cohort", "inspect", "check_cohort", "open_slide", "choose_panel", "ExactSearch",
         "synthetic_cohort",
-    ],  # fmt: skip
+    ],
 )
 def test_what_needs_no_network_does_not_wake_torch(name):
     awake = _awake_after(f"import cmrcnet; cmrcnet.{name}")
