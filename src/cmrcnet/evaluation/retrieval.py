@@ -132,6 +132,7 @@ def _fit(training: TrainingData, cohort: Cohort) -> Retrieval:
         "held_in": learnt["facts"].get("held_in", ""),
         "notes": learnt["notes"],
         "history": learnt["history"],
+        "readout": learnt["facts"].get("readout", {}),
     }
     return Retrieval(model, bank, training.cache, record)
 
