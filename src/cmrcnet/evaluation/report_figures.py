@@ -78,10 +78,10 @@ def map_jpeg(
     from matplotlib.collections import EllipseCollection
 
     if centred:
-        high = float(np.percentile(np.abs(values), 98))
+        high = float(np.nanpercentile(np.abs(values), 98))
         low = -high
     else:
-        low, high = (float(v) for v in np.percentile(values, [2, 98]))
+        low, high = (float(v) for v in np.nanpercentile(values, [2, 98]))
     drawing, axes = _canvas(view, fade=0.55)
     width = 2 * max(view.radius, 0.008 * max(view.pixels.shape[:2]))
     spots = EllipseCollection(
