@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from cmrcnet.atomic import atomic_file
 from cmrcnet.evaluation.methods import MAIN
+from cmrcnet.evaluation.report_correlation import correlation_figure
+from cmrcnet.evaluation.report_genes import gene_explorer, marker_table
 from cmrcnet.evaluation.report_maps import held_out_maps, unseen_maps
+from cmrcnet.evaluation.report_methods import lead, methods_table, metrics_tables
 from cmrcnet.evaluation.report_page import page, text
-from cmrcnet.evaluation.report_tables import folds_table, genes_table, methods_table, provenance, strip
-from cmrcnet.evaluation.report_training import training_curves
+from cmrcnet.evaluation.report_tables import folds_table, provenance, strip
+from cmrcnet.evaluation.report_training import readouts_table, training_curves
 from cmrcnet.evaluation.verdict import verdict
 
 if TYPE_CHECKING:
@@ -60,15 +63,18 @@ def _html(run: EvaluationRun, unseen: AnnData | None) -> str:
     badges += [f'<li class="warn">{text(warning)}</li>' for warning in stamp.warnings]
     sections = [
         f'<p class="kicker">CMRCNet evaluation</p>\n<h1>{text(run.cohort.name)}</h1>\n',
-        f'<p class="lead">{text(verdict(run))}</p>\n<ul class="badges">{"".join(badges)}</ul>\n',
-        f"<h2>Methods</h2>\n{strip(run)}{methods_table(run)}<h3>Fold by fold</h3>\n{folds_table(run)}",
-        f"<h2>Truth beside prediction</h2>\n{held_out_maps(run)}",
+        f'<p class="lead">{text(verdict(run))}</p>\n{lead(run)}<ul class="badges">{"".join(badges)}</ul>\n',
+        f"<h2>Methods</h2>\n{strip(run)}{methods_table(run)}{metrics_tables(run)}",
+        f"<h2>Truth, prediction and error</h2>\n{held_out_maps(run)}",
     ]
     if unseen is not None and MAIN in run.methods:
         sections.append(f"<h2>A slide without expression</h2>\n{unseen_maps(run, unseen)}")
+    sections.append(f"<h2>Genes</h2>\n{gene_explorer(run)}{marker_table(run)}")
+    if len(run.predictions) and (together := correlation_figure(run)):
+        sections.append(f"<h2>Genes that go together</h2>\n{together}")
     sections += [
-        f"<h2>Training</h2>\n{training_curves(run)}",
-        f"<h2>Genes</h2>\n{genes_table(run)}",
+        f"<h2>Training</h2>\n{training_curves(run)}{readouts_table(run)}",
+        f"<h2>Folds</h2>\n{folds_table(run)}",
         f"<h2>Provenance</h2>\n{provenance(run)}",
         f"<footer>Made by cmrcnet {text(run.facts['versions']['cmrcnet'])}. For research; not for diagnosis.</footer>",
     ]

@@ -54,7 +54,9 @@ def tissue_jpeg(view: TissueView) -> bytes:
     return _jpeg(*_canvas(view, fade=0.0))
 
 
-def map_jpeg(view: TissueView, values: np.ndarray, colours: str = "viridis") -> tuple[bytes, float, float]:
+def map_jpeg(
+    view: TissueView, values: np.ndarray, colours: str = "viridis", *, centred: bool = False
+) -> tuple[bytes, float, float]:
     """Values on the faded tissue.
 
     Parameters
@@ -63,16 +65,23 @@ def map_jpeg(view: TissueView, values: np.ndarray, colours: str = "viridis") -> 
     values : numpy.ndarray, shape (spots,)
     colours : str
         A matplotlib colour map.
+    centred : bool
+        Its middle stands for 0, and both ends are as far from it: for errors.
 
     Returns
     -------
     jpeg : bytes
     low, high : float
-        Values of the darkest and the brightest colour: the 2nd and the 98th percentile.
+        Values of the first and the last colour: the 2nd and the 98th percentile; when centred, the 98th percentile of
+        the absolute values, below and above 0.
     """
     from matplotlib.collections import EllipseCollection
 
-    low, high = (float(v) for v in np.percentile(values, [2, 98]))
+    if centred:
+        high = float(np.nanpercentile(np.abs(values), 98))
+        low = -high
+    else:
+        low, high = (float(v) for v in np.nanpercentile(values, [2, 98]))
     drawing, axes = _canvas(view, fade=0.55)
     width = 2 * max(view.radius, 0.008 * max(view.pixels.shape[:2]))
     spots = EllipseCollection(

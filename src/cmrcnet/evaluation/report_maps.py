@@ -1,4 +1,4 @@
-"""Maps of the report: truth beside prediction and spread on the tissue, and predictions where there is no truth."""
+"""Maps of the report: truth, prediction and error on the tissue, and predictions where there is no truth."""
 
 from __future__ import annotations
 
@@ -8,32 +8,41 @@ import numpy as np
 
 from cmrcnet.evaluation.methods import MAIN
 from cmrcnet.evaluation.report_figures import TissueView, map_jpeg, tissue_jpeg, tissue_view
+from cmrcnet.evaluation.report_genes import LEAST_DETECTED, gene_means
 from cmrcnet.evaluation.report_page import figure, text
-from cmrcnet.evaluation.report_tables import LEAST_DETECTED, gene_means
 from cmrcnet.evaluation.scoring import truth_of
 from cmrcnet.evaluation.verdict import number
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from cmrcnet.evaluation.evaluation_run import EvaluationRun
 
 _SECTIONS = 4
+_BEST, _BEST_OTHERS = 4, 2
 _UNSEEN_GENES = 7
 
 
 def held_out_maps(run: EvaluationRun) -> str:
-    """The best, the typical and the worst-predicted genes of a few sections."""
-    shown = _sections_to_show(run)
-    if not shown:
-        return "<p>No maps: CMRCNet was not among the methods of this run.</p>"
+    """Truth, prediction and error of a choice of genes on a few sections, one gene at a time."""
+    shown, chosen = _sections_to_show(run), _genes_to_show(run)
+    if not shown or not chosen:
+        return "<p>No maps: CMRCNet was not among the methods of this run.</p>\n"
+    blocks: dict[str, list[str]] = {gene: [] for gene in chosen}
+    for name in shown:
+        for gene, html in _section_maps(run, name, list(chosen)).items():
+            blocks[gene].append(html)
+    choices = "".join(f'<option value="{text(g)}">{text(g)} — {role}</option>' for g, role in chosen.items())
     parts = [
-        "<p>Of each section its best HVG, its typical HVG (the median) and the best of all genes, picked by their "
-        "score as illustrations. Each map has a colour scale of its own in log-expression, from its 2nd to its 98th "
-        "percentile: compare patterns, not colours. Spread is the deviation among the retrieved spots.</p>\n"
+        "<p>Genes were picked by their mean score, as illustrations; sections are the best, the worst and some between."
+        " Truth and prediction have a colour scale each, in log-expression, from their 2nd to their 98th percentile: "
+        "compare patterns, not colours. Error is prediction minus truth: red too high, blue too low.</p>\n",
+        f'<p class="tools" id="map-pick" hidden><label>Gene <select id="map-gene">{choices}</select></label></p>\n',
     ]
-    return "".join([*parts, *(_section_maps(run, name) for name in shown)])
+    for gene, role in chosen.items():
+        inside = "".join(blocks[gene]) or "<p>None of the sections shown measured it.</p>\n"
+        parts.append(f'<div data-map-gene="{text(gene)}"><h3>{text(gene)}, {role}</h3>\n{inside}</div>\n')
+    return "".join(parts)
 
 
 def unseen_maps(run: EvaluationRun, table: AnnData) -> str:
@@ -67,57 +76,55 @@ def _sections_to_show(run: EvaluationRun) -> list[str]:
     return [names[round(i)] for i in np.linspace(0, len(names) - 1, _SECTIONS)]
 
 
-def _section_maps(run: EvaluationRun, name: str) -> str:
-    table = run.predictions[name]
-    view = tissue_view(table)
-    genes = run.genes[(run.genes.method == MAIN) & (run.genes.section == name)]
-    section = run.cohort.read(name)
-    chosen = _genes_to_show(genes)
-    measured, truth = truth_of(section, list(chosen), run.recipe.panel.target_sum)
-    parts = [
-        f"<h3>{text(name)}, patient {text(section.patient)}</h3>\n",
-        f'<div class="sheet">{figure(tissue_jpeg(view), "jpeg", f"Tissue of {name}", "H&amp;E")}',
-        f"<div>{_section_facts(run, name, len(section.spots))}</div></div>\n",
-    ]
-    for gene, role in chosen.items():
-        pearson = number(float(genes[genes.gene == gene].pearson.iloc[0]))
-        true = np.asarray(truth[:, measured.index(gene)].todense()).ravel()
-        spread = np.asarray(table[:, gene].layers["spread"], np.float64).ravel()
-        parts += [
-            f'<div class="maps row">\n<div class="card"><b>{text(gene)}</b> {role}<br> Pearson {pearson}</div>\n',
-            _map(view, true, f"Measured {gene} on {name}", "measured"),
-            _map(view, _column(table, gene), f"Predicted {gene} on {name}", "predicted"),
-            _map(view, spread, f"Spread of {gene} on {name}", "spread", "magma"),
-            "</div>\n",
-        ]
-    return "".join(parts)
-
-
-def _section_facts(run: EvaluationRun, name: str, spots: int) -> str:
-    """Spots, and the mean HVG Pearson of every method on this section."""
-    mine = run.scores[run.scores.section == name]
-    mine = mine[(mine.gene_set == "HVG") & (mine.metric == "pearson")].set_index("method")["value"]
-    said = ", ".join(f"{text(method)} {number(float(mine[method]))}" for method in run.methods)
-    return f'<p>{spots:,} spots</p><p class="soft">Mean HVG Pearson here: {said}.</p>'
-
-
-def _genes_to_show(genes: pd.DataFrame) -> dict[str, str]:
-    """The section's best and typical HVG and its best gene of all that is often enough detected, and what they are."""
-    defined = genes[genes.pearson.notna()].sort_values("pearson", ascending=False, kind="stable")
-    listed = defined[defined.sets.str.contains("HVG")]
-    found: dict[str, str] = {}
-    if len(listed):
-        found[listed.gene.iloc[0]] = "best HVG"
-        found.setdefault(listed.gene.iloc[len(listed) // 2], "typical HVG")
-    often = defined[defined.detected >= LEAST_DETECTED]
-    if len(often):
-        found.setdefault(often.gene.iloc[0], f"best of all genes detected in {LEAST_DETECTED:.0%} of spots or more")
+def _section_maps(run: EvaluationRun, name: str, genes: list[str]) -> dict[str, str]:
+    """Of each gene that the section measured, one row of maps."""
+    predicted, section = run.predictions[name], run.cohort.read(name)
+    view = tissue_view(predicted)
+    scores = run.genes[(run.genes.method == MAIN) & (run.genes.section == name)].set_index("gene").pearson
+    measured = [gene for gene in genes if gene in scores.index]
+    if not measured:
+        return {}
+    _, truth = truth_of(section, measured, run.recipe.panel.target_sum)
+    found = {}
+    for place, gene in enumerate(measured):
+        true = np.asarray(truth[:, place].todense()).ravel()
+        said = _column(predicted, gene)
+        card = (
+            f"<b>{text(name)}</b> patient {text(section.patient)}<br> "
+            f"{len(section.spots):,} spots<br> Pearson {number(float(scores[gene]))}"
+        )
+        found[gene] = (
+            f'<div class="maps row">\n<div class="card">{card}</div>\n'
+            + _map(view, true, f"Measured {gene} on {name}", "measured")
+            + _map(view, said, f"Predicted {gene} on {name}", "predicted")
+            + _map(view, said - true, f"Error of {gene} on {name}", "error", "error")
+            + "</div>\n"
+        )
     return found
+
+
+def _genes_to_show(run: EvaluationRun) -> dict[str, str]:
+    """Genes by their place in the order of mean Pearson, and what they are: the best, a typical and the worst HVG."""
+    if MAIN not in run.methods:
+        return {}
+    frame = gene_means(run, MAIN)
+    frame = frame[(frame.defined * 2 > frame.sections) & frame.pearson.notna()]
+    frame = frame.sort_values("pearson", ascending=False, kind="stable")
+    listed = frame.index[frame.sets.str.split().map(lambda sets: "HVG" in sets)]
+    found: dict[str, str] = {}
+    for place, gene in enumerate(listed[:_BEST]):
+        found[gene] = f"HVG number {place + 1}"
+    if len(listed):
+        found.setdefault(listed[len(listed) // 2], "typical HVG (the median)")
+        found.setdefault(listed[-1], "worst HVG")
+    often = frame.index[frame.detected >= LEAST_DETECTED]
+    others = [gene for gene in often if gene not in found][:_BEST_OTHERS]
+    return found | dict.fromkeys(others, f"among the best of all genes seen in {LEAST_DETECTED:.0%} of spots or more")
 
 
 def _map(view: TissueView, values: np.ndarray, alternative: str, caption: str, colours: str = "viridis") -> str:
     """A map with its colour scale under it; `caption` is safe HTML, `colours` one that the page has a bar for."""
-    jpeg, low, high = map_jpeg(view, values, colours)
+    jpeg, low, high = map_jpeg(view, values, "RdBu_r" if colours == "error" else colours, centred=colours == "error")
     scale = f'<span class="scale">{low:.2f}<i class="{colours}"></i>{high:.2f}</span>'
     return figure(jpeg, "jpeg", alternative, caption + scale)
 

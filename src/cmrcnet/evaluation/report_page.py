@@ -7,12 +7,17 @@ import html
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from string import Template
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cmrcnet.evaluation.evaluation_run import EvaluationRun
 
 
 def page(title: str, body: str) -> str:
     """The whole file. `body` is HTML that is safe already; the title is text."""
-    frame = (resources.files("cmrcnet.evaluation") / "report_page.html").read_text(encoding="utf-8")
-    return Template(frame).substitute(title=text(title), body=body)
+    room = resources.files("cmrcnet.evaluation")
+    frame, script = ((room / f"report_page.{kind}").read_text(encoding="utf-8") for kind in ("html", "js"))
+    return Template(frame).substitute(title=text(title), body=body, script=script)
 
 
 def text(value: object) -> str:
@@ -52,3 +57,13 @@ def figure(image: bytes, kind: str, alternative: str, caption: str) -> str:
         f'<figure><img alt="{text(alternative)}" src="data:image/{kind};base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>\n"
     )
+
+
+def folded(summary: str, body: str) -> str:
+    """Something that opens at a touch. `body` is safe HTML."""
+    return f"<details><summary>{text(summary)}</summary>{body}</details>\n"
+
+
+def stamp_line(run: EvaluationRun, more: str = "") -> str:
+    """The protocol in small print, for under a table."""
+    return f'<p class="stamp">{text(run.stamp.to_text())} {text(more)}</p>\n'

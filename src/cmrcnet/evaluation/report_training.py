@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmrcnet.evaluation.methods import MAIN
 from cmrcnet.evaluation.report_figures import curve_svg
-from cmrcnet.evaluation.report_page import figure, table, text
-from cmrcnet.evaluation.report_tables import stamp_line
+from cmrcnet.evaluation.report_page import figure, stamp_line, table, text
 from cmrcnet.evaluation.retrieval import kept_reading
 from cmrcnet.evaluation.verdict import number
 
@@ -19,6 +18,7 @@ _ABOUT = (
     "every candidate is thought alike. Recall is how often a patch's own spot is among its {k} nearest candidates, "
     "over chance. The epoch is chosen on held-in training spots; test sections take no part.</p>\n"
 )
+_CHOICES = ("ridge_penalty", "kernel_width", "kernel_penalty", "epoch")
 
 
 def training_curves(run: EvaluationRun) -> str:
@@ -38,6 +38,30 @@ def training_curves(run: EvaluationRun) -> str:
         + f'<div class="curves">\n{"".join(curves)}</div>\n'
         + _readings(run, main or trainings)
     )
+
+
+def readouts_table(run: EvaluationRun) -> str:
+    """What the readouts of each fold chose on held-in units; empty for a recipe without them."""
+    parts = [part for part in run.facts["parts"] if part["method"] == MAIN and part["record"].get("readout")]
+    if not parts:
+        return ""
+    kinds = list(dict.fromkeys(kind for part in parts for kind in part["record"]["readout"].get("weights", {})))
+    rows = []
+    for part in parts:
+        chosen = part["record"]["readout"]
+        weights, held_in = chosen.get("weights", {}), chosen.get("held_in_pearson", {})
+        rows.append(
+            [
+                _fold_of(run, part),
+                *(f"{weights[kind]:.2f}" if kind in weights else "" for kind in kinds),
+                *(number(_or_nan(held_in.get(kind))) for kind in (*kinds, "blend")),
+                *(f"{chosen[name]:g}" if name in chosen else "" for name in _CHOICES),
+            ]
+        )
+    heads = ["left out", *(f"weight {kind}" for kind in kinds), *(f"held-in {kind}" for kind in (*kinds, "blend"))]
+    heads += [name.replace("_", " ") for name in _CHOICES]
+    said = "Weights of the blend, HVG Pearson on held-in training units, and the settings chosen by it; no test score."
+    return f"<h3>What the readouts chose</h3>\n{table(heads, rows)}{stamp_line(run, said)}"
 
 
 def _curve(trainings: list[dict[str, Any]], title: str, value_of, limit: tuple[float, str]) -> str:
@@ -69,7 +93,7 @@ def _readings(run: EvaluationRun, trainings: list[dict[str, Any]]) -> str:
             continue
         rows.append(
             [
-                part["fold"] if len(run.facts["seeds"]) < 2 else f"{part['fold']}, seed {part['seed']}",
+                _fold_of(run, part),
                 record.get("held_in", ""),
                 record.get("chosen_epoch", ""),
                 number(_or_nan(reading.get("held_in_pearson"))),
@@ -83,6 +107,10 @@ def _readings(run: EvaluationRun, trainings: list[dict[str, Any]]) -> str:
     heads = ["left out", "held in", "epoch", "held-in Pearson", "recall", "chance", "loss / ln(batch)"]
     heads += ["effective rank", "collapse meter"]
     return table(heads, rows) + stamp_line(run, "Readings of training, not test scores.") if rows else ""
+
+
+def _fold_of(run: EvaluationRun, part: dict[str, Any]) -> str:
+    return part["fold"] if len(run.facts["seeds"]) < 2 else f"{part['fold']}, seed {part['seed']}"
 
 
 def _or_nan(value: float | None) -> float:

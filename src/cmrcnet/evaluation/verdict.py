@@ -20,6 +20,8 @@ _SPOKEN = {
     "permuted-pairs": "the permuted-pairs null",
 }
 
+_MOST_NAMED = 5
+
 
 def verdict(run: EvaluationRun) -> str:
     """Where the first method stands beside the others, on HVG, in words that claim no more than the run shows."""
@@ -34,7 +36,7 @@ def verdict(run: EvaluationRun) -> str:
         if not math.isnan(value)
         else f"The HVG Pearson of {subject} is undefined"
     ]
-    known = [f"{_spoken(name)} {number(run.mean(name))}" for name in others if not math.isnan(run.mean(name))]
+    known = _beside(run, others)
     if known:
         sentences[0] += f"; {', '.join(known[:-1])}{' and ' if len(known) > 1 else ''}{known[-1]}"
     sentences[0] += "."
@@ -52,6 +54,17 @@ def verdict(run: EvaluationRun) -> str:
         patients = f"{run.stamp.patients} patient{'s' if run.stamp.patients > 1 else ''}"
         sentences.append(f"{patients}: too few patients to rank methods.")
     return " ".join(sentences)
+
+
+def _beside(run: EvaluationRun, others: list[str]) -> list[str]:
+    """The other methods with their means; of many, the well-known ones and the best of the rest."""
+    means = {name: value for name in others if not math.isnan(value := run.mean(name))}
+    rest = [name for name in means if name not in _SPOKEN]
+    if len(means) > _MOST_NAMED and len(rest) > 1:
+        best = max(rest, key=means.__getitem__)
+        named = [f"{_spoken(name)} {number(means[name])}" for name in means if name in _SPOKEN]
+        return [*named, f"the best of {len(rest)} further methods ({best}) {number(means[best])}"]
+    return [f"{_spoken(name)} {number(value)}" for name, value in means.items()]
 
 
 def number(value: float) -> str:
