@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from cmrcnet.tissue.section import Cohort
 
 
+DEMO_METHODS = ("cmrcnet", "ridge", "colour-ridge", "gene-mean", "random-k", "permuted-pairs")
+"""A first look: what must be beaten, and what guesses. `cmrcnet evaluate` compares all."""
+
+
 def inspect(source: Path, *, um_per_px: float | None = None, format: str | None = None, quick: bool = False) -> bool:
     """Say what a cohort, section or slide is, and every problem with it, before any time is spent.
 
@@ -538,7 +542,7 @@ def demo(*, out: Path = Path("demo"), data: Path | None = None, recipe: str = "t
             table, hidden = data, [cohort.sections[-1]]
             picture = cohort.read(hidden[0]).slide
             unseen, scale = picture.path, picture.um_per_px
-        run = _evaluate(table, folder / "evaluation", recipe)
+        run = _evaluate(table, folder / "evaluation", recipe, methods=list(DEMO_METHODS))
         train(table, out=folder / "model", recipe=recipe, without=hidden)
         index(folder / "model", table, out=folder / "bank", without=hidden)
         predict(folder / "model", unseen, bank=folder / "bank", out=folder / "unseen.h5ad", um_per_px=scale)
