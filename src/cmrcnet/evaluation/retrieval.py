@@ -184,7 +184,6 @@ def _fit(training: TrainingData, cohort: Cohort) -> Retrieval:
         "readout": learnt["facts"].get("readout", {}),
         "notes": learnt["notes"],
         "history": learnt["history"],
-        "readout": learnt["facts"].get("readout", {}),
     }
     return Retrieval(model, bank, training.cache, record)
 
