@@ -102,6 +102,13 @@ def test_departures_are_turned_on_one_by_one_from_default():
     assert sound == {"reconstruction target: sound"}  # there the default is the released choice
 
 
+def test_a_switch_that_the_base_cannot_take_alone_is_left_out_and_named():
+    plan = preset_plan(Recipe.load("default"), "departures")
+    assert "held in: released" not in {cell.name for cell in plan.cells}
+    assert "held in: released" in plan.about and "each" in plan.about
+    assert "cannot take" not in preset_plan(Recipe.load("as-released"), "departures").about
+
+
 def test_departures_hold_every_switch_of_the_released_code():
     """All that as-released sets against the defaults is a switch of the sweep (rates, sizes and epochs aside)."""
     base, released = Recipe(), Recipe.load("as-released")

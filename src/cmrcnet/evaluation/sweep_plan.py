@@ -107,6 +107,9 @@ def plan_over(
 def plan_switches(base: Recipe, switches: Sequence[Mapping[str, Any]], about: str = "") -> SweepPlan:
     """Each switch alone: to what was released, or back to what is sound where the base has what was released.
 
+    A switch that the base cannot take alone (random held-in spots, where readouts are fitted on held-in units) is
+    left out, and `about` says so.
+
     Parameters
     ----------
     base : Recipe
@@ -114,11 +117,19 @@ def plan_switches(base: Recipe, switches: Sequence[Mapping[str, Any]], about: st
         `name`, and settings under `sound` and under `released`.
     about : str
     """
-    named = []
+    named, left_out = [], []
     for switch in switches:
         is_released = all(base.override({k: v}).to_dict() == base.to_dict() for k, v in switch["released"].items())
         side = "sound" if is_released else "released"
-        named.append((f"{switch['name']}: {side}", dict(switch[side])))
+        name = f"{switch['name']}: {side}"
+        try:
+            base.override(switch[side])
+        except BadOption as error:
+            left_out.append(f"{name} ({error})")
+            continue
+        named.append((name, dict(switch[side])))
+    if left_out:
+        about = f"{about} Left out, because {base.name} cannot take them alone: {'; '.join(left_out)}"
     keys = tuple(dict.fromkeys(key for _, settings in named for key in settings))
     return SweepPlan(base, _cells(base, named), keys, False, about)
 
