@@ -34,7 +34,7 @@ def test_what_is_no_key_and_values_is_refused(over, sentence):
 
 
 def test_an_unknown_key_is_refused_with_the_known_ones():
-    with pytest.raises(UnknownKey, match=r"'readout\.kk', which no recipe knows; known here: k, "):
+    with pytest.raises(UnknownKey, match=r"'readout\.kk', which no recipe knows; known here: amplitude, k, "):
         plan_over(Recipe.load("tiny"), {"readout.kk": [1]})
 
 

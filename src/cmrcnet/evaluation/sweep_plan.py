@@ -119,7 +119,7 @@ def plan_switches(base: Recipe, switches: Sequence[Mapping[str, Any]], about: st
     """
     named, left_out = [], []
     for switch in switches:
-        is_released = all(base.override({k: v}).to_dict() == base.to_dict() for k, v in switch["released"].items())
+        is_released = all(_has(base, key, value) for key, value in switch["released"].items())
         side = "sound" if is_released else "released"
         name = f"{switch['name']}: {side}"
         try:
@@ -190,6 +190,14 @@ def value_of(recipe: Recipe, key: str) -> Any:
     for part in key.split("."):
         inner = inner[part]
     return inner
+
+
+def _has(base: Recipe, key: str, value: Any) -> bool:
+    """Whether the base has this value; one that it cannot even take, it has not."""
+    try:
+        return base.override({key: value}).to_dict() == base.to_dict()
+    except BadOption:
+        return False
 
 
 def _cells(base: Recipe, named: Sequence[tuple[str, dict[str, Any]]]) -> tuple[Cell, ...]:
