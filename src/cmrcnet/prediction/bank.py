@@ -4,8 +4,8 @@ Folder format 1: ``bank.json`` (genes, sections, patients, the model's fingerpri
 gene by gene (CSC: ``expression_data.npy``, ``expression_indices.npy``, ``expression_indptr.npy``), ``measured.npy``
 and ``spots.csv.gz``; from a model that works on expression components also ``scores.npy`` and what turns them into
 genes (``level.npy``, ``deviation.npy``, ``loadings.npy``). The arrays are memory-mapped. Expression lies gene by gene
-because that is how it is read: all
-spots of a few genes at a time; choosing 50 genes reads the bytes of 50 genes.
+because that is how it is read: all spots of a few genes at a time; choosing 50 genes reads the bytes of 50 genes. The
+file is one thing: what `save` writes `load` must read back and check.
 """
 
 from __future__ import annotations

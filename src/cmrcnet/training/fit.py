@@ -3,7 +3,8 @@
 The course of a training: some training sections are held in and the rest trained on; the epoch whose retrieval is best
 on the held-in ones is chosen; then, with `train.refit`, the network is trained again from the start on all sections
 for that many epochs. Every epoch seeds its own generators from the recipe's seed, the phase and the epoch's number,
-so that a run that was interrupted and resumed ends with the same weights, bit for bit on a CPU.
+so that a run that was interrupted and resumed ends with the same weights, bit for bit on a CPU. The file is one thing:
+the whole course, from sections to a model that can be stored.
 """
 
 from __future__ import annotations
