@@ -90,8 +90,8 @@ def _section_maps(run: EvaluationRun, name: str, genes: list[str]) -> dict[str, 
         true = np.asarray(truth[:, place].todense()).ravel()
         said = _column(predicted, gene)
         card = (
-            f"<b>{text(name)}</b> patient {text(section.patient)}<br> "
-            f"{len(section.spots):,} spots<br> Pearson {number(float(scores[gene]))}"
+            f"<b>{text(name)}</b> patient {text(section.patient)},<br> "
+            f"{len(section.spots):,} spots,<br> Pearson {number(float(scores[gene]))}"
         )
         found[gene] = (
             f'<div class="maps row">\n<div class="card">{card}</div>\n'
