@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cmrcnet.encoding.encode import encode_patches
-from cmrcnet.errors import BadOption, TooFew
+from cmrcnet.errors import BadOption, SpotsOffImage, TooFew
 from cmrcnet.expression.table import prediction_table
 from cmrcnet.prediction.bank import ReferenceBank
 from cmrcnet.prediction.gene_columns import columns_of
@@ -85,6 +85,8 @@ def predict(
         A gene that the bank does not have; no genes or no places at all.
     BadOption
         k is larger than the bank.
+    SpotsOffImage
+        A place whose centre lies outside the slide: there is nothing to look at.
     UnknownScale, NoTissue
     """
     config = _readout(model, k, weighting)
@@ -96,6 +98,7 @@ def predict(
     places = patch_grid(slide, tissue, pitch_um=grid_um) if spots is None else spots
     if len(places) == 0:
         raise TooFew("places to predict", 0, 1, "give spots on the slide, or leave them out for a grid over the tissue")
+    _require_on_slide(places, slide)
     neighbours = ExactSearch(bank.vectors).nearest(embed_places(model, slide, places, cache), config.k)
     mean, spread = read_out(neighbours, bank, config, columns)
     provenance = {
@@ -123,6 +126,16 @@ def predict(
     )
     table.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(bank, neighbours)
     return table
+
+
+def _require_on_slide(places: Spots, slide: Slide) -> None:
+    """Refuse places outside the picture, where a patch is nothing but padding: `SpotsOffImage`."""
+    size = (slide.width_px, slide.height_px)
+    outside = ~((places.centre_px >= 0) & (places.centre_px < size)).all(axis=1)
+    if outside.any():
+        (left, top), (right, bottom) = places.centre_px.min(axis=0), places.centre_px.max(axis=0)
+        span = f"x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}"
+        raise SpotsOffImage(slide.name, int(outside.sum()), len(places), size, span)
 
 
 def embed_places(model: TrainedModel, slide: Slide, places: Spots, cache: TokenCache | None) -> np.ndarray:
