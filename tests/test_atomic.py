@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cmrcnet.atomic import atomic_file, atomic_folder, refuse_existing, replace_folder
+from cmrcnet.atomic import atomic_file, atomic_folder, lasting, refuse_existing, replace_folder
 from cmrcnet.errors import BadOption, CmrcnetError, DiskFull, OutputExists, Unwritable
 
 
@@ -219,3 +219,17 @@ def test_a_killed_process_leaves_the_old_output(tmp_path):
     with atomic_folder(path, overwrite=True) as draft:
         (draft / "model.json").write_text("new")
     assert (path / "model.json").read_text() == "new"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder of the Linux kernel's")
+def test_a_place_where_no_file_can_be_made():
+    for path in (Path("/proc/nowhere/model"), Path("/proc/model")):
+        with pytest.raises(Unwritable, match=rf"{path} cannot be written: no file can be made there; choose"):
+            refuse_existing(path, overwrite=False)
+
+
+def test_a_draft_is_told_by_the_name_that_will_last(tmp_path):
+    with atomic_folder(tmp_path / "demo") as folder:
+        assert folder != lasting(folder) == tmp_path / "demo"
+        assert lasting(folder / "model") == tmp_path / "demo" / "model"
+    assert lasting(Path("a/.hidden/b")) == Path("a/.hidden/b")

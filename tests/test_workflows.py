@@ -153,6 +153,16 @@ def test_unknown_scale_and_unknown_gene_and_no_picture(place, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_section_brings_its_own_scale_and_spots(place, tmp_path, capsys):
+    words = ["predict", place / "model", place / "cohort" / "cohort.csv", "--section", "P3S1", "--bank", place / "bank"]
+    out = ["--out", tmp_path / "p.h5ad"]
+    assert "um_per_px is '4.0'; wanted nothing together with --section" in _refused(
+        [*words, *out, "--um-per-px", 4], capsys
+    )
+    assert "spots is 'x.tsv'; wanted nothing" in _refused([*words, *out, "--spots", "x.tsv"], capsys)
+    assert not (tmp_path / "p.h5ad").exists()
+
+
 def test_tampered_weights_are_refused(place, tmp_path, capsys):
     model = tmp_path / "model"
     shutil.copytree(place / "model", model)
@@ -225,7 +235,9 @@ def test_the_demo_ends_with_a_report(place, tmp_path, capsys):
     )
     words = ["demo", "--out", out, "--data", csv, "--recipe", recipe]
     assert cli.main([str(word) for word in words]) == 0
-    assert f"Open {out / 'report.html'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"Open {out / 'report.html'}" in said
+    assert f"Model written to {out / 'model'} (" in said and "draft" not in said
     assert json.loads((out / "demo.json").read_text())["format"] == 1
     assert anndata.read_h5ad(out / "unseen.h5ad").n_obs > 0
     assert "A slide without expression" in (out / "report.html").read_text()

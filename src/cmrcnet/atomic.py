@@ -16,6 +16,8 @@ from cmrcnet.errors import CmrcnetError, DiskFull, OutputExists, Unwritable
 OUR_FOLDERS = ("model.json", "bank.json", "run.json", "demo.json", "sweep.json", "transfer.json")
 """A folder that holds one of these was written by us, so that --overwrite may replace it."""
 
+_DRAFT = re.compile(r"^\.(.+)\.draft-[0-9a-f]{8}$")
+
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise `OutputExists` or `Unwritable` before any time is spent on an output that could not be written.
@@ -29,10 +31,18 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in OUR_FOLDERS):
         raise OutputExists(path, "it is a folder that cmrcnet did not write, so choose another name")
     with _refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.parent / f".{path.name}.probe-{uuid.uuid4().hex[:8]}"
-        probe.touch()
-        probe.unlink()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            probe = path.parent / f".{path.name}.probe-{uuid.uuid4().hex[:8]}"
+            probe.touch()
+            probe.unlink()
+        except FileNotFoundError as error:  # a place that is no ordinary folder, as /proc
+            raise Unwritable(path, "no file can be made there") from error
+
+
+def lasting(path: Path) -> Path:
+    """The name that `path` will bear once the drafts around it have taken their places, for what is told meanwhile."""
+    return Path(*(_DRAFT.sub(r"\1", part) for part in Path(path).parts))
 
 
 @contextmanager

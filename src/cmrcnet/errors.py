@@ -204,7 +204,7 @@ class ScaleMismatch(CmrcnetError, ValueError):
 class SpotsOffImage(CmrcnetError, ValueError):
     """Spots that lie outside their image."""
 
-    def __init__(self, section: str, outside: int, total: int, image_px: tuple[int, int], spots_px: tuple) -> None:
+    def __init__(self, section: str, outside: int, total: int, image_px: tuple[int, int], spots_px: str) -> None:
         super().__init__(
             f"{outside} of {total} spots of {section} lie outside its image ({image_px[0]} x {image_px[1]} px; the "
             f"spots span {spots_px}); check that image and spot file belong together and use level-0 pixels."

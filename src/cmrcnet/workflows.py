@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cmrcnet.atomic import atomic_file, atomic_folder, refuse_existing
+from cmrcnet.atomic import atomic_file, atomic_folder, lasting, refuse_existing
 from cmrcnet.errors import BadFile, BadOption, NoSuchFile, UnknownSection
 from cmrcnet.recipe import Recipe, shipped_recipes
 
@@ -96,7 +96,7 @@ def train(
     model = fit(sections, plan, cache=TokenCache.default(), checkpoints=checkpoints, resume=resume)
     model.save(out, overwrite=overwrite)
     checkpoints.discard()
-    print(f"Model written to {out} ({len(model.panel.genes)} genes, {len(sections)} sections).")
+    print(f"Model written to {lasting(out)} ({len(model.panel.genes)} genes, {len(sections)} sections).")
     return out
 
 
@@ -127,7 +127,7 @@ def index(model: Path, cohort: Path, *, out: Path, without: list[str] | None = N
     sections = _leave_out(read_cohort(cohort, controls=trained.recipe.panel.controls), without)
     bank = build_bank(trained, sections, cache=TokenCache.default())
     bank.save(out, overwrite=overwrite)
-    print(f"Bank written to {out} ({len(bank):,} spots, {len(bank.genes):,} genes).")
+    print(f"Bank written to {lasting(out)} ({len(bank):,} spots, {len(bank.genes):,} genes).")
     return out
 
 
@@ -195,7 +195,7 @@ def predict(
     )
     with atomic_file(out) as draft:
         table.write_h5ad(draft)
-    print(f"Prediction written to {out} ({table.n_obs:,} places, {table.n_vars:,} genes).")
+    print(f"Prediction written to {lasting(out)} ({table.n_obs:,} places, {table.n_vars:,} genes).")
     return out
 
 
@@ -669,6 +669,9 @@ def _where_to_predict(slide: Path, section: str | None, spots: Path | None, um_p
     from cmrcnet.tissue.slide_files import open_slide
 
     if section is not None:
+        for name, value in (("spots", spots), ("um_per_px", um_per_px)):
+            if value is not None:
+                raise BadOption(name, str(value), "nothing together with --section: the cohort file says it")
         found = read_cohort(slide).read(section)
         return found.slide, found.spots
     if not slide.exists():

@@ -282,6 +282,8 @@ def test_a_broken_model_json(folder, content):
         lambda facts: facts["panel"]["genes"].append("one more"),
         lambda facts: facts.pop("provenance"),
         lambda facts: facts["recipe"]["model"].update(embedding_dim=32),
+        lambda facts: facts["recipe"]["readout"].update(k=3),
+        lambda facts: facts["provenance"].update(patients=["nobody"]),
     ],
 )
 def test_a_changed_model_json(folder, change):

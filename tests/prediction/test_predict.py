@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cmrcnet.encoding.encode import encode_patches
 from cmrcnet.encoding.token_cache import TokenCache
-from cmrcnet.errors import BadOption, ForeignBank, NoTissue, TooFew, UnknownName, UnknownScale
+from cmrcnet.errors import BadOption, ForeignBank, NoTissue, SpotsOffImage, TooFew, UnknownName, UnknownScale
 from cmrcnet.expression.table import check_prediction_table
 from cmrcnet.prediction import predict as predict_module
 from cmrcnet.prediction.bank import ReferenceBank, build_bank
@@ -24,6 +24,7 @@ from cmrcnet.search.average import average
 from cmrcnet.search.neighbours import Neighbours
 from cmrcnet.tissue.section import Cohort
 from cmrcnet.tissue.slide import ArraySlide, Slide
+from cmrcnet.tissue.spots import Spots
 from tests.prediction.small_model import GENES, noise_slide, places, small_model, small_section
 
 SPOTS = places(10, seed=3)
@@ -131,6 +132,13 @@ def test_chosen_genes_are_the_same_numbers_in_the_order_asked(model, bank, table
     assert list(other.var_names) == genes
     np.testing.assert_array_equal(other.X, table[:, genes].X)
     np.testing.assert_array_equal(other.layers["spread"], table[:, genes].layers["spread"])
+
+
+@pytest.mark.parametrize("off", [[400.0, 10.0], [10.0, -1.0]])
+def test_a_place_outside_the_picture_is_refused(model, bank, off):
+    spots = Spots(("in", "out"), np.array([[200.0, 200.0], off]), 55.0)
+    with pytest.raises(SpotsOffImage, match=r"1 of 2 spots of .* lie outside its image \(400 x 400 px; the spots"):
+        predict(model, bank, noise_slide(9), spots=spots)
 
 
 def test_k_and_weighting_can_be_chosen(model, bank):

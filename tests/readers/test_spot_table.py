@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cmrcnet.errors import BadFile, DuplicateBarcodes, EmptySection, MissingColumn, NoSuchFile
+from cmrcnet.errors import BadFile, DuplicateBarcodes, MissingColumn, NoSuchFile, TooFew
 from cmrcnet.readers.registry import read_section
 from cmrcnet.readers.spot_table import read_spots
 
@@ -33,7 +33,7 @@ def test_rows_are_numbered_where_there_are_no_names(tmp_path):
         ("spot,pixel_x\na,1\n", MissingColumn, "lacks the column.s. pixel_y"),
         ("spot,pixel_x,pixel_y\na,1,2\na,3,4\n", DuplicateBarcodes, "repeat the barcode.s. a"),
         ("spot,pixel_x,pixel_y\na,1,left\n", BadFile, "which is no number"),
-        ("spot,pixel_x,pixel_y,selected\na,1,2,0\n", EmptySection, "0 spots"),
+        ("spot,pixel_x,pixel_y,selected\na,1,2,0\n", TooFew, "0 spots in .*a.csv, but at least 1"),
     ],
 )
 def test_refusals(tmp_path, text, error, sentence):

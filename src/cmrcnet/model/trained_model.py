@@ -212,6 +212,7 @@ class TrainedModel:
             "weights": {"bytes": len(weights), "checksum": fingerprint(weights)},
             "provenance": self.provenance.to_dict(),
         }
+        facts["check"] = fingerprint(facts)
         with atomic_folder(Path(folder), overwrite) as draft:
             (draft / "weights.safetensors").write_bytes(weights)
             (draft / "model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
@@ -269,6 +270,9 @@ class TrainedModel:
         model = cls(network, encoder, panel, recipe, provenance, components, readout)
         if model.fingerprint != facts["fingerprint"]:
             raise _changed(folder, "model.json does not belong to these weights")
+        said = {key: value for key, value in facts.items() if key != "check"}
+        if fingerprint(said) != facts.get("check", fingerprint(said)):  # what it has seen in training counts, too
+            raise _changed(folder, "model.json was changed")
         return model
 
     def _extras(self) -> dict[str, Tensor]:

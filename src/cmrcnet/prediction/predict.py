@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cmrcnet.encoding.spot_tokens import spot_tokens
-from cmrcnet.errors import BadOption, TooFew
+from cmrcnet.errors import BadOption, SpotsOffImage, TooFew
 from cmrcnet.expression.table import prediction_table
 from cmrcnet.prediction.bank import ReferenceBank
 from cmrcnet.prediction.gene_columns import columns_of
@@ -90,6 +90,8 @@ def predict(
         A gene that the bank does not have; no genes or no places at all.
     BadOption
         k is larger than the bank.
+    SpotsOffImage
+        A place whose centre lies outside the slide: there is nothing to look at.
     UnknownScale, NoTissue
     """
     config = _readout(model, k, weighting, readout)
@@ -101,10 +103,15 @@ def predict(
     places = patch_grid(slide, tissue, pitch_um=grid_um) if spots is None else spots
     if len(places) == 0:
         raise TooFew("places to predict", 0, 1, "give spots on the slide, or leave them out for a grid over the tissue")
-    tokens = place_tokens(model, slide, places, cache)
-    neighbours = ExactSearch(bank.vectors).nearest(model.embed_tokens(tokens), config.k)
+    _require_on_slide(places, slide)
+    if model.readout is None:
+        tokens, queries = None, embed_places(model, slide, places, cache)
+    else:
+        tokens = place_tokens(model, slide, places, cache)
+        queries = model.embed_tokens(tokens)
+    neighbours = ExactSearch(bank.vectors).nearest(queries, config.k)
     mean, spread = read_out(neighbours, bank, config, columns)
-    if model.readout is not None and bank.scores is not None and bank.levels is not None:
+    if tokens is not None and bank.scores is not None and bank.levels is not None:
         retrieved, _ = average(
             neighbours, bank.scores, weighting=config.weighting, temperature=config.temperature, with_spread=False
         )
@@ -142,6 +149,16 @@ def predict(
     )
     table.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(bank, neighbours)
     return table
+
+
+def _require_on_slide(places: Spots, slide: Slide) -> None:
+    """Refuse places outside the picture, where a patch is nothing but padding: `SpotsOffImage`."""
+    size = (slide.width_px, slide.height_px)
+    outside = ~((places.centre_px >= 0) & (places.centre_px < size)).all(axis=1)
+    if outside.any():
+        (left, top), (right, bottom) = places.centre_px.min(axis=0), places.centre_px.max(axis=0)
+        span = f"x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}"
+        raise SpotsOffImage(slide.name, int(outside.sum()), len(places), size, span)
 
 
 def place_tokens(model: TrainedModel, slide: Slide, places: Spots, cache: TokenCache | None) -> np.ndarray:

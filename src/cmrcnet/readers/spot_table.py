@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.errors import EmptySection, MissingColumn
+from cmrcnet.errors import MissingColumn, TooFew
 from cmrcnet.readers.delimited import Table, read_table
 from cmrcnet.tissue.spots import Spots
 
@@ -32,7 +32,7 @@ def read_spots(path: Path | str, *, diameter_um: float = SPOT_UM) -> Spots:
 
     Raises
     ------
-    NoSuchFile, BadFile, MissingColumn, DuplicateBarcodes, EmptySection
+    NoSuchFile, BadFile, MissingColumn, DuplicateBarcodes, TooFew
     """
     path = Path(path)
     table = read_table(path, "a table of spots")
@@ -41,7 +41,7 @@ def read_spots(path: Path | str, *, diameter_um: float = SPOT_UM) -> Spots:
     names = ways[0] if ways else [str(i + 1) for i in range(len(table))]
     selected = selected_spots(table)
     if not selected.any():
-        raise EmptySection(path.name, spots=0, genes=0)
+        raise TooFew(f"spots in {path}", 0, 1, "write one row a spot (rows whose `selected` is 0 do not count)")
     return Spots(tuple(names), centres, diameter_um).take(selected)
 
 
