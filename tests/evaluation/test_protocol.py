@@ -15,12 +15,14 @@ from cmrcnet.evaluation import protocol
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
 from cmrcnet.evaluation.methods import Method, Place, Prediction, TrainingData
 from cmrcnet.evaluation.metrics import over_genes
-from cmrcnet.evaluation.protocol import evaluate, shipped_methods
+from cmrcnet.evaluation.protocol import evaluate
 from cmrcnet.evaluation.run_folder import RunFolder
 from cmrcnet.expression.correlation import pearson_per_gene
 from cmrcnet.expression.gene_sets import gene_sets
 from cmrcnet.expression.normalize import normalize
 from cmrcnet.tissue.section import Cohort, Section
+
+from .conftest import SMALL_METHODS
 
 # A hundred spots and a few epochs: the collapse meter rightly doubts what these networks have learnt.
 pytestmark = pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
@@ -62,7 +64,7 @@ def test_every_method_is_scored_in_every_fold_on_every_set(small_run):
     assert list(scores.columns) == [
         "method", "fold", "section", "patient", "gene_set", "metric", "value", "n_genes", "n_undefined",
     ]  # fmt: skip
-    assert len(scores) == len(shipped_methods()) * 3 * 3 * 2
+    assert len(scores) == len(SMALL_METHODS) * 3 * 3 * 2
     assert set(scores.gene_set) == {"HEG", "HVG", "all"} and set(scores.metric) == {"pearson", "mse"}
     assert (scores[scores.gene_set == "HVG"].n_genes == 12).all()
 
