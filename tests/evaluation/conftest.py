@@ -14,7 +14,6 @@ from cmrcnet.evaluation.run_folder import RunFolder
 from cmrcnet.recipe import Recipe
 from cmrcnet.tissue.section import Cohort
 
-
 SMALL_METHODS = ("cmrcnet", "ridge", "gene-mean", "random-k", "permuted-pairs")
 
 

@@ -21,8 +21,7 @@ from cmrcnet.expression.correlation import pearson_per_gene
 from cmrcnet.expression.gene_sets import gene_sets
 from cmrcnet.expression.normalize import normalize
 from cmrcnet.tissue.section import Cohort, Section
-
-from .conftest import SMALL_METHODS
+from tests.evaluation.conftest import SMALL_METHODS
 
 # A hundred spots and a few epochs: the collapse meter rightly doubts what these networks have learnt.
 pytestmark = pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
