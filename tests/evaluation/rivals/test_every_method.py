@@ -119,3 +119,16 @@ def test_the_seed_matters_where_something_is_drawn(new_training, small_recipe, p
     other = replace(new_training(), recipe=small_recipe.override({"train.seed": 5}))
     changed = method_of("st-net").fit(other).predict(place_for("st-net"))
     assert not np.array_equal(changed.mean, fitted("st-net").predict(place_for("st-net")).mean)
+
+
+@pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
+def test_contrastive_only_is_cmrcnet_without_reconstruction(new_training, held_out):
+    """The same as asking for it in the recipe, and not the same as the recipe itself."""
+    from dataclasses import replace
+
+    training = new_training()
+    place = place_of(held_out, training.features)
+    alone = method_of("contrastive-only").fit(training).predict(place)
+    without = replace(training, recipe=training.recipe.override({"model.reconstruct": "none"}))
+    np.testing.assert_array_equal(alone.mean, method_of("cmrcnet").fit(without).predict(place).mean)
+    assert not np.array_equal(alone.mean, method_of("cmrcnet").fit(training).predict(place).mean)
