@@ -1,7 +1,8 @@
 """Every exception that we raise on purpose. Each says what was wanted, what came, and what to do.
 
 The command line turns a `CmrcnetError` into one sentence and exit code 2. Every class also inherits the
-built-in exception that a library user would expect to catch.
+built-in exception that a library user would expect to catch. Past 300 lines because it is one thing: every sentence
+that a user may meet, side by side.
 """
 
 from __future__ import annotations
