@@ -2,11 +2,7 @@
 
 The command line turns a `CmrcnetError` into one sentence and exit code 2. Every class also inherits the
 built-in exception that a library user would expect to catch. Past 300 lines because it is one thing: every sentence
-<<<<<<< HEAD
 of refusal side by side, so that they stay alike.
-=======
-that a user may meet, side by side.
->>>>>>> runner
 """
 
 from __future__ import annotations
