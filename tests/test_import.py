@@ -40,9 +40,15 @@ def test_importing_the_package_wakes_nothing_heavy():
 @pytest.mark.parametrize(
     "name",
     [
-        "read_section", "read_cohort", "inspect", "check_cohort", "open_slide", "choose_panel", "ExactSearch",
+        "read_section",
+        "read_cohort",
+        "inspect",
+        "check_cohort",
+        "open_slide",
+        "choose_panel",
+        "ExactSearch",
         "synthetic_cohort",
-    ],  # fmt: skip
+    ],
 )
 def test_what_needs_no_network_does_not_wake_torch(name):
     awake = _awake_after(f"import cmrcnet; cmrcnet.{name}")
