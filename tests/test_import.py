@@ -40,7 +40,13 @@ def test_importing_the_package_wakes_nothing_heavy():
 @pytest.mark.parametrize(
     "name",
     [
-        "read_section", "read_cohort", "inspect", "check_cohort", "open_slide", "choose_panel", "ExactSearch",
+        "read_section",
+        "read_cohort",
+        "inspect",
+        "check_cohort",
+        "open_slide",
+        "choose_panel",
+        "ExactSearch",
         "synthetic_cohort",
     ],
 )
