@@ -50,9 +50,8 @@ def test_the_class_of_the_how_to_takes_part_in_a_run(module_here, small_cohort, 
 
 def test_an_object_ready_made_is_taken_as_it_is(module_here):
     module_here("ready", "class A:\n    name = 'a'\n    about = 'b'\n    def fit(self, training): ...\nmine = A()\n")
-    import ready
-
-    assert method_of("ready:mine") is ready.mine
+    mine = method_of("ready:mine")
+    assert mine is sys.modules["ready"].mine
     assert method_of("ready:A").name == "a"
     mine = GeneMean()
     assert chosen_methods([mine, "random-k"])[0] is mine
@@ -92,7 +91,7 @@ def test_a_fault_inside_the_users_module_is_not_hidden(module_here):
 
 
 def test_names_are_refused_when_unknown_or_double():
-    with pytest.raises(UnknownName, match=r"no method 'magic'; known: cmrcnet, ridge.*module:object"):
+    with pytest.raises(UnknownName, match=r"no method 'magic'; known: cmrcnet, cmrcnet-retrieval.*module:object"):
         method_of("magic")
     with pytest.raises(BadOption, match="each named once"):
         chosen_methods(["gene-mean", GeneMean()])

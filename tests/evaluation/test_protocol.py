@@ -210,7 +210,7 @@ def test_each_section_is_read_once(small_recipe, small_cache, small_cohort):
 
 
 def test_an_unknown_method_and_a_method_named_twice_are_refused(small_cohort, small_recipe, small_cache):
-    with pytest.raises(UnknownName, match="There is no method 'magic'; known: cmrcnet, ridge"):
+    with pytest.raises(UnknownName, match="There is no method 'magic'; known: cmrcnet, cmrcnet-retrieval"):
         evaluated(small_cohort, small_recipe, small_cache, methods=["magic"])
     with pytest.raises(BadOption, match="each named once"):
         evaluated(small_cohort, small_recipe, small_cache, methods=["ridge", "ridge"])

@@ -12,14 +12,14 @@ PLAIN = Stamp("patient", 6, 9, 6, True, False, 50, "skip")
 
 def test_it_names_protocol_unit_and_origin():
     said = PLAIN.to_text()
-    assert said.startswith("Protocol strict; leave-one-patient-out, 6 folds, 9 sections of 6 patients;")
+    assert said.startswith("Protocol strict: leave-one-patient-out, 6 folds, 9 sections of 6 patients;")
     assert "HEG, HVG and SVG: 50 genes each, chosen on the training sections of each fold" in said
 
 
 def test_under_paper_it_says_that_the_truth_chose_the_genes():
     stamp = Stamp("section", 2, 5, 5, False, True, 50, "zero", protocol="paper", sets_from=PAPER.sets_from)
     said = stamp.to_text()
-    assert said.startswith("Not patient-disjoint; gene panel chosen on all sections")
+    assert said.startswith("Not patient-disjoint; scored genes chosen by the test truth; gene panel chosen on all")
     assert "protocol paper" in said and "HEG and HVG: 50 genes each, chosen on the test section's own truth" in said
     assert "SVG: on the training sections" in said
 

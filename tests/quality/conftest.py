@@ -11,8 +11,8 @@ from cmrcnet.tissue.section import Section
 
 @pytest.fixture(scope="session")
 def sections() -> list[Section]:
-    """Three patients, a section each."""
-    return list(synthetic_cohort(patients=3, spots=100, genes=60, seed=3))
+    """Four patients, a section each."""
+    return list(synthetic_cohort(patients=4, spots=100, genes=60, seed=3))
 
 
 @pytest.fixture(scope="session")

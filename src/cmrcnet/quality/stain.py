@@ -27,7 +27,8 @@ USUAL = 3.0
 """Times the median distance of the cohort's sections."""
 EXCHANGE_GAIN = 5.0
 """Degrees that an exchange of channels must bring a section nearer, to less than half its distance."""
-FEWEST_OTHERS = 2
+FEWEST_OTHERS = 3
+"""With two, an odd section moves the middle of what its sound neighbours are held against."""
 
 
 def stain_findings(sketches: Sequence[Sketch]) -> list[Finding]:
@@ -36,7 +37,7 @@ def stain_findings(sketches: Sequence[Sketch]) -> list[Finding]:
     Parameters
     ----------
     sketches : sequence of Sketch
-        At least three; fewer say nothing.
+        At least four on pictures of their own; fewer say nothing.
     """
     found = []
     turned, stronger = _deviations(sketches)

@@ -31,7 +31,8 @@ PATCHES = 24
 MOVES = np.arange(-20, 21) / 8
 MOST_MOVED = 0.45
 """Octaves that the curve may be moved."""
-FEWEST_OTHERS = 2
+FEWEST_OTHERS = 3
+"""With two, an odd section moves the middle of what its sound neighbours are held against."""
 PITCH_FACTOR = 1.25
 """Factor by which spots of the same diameter may lie further apart than in the other sections."""
 
@@ -89,7 +90,7 @@ def scale_findings(sketches: Sequence[Sketch]) -> list[Finding]:
     Parameters
     ----------
     sketches : sequence of Sketch
-        At least three; fewer say nothing.
+        At least four on pictures of their own; fewer say nothing.
     """
     found = []
     for one in sketches:
