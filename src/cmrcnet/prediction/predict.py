@@ -188,7 +188,7 @@ def embed_places(model: TrainedModel, slide: Slide, places: Spots, cache: TokenC
     step = max(1, len(places)) if whole else PATCHES_AT_ONCE
     found = []
     for start in range(0, len(places), step):
-        part = places.take(slice(start, start + step)) if not whole else places
+        part = places if whole else places.take(np.arange(start, min(start + step, len(places))))
         found.append(model.embed_tokens(place_tokens(model, slide, part, cache)))
     return np.concatenate(found)
 
