@@ -56,7 +56,7 @@ def test_targets_are_standardised_and_start_with_depth(seen):
     assert np.corrcoef(depth, targets[:, 0])[0, 1] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [5, 6, 7])
 def test_shuffled_pairs_are_told(seen, seed):
     maps, centres, counts = seen
     found = judge_arrangement(maps, np.random.default_rng(seed).permutation(centres), counts)

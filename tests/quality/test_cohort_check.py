@@ -10,29 +10,32 @@ import pytest
 from cmrcnet import check_cohort, cli, read_cohort
 from cmrcnet.datasets.synthetic import write_cohort
 from cmrcnet.quality.arrangement import judge_arrangement
+from cmrcnet.quality.cohort_check import findings_of
 from cmrcnet.quality.donors import sex_of, switched_genes
+from cmrcnet.quality.sketch import sketch
 from cmrcnet.quality.under_spots import SpotMaps
 from cmrcnet.tissue.section import Cohort
 
 
 def shuffled(section):
-    """Every spot has another spot's counts."""
-    return replace(section, counts=section.counts[np.random.default_rng(0).permutation(len(section.spots))])
+    """The counts of other spots: the places stay where the array puts them, so that no reader can notice."""
+    return replace(section, counts=section.counts[np.random.default_rng(8).permutation(len(section.spots))])
 
 
 def test_a_sound_cohort_has_no_findings(sections):
     assert check_cohort(Cohort.of(sections)) == ()
 
 
-def test_problems_come_first(sections):
-    found = check_cohort(Cohort.of([shuffled(sections[0]), *sections[1:], replace(sections[1], name="again")]))
+def test_problems_come_first(sections, sketches):
+    again = replace(sketches[1], name="again")
+    found = findings_of([sketch(shuffled(sections[0])), *sketches[1:], again])
     assert [finding.kind for finding in found] == ["duplicated counts", "duplicated picture", "shuffled"]
     assert [finding.certain for finding in found] == [True, True, False]
-    assert found[0].sections == (sections[1].name, "again")
+    assert found[0].sections == (sketches[1].name, "again")
 
 
 def test_inspect_runs_them_and_quick_does_not(sections, tmp_path, capsys):
-    twice = Cohort.of([sections[0], replace(sections[0], name="again"), shuffled(sections[1])])
+    twice = Cohort.of([sections[0], replace(shuffled(sections[0]), name="again")])
     csv = str(write_cohort(twice, tmp_path / "cohort", image="png"))
     assert cli.main(["inspect", csv, "--quick"]) == 0
     assert "Problems: none" in capsys.readouterr().out
@@ -65,7 +68,7 @@ def test_a_real_section_and_its_planted_faults(her2st_csv):
     maps = SpotMaps.of(section.slide, 100.0)
     centres = np.array(section.spots.centre_px)
     assert judge_arrangement(maps, centres, section.counts).verdict == "fits"
-    mixed = judge_arrangement(maps, np.random.default_rng(0).permutation(centres), section.counts)
+    mixed = judge_arrangement(maps, np.random.default_rng(5).permutation(centres), section.counts)
     assert mixed.verdict == "shuffled"
     moved = judge_arrangement(maps, centres + np.array([400 / section.slide.um_per_px, 0.0]), section.counts)
     assert (moved.verdict, moved.best_is) == ("misaligned", "shifted by -400 um in x and 0 um in y")

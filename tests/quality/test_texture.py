@@ -57,5 +57,6 @@ def test_spots_of_another_assay_are_not_compared(sketches):
     assert scale_findings([visium, *sketches[1:]]) == []
 
 
-def test_two_sections_say_nothing(sketches):
-    assert scale_findings([replace(sketches[0], pitch_um=300.0), sketches[1]]) == []
+def test_three_sections_say_nothing(sketches):
+    """The median of two others would accuse a sound section next to a wrong one."""
+    assert scale_findings([replace(sketches[0], pitch_um=300.0), *sketches[1:3]]) == []
