@@ -11,6 +11,7 @@ from cmrcnet.encoding.token_cache import TokenCache
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
 from cmrcnet.evaluation.protocol import evaluate
 from cmrcnet.evaluation.run_folder import RunFolder
+from cmrcnet.evaluation.threads import limited_threads
 from cmrcnet.recipe import Recipe
 from cmrcnet.tissue.section import Cohort
 
@@ -27,6 +28,13 @@ class SmallRun:
 
 
 SMALL_METHODS = ("cmrcnet", "ridge", "gene-mean", "random-k", "permuted-pairs")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_as_in_a_task():
+    """Tasks of an evaluation run with one thread (see `evaluation.threads`); more may differ in the last bit."""
+    with limited_threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import BadOption, CmrcnetWarning
+from cmrcnet.evaluation.threads import limited_threads
 from cmrcnet.expression.components import find_components
 from cmrcnet.model.trained_model import TrainedModel
 from cmrcnet.prediction.bank import ReferenceBank, build_bank
@@ -35,7 +36,8 @@ def plan() -> Recipe:
 
 @pytest.fixture(scope="module")
 def model(cohort, cache, plan) -> TrainedModel:
-    return fit(cohort, plan, cache=cache)
+    with limited_threads(1):  # as each test here: several threads may differ in the last bit
+        return fit(cohort, plan, cache=cache)
 
 
 @pytest.fixture(scope="module")

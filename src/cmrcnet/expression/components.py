@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 
 from cmrcnet.errors import ShapeMismatch, TooFew
 
@@ -61,6 +62,7 @@ class ExpressionComponents:
         return (raw - raw.mean(axis=0)).astype(np.float32) if len(raw) else raw.astype(np.float32)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # several threads may differ in the last bit, and so may two runs
 def find_components(sections: Iterable[sparse.csr_matrix], rank: int) -> ExpressionComponents:
     """Find the leading components of some sections.
 
@@ -102,6 +104,7 @@ def find_components(sections: Iterable[sparse.csr_matrix], rank: int) -> Express
     return ExpressionComponents((vectors / np.sqrt(values[-1] / spots)).astype(np.float32))
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # several threads may differ in the last bit, and so may two runs
 def loadings_of(scores: np.ndarray, expression: sparse.spmatrix | np.ndarray) -> np.ndarray:
     """What each gene's expression gains with each score: ``(S^T S)^-1 S^T E``, least squares over the spots.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from cmrcnet.errors import ShapeMismatch
 
@@ -34,6 +35,7 @@ class Reduction:
         return (flat - self.mean) @ self.directions
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # several threads may differ in the last bit, and so may two runs
 def find_reduction(features: np.ndarray, seed: int, components: int = COMPONENTS) -> Reduction:
     """Principal components (not whitened) of the training spots' features.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from cmrcnet.expression.components import loadings_of
 from cmrcnet.readout.blend import Blend, fit_blend, taper_of
@@ -20,6 +21,7 @@ from cmrcnet.training.pairs import Pairs
 log = logging.getLogger("cmrcnet")
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # several threads may differ in the last bit, and so may two runs
 def fit_readout(pairs: Pairs, recipe: Recipe, search: CrossSearch | None) -> Readout:
     """Choose penalties, widths, ranks and weights on held-in units, then fit on all pairs.
 
