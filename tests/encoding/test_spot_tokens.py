@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cmrcnet.encoding.spot_tokens import gaussian_means, spot_tokens, standardized, token_count
+from cmrcnet.encoding.section_tokens import gaussian_means, standardized
+from cmrcnet.encoding.spot_tokens import spot_tokens, token_count
 from cmrcnet.encoding.token_cache import TokenCache
 from cmrcnet.encoding.view_features import oriented, view_features
 from cmrcnet.model.encoder_registry import create_image_encoder

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
+from cmrcnet.encoding.batch_size import choose_batch, in_memory_of_the_device
 from cmrcnet.encoding.device import Precision, choose_device, choose_precision, mixed
 from cmrcnet.encoding.patch_names import content_name, place_name
-from cmrcnet.encoding.read_ahead import read_ahead
-from cmrcnet.errors import BadOption
+from cmrcnet.encoding.read_ahead import map_ahead, read_ahead, reading_threads
 from cmrcnet.fingerprint import fingerprint
 from cmrcnet.progress import Meter, metered
 from cmrcnet.tissue.patches import crop_patches
@@ -35,7 +36,7 @@ def encode_patches(
     scale: PatchScale,
     *,
     cache: TokenCache | None = None,
-    batch: int = 64,
+    batch: int | Literal["auto"] = "auto",
     device: str = "auto",
     precision: str = "auto",
 ) -> np.ndarray:
@@ -55,8 +56,9 @@ def encode_patches(
     scale : PatchScale
     cache : TokenCache, optional
         Without one, the tokens are held in memory.
-    batch : int
-        Patches a forward pass. It changes no token but for rounding.
+    batch : int or "auto"
+        Patches a forward pass; auto takes 32 on a CPU, and on a GPU 256 or what fits. It changes no token but for
+        rounding.
     device : str
         auto, cpu, cuda, cuda:1, mps.
     precision : str
@@ -75,23 +77,90 @@ def encode_patches(
     Unwritable
         The cache's folder; set CMRCNET_CACHE to another.
     """
-    if batch < 1:
-        raise BadOption("batch", batch, want="1 patch or more")
     centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
-    where = choose_device(device)
-    work = _Work(encoder, where, choose_precision(precision, where), batch)
+    work = _Work.of(encoder, device, precision, batch)
     shape = (len(centres), encoder.n_tokens, encoder.dim)
     if cache is None:
         return _into_memory(work, slide, centres, scale, shape)
 
     place = place_name(slide, centres, scale)
-    made_by = fingerprint(encoder.fingerprint(), work.precision)
+    found = _recalled(cache, place, work.made_by, shape)
+    if found is not None:
+        return found
+    return _into_cache(work, slide, centres, scale, shape, cache, place, work.made_by)
+
+
+def encode_parts(
+    encoder: ImageEncoder,
+    slide: Slide,
+    centre_px: np.ndarray,
+    scale: PatchScale,
+    *,
+    done: Callable[[slice], bool] | None = None,
+    cache: TokenCache | None = None,
+    batch: int | Literal["auto"] = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """The tokens of `encode_patches`, some 256 patches at a time, for whom all tokens of a slide are too many.
+
+    The patches of the next part are read by threads while one is encoded.
+
+    Parameters
+    ----------
+    encoder, slide, centre_px, scale, cache, batch, device, precision
+        As `encode_patches`.
+    done : callable, optional
+        Whether what these places give is kept already, and they are passed over.
+
+    Yields
+    ------
+    rows : slice
+        Of `centre_px`.
+    tokens : numpy.ndarray, shape (patches, tokens, dim), float16
+    """
+    centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
+    work = _Work.of(encoder, device, precision, batch)
+    each = (encoder.n_tokens, encoder.dim)
+    whole = None
+    if cache is not None:
+        whole = _recalled(cache, place_name(slide, centres, scale), work.made_by, (len(centres), *each))
+
+    def jobs() -> Iterator[tuple[slice, str, np.ndarray | None]]:
+        for start in range(0, len(centres), PART):
+            rows = slice(start, min(start + PART, len(centres)))
+            if done is not None and done(rows):
+                meter.advance(rows.stop - rows.start)
+            elif whole is not None:
+                yield rows, "", whole[rows]
+            elif cache is None:
+                yield rows, "", None
+            else:
+                place = place_name(slide, centres[rows], scale)
+                yield rows, place, _recalled(cache, place, work.made_by, (rows.stop - rows.start, *each))
+
+    def cut(job: tuple[slice, str, np.ndarray | None]):
+        patches = None if job[2] is not None else next(crop_patches(slide, centres[job[0]], scale, batch=PART))
+        return *job, patches
+
+    with metered(f"encode {slide.name}", len(centres), "patches") as meter:
+        for rows, place, known, patches in map_ahead(cut, jobs(), workers=reading_threads(work.device.type)):
+            if patches is None:
+                meter.advance(len(known))
+                yield rows, known
+                continue
+            tokens = work.encode(patches, meter)
+            if cache is not None:
+                content = content_name([fingerprint(patches)])
+                cache.put("tokens", fingerprint(content, work.made_by), tokens.shape, np.float16, [tokens])
+                cache.remember(place, content)
+            yield rows, tokens
+
+
+def _recalled(cache: TokenCache, place: str, made_by: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Tokens of places that were encoded before, mapped; nothing is cut to find them."""
     patches = cache.recall(place)
-    if patches is not None:
-        found = cache.get("tokens", fingerprint(patches, made_by), shape, np.float16)
-        if found is not None:
-            return found
-    return _into_cache(work, slide, centres, scale, shape, cache, place, made_by)
+    return None if patches is None else cache.get("tokens", fingerprint(patches, made_by), shape, np.float16)
 
 
 def _into_memory(
@@ -150,6 +219,17 @@ class _Work:
     def __init__(self, encoder: ImageEncoder, device: torch.device, precision: Precision, batch: int) -> None:
         self.encoder, self.device, self.precision, self.batch = encoder, device, precision, batch
 
+    @classmethod
+    def of(cls, encoder: ImageEncoder, device: str, precision: str, batch: int | Literal["auto"]) -> _Work:
+        """From what a caller may say."""
+        where = choose_device(device)
+        return cls(encoder, where, choose_precision(precision, where), choose_batch(batch, where))
+
+    @cached_property
+    def made_by(self) -> str:
+        """Name of what makes the tokens."""
+        return fingerprint(self.encoder.fingerprint(), self.precision)
+
     def encode(self, patches: np.ndarray, meter: Meter) -> np.ndarray:
         """Tokens (patches, tokens, dim) float16 of patches (patches, px, px, 3) uint8."""
         self.encoder.to(self.device)
@@ -164,6 +244,6 @@ class _Work:
         for start in range(0, len(patches), self.batch):
             some = patches[start : start + self.batch]
             with torch.inference_mode(), mixed(self.precision, self.device):
-                tokens = self.encoder(self.encoder.prepare(some))
+                tokens = in_memory_of_the_device(self.encoder, self.encoder.prepare(some))
             yield tokens.float().clamp(-LARGEST, LARGEST).half().cpu().numpy()
             meter.advance(len(some))

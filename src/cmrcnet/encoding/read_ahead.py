@@ -1,13 +1,19 @@
-"""Prepare the next items in a thread while the present one is worked on."""
+"""Prepare the next items in threads while the present one is worked on."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MOST_READERS = 8
 
 _END = object()
 
@@ -59,3 +65,46 @@ def read_ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
     finally:
         left.set()
         thread.join()
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int = 1, depth: int = 1
+) -> Iterator[Result]:
+    """Apply `function` to each of the items in threads, some items ahead of the one that is worked on.
+
+    The results come in the order of the items. An exception in `function` comes out here, in its turn. Leaving the
+    iteration early drops what waits and ends the threads.
+
+    Parameters
+    ----------
+    function : callable
+        Reads or decodes, so that it lets go of Python's lock.
+    items : iterable
+        Iterated in the caller's own thread.
+    workers : int
+        Threads.
+    depth : int
+        Results that wait at most, besides one a thread: bounds the memory.
+    """
+    waiting: deque[Future] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="cmrcnet-map-ahead")
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > workers + depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def reading_threads(device: str) -> int:
+    """Threads that cut patches: one beside an encoder on the CPU, which wants the cores itself; several for a GPU.
+
+    Parameters
+    ----------
+    device : str
+        Kind of the device that encodes: cpu, cuda, mps.
+    """
+    return 1 if device == "cpu" else max(1, min(MOST_READERS, (os.cpu_count() or 1) - 1))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from cmrcnet.encoding.device import choose_device, choose_precision, mixed
+from cmrcnet.encoding.batch_size import choose_batch, in_memory_of_the_device
+from cmrcnet.encoding.device import Precision, choose_device, choose_precision, mixed
 from cmrcnet.encoding.patch_names import place_name
-from cmrcnet.encoding.read_ahead import read_ahead
+from cmrcnet.encoding.read_ahead import map_ahead, reading_threads
 from cmrcnet.fingerprint import fingerprint
 from cmrcnet.progress import metered
 from cmrcnet.tissue.patches import crop_patches
@@ -22,7 +24,16 @@ if TYPE_CHECKING:
 
 WAYS = 8
 PART = 256
-"""Places that are encoded, and kept, together: what a killed run has to do again at most."""
+"""Places that are read, encoded and kept together: what a killed run has to do again at most."""
+
+
+class _Job(NamedTuple):
+    """One view of one part, and its features where they are known already."""
+
+    rows: slice
+    view: int
+    name: str
+    known: np.ndarray | None
 
 
 def view_features(
@@ -33,11 +44,50 @@ def view_features(
     *,
     orientations: int = 1,
     cache: TokenCache | None = None,
-    batch: int = 32,
+    batch: int | Literal["auto"] = "auto",
     device: str = "auto",
     precision: str = "auto",
 ) -> np.ndarray:
+    """Mean token of the patch around each centre: `view_parts` of one view, put together.
+
+    Returns
+    -------
+    numpy.ndarray, shape (places, dim), float32
+    """
+    centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
+    found = np.empty((len(centres), encoder.dim), np.float32)
+    for rows, _, values in view_parts(
+        encoder,
+        slide,
+        centres,
+        [scale],
+        orientations=orientations,
+        cache=cache,
+        batch=batch,
+        device=device,
+        precision=precision,
+    ):
+        found[rows] = values
+    return found
+
+
+def view_parts(
+    encoder: ImageEncoder,
+    slide: Slide,
+    centre_px: np.ndarray,
+    scales: Sequence[PatchScale],
+    *,
+    orientations: int = 1,
+    done: Callable[[slice, int], bool] | None = None,
+    cache: TokenCache | None = None,
+    batch: int | Literal["auto"] = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+) -> Iterator[tuple[slice, int, np.ndarray]]:
     """Mean token of the patch around each centre, averaged over some of the eight ways to turn and mirror it.
+
+    Some 256 places at a time, every view of them before the next places: a slide is read from its top to its bottom
+    when its places are in that order. The patches of the next part are read by threads while one is encoded.
 
     Parameters
     ----------
@@ -46,20 +96,26 @@ def view_features(
     slide : Slide
     centre_px : array, shape (places, 2)
         x, y in level-0 pixels.
-    scale : PatchScale
-        What the patch shows.
+    scales : sequence of PatchScale
+        What the patch of each view shows.
     orientations : int
         1 to 8: the four rotations first, then their mirror images.
+    done : callable, optional
+        Whether these places of this view are kept already, and passed over.
     cache : TokenCache, optional
         Kept there by place, encoder and precision, 256 places at a time.
-    batch : int
-        Patches a forward pass.
+    batch : int or "auto"
+        Patches a forward pass; auto takes 32 on a CPU, and on a GPU 256 or what fits. It changes nothing but rounding.
     device, precision : str
         As `encode_patches`.
 
-    Returns
-    -------
-    numpy.ndarray, shape (places, dim), float32
+    Yields
+    ------
+    rows : slice
+        Of `centre_px`.
+    view : int
+        Of `scales`.
+    features : numpy.ndarray, shape (places, dim), float32
 
     Raises
     ------
@@ -69,21 +125,36 @@ def view_features(
     where = choose_device(device)
     how = choose_precision(precision, where)
     made_by = fingerprint("view", encoder.fingerprint(), how, orientations)
-    found = np.empty((len(centres), encoder.dim), np.float32)
-    label = f"encode {slide.name}, {scale.side_um:g} um"
-    with metered(label, len(centres), "spots") as meter:
+
+    def jobs() -> Iterator[_Job]:
         for start in range(0, len(centres), PART):
-            part = centres[start : start + PART]
-            shape = (len(part), encoder.dim)
-            name = fingerprint(place_name(slide, part, scale), made_by) if cache is not None else ""
-            values = cache.get("tokens", name, shape, np.float32) if cache is not None else None
-            if values is None:
-                values = _encode(encoder, slide, part, scale, orientations, batch, where, how)
+            rows = slice(start, min(start + PART, len(centres)))
+            for view, scale in enumerate(scales):
+                if done is not None and done(rows, view):
+                    meter.advance(rows.stop - rows.start)
+                    continue
+                if cache is None:
+                    yield _Job(rows, view, "", None)
+                    continue
+                name = fingerprint(place_name(slide, centres[rows], scale), made_by)
+                shape = (rows.stop - rows.start, encoder.dim)
+                yield _Job(rows, view, name, cache.get("tokens", name, shape, np.float32))
+
+    def cut(job: _Job) -> tuple[_Job, np.ndarray | None]:
+        if job.known is not None:
+            return job, None
+        return job, next(crop_patches(slide, centres[job.rows], scales[job.view], batch=PART))
+
+    sides = ", ".join(f"{scale.side_um:g}" for scale in scales)
+    with metered(f"encode {slide.name}, {sides} um", len(centres) * len(scales), "patches") as meter:
+        for job, patches in map_ahead(cut, jobs(), workers=reading_threads(where.type)):
+            values = job.known
+            if patches is not None:
+                values = _encode(encoder, patches, orientations, choose_batch(batch, where), where, how)
                 if cache is not None:
-                    cache.put("tokens", name, shape, np.float32, [values])
-            found[start : start + PART] = values
-            meter.advance(len(part))
-    return found
+                    cache.put("tokens", job.name, values.shape, np.float32, [values])
+            yield job.rows, job.view, values
+            meter.advance(len(values))
 
 
 def oriented(patches: torch.Tensor, way: int) -> torch.Tensor:
@@ -101,26 +172,27 @@ def oriented(patches: torch.Tensor, way: int) -> torch.Tensor:
 
 def _encode(
     encoder: ImageEncoder,
-    slide: Slide,
-    centres: np.ndarray,
-    scale: PatchScale,
+    patches: np.ndarray,
     orientations: int,
     batch: int,
     device: torch.device,
-    precision: str,
+    precision: Precision,
 ) -> np.ndarray:
+    """Features (patches, dim) float32 of patches (patches, px, px, 3) uint8."""
     encoder.to(device)
     training = encoder.training
     encoder.eval()
+
+    def forward(upright: torch.Tensor) -> torch.Tensor:
+        total = sum(encoder(oriented(upright, way).contiguous()).float().mean(dim=1) for way in range(orientations))
+        return total / orientations
+
     parts = []
     try:
-        for block in read_ahead(crop_patches(slide, centres, scale, batch=batch)):
+        for start in range(0, len(patches), batch):
             with torch.inference_mode(), mixed(precision, device):
-                upright = encoder.prepare(block)
-                total = sum(
-                    encoder(oriented(upright, way).contiguous()).float().mean(dim=1) for way in range(orientations)
-                )
-            parts.append((total / orientations).cpu().numpy())
+                upright = encoder.prepare(patches[start : start + batch])
+                parts.append(in_memory_of_the_device(forward, upright).cpu().numpy())
     finally:
         encoder.train(training)
     return np.concatenate(parts).astype(np.float32)
