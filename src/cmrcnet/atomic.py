@@ -30,7 +30,7 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise OutputExists(path)
     if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in OUR_FOLDERS):
         raise OutputExists(path, "it is a folder that cmrcnet did not write, so choose another name")
-    with _refusals(path):
+    with refusals(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             probe = path.parent / f".{path.name}.probe-{uuid.uuid4().hex[:8]}"
@@ -55,7 +55,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     draft = path.with_name(f".{path.stem}.draft-{uuid.uuid4().hex[:8]}{path.suffix}")
-    with _refusals(path):
+    with refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield draft
@@ -77,7 +77,7 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     path = Path(path)
     refuse_existing(path, overwrite)
     draft = path.with_name(f".{path.name}.draft-{uuid.uuid4().hex[:8]}")
-    with _refusals(path):
+    with refusals(path):
         try:
             draft.mkdir(parents=True)
             yield draft
@@ -104,8 +104,13 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 @contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write `path` into our sentences."""
+def refusals(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write `path` into our sentences.
+
+    Raises
+    ------
+    DiskFull, Unwritable
+    """
     try:
         yield
     except CmrcnetError:
@@ -116,6 +121,25 @@ def _refusals(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _FORBIDDEN and _concerns(error, path):
             raise Unwritable(path, os.strerror(error.errno).lower()) from error
         raise
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file so long, and take the room for it, so that a disk without room says so before hours are spent.
+
+    Parameters
+    ----------
+    path : Path
+        Made when it is not there; what it holds stays.
+    size : int
+        Bytes.
+    """
+    with path.open("ab") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except (AttributeError, OSError) as error:  # not on every system, nor on every file system
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            file.truncate(size)
 
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)

@@ -218,6 +218,15 @@ class NoTissue(CmrcnetError, ValueError):
         super().__init__(f"No tissue was found on {slide}; check the picture, or give the places to predict yourself.")
 
 
+class BadMask(CmrcnetError, ValueError):
+    """A mask that does not fit its slide."""
+
+    def __init__(self, path: object, why: str) -> None:
+        super().__init__(
+            f"The mask {path} does not fit: {why}; give a picture of the whole slide in which tissue is white."
+        )
+
+
 # --- counts and genes --------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmrcnet.encoding import encode
+from cmrcnet.encoding import encode, parts
 from cmrcnet.encoding.encode import encode_patches
 from cmrcnet.encoding.token_cache import TokenCache
 from cmrcnet.errors import BadOption, DiskFull, UnknownScale
@@ -128,7 +128,7 @@ def test_a_damaged_note_of_the_place_only_costs_cutting(encoder, slide, centres,
 
 
 def test_an_interrupted_run_goes_on_behind_its_last_part(encoder, slide, centres, cache, monkeypatch):
-    monkeypatch.setattr(encode, "PART", 4)
+    monkeypatch.setattr(parts, "PART", 4)
     encoder.fail_after = 12
     with pytest.raises(KeyboardInterrupt):
         encode_patches(encoder, slide, centres, SCALE, cache=cache)
@@ -157,7 +157,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(encoder, slide, cen
 
 
 def test_threads_that_encode_the_same_at_once_agree(slide, centres, cache, monkeypatch):
-    monkeypatch.setattr(encode, "PART", 4)
+    monkeypatch.setattr(parts, "PART", 4)
     with ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(encode_patches, CountingEncoder(), slide, centres, SCALE, cache=cache) for _ in range(3)]
         results = [np.array(job.result()) for job in jobs]
@@ -219,7 +219,7 @@ def test_bad_requests_are_refused(encoder, slide, pixels, centres):
 
 def test_memory_stays_bounded(encoder, slide, cache, monkeypatch):
     """Of the patches at most three parts are held: one that waits, one on its way, one that is encoded."""
-    monkeypatch.setattr(encode, "PART", 8)
+    monkeypatch.setattr(parts, "PART", 8)
     alive, most = [], []
 
     def counted(*arguments, **options):

@@ -14,7 +14,7 @@ from cmrcnet.encoding.encode import encode_patches
 from cmrcnet.encoding.token_cache import TokenCache
 from cmrcnet.errors import BadOption, ForeignBank, NoTissue, SpotsOffImage, TooFew, UnknownName, UnknownScale
 from cmrcnet.expression.table import check_prediction_table
-from cmrcnet.prediction import predict as predict_module
+from cmrcnet.prediction import blocks as blocks_module
 from cmrcnet.prediction.bank import ReferenceBank, build_bank
 from cmrcnet.prediction.predict import predict
 from cmrcnet.prediction.readout import bag_row_sums, read_out
@@ -104,7 +104,7 @@ def test_permuting_places_permutes_predictions(model, bank, table, seed):
 
 @pytest.mark.parametrize("at_once", [1, 3, 1024])
 def test_batches_change_nothing(model, bank, table, monkeypatch, at_once):
-    monkeypatch.setattr(predict_module, "PATCHES_AT_ONCE", at_once)
+    monkeypatch.setattr(blocks_module, "places_at_once", lambda genes: at_once)
     other = predict(model, bank, noise_slide(9), spots=SPOTS)
     np.testing.assert_allclose(other.X, table.X, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(other.obsm["neighbour_ids"], table.obsm["neighbour_ids"])

@@ -22,9 +22,7 @@ def choose_batch(batch: int | Literal["auto"], device: torch.device) -> int:
     return batch
 
 
-def in_memory_of_the_device(
-    forward: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor
-) -> torch.Tensor:
+def in_memory_of_the_device(forward: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
     """``forward(batch)``; in halves, and halves of halves, where the device has no memory for all of it.
 
     Parameters

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from cmrcnet.encoding import parts
 from cmrcnet.encoding.batch_size import choose_batch, in_memory_of_the_device
 from cmrcnet.encoding.device import Precision, choose_device, choose_precision, mixed
+from cmrcnet.encoding.parts import part_slices
 from cmrcnet.encoding.patch_names import content_name, place_name
 from cmrcnet.encoding.read_ahead import map_ahead, read_ahead, reading_threads
 from cmrcnet.fingerprint import fingerprint
@@ -22,9 +24,6 @@ from cmrcnet.tissue.slide import Slide
 if TYPE_CHECKING:
     from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.model.image_encoder import ImageEncoder
-
-PART = 256
-"""Patches that are named, and kept, together: what a killed run has to do again at most."""
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -127,8 +126,7 @@ def encode_parts(
         whole = _recalled(cache, place_name(slide, centres, scale), work.made_by, (len(centres), *each))
 
     def jobs() -> Iterator[tuple[slice, str, np.ndarray | None]]:
-        for start in range(0, len(centres), PART):
-            rows = slice(start, min(start + PART, len(centres)))
+        for rows in part_slices(len(centres)):
             if done is not None and done(rows):
                 meter.advance(rows.stop - rows.start)
             elif whole is not None:
@@ -140,7 +138,7 @@ def encode_parts(
                 yield rows, place, _recalled(cache, place, work.made_by, (rows.stop - rows.start, *each))
 
     def cut(job: tuple[slice, str, np.ndarray | None]):
-        patches = None if job[2] is not None else next(crop_patches(slide, centres[job[0]], scale, batch=PART))
+        patches = None if job[2] is not None else next(crop_patches(slide, centres[job[0]], scale, batch=len(centres)))
         return *job, patches
 
     with metered(f"encode {slide.name}", len(centres), "patches") as meter:
@@ -187,28 +185,28 @@ def _into_cache(
 ) -> np.ndarray:
     """Encode part by part, each kept as soon as it is done; then join the parts to one entry."""
     digests: list[str] = []
-    parts: list[tuple[str, np.ndarray]] = []
+    kept: list[tuple[str, np.ndarray]] = []
     with metered(f"encode {slide.name}", len(centres), "patches") as meter:
-        for block in read_ahead(crop_patches(slide, centres, scale, batch=PART), depth=1):
+        for block in read_ahead(crop_patches(slide, centres, scale, batch=parts.PART), depth=1):
             digests.append(fingerprint(block))
             name = fingerprint(digests[-1], made_by)
             wanted = (len(block), *shape[1:])
             known = cache.get("parts", name, wanted, np.float16)
-            if known is None and len(centres) <= PART:  # one part is the whole: no need to write it twice
+            if known is None and len(centres) <= parts.PART:  # one part is the whole: no need to write it twice
                 known = cache.get("tokens", fingerprint(content_name(digests), made_by), shape, np.float16)
                 known = work.encode(block, meter) if known is None else known
             elif known is not None:
                 meter.advance(len(block))
             else:
                 known = cache.put("parts", name, wanted, np.float16, [work.encode(block, meter)])
-            parts.append((name, known))
+            kept.append((name, known))
     patches = content_name(digests)
     name = fingerprint(patches, made_by)
     tokens = cache.get("tokens", name, shape, np.float16)  # the same patches, cut at another place or time
     if tokens is None:
-        tokens = cache.put("tokens", name, shape, np.float16, (part for _, part in parts))
+        tokens = cache.put("tokens", name, shape, np.float16, (part for _, part in kept))
     cache.remember(place, patches)
-    for part, _ in parts:
+    for part, _ in kept:
         cache.drop("parts", part)
     return tokens
 

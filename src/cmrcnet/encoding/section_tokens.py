@@ -69,7 +69,9 @@ class SectionTokens:
     @cached_property
     def _scaling(self) -> Standardizing:
         steps = range(0, len(self), SPOTS_AT_ONCE)
-        return Standardizing.over([lambda start=start: self._raw(slice(start, start + SPOTS_AT_ONCE)) for start in steps])
+        return Standardizing.over(
+            [lambda start=start: self._raw(slice(start, start + SPOTS_AT_ONCE)) for start in steps]
+        )
 
 
 class Standardizing:

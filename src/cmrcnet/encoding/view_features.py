@@ -10,6 +10,7 @@ import torch
 
 from cmrcnet.encoding.batch_size import choose_batch, in_memory_of_the_device
 from cmrcnet.encoding.device import Precision, choose_device, choose_precision, mixed
+from cmrcnet.encoding.parts import part_slices
 from cmrcnet.encoding.patch_names import place_name
 from cmrcnet.encoding.read_ahead import map_ahead, reading_threads
 from cmrcnet.fingerprint import fingerprint
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from cmrcnet.model.image_encoder import ImageEncoder
 
 WAYS = 8
-PART = 256
-"""Places that are read, encoded and kept together: what a killed run has to do again at most."""
 
 
 class _Job(NamedTuple):
@@ -127,8 +126,7 @@ def view_parts(
     made_by = fingerprint("view", encoder.fingerprint(), how, orientations)
 
     def jobs() -> Iterator[_Job]:
-        for start in range(0, len(centres), PART):
-            rows = slice(start, min(start + PART, len(centres)))
+        for rows in part_slices(len(centres)):
             for view, scale in enumerate(scales):
                 if done is not None and done(rows, view):
                     meter.advance(rows.stop - rows.start)
@@ -143,7 +141,7 @@ def view_parts(
     def cut(job: _Job) -> tuple[_Job, np.ndarray | None]:
         if job.known is not None:
             return job, None
-        return job, next(crop_patches(slide, centres[job.rows], scales[job.view], batch=PART))
+        return job, next(crop_patches(slide, centres[job.rows], scales[job.view], batch=len(centres)))
 
     sides = ", ".join(f"{scale.side_um:g}" for scale in scales)
     with metered(f"encode {slide.name}, {sides} um", len(centres) * len(scales), "patches") as meter:

@@ -13,8 +13,9 @@
 ``obsm["neighbour_ids"]``       rows of the bank that were averaged, most similar first; absent where there are none
 ``obsm["neighbour_similarity"]``  cosine of each
 ``uns["spatial"]``              a small picture of the slide and its scale, as scanpy wants it
-``uns["cmrcnet"]``              ``format``, ``units`` of X, ``slide``, ``slide_fingerprint``, ``um_per_px``,
-                                ``spot_diameter_um``, ``version``, and all provenance given
+``uns["cmrcnet"]``              ``format``, ``units`` of X, ``slide``, ``slide_fingerprint``, ``slide_width_px``,
+                                ``slide_height_px``, ``um_per_px``, ``spot_diameter_um``, ``version``, and all
+                                provenance given
 =============================== ====================================================================================
 """
 
@@ -94,37 +95,78 @@ def prediction_table(
     ------
     ShapeMismatch, UnknownScale
     """
-    import anndata
-    import pandas as pd
-
     wanted = (len(spots), len(genes))
     for name, values in (("mean", mean), ("spread", spread)):
         if values.shape != wanted:
             raise ShapeMismatch(name, want=wanted, got=values.shape)
     if neighbours is not None and neighbours.ids.shape[0] != len(spots):
         raise ShapeMismatch("neighbours", want=(len(spots), "k"), got=neighbours.ids.shape)
+    table = table_frame(
+        genes=genes,
+        spots=spots,
+        slide=slide,
+        similarity=None if neighbours is None else neighbours.similarity.mean(axis=1),
+        provenance=provenance,
+        reliability=reliability,
+        confidence=confidence,
+        in_tissue=in_tissue,
+    )
+    table.X = np.ascontiguousarray(mean, dtype=np.float32)
+    table.layers["spread"] = np.ascontiguousarray(spread, dtype=np.float32)
+    if neighbours is not None:
+        table.obsm["neighbour_ids"] = neighbours.ids.astype(np.int64)
+        table.obsm["neighbour_similarity"] = neighbours.similarity.astype(np.float32)
+    return table
+
+
+def table_frame(
+    *,
+    genes: Sequence[str],
+    spots: Spots,
+    slide: Slide,
+    similarity: np.ndarray | None,
+    provenance: Mapping[str, Any],
+    reliability: Mapping[str, float] | None = None,
+    confidence: np.ndarray | None = None,
+    in_tissue: np.ndarray | None = None,
+) -> AnnData:
+    """Everything of a prediction table but what grows with places times genes or neighbours: X is None, no layers.
+
+    Parameters
+    ----------
+    similarity : numpy.ndarray, shape (places,), or None
+        Mean cosine to the neighbours.
+    genes, spots, slide, provenance, reliability, confidence, in_tissue
+        As `prediction_table`.
+
+    Returns
+    -------
+    anndata.AnnData
+
+    Raises
+    ------
+    UnknownScale
+    """
+    import anndata
+    import pandas as pd
+
     scale = known_scale(slide)
     places = {
         "x_um": spots.centre_px[:, 0] * scale,
         "y_um": spots.centre_px[:, 1] * scale,
-        "similarity": neighbours.similarity.mean(axis=1) if neighbours is not None else np.full(len(spots), np.nan),
+        "similarity": np.full(len(spots), np.nan) if similarity is None else np.asarray(similarity),
         "in_tissue": np.ones(len(spots)) if in_tissue is None else np.asarray(in_tissue),
         "confidence": np.full(len(spots), np.nan) if confidence is None else np.asarray(confidence),
     }
     kinds = {"similarity": np.float32, "in_tissue": np.int64, "confidence": np.float32}
     table = anndata.AnnData(
-        X=np.ascontiguousarray(mean, dtype=np.float32),
         obs=pd.DataFrame(
             {name: values.astype(kinds.get(name, np.float64)) for name, values in places.items()},
             index=pd.Index(list(spots.barcodes), dtype=object),
         ),
         var=_gene_columns(genes, reliability or {}),
-        layers={"spread": np.ascontiguousarray(spread, dtype=np.float32)},
         obsm={"spatial": np.array(spots.centre_px)},
     )
-    if neighbours is not None:
-        table.obsm["neighbour_ids"] = neighbours.ids.astype(np.int64)
-        table.obsm["neighbour_similarity"] = neighbours.similarity.astype(np.float32)
     table.uns["spatial"] = {slide.name.replace("/", "_"): _picture(slide, spots.diameter_um / scale)}
     table.uns["cmrcnet"] = {
         **{key: _storable(value) for key, value in provenance.items()},
@@ -132,6 +174,8 @@ def prediction_table(
         "units": units_of(provenance.get("target_sum")),
         "slide": slide.name,
         "slide_fingerprint": slide.fingerprint(),
+        "slide_width_px": int(slide.width_px),
+        "slide_height_px": int(slide.height_px),
         "um_per_px": scale,
         "spot_diameter_um": float(spots.diameter_um),
         "version": str(provenance.get("version") or _version()),

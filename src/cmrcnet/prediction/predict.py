@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cmrcnet.encoding.spot_tokens import spot_tokens
-from cmrcnet.errors import BadOption, SpotsOffImage, TooFew
 from cmrcnet.expression.table import prediction_table
 from cmrcnet.prediction.bank import ReferenceBank
-from cmrcnet.prediction.gene_columns import columns_of
-from cmrcnet.prediction.readout import read_out
-from cmrcnet.recipe import ReadoutConfig
-from cmrcnet.search.average import average
-from cmrcnet.search.exact import ExactSearch
+from cmrcnet.prediction.blocks import PredictionBlock, predict_blocks
+from cmrcnet.prediction.place_features import PlaceFeatures
+from cmrcnet.prediction.plan import PredictionPlan, plan_prediction
 from cmrcnet.search.neighbours import Neighbours
-from cmrcnet.tissue.mask import find_tissue
-from cmrcnet.tissue.patches import patch_grid
+from cmrcnet.tissue.mask import TissueMask
 from cmrcnet.tissue.slide import Slide
 from cmrcnet.tissue.spots import Spots
 
@@ -30,9 +24,6 @@ if TYPE_CHECKING:
     from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.model.trained_model import TrainedModel
 
-PATCHES_AT_ONCE = 1024
-"""Patches whose tokens are in memory together when there is no cache to map them from."""
-
 
 def predict(
     model: TrainedModel,
@@ -40,6 +31,7 @@ def predict(
     slide: Slide,
     *,
     spots: Spots | None = None,
+    mask: TissueMask | None = None,
     genes: Sequence[str] | None = None,
     k: int | None = None,
     weighting: Literal["mean", "similarity"] | None = None,
@@ -50,7 +42,8 @@ def predict(
     """Predict expression at places of a slide.
 
     Each place's patch is embedded; the `k` bank spots whose gene embedding has the largest cosine to it are looked
-    up, and their measured expression is averaged. A slide holds no counts, so no truth can enter.
+    up, and their measured expression is averaged. A slide holds no counts, so no truth can enter. All that is
+    predicted is held in memory; `prediction.slide_job.predict_to_file` writes the same to disk block by block.
 
     Parameters
     ----------
@@ -61,6 +54,8 @@ def predict(
         Its um_per_px must be known.
     spots : Spots, optional
         Places to predict; a grid over the tissue when left out.
+    mask : TissueMask, optional
+        Where the tissue is; found on the slide when left out.
     genes : sequence of str, optional
         Genes to predict, in this order; every gene that the bank measured when left out.
     k : int, optional
@@ -73,7 +68,7 @@ def predict(
     grid_um : float
         Distance between the places of the grid.
     cache : TokenCache, optional
-        Where the frozen encoder's tokens are kept. Without one they are made and used part by part.
+        Where what the frozen encoder sees is kept from one call to the next.
 
     Returns
     -------
@@ -94,136 +89,66 @@ def predict(
         A place whose centre lies outside the slide: there is nothing to look at.
     UnknownScale, NoTissue
     """
-    config = _readout(model, k, weighting, readout)
-    bank.require_model(model)
-    if config.k > len(bank):
-        raise BadOption("k", config.k, want=f"at most {len(bank)}, the number of spots in {bank.name}")
-    columns = columns_of(genes, bank.genes)
-    tissue = find_tissue(slide)
-    places = patch_grid(slide, tissue, pitch_um=grid_um) if spots is None else spots
-    if len(places) == 0:
-        raise TooFew("places to predict", 0, 1, "give spots on the slide, or leave them out for a grid over the tissue")
-    _require_on_slide(places, slide)
-    if model.readout is None:
-        tokens, queries = None, embed_places(model, slide, places, cache)
-    else:
-        tokens = place_tokens(model, slide, places, cache)
-        queries = model.embed_tokens(tokens)
-    neighbours = ExactSearch(bank.vectors).nearest(queries, config.k)
-    mean, spread = read_out(neighbours, bank, config, columns)
-    if tokens is not None and bank.scores is not None and bank.levels is not None:
-        retrieved, _ = average(
-            neighbours, bank.scores, weighting=config.weighting, temperature=config.temperature, with_spread=False
-        )
-        unmeasured = np.isnan(mean)
-        mean = bank.levels.expression(
-            model.readout.scores(tokens, retrieved, config.kind),
-            columns,
-            covariance=model.readout.blend.covariance,
-            amplitude=config.amplitude,
-        )
-        mean[unmeasured] = np.nan
-    provenance = {
-        "model_fingerprint": model.fingerprint,
-        "bank_fingerprint": bank.fingerprint,
-        "bank_sections": list(bank.sections),
-        "bank_patients": list(bank.patients),
-        "recipe": model.recipe.name,
-        "target_sum": bank.target_sum,
-        "patch_px": model.recipe.patch.size_px,
-        "patch_um_per_px": model.recipe.patch.um_per_px,
-        "k": config.k,
-        "weighting": config.weighting,
-        "temperature": config.temperature,
-        "readout": config.kind,
-    }
-    table = prediction_table(
-        mean,
-        spread,
-        genes=[bank.genes[column] for column in columns],
-        spots=places,
-        slide=slide,
-        neighbours=neighbours,
-        provenance=provenance,
-        in_tissue=tissue.contains(places.centre_px),
+    plan = plan_prediction(
+        model,
+        bank,
+        slide,
+        spots=spots,
+        mask=mask,
+        genes=genes,
+        k=k,
+        weighting=weighting,
+        readout=readout,
+        grid_um=grid_um,
     )
-    table.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(bank, neighbours)
+    features = PlaceFeatures(plan)
+    features.encode(cache)
+    return _table(plan, predict_blocks(plan, features))
+
+
+def _table(plan: PredictionPlan, blocks: Iterable[PredictionBlock]) -> AnnData:
+    """The blocks of all places as one table."""
+    joined: dict[tuple[str, str], np.ndarray] = {}
+    for block in blocks:
+        parts = {("", "mean"): block.mean, ("", "spread"): block.spread}
+        parts |= {("", "ids"): block.neighbours.ids, ("", "similarity"): block.neighbours.similarity}
+        parts |= {("layers", name): values for name, values in block.layers.items()}
+        parts |= {("obs", name): values for name, values in block.obs.items()}
+        for key, values in parts.items():
+            if key not in joined:
+                joined[key] = np.empty((len(plan.places), *values.shape[1:]), values.dtype)
+            joined[key][block.rows] = values
+    neighbours = Neighbours(joined.pop(("", "ids")), joined.pop(("", "similarity")))
+    table = prediction_table(
+        joined.pop(("", "mean")),
+        joined.pop(("", "spread")),
+        genes=plan.genes,
+        spots=plan.places,
+        slide=plan.slide,
+        neighbours=neighbours,
+        provenance=plan.provenance(),
+        in_tissue=plan.in_tissue,
+    )
+    for (place, name), values in joined.items():
+        getattr(table, place)[name] = values
+    table.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(plan.bank, np.unique(neighbours.ids))
     return table
 
 
-def _require_on_slide(places: Spots, slide: Slide) -> None:
-    """Refuse places outside the picture, where a patch is nothing but padding: `SpotsOffImage`."""
-    size = (slide.width_px, slide.height_px)
-    outside = ~((places.centre_px >= 0) & (places.centre_px < size)).all(axis=1)
-    if outside.any():
-        (left, top), (right, bottom) = places.centre_px.min(axis=0), places.centre_px.max(axis=0)
-        span = f"x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}"
-        raise SpotsOffImage(slide.name, int(outside.sum()), len(places), size, span)
-
-
-def place_tokens(model: TrainedModel, slide: Slide, places: Spots, cache: TokenCache | None) -> np.ndarray:
-    """Image tokens of each place, as the model's recipe wants them: (places, tokens, dim).
-
-    Parameters
-    ----------
-    model : TrainedModel
-    slide : Slide
-    places : Spots
-    cache : TokenCache or None
-    """
-    return spot_tokens(model.encoder, slide, places.centre_px, model.recipe, cache=cache)
-
-
-def embed_places(model: TrainedModel, slide: Slide, places: Spots, cache: TokenCache | None) -> np.ndarray:
-    """Image embeddings of the patches around each place: (places, dim) float32, unit length.
-
-    Parameters
-    ----------
-    model : TrainedModel
-    slide : Slide
-    places : Spots
-    cache : TokenCache or None
-    """
-    whole = cache is not None or bool(model.recipe.features.views_um)
-    step = max(1, len(places)) if whole else PATCHES_AT_ONCE
-    found = []
-    for start in range(0, len(places), step):
-        part = places if whole else places.take(np.arange(start, min(start + step, len(places))))
-        found.append(model.embed_tokens(place_tokens(model, slide, part, cache)))
-    return np.concatenate(found)
-
-
-def neighbour_spots(bank: ReferenceBank, neighbours: Neighbours) -> pd.DataFrame:
-    """Where the bank rows among the neighbours come from.
+def neighbour_spots(bank: ReferenceBank, rows: np.ndarray) -> pd.DataFrame:
+    """Where rows of the bank come from.
 
     Parameters
     ----------
     bank : ReferenceBank
-    neighbours : Neighbours
+    rows : array of int
+        Rows of the bank that are somebody's neighbour, each once.
 
     Returns
     -------
     pandas.DataFrame
         Columns section, patient, barcode, x, y; the index is the bank row, as text (AnnData stores no other).
     """
-    rows = np.unique(neighbours.ids)
     table = bank.spots.iloc[rows].astype({"section": object, "patient": object, "barcode": object})
     table.index = rows.astype(str).astype(object)
     return table
-
-
-def _readout(model: TrainedModel, k: int | None, weighting: str | None, kind: str | None) -> ReadoutConfig:
-    """The recipe's readout, with what was asked for in its place."""
-    if weighting not in (None, "mean", "similarity"):
-        raise BadOption("weighting", weighting, want="mean or similarity")
-    readout = model.recipe.readout
-    if kind not in (None, "retrieval") and model.readout is None:
-        raise BadOption("readout", kind, want="retrieval: this model does not work on expression components")
-    if kind not in (None, "retrieval", "ridge", "kernel", "blend"):
-        raise BadOption("readout", kind, want="retrieval, ridge, kernel or blend")
-    return dataclasses.replace(
-        readout,
-        kind=readout.kind if kind is None else kind,
-        k=readout.k if k is None else k,
-        weighting=readout.weighting if weighting is None else weighting,
-    )

@@ -47,7 +47,10 @@ class Readout:
             The bank's scores, averaged over each spot's neighbours.
         kind : {"retrieval", "ridge", "kernel", "blend"}
         """
-        features = self.reduction.apply(tokens)
+        return self.scores_of(self.reduction.apply(tokens), retrieved, kind)
+
+    def scores_of(self, features: np.ndarray, retrieved: np.ndarray, kind: str) -> np.ndarray:
+        """As `scores`, from tokens that are reduced already: (spots, components)."""
         if kind == "blend":
             parts = {
                 RETRIEVAL: retrieved,

@@ -1,0 +1,104 @@
+"""Predictions of some places at a time: what a table in memory and a file on disk are both filled from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cmrcnet.prediction.place_features import PlaceFeatures
+from cmrcnet.prediction.plan import PredictionPlan
+from cmrcnet.prediction.readout import read_out
+from cmrcnet.progress import metered
+from cmrcnet.search.average import average
+from cmrcnet.search.exact import ExactSearch
+from cmrcnet.search.neighbours import Neighbours
+
+BLOCK_BYTES = 1 << 27
+"""Size of one block's predicted expression, about; a handful of such arrays are in memory at once."""
+LEAST, MOST = 256, 16_384
+"""Places of a block."""
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionBlock:
+    """Predictions of places that follow each other.
+
+    Parameters
+    ----------
+    rows : slice
+        Of the plan's places.
+    mean, spread : numpy.ndarray, shape (places, genes), float32
+        NaN where no neighbour's section measured the gene.
+    neighbours : Neighbours
+        Of these places.
+    layers : dict of array, shape (places, genes), float32
+        Whatever else is said of each place and gene; becomes a layer of the table under its name.
+    obs : dict of array, shape (places,)
+        Whatever else is said of each place; becomes a column of `obs` under its name.
+    """
+
+    rows: slice
+    mean: np.ndarray
+    spread: np.ndarray
+    neighbours: Neighbours
+    layers: dict[str, np.ndarray] = field(default_factory=dict)
+    obs: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def places_at_once(genes: int) -> int:
+    """Places of a block: as many parts of 256 as `BLOCK_BYTES` hold."""
+    fit = BLOCK_BYTES // (4 * max(genes, 1)) // LEAST * LEAST
+    return int(np.clip(fit, LEAST, MOST))
+
+
+def predict_blocks(plan: PredictionPlan, features: PlaceFeatures, *, start: int = 0) -> Iterator[PredictionBlock]:
+    """Search the bank and read out the genes, block by block.
+
+    Parameters
+    ----------
+    plan : PredictionPlan
+    features : PlaceFeatures
+        Encoded.
+    start : int
+        First place; those before it are done.
+
+    Yields
+    ------
+    PredictionBlock
+        In the order of the places, to the last.
+    """
+    search = ExactSearch(plan.bank.vectors)
+    count, step = len(plan.places), places_at_once(len(plan.columns))
+    with metered(f"predict {plan.slide.name}", count, "places") as meter:
+        meter.advance(start)
+        for first in range(start, count, step):
+            rows = slice(first, min(first + step, count))
+            queries, reduced = features.take(rows)
+            neighbours = search.nearest(queries, plan.readout.k)
+            mean, spread = _expression(plan, neighbours, reduced)
+            yield PredictionBlock(rows, mean, spread, neighbours)
+            meter.advance(rows.stop - rows.start)
+
+
+def _expression(
+    plan: PredictionPlan, neighbours: Neighbours, reduced: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and spread, as the readout says."""
+    config, bank, readout = plan.readout, plan.bank, plan.model.readout
+    mean, spread = read_out(neighbours, bank, config, plan.columns)
+    if readout is None or reduced is None or bank.scores is None or bank.levels is None:
+        return mean, spread
+    retrieved, _ = average(
+        neighbours, bank.scores, weighting=config.weighting, temperature=config.temperature, with_spread=False
+    )
+    unmeasured = np.isnan(mean)
+    mean = bank.levels.expression(
+        readout.scores_of(reduced, retrieved, config.kind),
+        plan.columns,
+        covariance=readout.blend.covariance,
+        amplitude=config.amplitude,
+    )
+    mean[unmeasured] = np.nan
+    return mean, spread

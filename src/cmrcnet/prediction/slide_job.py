@@ -1,0 +1,101 @@
+"""Predict a whole slide into a file: in bounded memory, block by block, and going on where a killed run stopped.
+
+While it runs, its state lies in ``OUT.partial``: the features of the places (`encoding.feature_draft`) and the draft
+of the table (`outputs.table_file`). Both bear names of what they were made from, so that the state of another model,
+slide, grid or bank is never gone on with.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from cmrcnet.atomic import refusals
+from cmrcnet.errors import CmrcnetError, DiskFull
+from cmrcnet.expression.table import table_frame
+from cmrcnet.fingerprint import fingerprint
+from cmrcnet.outputs.table_file import TableFile
+from cmrcnet.prediction.blocks import predict_blocks
+from cmrcnet.prediction.place_features import PlaceFeatures
+from cmrcnet.prediction.plan import PredictionPlan
+from cmrcnet.prediction.predict import neighbour_spots
+
+if TYPE_CHECKING:
+    from cmrcnet.encoding.token_cache import TokenCache
+
+
+def predict_to_file(
+    plan: PredictionPlan, out: Path, *, cache: TokenCache | None = None, batch: int | Literal["auto"] = "auto"
+) -> Path:
+    """Predict and write the table that `predict` returns.
+
+    Parameters
+    ----------
+    plan : PredictionPlan
+    out : Path
+        The .h5ad to write. It appears when it is whole, and replaces what is there.
+    cache : TokenCache, optional
+        Where what the encoder sees is kept from one job to the next.
+    batch : int or "auto"
+        Patches a forward pass.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    DiskFull
+        Nothing of `out` is left; what was encoded is kept, and the same call goes on from there.
+    Unwritable, BadFile
+    """
+    work = out.with_name(f"{out.name}.partial")
+    try:
+        features = PlaceFeatures(plan, work / "features")
+        features.encode(cache, batch)
+        draft = _fill(plan, features, work / f"table{out.suffix}")
+        with refusals(out):
+            draft.replace(out)
+    except DiskFull:
+        (work / f"table{out.suffix}").unlink(missing_ok=True)
+        raise
+    except CmrcnetError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
+    return out
+
+
+def _fill(plan: PredictionPlan, features: PlaceFeatures, draft: Path) -> Path:
+    """Write every block that is not written yet, and then what all of them together tell."""
+    name = fingerprint(plan.features_name, plan.bank.fingerprint, plan.genes, plan.provenance())
+    table = TableFile(draft, len(plan.places), name)
+    try:
+        for block in predict_blocks(plan, features, start=table.written):
+            table.write(
+                block.rows,
+                block.mean,
+                layers={"spread": block.spread, **block.layers},
+                obsm={
+                    "neighbour_ids": block.neighbours.ids.astype(np.int64, copy=False),
+                    "neighbour_similarity": block.neighbours.similarity,
+                },
+                obs=block.obs,
+            )
+        frame = table_frame(
+            genes=plan.genes,
+            spots=plan.places,
+            slide=plan.slide,
+            similarity=table.neighbour_similarity(),
+            provenance=plan.provenance(),
+            in_tissue=plan.in_tissue,
+        )
+        frame.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(plan.bank, table.neighbour_rows())
+        table.finish(frame)
+    finally:
+        table.close()
+    return draft

@@ -1,0 +1,202 @@
+"""A slide predicted into a file: the same table as in memory, whatever happened on the way."""
+
+from __future__ import annotations
+
+import errno
+
+import anndata
+import numpy as np
+import pytest
+
+from cmrcnet.encoding import feature_draft, parts
+from cmrcnet.errors import BadFile, DiskFull
+from cmrcnet.outputs.table_file import TableFile
+from cmrcnet.prediction import blocks as blocks_module
+from cmrcnet.prediction import slide_job
+from cmrcnet.prediction.plan import plan_prediction
+from cmrcnet.prediction.predict import predict
+from cmrcnet.prediction.slide_job import predict_to_file
+from cmrcnet.testing import assert_prediction_table
+from cmrcnet.tissue.slide import ArraySlide
+from tests.prediction.small_model import noise_slide
+
+SIDE = 800
+GRID_UM = 66.0
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """Tissue for 36 places 66 um apart: three parts of features, three blocks of the table."""
+    return noise_slide(3, side=SIDE).read(0, 0, SIDE, SIDE)
+
+
+@pytest.fixture
+def slide(pixels):
+    return ArraySlide(pixels, 0.5, "slide")
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    monkeypatch.setattr(parts, "PART", 16)
+    monkeypatch.setattr(blocks_module, "places_at_once", lambda genes: 16)
+
+
+@pytest.fixture
+def table(model, bank, slide):
+    """What `predict` returns."""
+    return predict(model, bank, slide, grid_um=GRID_UM)
+
+
+@pytest.fixture
+def encoded(model, monkeypatch) -> list[int]:
+    """How many patches the encoder has seen, call by call."""
+    seen, prepare = [], type(model.encoder).prepare
+
+    def counting(self, patches):
+        seen.append(len(patches))
+        return prepare(self, patches)
+
+    monkeypatch.setattr(type(model.encoder), "prepare", counting)
+    return seen
+
+
+def plan_of(model, bank, slide, **options):
+    return plan_prediction(model, bank, slide, grid_um=GRID_UM, **options)
+
+
+def assert_same(written, table) -> None:
+    """Every number and every word of two prediction tables."""
+    np.testing.assert_array_equal(written.X, table.X)
+    np.testing.assert_array_equal(written.layers["spread"], table.layers["spread"])
+    for name in table.obsm:
+        np.testing.assert_array_equal(written.obsm[name], table.obsm[name])
+    np.testing.assert_array_equal(written.obs.to_numpy(), table.obs.to_numpy())
+    assert list(written.obs_names) == list(table.obs_names) and list(written.var_names) == list(table.var_names)
+    ours, theirs = dict(written.uns["cmrcnet"]), dict(table.uns["cmrcnet"])
+    assert ours.pop("neighbour_spots").equals(theirs.pop("neighbour_spots"))
+    assert ours == theirs
+
+
+def test_the_file_holds_the_table_that_predict_returns(model, bank, slide, table, tmp_path):
+    plan = plan_of(model, bank, slide)
+    assert len(plan.places) > parts.PART
+    written = anndata.read_h5ad(predict_to_file(plan, tmp_path / "p.h5ad"))
+    assert_prediction_table(written)
+    assert_same(written, table)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_stopped_at_any_block_it_goes_on_behind_it(model, bank, slide, table, tmp_path, monkeypatch, encoded, at):
+    plan, out = plan_of(model, bank, slide), tmp_path / "p.h5ad"
+    write, rows = TableFile.write, []
+
+    def stops(self, block, *given, **named):
+        if len(rows) == at:
+            raise KeyboardInterrupt
+        rows.append(block)
+        write(self, block, *given, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TableFile, "write", stops)
+        predict_to_file(plan, out)
+    assert not out.exists() and sum(encoded) == len(plan.places)
+    later = []
+    monkeypatch.setattr(
+        TableFile, "write", lambda self, block, *a, **b: (later.append(block), write(self, block, *a, **b))
+    )
+    predict_to_file(plan_of(model, bank, slide), out)
+    assert sum(encoded) == len(plan.places)  # none twice
+    assert [block.start for block in rows + later] == list(range(0, len(plan.places), 16))
+    assert_same(anndata.read_h5ad(out), table)
+
+
+def test_stopped_while_encoding_no_finished_part_is_encoded_again(
+    model, bank, slide, table, tmp_path, monkeypatch, encoded
+):
+    plan, out = plan_of(model, bank, slide), tmp_path / "p.h5ad"
+    keep = feature_draft.FeatureDraft.keep
+
+    def stops(self, rows, *given):
+        keep(self, rows, *given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(feature_draft.FeatureDraft, "keep", stops)
+        predict_to_file(plan, out)
+    assert sum(encoded) == parts.PART
+    predict_to_file(plan, out)
+    assert sum(encoded) == len(plan.places)
+    assert_same(anndata.read_h5ad(out), table)
+
+
+def test_a_draft_of_other_genes_keeps_the_features_and_of_another_slide_nothing(
+    model, bank, slide, tmp_path, monkeypatch, encoded
+):
+    def stops(self, frame):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "p.h5ad"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TableFile, "finish", stops)
+        predict_to_file(plan_of(model, bank, slide), out)
+    once = sum(encoded)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TableFile, "finish", stops)
+        predict_to_file(plan_of(model, bank, slide, genes=["GENE3", "GENE1"]), out)
+    assert sum(encoded) == once
+    other = noise_slide(4, side=SIDE)
+    predict_to_file(plan_of(model, bank, other, genes=["GENE3", "GENE1"]), out)
+    assert sum(encoded) > once
+    assert_same(anndata.read_h5ad(out), predict(model, bank, other, grid_um=GRID_UM, genes=["GENE3", "GENE1"]))
+
+
+@pytest.mark.parametrize("where", ["reserve", "_to_disk"])
+def test_a_full_disk_leaves_no_table_and_keeps_what_was_encoded(
+    model, bank, slide, table, tmp_path, monkeypatch, encoded, where
+):
+    plan, out = plan_of(model, bank, slide), tmp_path / "p.h5ad"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(DiskFull, match=r"The disk is full: .* was not written"):
+        patch.setattr(f"cmrcnet.outputs.table_file.{where}", full)
+        predict_to_file(plan, out)
+    assert not out.exists() and not list(tmp_path.rglob("table.h5ad"))
+    predict_to_file(plan, out)
+    assert sum(encoded) == len(plan.places)
+    assert_same(anndata.read_h5ad(out), table)
+
+
+def test_a_slide_that_breaks_on_the_way_leaves_nothing(model, bank, slide, tmp_path, monkeypatch):
+    plan = plan_of(model, bank, slide)
+    read = slide.read
+
+    def broken(x, y, *size):
+        if y > SIDE // 2:
+            raise BadFile("slide.svs", "a slide", "its pixels cannot be decoded")
+        return read(x, y, *size)
+
+    monkeypatch.setattr(slide, "read", broken)
+    with pytest.raises(BadFile, match="its pixels cannot be decoded"):
+        predict_to_file(plan, tmp_path / "p.h5ad")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_else_a_block_says_becomes_layers_and_columns(model, bank, slide, tmp_path, monkeypatch):
+    """Intervals and alarms come this way: the same in memory and on disk, also behind a stop."""
+    whole = blocks_module.predict_blocks
+
+    def saying_more(plan, features, *, start=0):
+        for block in whole(plan, features, start=start):
+            block.layers["low"] = block.mean - block.spread
+            block.obs["alarm"] = np.arange(block.rows.start, block.rows.stop, dtype=np.float32)
+            yield block
+
+    monkeypatch.setattr(slide_job, "predict_blocks", saying_more)
+    monkeypatch.setattr("cmrcnet.prediction.predict.predict_blocks", saying_more)
+    written = anndata.read_h5ad(predict_to_file(plan_of(model, bank, slide), tmp_path / "p.h5ad"))
+    np.testing.assert_array_equal(written.layers["low"], written.X - written.layers["spread"])
+    np.testing.assert_array_equal(written.obs["alarm"], np.arange(written.n_obs))
+    assert_same(written, predict(model, bank, slide, grid_um=GRID_UM))
