@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cmrcnet.errors import CmrcnetError, DiskFull, OutputExists, Unwritable
 
-OUR_FOLDERS = ("model.json", "bank.json", "run.json", "demo.json", "sweep.json", "transfer.json")
+OUR_FOLDERS = ("model.json", "bank.json", "run.json", "demo.json", "sweep.json", "transfer.json", "prediction.json")
 """A folder that holds one of these was written by us, so that --overwrite may replace it."""
 
 _DRAFT = re.compile(r"^\.(.+)\.draft-[0-9a-f]{8}$")

@@ -17,6 +17,7 @@ VERBS: dict[str, Callable] = {
     "train": workflows.train,
     "index": workflows.index,
     "predict": workflows.predict,
+    "export": workflows.export,
     "evaluate": workflows.evaluate,
     "sweep": workflows.sweep,
     "transfer": workflows.transfer,
@@ -30,7 +31,7 @@ VERBS: dict[str, Callable] = {
 ABOUT = """Predict spatial gene expression from H&E, with the measured tissue behind every prediction.
 
 A first look:    cmrcnet demo --out demo
-Your own data:   cmrcnet inspect cohort.csv, then evaluate, train, index, predict
+Your own data:   cmrcnet inspect cohort.csv, then evaluate, train, index, predict, export
 Any verb:        cmrcnet VERB --help
 Less talk:       --quiet with any verb
 """
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, Callable] =
     Returns
     -------
     int
-        Exit code: 0 done, 1 `inspect` found problems, 2 something that you can mend, 130 interrupted.
+        Exit code: 0 done, 1 `inspect` found problems or some of many slides are broken, 2 something that you can
+        mend, 130 interrupted.
     """
     from cyclopts import CycloptsError
 

@@ -139,64 +139,137 @@ def predict(
     out: Path,
     section: str | None = None,
     spots: Path | None = None,
+    mask: Path | None = None,
     genes: list[str] | None = None,
     k: int | None = None,
     grid_um: float = 100.0,
+    batch: int | Literal["auto"] = "auto",
     um_per_px: float | None = None,
     overwrite: bool = False,
-) -> Path:
-    """Predict expression on a slide that has none.
+) -> Path | bool:
+    """Predict expression on a slide that has none, or on a folder of them.
+
+    A slide is read and written part by part. After an interrupt or a crash the same command goes on where it stopped.
 
     Parameters
     ----------
     model : Path
         Model folder.
     slide : Path
-        A slide or picture (SVS, NDPI, MRXS, TIFF, OME-TIFF, JPEG, PNG); or a cohort.csv together with --section.
+        A slide or picture (SVS, NDPI, MRXS, TIFF, OME-TIFF, JPEG, PNG); or a cohort.csv together with --section; or
+        a folder of slides, or a pattern in quotes ("slides/*.svs").
     bank : Path
         Bank folder that `cmrcnet index` made with this model.
     out : Path
-        Prediction table to write (.h5ad); opens in scanpy and squidpy.
+        Prediction table to write: .h5ad opens in scanpy and squidpy, .zarr in SpatialData and LazySlide (needs
+        cmrcnet[spatialdata]). Of many slides: a folder, with a table a slide and summary.csv; slides that are done
+        are skipped, broken ones reported at the end (exit code 1).
     section : str, optional
         Section of the cohort.csv; its picture and the places of its spots are used, its counts never.
     spots : Path, optional
         Table of places to predict (columns pixel_x, pixel_y in level-0 pixels) in place of a grid over the tissue.
+    mask : Path, optional
+        Picture of the whole slide, at any size, in which tissue is white, in place of the tissue found.
     genes : list of str, optional
         Genes to predict, or one file with a gene a line; all that the bank measured when left out.
     k : int, optional
         Measured spots averaged for one place; the model's own choice when left out.
     grid_um : float
         Distance between the places of the grid.
+    batch : int or "auto"
+        Patches that go through the encoder at once; auto suits the device.
     um_per_px : float, optional
         Micrometres per level-0 pixel, where the slide does not say.
     overwrite : bool
         Replace OUT.
     """
-    if out.suffix != ".h5ad":
-        raise BadOption("out", str(out), "a file name that ends in .h5ad")
-    refuse_existing(out, overwrite)
+    from cmrcnet.prediction.slide_batch import predict_slides, slides_of
+
+    slides = slides_of(slide)
+    if slides is None:
+        if out.suffix not in (".h5ad", ".zarr"):
+            raise BadOption("out", str(out), "a file name that ends in .h5ad, or .zarr")
+        refuse_existing(out, overwrite)
 
     from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.model.trained_model import TrainedModel
     from cmrcnet.prediction.bank import ReferenceBank
-    from cmrcnet.prediction.predict import predict as predict_slide
+    from cmrcnet.prediction.plan import plan_prediction
+    from cmrcnet.prediction.slide_job import predict_to_file
+    from cmrcnet.readers.mask_picture import read_mask
 
+    chosen = _gene_list(genes)
+    if slides is not None:
+        for name, value in (("section", section), ("spots", spots), ("mask", mask)):
+            if value is not None:
+                raise BadOption(name, str(value), "nothing together with many slides")
+        done = predict_slides(
+            TrainedModel.load(model),
+            ReferenceBank.load(bank),
+            slides,
+            out,
+            genes=chosen,
+            k=k,
+            grid_um=grid_um,
+            batch=batch,
+            um_per_px=um_per_px,
+            cache=TokenCache.default(),
+            overwrite=overwrite,
+        )
+        print(done.to_text())
+        return out if not done.broken else False
     picture, places = _where_to_predict(slide, section, spots, um_per_px)
-    trained, reference = TrainedModel.load(model), ReferenceBank.load(bank)
-    table = predict_slide(
-        trained,
-        reference,
+    plan = plan_prediction(
+        TrainedModel.load(model),
+        ReferenceBank.load(bank),
         picture,
         spots=places,
-        genes=_gene_list(genes),
+        mask=None if mask is None else read_mask(mask, picture),
+        genes=chosen,
         k=k,
         grid_um=grid_um,
-        cache=TokenCache.default(),
     )
-    with atomic_file(out) as draft:
-        table.write_h5ad(draft)
-    print(f"Prediction written to {lasting(out)} ({table.n_obs:,} places, {table.n_vars:,} genes).")
+    predict_to_file(plan, out, cache=TokenCache.default(), batch=batch)
+    print(f"Prediction written to {lasting(out)} ({len(plan.places):,} places, {len(plan.columns):,} genes).")
     return out
+
+
+def export(
+    prediction: Path,
+    *,
+    to: Path,
+    genes: list[str] | None = None,
+    slide: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Turn a prediction table into what other programs open.
+
+    Parameters
+    ----------
+    prediction : Path
+        A prediction table (.h5ad) that `cmrcnet predict` wrote.
+    to : Path
+        File to write: .geojson for QuPath, .png for heat-maps, .ome.tiff for one channel a gene, .zarr for
+        SpatialData and LazySlide (needs cmrcnet[spatialdata]).
+    genes : list of str, optional
+        Genes to show, or one file with a gene a line; the six that vary most when left out. A .zarr holds all.
+    slide : Path, optional
+        The slide, for the picture in a .zarr; the small one that the table carries when left out.
+    overwrite : bool
+        Replace TO.
+    """
+    from cmrcnet.outputs.export import ending_of
+    from cmrcnet.outputs.export import export as write
+    from cmrcnet.outputs.stored_prediction import StoredPrediction
+    from cmrcnet.tissue.slide_files import open_slide
+
+    ending_of(to)
+    refuse_existing(to, overwrite)
+    with StoredPrediction(prediction) as table:
+        picture = None if slide is None else open_slide(slide, um_per_px=float(table.facts["um_per_px"]))
+        write(table, to, genes=_gene_list(genes), slide=picture, overwrite=overwrite)
+    print(f"Written to {lasting(to)}.")
+    return to
 
 
 def evaluate(

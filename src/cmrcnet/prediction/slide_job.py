@@ -17,6 +17,9 @@ from cmrcnet.atomic import refusals
 from cmrcnet.errors import CmrcnetError, DiskFull
 from cmrcnet.expression.table import table_frame
 from cmrcnet.fingerprint import fingerprint
+from cmrcnet.outputs.export import STORE, export
+from cmrcnet.outputs.spatial_store import require_spatialdata
+from cmrcnet.outputs.stored_prediction import StoredPrediction
 from cmrcnet.outputs.table_file import TableFile
 from cmrcnet.prediction.blocks import predict_blocks
 from cmrcnet.prediction.place_features import PlaceFeatures
@@ -36,7 +39,7 @@ def predict_to_file(
     ----------
     plan : PredictionPlan
     out : Path
-        The .h5ad to write. It appears when it is whole, and replaces what is there.
+        The .h5ad, or .zarr, to write. It appears when it is whole, and replaces what is there.
     cache : TokenCache, optional
         Where what the encoder sees is kept from one job to the next.
     batch : int or "auto"
@@ -52,16 +55,25 @@ def predict_to_file(
     DiskFull
         Nothing of `out` is left; what was encoded is kept, and the same call goes on from there.
     Unwritable, BadFile
+    MissingExtra
+        .zarr without spatialdata, before anything is encoded.
     """
+    if out.suffix == STORE:
+        require_spatialdata()
     work = out.with_name(f"{out.name}.partial")
+    draft = work / "table.h5ad"
     try:
         features = PlaceFeatures(plan, work / "features")
         features.encode(cache, batch)
-        draft = _fill(plan, features, work / f"table{out.suffix}")
-        with refusals(out):
-            draft.replace(out)
+        _fill(plan, features, draft)
+        if out.suffix == STORE:
+            with StoredPrediction(draft) as table:
+                export(table, out, slide=plan.slide, overwrite=True)
+        else:
+            with refusals(out):
+                draft.replace(out)
     except DiskFull:
-        (work / f"table{out.suffix}").unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise
     except CmrcnetError:
         shutil.rmtree(work, ignore_errors=True)
@@ -70,7 +82,7 @@ def predict_to_file(
     return out
 
 
-def _fill(plan: PredictionPlan, features: PlaceFeatures, draft: Path) -> Path:
+def _fill(plan: PredictionPlan, features: PlaceFeatures, draft: Path) -> None:
     """Write every block that is not written yet, and then what all of them together tell."""
     name = fingerprint(plan.features_name, plan.bank.fingerprint, plan.genes, plan.provenance())
     table = TableFile(draft, len(plan.places), name)
@@ -98,4 +110,3 @@ def _fill(plan: PredictionPlan, features: PlaceFeatures, draft: Path) -> Path:
         table.finish(frame)
     finally:
         table.close()
-    return draft

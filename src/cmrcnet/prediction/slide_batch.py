@@ -1,0 +1,218 @@
+"""Predict many slides, one after the other: what is done is skipped, and a broken slide does not stop the others."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from glob import has_magic
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cmrcnet.atomic import atomic_file, refuse_existing
+from cmrcnet.errors import BadOption, CmrcnetError, DiskFull, NoSuchFile, OutputExists, Unwritable
+
+if TYPE_CHECKING:
+    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.model.trained_model import TrainedModel
+    from cmrcnet.prediction.bank import ReferenceBank
+
+log = logging.getLogger("cmrcnet")
+
+ENDINGS = (
+    ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".dcm", ".tif", ".tiff", ".btf",
+    ".jpg", ".jpeg", ".png",
+)  # fmt: skip
+"""What counts as a slide in a folder; a pattern takes whatever it names."""
+
+PREDICTED, DONE_BEFORE, BROKEN = "predicted", "done before", "broken"
+
+
+@dataclass(frozen=True)
+class SlideOutcome:
+    """What became of one slide: a row of summary.csv."""
+
+    slide: str
+    table: str
+    status: Literal["predicted", "done before", "broken"]
+    places: int | None = None
+    genes: int | None = None
+    seconds: float | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """What became of all of them."""
+
+    outcomes: tuple[SlideOutcome, ...]
+    summary: Path
+
+    @property
+    def broken(self) -> tuple[SlideOutcome, ...]:
+        """The slides that could not be predicted."""
+        return tuple(outcome for outcome in self.outcomes if outcome.status == BROKEN)
+
+    def to_text(self) -> str:
+        """What to tell at the end."""
+        count = {status: sum(o.status == status for o in self.outcomes) for status in (PREDICTED, DONE_BEFORE, BROKEN)}
+        lines = [
+            f"{len(self.outcomes)} slides: {', '.join(f'{number} {status}' for status, number in count.items())}.",
+            *(f"Broken: {outcome.slide}: {outcome.problem}" for outcome in self.broken),
+            f"Summary: {self.summary}",
+        ]
+        return "\n".join(lines)
+
+
+def slides_of(source: Path) -> list[Path] | None:
+    """The slides in a folder or of a pattern, sorted; None where `source` is one file.
+
+    Parameters
+    ----------
+    source : Path
+
+    Raises
+    ------
+    NoSuchFile
+        A folder or pattern without any slide.
+    """
+    if source.is_dir():
+        found = sorted(path for path in source.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
+        what = f"Slides ({' '.join(ENDINGS)}) in"
+    elif has_magic(str(source)) and not source.exists():
+        named = Path(source.anchor or ".").glob(str(source.relative_to(source.anchor)))
+        found, what = sorted(path for path in named if path.is_file()), "A slide like"
+    else:
+        return None
+    if not found:
+        raise NoSuchFile(source, what)
+    return found
+
+
+def predict_slides(
+    model: TrainedModel,
+    bank: ReferenceBank,
+    slides: Sequence[Path],
+    folder: Path,
+    *,
+    genes: Sequence[str] | None = None,
+    k: int | None = None,
+    grid_um: float = 100.0,
+    batch: int | Literal["auto"] = "auto",
+    um_per_px: float | None = None,
+    cache: TokenCache | None = None,
+    overwrite: bool = False,
+) -> BatchOutcome:
+    """Predict each slide into a table of its name.
+
+    Parameters
+    ----------
+    model : TrainedModel
+    bank : ReferenceBank
+    slides : sequence of Path
+    folder : Path
+        Made when it is not there. ``summary.csv`` is written anew after every slide.
+    genes, k, grid_um, batch, um_per_px, cache
+        As `predict` and `open_slide`.
+    overwrite : bool
+        Predict again what is done.
+
+    Raises
+    ------
+    ForeignBank, UnknownName, TooFew, BadOption
+        What would be wrong with every slide.
+    DiskFull, Unwritable
+        What would go wrong with every later slide.
+    """
+    from cmrcnet.prediction.gene_columns import columns_of
+
+    bank.require_model(model)
+    columns_of(genes, bank.genes)
+    if k is not None and not 1 <= k <= len(bank):
+        raise BadOption("k", k, want=f"1 to {len(bank)}, the number of spots in {bank.name}")
+    if folder.exists() and not folder.is_dir():
+        raise OutputExists(folder, "it is a file, and many slides need a folder")
+    summary = folder / "summary.csv"
+    refuse_existing(summary, overwrite=True)
+    outcomes: list[SlideOutcome] = []
+    for number, (slide, table) in enumerate(zip(slides, _tables(slides, folder), strict=True), start=1):
+        log.info("Slide %d of %d: %s", number, len(slides), slide.name)
+        start = time.monotonic()
+        try:
+            outcome = _predict_one(model, bank, slide, table, genes, k, grid_um, batch, um_per_px, cache, overwrite)
+        except (DiskFull, Unwritable):
+            raise
+        except CmrcnetError as error:
+            outcome = SlideOutcome(str(slide), table.name, BROKEN, problem=str(error))
+            log.warning("warning: %s is passed over: %s", slide.name, error)
+        seconds = round(time.monotonic() - start, 1)
+        outcomes.append(dataclasses.replace(outcome, seconds=seconds))
+        _write_summary(summary, outcomes)
+    return BatchOutcome(tuple(outcomes), summary)
+
+
+def _predict_one(
+    model: TrainedModel,
+    bank: ReferenceBank,
+    slide: Path,
+    table: Path,
+    genes: Sequence[str] | None,
+    k: int | None,
+    grid_um: float,
+    batch: int | Literal["auto"],
+    um_per_px: float | None,
+    cache: TokenCache | None,
+    overwrite: bool,
+) -> SlideOutcome:
+    from cmrcnet.prediction.plan import plan_prediction
+    from cmrcnet.prediction.slide_job import predict_to_file
+    from cmrcnet.tissue.slide_files import open_slide
+
+    with open_slide(slide, um_per_px=um_per_px) as picture:
+        wanted = {
+            "model_fingerprint": model.fingerprint,
+            "bank_fingerprint": bank.fingerprint,
+            "slide_fingerprint": picture.fingerprint(),
+            "spot_diameter_um": grid_um,
+            "k": model.recipe.readout.k if k is None else k,
+        }
+        if table.exists() and not overwrite:
+            size = _size_if_the_same(table, wanted, bank.genes if genes is None else list(dict.fromkeys(genes)))
+            return SlideOutcome(str(slide), table.name, DONE_BEFORE, *size)
+        plan = plan_prediction(model, bank, picture, genes=genes, k=k, grid_um=grid_um)
+        predict_to_file(plan, table, cache=cache, batch=batch)
+    return SlideOutcome(str(slide), table.name, PREDICTED, len(plan.places), len(plan.columns))
+
+
+def _size_if_the_same(table: Path, wanted: dict, genes: Sequence[str]) -> tuple[int, int]:
+    """Places and genes of a table that is there, if it is what would be predicted now; else `OutputExists`."""
+    from cmrcnet.outputs.stored_prediction import StoredPrediction
+
+    with StoredPrediction(table) as found:
+        other = [name for name, value in wanted.items() if found.facts.get(name) != value]
+        if other or found.genes != list(genes):
+            why = f"it differs in {', '.join([*other, *([] if found.genes == list(genes) else ['genes'])])}"
+            raise OutputExists(table, f"{why}; choose another folder or pass --overwrite")
+        return len(found), len(found.genes)
+
+
+def _tables(slides: Sequence[Path], folder: Path) -> list[Path]:
+    """The table of each slide: of its name without the ending, or with it where two would be the same."""
+    stems = [slide.stem for slide in slides]
+    names = [stem if stems.count(stem) == 1 else slide.name for slide, stem in zip(slides, stems, strict=True)]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadOption(
+                "slide", name, want="slides of different names; those of several folders one folder at a time"
+            )
+    return [folder / f"{name}.h5ad" for name in names]
+
+
+def _write_summary(path: Path, outcomes: Iterable[SlideOutcome]) -> None:
+    with atomic_file(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, [field.name for field in dataclasses.fields(SlideOutcome)])
+        rows.writeheader()
+        rows.writerows(dataclasses.asdict(outcome) for outcome in outcomes)
