@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cmrcnet.encoding.read_ahead import read_ahead
+from cmrcnet.encoding.read_ahead import map_ahead, read_ahead
 
 
 def ours() -> list[threading.Thread]:
@@ -52,3 +52,38 @@ def test_leaving_early_ends_the_thread():
         break
     time.sleep(0.3)
     assert ours() == []
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("depth", [0, 1, 5])
+def test_results_come_in_the_order_of_the_items_and_few_wait(workers, depth):
+    taken, started = [], []
+
+    def work(item):
+        started.append(item)
+        time.sleep(0.002 * (item % 3))
+        return 10 * item
+
+    for number, result in enumerate(map_ahead(work, range(20), workers=workers, depth=depth)):
+        assert len(started) <= number + 1 + workers + depth
+        taken.append(result)
+    assert taken == [10 * item for item in range(20)]
+
+
+def test_an_error_in_a_thread_comes_out_in_its_turn():
+    def work(item):
+        if item == 2:
+            raise KeyError(item)
+        return item
+
+    results = map_ahead(work, range(5), workers=2)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(KeyError):
+        next(results)
+
+
+def test_leaving_early_ends_the_threads_of_a_map():
+    results = map_ahead(lambda item: item, iter(int, 1), workers=2)
+    next(results)
+    results.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("cmrcnet-map-ahead")]

@@ -32,9 +32,15 @@ SETTINGS = {
 }
 
 
-def small_model(seed: int = 0, panel: tuple[str, ...] = PANEL, target_sum: float | str = 10_000.0) -> TrainedModel:
+def small_model(
+    seed: int = 0,
+    panel: tuple[str, ...] = PANEL,
+    target_sum: float | str = 10_000.0,
+    patch_um_per_px: float = 0.5,
+) -> TrainedModel:
     """An untrained model of the smallest timm transformer, its network drawn by `seed`."""
-    recipe = Recipe.load("tiny").override({**SETTINGS, "panel.target_sum": target_sum})
+    settings = {**SETTINGS, "panel.target_sum": target_sum, "patch.um_per_px": patch_um_per_px}
+    recipe = Recipe.load("tiny").override(settings)
     encoder = create_image_encoder(recipe.model.encoder, weights="random")
     torch.manual_seed(seed)
     network = CMRCNet(recipe.model, n_genes=len(panel), token_dim=encoder.dim)

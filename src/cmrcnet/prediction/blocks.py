@@ -17,7 +17,7 @@ from cmrcnet.search.neighbours import Neighbours
 
 BLOCK_BYTES = 1 << 27
 """Size of one block's predicted expression, about; a handful of such arrays are in memory at once."""
-LEAST, MOST = 256, 16_384
+LEAST, MOST = 256, 4_096
 """Places of a block."""
 
 

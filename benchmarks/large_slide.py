@@ -1,0 +1,108 @@
+"""Write a slide of a billion pixels and more, streamed tile by tile: an SVS as a scanner of Aperio writes it.
+
+    python benchmarks/large_slide.py --out large.svs --side 40960
+
+Made-up stained tissue (`datasets.synthetic`) is repeated, mirrored, over an irregular piece of tissue on glass; JPEG
+tiles of 256 px; levels of 1, 4 and 16; Aperio's image description, so that OpenSlide opens it as an Aperio slide. One
+row of tiles and the level of 4 (mapped from disk) are in memory, whatever the side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from cmrcnet.datasets.synthetic import synthetic_slide
+
+TILE, UM_PER_PX, STEP = 256, 0.5, 4
+GLASS = (244, 242, 245)
+
+
+def tissue_row(texture: np.ndarray, side: int, top: int) -> np.ndarray:
+    """One row of tiles (TILE, side, 3): the texture where there is tissue, glass elsewhere."""
+    period = texture.shape[0]
+    rows, columns = np.arange(top, top + TILE), np.arange(side)
+    row = texture[rows % period][:, columns % period]
+    x, y = columns / side - 0.5, rows / side - 0.5
+    angle = np.arctan2(y[:, None], x[None])
+    edge = 0.36 + 0.05 * np.sin(3 * angle + 1) + 0.03 * np.sin(7 * angle)
+    outside = x[None] ** 2 + (1.15 * y[:, None]) ** 2 > edge**2
+    row[outside] = GLASS
+    return row
+
+
+def mirrored(texture: np.ndarray) -> np.ndarray:
+    """Twice as large, so that its edges meet."""
+    wide = np.concatenate([texture, texture[:, ::-1]], axis=1)
+    return np.concatenate([wide, wide[::-1]], axis=0)
+
+
+def write_large_slide(path: Path, side: int, seed: int = 0) -> None:
+    """Write the slide.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in .svs.
+    side : int
+        Pixels; a multiple of 4096.
+    seed : int
+        Of the tissue.
+    """
+    slide = synthetic_slide(seed=seed)
+    size = min(slide.width_px, slide.height_px, 2048)
+    texture = mirrored(slide.read(slide.width_px // 2 - size // 2, slide.height_px // 2 - size // 2, size, size))
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        shape = (side // STEP, side // STEP, 3)
+        small = np.memmap(Path(folder) / "level.bin", np.uint8, "w+", shape=shape)
+
+        def tiles() -> Iterator[np.ndarray]:
+            for top in range(0, side, TILE):
+                row = tissue_row(texture, side, top)
+                means = row.reshape(TILE // STEP, STEP, side // STEP, STEP, 3).mean(axis=(1, 3), dtype=np.float32)
+                small[top // STEP : (top + TILE) // STEP] = means + 0.5
+                for left in range(0, side, TILE):
+                    yield row[:, left : left + TILE]
+
+        about = f"Aperio Image Library v12.0.15\n{side}x{side} [0,0 {side}x{side}] (256x256) JPEG/RGB Q=80"
+        options = {
+            "tile": (TILE, TILE),
+            "photometric": "ycbcr",
+            "compression": "jpeg",
+            "compressionargs": {"level": 80},
+            "metadata": None,
+            "dtype": np.uint8,
+        }
+        with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+            tiff.write(tiles(), shape=(side, side, 3), description=f"{about}|AppMag = 20|MPP = {UM_PER_PX}", **options)
+            smaller = (
+                small.reshape(side // 16, 4, side // 16, 4, 3).mean(axis=(1, 3), dtype=np.float32).astype(np.uint8)
+            )
+            tiff.write(smaller[::4, ::4], photometric="rgb", description=f"{about} -> thumbnail", metadata=None)
+            for level in (small, smaller):
+                tiff.write(level, description=f"{about} -> {level.shape[1]}x{level.shape[0]}", subfiletype=1, **options)
+        del small
+
+
+def main() -> None:
+    """Write it and say how long that took."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--side", type=int, default=40_960)
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    write_large_slide(arguments.out, arguments.side)
+    size = arguments.out.stat().st_size / 1e6
+    print(
+        f"{arguments.out}: {arguments.side} x {arguments.side} px, {size:.0f} MB, {time.perf_counter() - start:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

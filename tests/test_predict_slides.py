@@ -1,0 +1,197 @@
+"""`cmrcnet predict` and `export` on slides: resumed, in a batch, and refused, all by command."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmrcnet import cli
+from cmrcnet.prediction.bank import build_bank
+from tests.prediction.small_model import noise_slide, small_cohort, small_model
+from tests.tissue.slide_making import write_aperio
+
+GRID = ["--grid-um", "66", "--um-per-px", "0.5"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a model, its bank and two pictures."""
+    folder = tmp_path_factory.mktemp("slides")
+    model = small_model()
+    model.save(folder / "model")
+    build_bank(model, small_cohort()).save(folder / "bank")
+    (folder / "pictures").mkdir()
+    for seed, name in enumerate(("one", "two")):
+        Image.fromarray(noise_slide(seed, 500).read(0, 0, 500, 500)).save(folder / "pictures" / f"{name}.png")
+    return folder
+
+
+def run(place: Path, *words: object) -> int:
+    return cli.main(["predict", str(place / "model"), *map(str, words), "--bank", str(place / "bank"), *GRID])
+
+
+def refused(capsys, place: Path, *words: object) -> str:
+    capsys.readouterr()
+    assert run(place, *words) == cli.USER_ERROR
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and len(said.strip().splitlines()) == 1
+    return said
+
+
+def test_a_batch_skips_what_is_done_and_isolates_what_is_broken(place, tmp_path, capsys):
+    slides, out = tmp_path / "slides", tmp_path / "out"
+    shutil.copytree(place / "pictures", slides)
+    (slides / "notes.txt").write_text("no slide")
+    (slides / "broken.png").write_bytes((slides / "one.png").read_bytes()[:3000])
+    Image.fromarray(np.full((400, 400, 3), 250, np.uint8)).save(slides / "empty.png")
+    assert run(place, slides, "--out", out) == cli.PROBLEMS_FOUND
+    said = capsys.readouterr().out
+    assert "4 slides: 2 predicted, 0 done before, 2 broken." in said and "No tissue was found on empty" in said
+    assert sorted(path.name for path in out.iterdir()) == ["one.h5ad", "summary.csv", "two.h5ad"]
+    rows = {Path(row["slide"]).stem: row for row in csv.DictReader((out / "summary.csv").open())}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "broken": "broken",
+        "empty": "broken",
+        "one": "predicted",
+        "two": "predicted",
+    }
+    assert "truncated" in rows["broken"]["problem"] and rows["one"]["genes"] == "13"
+    before = (out / "one.h5ad").stat().st_mtime_ns
+    for name in ("broken", "empty"):
+        (slides / f"{name}.png").unlink()
+    assert run(place, slides, "--out", out) == 0
+    assert "2 slides: 0 predicted, 2 done before, 0 broken." in capsys.readouterr().out
+    assert (out / "one.h5ad").stat().st_mtime_ns == before
+    single = tmp_path / "one.h5ad"
+    assert run(place, slides / "one.png", "--out", single) == 0
+    np.testing.assert_array_equal(anndata.read_h5ad(single).X, anndata.read_h5ad(out / "one.h5ad").X)
+
+
+def test_a_pattern_is_a_batch_and_a_table_of_other_settings_is_not_taken_for_done(place, tmp_path, capsys):
+    pattern, out = place / "pictures" / "o*.png", tmp_path / "out"
+    assert run(place, pattern, "--out", out) == 0
+    assert run(place, pattern, "--out", out, "--k", 2) == cli.PROBLEMS_FOUND
+    assert "it differs in k; choose another folder or pass --overwrite" in capsys.readouterr().out
+    assert run(place, pattern, "--out", out, "--k", 2, "--overwrite") == 0
+    assert anndata.read_h5ad(out / "one.h5ad").obsm["neighbour_ids"].shape[1] == 2
+
+
+def test_what_is_wrong_with_every_slide_is_said_once(place, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert "There is no gene in the bank 'NOGENE'" in refused(
+        capsys, place, place / "pictures", "--out", out, "--genes", "NOGENE"
+    )
+    assert "k is 99; wanted 1 to 24" in refused(capsys, place, place / "pictures", "--out", out, "--k", 99)
+    assert "wanted nothing together with many slides" in refused(
+        capsys, place, place / "pictures", "--out", out, "--mask", "m.png"
+    )
+    assert "A slide like" in refused(capsys, place, place / "pictures" / "*.svs", "--out", out)
+    assert not out.exists()
+
+
+def test_a_mask_says_where(place, tmp_path, capsys):
+    mask = np.zeros((50, 50), np.uint8)
+    mask[:, :25] = 255
+    Image.fromarray(mask).save(tmp_path / "left.png")
+    picture = place / "pictures" / "one.png"
+    assert run(place, picture, "--out", tmp_path / "p.h5ad", "--mask", tmp_path / "left.png") == 0
+    x = anndata.read_h5ad(tmp_path / "p.h5ad").obsm["spatial"][:, 0]
+    assert len(x) == 2 * 4 and x.max() < 250
+    for name, size, value, why in (
+        ("other", (50, 80), 255, "its proportions are not the slide's"),
+        ("black", (50, 50), 0, "nothing of it is brighter than mid-grey"),
+        ("large", (1000, 1000), 255, "it is too large"),
+    ):
+        Image.fromarray(np.full(size, value, np.uint8)).save(tmp_path / f"{name}.png")
+        said = refused(capsys, place, picture, "--out", tmp_path / "q.h5ad", "--mask", tmp_path / f"{name}.png")
+        assert f"{name}.png does not fit: {why}" in said
+    assert "The mask none.png does not exist" in refused(
+        capsys, place, picture, "--out", tmp_path / "q.h5ad", "--mask", "none.png"
+    )
+    assert not list(tmp_path.glob("q*"))
+
+
+def test_bad_input_is_one_sentence_and_leaves_nothing(place, tmp_path, capsys):
+    picture, out = place / "pictures" / "one.png", tmp_path / "out" / "p.h5ad"
+    slide = write_aperio(tmp_path / "whole.svs", noise_slide(0, 500).read(0, 0, 500, 500), mpp=0.5)
+    cut = tmp_path / "cut.svs"
+    cut.write_bytes(slide.read_bytes()[:-20_000])
+    assert "truncated" in refused(capsys, place, cut, "--out", out)
+    Image.fromarray(np.full((400, 400, 3), 250, np.uint8)).save(tmp_path / "empty.png")
+    assert "No tissue was found on empty" in refused(capsys, place, tmp_path / "empty.png", "--out", out)
+    (tmp_path / "genes.txt").write_text("\n")
+    assert "0 genes to predict, but at least 1 are needed" in refused(
+        capsys, place, picture, "--out", out, "--genes", tmp_path / "genes.txt"
+    )
+    assert "batch is 0; wanted 1 patch or more, or auto" in refused(capsys, place, picture, "--out", out, "--batch", 0)
+    (tmp_path / "file").write_text("no folder")
+    assert "cannot be written" in refused(capsys, place, picture, "--out", tmp_path / "file" / "p.h5ad")
+    assert "ends in .h5ad, or .zarr" in refused(capsys, place, picture, "--out", tmp_path / "p.csv")
+    assert not out.parent.exists() or not list(out.parent.iterdir())
+    out.parent.mkdir(exist_ok=True)
+    out.write_text("mine")
+    assert "exists already" in refused(capsys, place, picture, "--out", out)
+    assert out.read_text() == "mine" and len(list(out.parent.iterdir())) == 1
+
+
+def test_killed_while_encoding_and_killed_while_writing_it_ends_with_the_same_table(place, tmp_path):
+    """kill -9, twice, at real processes."""
+    picture = tmp_path / "large.png"
+    Image.fromarray(noise_slide(5, 1200).read(0, 0, 1200, 1200)).save(picture)
+    whole, out = tmp_path / "whole.h5ad", tmp_path / "killed.h5ad"
+    words = ["predict", place / "model", picture, "--bank", place / "bank", "--grid-um", 33, "--um-per-px", 0.5]
+    assert cli.main([str(word) for word in [*words, "--out", whole]]) == 0
+    work = tmp_path / "killed.h5ad.partial"
+    for sign in ("features/features.json", "table.written"):
+        killed([*words, "--out", out], work / sign, tmp_path / "cache")
+        assert not out.exists()
+    assert cli.main([str(word) for word in [*words, "--out", out]]) == 0
+    one, other = anndata.read_h5ad(whole), anndata.read_h5ad(out)
+    np.testing.assert_allclose(one.X, other.X, rtol=1e-5)  # blocks of another size round otherwise
+    np.testing.assert_allclose(one.obsm["neighbour_similarity"], other.obsm["neighbour_similarity"], atol=1e-6)
+    assert list(one.obs_names) == list(other.obs_names) and not work.exists()
+
+
+def killed(words: list[object], sign: Path, cache: Path) -> None:
+    """Run a command and kill -9 it as soon as a file appears; its tables are written 16 places at a time."""
+    code = (
+        "import sys; from cmrcnet import cli; from cmrcnet.prediction import blocks;"
+        "blocks.places_at_once = lambda genes: 16; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)],
+        env={**os.environ, "CMRCNET_CACHE": str(cache)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None and not sign.exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, process.stderr.read()
+
+
+def test_a_store_can_be_predicted_at_once_and_tables_exported(place, tmp_path):
+    spatialdata = pytest.importorskip("spatialdata")
+    picture, out = place / "pictures" / "one.png", tmp_path / "p.zarr"
+    assert run(place, picture, "--out", out) == 0
+    assert run(place, picture, "--out", tmp_path / "p.h5ad") == 0
+    table = anndata.read_h5ad(tmp_path / "p.h5ad")
+    np.testing.assert_array_equal(spatialdata.read_zarr(out).tables["cmrcnet_tiles"].X, table.X)
+    for name in ("p.geojson", "p.png", "p.ome.tiff", "q.zarr"):
+        assert cli.main(["export", str(tmp_path / "p.h5ad"), "--to", str(tmp_path / name)]) == 0
+    names = {"p.zarr", "p.h5ad", "p.geojson", "p.png", "p.ome.tiff", "q.zarr"}
+    assert {path.name for path in tmp_path.iterdir()} == names
