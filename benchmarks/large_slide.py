@@ -37,6 +37,15 @@ def tissue_row(texture: np.ndarray, side: int, top: int) -> np.ndarray:
     return row
 
 
+def reduced(pixels: np.ndarray) -> np.ndarray:
+    """Means of STEP x STEP pixels."""
+    total = np.zeros((pixels.shape[0] // STEP, pixels.shape[1] // STEP, 3), np.uint16)
+    for down in range(STEP):
+        for across in range(STEP):
+            total += pixels[down::STEP, across::STEP]
+    return ((total + STEP * STEP // 2) // (STEP * STEP)).astype(np.uint8)
+
+
 def mirrored(texture: np.ndarray) -> np.ndarray:
     """Twice as large, so that its edges meet."""
     wide = np.concatenate([texture, texture[:, ::-1]], axis=1)
@@ -65,15 +74,14 @@ def write_large_slide(path: Path, side: int, seed: int = 0) -> None:
         def tiles() -> Iterator[np.ndarray]:
             for top in range(0, side, TILE):
                 row = tissue_row(texture, side, top)
-                means = row.reshape(TILE // STEP, STEP, side // STEP, STEP, 3).mean(axis=(1, 3), dtype=np.float32)
-                small[top // STEP : (top + TILE) // STEP] = means + 0.5
+                small[top // STEP : (top + TILE) // STEP] = reduced(row)
                 for left in range(0, side, TILE):
                     yield row[:, left : left + TILE]
 
         about = f"Aperio Image Library v12.0.15\n{side}x{side} [0,0 {side}x{side}] (256x256) JPEG/RGB Q=80"
         options = {
             "tile": (TILE, TILE),
-            "photometric": "ycbcr",
+            "photometric": "rgb",  # stored as YCbCr
             "compression": "jpeg",
             "compressionargs": {"level": 80},
             "metadata": None,

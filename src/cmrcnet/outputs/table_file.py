@@ -3,7 +3,7 @@
 The file is an AnnData .h5ad. Its large arrays are laid out when the first block comes, at their full size and in
 chunks of 256 places x 128 genes, so that a map of one gene reads a small part of the file. They are not compressed:
 averages of many spots are dense, and gzip or LZF make them only a tenth to a fifth smaller at a tenth of the speed
-or less (`benchmarks/table_compression.py`).
+or less (`benchmarks/table_on_disk.py`).
 
 Once the arrays are laid out, writing a block changes nothing but numbers in its own rows, so that the draft of a
 killed run is whole up to the last block that was finished; a journal beside it says which that is.
