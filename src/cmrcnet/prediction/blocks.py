@@ -75,11 +75,14 @@ def predict_blocks(plan: PredictionPlan, features: PlaceFeatures, *, start: int 
         meter.advance(start)
         for first in range(start, count, step):
             rows = slice(first, min(first + step, count))
-            queries, reduced = features.take(rows)
-            neighbours = search.nearest(queries, plan.readout.k)
-            mean, spread = _expression(plan, neighbours, reduced)
-            yield PredictionBlock(rows, mean, spread, neighbours)
+            yield _block(plan, features, search, rows)  # held by nobody here while the next one is made
             meter.advance(rows.stop - rows.start)
+
+
+def _block(plan: PredictionPlan, features: PlaceFeatures, search: ExactSearch, rows: slice) -> PredictionBlock:
+    queries, reduced = features.take(rows)
+    neighbours = search.nearest(queries, plan.readout.k)
+    return PredictionBlock(rows, *_expression(plan, neighbours, reduced), neighbours)
 
 
 def _expression(

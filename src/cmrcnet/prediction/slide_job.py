@@ -98,6 +98,7 @@ def _fill(plan: PredictionPlan, features: PlaceFeatures, draft: Path) -> None:
                 },
                 obs=block.obs,
             )
+            del block  # before the next one is made
         frame = table_frame(
             genes=plan.genes,
             spots=plan.places,
