@@ -148,6 +148,17 @@ class DiskFull(CmrcnetError, OSError):
         )
 
 
+class NoRoom(DiskFull):
+    """Less room on the disk than the work will take."""
+
+    def __init__(self, path: object, needed_gb: float, free_gb: float) -> None:
+        CmrcnetError.__init__(
+            self,
+            f"{path} takes about {needed_gb:.1f} GB while it is made, and {free_gb:.1f} GB are free there; free space, "
+            "choose another folder, or choose fewer genes (--genes) or places (--grid-um).",
+        )
+
+
 # --- downloads ---------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,12 @@ SETTINGS = {
     "train.device": "cpu",
     "readout.k": 4,
 }
+VIEWS = {
+    "features.views_um": [80.0, 40.0],
+    "features.orientations": 2,
+    "features.neighbourhood_um": 70.0,
+    "features.standardize": "section",
+}
 
 
 def small_model(
@@ -37,9 +43,15 @@ def small_model(
     panel: tuple[str, ...] = PANEL,
     target_sum: float | str = 10_000.0,
     patch_um_per_px: float = 0.5,
+    views: bool = False,
 ) -> TrainedModel:
     """An untrained model of the smallest timm transformer, its network drawn by `seed`."""
-    settings = {**SETTINGS, "panel.target_sum": target_sum, "patch.um_per_px": patch_um_per_px}
+    settings = {
+        **SETTINGS,
+        "panel.target_sum": target_sum,
+        "patch.um_per_px": patch_um_per_px,
+        **(VIEWS if views else {}),
+    }
     recipe = Recipe.load("tiny").override(settings)
     encoder = create_image_encoder(recipe.model.encoder, weights="random")
     torch.manual_seed(seed)

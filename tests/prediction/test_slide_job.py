@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import errno
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
 import pytest
 
 from cmrcnet.encoding import feature_draft, parts
-from cmrcnet.errors import BadFile, DiskFull
+from cmrcnet.encoding.spot_tokens import spot_tokens
+from cmrcnet.errors import BadFile, DiskFull, NoRoom
 from cmrcnet.outputs.table_file import TableFile
 from cmrcnet.prediction import blocks as blocks_module
 from cmrcnet.prediction import slide_job
+from cmrcnet.prediction.bank import build_bank
 from cmrcnet.prediction.plan import plan_prediction
 from cmrcnet.prediction.predict import predict
 from cmrcnet.prediction.slide_job import predict_to_file
+from cmrcnet.search.exact import ExactSearch
 from cmrcnet.testing import assert_prediction_table
 from cmrcnet.tissue.slide import ArraySlide
-from tests.prediction.small_model import noise_slide
+from tests.prediction.small_model import noise_slide, small_cohort, small_model
 
 SIDE = 800
 GRID_UM = 66.0
@@ -84,6 +88,41 @@ def test_the_file_holds_the_table_that_predict_returns(model, bank, slide, table
     assert_prediction_table(written)
     assert_same(written, table)
     assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
+
+
+def test_views_neighbourhood_and_standardisation_are_those_of_the_whole_slide(slide, tmp_path, encoded):
+    """The obvious path: all tokens of all places in memory, embedded, and the same bank searched."""
+    model = small_model(views=True)
+    bank = build_bank(model, small_cohort())
+    plan = plan_of(model, bank, slide)
+    out = predict_to_file(plan, tmp_path / "p.h5ad")
+    assert sum(encoded) == 2 * len(plan.places)
+    assert_same(anndata.read_h5ad(out), predict(model, bank, slide, grid_um=GRID_UM))
+    tokens = spot_tokens(model.encoder, slide, plan.places.centre_px, model.recipe)
+    wanted = ExactSearch(bank.vectors).nearest(model.embed_tokens(tokens), plan.readout.k)
+    found = anndata.read_h5ad(out).obsm["neighbour_similarity"]
+    np.testing.assert_allclose(found, wanted.similarity, atol=1e-5)
+
+
+def test_stopped_between_views_it_goes_on(slide, tmp_path, monkeypatch, encoded):
+    model = small_model(views=True)
+    bank = build_bank(model, small_cohort())
+    plan, out = plan_of(model, bank, slide), tmp_path / "p.h5ad"
+    keep, kept = feature_draft.FeatureDraft.keep, []
+
+    def stops(self, rows, *given):
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+        kept.append(rows)
+        keep(self, rows, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(feature_draft.FeatureDraft, "keep", stops)
+        predict_to_file(plan, out)
+    before = sum(encoded)
+    predict_to_file(plan, out)
+    assert sum(encoded) - before == 2 * len(plan.places) - 3 * parts.PART
+    assert_same(anndata.read_h5ad(out), predict(model, bank, slide, grid_um=GRID_UM))
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
@@ -167,6 +206,16 @@ def test_a_full_disk_leaves_no_table_and_keeps_what_was_encoded(
     predict_to_file(plan, out)
     assert sum(encoded) == len(plan.places)
     assert_same(anndata.read_h5ad(out), table)
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_encoded(
+    model, bank, slide, tmp_path, monkeypatch, encoded
+):
+    plan = plan_of(model, bank, slide)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(NoRoom, match=r"p\.h5ad takes about .* GB while it is made, and 0\.0 GB are free there"):
+        predict_to_file(plan, tmp_path / "p.h5ad")
+    assert encoded == [] and list(tmp_path.iterdir()) == []
 
 
 def test_a_slide_that_breaks_on_the_way_leaves_nothing(model, bank, slide, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cmrcnet.atomic import refusals
-from cmrcnet.errors import CmrcnetError, DiskFull
+from cmrcnet.errors import CmrcnetError, DiskFull, NoRoom
 from cmrcnet.expression.table import table_frame
 from cmrcnet.fingerprint import fingerprint
 from cmrcnet.outputs.export import STORE, export
@@ -52,6 +52,8 @@ def predict_to_file(
 
     Raises
     ------
+    NoRoom
+        The disk is too small, before anything is encoded.
     DiskFull
         Nothing of `out` is left; what was encoded is kept, and the same call goes on from there.
     Unwritable, BadFile
@@ -62,6 +64,7 @@ def predict_to_file(
         require_spatialdata()
     work = out.with_name(f"{out.name}.partial")
     draft = work / "table.h5ad"
+    _require_room(plan, out, work)
     try:
         features = PlaceFeatures(plan, work / "features")
         features.encode(cache, batch)
@@ -80,6 +83,20 @@ def predict_to_file(
         raise
     shutil.rmtree(work, ignore_errors=True)
     return out
+
+
+def _require_room(plan: PredictionPlan, out: Path, work: Path) -> None:
+    """Refuse a disk that is too small before anything is encoded: `NoRoom`."""
+    with refusals(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        kept = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+    views = max(len(plan.model.recipe.features.views_um), 1)
+    table = 8 * len(plan.columns) + 12 * plan.readout.k
+    place = 4 * views * plan.model.encoder.dim + table * (2 if out.suffix == STORE else 1)
+    needed = place * len(plan.places) - kept
+    if needed > free:
+        raise NoRoom(out, needed / 1e9, free / 1e9)
 
 
 def _fill(plan: PredictionPlan, features: PlaceFeatures, draft: Path) -> None:
