@@ -182,6 +182,7 @@ NOUNS_ON_DISK = {
     "prediction.bank.ReferenceBank": "save and load",
     "prediction.place_features.PlaceFeatures": "the folder of its feature draft",
     "prediction.slide_job": "a slide predicted into a file",
+    "prediction.slide_batch": "many slides, one after the other",
     "evaluation.run_folder.RunFolder": "a folder of results",
     "evaluation.work_folder": "a folder that takes long to make",
     "evaluation.model_shelf.ModelShelf": "a folder of models that a sweep shares",
