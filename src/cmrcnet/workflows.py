@@ -96,7 +96,9 @@ def train(
     model = fit(sections, plan, cache=TokenCache.default(), checkpoints=checkpoints, resume=resume)
     model.save(out, overwrite=overwrite)
     checkpoints.discard()
-    print(f"Model written to {lasting(out)} ({len(model.panel.genes)} genes, {len(sections)} sections).")
+    print(
+        f"Model written to {lasting(out)} ({_so_many((len(model.panel.genes), 'gene'), (len(sections), 'section'))})."
+    )
     return out
 
 
@@ -127,7 +129,7 @@ def index(model: Path, cohort: Path, *, out: Path, without: list[str] | None = N
     sections = _leave_out(read_cohort(cohort, controls=trained.recipe.panel.controls), without)
     bank = build_bank(trained, sections, cache=TokenCache.default())
     bank.save(out, overwrite=overwrite)
-    print(f"Bank written to {lasting(out)} ({len(bank):,} spots, {len(bank.genes):,} genes).")
+    print(f"Bank written to {lasting(out)} ({_so_many((len(bank), 'spot'), (len(bank.genes), 'gene'))}).")
     return out
 
 
@@ -230,7 +232,8 @@ def predict(
         grid_um=grid_um,
     )
     predict_to_file(plan, out, cache=TokenCache.default(), batch=batch)
-    print(f"Prediction written to {lasting(out)} ({len(plan.places):,} places, {len(plan.columns):,} genes).")
+    size = _so_many((len(plan.places), "place"), (len(plan.columns), "gene"))
+    print(f"Prediction written to {lasting(out)} ({size}).")
     return out
 
 
@@ -305,7 +308,7 @@ def evaluate(
     unit : {"patient", "section"}, optional
         What each fold leaves out. Leaving out a section while its patient trains is stamped on the report.
     methods : list of str, optional
-        Methods to compare; all that ship when left out.
+        Methods to compare, with spaces or commas between them; all that ship when left out.
     seeds : int
         Run everything with so many seeds, from the recipe's own on; scores are means over them.
     folds : list of str, optional
@@ -317,7 +320,7 @@ def evaluate(
     overwrite : bool
         Replace OUT.
     """
-    run = _evaluate(cohort, out, recipe, set_, protocol, unit, methods, seeds, folds, workers, resume, overwrite)
+    run = _evaluate(cohort, out, recipe, set_, protocol, unit, _each(methods), seeds, folds, workers, resume, overwrite)
     from cmrcnet.evaluation.facts import time_text
 
     print(run.to_text())
@@ -412,7 +415,7 @@ def sweep(
         plan,
         folder,
         TokenCache.default(),
-        methods=methods or (),
+        methods=_each(methods) or (),
         protocol=protocol,
         unit=unit,
         seeds=seeds,
@@ -483,7 +486,7 @@ def transfer(
         plan,
         folder,
         TokenCache.default(),
-        methods=methods or (),
+        methods=_each(methods) or (),
         unit=unit,
         seeds=seeds,
         workers=workers,
@@ -787,3 +790,15 @@ def _gene_list(genes: list[str] | None) -> list[str] | None:
     if genes is None or len(genes) != 1 or not Path(genes[0]).is_file():
         return genes
     return Path(genes[0]).read_text().split()
+
+
+def _each(names: list[str] | None) -> list[str] | None:
+    """Names given with commas between them, one by one."""
+    if names is None:
+        return None
+    return [name.strip() for each in names for name in each.split(",") if name.strip()]
+
+
+def _so_many(*counts: tuple[int, str]) -> str:
+    """1 gene, 2,000 spots."""
+    return ", ".join(f"{count:,} {what}" if count == 1 else f"{count:,} {what}s" for count, what in counts)
