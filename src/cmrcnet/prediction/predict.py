@@ -16,7 +16,6 @@ from cmrcnet.prediction.gene_columns import columns_of
 from cmrcnet.prediction.readout import read_out
 from cmrcnet.recipe import ReadoutConfig
 from cmrcnet.search.average import average
-from cmrcnet.search.exact import ExactSearch
 from cmrcnet.search.neighbours import Neighbours
 from cmrcnet.tissue.mask import find_tissue
 from cmrcnet.tissue.patches import patch_grid
@@ -109,7 +108,7 @@ def predict(
     else:
         tokens = place_tokens(model, slide, places, cache)
         queries = model.embed_tokens(tokens)
-    neighbours = ExactSearch(bank.vectors).nearest(queries, config.k)
+    neighbours = bank.searcher().nearest(queries, config.k)
     mean, spread = read_out(neighbours, bank, config, columns)
     if tokens is not None and bank.scores is not None and bank.levels is not None:
         retrieved, _ = average(

@@ -79,7 +79,8 @@ def average(
     row_sums : callable, optional
         Another way of summing the neighbours' rows; see `scipy_row_sums`, the default.
     block_bytes : int, optional
-        Size of a dense block of genes; `BLOCK_BYTES`, or `LEAST_GENES` genes where that is more, when left out. It changes speed and memory, never the result.
+        Size of a dense block of genes. It changes speed and memory, never the result. When left out, `BLOCK_BYTES`, or
+        `LEAST_GENES` genes where that is more.
 
     Returns
     -------

@@ -10,6 +10,8 @@ import numpy as np
 
 from cmrcnet.errors import BadOption, ShapeMismatch
 from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.stacked_rows import StackedRows
+from cmrcnet.search.unit import require_query, unit_rows
 
 QUERIES_AT_ONCE = 256
 BANK_AT_ONCE = 16384
@@ -30,7 +32,7 @@ class ExactSearch:
 
     Parameters
     ----------
-    vectors : array, shape (bank, dim), float32
+    vectors : array or StackedRows, shape (bank, dim), float32
         One a bank spot; may be memory-mapped, and is read block by block. They need not have unit length: the cosine
         is taken. A vector of zeros has cosine 0 with everything.
     block : int
@@ -41,7 +43,7 @@ class ExactSearch:
     ShapeMismatch, BadOption
     """
 
-    def __init__(self, vectors: np.ndarray, *, block: int = BANK_AT_ONCE) -> None:
+    def __init__(self, vectors: np.ndarray | StackedRows, *, block: int = BANK_AT_ONCE) -> None:
         if vectors.ndim != 2 or 0 in vectors.shape or len(vectors) > LONGEST_BANK:
             raise ShapeMismatch("vectors", want="(bank, dim), neither of them 0", got=vectors.shape)
         if block < 1:
@@ -73,22 +75,18 @@ class ExactSearch:
         BadOption
             k is below 1 or above the bank's length, or a vector is not finite.
         """
-        queries = np.asarray(queries, np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
-            raise ShapeMismatch("queries", want=("queries", self.vectors.shape[1]), got=queries.shape)
-        if not 1 <= k <= len(self):
-            raise BadOption("k", k, want=f"1 to {len(self)}, the number of spots in the bank")
+        queries = require_query(queries, k, self.vectors.shape)
         best = np.full((len(queries), k), _NOBODY)
         asked = [
             (
                 best[start : start + QUERIES_AT_ONCE],
-                _unit(queries[start : start + QUERIES_AT_ONCE], "queries", _LEAST_QUERIES),
+                unit_rows(queries[start : start + QUERIES_AT_ONCE], "queries", _LEAST_QUERIES),
             )
             for start in range(0, len(queries), QUERIES_AT_ONCE)
         ]
         for start in range(0, len(self), self.block):
             rows = np.asarray(self.vectors[start : start + self.block], np.float32)
-            unit = _unit(rows, "vectors", _LEAST_BANK)
+            unit = unit_rows(rows, "vectors", _LEAST_BANK)
             for held, some in asked:
                 _improve(held, (some @ unit.T)[: len(held), : len(rows)], start)
         best.sort(axis=1)
@@ -104,17 +102,6 @@ def _improve(best: np.ndarray, similarity: np.ndarray, first_id: int) -> None:
     both = np.concatenate([best, _candidates(similarity, least, first_id)], axis=1)
     both.partition(k - 1, axis=1)
     best[:] = both[:, :k]
-
-
-def _unit(vectors: np.ndarray, what: str, least: int) -> np.ndarray:
-    """The vectors at unit length, zeros staying zeros, followed by zeros up to `least` rows."""
-    length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    if not np.isfinite(length).all():
-        raise BadOption(what, "not finite (NaN or infinite)", want="numbers only; embed them again")
-    unit = np.zeros((max(len(vectors), least), vectors.shape[1]), np.float32)
-    scale = np.divide(1, length, out=np.zeros_like(length), where=length > 0)
-    np.multiply(vectors, scale[:, None], out=unit[: len(vectors)])
-    return unit
 
 
 def _kth_at_least(similarity: np.ndarray, k: int) -> np.ndarray:

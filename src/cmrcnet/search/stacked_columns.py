@@ -7,6 +7,7 @@ come and go without another's file being touched, and 50 genes cost the bytes of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
@@ -136,7 +137,7 @@ def _fill_sparse(
     if part.nnz > _LONG_COLUMN * part.shape[1]:
         borders = np.arange(len(mine) + 1)
     # Slices of the three arrays, not scipy's own indexing: that would copy all indices of a bank beyond 2^31 entries.
-    for first, last in zip(borders, borders[1:], strict=False):
+    for first, last in pairwise(borders):
         low, high = int(mine[first]), int(mine[last - 1]) + 1
         if check is not None:
             check(low, high)

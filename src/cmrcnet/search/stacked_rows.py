@@ -40,6 +40,11 @@ class StackedRows:
         whole = np.concatenate(self.parts)
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
+    @property
+    def T(self) -> np.ndarray:
+        """Everything, transposed: for small banks."""
+        return np.asarray(self).T
+
     def __getitem__(self, rows: slice | np.ndarray | int) -> np.ndarray:
         """Some rows as an array: a slice, row numbers of any shape, or one row."""
         if not isinstance(rows, slice):
