@@ -17,11 +17,11 @@ import numpy as np
 
 from cmrcnet.atomic import atomic_folder
 from cmrcnet.errors import BadOption, BankInUse, DamagedArtefact, ForeignBank, ForeignIndex, ShapeMismatch, TooFew
-from cmrcnet.expression.normalize import check_counts, normalize
 from cmrcnet.prediction.bank_manifest import PARTS, Manifest, bank_fingerprint
 from cmrcnet.prediction.bank_part import BankPart
 from cmrcnet.prediction.bank_search import open_search, write_search
-from cmrcnet.prediction.gene_levels import GeneLevels, SectionMoments, gene_levels
+from cmrcnet.prediction.embed_part import embed_part
+from cmrcnet.prediction.gene_levels import GeneLevels, gene_levels
 from cmrcnet.prediction.shelf import open_shelf
 from cmrcnet.progress import tracked
 from cmrcnet.search.build import build_search
@@ -29,7 +29,7 @@ from cmrcnet.search.search_config import SearchConfig
 from cmrcnet.search.searcher import Searcher
 from cmrcnet.search.stacked_columns import StackedColumns
 from cmrcnet.search.stacked_rows import StackedRows
-from cmrcnet.tissue.section import Cohort, Section
+from cmrcnet.tissue.section import Cohort
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -304,52 +304,6 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
         folder = Path(shelf.name) / PARTS / str(len(parts))
         parts.append(BankPart.open(folder, part.write(folder), dim, rank, genes))
     return ReferenceBank(tuple(parts), model.fingerprint, model.panel.target_sum, _shelf=shelf)
-
-
-def embed_part(model: TrainedModel, section: Section) -> BankPart:
-    """One section as a part of a bank, in memory.
-
-    Parameters
-    ----------
-    model : TrainedModel
-    section : Section
-
-    Raises
-    ------
-    GenesMissing, BadCounts
-    BadOption
-        The model makes vectors that are not finite.
-    """
-    import pandas as pd
-
-    check_counts(section.counts, section.name)
-    expression = normalize(section.counts, model.panel.target_sum).tocsc()
-    expression.sort_indices()
-    vectors, scores = model.embed_section(model.panel.select(section))
-    require_finite(vectors, section.name)
-    x, y = section.spots.centre_px.T
-    return BankPart(
-        section=section.name,
-        patient=section.patient,
-        spots=pd.DataFrame({"barcode": list(section.spots.barcodes), "x": x, "y": y}),
-        vectors=vectors,
-        expression=expression.astype(np.float32, copy=False),
-        genes=section.genes,
-        measures_all=section.absent_genes == "zero",
-        scores=scores,
-        moments=None if scores is None else SectionMoments.of(expression, scores),
-    )
-
-
-def require_finite(vectors: np.ndarray, section: str) -> None:
-    """Refuse vectors with NaN or infinite numbers: `BadOption`."""
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(broken):
-        raise BadOption(
-            f"vector of spot number {broken[0] + 1} of section {section} ({len(broken)} in all)",
-            "not finite (NaN or infinite)",
-            want="numbers only; the model is damaged or its training diverged, so train it again",
-        )
 
 
 def _width(part: BankPart) -> tuple[int, int | None]:

@@ -34,10 +34,11 @@ from cmrcnet.errors import (
     TooFew,
     UnknownName,
 )
-from cmrcnet.prediction.bank import ReferenceBank, embed_part
+from cmrcnet.prediction.bank import ReferenceBank
 from cmrcnet.prediction.bank_manifest import NAME, PARTS, SEARCH, Manifest
 from cmrcnet.prediction.bank_part import BankPart
 from cmrcnet.prediction.bank_search import arrays_of_cells, rewrite_search, stored_arrays, write_search
+from cmrcnet.prediction.embed_part import embed_part
 from cmrcnet.progress import tracked
 from cmrcnet.search.build import build_search
 from cmrcnet.search.cells import Cells

@@ -55,6 +55,17 @@ class Manifest:
         """Spots of all sections."""
         return sum(part["spots"] for part in self.parts)
 
+    def search_text(self) -> str:
+        """How the bank is searched, in words."""
+        if self.search is None:
+            return "searched exactly"
+        recall = ", ".join(f"{value:.3f} of the {k} nearest" for k, value in self.search["recall"].items())
+        with_ = self.search["measured_with"]
+        return (
+            f"searched by {self.search['kind']}, which found {recall} spots ({with_['queries']} held-out queries among "
+            f"{with_['spots']:,} spots, {self.search['changed']:,} of them added or dropped since)"
+        )
+
     def write(self, folder: Path) -> None:
         """Put it in the place of the one that is there, in one step.
 

@@ -6,11 +6,13 @@ cells and each spot's cell (ivf), or the graph (hnsw); the vectors themselves st
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cmrcnet.atomic import atomic_folder
 from cmrcnet.encoding.stored_array import open_array, write_array
 from cmrcnet.errors import ForeignIndex
 from cmrcnet.fingerprint import fingerprint
@@ -172,9 +174,10 @@ def _shapes(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _write_arrays(folder: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
     place = folder / SEARCH / name
-    place.mkdir(parents=True, exist_ok=True)
-    for what, array in arrays.items():
-        write_array(place / f"{what}.npy", array.shape, array.dtype, [array])
+    shutil.rmtree(place, ignore_errors=True)  # a damaged one of the same content
+    with atomic_folder(place) as draft:
+        for what, array in arrays.items():
+            write_array(draft / f"{what}.npy", array.shape, array.dtype, [array])
 
 
 def _name(bank: str, arrays: dict[str, np.ndarray]) -> str:

@@ -26,13 +26,13 @@ MOST_CELLS = 8192
 
 
 def cells_for(spots: int) -> int:
-    """Cells that suit a bank: four times the square root of its spots.
+    """Cells that suit a bank: twice the square root of its spots.
 
     Parameters
     ----------
     spots : int
     """
-    return max(1, min(MOST_CELLS, round(4 * math.sqrt(spots)), spots // 8))
+    return max(1, min(MOST_CELLS, round(2 * math.sqrt(spots)), spots // 8))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,12 +131,20 @@ def quantizer_of(centres: np.ndarray):
     return quantizer
 
 
-def unit_blocks(vectors: np.ndarray | StackedRows) -> Iterator[tuple[int, np.ndarray]]:
+def unit_blocks(
+    vectors: np.ndarray | StackedRows, lengths: np.ndarray | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
     """First row and unit vectors of one block after another.
 
     Parameters
     ----------
     vectors : array or StackedRows, shape (rows, dim)
+    lengths : array, shape (rows,), float32, optional
+        Where the vectors' lengths are put; 1 for a vector of zeros.
     """
     for start in range(0, len(vectors), ROWS_AT_ONCE):
-        yield start, unit_rows(vectors[start : start + ROWS_AT_ONCE], "vectors")
+        rows = np.asarray(vectors[start : start + ROWS_AT_ONCE], np.float32)
+        if lengths is not None:
+            each = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+            lengths[start : start + len(rows)] = np.where(each > 0, each, 1)
+        yield start, unit_rows(rows, "vectors")

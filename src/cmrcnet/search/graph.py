@@ -10,9 +10,10 @@ import numpy as np
 
 from cmrcnet.search.cells import unit_blocks
 from cmrcnet.search.effort import Effort
+from cmrcnet.search.exact import ExactSearch
 from cmrcnet.search.faiss_library import load_faiss
 from cmrcnet.search.neighbours import Neighbours
-from cmrcnet.search.rank import exact_cosines, ranked
+from cmrcnet.search.rank import ranked
 from cmrcnet.search.stacked_rows import StackedRows
 from cmrcnet.search.unit import require_query, unit_rows
 
@@ -67,11 +68,8 @@ class GraphSearch:
         similarity, ids = self._index.search(queries, k, params=options)
         lost = np.flatnonzero((ids < 0).any(axis=1))
         if len(lost):  # a spot that no walk reaches; rare, and only where k comes near the bank's length
-            everyone = np.broadcast_to(np.arange(len(self)), (1, len(self)))
-            for query in lost:
-                cosines = exact_cosines(queries[query : query + 1], everyone, self.vectors)
-                best = ranked(everyone, cosines, k)
-                ids[query], similarity[query] = best.ids[0], best.similarity[0]
+            best = ExactSearch(self.vectors).nearest(queries[lost], k)
+            ids[lost], similarity[lost] = best.ids, best.similarity
         return ranked(ids, similarity, k)
 
 

@@ -96,7 +96,7 @@ class InvertedFile:
         similarity, ids = self._look(queries, wanted, self.effort.at(k), at_least=k)
         if self.compressed:
             known = ids >= 0
-            exact = exact_cosines(queries, np.where(known, ids, 0), self.vectors)
+            exact = exact_cosines(queries, np.where(known, ids, 0), self.vectors, self._lengths)
             similarity = np.where(known, exact, -np.inf).astype(np.float32)
         return ranked(ids, similarity, k)
 
@@ -123,7 +123,8 @@ class InvertedFile:
         else:
             lists = faiss.IndexIVFFlat(self._quantizer, dim, len(self.cells), faiss.METRIC_INNER_PRODUCT)
         lists.is_trained = True
-        for start, unit in unit_blocks(self.vectors):
+        self._lengths = np.ones(len(self.vectors), np.float32)
+        for start, unit in unit_blocks(self.vectors, self._lengths):
             ids = np.arange(start, start + len(unit), dtype=np.int64)
             cell = np.ascontiguousarray(self.cell_of_spot[start : start + len(unit)], np.int64)
             lists.add_core(len(unit), faiss.swig_ptr(unit), faiss.swig_ptr(ids), faiss.swig_ptr(cell))

@@ -6,9 +6,8 @@ import numpy as np
 
 from cmrcnet.search.neighbours import Neighbours
 from cmrcnet.search.stacked_rows import StackedRows
-from cmrcnet.search.unit import unit_rows
 
-_VALUES_AT_ONCE = 2**24
+_VALUES_AT_ONCE = 2**22
 
 
 def ranked(candidates: np.ndarray, similarity: np.ndarray, k: int) -> Neighbours:
@@ -26,7 +25,9 @@ def ranked(candidates: np.ndarray, similarity: np.ndarray, k: int) -> Neighbours
     return Neighbours(ids, np.take_along_axis(similarity, order, axis=1))
 
 
-def exact_cosines(queries: np.ndarray, candidates: np.ndarray, vectors: np.ndarray | StackedRows) -> np.ndarray:
+def exact_cosines(
+    queries: np.ndarray, candidates: np.ndarray, vectors: np.ndarray | StackedRows, lengths: np.ndarray
+) -> np.ndarray:
     """Cosine of every query with each of its candidates: (queries, candidates) float32.
 
     Parameters
@@ -36,11 +37,13 @@ def exact_cosines(queries: np.ndarray, candidates: np.ndarray, vectors: np.ndarr
     candidates : array of int, shape (queries, candidates)
     vectors : array or StackedRows, shape (bank, dim)
         May be memory-mapped: only the candidates are read.
+    lengths : array, shape (bank,), float32
+        Of the vectors; 1 where one is 0.
     """
     found = np.empty(candidates.shape, np.float32)
     step = max(1, _VALUES_AT_ONCE // max(1, candidates.shape[1] * queries.shape[1]))
     for start in range(0, len(queries), step):
         some = candidates[start : start + step]
-        near = unit_rows(vectors[some.ravel()], "vectors").reshape(*some.shape, -1)
+        near = np.asarray(vectors[some.ravel()], np.float32).reshape(*some.shape, -1)
         found[start : start + step] = np.matmul(near, queries[start : start + step, :, None])[:, :, 0]
-    return found
+    return found / lengths[candidates]
