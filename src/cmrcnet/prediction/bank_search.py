@@ -112,7 +112,7 @@ def open_search(folder: Path, facts: dict[str, Any] | None, bank: str, vectors: 
     arrays = stored_arrays(folder, facts, bank)
     effort = Effort(tuple((int(k), int(value)) for k, value in facts["effort"]))
     if facts["kind"] == "hnsw":
-        return GraphSearch(vectors, arrays["graph"], effort)
+        return GraphSearch(vectors, arrays["graph"], arrays["rows"], effort)
     if len(arrays["cell_of_spot"]) != len(vectors):
         raise ForeignIndex(folder, f"it knows {len(arrays['cell_of_spot']):,} spots, and the bank has {len(vectors):,}")
     cells = Cells(np.array(arrays["sums"]), np.array(arrays["counts"]))
@@ -153,7 +153,7 @@ def arrays_of(searcher: InvertedFile | GraphSearch) -> dict[str, np.ndarray]:
     searcher : InvertedFile or GraphSearch
     """
     if isinstance(searcher, GraphSearch):
-        return {"graph": searcher.graph}
+        return {"graph": searcher.graph, "rows": searcher.rows}
     return arrays_of_cells(searcher.cells, searcher.cell_of_spot)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ from cmrcnet.errors import RecallTooLow
 from cmrcnet.search.cells import Cells, cells_for
 from cmrcnet.search.effort import Effort
 from cmrcnet.search.exact import ExactSearch
-from cmrcnet.search.graph import GraphSearch, build_graph
+from cmrcnet.search.graph import GraphSearch
 from cmrcnet.search.inverted_file import InvertedFile
 from cmrcnet.search.recall import HeldOutQueries
 from cmrcnet.search.search_config import SearchConfig
@@ -70,23 +70,37 @@ def build_search(
     kind = config.kind_for(len(vectors))
     if kind == "exact":
         return BuiltSearch(kind, ExactSearch(vectors))
-    held_out = HeldOutQueries.draw(vectors, config.seed, queries)
-    if kind == "hnsw":
-        searcher: InvertedFile | GraphSearch = GraphSearch(vectors, build_graph(vectors), Effort(((1, 1),)))
-        fixed, parameter, most = config.breadth, "breadth", WIDEST
-    else:
-        cells, cell_of_spot = Cells.learn(vectors, cells_for(len(vectors)), config.seed)
-        searcher = InvertedFile(vectors, cells, cell_of_spot, Effort(((1, 1),)), compressed=kind == "ivf-compressed")
-        fixed, parameter, most = config.probes, "probes", len(cells)
+    held_out = HeldOutQueries.draw(vectors, config.seed, queries, absent=kind == "hnsw" and queries is None)
+    own = held_out.own[held_out.own >= 0]
     recall, steps = {}, []
+    searcher, parameter, fixed, most, put_in = (_graph if kind == "hnsw" else _cells)(vectors, kind, config, own)
     for k in held_out.ks:
         tried = [fixed] if fixed is not None else _ladder(most, k if kind == "hnsw" else 1)
         value, recall[k] = _enough(searcher, held_out, k, tried, config.recall)
         steps.append((k, value))
         if recall[k] < config.recall:
             raise RecallTooLow(kind, k, recall[k], config.recall, parameter, value)
+    put_in()
     searcher.effort = Effort(tuple(steps))
     return BuiltSearch(kind, searcher, recall, len(held_out.queries))
+
+
+Begun = tuple[InvertedFile | GraphSearch, str, int | None, int, Callable[[], None]]
+"""A search that the held-out spots have no part in, its parameter, what that is fixed at, its most, and what puts the
+held-out spots in."""
+
+
+def _graph(vectors: np.ndarray | StackedRows, kind: str, config: SearchConfig, own: np.ndarray) -> Begun:
+    searcher = GraphSearch.empty(vectors)
+    searcher.add(np.delete(np.arange(len(vectors)), own))
+    return searcher, "breadth", config.breadth, WIDEST, lambda: searcher.add(own)
+
+
+def _cells(vectors: np.ndarray | StackedRows, kind: str, config: SearchConfig, own: np.ndarray) -> Begun:
+    cells, cell_of_spot = Cells.learn(vectors, cells_for(len(vectors)), config.seed, own)
+    others = cells.plus(vectors[own], cell_of_spot[own], sign=-1)
+    searcher = InvertedFile(vectors, others, cell_of_spot, Effort(((1, 1),)), compressed=kind == "ivf-compressed")
+    return searcher, "probes", config.probes, len(cells), lambda: searcher.move_to(cells)
 
 
 def _enough(

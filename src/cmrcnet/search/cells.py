@@ -60,7 +60,9 @@ class Cells:
         return np.divide(self.sums, length, out=np.zeros_like(self.sums), where=held).astype(np.float32)
 
     @classmethod
-    def learn(cls, vectors: np.ndarray | StackedRows, cells: int, seed: int) -> tuple[Cells, np.ndarray]:
+    def learn(
+        cls, vectors: np.ndarray | StackedRows, cells: int, seed: int, leave_out: np.ndarray | None = None
+    ) -> tuple[Cells, np.ndarray]:
         """Divide: spherical k-means on a sample, then every vector goes to its nearest cell.
 
         Parameters
@@ -69,6 +71,8 @@ class Cells:
         cells : int
         seed : int
             Of the sample and of k-means.
+        leave_out : array of int, optional
+            Rows that have no part in where the cells lie before everyone's cell is found.
 
         Returns
         -------
@@ -77,7 +81,9 @@ class Cells:
         """
         faiss = load_faiss()
         rng = np.random.default_rng(seed)
-        some = np.sort(rng.choice(len(vectors), min(len(vectors), SAMPLED_A_CELL * cells), replace=False))
+        known = np.delete(np.arange(len(vectors)), [] if leave_out is None else leave_out)
+        known = known if len(known) >= cells else np.arange(len(vectors))
+        some = np.sort(rng.choice(known, min(len(known), SAMPLED_A_CELL * cells), replace=False))
         means = faiss.Kmeans(
             vectors.shape[1], cells, niter=ROUNDS, spherical=True, seed=seed + 1,
             min_points_per_centroid=1, max_points_per_centroid=SAMPLED_A_CELL,

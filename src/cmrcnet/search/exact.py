@@ -10,6 +10,7 @@ import numpy as np
 
 from cmrcnet.errors import BadOption, ShapeMismatch
 from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.rank import NOBODY, packed, unpacked
 from cmrcnet.search.stacked_rows import StackedRows
 from cmrcnet.search.unit import require_query, unit_rows
 
@@ -22,9 +23,6 @@ LONGEST_BANK = 2**31 - 1
 # Products are filled up with zeros to at least this size, so that a spot's similarity does not depend on its company.
 _LEAST_QUERIES = 64
 _LEAST_BANK = 1024
-
-_NOBODY = np.iinfo(np.int64).max
-"""Sort key behind all others: no neighbour."""
 
 
 class ExactSearch:
@@ -76,7 +74,7 @@ class ExactSearch:
             k is below 1 or above the bank's length, or a vector is not finite.
         """
         queries = require_query(queries, k, self.vectors.shape)
-        best = np.full((len(queries), k), _NOBODY)
+        best = np.full((len(queries), k), NOBODY)
         asked = [
             (
                 best[start : start + QUERIES_AT_ONCE],
@@ -90,7 +88,7 @@ class ExactSearch:
             for held, some in asked:
                 _improve(held, (some @ unit.T)[: len(held), : len(rows)], start)
         best.sort(axis=1)
-        return Neighbours(*_unpacked(best))
+        return Neighbours(*unpacked(best))
 
 
 def _improve(best: np.ndarray, similarity: np.ndarray, first_id: int) -> None:
@@ -98,7 +96,7 @@ def _improve(best: np.ndarray, similarity: np.ndarray, first_id: int) -> None:
     k = best.shape[1]
     # What cannot be among the k best of this block, or is worse than k that we hold already, is passed over.
     # Nobody's similarity is NaN, which fmax ignores.
-    least = np.fmax(_kth_at_least(similarity, k), _unpacked(best[:, -1])[1])
+    least = np.fmax(_kth_at_least(similarity, k), unpacked(best[:, -1])[1])
     both = np.concatenate([best, _candidates(similarity, least, first_id)], axis=1)
     both.partition(k - 1, axis=1)
     best[:] = both[:, :k]
@@ -126,26 +124,9 @@ def _kth_at_least(similarity: np.ndarray, k: int) -> np.ndarray:
 def _candidates(similarity: np.ndarray, least: np.ndarray, first_id: int) -> np.ndarray:
     """Keys (rows, widest) of the entries that reach `least`; rows with fewer are filled up with nobody."""
     row, column = np.divmod(np.flatnonzero(similarity >= least[:, None]), similarity.shape[1])
-    keys = _packed(similarity[row, column], column + first_id)
+    keys = packed(similarity[row, column], column + first_id)
     each = np.bincount(row, minlength=len(similarity))
     place = np.arange(len(row)) - np.repeat(np.cumsum(each) - each, each)
-    table = np.full((len(similarity), each.max(initial=0)), _NOBODY)
+    table = np.full((len(similarity), each.max(initial=0)), NOBODY)
     table[row, place] = keys
     return table
-
-
-def _packed(similarity: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """One integer for (similarity, id) that sorts by falling similarity, then by rising id.
-
-    The bits of a positive float sort like an integer; those of a negative one do once all but the sign are flipped.
-    """
-    bits = (similarity + np.float32(0)).view(np.int32)  # + 0 turns -0.0 into 0.0: they are equal
-    rising = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
-    return (~rising).astype(np.int64) << 32 | ids
-
-
-def _unpacked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and similarity of `_packed`."""
-    rising = ~(keys >> 32).astype(np.int32)
-    bits = rising ^ ((rising >> 31) & np.int32(0x7FFFFFFF))
-    return keys & 0xFFFFFFFF, bits.view(np.float32)

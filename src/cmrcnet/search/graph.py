@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cmrcnet.search.cells import unit_blocks
+from cmrcnet.search.cells import ROWS_AT_ONCE
 from cmrcnet.search.effort import Effort
 from cmrcnet.search.exact import ExactSearch
 from cmrcnet.search.faiss_library import load_faiss
@@ -29,7 +29,9 @@ class GraphSearch:
     ----------
     vectors : array or StackedRows, shape (bank, dim), float32
     graph : array of uint8
-        As `build_graph` gives it.
+        FAISS's own form.
+    rows : array of int32
+        Bank row of each spot in the graph.
     effort : Effort
         Candidates kept while walking.
 
@@ -38,10 +40,44 @@ class GraphSearch:
     MissingExtra
     """
 
-    def __init__(self, vectors: np.ndarray | StackedRows, graph: np.ndarray, effort: Effort) -> None:
-        self.vectors, self.graph, self.effort = vectors, graph, effort
+    def __init__(self, vectors: np.ndarray | StackedRows, graph: np.ndarray, rows: np.ndarray, effort: Effort) -> None:
+        self.vectors, self.rows, self.effort = vectors, rows, effort
         self._faiss = load_faiss()
         self._index = self._faiss.deserialize_index(np.asarray(graph))
+
+    @classmethod
+    def empty(cls, vectors: np.ndarray | StackedRows) -> GraphSearch:
+        """A graph without spots.
+
+        Parameters
+        ----------
+        vectors : array or StackedRows, shape (bank, dim), float32
+        """
+        faiss = load_faiss()
+        index = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = BREADTH_WHILE_BUILDING
+        return cls(vectors, faiss.serialize_index(index), np.zeros(0, np.int32), Effort(((1, 1),)))
+
+    def add(self, rows: np.ndarray) -> None:
+        """Link some of the bank's spots with near ones of those that are there.
+
+        Parameters
+        ----------
+        rows : array of int
+
+        Raises
+        ------
+        BadOption
+            A vector is not finite.
+        """
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            self._index.add(unit_rows(self.vectors[rows[start : start + ROWS_AT_ONCE]], "vectors"))
+        self.rows = np.concatenate([self.rows, rows]).astype(np.int32)
+
+    @property
+    def graph(self) -> np.ndarray:
+        """The graph in FAISS's own form, an array of uint8."""
+        return self._faiss.serialize_index(self._index)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -65,30 +101,14 @@ class GraphSearch:
         """
         queries = unit_rows(require_query(queries, k, self.vectors.shape), "queries")
         options = self._faiss.SearchParametersHNSW(efSearch=max(k, self.effort.at(k)))
-        similarity, ids = self._index.search(queries, k, params=options)
+        similarity, nodes = self._index.search(queries, min(k, len(self.rows)), params=options)
+        ids = np.where(nodes >= 0, self.rows[nodes], -1).astype(np.int64)
+        if len(self.rows) < k:
+            similarity, ids = (
+                np.pad(a, ((0, 0), (0, k - len(self.rows))), constant_values=-1) for a in (similarity, ids)
+            )
         lost = np.flatnonzero((ids < 0).any(axis=1))
         if len(lost):  # a spot that no walk reaches; rare, and only where k comes near the bank's length
             best = ExactSearch(self.vectors).nearest(queries[lost], k)
             ids[lost], similarity[lost] = best.ids, best.similarity
         return ranked(ids, similarity, k)
-
-
-def build_graph(vectors: np.ndarray | StackedRows) -> np.ndarray:
-    """Link every spot with near ones: the graph as an array of uint8.
-
-    Parameters
-    ----------
-    vectors : array or StackedRows, shape (bank, dim), float32
-
-    Raises
-    ------
-    MissingExtra
-    BadOption
-        A vector is not finite.
-    """
-    faiss = load_faiss()
-    index = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = BREADTH_WHILE_BUILDING
-    for _, unit in unit_blocks(vectors):
-        index.add(unit)
-    return faiss.serialize_index(index)

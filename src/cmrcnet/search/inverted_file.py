@@ -20,8 +20,8 @@ from cmrcnet.search.unit import require_query, unit_rows
 CODE_SPAN = 8.0
 """Numbers of a unit vector up to this many times their root mean square, 1/sqrt(dim), have a code; others the last."""
 
-CANDIDATES = 1.5
-"""Times k: so many are compared again, exactly, where lists are compressed."""
+CANDIDATES, MORE_CANDIDATES = 1.5, 16
+"""Times k, or this many more than k: so many are compared again, exactly, where lists are compressed."""
 
 QUERIES_AT_ONCE = 2048
 
@@ -91,8 +91,21 @@ class InvertedFile:
             return Neighbours(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
         return Neighbours(np.concatenate([f.ids for f in found]), np.concatenate([f.similarity for f in found]))
 
+    def move_to(self, cells: Cells) -> None:
+        """Take these centres; every spot stays in its cell.
+
+        Parameters
+        ----------
+        cells : Cells
+            As many as there are.
+        """
+        self.cells = cells
+        self._quantizer.reset()
+        self._quantizer.add(np.ascontiguousarray(cells.centres))
+
     def _nearest(self, queries: np.ndarray, k: int) -> Neighbours:
-        wanted = min(len(self), int(np.ceil(k * CANDIDATES))) if self.compressed else k
+        more = max(int(k * CANDIDATES), k + MORE_CANDIDATES)
+        wanted = min(len(self), more) if self.compressed else k
         similarity, ids = self._look(queries, wanted, self.effort.at(k), at_least=k)
         if self.compressed:
             known = ids >= 0

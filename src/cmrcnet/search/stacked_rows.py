@@ -52,6 +52,8 @@ class StackedRows:
         start, stop, step = rows.indices(len(self))
         if step != 1:
             return self._take(np.arange(start, stop, step))
+        if stop <= start:
+            return np.empty((0, self.shape[1]), self.dtype)
         first = int(np.searchsorted(self.ends, start, side="right")) - 1
         last = max(first + 1, int(np.searchsorted(self.ends, stop, side="left")))
         pieces = [
