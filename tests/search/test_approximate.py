@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import BadOption, MissingExtra, RecallTooLow, ShapeMismatch
+from cmrcnet.search import cells as cells_module
 from cmrcnet.search import search_config
 from cmrcnet.search.build import build_search
 from cmrcnet.search.cells import Cells, cells_for
@@ -158,6 +159,13 @@ def test_cells_hold_the_sums_of_their_own_unit_vectors(bank):
         assert cells.counts[cell] == (cell_of_spot == cell).sum()
 
 
+def test_walking_to_a_cell_hardly_ever_ends_next_door(bank, monkeypatch):
+    cells, _ = Cells.learn(bank, 100, seed=0)
+    exactly = cells.assign(bank)
+    monkeypatch.setattr(cells_module, "WALK_FROM", 1)
+    assert (cells.assign(bank) == exactly).mean() > 0.99
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1_000))
 def test_vectors_that_are_taken_out_leave_nothing(seed):
@@ -187,7 +195,7 @@ def test_effort_grows_with_k():
 
 
 def test_cells_grow_as_the_root():
-    assert [cells_for(n) for n in (1, 100, 10_000, 1_000_000, 10**9)] == [1, 12, 200, 2_000, 8_192]
+    assert [cells_for(n) for n in (1, 100, 10_000, 1_000_000, 10**9)] == [1, 12, 200, 2_000, 4_096]
 
 
 class Perfect:

@@ -125,3 +125,18 @@ def test_averages_come_in_blocks_and_equal_those_of_the_whole(seed, k, queries):
         np.testing.assert_array_equal(some_mean, mean[:, columns[place]])
         np.testing.assert_array_equal(some_spread, spread[:, columns[place]])
     assert reached == GENES
+
+
+def test_giving_pages_back_changes_no_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(stacked_columns, "HELD_BYTES", 0)
+    matrix = sparse.random(50, GENES, 0.4, "csc", np.float32, np.random.default_rng(3))
+    whole = matrix.toarray()
+    for name in ("data", "indices"):
+        np.save(tmp_path / f"{name}.npy", getattr(matrix, name))
+        setattr(matrix, name, np.load(tmp_path / f"{name}.npy", mmap_mode="r"))
+    table, given_back = StackedColumns([matrix]), []
+    release = table.release
+    monkeypatch.setattr(table, "release", lambda: given_back.append(1) or release())
+    for _ in range(2):
+        np.testing.assert_array_equal(table.toarray(), whole)
+    assert given_back == [1, 1]

@@ -27,7 +27,7 @@ from cmrcnet.progress import tracked
 from cmrcnet.search.build import build_search
 from cmrcnet.search.search_config import SearchConfig
 from cmrcnet.search.searcher import Searcher
-from cmrcnet.search.stacked_columns import StackedColumns
+from cmrcnet.search.stacked_columns import StackedColumns, own_columns
 from cmrcnet.search.stacked_rows import StackedRows
 from cmrcnet.tissue.section import Cohort
 
@@ -80,10 +80,8 @@ class ReferenceBank:
         if not self.parts:
             raise TooFew("sections in the bank", 0, 1, "name at least one section with measured spots")
         for part in self.parts:
-            if _width(part) != _width(self.parts[0]):
-                raise ShapeMismatch(
-                    f"vectors and scores of section {part.section}", _width(self.parts[0]), _width(part)
-                )
+            if part.widths != self.parts[0].widths:
+                raise ShapeMismatch(f"vectors and scores of section {part.section}", self.parts[0].widths, part.widths)
         twice = sorted({name for name in self.sections if self.sections.count(name) > 1})
         if twice:
             raise BadOption("section", ", ".join(twice), want="each section named once in a bank")
@@ -104,9 +102,8 @@ class ReferenceBank:
     @cached_property
     def genes(self) -> tuple[str, ...]:
         """Every gene that any section lists, in the order in which they name them, first section first."""
-        return tuple(
-            dict.fromkeys(gene for genes in dict.fromkeys(part.genes for part in self.parts) for gene in genes)
-        )
+        lists = dict.fromkeys(part.genes for part in self.parts)
+        return tuple(dict.fromkeys(gene for genes in lists for gene in genes))
 
     @cached_property
     def vectors(self) -> StackedRows:
@@ -116,15 +113,9 @@ class ReferenceBank:
     @cached_property
     def expression(self) -> StackedColumns:
         """Log-normalised expression, (spots, genes) float32: `dense(columns, rows)` lays some of it out."""
-        width = len(self.genes)
-        own = []
-        for part, columns in zip(self.parts, self._columns, strict=True):
-            mine = np.full(width, -1, np.int32)
-            mine[columns] = np.arange(len(part.genes))
-            own.append(mine)
-        return StackedColumns(
-            [part.expression for part in self.parts], own, [part.require_genes for part in self.parts]
-        )
+        own = [own_columns(columns, len(self.genes)) for columns in self._columns]
+        checks = [part.require_genes for part in self.parts]
+        return StackedColumns([part.expression for part in self.parts], own, checks)
 
     @cached_property
     def spots(self) -> pd.DataFrame:
@@ -222,7 +213,7 @@ class ReferenceBank:
             built = None
             if search is not None:
                 built = write_search(draft, build_search(self.vectors, search), self.fingerprint, search.recall)
-            dim, rank = _width(self.parts[0])
+            dim, rank = self.parts[0].widths
             Manifest(self.model_fingerprint, self.target_sum, dim, rank, facts, built).write(draft)
 
     @classmethod
@@ -300,12 +291,7 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
     genes: dict[str, tuple[str, ...]] = {}
     for section in tracked(cohort, "index", unit="sections"):
         part = embed_part(model, section)
-        dim, rank = _width(part)
+        dim, rank = part.widths
         folder = Path(shelf.name) / PARTS / str(len(parts))
         parts.append(BankPart.open(folder, part.write(folder), dim, rank, genes))
     return ReferenceBank(tuple(parts), model.fingerprint, model.panel.target_sum, _shelf=shelf)
-
-
-def _width(part: BankPart) -> tuple[int, int | None]:
-    """Dim and rank."""
-    return part.vectors.shape[1], None if part.scores is None else part.scores.shape[1]

@@ -84,6 +84,11 @@ class BankPart:
     def __len__(self) -> int:
         return len(self.spots)
 
+    @property
+    def widths(self) -> tuple[int, int | None]:
+        """Dim of the vectors and rank of the scores (None without scores): alike in all parts of a bank."""
+        return self.vectors.shape[1], None if self.scores is None else self.scores.shape[1]
+
     @cached_property
     def fingerprint(self) -> str:
         """Name of the content."""

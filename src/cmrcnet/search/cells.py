@@ -22,7 +22,9 @@ SAMPLED_A_CELL = 32
 """Vectors a cell that the division is learnt from."""
 ROUNDS = 8
 """Of k-means."""
-MOST_CELLS = 8192
+MOST_CELLS = 4096
+WALK_FROM = 2048
+"""Cells from which on a spot's cell is found by walking a graph of centres: in a thousand, one or two go next door."""
 
 
 def cells_for(spots: int) -> int:
@@ -101,7 +103,7 @@ class Cells:
         ----------
         vectors : array or StackedRows, shape (rows, dim)
         """
-        quantizer = quantizer_of(self.centres)
+        quantizer = quantizer_of(self.centres) if len(self) < WALK_FROM else _graph_of(self.centres)
         found = [quantizer.search(unit, 1)[1].ravel() for _, unit in unit_blocks(vectors)]
         return np.concatenate(found).astype(np.int32) if found else np.zeros(0, np.int32)
 
@@ -135,6 +137,14 @@ def quantizer_of(centres: np.ndarray):
     quantizer = load_faiss().IndexFlatIP(centres.shape[1])
     quantizer.add(np.ascontiguousarray(centres))
     return quantizer
+
+
+def _graph_of(centres: np.ndarray):
+    faiss = load_faiss()
+    graph = faiss.IndexHNSWFlat(centres.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction, graph.hnsw.efSearch = 100, 64
+    graph.add(np.ascontiguousarray(centres))
+    return graph
 
 
 def unit_blocks(

@@ -1,11 +1,13 @@
 """Sections' expression tables, each gene by gene with genes of its own, read as the one table of all genes.
 
 Nothing is put together: the values of the genes asked for are taken from every section's own file. So a section can
-come and go without another's file being touched, and 50 genes cost the bytes of 50 genes.
+come and go without another's file being touched, and 50 genes cost the bytes of 50 genes. Pages of the mapped files are
+given back now and then, so that reading a large bank from end to end does not fill the memory with it.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -16,6 +18,11 @@ from cmrcnet.errors import ShapeMismatch
 
 _LONG_COLUMN = 1024
 """Values a column from which on columns are laid out one by one; shorter ones many at once."""
+
+HELD_BYTES = 2**29
+"""Bytes of mapped files that are read before their pages are given back."""
+
+_PAGE = 4096
 
 Check = Callable[[int, int], None]
 """Refuses damage in a part's columns `first` to `last` (not included), before they are used."""
@@ -52,6 +59,7 @@ class StackedColumns:
             raise ShapeMismatch("parts", want="one number of genes for all", got=sorted(widths))
         self.ends = np.cumsum([0, *(part.shape[0] for part in self.parts)])
         self.shape, self.dtype = (int(self.ends[-1]), widths.pop()), np.dtype(np.float32)
+        self._held = 0
 
     @classmethod
     def of(cls, expression: object) -> StackedColumns:
@@ -115,13 +123,23 @@ class StackedColumns:
                 continue
             target = into[start:stop] if slot is None else into
             if sparse.issparse(part):
-                _fill_sparse(part, mine[places], places, check, target, slot)
+                self._held += _fill_sparse(part, mine[places], places, check, target, slot)
             elif slot is None:
                 target[:, places] = part[:, mine[places]]
             else:
                 used = np.flatnonzero(slot >= 0)
                 target[slot[used][:, None], places] = part[used[:, None], mine[places]]
+        if self._held > HELD_BYTES:
+            self.release()
         return into
+
+    def release(self) -> None:
+        """Give the pages of mapped files back to the system, which keeps them as long as nobody else needs the room."""
+        self._held = 0
+        for part in self.parts:
+            for array in (part.data, part.indices) if sparse.issparse(part) else ():
+                if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                    array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _fill_sparse(
@@ -131,8 +149,9 @@ def _fill_sparse(
     check: Check | None,
     into: np.ndarray,
     slot: np.ndarray | None,
-) -> None:
-    """Put the columns `mine` of one part at `places`; neighbouring columns are read in one piece."""
+) -> int:
+    """Put the columns `mine` of one part at `places`; neighbouring columns are read in one piece. Bytes touched."""
+    touched = 0
     borders = np.concatenate([[0], np.flatnonzero(np.diff(mine) != 1) + 1, [len(mine)]])
     if part.nnz > _LONG_COLUMN * part.shape[1]:
         borders = np.arange(len(mine) + 1)
@@ -144,6 +163,7 @@ def _fill_sparse(
         ends = part.indptr[low : high + 1]
         entries = slice(int(ends[0]), int(ends[-1]))
         rows, values = part.indices[entries], part.data[entries]
+        touched += max(2 * _PAGE, rows.nbytes + values.nbytes)
         place = places[first] if last == first + 1 else np.repeat(places[first:last], np.diff(ends))
         if slot is not None:
             rows = slot[rows]
@@ -151,6 +171,20 @@ def _fill_sparse(
             rows, values = rows[keep], values[keep]
             place = place if np.ndim(place) == 0 else place[keep]
         into[rows, place] = values
+    return touched
+
+
+def own_columns(columns: np.ndarray, genes: int) -> np.ndarray:
+    """A part's column of every gene, (genes,) int32, -1 where it has none, from the gene of each of its columns.
+
+    Parameters
+    ----------
+    columns : array of int
+    genes : int
+    """
+    own = np.full(genes, -1, np.int32)
+    own[columns] = np.arange(len(columns))
+    return own
 
 
 def csc_of(data: np.ndarray, rows: np.ndarray, ends: np.ndarray, shape: tuple[int, int]) -> sparse.csc_matrix:
