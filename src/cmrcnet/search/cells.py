@@ -142,7 +142,7 @@ def quantizer_of(centres: np.ndarray):
 def _graph_of(centres: np.ndarray):
     faiss = load_faiss()
     graph = faiss.IndexHNSWFlat(centres.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    graph.hnsw.efConstruction, graph.hnsw.efSearch = 100, 64
+    graph.hnsw.efConstruction, graph.hnsw.efSearch = 100, 32
     graph.add(np.ascontiguousarray(centres))
     return graph
 

@@ -20,7 +20,7 @@ from cmrcnet.search.unit import require_query, unit_rows
 CODE_SPAN = 8.0
 """Numbers of a unit vector up to this many times their root mean square, 1/sqrt(dim), have a code; others the last."""
 
-CANDIDATES, MORE_CANDIDATES = 1.5, 16
+CANDIDATES, MORE_CANDIDATES = 1.2, 16
 """Times k, or this many more than k: so many are compared again, exactly, where lists are compressed."""
 
 QUERIES_AT_ONCE = 2048

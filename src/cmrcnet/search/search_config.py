@@ -10,7 +10,7 @@ from cmrcnet.errors import BadOption
 Kind = Literal["exact", "hnsw", "ivf", "ivf-compressed", "auto"]
 KINDS = ("exact", "hnsw", "ivf", "ivf-compressed", "auto")
 
-EXACT_BELOW = 50_000
+EXACT_BELOW = 100_000
 """Spots up to which `auto` searches exactly."""
 
 COMPRESSED_FROM = 500_000
