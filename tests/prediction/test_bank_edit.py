@@ -25,6 +25,7 @@ from cmrcnet.errors import (
     NoSuchFile,
     TooFew,
     UnknownName,
+    Unwritable,
 )
 from cmrcnet.prediction import bank as bank_module
 from cmrcnet.prediction import bank_edit
@@ -277,6 +278,27 @@ def test_what_a_killed_edit_left_goes_with_the_next(model, tmp_path, monkeypatch
     ):
         drop_sections(folder, ["B1"])
     assert len(list((folder / "parts").iterdir())) == 2 and not list(folder.glob(".bank*"))
+
+
+def test_a_bank_that_may_not_be_written_is_refused(model, tmp_path, monkeypatch):
+    build_bank(model, cohort("A1", "B1")).save(tmp_path / "bank")
+    open_path = Path.open
+
+    def forbidden(path, *given, **named):
+        if path.name == bank_edit.LOCK:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_path(path, *given, **named)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(Unwritable, match="bank cannot be written: you may not write there"):
+        drop_sections(tmp_path / "bank", ["A1"])
+
+
+def test_a_users_own_file_in_the_folder_is_let_alone(model, tmp_path):
+    build_bank(model, cohort("A1", "B1")).save(tmp_path / "bank")
+    (tmp_path / "bank" / "notes.txt").write_text("mine")
+    drop_sections(tmp_path / "bank", ["A1"])
+    assert (tmp_path / "bank" / "notes.txt").read_text() == "mine"
 
 
 def test_refusals(model, tmp_path):

@@ -33,9 +33,10 @@ from cmrcnet.errors import (
     RecallTooLow,
     TooFew,
     UnknownName,
+    Unwritable,
 )
 from cmrcnet.prediction.bank import ReferenceBank
-from cmrcnet.prediction.bank_manifest import NAME, PARTS, SEARCH, Manifest
+from cmrcnet.prediction.bank_manifest import PARTS, SEARCH, Manifest
 from cmrcnet.prediction.bank_part import BankPart
 from cmrcnet.prediction.bank_search import arrays_of_cells, rewrite_search, stored_arrays, write_search
 from cmrcnet.prediction.embed_part import embed_part
@@ -184,9 +185,13 @@ def merge_banks(banks: Sequence[ReferenceBank]) -> ReferenceBank:
 
 @contextmanager
 def _editing(folder: Path) -> Iterator[Manifest]:
-    """Hold the bank against other edits, and leave nothing in its folder that its manifest does not name."""
+    """Hold the bank against other edits, and leave no part in its folder that its manifest does not name."""
     Manifest.read(folder)
-    with (folder / LOCK).open("w") as held:
+    try:
+        lock = (folder / LOCK).open("w")
+    except PermissionError as error:
+        raise Unwritable(folder, "you may not write there") from error
+    with lock as held:
         _lock(held, folder)
         manifest = Manifest.read(folder)
         _sweep(folder, manifest)
@@ -209,15 +214,13 @@ def _lock(held: Any, folder: Path) -> None:
 
 
 def _sweep(folder: Path, manifest: Manifest) -> None:
+    """Remove drafts, and the parts and searches that the manifest does not name; a user's own files are let alone."""
     search = set() if manifest.search is None else {manifest.search["name"]}
-    for place, named in (
-        (folder, {NAME, LOCK, PARTS, SEARCH}),
-        (folder / PARTS, {facts["name"] for facts in manifest.parts}),
-        (folder / SEARCH, search),
-    ):
-        for path in place.iterdir() if place.is_dir() else ():
-            if path.name not in named:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    unneeded = [*folder.glob(".*.draft-*")]
+    for place, named in ((folder / PARTS, {facts["name"] for facts in manifest.parts}), (folder / SEARCH, search)):
+        unneeded += [path for path in place.glob("*") if path.name not in named]
+    for path in unneeded:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _finish(folder: Path, before: Manifest, after: Manifest, added: StackedRows | None = None) -> None:
