@@ -39,6 +39,7 @@ import torch
 from scipy import sparse
 
 from cmrcnet.prediction.bank import ReferenceBank
+from cmrcnet.prediction.bank_part import BankPart
 from cmrcnet.prediction.readout import bag_row_sums
 from cmrcnet.search.average import average
 from cmrcnet.search.exact import ExactSearch
@@ -63,10 +64,11 @@ def make_bank(folder: Path) -> None:
         rate = mean[of] * rng.gamma(2, 0.5, (len(of), GENES)) * rng.lognormal(0, 0.5, (len(of), 1))
         counts = rng.poisson(rate).astype(np.float32)
         parts.append(sparse.csr_matrix(np.log1p(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * 1e4)))
-    spots = pd.DataFrame({"section": "S1", "patient": "P1", "barcode": np.arange(BANK).astype(str), "x": 0.0, "y": 0.0})
+    spots = pd.DataFrame({"barcode": np.arange(BANK).astype(str), "x": 0.0, "y": 0.0})
     genes = tuple(f"G{number}" for number in range(GENES))
     expression = sparse.vstack(parts).tocsc().astype(np.float32)
-    ReferenceBank(vectors, expression, genes, spots, np.ones((1, GENES), bool), "benchmark").save(folder / "bank")
+    part = BankPart("S1", "P1", spots, vectors, expression, genes, True)
+    ReferenceBank((part,), "benchmark").save(folder / "bank")
     np.save(folder / "queries.npy", queries)
 
 
@@ -108,7 +110,7 @@ def timed(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list
 def compare(bank: ReferenceBank, queries: np.ndarray, k: int, repeats: int) -> dict:
     """Our way beside the released one for one k."""
     vectors = np.array(bank.vectors)
-    rows = bank.expression.toarray(order="C")
+    rows = bank.expression.toarray()
     ours = our_way(queries, bank, k)
     theirs = released_way(queries, vectors, rows, k)
     # At the k-th place float32 may choose another of two spots that are alike to 7 digits: those queries are counted.
@@ -139,7 +141,7 @@ def ways_of_averaging(bank: ReferenceBank, queries: np.ndarray, k: int, repeats:
     weights = np.full(found.ids.shape, 1 / k, np.float32)
     ends = np.arange(0, found.ids.size + 1, k)
     matrix = sparse.csr_matrix((weights.ravel(), found.ids.ravel(), ends), shape=(len(queries), len(bank)))
-    by_spot = bank.expression.tocsr()
+    by_spot = bank.parts[0].expression.tocsr()
     dense = by_spot.toarray()
     ids, weight, table = torch.from_numpy(found.ids), torch.from_numpy(weights), torch.from_numpy(dense)
     wide = torch.sparse_csr_tensor(*map(torch.from_numpy, (ends, found.ids.ravel(), weights.ravel())), matrix.shape)
@@ -166,7 +168,7 @@ def cost_of_few_genes(bank: ReferenceBank, queries: np.ndarray, repeats: int) ->
     """Averaging 50 genes of the bank, beside a bank that has no more than these."""
     found = ExactSearch(bank.vectors).nearest(queries, 50)
     columns = np.random.default_rng(1).choice(GENES, 50, replace=False)
-    small = sparse.csc_matrix(bank.expression[:, np.sort(columns)])
+    small = sparse.csc_matrix(bank.parts[0].expression[:, np.sort(columns)])
     ways = {
         "50 genes of 3,467": lambda: average(found, bank.expression, columns=columns, row_sums=bag_row_sums),
         "a bank of 50 genes": lambda: average(found, small, row_sums=bag_row_sums),

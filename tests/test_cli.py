@@ -44,7 +44,7 @@ def test_every_flag_arrives_in_its_function(verb):
     signature = spy.__signature__ = inspect.signature(function)
     spy.__annotations__ = hints
     spy.__doc__ = function.__doc__
-    words, wanted = [verb], {}
+    words, wanted = verb.split(), {}
     for name in inspect.signature(function).parameters:
         tokens, value = _sample(hints[name])
         words += [f"--{name.strip('_').replace('_', '-')}", *tokens]
@@ -55,7 +55,7 @@ def test_every_flag_arrives_in_its_function(verb):
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_tells_every_parameter(verb, capsys):
-    assert cli.main([verb, "--help"]) == 0
+    assert cli.main([*verb.split(), "--help"]) == 0
     shown = capsys.readouterr().out
     for name in inspect.signature(cli.VERBS[verb]).parameters:
         assert f"--{name.strip('_').replace('_', '-')}" in shown
@@ -79,6 +79,10 @@ def test_help_tells_every_parameter(verb, capsys):
         (["sweep", "c.csv", "--out", "s"], "one of --over KEY=a,b,c, --preset NAME and --ablate"),
         (["sweep", "c.csv", "--out", "s", "--preset", "magic"], "There is no sweep preset 'magic'"),
         (["sweep", "c.csv", "--out", "s", "--preset", "k", "--only", "k=11"], "There is no cell 'k=11'"),
+        (["index", "m", "c.csv", "--out", "b", "--recall", "1.5"], "recall is 1.5; wanted a share"),
+        (["index", "m", "c.csv", "--out", "b", "--search", "ivf", "--breadth", "9"], "it belongs to hnsw"),
+        (["bank", "drop", "nowhere", "P1"], "The bank nowhere does not exist"),
+        (["bank", "list", "nowhere"], "The bank nowhere does not exist"),
         (["transfer", "a.csv", "b.csv", "--out", "t"], "a.csv"),
     ],
 )

@@ -141,6 +141,54 @@ def test_a_bank_of_another_model(place, tmp_path, capsys):
     assert not (tmp_path / "p.h5ad").exists()
 
 
+def test_a_bank_is_edited_and_predicts_as_one_built_afresh(place, tmp_path, capsys):
+    csv, model, bank = place / "cohort" / "cohort.csv", place / "model", tmp_path / "bank"
+
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        assert cli.main([str(word) for word in words]) == 0
+        return capsys.readouterr().out
+
+    run("index", model, csv, "--out", bank, "--without", "P3", "--search", "ivf", "--recall", "0.9")
+    said = run("bank", "list", bank)
+    assert "P1S1" in said and "searched by ivf, which found" in said and "held-out queries among 80 spots" in said
+    assert "Dropped from" in run("bank", "drop", bank, "P1")
+    assert "P1" not in run("bank", "list", bank).replace(str(bank), "")
+    assert "Added to" in run("bank", "add", bank, model, csv, "--only", "P1")
+    run("bank", "drop", bank, "P2S1")
+    run("bank", "add", bank, model, csv, "--only", "P2S1")
+    assert "searched exactly" in run("bank", "search", bank, "--search", "exact")
+    tables = {}
+    for name, folder in (("edited", bank), ("fresh", place / "bank")):
+        out = tmp_path / f"{name}.h5ad"
+        run("predict", model, csv, "--section", "P3S1", "--bank", folder, "--out", out)
+        tables[name] = anndata.read_h5ad(out)
+    np.testing.assert_array_equal(tables["edited"].X, tables["fresh"].X)
+    run("bank", "merge", bank, place / "bank", "--out", tmp_path / "both", "--search", "exact")
+    assert "80 spots" in run("bank", "list", tmp_path / "both")
+
+
+def test_what_a_bank_cannot_do_is_said_in_one_sentence(place, tmp_path, capsys):
+    csv, model, bank = place / "cohort" / "cohort.csv", place / "model", tmp_path / "bank"
+    shutil.copytree(place / "bank", bank)
+    predict = ["predict", model, csv, "--section", "P3S1", "--bank", bank, "--out", tmp_path / "p.h5ad"]
+    assert "k is 81; wanted at most 80, the number of spots in" in _refused([*predict, "--k", 81], capsys)
+    (tmp_path / "none.txt").write_text("")
+    assert "0 genes to predict" in _refused([*predict, "--genes", tmp_path / "none.txt"], capsys)
+    words = ["index", model, csv, "--out", tmp_path / "b", "--search", "ivf", "--probes", 1, "--recall", 1]
+    said = _refused(words, capsys)
+    assert "raise --probes" in said and not (tmp_path / "b").exists()
+    assert "no section or patient in the bank 'P9'; known: P1" in _refused(["bank", "drop", bank, "P9"], capsys)
+    assert "only is 'P9'; wanted a section" in _refused(["bank", "add", bank, model, csv, "--only", "P9"], capsys)
+    assert "section is 'P1S1'" in _refused(["bank", "add", bank, model, csv, "--only", "P1"], capsys)
+    [block, *_] = sorted((bank / "parts").glob("*/expression_data.npy"))
+    content = block.read_bytes()
+    block.write_bytes(content[:-14] + bytes([content[-14] ^ 1]) + content[-13:])
+    said = _refused(predict, capsys)
+    assert "the expression of gene" in said and "is corrupt; take the section out (cmrcnet bank drop" in said
+    assert not (tmp_path / "p.h5ad").exists()
+
+
 def test_unknown_scale_and_unknown_gene_and_no_picture(place, tmp_path, capsys):
     picture = place / "cohort" / "P3S1.jpg"
     words = ["predict", place / "model", picture, "--bank", place / "bank", "--out", tmp_path / "p.h5ad"]

@@ -16,6 +16,11 @@ VERBS: dict[str, Callable] = {
     "inspect": workflows.inspect,
     "train": workflows.train,
     "index": workflows.index,
+    "bank add": workflows.bank_add,
+    "bank drop": workflows.bank_drop,
+    "bank list": workflows.bank_list,
+    "bank merge": workflows.bank_merge,
+    "bank search": workflows.bank_search,
     "predict": workflows.predict,
     "export": workflows.export,
     "evaluate": workflows.evaluate,
@@ -27,6 +32,8 @@ VERBS: dict[str, Callable] = {
     "encoders": workflows.encoders,
     "doctor": doctor.doctor,
 }
+
+GROUPS = {"bank": "Look into a reference bank, add to it, take out of it."}
 
 ABOUT = """Predict spatial gene expression from H&E, with the measured tissue behind every prediction.
 
@@ -96,7 +103,13 @@ def _app(verbs: Mapping[str, Callable]):
         suppress_keyboard_interrupt=False,
     )
     for place, (name, verb) in enumerate(verbs.items()):
-        app.command(verb, name=name, sort_key=place)
+        *group, last = name.split()
+        if group and group[0] not in app:
+            about = GROUPS.get(group[0], "")
+            app.command(
+                App(name=group[0], help=about, help_format="plaintext", default_parameter=plain, sort_key=place)
+            )
+        (app[group[0]] if group else app).command(verb, name=last, sort_key=place)
     return app
 
 

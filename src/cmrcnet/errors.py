@@ -331,6 +331,32 @@ class ForeignBank(CmrcnetError, ValueError):
         )
 
 
+class RecallTooLow(CmrcnetError, ValueError):
+    """A search index that finds fewer of the true neighbours than was asked for."""
+
+    def __init__(self, kind: str, k: int, found: float, wanted: float, parameter: str, value: int) -> None:
+        super().__init__(
+            f"The {kind} index finds {found:.3f} of the {k} nearest spots with {parameter} {value}, and {wanted:g} was "
+            f"asked for; raise --{parameter}, leave it out to have it found, or take --search exact."
+        )
+
+
+class ForeignIndex(CmrcnetError, ValueError):
+    """A search index that was made for another bank."""
+
+    def __init__(self, bank: object, why: str) -> None:
+        super().__init__(
+            f"The search index in {bank} does not match its bank: {why}; make it anew: cmrcnet bank search {bank}"
+        )
+
+
+class BankInUse(CmrcnetError, OSError):
+    """A bank that somebody else is editing."""
+
+    def __init__(self, bank: object, why: str) -> None:
+        super().__init__(f"The bank {bank} {why}; wait until that is done and run again.")
+
+
 class DamagedArtefact(CmrcnetError, ValueError):
     """A model, bank or run folder that is incomplete, or of a format that this version does not read."""
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from cmrcnet.evaluation.protocol import EvaluationRun
     from cmrcnet.readers.inspection import Inspection
+    from cmrcnet.search.search_config import SearchConfig
     from cmrcnet.tissue.section import Cohort
 
 
@@ -102,7 +103,18 @@ def train(
     return out
 
 
-def index(model: Path, cohort: Path, *, out: Path, without: list[str] | None = None, overwrite: bool = False) -> Path:
+def index(
+    model: Path,
+    cohort: Path,
+    *,
+    out: Path,
+    without: list[str] | None = None,
+    search: Literal["exact", "hnsw", "ivf", "ivf-compressed", "auto"] = "auto",
+    recall: float = 0.95,
+    probes: int | None = None,
+    breadth: int | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Build the reference bank: every measured spot's embedding and full expression.
 
     Parameters
@@ -115,9 +127,19 @@ def index(model: Path, cohort: Path, *, out: Path, without: list[str] | None = N
         Bank folder to write.
     without : list of str, optional
         Sections or patients to leave out of the bank.
+    search : {"exact", "hnsw", "ivf", "ivf-compressed", "auto"}
+        How the nearest spots are found. auto: exactly in a small bank, by an inverted file in a large one. All but
+        exact need: pip install 'cmrcnet[ann]'
+    recall : float
+        Share of the true nearest spots that an approximate search must find; measured on held-out spots.
+    probes : int, optional
+        ivf: cells looked into; found by trying when left out.
+    breadth : int, optional
+        hnsw: candidates kept while walking; found by trying when left out.
     overwrite : bool
         Replace OUT.
     """
+    plan = _search_plan(search, recall, probes, breadth)
     refuse_existing(out, overwrite)
 
     from cmrcnet.encoding.token_cache import TokenCache
@@ -128,9 +150,140 @@ def index(model: Path, cohort: Path, *, out: Path, without: list[str] | None = N
     trained = TrainedModel.load(model)
     sections = _leave_out(read_cohort(cohort, controls=trained.recipe.panel.controls), without)
     bank = build_bank(trained, sections, cache=TokenCache.default())
-    bank.save(out, overwrite=overwrite)
+    bank.save(out, overwrite=overwrite, search=plan)
     print(f"Bank written to {lasting(out)} ({_so_many((len(bank), 'spot'), (len(bank.genes), 'gene'))}).")
     return out
+
+
+def bank_add(bank: Path, model: Path, cohort: Path, *, only: list[str] | None = None) -> Path:
+    """Add sections to a bank, without retraining.
+
+    Parameters
+    ----------
+    bank : Path
+        Bank folder; edited in place, and readers of it are not disturbed.
+    model : Path
+        The model that made the bank.
+    cohort : Path
+        A cohort.csv.
+    only : list of str, optional
+        Sections or patients of the cohort to add; all when left out.
+    """
+    from cmrcnet.model.trained_model import TrainedModel
+    from cmrcnet.prediction.bank_edit import add_sections
+    from cmrcnet.prediction.bank_manifest import Manifest
+    from cmrcnet.readers.cohort import read_cohort
+
+    Manifest.read(bank)
+    trained = TrainedModel.load(model)
+    sections = read_cohort(cohort, controls=trained.recipe.panel.controls)
+    if only:
+        others = set(sections.sections) - set(_sections_named(sections, only, "only"))
+        sections = sections.without([section for section in sections.sections if section in others])
+    added = add_sections(bank, trained, sections)
+    print(f"Added to {bank}: {', '.join(added)}. It holds {Manifest.read(bank).spots:,} spots now.")
+    return bank
+
+
+def bank_drop(bank: Path, names: list[str]) -> Path:
+    """Take sections or patients out of a bank; nothing of them is left in its folder.
+
+    Parameters
+    ----------
+    bank : Path
+        Bank folder; edited in place. Copies of it, backups and prediction tables made with it are not touched.
+    names : list of str
+        Sections, or patients: all their sections.
+    """
+    from cmrcnet.prediction.bank_edit import drop_sections
+    from cmrcnet.prediction.bank_manifest import Manifest
+
+    dropped = drop_sections(bank, names)
+    print(f"Dropped from {bank}: {', '.join(dropped)}. It holds {Manifest.read(bank).spots:,} spots now.")
+    return bank
+
+
+def bank_list(bank: Path) -> None:
+    """List the sections of a bank, and how it is searched.
+
+    Parameters
+    ----------
+    bank : Path
+        Bank folder.
+    """
+    from cmrcnet.prediction.bank_manifest import Manifest
+
+    manifest = Manifest.read(bank)
+    print(f"{'section':24}{'patient':24}{'spots':>10}{'genes':>10}")
+    for facts in manifest.parts:
+        print(f"{facts['section']:24}{facts['patient']:24}{facts['spots']:>10,}{facts['genes']:>10,}")
+    print(f"{len(manifest.parts)} sections, {manifest.spots:,} spots; {manifest.search_text()}.")
+
+
+def bank_merge(
+    banks: list[Path],
+    *,
+    out: Path,
+    search: Literal["exact", "hnsw", "ivf", "ivf-compressed", "auto"] = "auto",
+    recall: float = 0.95,
+    overwrite: bool = False,
+) -> Path:
+    """Put several banks of one model together; a section that several hold alike counts once.
+
+    Parameters
+    ----------
+    banks : list of Path
+        Bank folders; they stay as they are.
+    out : Path
+        Bank folder to write.
+    search : {"exact", "hnsw", "ivf", "ivf-compressed", "auto"}
+        As in `cmrcnet index`.
+    recall : float
+        As in `cmrcnet index`.
+    overwrite : bool
+        Replace OUT.
+    """
+    plan = _search_plan(search, recall, None, None)
+    refuse_existing(out, overwrite)
+
+    from cmrcnet.prediction.bank import ReferenceBank
+    from cmrcnet.prediction.bank_edit import merge_banks
+
+    merged = merge_banks([ReferenceBank.load(bank) for bank in banks])
+    merged.save(out, overwrite=overwrite, search=plan)
+    print(f"Bank written to {out} ({len(merged):,} spots, {len(merged.genes):,} genes).")
+    return out
+
+
+def bank_search(
+    bank: Path,
+    *,
+    search: Literal["exact", "hnsw", "ivf", "ivf-compressed", "auto"] = "auto",
+    recall: float = 0.95,
+    probes: int | None = None,
+    breadth: int | None = None,
+) -> Path:
+    """Give a bank another search, or make its own anew.
+
+    Parameters
+    ----------
+    bank : Path
+        Bank folder; edited in place.
+    search : {"exact", "hnsw", "ivf", "ivf-compressed", "auto"}
+        As in `cmrcnet index`.
+    recall : float
+        As in `cmrcnet index`.
+    probes : int, optional
+        As in `cmrcnet index`.
+    breadth : int, optional
+        As in `cmrcnet index`.
+    """
+    plan = _search_plan(search, recall, probes, breadth)
+
+    from cmrcnet.prediction.bank_edit import search_anew
+
+    print(f"{bank}: {search_anew(bank, plan).search_text()}.")
+    return bank
 
 
 def predict(
@@ -728,15 +881,26 @@ def _recipe(name: str, settings: list[str] | None) -> Recipe:
     return Recipe.load(name).override(given)
 
 
+def _search_plan(search: str, recall: float, probes: int | None, breadth: int | None) -> SearchConfig:
+    from cmrcnet.search.search_config import SearchConfig
+
+    return SearchConfig(kind=search, recall=recall, probes=probes, breadth=breadth)
+
+
 def _leave_out(cohort: Cohort, names: list[str] | None) -> Cohort:
     """The cohort without these sections or patients."""
-    dropped = []
-    for name in names or []:
+    return cohort.without(_sections_named(cohort, names or [], "without"))
+
+
+def _sections_named(cohort: Cohort, names: list[str], option: str) -> list[str]:
+    """Sections that are named by themselves or by their patient."""
+    found = []
+    for name in names:
         of_patient = [section for section in cohort.sections if cohort.patient_of(section) == name]
         if not of_patient and name not in cohort.sections:
-            raise BadOption("without", name, f"a section or patient of {cohort.name}")
-        dropped += of_patient or [name]
-    return cohort.without(dropped)
+            raise BadOption(option, name, f"a section or patient of {cohort.name}")
+        found += of_patient or [name]
+    return found
 
 
 def _where_to_predict(slide: Path, section: str | None, spots: Path | None, um_per_px: float | None):

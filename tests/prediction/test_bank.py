@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from scipy import sparse
 from cmrcnet.encoding.token_cache import TokenCache
 from cmrcnet.errors import (
     BadCounts,
+    BadOption,
     DamagedArtefact,
     DiskFull,
     ForeignBank,
@@ -24,20 +27,27 @@ from cmrcnet.errors import (
     TooFew,
 )
 from cmrcnet.expression.normalize import normalize
-from cmrcnet.prediction import spool
 from cmrcnet.prediction.bank import ReferenceBank, build_bank
 from cmrcnet.tissue.section import Cohort
 from tests.prediction.small_model import GENES, small_cohort, small_model, small_section
 
-FILES = (
-    "bank.json",
+PART_FILES = (
     "spots.csv.gz",
+    "genes.json",
     "vectors.npy",
-    "measured.npy",
+    "gene_checks.npy",
     "expression_data.npy",
-    "expression_indices.npy",
-    "expression_indptr.npy",
+    "expression_rows.npy",
+    "expression_ends.npy",
 )
+
+
+def part_folder(bank: ReferenceBank, folder: Path, number: int = 0) -> Path:
+    return folder / "parts" / bank.parts[number].fingerprint
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def dense(bank: ReferenceBank) -> np.ndarray:
@@ -56,7 +66,7 @@ def test_it_holds_every_spot_with_every_gene(model, bank):
     cohort = small_cohort()
     assert bank.genes == (*GENES[:10], "NEW1", *GENES[10:])  # order of first appearance
     np.testing.assert_array_equal(dense(bank), np.vstack([by_name(section, bank.genes) for section in cohort]))
-    assert bank.expression.dtype == np.float32 and bank.expression.format == "csc"
+    assert bank.expression.dtype == np.float32 and {part.expression.format for part in bank.parts} == {"csc"}
     wanted = np.concatenate([model.embed_expression(model.panel.select(section)) for section in cohort])
     np.testing.assert_array_equal(bank.vectors, wanted)
     np.testing.assert_allclose(np.linalg.norm(bank.vectors, axis=1), 1, rtol=1e-5)
@@ -81,14 +91,6 @@ def test_it_knows_which_section_measured_what(bank):
     assert lacking == ["GENE7", "GENE8", "NEW1"]
 
 
-@pytest.mark.parametrize("at_once", [1, 20, 57])
-def test_turning_it_gene_by_gene_in_parts_changes_nothing(model, bank, monkeypatch, at_once):
-    monkeypatch.setattr(spool, "AT_ONCE", at_once)
-    parts = build_bank(model, small_cohort())
-    for name in ("data", "indices", "indptr"):
-        np.testing.assert_array_equal(getattr(parts.expression, name), getattr(bank.expression, name))
-
-
 def test_each_section_to_its_own_median():
     model = small_model(target_sum="median")
     bank = build_bank(model, small_cohort())
@@ -108,10 +110,12 @@ def test_saving_and_loading_change_no_number(bank, tmp_path):
     assert again.spots.equals(bank.spots)
     assert (again.genes, again.target_sum, again.model_fingerprint) == (bank.genes, 10_000.0, bank.model_fingerprint)
     assert again.fingerprint == bank.fingerprint
-    again.__dict__.pop("fingerprint")
+    for thing in (again, *again.parts):
+        thing.__dict__.pop("fingerprint")
     assert again.fingerprint == bank.fingerprint  # not only remembered: the content gives it
-    assert isinstance(again.vectors, np.memmap) and isinstance(again.expression.data, np.memmap)
-    assert isinstance(again.expression.indices, np.memmap)
+    for part in again.parts:
+        assert isinstance(part.vectors, np.memmap) and isinstance(part.expression.data, np.memmap)
+        assert isinstance(part.expression.indices, np.memmap)
 
 
 def test_names_that_look_like_numbers_or_nothing_come_back_as_text(model, tmp_path):
@@ -123,12 +127,13 @@ def test_names_that_look_like_numbers_or_nothing_come_back_as_text(model, tmp_pa
     assert tuple(spots["barcode"]) == ("1", "2.0", "nan", "", "NULL", "é", '"x,y"', "a b", "8")
 
 
-def test_the_same_bank_is_the_same_bytes(model, tmp_path):
+def test_the_same_bank_is_the_same_bytes(model, bank, tmp_path):
     for name in ("one", "two"):
         build_bank(model, small_cohort()).save(tmp_path / name)
-    for file in FILES:
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == sorted(FILES)
+    one = files_of(tmp_path / "one")
+    assert one == files_of(tmp_path / "two")
+    wanted = {f"parts/{part.fingerprint}/{file}" for part in bank.parts for file in PART_FILES}
+    assert set(one) == {"bank.json"} | wanted
 
 
 def test_a_loaded_bank_can_be_saved_elsewhere_and_over_itself(bank, tmp_path):
@@ -141,11 +146,11 @@ def test_a_loaded_bank_can_be_saved_elsewhere_and_over_itself(bank, tmp_path):
         assert ReferenceBank.load(tmp_path / place).fingerprint == bank.fingerprint
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", ("bank.json", *PART_FILES))
 @pytest.mark.parametrize("damage", ["missing", "cut short", "changed"])
 def test_damage_is_seen_and_named(bank, tmp_path, file, damage):
     bank.save(tmp_path / "bank")
-    path = tmp_path / "bank" / file
+    path = tmp_path / "bank" / file if file == "bank.json" else part_folder(bank, tmp_path / "bank", 1) / file
     content = path.read_bytes()
     if damage == "missing":
         path.unlink()
@@ -155,15 +160,37 @@ def test_damage_is_seen_and_named(bank, tmp_path, file, damage):
         middle = content.index(b"A1") if file == "bank.json" else len(content) - 14
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     time.sleep(0.01)  # a clock that ticks coarsely must not hide the change
-    with pytest.raises(DamagedArtefact, match=rf"{file} .*; build it again: cmrcnet index MODEL COHORT.csv --out BANK"):
-        ReferenceBank.load(tmp_path / "bank")
+    of_section = "" if file == "bank.json" else " of section A2"
+    what = f"{file}{of_section} (is|was) (missing|cut short|changed)"
+    if damage == "changed" and file in ("expression_data.npy", "expression_rows.npy"):
+        what = r"the expression of gene GENE\d+ in section A2 is corrupt"  # seen where it is read
+    with pytest.raises(DamagedArtefact, match=rf"bank is not whole: {what}.*; .*cmrcnet index MODEL COHORT.csv"):
+        ReferenceBank.load(tmp_path / "bank").expression.toarray()
+
+
+def test_a_corrupt_gene_does_not_keep_from_reading_the_others(bank, tmp_path):
+    bank.save(tmp_path / "bank")
+    path = part_folder(bank, tmp_path / "bank", 2) / "expression_data.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-14] + bytes([content[-14] ^ 1]) + content[-13:])  # the last gene of B1
+    again = ReferenceBank.load(tmp_path / "bank")
+    last = bank.genes.index(bank.parts[2].genes[-1])
+    others = np.delete(np.arange(len(bank.genes)), last)
+    np.testing.assert_array_equal(again.expression.dense(others), bank.expression.dense(others))
+    with pytest.raises(
+        DamagedArtefact, match=rf"gene {bank.genes[last]} in section B1 is corrupt; take the section out"
+    ):
+        again.expression.dense(np.array([last]))
+    with pytest.raises(DamagedArtefact, match="is corrupt"):
+        again.save(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_a_bank_of_another_format_is_refused(bank, tmp_path):
     bank.save(tmp_path / "bank")
     path = tmp_path / "bank" / "bank.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    with pytest.raises(DamagedArtefact, match="its format is 2, and this version reads 1"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    with pytest.raises(DamagedArtefact, match="its format is 1, and this version reads 2"):
         ReferenceBank.load(tmp_path / "bank")
     path.write_text("[]")
     with pytest.raises(DamagedArtefact, match="its format is None"):
@@ -179,7 +206,7 @@ def test_a_full_disk_leaves_nothing(bank, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("cmrcnet.prediction.bank._sha256", full)  # asked for when all else is written
+    monkeypatch.setattr("cmrcnet.prediction.bank_part._sha256", full)  # asked for when all else is written
     with pytest.raises(DiskFull, match="nothing half-written is left"):
         bank.save(tmp_path / "bank")
     assert list(tmp_path.iterdir()) == []
@@ -227,7 +254,25 @@ def test_counts_that_are_none_are_refused(model):
 
 
 def test_parts_that_do_not_fit_are_refused(bank):
-    parts = {name: getattr(bank, name) for name in ("vectors", "expression", "genes", "spots", "measured")}
-    for name, value in (("vectors", bank.vectors[1:]), ("genes", bank.genes[1:]), ("measured", bank.measured[1:])):
-        with pytest.raises(ShapeMismatch, match="of the bank has shape"):
-            ReferenceBank(**(parts | {name: value}), model_fingerprint="m")
+    part = bank.parts[0]
+    for name, value in (("vectors", part.vectors[1:]), ("genes", part.genes[1:])):
+        with pytest.raises(ShapeMismatch, match="of section A1 has shape"):
+            replace(part, **{name: value})
+    narrow = replace(bank.parts[1], vectors=bank.parts[1].vectors[:, 1:])
+    with pytest.raises(ShapeMismatch, match="vectors and scores of section A2"):
+        ReferenceBank((part, narrow), "m")
+    with pytest.raises(BadOption, match="section is 'A1'; wanted each section named once"):
+        ReferenceBank((part, part), "m")
+    with pytest.raises(TooFew, match="0 sections in the bank"):
+        ReferenceBank((), "m")
+
+
+def test_vectors_that_are_not_finite_are_refused(model, monkeypatch):
+    def broken(self, expression):
+        vectors = np.ones((expression.shape[0], 3), np.float32)
+        vectors[4, 1] = np.nan
+        return vectors, None
+
+    monkeypatch.setattr(type(model), "embed_section", broken)
+    with pytest.raises(BadOption, match=r"vector of spot number 5 of section A1 \(1 in all\) is 'not finite"):
+        build_bank(model, small_cohort())

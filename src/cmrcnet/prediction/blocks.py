@@ -12,8 +12,8 @@ from cmrcnet.prediction.plan import PredictionPlan
 from cmrcnet.prediction.readout import read_out
 from cmrcnet.progress import metered
 from cmrcnet.search.average import average
-from cmrcnet.search.exact import ExactSearch
 from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.searcher import Searcher
 
 BLOCK_BYTES = 1 << 27
 """Size of one block's predicted expression, about; a handful of such arrays are in memory at once."""
@@ -69,7 +69,7 @@ def predict_blocks(plan: PredictionPlan, features: PlaceFeatures, *, start: int 
     PredictionBlock
         In the order of the places, to the last.
     """
-    search = ExactSearch(plan.bank.vectors)
+    search = plan.bank.searcher()
     count, step = len(plan.places), places_at_once(len(plan.columns))
     with metered(f"predict {plan.slide.name}", count, "places") as meter:
         meter.advance(start)
@@ -79,7 +79,7 @@ def predict_blocks(plan: PredictionPlan, features: PlaceFeatures, *, start: int 
             meter.advance(rows.stop - rows.start)
 
 
-def _block(plan: PredictionPlan, features: PlaceFeatures, search: ExactSearch, rows: slice) -> PredictionBlock:
+def _block(plan: PredictionPlan, features: PlaceFeatures, search: Searcher, rows: slice) -> PredictionBlock:
     queries, reduced = features.take(rows)
     neighbours = search.nearest(queries, plan.readout.k)
     return PredictionBlock(rows, *_expression(plan, neighbours, reduced), neighbours)

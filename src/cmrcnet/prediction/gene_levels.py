@@ -9,19 +9,17 @@ measured it)::
 
 and a gene's prediction is ``level + scores @ loadings``. The level of a slide that was never measured is not known:
 the mean of the bank's sections is the honest guess, and errors (MSE, pooled correlations) feel it while correlations
-within a section do not.
+within a section do not. All of it follows from sums over each section (`SectionMoments`), which are kept with the
+section: a bank that lost or gained one is fitted anew without reading the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
-
-from cmrcnet.prediction.spool import csc_of
-
-_VALUES_AT_A_TIME = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,53 +59,66 @@ class GeneLevels:
         return np.maximum(guess + self.level[columns], 0).astype(np.float32)
 
 
-def gene_levels(
-    expression: sparse.csc_matrix, scores: np.ndarray, section_of_spot: np.ndarray, measured: np.ndarray
-) -> GeneLevels:
-    """Fit them over a bank, a block of genes at a time.
+@dataclass(frozen=True, eq=False)
+class SectionMoments:
+    """What one section has to say about the levels: sums over its spots, in float64.
 
     Parameters
     ----------
-    expression : scipy.sparse.csc_matrix, shape (spots, genes)
-        May be memory-mapped.
-    scores : array, shape (spots, rank)
-    section_of_spot : array of int, shape (spots,)
+    spots : int
+    gram : numpy.ndarray, shape (rank, rank)
+        S^T S.
+    products : numpy.ndarray, shape (rank, genes)
+        S^T E, of the section's own genes.
+    sums, squares : numpy.ndarray, shape (genes,)
+        Of E.
+    """
+
+    spots: int
+    gram: np.ndarray
+    products: np.ndarray
+    sums: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def of(cls, expression: sparse.csc_matrix, scores: np.ndarray) -> SectionMoments:
+        """Of one section's (spots, genes) expression and (spots, rank) scores."""
+        wanted = np.asarray(scores, np.float64)
+        ones = np.ones(len(wanted))
+        return cls(
+            spots=len(wanted),
+            gram=wanted.T @ wanted,
+            products=np.ascontiguousarray(np.asarray(expression.T @ wanted).T),
+            sums=np.asarray(expression.T @ ones),
+            squares=np.asarray(expression.astype(np.float64).power(2).T @ ones),
+        )
+
+
+def gene_levels(moments: Sequence[SectionMoments], columns: Sequence[np.ndarray], measured: np.ndarray) -> GeneLevels:
+    """Fit them over a bank from what each of its sections has to say; nobody's expression is read again.
+
+    Parameters
+    ----------
+    moments : sequence of SectionMoments
+    columns : sequence of arrays of int
+        Of each section, the bank's column of each of its own genes.
     measured : array of bool, shape (sections, genes)
         Sections that did not measure a gene have no say in it.
     """
-    spots, genes = expression.shape
-    sections, rank = len(measured), scores.shape[1]
-    wanted = np.asarray(scores, np.float64)
-    member = sparse.csr_matrix((np.ones(spots), (np.arange(spots), section_of_spot)), shape=(spots, sections))
-    size = np.asarray(member.sum(axis=0)).ravel()
-    grams = np.stack([wanted[section_of_spot == s].T @ wanted[section_of_spot == s] for s in range(sections)])
-    level, deviation = np.zeros(genes, np.float32), np.zeros(genes, np.float32)
+    genes, rank = measured.shape[1], len(moments[0].gram)
+    level, around, products = np.zeros(genes), np.zeros(genes), np.zeros((rank, genes))
+    for each, mine in zip(moments, columns, strict=True):
+        level[mine] += each.sums / each.spots
+        around[mine] += each.squares - each.sums**2 / each.spots
+        products[:, mine] += each.products
+    size = np.array([each.spots for each in moments])
+    seen = measured.sum(axis=0)
     loadings = np.zeros((rank, genes), np.float32)
-    patterns, pattern_of = np.unique(measured.T, axis=0, return_inverse=True)
-    pattern_of = pattern_of.reshape(-1)
-    ends = np.asarray(expression.indptr, np.int64)
-    first = 0
-    while first < genes:
-        last = max(first + 1, int(np.searchsorted(ends, ends[first] + _VALUES_AT_A_TIME, side="right")) - 1)
-        values = slice(int(ends[first]), int(ends[last]))
-        block = csc_of(
-            np.asarray(expression.data[values]),
-            np.asarray(expression.indices[values]),
-            ends[first : last + 1] - ends[first],
-            (spots, last - first),
-        )
-        right = np.asarray(block.T @ wanted)
-        sums = np.asarray((block.T @ member).todense())
-        squares = np.asarray((block.power(2).T @ member).todense())
-        around = squares - sums**2 / size
-        of_block = pattern_of[first:last]
-        for number in np.unique(of_block):
-            sees, which = patterns[number], np.flatnonzero(of_block == number)
-            if not sees.any():
-                continue
-            level[first + which] = (sums[which][:, sees] / size[sees]).mean(axis=1)
-            deviation[first + which] = np.sqrt(np.maximum(around[which][:, sees].sum(axis=1), 0) / size[sees].sum())
-            fit = np.linalg.lstsq(grams[sees].sum(axis=0), right[which].T, rcond=None)[0]
-            loadings[:, first + which] = fit
-        first = last
-    return GeneLevels(level, deviation, loadings)
+    patterns, pattern_of = np.unique(measured, axis=1, return_inverse=True)
+    for number, sees in enumerate(patterns.T):
+        if sees.any():
+            which = np.flatnonzero(pattern_of.reshape(-1) == number)
+            gram = np.sum([each.gram for each, there in zip(moments, sees, strict=True) if there], axis=0)
+            loadings[:, which] = np.linalg.lstsq(gram, products[:, which], rcond=None)[0]
+    deviation = np.sqrt(np.maximum(around, 0) / np.maximum(size @ measured, 1))
+    return GeneLevels((level / np.maximum(seen, 1)).astype(np.float32), deviation.astype(np.float32), loadings)

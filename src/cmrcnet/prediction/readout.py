@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch.nn.functional import embedding_bag
 
 from cmrcnet.prediction.bank import ReferenceBank
 from cmrcnet.recipe import ReadoutConfig
-from cmrcnet.search.average import RowSums, average
+from cmrcnet.search.average import RowSums, average, average_blocks
 from cmrcnet.search.neighbours import Neighbours
 
 
@@ -33,6 +35,37 @@ def read_out(
         NaN where no neighbour's section measured the gene.
     """
     return average(
+        neighbours,
+        bank.expression,
+        weighting=config.weighting,
+        temperature=config.temperature,
+        columns=columns,
+        section_of_spot=bank.section_of_spot,
+        measured=bank.measured,
+        row_sums=bag_row_sums,
+    )
+
+
+def read_out_blocks(
+    neighbours: Neighbours, bank: ReferenceBank, config: ReadoutConfig, columns: np.ndarray | None = None
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
+    """As `read_out`, some genes of all queries at a time, for predictions that do not fit in memory.
+
+    Parameters
+    ----------
+    neighbours : Neighbours
+    bank : ReferenceBank
+    config : ReadoutConfig
+    columns : array of int, optional
+        As in `read_out`.
+
+    Yields
+    ------
+    place : slice
+        Of `columns` (of all genes without it), one behind the other.
+    mean, spread : numpy.ndarray, shape (queries, genes of the slice), float32
+    """
+    return average_blocks(
         neighbours,
         bank.expression,
         weighting=config.weighting,

@@ -12,7 +12,7 @@ and memory does not grow with the number of genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -20,9 +20,17 @@ from scipy import sparse
 
 from cmrcnet.errors import BadOption, ShapeMismatch
 from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.stacked_columns import StackedColumns
+from cmrcnet.search.stacked_rows import StackedRows
 
 BLOCK_BYTES = 2**24
 """Size of a dense block of genes."""
+
+LEAST_GENES = 16
+"""Genes of a block at least: as many float32 fill a line of the cache, which is read whole anyway."""
+
+USED_SHARE = 0.5
+"""Where fewer of the bank's spots are neighbours than this share, only these are laid out."""
 
 FAINTEST = -60.0
 """Least log weight beside the nearest neighbour's: less would vanish in float32 where only far neighbours count."""
@@ -36,7 +44,7 @@ RowSums = Callable[[np.ndarray], np.ndarray]
 
 def average(
     neighbours: Neighbours,
-    expression: sparse.spmatrix | np.ndarray,
+    expression: StackedColumns | StackedRows | sparse.spmatrix | np.ndarray,
     *,
     weighting: Literal["mean", "similarity"] = "mean",
     temperature: float = 0.1,
@@ -45,7 +53,7 @@ def average(
     measured: np.ndarray | None = None,
     with_spread: bool = True,
     row_sums: Callable[[np.ndarray, np.ndarray, int], RowSums] | None = None,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Average the neighbours' expression.
 
@@ -53,7 +61,7 @@ def average(
     ----------
     neighbours : Neighbours
         (queries, k) rows of the bank.
-    expression : scipy.sparse.csc_matrix or array, shape (bank, genes), float32
+    expression : StackedColumns, StackedRows, scipy.sparse.csc_matrix or array, shape (bank, genes), float32
         May be memory-mapped. Another sparse layout is turned into CSC first, which costs its size in memory.
     weighting : {"mean", "similarity"}
         mean: all neighbours alike (the paper); similarity: by exp(cosine / temperature).
@@ -70,8 +78,9 @@ def average(
         Without it the work is half, and None is returned in place of the spread.
     row_sums : callable, optional
         Another way of summing the neighbours' rows; see `scipy_row_sums`, the default.
-    block_bytes : int
-        Size of a dense block of genes. It changes speed and memory, never the result.
+    block_bytes : int, optional
+        Size of a dense block of genes. It changes speed and memory, never the result. When left out, `BLOCK_BYTES`, or
+        `LEAST_GENES` genes where that is more.
 
     Returns
     -------
@@ -83,30 +92,117 @@ def average(
     ------
     BadOption, ShapeMismatch
     """
-    bank, genes = expression.shape
-    if neighbours.ids.size and not (neighbours.ids.min() >= 0 and neighbours.ids.max() < bank):
-        raise BadOption("neighbours", int(neighbours.ids.max()), want=f"rows of the bank, 0 to {bank - 1}")
-    if sparse.issparse(expression) and expression.format != "csc":
-        expression = expression.tocsc()
+    blocks = average_blocks(
+        neighbours,
+        expression,
+        weighting=weighting,
+        temperature=temperature,
+        columns=columns,
+        section_of_spot=section_of_spot,
+        measured=measured,
+        with_spread=with_spread,
+        row_sums=row_sums,
+        block_bytes=block_bytes,
+    )
+    width = expression.shape[1] if columns is None else len(np.asarray(columns))
+    mean = np.empty((len(neighbours.ids), width), np.float32)
+    spread = np.empty_like(mean) if with_spread else None
+    for place, some_mean, some_spread in blocks:
+        mean[:, place] = some_mean
+        if spread is not None:
+            spread[:, place] = some_spread
+    return mean, spread
+
+
+def average_blocks(
+    neighbours: Neighbours,
+    expression: StackedColumns | StackedRows | sparse.spmatrix | np.ndarray,
+    *,
+    weighting: Literal["mean", "similarity"] = "mean",
+    temperature: float = 0.1,
+    columns: np.ndarray | None = None,
+    section_of_spot: np.ndarray | None = None,
+    measured: np.ndarray | None = None,
+    with_spread: bool = True,
+    row_sums: Callable[[np.ndarray, np.ndarray, int], RowSums] | None = None,
+    block_bytes: int | None = None,
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
+    """Average the neighbours' expression, some genes of all queries at a time: what is wanted need not fit in memory.
+
+    Each gene's values are read once. Only the neighbours' rows are laid out, so that work follows the number of
+    different neighbours, not the bank.
+
+    Parameters
+    ----------
+    neighbours, expression, weighting, temperature, columns, section_of_spot, measured, with_spread, row_sums
+        As in `average`.
+    block_bytes : int, optional
+        As in `average`.
+
+    Yields
+    ------
+    place : slice
+        Of `columns` (of all genes without it), one behind the other.
+    mean, spread : numpy.ndarray, shape (queries, genes of the slice), float32
+        As from `average`.
+
+    Raises
+    ------
+    BadOption, ShapeMismatch
+    """
+    table = StackedColumns.of(expression)
+    bank, genes = table.shape
+    ids = neighbours.ids
+    if ids.size and not (ids.min() >= 0 and ids.max() < bank):
+        raise BadOption("neighbours", int(ids.max()), want=f"rows of the bank, 0 to {bank - 1}")
     chosen = np.arange(genes) if columns is None else _checked_columns(columns, genes)
     weights = neighbour_weights(neighbours, weighting, temperature)
-    share = _measured_share(neighbours.ids, weights, section_of_spot, measured, (bank, genes))
-    sums = (row_sums or scipy_row_sums)(neighbours.ids, weights, bank)
+    share = _measured_share(ids, weights, section_of_spot, measured, (bank, genes))
+    rows, slots, ids = _only_used(ids, bank)
+    sums = (row_sums or scipy_row_sums)(ids, weights, rows)
+    twice = 2 if with_spread else 1
+    width = max(1, (BLOCK_BYTES if block_bytes is None else block_bytes) // max(1, 4 * rows * twice))
+    width = max(width, LEAST_GENES) if block_bytes is None else width
+    return _blocks(table, chosen, width, (rows, slots), sums, share, with_spread)
 
-    mean = np.empty((len(weights), len(chosen)), np.float32)
-    spread = np.empty_like(mean) if with_spread else None
-    width = max(1, block_bytes // (4 * bank * (2 if with_spread else 1)))
+
+def _blocks(
+    table: StackedColumns,
+    chosen: np.ndarray,
+    width: int,
+    laid_out: tuple[int, np.ndarray | None],
+    sums: RowSums,
+    share: Callable[[np.ndarray], np.ndarray] | None,
+    with_spread: bool,
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
+    rows, slots = laid_out
     for start in range(0, len(chosen), width):
         block = chosen[start : start + width]
+        dense = np.zeros((rows, len(block) * (2 if with_spread else 1)), np.float32)
+        values = table.fill(block, dense[:, : len(block)], slots)
+        if with_spread:
+            np.multiply(values, values, out=dense[:, len(block) :])
         part = None if share is None else share(block)
-        total = sums(_beside_its_square(expression, block) if with_spread else dense_columns(expression, block))
-        middle = mean[:, start : start + width] = _over(total[:, : len(block)], part)
-        if spread is not None:
+        total = sums(dense)
+        mean, spread = _over(total[:, : len(block)], part), None
+        if with_spread:
             square = _over(total[:, len(block) :], part)
-            variance = square - middle * middle
+            variance = square - mean * mean
             variance[variance < RESOLUTION * square] = 0
-            spread[:, start : start + width] = np.sqrt(variance)
-    return mean, spread
+            spread = np.sqrt(variance)
+        yield slice(start, start + len(block)), mean, spread
+
+
+def _only_used(ids: np.ndarray, bank: int) -> tuple[int, np.ndarray | None, np.ndarray]:
+    """Rows to lay out, the slot of each spot among them (None: all their own), and `ids` in these slots."""
+    used = np.zeros(bank, bool)
+    used[ids] = True
+    rows = int(used.sum())
+    if rows > USED_SHARE * bank:
+        return bank, None, ids
+    slots = np.full(bank, -1, np.int32)
+    slots[used] = np.arange(rows)
+    return rows, slots, slots[ids].astype(np.int64)
 
 
 def neighbour_weights(neighbours: Neighbours, weighting: str, temperature: float) -> np.ndarray:
@@ -146,28 +242,9 @@ def scipy_row_sums(ids: np.ndarray, weights: np.ndarray, bank: int) -> RowSums:
     return lambda block: matrix @ block
 
 
-def dense_columns(expression: sparse.csc_matrix | np.ndarray, columns: np.ndarray) -> np.ndarray:
+def dense_columns(expression: StackedColumns | sparse.spmatrix | np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Some columns as a dense array (bank, columns) float32, reading no others."""
-    return _filled(expression, columns, np.zeros((expression.shape[0], len(columns)), np.float32))
-
-
-def _beside_its_square(expression: sparse.csc_matrix | np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(bank, 2 * columns): the columns, and behind them their squares."""
-    both = np.zeros((expression.shape[0], 2 * len(columns)), np.float32)
-    values = _filled(expression, columns, both[:, : len(columns)])
-    np.multiply(values, values, out=both[:, len(columns) :])
-    return both
-
-
-def _filled(expression: sparse.csc_matrix | np.ndarray, columns: np.ndarray, into: np.ndarray) -> np.ndarray:
-    if isinstance(expression, np.ndarray):
-        into[:] = expression[:, columns]
-        return into
-    # Slices of the three arrays, not scipy's own indexing: that would copy all indices of a bank beyond 2^31 entries.
-    for place, column in enumerate(columns):
-        entries = slice(expression.indptr[column], expression.indptr[column + 1])
-        into[expression.indices[entries], place] = expression.data[entries]
-    return into
+    return StackedColumns.of(expression).dense(columns)
 
 
 def _over(total: np.ndarray, part: np.ndarray | None) -> np.ndarray:

@@ -10,6 +10,9 @@ import numpy as np
 
 from cmrcnet.errors import BadOption, ShapeMismatch
 from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.rank import NOBODY, packed, unpacked
+from cmrcnet.search.stacked_rows import StackedRows
+from cmrcnet.search.unit import require_query, unit_rows
 
 QUERIES_AT_ONCE = 256
 BANK_AT_ONCE = 16384
@@ -21,16 +24,13 @@ LONGEST_BANK = 2**31 - 1
 _LEAST_QUERIES = 64
 _LEAST_BANK = 1024
 
-_NOBODY = np.iinfo(np.int64).max
-"""Sort key behind all others: no neighbour."""
-
 
 class ExactSearch:
     """Every bank vector is compared with every query.
 
     Parameters
     ----------
-    vectors : array, shape (bank, dim), float32
+    vectors : array or StackedRows, shape (bank, dim), float32
         One a bank spot; may be memory-mapped, and is read block by block. They need not have unit length: the cosine
         is taken. A vector of zeros has cosine 0 with everything.
     block : int
@@ -41,7 +41,7 @@ class ExactSearch:
     ShapeMismatch, BadOption
     """
 
-    def __init__(self, vectors: np.ndarray, *, block: int = BANK_AT_ONCE) -> None:
+    def __init__(self, vectors: np.ndarray | StackedRows, *, block: int = BANK_AT_ONCE) -> None:
         if vectors.ndim != 2 or 0 in vectors.shape or len(vectors) > LONGEST_BANK:
             raise ShapeMismatch("vectors", want="(bank, dim), neither of them 0", got=vectors.shape)
         if block < 1:
@@ -73,26 +73,22 @@ class ExactSearch:
         BadOption
             k is below 1 or above the bank's length, or a vector is not finite.
         """
-        queries = np.asarray(queries, np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
-            raise ShapeMismatch("queries", want=("queries", self.vectors.shape[1]), got=queries.shape)
-        if not 1 <= k <= len(self):
-            raise BadOption("k", k, want=f"1 to {len(self)}, the number of spots in the bank")
-        best = np.full((len(queries), k), _NOBODY)
+        queries = require_query(queries, k, self.vectors.shape)
+        best = np.full((len(queries), k), NOBODY)
         asked = [
             (
                 best[start : start + QUERIES_AT_ONCE],
-                _unit(queries[start : start + QUERIES_AT_ONCE], "queries", _LEAST_QUERIES),
+                unit_rows(queries[start : start + QUERIES_AT_ONCE], "queries", _LEAST_QUERIES),
             )
             for start in range(0, len(queries), QUERIES_AT_ONCE)
         ]
         for start in range(0, len(self), self.block):
             rows = np.asarray(self.vectors[start : start + self.block], np.float32)
-            unit = _unit(rows, "vectors", _LEAST_BANK)
+            unit = unit_rows(rows, "vectors", _LEAST_BANK)
             for held, some in asked:
                 _improve(held, (some @ unit.T)[: len(held), : len(rows)], start)
         best.sort(axis=1)
-        return Neighbours(*_unpacked(best))
+        return Neighbours(*unpacked(best))
 
 
 def _improve(best: np.ndarray, similarity: np.ndarray, first_id: int) -> None:
@@ -100,21 +96,10 @@ def _improve(best: np.ndarray, similarity: np.ndarray, first_id: int) -> None:
     k = best.shape[1]
     # What cannot be among the k best of this block, or is worse than k that we hold already, is passed over.
     # Nobody's similarity is NaN, which fmax ignores.
-    least = np.fmax(_kth_at_least(similarity, k), _unpacked(best[:, -1])[1])
+    least = np.fmax(_kth_at_least(similarity, k), unpacked(best[:, -1])[1])
     both = np.concatenate([best, _candidates(similarity, least, first_id)], axis=1)
     both.partition(k - 1, axis=1)
     best[:] = both[:, :k]
-
-
-def _unit(vectors: np.ndarray, what: str, least: int) -> np.ndarray:
-    """The vectors at unit length, zeros staying zeros, followed by zeros up to `least` rows."""
-    length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    if not np.isfinite(length).all():
-        raise BadOption(what, "not finite (NaN or infinite)", want="numbers only; embed them again")
-    unit = np.zeros((max(len(vectors), least), vectors.shape[1]), np.float32)
-    scale = np.divide(1, length, out=np.zeros_like(length), where=length > 0)
-    np.multiply(vectors, scale[:, None], out=unit[: len(vectors)])
-    return unit
 
 
 def _kth_at_least(similarity: np.ndarray, k: int) -> np.ndarray:
@@ -139,26 +124,9 @@ def _kth_at_least(similarity: np.ndarray, k: int) -> np.ndarray:
 def _candidates(similarity: np.ndarray, least: np.ndarray, first_id: int) -> np.ndarray:
     """Keys (rows, widest) of the entries that reach `least`; rows with fewer are filled up with nobody."""
     row, column = np.divmod(np.flatnonzero(similarity >= least[:, None]), similarity.shape[1])
-    keys = _packed(similarity[row, column], column + first_id)
+    keys = packed(similarity[row, column], column + first_id)
     each = np.bincount(row, minlength=len(similarity))
     place = np.arange(len(row)) - np.repeat(np.cumsum(each) - each, each)
-    table = np.full((len(similarity), each.max(initial=0)), _NOBODY)
+    table = np.full((len(similarity), each.max(initial=0)), NOBODY)
     table[row, place] = keys
     return table
-
-
-def _packed(similarity: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """One integer for (similarity, id) that sorts by falling similarity, then by rising id.
-
-    The bits of a positive float sort like an integer; those of a negative one do once all but the sign are flipped.
-    """
-    bits = (similarity + np.float32(0)).view(np.int32)  # + 0 turns -0.0 into 0.0: they are equal
-    rising = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
-    return (~rising).astype(np.int64) << 32 | ids
-
-
-def _unpacked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and similarity of `_packed`."""
-    rising = ~(keys >> 32).astype(np.int32)
-    bits = rising ^ ((rising >> 31) & np.int32(0x7FFFFFFF))
-    return keys & 0xFFFFFFFF, bits.view(np.float32)

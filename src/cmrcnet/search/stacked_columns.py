@@ -1,0 +1,208 @@
+"""Sections' expression tables, each gene by gene with genes of its own, read as the one table of all genes.
+
+Nothing is put together: the values of the genes asked for are taken from every section's own file. So a section can
+come and go without another's file being touched, and 50 genes cost the bytes of 50 genes. Pages of the mapped files are
+given back now and then, so that reading a large bank from end to end does not fill the memory with it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from scipy import sparse
+
+from cmrcnet.errors import ShapeMismatch
+
+_LONG_COLUMN = 1024
+"""Values a column from which on columns are laid out one by one; shorter ones many at once."""
+
+HELD_BYTES = 2**29
+"""Bytes of mapped files that are read before their pages are given back."""
+
+_PAGE = 4096
+
+Check = Callable[[int, int], None]
+"""Refuses damage in a part's columns `first` to `last` (not included), before they are used."""
+
+
+class StackedColumns:
+    """Several (spots, own genes) tables as one (all spots, all genes).
+
+    Parameters
+    ----------
+    parts : sequence of scipy.sparse.csc_matrix or array
+        May be memory-mapped.
+    own : sequence of (array of int, shape (genes,)) or None
+        Of each part, its column of every gene; -1 where it has none (it counts as 0). None: the genes are its columns.
+    checks : sequence of callable, optional
+        Of each part, what to call before columns are read.
+
+    Raises
+    ------
+    ShapeMismatch
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[sparse.csc_matrix | np.ndarray],
+        own: Sequence[np.ndarray | None] | None = None,
+        checks: Sequence[Check | None] | None = None,
+    ) -> None:
+        self.parts = tuple(parts)
+        self._own = tuple(own) if own is not None else (None,) * len(self.parts)
+        self._checks = tuple(checks) if checks is not None else (None,) * len(self.parts)
+        widths = {part.shape[1] if o is None else len(o) for part, o in zip(self.parts, self._own, strict=True)}
+        if len(widths) != 1:
+            raise ShapeMismatch("parts", want="one number of genes for all", got=sorted(widths))
+        self.ends = np.cumsum([0, *(part.shape[0] for part in self.parts)])
+        self.shape, self.dtype = (int(self.ends[-1]), widths.pop()), np.dtype(np.float32)
+        self._held = 0
+
+    @classmethod
+    def of(cls, expression: object) -> StackedColumns:
+        """Any table that `average` takes, as one of these."""
+        if isinstance(expression, cls):
+            return expression
+        if sparse.issparse(expression):
+            return cls([expression if expression.format == "csc" else expression.tocsc()])
+        return cls(getattr(expression, "parts", [expression]))
+
+    @property
+    def nnz(self) -> int:
+        """Stored values."""
+        return sum(part.nnz if sparse.issparse(part) else part.size for part in self.parts)
+
+    def dense(self, columns: np.ndarray | None = None, rows: np.ndarray | None = None) -> np.ndarray:
+        """Some genes of some spots: (rows, columns) float32.
+
+        Parameters
+        ----------
+        columns : array of int, optional
+            In this order; all when left out.
+        rows : array of int, optional
+            Spots, in any order, also more than once; all when left out.
+        """
+        columns = np.arange(self.shape[1]) if columns is None else np.asarray(columns)
+        if rows is None:
+            return self.fill(columns, np.zeros((self.shape[0], len(columns)), np.float32))
+        wanted, place = np.unique(np.asarray(rows), return_inverse=True)
+        slots = np.full(self.shape[0], -1, np.int32)
+        slots[wanted] = np.arange(len(wanted))
+        return self.fill(columns, np.zeros((len(wanted), len(columns)), np.float32), slots)[place.reshape(-1)]
+
+    def toarray(self) -> np.ndarray:
+        """Everything, (spots, genes) float32: for small tables."""
+        return self.dense()
+
+    def fill(self, columns: np.ndarray, into: np.ndarray, slots: np.ndarray | None = None) -> np.ndarray:
+        """Lay some columns out in zeros.
+
+        Parameters
+        ----------
+        columns : array of int
+        into : array, shape (rows, columns), float32
+            Zeros; what is not 0 is put in.
+        slots : array of int32, shape (spots,), optional
+            Row of `into` that each spot takes, -1 for none; without it every spot its own.
+
+        Returns
+        -------
+        numpy.ndarray
+            `into`.
+        """
+        for part, own, check, start, stop in zip(
+            self.parts, self._own, self._checks, self.ends, self.ends[1:], strict=False
+        ):
+            mine = columns if own is None else own[columns]
+            places = np.flatnonzero(mine >= 0)
+            slot = None if slots is None else slots[start:stop]
+            if len(places) == 0 or (slot is not None and not (slot >= 0).any()):
+                continue
+            target = into[start:stop] if slot is None else into
+            if sparse.issparse(part):
+                self._held += _fill_sparse(part, mine[places], places, check, target, slot)
+            elif slot is None:
+                target[:, places] = part[:, mine[places]]
+            else:
+                used = np.flatnonzero(slot >= 0)
+                target[slot[used][:, None], places] = part[used[:, None], mine[places]]
+        if self._held > HELD_BYTES:
+            self.release()
+        return into
+
+    def release(self) -> None:
+        """Give the pages of mapped files back to the system, which keeps them as long as nobody else needs the room."""
+        self._held = 0
+        for part in self.parts:
+            for array in (part.data, part.indices) if sparse.issparse(part) else ():
+                if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                    array.base.madvise(mmap.MADV_DONTNEED)
+
+
+def _fill_sparse(
+    part: sparse.csc_matrix,
+    mine: np.ndarray,
+    places: np.ndarray,
+    check: Check | None,
+    into: np.ndarray,
+    slot: np.ndarray | None,
+) -> int:
+    """Put the columns `mine` of one part at `places`; neighbouring columns are read in one piece. Bytes touched."""
+    touched = 0
+    borders = np.concatenate([[0], np.flatnonzero(np.diff(mine) != 1) + 1, [len(mine)]])
+    if part.nnz > _LONG_COLUMN * part.shape[1]:
+        borders = np.arange(len(mine) + 1)
+    # Slices of the three arrays, not scipy's own indexing: that would copy all indices of a bank beyond 2^31 entries.
+    for first, last in pairwise(borders):
+        low, high = int(mine[first]), int(mine[last - 1]) + 1
+        if check is not None:
+            check(low, high)
+        ends = part.indptr[low : high + 1]
+        entries = slice(int(ends[0]), int(ends[-1]))
+        rows, values = part.indices[entries], part.data[entries]
+        touched += max(2 * _PAGE, rows.nbytes + values.nbytes)
+        place = places[first] if last == first + 1 else np.repeat(places[first:last], np.diff(ends))
+        if slot is not None:
+            rows = slot[rows]
+            keep = rows >= 0
+            rows, values = rows[keep], values[keep]
+            place = place if np.ndim(place) == 0 else place[keep]
+        into[rows, place] = values
+    return touched
+
+
+def own_columns(columns: np.ndarray, genes: int) -> np.ndarray:
+    """A part's column of every gene, (genes,) int32, -1 where it has none, from the gene of each of its columns.
+
+    Parameters
+    ----------
+    columns : array of int
+    genes : int
+    """
+    own = np.full(genes, -1, np.int32)
+    own[columns] = np.arange(len(columns))
+    return own
+
+
+def csc_of(data: np.ndarray, rows: np.ndarray, ends: np.ndarray, shape: tuple[int, int]) -> sparse.csc_matrix:
+    """A CSC matrix of these very arrays, memory-mapped ones included.
+
+    scipy's own constructor would copy the rows of a matrix with more than 2^31 values.
+
+    Parameters
+    ----------
+    data : numpy.ndarray, float32
+    rows : numpy.ndarray, int32
+        Row of each value, rising within a column.
+    ends : numpy.ndarray, shape (columns + 1,)
+        Where each column starts and ends in `data`.
+    shape : tuple of int
+    """
+    matrix = sparse.csc_matrix(shape, dtype=np.float32)
+    small = ends[-1] <= np.iinfo(np.int32).max
+    matrix.data, matrix.indices, matrix.indptr = data, rows, ends.astype(np.int32 if small else np.int64)
+    matrix.has_sorted_indices = matrix.has_canonical_format = True
+    return matrix
