@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, Callable] =
     except CmrcnetError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
-        print("\ncmrcnet: interrupted; nothing half-written is left. Long work goes on with --resume.", file=sys.stderr)
+        goes_on = "Long work goes on with --resume, a prediction by the same command."
+        print(f"\ncmrcnet: interrupted; nothing half-written is left. {goes_on}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, less) has gone. Python would complain once more at exit.

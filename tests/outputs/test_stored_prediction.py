@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import BadFile, NoSuchFile, TooFew, UnknownName
-from cmrcnet.outputs import shown_genes, stored_prediction
+from cmrcnet.outputs import shown_genes
 from cmrcnet.outputs.shown_genes import genes_to_show
 from cmrcnet.outputs.stored_prediction import StoredPrediction
 from tests.outputs.conftest import GENES, gradient_table
@@ -23,12 +23,6 @@ def test_it_gives_what_the_table_holds(prediction):
     assert prediction.slide_px == (700, 500) and prediction.side_px == 100
     picture, step = prediction.picture
     assert picture.shape == (500, 700, 3) and step == 1
-
-
-def test_blocks_are_all_places_once(prediction, monkeypatch):
-    monkeypatch.setattr(stored_prediction, "PLACES_AT_ONCE", 10)
-    rows = np.concatenate([np.arange(len(prediction))[block] for block in prediction.blocks()])
-    np.testing.assert_array_equal(rows, np.arange(len(prediction)))
 
 
 def test_what_is_no_prediction_is_refused(tmp_path):

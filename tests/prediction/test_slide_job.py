@@ -241,6 +241,7 @@ def test_what_else_a_block_says_becomes_layers_and_columns(model, bank, slide, t
         for block in whole(plan, features, start=start):
             block.layers["low"] = block.mean - block.spread
             block.obs["alarm"] = np.arange(block.rows.start, block.rows.stop, dtype=np.float32)
+            block.obsm["votes"] = np.column_stack([block.obs["alarm"]] * 3)
             yield block
 
     monkeypatch.setattr(slide_job, "predict_blocks", saying_more)
@@ -248,4 +249,5 @@ def test_what_else_a_block_says_becomes_layers_and_columns(model, bank, slide, t
     written = anndata.read_h5ad(predict_to_file(plan_of(model, bank, slide), tmp_path / "p.h5ad"))
     np.testing.assert_array_equal(written.layers["low"], written.X - written.layers["spread"])
     np.testing.assert_array_equal(written.obs["alarm"], np.arange(written.n_obs))
+    np.testing.assert_array_equal(written.obsm["votes"][:, 2], np.arange(written.n_obs))
     assert_same(written, predict(model, bank, slide, grid_um=GRID_UM))

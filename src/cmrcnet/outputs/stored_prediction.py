@@ -14,9 +14,6 @@ from cmrcnet.expression.table import FORMAT
 if TYPE_CHECKING:
     import pandas as pd
 
-PLACES_AT_ONCE = 4096
-"""Places that `blocks` gives at once."""
-
 
 class StoredPrediction:
     """An .h5ad that `cmrcnet predict` wrote. Use it in a ``with`` block, or call `close`.
@@ -115,10 +112,6 @@ class StoredPrediction:
             X when left out.
         """
         return self._file["X" if layer is None else f"layers/{layer}"][rows]
-
-    def blocks(self) -> list[slice]:
-        """Slices that together are all places."""
-        return [slice(start, min(start + PLACES_AT_ONCE, len(self))) for start in range(0, len(self), PLACES_AT_ONCE)]
 
     def close(self) -> None:
         """Let go of the file."""

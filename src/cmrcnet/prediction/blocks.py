@@ -37,6 +37,8 @@ class PredictionBlock:
         Whatever else is said of each place and gene; becomes a layer of the table under its name.
     obs : dict of array, shape (places,)
         Whatever else is said of each place; becomes a column of `obs` under its name.
+    obsm : dict of array, shape (places, columns)
+        And what takes several numbers a place; becomes an array of `obsm`.
     """
 
     rows: slice
@@ -45,6 +47,7 @@ class PredictionBlock:
     neighbours: Neighbours
     layers: dict[str, np.ndarray] = field(default_factory=dict)
     obs: dict[str, np.ndarray] = field(default_factory=dict)
+    obsm: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def places_at_once(genes: int) -> int:

@@ -114,6 +114,7 @@ def _table(plan: PredictionPlan, blocks: Iterable[PredictionBlock]) -> AnnData:
         parts |= {("", "ids"): block.neighbours.ids, ("", "similarity"): block.neighbours.similarity}
         parts |= {("layers", name): values for name, values in block.layers.items()}
         parts |= {("obs", name): values for name, values in block.obs.items()}
+        parts |= {("obsm", name): values for name, values in block.obsm.items()}
         for key, values in parts.items():
             if key not in joined:
                 joined[key] = np.empty((len(plan.places), *values.shape[1:]), values.dtype)
@@ -131,8 +132,22 @@ def _table(plan: PredictionPlan, blocks: Iterable[PredictionBlock]) -> AnnData:
     )
     for (place, name), values in joined.items():
         getattr(table, place)[name] = values
-    table.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(plan.bank, np.unique(neighbours.ids))
+    annotate(table, plan, np.unique(neighbours.ids))
     return table
+
+
+def annotate(table: AnnData, plan: PredictionPlan, rows: np.ndarray) -> None:
+    """Add what is told of all places together, in memory and on disk alike.
+
+    Parameters
+    ----------
+    table : anndata.AnnData
+        A prediction table, or its frame: X and layers are not looked at.
+    plan : PredictionPlan
+    rows : array of int
+        Rows of the bank that are somebody's neighbour, each once.
+    """
+    table.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(plan.bank, rows)
 
 
 def neighbour_spots(bank: ReferenceBank, rows: np.ndarray) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from cmrcnet.outputs.table_file import TableFile
 from cmrcnet.prediction.blocks import predict_blocks
 from cmrcnet.prediction.place_features import PlaceFeatures
 from cmrcnet.prediction.plan import PredictionPlan
-from cmrcnet.prediction.predict import neighbour_spots
+from cmrcnet.prediction.predict import annotate
 
 if TYPE_CHECKING:
     from cmrcnet.encoding.token_cache import TokenCache
@@ -112,6 +112,7 @@ def _fill(plan: PredictionPlan, features: PlaceFeatures, draft: Path) -> None:
                 obsm={
                     "neighbour_ids": block.neighbours.ids.astype(np.int64, copy=False),
                     "neighbour_similarity": block.neighbours.similarity,
+                    **block.obsm,
                 },
                 obs=block.obs,
             )
@@ -124,7 +125,7 @@ def _fill(plan: PredictionPlan, features: PlaceFeatures, draft: Path) -> None:
             provenance=plan.provenance(),
             in_tissue=plan.in_tissue,
         )
-        frame.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(plan.bank, table.neighbour_rows())
+        annotate(frame, plan, table.neighbour_rows())
         table.finish(frame)
     finally:
         table.close()
