@@ -97,7 +97,9 @@ def train(
     model = fit(sections, plan, cache=TokenCache.default(), checkpoints=checkpoints, resume=resume)
     model.save(out, overwrite=overwrite)
     checkpoints.discard()
-    print(f"Model written to {lasting(out)} ({len(model.panel.genes)} genes, {len(sections)} sections).")
+    print(
+        f"Model written to {lasting(out)} ({_so_many((len(model.panel.genes), 'gene'), (len(sections), 'section'))})."
+    )
     return out
 
 
@@ -149,7 +151,7 @@ def index(
     sections = _leave_out(read_cohort(cohort, controls=trained.recipe.panel.controls), without)
     bank = build_bank(trained, sections, cache=TokenCache.default())
     bank.save(out, overwrite=overwrite, search=plan)
-    print(f"Bank written to {lasting(out)} ({len(bank):,} spots, {len(bank.genes):,} genes).")
+    print(f"Bank written to {lasting(out)} ({_so_many((len(bank), 'spot'), (len(bank.genes), 'gene'))}).")
     return out
 
 
@@ -179,7 +181,7 @@ def bank_add(bank: Path, model: Path, cohort: Path, *, only: list[str] | None = 
         others = set(sections.sections) - set(_sections_named(sections, only, "only"))
         sections = sections.without([section for section in sections.sections if section in others])
     added = add_sections(bank, trained, sections)
-    print(f"Added to {bank}: {', '.join(added)}. It holds {Manifest.read(bank).spots:,} spots now.")
+    print(f"Added to {bank}: {', '.join(added)}. It holds {_so_many((Manifest.read(bank).spots, 'spot'))} now.")
     return bank
 
 
@@ -197,7 +199,7 @@ def bank_drop(bank: Path, names: list[str]) -> Path:
     from cmrcnet.prediction.bank_manifest import Manifest
 
     dropped = drop_sections(bank, names)
-    print(f"Dropped from {bank}: {', '.join(dropped)}. It holds {Manifest.read(bank).spots:,} spots now.")
+    print(f"Dropped from {bank}: {', '.join(dropped)}. It holds {_so_many((Manifest.read(bank).spots, 'spot'))} now.")
     return bank
 
 
@@ -215,7 +217,8 @@ def bank_list(bank: Path) -> None:
     print(f"{'section':24}{'patient':24}{'spots':>10}{'genes':>10}")
     for facts in manifest.parts:
         print(f"{facts['section']:24}{facts['patient']:24}{facts['spots']:>10,}{facts['genes']:>10,}")
-    print(f"{len(manifest.parts)} sections, {manifest.spots:,} spots; {manifest.search_text()}.")
+    so_many = _so_many((len(manifest.parts), "section"), (manifest.spots, "spot"))
+    print(f"{so_many}; {manifest.search_text()}.")
 
 
 def bank_merge(
@@ -249,7 +252,7 @@ def bank_merge(
 
     merged = merge_banks([ReferenceBank.load(bank) for bank in banks])
     merged.save(out, overwrite=overwrite, search=plan)
-    print(f"Bank written to {out} ({len(merged):,} spots, {len(merged.genes):,} genes).")
+    print(f"Bank written to {out} ({_so_many((len(merged), 'spot'), (len(merged.genes), 'gene'))}).")
     return out
 
 
@@ -348,7 +351,7 @@ def predict(
     )
     with atomic_file(out) as draft:
         table.write_h5ad(draft)
-    print(f"Prediction written to {lasting(out)} ({table.n_obs:,} places, {table.n_vars:,} genes).")
+    print(f"Prediction written to {lasting(out)} ({_so_many((table.n_obs, 'place'), (table.n_vars, 'gene'))}).")
     return out
 
 
@@ -885,3 +888,8 @@ def _each(names: list[str] | None) -> list[str] | None:
     if names is None:
         return None
     return [name.strip() for each in names for name in each.split(",") if name.strip()]
+
+
+def _so_many(*counts: tuple[int, str]) -> str:
+    """1 gene, 2,000 spots."""
+    return ", ".join(f"{count:,} {what}" if count == 1 else f"{count:,} {what}s" for count, what in counts)
