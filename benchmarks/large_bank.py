@@ -82,8 +82,7 @@ def predict(folder: Path, places: int, out: Path) -> dict:
     for place, *block in read_out_blocks(neighbours, bank, config):
         for file, values in zip(files, block, strict=True):
             file[place] = values.T
-            file.flush()
-            file.base.madvise(4)  # MADV_DONTNEED: what is written need not stay in memory
+            file.base.madvise(4)  # MADV_DONTNEED: what is written leaves this process; the system writes it to disk
     averaged = time.perf_counter()
     few = np.random.default_rng(0).choice(GENES, 50, replace=False)
     read_out(neighbours, bank, config, few)

@@ -181,7 +181,7 @@ def bank_add(bank: Path, model: Path, cohort: Path, *, only: list[str] | None = 
         others = set(sections.sections) - set(_sections_named(sections, only, "only"))
         sections = sections.without([section for section in sections.sections if section in others])
     added = add_sections(bank, trained, sections)
-    print(f"Added to {bank}: {', '.join(added)}. It holds {Manifest.read(bank).spots:,} spots now.")
+    print(f"Added to {bank}: {', '.join(added)}. It holds {_so_many((Manifest.read(bank).spots, 'spot'))} now.")
     return bank
 
 
@@ -199,7 +199,7 @@ def bank_drop(bank: Path, names: list[str]) -> Path:
     from cmrcnet.prediction.bank_manifest import Manifest
 
     dropped = drop_sections(bank, names)
-    print(f"Dropped from {bank}: {', '.join(dropped)}. It holds {Manifest.read(bank).spots:,} spots now.")
+    print(f"Dropped from {bank}: {', '.join(dropped)}. It holds {_so_many((Manifest.read(bank).spots, 'spot'))} now.")
     return bank
 
 
@@ -217,7 +217,8 @@ def bank_list(bank: Path) -> None:
     print(f"{'section':24}{'patient':24}{'spots':>10}{'genes':>10}")
     for facts in manifest.parts:
         print(f"{facts['section']:24}{facts['patient']:24}{facts['spots']:>10,}{facts['genes']:>10,}")
-    print(f"{len(manifest.parts)} sections, {manifest.spots:,} spots; {manifest.search_text()}.")
+    so_many = _so_many((len(manifest.parts), "section"), (manifest.spots, "spot"))
+    print(f"{so_many}; {manifest.search_text()}.")
 
 
 def bank_merge(
@@ -251,7 +252,7 @@ def bank_merge(
 
     merged = merge_banks([ReferenceBank.load(bank) for bank in banks])
     merged.save(out, overwrite=overwrite, search=plan)
-    print(f"Bank written to {out} ({len(merged):,} spots, {len(merged.genes):,} genes).")
+    print(f"Bank written to {out} ({_so_many((len(merged), 'spot'), (len(merged.genes), 'gene'))}).")
     return out
 
 
