@@ -18,7 +18,7 @@ from PIL import Image
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
 from cmrcnet.evaluation.gene_correlation import gene_correlation
 from cmrcnet.evaluation.intervals import intervals, paired_differences
-from cmrcnet.evaluation.predictability import predictability
+from cmrcnet.trust.predictability import predictability
 from cmrcnet.evaluation.report import write_report
 from cmrcnet.evaluation.report_correlation import _pairs, correlated_genes
 from cmrcnet.evaluation.report_figures import curve_svg, map_jpeg, tissue_view

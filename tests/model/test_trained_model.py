@@ -260,8 +260,8 @@ def test_missing_weights(folder):
 
 
 def test_a_newer_format(folder):
-    edit(folder, lambda facts: facts.update(format=2))
-    with pytest.raises(DamagedArtefact, match=r"format 2.*reads up to 1.*upgrade cmrcnet"):
+    edit(folder, lambda facts: facts.update(format=3))
+    with pytest.raises(DamagedArtefact, match=r"format 3.*reads up to 2.*upgrade cmrcnet"):
         TrainedModel.load(folder)
 
 

@@ -25,9 +25,9 @@ from cmrcnet.encoding.stored_array import open_array, write_array
 from cmrcnet.errors import DamagedArtefact, ForeignBank, NoSuchFile, ShapeMismatch, TooFew
 from cmrcnet.expression.normalize import check_counts, normalize
 from cmrcnet.fingerprint import fingerprint, fingerprint_stream
-from cmrcnet.prediction.gene_levels import GeneLevels, gene_levels
 from cmrcnet.prediction.spool import SPOT_COLUMNS, Spool, csc_of
 from cmrcnet.progress import tracked
+from cmrcnet.readout.gene_levels import GeneLevels, gene_levels
 from cmrcnet.tissue.section import Cohort
 
 if TYPE_CHECKING:

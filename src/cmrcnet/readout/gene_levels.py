@@ -19,8 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.prediction.spool import csc_of
-
 _VALUES_AT_A_TIME = 2**24
 
 
@@ -90,12 +88,8 @@ def gene_levels(
     while first < genes:
         last = max(first + 1, int(np.searchsorted(ends, ends[first] + _VALUES_AT_A_TIME, side="right")) - 1)
         values = slice(int(ends[first]), int(ends[last]))
-        block = csc_of(
-            np.asarray(expression.data[values]),
-            np.asarray(expression.indices[values]),
-            ends[first : last + 1] - ends[first],
-            (spots, last - first),
-        )
+        parts = (np.asarray(expression.data[values]), np.asarray(expression.indices[values]))
+        block = sparse.csc_matrix((*parts, ends[first : last + 1] - ends[first]), shape=(spots, last - first))
         right = np.asarray(block.T @ wanted)
         sums = np.asarray((block.T @ member).todense())
         squares = np.asarray((block.power(2).T @ member).todense())

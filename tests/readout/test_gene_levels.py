@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cmrcnet.prediction import gene_levels as home
-from cmrcnet.prediction.gene_levels import gene_levels
+from cmrcnet.readout import gene_levels as home
+from cmrcnet.readout.gene_levels import gene_levels
 
 section_of = np.repeat([0, 1, 2], [7, 9, 6])
 
