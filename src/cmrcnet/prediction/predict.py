@@ -11,9 +11,12 @@ import numpy as np
 from cmrcnet.encoding.spot_tokens import spot_tokens
 from cmrcnet.errors import BadOption, SpotsOffImage, TooFew
 from cmrcnet.expression.table import prediction_table
+from cmrcnet.prediction.alarm import sound_alarm
 from cmrcnet.prediction.bank import ReferenceBank
+from cmrcnet.prediction.confidence import confidence_of
 from cmrcnet.prediction.gene_columns import columns_of
 from cmrcnet.prediction.readout import read_out
+from cmrcnet.prediction.receipts import receipts
 from cmrcnet.recipe import ReadoutConfig
 from cmrcnet.search.average import average
 from cmrcnet.search.exact import ExactSearch
@@ -45,6 +48,8 @@ def predict(
     weighting: Literal["mean", "similarity"] | None = None,
     readout: Literal["retrieval", "ridge", "kernel", "blend"] | None = None,
     grid_um: float = 100.0,
+    intervals: bool = False,
+    refuse: float | None = None,
     cache: TokenCache | None = None,
 ) -> AnnData:
     """Predict expression at places of a slide.
@@ -72,6 +77,10 @@ def predict(
         on expression components. The neighbours are named whatever the readout.
     grid_um : float
         Distance between the places of the grid.
+    intervals : bool
+        Add ``layers["lower"]`` and ``layers["upper"]``: each value's calibrated interval.
+    refuse : float, optional
+        Mark in ``obs["refused"]`` the places that are less certain than this share of held-in training spots.
     cache : TokenCache, optional
         Where the frozen encoder's tokens are kept. Without one they are made and used part by part.
 
@@ -92,13 +101,22 @@ def predict(
         k is larger than the bank.
     SpotsOffImage
         A place whose centre lies outside the slide: there is nothing to look at.
+    NotCalibrated
+        Intervals or refusals are asked of a model that has nothing to calibrate them on.
     UnknownScale, NoTissue
+
+    Warns
+    -----
+    CmrcnetWarning
+        The slide does not look like the sections of training (``uns["cmrcnet"]["alarm"]``).
     """
     config = _readout(model, k, weighting, readout)
     bank.require_model(model)
     if config.k > len(bank):
         raise BadOption("k", config.k, want=f"at most {len(bank)}, the number of spots in {bank.name}")
     columns = columns_of(genes, bank.genes)
+    genes = [bank.genes[column] for column in columns]
+    belief = confidence_of(model, bank, config, genes, intervals=intervals, refuse=refuse)
     tissue = find_tissue(slide)
     places = patch_grid(slide, tissue, pitch_um=grid_um) if spots is None else spots
     if len(places) == 0:
@@ -111,18 +129,17 @@ def predict(
         queries = model.embed_tokens(tokens)
     neighbours = ExactSearch(bank.vectors).nearest(queries, config.k)
     mean, spread = read_out(neighbours, bank, config, columns)
+    certain: dict[str, np.ndarray] = {}
     if tokens is not None and bank.scores is not None and bank.levels is not None:
-        retrieved, _ = average(
-            neighbours, bank.scores, weighting=config.weighting, temperature=config.temperature, with_spread=False
-        )
+        retrieved, varied = average(neighbours, bank.scores, weighting=config.weighting, temperature=config.temperature)
         unmeasured = np.isnan(mean)
+        parts = model.readout.parts(model.readout.reduction.apply(tokens), retrieved)
+        scores = model.readout.combine(parts, config.kind)
         mean = bank.levels.expression(
-            model.readout.scores(tokens, retrieved, config.kind),
-            columns,
-            covariance=model.readout.blend.covariance,
-            amplitude=config.amplitude,
+            scores, columns, covariance=model.readout.blend.covariance, amplitude=config.amplitude
         )
         mean[unmeasured] = np.nan
+        certain = belief.of_places(neighbours.similarity, varied, parts, scores)
     provenance = {
         "model_fingerprint": model.fingerprint,
         "bank_fingerprint": bank.fingerprint,
@@ -136,11 +153,12 @@ def predict(
         "weighting": config.weighting,
         "temperature": config.temperature,
         "readout": config.kind,
+        "readout_weights": readout_weights(model, config),
     }
     table = prediction_table(
         mean,
         spread,
-        genes=[bank.genes[column] for column in columns],
+        genes=genes,
         spots=places,
         slide=slide,
         neighbours=neighbours,
@@ -148,7 +166,21 @@ def predict(
         in_tissue=tissue.contains(places.centre_px),
     )
     table.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(bank, neighbours)
+    table.obsm["neighbour_weight"], table.obsm["votes"] = receipts(neighbours, bank, config, list(table.obs_names))
+    for name, values in certain.items():
+        table.obs[name] = values
+    for name, values in belief.layers(mean, certain).items():
+        table.layers[name] = values
+    belief.annotate(table)
+    sound_alarm(table, model, slide, places)
     return table
+
+
+def readout_weights(model: TrainedModel, config: ReadoutConfig) -> dict[str, float]:
+    """Share of each part in the prediction: how much of it the neighbours account for."""
+    if config.kind == "blend":
+        return {name: round(float(share), 4) for name, share in model.readout.blend.weights.items()}
+    return {config.kind: 1.0}
 
 
 def _require_on_slide(places: Spots, slide: Slide) -> None:

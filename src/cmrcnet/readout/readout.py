@@ -47,11 +47,10 @@ class Readout:
             The bank's scores, averaged over each spot's neighbours.
         kind : {"retrieval", "ridge", "kernel", "blend"}
         """
-        return self.combine(self.parts(tokens, retrieved), kind)
+        return self.combine(self.parts(self.reduction.apply(tokens), retrieved), kind)
 
-    def parts(self, tokens: np.ndarray, retrieved: np.ndarray) -> dict[str, np.ndarray]:
-        """What each part predicts by itself, by name: (spots, rank) each."""
-        features = self.reduction.apply(tokens)
+    def parts(self, features: np.ndarray, retrieved: np.ndarray) -> dict[str, np.ndarray]:
+        """What each part predicts by itself from reduced features, by name: (spots, rank) each."""
         return {RETRIEVAL: retrieved, RIDGE: self.ridge.predict(features), KERNEL: self.kernel.predict(features)}
 
     def combine(self, parts: Mapping[str, np.ndarray], kind: str) -> np.ndarray:

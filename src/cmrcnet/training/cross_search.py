@@ -80,11 +80,8 @@ def cross_search(job: Job, splits: tuple[HeldIn, ...], course: Course) -> CrossS
         retrieved, spread = np.zeros_like(job.pairs.scores), np.zeros_like(job.pairs.scores)
         similarity = np.zeros(len(job.pairs), np.float32)
         for split, look in zip(splits, looks[epoch], strict=True):
-            retrieved[split.ids], spread[split.ids], similarity[split.ids] = (
-                look.retrieved,
-                look.spread,
-                look.similarity,
-            )
+            retrieved[split.ids], spread[split.ids] = look.retrieved, look.spread
+            similarity[split.ids] = look.similarity
     log.info("Epoch %d is best over %d groups of held-in units.", epoch, len(splits))
     return CrossSearch(splits, epoch, known.get(epoch), retrieved, spread, similarity)
 

@@ -139,9 +139,8 @@ def _reliability(
     section_of, units = pairs.section_of[rows], units[rows]
     parts = {name: values[rows] for name, values in held_in.parts.items()}
     scores = readout.combine(parts, recipe.readout.kind)
-    sides = [
-        _side(split, rows, section_of, expression, measured, pairs.scores[rows]) for split in held_in.search.splits
-    ]
+    known = (rows, section_of, expression, measured, pairs.scores[rows])
+    sides = [_side(split, *known) for split in held_in.search.splits]
     traits, power = _traits(pairs, rows, readout, held_in, parts, scores)
     difficulty, factor = _difficulty(traits, _missed(pairs, rows, scores, sides), sides)
 
