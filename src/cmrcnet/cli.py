@@ -17,6 +17,7 @@ VERBS: dict[str, Callable] = {
     "train": workflows.train,
     "index": workflows.index,
     "predict": workflows.predict,
+    "explain": workflows.explain,
     "evaluate": workflows.evaluate,
     "sweep": workflows.sweep,
     "transfer": workflows.transfer,
