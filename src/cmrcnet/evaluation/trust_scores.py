@@ -63,6 +63,11 @@ def risk_curve(error: np.ndarray, confidence: np.ndarray, kept: np.ndarray = KEP
     return so_far[rows] / so_far[-1]
 
 
+def risk_column(share: float) -> str:
+    """Name of the column that holds the risk with this share of the spots kept."""
+    return f"risk_{round(100 * share)}"
+
+
 def trust_scores(run: EvaluationRun, gene_set: str = "HVG") -> pd.DataFrame:
     """One row a held-out section whose table says how far to believe it.
 
@@ -85,9 +90,8 @@ def trust_scores(run: EvaluationRun, gene_set: str = "HVG") -> pd.DataFrame:
         if "interval_scale" in table.obs or "alarm" in table.uns["cmrcnet"]:
             genes = _genes(run, section, gene_set)
             rows.append(_of_section(run, section, table, genes) | {"gene_set": gene_set})
-    risks = [f"risk_{share:.0%}".removesuffix("%") for share in KEPT]
     head = ["section", "patient", "gene_set", "n_genes", "coverage", "width", "refused", "alarm", "distance", "limit"]
-    return pd.DataFrame(rows, columns=[*head, "outside", *risks])
+    return pd.DataFrame(rows, columns=[*head, "outside", *map(risk_column, KEPT)])
 
 
 def _of_section(run: EvaluationRun, section: str, table: AnnData, genes: list[str]) -> dict[str, object]:
@@ -111,7 +115,7 @@ def _of_section(run: EvaluationRun, section: str, table: AnnData, genes: list[st
     error, confidence = ((truth - mean) ** 2).mean(axis=1), mine.obs["confidence"].to_numpy(np.float64)
     found["refused"] = float(risk_curve(error, confidence, np.array([1 - REFUSED]))[0])
     risks = risk_curve(error, confidence)
-    return found | {f"risk_{share:.0%}".removesuffix("%"): float(risk) for share, risk in zip(KEPT, risks, strict=True)}
+    return found | {risk_column(share): float(risk) for share, risk in zip(KEPT, risks, strict=True)}
 
 
 def _genes(run: EvaluationRun, section: str, gene_set: str) -> list[str]:
