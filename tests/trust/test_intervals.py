@@ -86,15 +86,15 @@ def test_an_interval_is_a_product_around_the_prediction_and_never_below_nothing(
     assert lower.dtype == upper.dtype == np.float32
 
 
-def calibration(units: int) -> Calibration:
-    facts = {"level": 0.9, "units": units, "unit": "patient", "sections": 12, "spots": 3456}
+def calibration(units: int = 3, unit: str = "patient", patients: int = 3) -> Calibration:
+    facts = {"level": 0.9, "units": units, "unit": unit, "patients": patients, "sections": 12, "spots": 3456}
     nothing = np.zeros(1, np.float32)
     return Calibration(nothing, nothing, np.linspace(1, 3, 101, dtype=np.float32), facts)
 
 
 def test_confidence_is_the_share_of_held_in_spots_that_looked_harder():
     factor = np.array([0.5, 1.0, 1.5, 3.0, 9.0, np.nan])
-    np.testing.assert_allclose(calibration(3).confidence(factor), [1, 1, 0.75, 0, 0, np.nan], atol=1e-6)
+    np.testing.assert_allclose(calibration().confidence(factor), [1, 1, 0.75, 0, 0, np.nan], atol=1e-6)
 
 
 def test_quantiles_of_factors_are_weighted():
@@ -103,10 +103,12 @@ def test_quantiles_of_factors_are_weighted():
 
 
 def test_the_sentence_says_what_is_promised_and_what_not():
-    assert calibration(9).sentence == (
-        "90% intervals, split-conformal, calibrated on 9 held-in patients (12 sections, 3,456 spots)."
+    start = "90% intervals, split-conformal, calibrated on "
+    assert calibration(9, patients=9).sentence == f"{start}9 held-in patients (12 sections, 3,456 spots)."
+    end = "what differs between patients is widened by Student's t instead."
+    few = (
+        f"{start}3 held-in patients (12 sections, 3,456 spots). A promise for new patients would need 9 of them; {end}"
     )
-    assert calibration(3).sentence.endswith(
-        "A promise for new patients would need 9; the part that differs between patients is widened by Student's t "
-        "instead."
-    )
+    assert calibration().sentence == few
+    one = calibration(4, "section", 1).sentence
+    assert one.startswith(f"{start}4 held-in sections (of 1 patient, 3,456 spots). One patient says nothing of others;")

@@ -144,7 +144,7 @@ def _reliability(
     traits, power = _traits(pairs, rows, readout, held_in, parts, scores)
     difficulty, factor = _difficulty(traits, _missed(pairs, rows, scores, sides), sides)
 
-    names = np.array(pairs.sections)[section_of]
+    names, patients = np.array(pairs.sections)[section_of], len(set(pairs.patients))
     weights = spot_weights(units, names)
     low, high = (np.full(len(genes), np.nan, np.float32) for _ in range(2))
     pearson, null = (np.full((len(genes), len(pairs.sections)), np.nan) for _ in range(2))
@@ -163,7 +163,7 @@ def _reliability(
             pearson[block, section] = pearson_per_gene(truth[mine], guess[mine])
             null[block, section] = pearson_per_gene(truth[mine], unknowing[mine])
         residual = (truth - guess) / factor[:, None]
-        wider = widening(_offset_share(residual, weights, units), len(set(units.tolist())), LEVEL)
+        wider = widening(_offset_share(residual, weights, units), patients, LEVEL)
         below, above = conformal_quantiles(residual, weights, LEVEL)
         several = _units_with(residual, units) >= FEWEST_UNITS
         usable = several & np.isfinite(below) & np.isfinite(above)
@@ -173,6 +173,7 @@ def _reliability(
         "level": LEVEL,
         "unit": unit,
         "units": len(set(units.tolist())),
+        "patients": patients,
         "sections": len(pairs.sections),
         "spots": len(rows),
         "readout": recipe.readout.kind,

@@ -7,10 +7,10 @@ q_a their weighted quantiles, gene by gene::
 
 Every unit (patient, or section where patients are few) weighs the same, every section of a unit and every spot of a
 section too. Quantiles are those of split-conformal prediction (Vovk, Gammerman and Shafer 2005; Lei et al. 2018): the
-new spot counts as one more residual, at infinity. They promise coverage for new spots of units like these. A new unit
-has an offset of its own, of which K units tell little: a promise for new units needs K + 1 >= 1 / a, 9 units at 90 %
-(Lee, Barber and Willett 2023). With fewer, the share o of the mean square residual that is the units' offset is
-widened by Student's t over the normal quantile, and it is said that it was::
+new spot counts as one more residual, at infinity. They promise coverage for new spots of units like these. A new
+patient has an offset of its own, of which K patients tell little: a promise for new patients needs K + 1 >= 1 / a, nine
+of them at 90 % (Lee, Barber and Willett 2023). With fewer, the share o of the mean square residual that is the units'
+offset is widened by Student's t over the normal quantile, and it is said that it was::
 
     q <- q sqrt(1 + o ((t_{K, 1-a/2} / z_{1-a/2})^2 - 1))
 
@@ -45,7 +45,7 @@ class Calibration:
     factors : numpy.ndarray, shape (101,), float32
         Quantiles of the held-in places' factors.
     facts : dict
-        level, units, unit ("patient" or "section"), sections, spots, widened.
+        level, units, unit ("patient" or "section"), patients, sections, spots.
     """
 
     low: np.ndarray
@@ -62,15 +62,23 @@ class Calibration:
     def sentence(self) -> str:
         """What the intervals promise, and what not."""
         facts = self.facts
-        percent = f"{facts['level']:.0%}"
-        of = f"{facts['units']} held-in {facts['unit']}s ({facts['sections']} sections, {facts['spots']:,} spots)"
-        needed = units_needed(facts["level"])
-        if facts["units"] >= needed:
-            return f"{percent} intervals, split-conformal, calibrated on {of}."
-        return (
-            f"{percent} intervals, split-conformal, calibrated on {of}. A promise for new {facts['unit']}s would need "
-            f"{needed}; the part that differs between {facts['unit']}s is widened by Student's t instead."
+        units, patients, unit = facts["units"], facts["patients"], facts["unit"]
+        within = (
+            f"of {patients} patient{'s' * (patients != 1)}, "
+            if unit == "section"
+            else f"{facts['sections']} sections, "
         )
+        said = (
+            f"{facts['level']:.0%} intervals, split-conformal, calibrated on {units} held-in {unit}s "
+            f"({within}{facts['spots']:,} spots)."
+        )
+        needed = units_needed(facts["level"])
+        if patients >= needed:
+            return said
+        few = f"A promise for new patients would need {needed} of them"
+        if patients == 1:
+            few = "One patient says nothing of others"
+        return f"{said} {few}; what differs between {unit}s is widened by Student's t instead."
 
 
 def bounds(mean: np.ndarray, factor: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,26 +143,26 @@ def conformal_quantiles(residuals: np.ndarray, weights: np.ndarray, level: float
     return np.where(empty, np.nan, -below), np.where(empty, np.nan, high)
 
 
-def widening(offset_share: np.ndarray, units: int, level: float) -> np.ndarray:
-    """Factor of each gene's quantiles for the units being few; 1 where there are enough.
+def widening(offset_share: np.ndarray, patients: int, level: float) -> np.ndarray:
+    """Factor of each gene's quantiles for the patients being few; 1 where there are enough.
 
     Parameters
     ----------
     offset_share : array, shape (genes,)
         Mean square offset of the units over the mean square residual.
-    units : int
+    patients : int
     level : float
     """
     from scipy.stats import norm, t
 
-    if units >= units_needed(level):
+    if patients >= units_needed(level):
         return np.ones_like(offset_share)
     upper = (1 + level) / 2
-    return np.sqrt(1 + np.clip(offset_share, 0, 1) * ((t.ppf(upper, units) / norm.ppf(upper)) ** 2 - 1))
+    return np.sqrt(1 + np.clip(offset_share, 0, 1) * ((t.ppf(upper, patients) / norm.ppf(upper)) ** 2 - 1))
 
 
 def units_needed(level: float) -> int:
-    """Units from which on a promise for new units can be kept: the least K with 1 / (K + 1) <= 1 - level."""
+    """Patients from which on a promise for new ones can be kept: the least K with 1 / (K + 1) <= 1 - level."""
     return int(np.ceil(1 / (1 - level) - 1e-9)) - 1
 
 
