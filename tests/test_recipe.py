@@ -377,6 +377,7 @@ NARROW = {
     "orientations": st.just(1),
     "neighbourhood_um": st.just(0.0),
     "standardize": st.just("training"),
+    "depth_weights": st.just(False),
     "ranks": st.just(()),
     "pool": st.just("mean"),
     "ReadoutConfig.kind": st.just("retrieval"),

@@ -79,7 +79,7 @@ def test_a_section_of_a_cohort_is_predicted_at_its_spots_and_its_counts_are_not_
 
 def test_evaluate_leaves_a_run_folder_and_a_report(place, tmp_path):
     out = tmp_path / "run"
-    words = ["evaluate", place / "cohort" / "cohort.csv", "--out", out, *QUICK, "--methods", "cmrcnet", "ridge"]
+    words = ["evaluate", place / "cohort" / "cohort.csv", "--out", out, *QUICK, "--methods", "cmrcnet,ridge"]
     assert cli.main([str(word) for word in words]) == 0
     assert {"scores.csv", "genes.csv", "run.json", "report.html", "predictions"} <= {p.name for p in out.iterdir()}
     assert sorted(p.name for p in (out / "predictions").iterdir()) == ["P1S1.h5ad", "P2S1.h5ad", "P3S1.h5ad"]

@@ -176,6 +176,8 @@ class TargetConfig:
     mean level of the bank's sections. Empty: the expression as it was measured."""
     gene_rank: int = 10
     """Components that the gene encoder sees, when there are `ranks`."""
+    depth_weights: bool = False
+    """Weigh spots by how deeply they were sequenced (`expression.spot_weights`) where the readouts are fitted."""
 
     def __post_init__(self) -> None:
         _require(all(rank >= 1 for rank in self.ranks), "target.ranks", self.ranks, "numbers of components, 1 or more")
@@ -330,6 +332,12 @@ class Recipe:
             "model.standardize_tokens",
             self.model.standardize_tokens,
             "false, with model.pool: components",
+        )
+        _require(
+            components or not self.target.depth_weights,
+            "target.depth_weights",
+            self.target.depth_weights,
+            "false, unless target.ranks is set",
         )
         _require(frozen or not components, "target.ranks", self.target.ranks, "none while model.train_encoder is on")
 

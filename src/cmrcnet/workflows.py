@@ -300,7 +300,7 @@ def evaluate(
     unit : {"patient", "section"}, optional
         What each fold leaves out. Leaving out a section while its patient trains is stamped on the report.
     methods : list of str, optional
-        Methods to compare; all that ship when left out.
+        Methods to compare, with spaces or commas between them; all that ship when left out.
     seeds : int
         Run everything with so many seeds, from the recipe's own on; scores are means over them.
     folds : list of str, optional
@@ -312,7 +312,7 @@ def evaluate(
     overwrite : bool
         Replace OUT.
     """
-    run = _evaluate(cohort, out, recipe, set_, protocol, unit, methods, seeds, folds, workers, resume, overwrite)
+    run = _evaluate(cohort, out, recipe, set_, protocol, unit, _each(methods), seeds, folds, workers, resume, overwrite)
     from cmrcnet.evaluation.facts import time_text
 
     print(run.to_text())
@@ -407,7 +407,7 @@ def sweep(
         plan,
         folder,
         TokenCache.default(),
-        methods=methods or (),
+        methods=_each(methods) or (),
         protocol=protocol,
         unit=unit,
         seeds=seeds,
@@ -478,7 +478,7 @@ def transfer(
         plan,
         folder,
         TokenCache.default(),
-        methods=methods or (),
+        methods=_each(methods) or (),
         unit=unit,
         seeds=seeds,
         workers=workers,
@@ -786,3 +786,10 @@ def _gene_list(genes: list[str] | None) -> list[str] | None:
     if genes is None or len(genes) != 1 or not Path(genes[0]).is_file():
         return genes
     return Path(genes[0]).read_text().split()
+
+
+def _each(names: list[str] | None) -> list[str] | None:
+    """Names given with commas between them, one by one."""
+    if names is None:
+        return None
+    return [name.strip() for each in names for name in each.split(",") if name.strip()]

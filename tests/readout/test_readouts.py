@@ -36,11 +36,31 @@ def test_ridge_is_its_formula(penalty):
 
 def test_kernel_ridge_with_every_spot_a_landmark_is_kernel_ridge():
     inputs, scores = data()
-    squares = ((inputs[:, None] - inputs[None]) ** 2).sum(axis=2)
-    gram = np.exp(-0.5 * squares / np.median(squares))
+    apart = np.sqrt(((inputs[:, None] - inputs[None]) ** 2).sum(axis=2))
+    gram = np.exp(-0.5 * apart / np.median(apart))
     level = scores.mean(axis=0)
     wanted = gram @ np.linalg.solve(gram + 0.3 * np.eye(30), scores - level) + level
     np.testing.assert_allclose(kernel_ridge(inputs, scores, 0, (0.5, 0.3)).predict(inputs), wanted, atol=2e-3)
+
+
+def test_a_weight_of_two_is_the_same_spot_twice():
+    inputs, scores = data()
+    counts = np.ones(30, np.float32)
+    counts[:10] = 2
+    twice = np.concatenate([np.arange(30), np.arange(10)])
+    weighed, doubled = ridge_path(inputs, scores, [0.4], counts)[0], ridge_path(inputs[twice], scores[twice], [0.3])[0]
+    np.testing.assert_allclose(weighed.predict(inputs), doubled.predict(inputs), atol=1e-5)  # 0.4 * 30 = 0.3 * 40
+
+
+def test_weights_divide_the_penalty_of_kernel_ridge():
+    inputs, scores = data()
+    counts = np.linspace(0.5, 1.5, 30)
+    apart = np.sqrt(((inputs[:, None] - inputs[None]) ** 2).sum(axis=2))
+    gram = np.exp(-0.5 * apart / np.median(apart))
+    level = (counts[:, None] * scores).sum(axis=0) / counts.sum()
+    wanted = gram @ np.linalg.solve(gram + np.diag(0.3 / counts), scores - level) + level
+    found = kernel_ridge(inputs, scores, 0, (0.5, 0.3), counts).predict(inputs)
+    np.testing.assert_allclose(found, wanted, atol=2e-3)
 
 
 def test_the_path_gives_what_each_setting_gives_alone():

@@ -13,7 +13,7 @@ from cmrcnet.trust.intervals import (
     bounds,
     conformal_quantiles,
     factor_quantiles,
-    spot_weights,
+    unit_weights,
     units_needed,
     widening,
 )
@@ -60,7 +60,7 @@ def test_what_was_not_measured_is_left_out():
 def test_units_sections_and_spots_weigh_alike():
     unit = np.array(["A", "A", "A", "B"])
     section = np.array(["A1", "A1", "A2", "B1"])
-    np.testing.assert_allclose(spot_weights(unit, section), [1 / 8, 1 / 8, 1 / 4, 1 / 2])
+    np.testing.assert_allclose(unit_weights(unit, section), [1 / 8, 1 / 8, 1 / 4, 1 / 2])
 
 
 def test_a_heavy_spot_counts_for_many():

@@ -68,7 +68,7 @@ def cmrcnet_ridge() -> OneReadout:
 
 def cmrcnet_kernel() -> OneReadout:
     """Kernel ridge regression of the expression components on the recipe's features."""
-    return OneReadout("kernel", "cmrcnet-kernel", "the same recipe's kernel ridge readout, Gaussian kernel")
+    return OneReadout("kernel", "cmrcnet-kernel", "the same recipe's kernel ridge readout, Laplacian kernel")
 
 
 class PermutedPairs:

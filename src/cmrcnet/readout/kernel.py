@@ -1,12 +1,13 @@
-"""Kernel ridge regression with a Gaussian kernel, on landmarks where there are many spots.
+"""Kernel ridge regression with a Laplacian kernel, on landmarks where there are many spots.
 
-With landmarks L (all training spots, or a seeded sample) and ``k(a, b) = exp(-g |a - b|^2 / m)``, m the median of the
-squared distances between landmarks::
+With landmarks L (all training spots, or a seeded sample) and ``k(a, b) = exp(-g |a - b| / m)``, m the median of the
+distances between landmarks::
 
     prediction(z) = k(z, L) W + offset
-    W = (K_nL^T K_nL + a K_LL)^-1 K_nL^T S        subset of regressors (Rasmussen and Williams 2006, 8.3.1)
+    W = (K_nL^T D K_nL + a K_LL)^-1 K_nL^T D S    subset of regressors (Rasmussen and Williams 2006, 8.3.1)
 
-With all spots as landmarks that is kernel ridge regression itself, ``W = (K + a I)^-1 S``.
+D holds the spots' weights. With all spots as landmarks that is kernel ridge regression, ``W = (K + a D^-1)^-1 S``.
+The distance and not its square: features have heavy tails, and a square sets one odd patch far from everything.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 LANDMARKS = 2048
-WIDTHS = (0.25, 0.5, 1.0, 2.0)
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
+WIDTHS = (0.1, 0.25, 0.5, 1.0)
+PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _SPOTS_AT_A_TIME = 4096
 _JITTER = 1e-6
 
@@ -47,7 +48,7 @@ class KernelRidge:
         found = np.empty((len(features), self.weights.shape[1]), np.float32)
         for start in range(0, len(features), _SPOTS_AT_A_TIME):
             part = features[start : start + _SPOTS_AT_A_TIME]
-            kernel = np.exp(-self.rate * squared_distances(part, self.landmarks))
+            kernel = np.exp(-self.rate * distances(part, self.landmarks))
             found[start : start + _SPOTS_AT_A_TIME] = kernel @ self.weights + self.offset
         return found
 
@@ -57,7 +58,9 @@ def settings() -> tuple[tuple[float, float], ...]:
     return tuple(itertools.product(WIDTHS, PENALTIES))
 
 
-def kernel_path(features: np.ndarray, scores: np.ndarray, seed: int) -> Iterator[KernelRidge]:
+def kernel_path(
+    features: np.ndarray, scores: np.ndarray, seed: int, weights: np.ndarray | None = None
+) -> Iterator[KernelRidge]:
     """One fit a setting, in the order of `settings`.
 
     Parameters
@@ -66,49 +69,62 @@ def kernel_path(features: np.ndarray, scores: np.ndarray, seed: int) -> Iterator
     scores : array, shape (spots, rank)
     seed : int
         Draws the landmarks, where there are more than 2,048 spots.
+    weights : array, shape (spots,), optional
+        How much each spot counts, with mean 1; all alike when left out.
     """
     for width in WIDTHS:
-        yield from _of_width(features, scores, seed, width, PENALTIES)
+        yield from _of_width(features, scores, seed, width, PENALTIES, weights)
 
 
-def kernel_ridge(features: np.ndarray, scores: np.ndarray, seed: int, setting: tuple[float, float]) -> KernelRidge:
+def kernel_ridge(
+    features: np.ndarray,
+    scores: np.ndarray,
+    seed: int,
+    setting: tuple[float, float],
+    weights: np.ndarray | None = None,
+) -> KernelRidge:
     """The fit of one (width, penalty)."""
     width, penalty = setting
-    return next(iter(_of_width(features, scores, seed, width, (penalty,))))
+    return next(iter(_of_width(features, scores, seed, width, (penalty,), weights)))
 
 
-def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(first, second) float32, never negative."""
-    squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1) - 2 * (first @ second.T)
-    return np.maximum(squares, 0)
+def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Euclidean, (first, second) float64: the root of a small difference of large squares needs the digits."""
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * (a @ b.T)
+    return np.sqrt(np.maximum(squares, 0))
 
 
 def _of_width(
-    features: np.ndarray, scores: np.ndarray, seed: int, width: float, penalties: tuple[float, ...]
+    features: np.ndarray,
+    scores: np.ndarray,
+    seed: int,
+    width: float,
+    penalties: tuple[float, ...],
+    weights: np.ndarray | None,
 ) -> Iterator[KernelRidge]:
     from scipy.linalg import cholesky, solve_triangular
 
     landmarks = _landmarks(features, seed)
-    among = squared_distances(landmarks, landmarks).astype(np.float64)
+    among = distances(landmarks, landmarks)
     rate = width / max(float(np.median(among)), 1e-12)
     kernel = np.exp(-rate * among)
-    level = scores.mean(axis=0, dtype=np.float64)
+    counts = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
+    level = np.average(scores, axis=0, weights=counts)
     # In coordinates where the penalty is a plain a I: K_LL = R R^T, and then as ridge on k(., L) R^-T.
     root = cholesky(kernel + _JITTER * np.eye(len(kernel)), lower=True)
     gram, right = np.zeros_like(kernel), np.zeros((len(kernel), scores.shape[1]))
     for start in range(0, len(features), _SPOTS_AT_A_TIME):
-        part = features[start : start + _SPOTS_AT_A_TIME]
-        mapped = solve_triangular(
-            root, np.exp(-rate * squared_distances(landmarks, part)).astype(np.float64), lower=True
-        )
-        gram += mapped @ mapped.T
-        right += mapped @ (scores[start : start + _SPOTS_AT_A_TIME] - level)
+        part, here = features[start : start + _SPOTS_AT_A_TIME], counts[start : start + _SPOTS_AT_A_TIME]
+        mapped = solve_triangular(root, np.exp(-rate * distances(landmarks, part)), lower=True)
+        gram += (mapped * here) @ mapped.T
+        right += (mapped * here) @ (scores[start : start + _SPOTS_AT_A_TIME] - level)
     values, vectors = np.linalg.eigh(gram)
     turned = vectors.T @ right
     for penalty in penalties:
         inner = vectors @ (turned / (np.maximum(values, 0) + penalty)[:, None])
-        weights = solve_triangular(root, inner, lower=True, trans="T")
-        yield KernelRidge(landmarks.astype(np.float32), weights.astype(np.float32), level.astype(np.float32), rate)
+        slopes = solve_triangular(root, inner, lower=True, trans="T")
+        yield KernelRidge(landmarks.astype(np.float32), slopes.astype(np.float32), level.astype(np.float32), rate)
 
 
 def _landmarks(features: np.ndarray, seed: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Ridge regression of expression scores on reduced features, for many penalties at the cost of one.
 
-``W = (Z^T Z + a I)^-1 Z^T S`` (Hoerl and Kennard 1970), by the eigenvectors of ``Z^T Z``; features and scores are
-centred over the training spots.
+``W = (Z^T D Z + a I)^-1 Z^T D S`` (Hoerl and Kennard 1970), by the eigenvectors of ``Z^T D Z``; D holds the spots'
+weights, and features and scores are centred over the training spots, weighted alike.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ class Ridge:
         return features @ self.weights + self.offset
 
 
-def ridge_path(features: np.ndarray, scores: np.ndarray, penalties: Sequence[float] = PENALTIES) -> list[Ridge]:
+def ridge_path(
+    features: np.ndarray,
+    scores: np.ndarray,
+    penalties: Sequence[float] = PENALTIES,
+    weights: np.ndarray | None = None,
+) -> list[Ridge]:
     """One fit a penalty.
 
     Parameters
@@ -42,14 +47,18 @@ def ridge_path(features: np.ndarray, scores: np.ndarray, penalties: Sequence[flo
     scores : array, shape (spots, rank)
     penalties : sequence of float
         Each times the number of spots is added to the diagonal.
+    weights : array, shape (spots,), optional
+        How much each spot counts, with mean 1; all alike when left out.
     """
     inputs, wanted = np.asarray(features, np.float64), np.asarray(scores, np.float64)
-    middle, level = inputs.mean(axis=0), wanted.mean(axis=0)
-    inputs, wanted = inputs - middle, wanted - level
+    counts = np.ones(len(inputs)) if weights is None else np.asarray(weights, np.float64)
+    middle, level = np.average(inputs, axis=0, weights=counts), np.average(wanted, axis=0, weights=counts)
+    root = np.sqrt(counts)[:, None]
+    inputs, wanted = root * (inputs - middle), root * (wanted - level)
     values, vectors = np.linalg.eigh(inputs.T @ inputs)
     turned = vectors.T @ (inputs.T @ wanted)
     found = []
     for penalty in penalties:
-        weights = vectors @ (turned / (np.maximum(values, 0) + penalty * len(inputs))[:, None])
-        found.append(Ridge(weights.astype(np.float32), (level - middle @ weights).astype(np.float32)))
+        slopes = vectors @ (turned / (np.maximum(values, 0) + penalty * len(inputs))[:, None])
+        found.append(Ridge(slopes.astype(np.float32), (level - middle @ slopes).astype(np.float32)))
     return found

@@ -274,7 +274,15 @@ def _pairs(
     if components is not None or (recipe.train.held_in != "none" and recipe.train.select_by == "pearson"):
         genes = gene_sets(cohort, panel, recipe.evaluation.set_size)["HVG"]
         scored = GenePanel(genes, panel.target_sum, {"kind": "HVG of the training sections"})
-    return read_pairs(cohort, panel, inputs_of, scored=scored, components=components, gene_rank=recipe.target.gene_rank)
+    return read_pairs(
+        cohort,
+        panel,
+        inputs_of,
+        scored=scored,
+        components=components,
+        gene_rank=recipe.target.gene_rank,
+        depth_weights=recipe.target.depth_weights,
+    )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from scipy import sparse
 from cmrcnet.errors import BadOption, ShapeMismatch
 from cmrcnet.expression.components import ExpressionComponents
 from cmrcnet.expression.panel import GenePanel
+from cmrcnet.expression.spot_weights import spot_weights
 from cmrcnet.fingerprint import fingerprint
 from cmrcnet.tissue.section import Cohort, Section
 
@@ -38,6 +39,8 @@ class Pairs:
         Fingerprint of each section's picture and places.
     scores : numpy.ndarray or None, shape (pairs, rank), float32
         Expression scores, when the recipe works on components; `expression` is then their first columns.
+    weights : numpy.ndarray or None, shape (pairs,), float32
+        How much each spot counts where readouts are fitted; None: all alike.
     """
 
     sections: tuple[str, ...]
@@ -47,6 +50,7 @@ class Pairs:
     scored: sparse.csr_matrix | None = None
     contents: tuple[str, ...] = ()
     scores: np.ndarray | None = None
+    weights: np.ndarray | None = None
     section_of: np.ndarray = field(init=False)
     """(pairs,) int64: index of each pair's section."""
     first: np.ndarray = field(init=False)
@@ -153,6 +157,7 @@ def read_pairs(
     scored: GenePanel | None = None,
     components: ExpressionComponents | None = None,
     gene_rank: int = 0,
+    depth_weights: bool = False,
 ) -> Pairs:
     """Read a cohort's sections one after the other and keep what training needs of each.
 
@@ -167,7 +172,10 @@ def read_pairs(
     components : ExpressionComponents, optional
         Turn the panel's expression into scores; the first `gene_rank` are what the gene encoder sees.
     gene_rank : int
+    depth_weights : bool
+        Weigh each spot by its depth.
     """
+    weights: list[np.ndarray] = []
     components_of: list[np.ndarray] = []
     inputs, expression, scores, contents, patients = [], [], [], [], []
     for section in cohort:
@@ -178,6 +186,8 @@ def read_pairs(
         expression.append(selected)
         if scored is not None:
             scores.append(scored.select(section))
+        if depth_weights:
+            weights.append(spot_weights(section.counts))
         inputs.append(inputs_of(section))
         contents.append(fingerprint(section.slide.fingerprint(), section.slide.um_per_px, section.spots.centre_px))
         patients.append(section.patient)
@@ -192,6 +202,7 @@ def read_pairs(
         sparse.csr_matrix(sparse.vstack(scores, format="csr"), dtype=np.float32) if scores else None,
         tuple(contents),
         np.concatenate(components_of) if components_of else None,
+        np.concatenate(weights) if weights else None,
     )
 
 

@@ -69,18 +69,19 @@ def fit_readout(pairs: Pairs, recipe: Recipe, search: CrossSearch | None) -> tup
     reduction = find_reduction(tokens, seed)
     features = reduction.apply(tokens)
     if search is None or search.retrieved is None:
-        return _unchosen(features, scores, recipe, reduction), None
+        return _unchosen(features, pairs, recipe, reduction), None
 
     truth = np.asarray(pairs.scored.todense())
     loadings = loadings_of(scores, pairs.scored)
     section_of = np.array(pairs.sections)[pairs.section_of]
+    counts = np.ones(len(pairs), np.float32) if pairs.weights is None else pairs.weights
     ridges = np.empty((len(PENALTIES), *scores.shape), np.float32)
     kernels = np.empty((len(settings()), *scores.shape), np.float32)
     for split in search.splits:
         rest, out = split.rest, features[split.ids]
-        for number, fitted in enumerate(ridge_path(features[rest], scores[rest])):
+        for number, fitted in enumerate(ridge_path(features[rest], scores[rest], weights=counts[rest])):
             ridges[number, split.ids] = fitted.predict(out)
-        for number, fitted in enumerate(kernel_path(features[rest], scores[rest], seed)):
+        for number, fitted in enumerate(kernel_path(features[rest], scores[rest], seed, counts[rest])):
             kernels[number, split.ids] = fitted.predict(out)
 
     taper = taper_of(recipe.target.ranks, scores.shape[1])
@@ -104,8 +105,8 @@ def fit_readout(pairs: Pairs, recipe: Recipe, search: CrossSearch | None) -> tup
         ", ".join(f"{name} {value:.3f}" for name, value in held_in.items()),
         ", ".join(f"{weight:.2f} {name}" for name, weight in blend.weights.items()),
     )
-    ridge = ridge_path(features, scores, PENALTIES[chosen[RIDGE] : chosen[RIDGE] + 1])[0]
-    kernel = kernel_ridge(features, scores, seed, settings()[chosen[KERNEL]])
+    ridge = ridge_path(features, scores, PENALTIES[chosen[RIDGE] : chosen[RIDGE] + 1], counts)[0]
+    kernel = kernel_ridge(features, scores, seed, settings()[chosen[KERNEL]], counts)
     permuted = _permuted(features, scores, pairs, search, PENALTIES[chosen[RIDGE]], seed)
     return Readout(reduction, ridge, kernel, blend, record), HeldInParts(predicted, permuted, search)
 
@@ -120,18 +121,21 @@ def _permuted(
         rows = np.flatnonzero(pairs.section_of == section)
         order[rows] = rng.permutation(rows)
     shuffled, found = scores[order], np.empty_like(scores)
+    counts = None if pairs.weights is None else pairs.weights[order]
     for split in search.splits:
-        fitted = ridge_path(features[split.rest], shuffled[split.rest], (penalty,))[0]
+        weights = None if counts is None else counts[split.rest]
+        fitted = ridge_path(features[split.rest], shuffled[split.rest], (penalty,), weights)[0]
         found[split.ids] = fitted.predict(features[split.ids])
     return found
 
 
-def _unchosen(features: np.ndarray, scores: np.ndarray, recipe: Recipe, reduction) -> Readout:
+def _unchosen(features: np.ndarray, pairs: Pairs, recipe: Recipe, reduction) -> Readout:
     """Middle settings and an even blend, for a single training section."""
+    scores = pairs.scores
     parts, rank = (RETRIEVAL, RIDGE, KERNEL), scores.shape[1]
     middle = settings()[len(settings()) // 2]
-    ridge = ridge_path(features, scores, PENALTIES[len(PENALTIES) // 2 + 1 : len(PENALTIES) // 2 + 2])[0]
-    kernel = kernel_ridge(features, scores, recipe.train.seed, middle)
+    ridge = ridge_path(features, scores, PENALTIES[len(PENALTIES) // 2 + 1 : len(PENALTIES) // 2 + 2], pairs.weights)[0]
+    kernel = kernel_ridge(features, scores, recipe.train.seed, middle, pairs.weights)
     blend = Blend(
         dict.fromkeys(parts, 1 / len(parts)),
         dict.fromkeys(parts, 1.0),

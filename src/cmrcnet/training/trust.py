@@ -35,7 +35,7 @@ from cmrcnet.trust.intervals import (
     Calibration,
     conformal_quantiles,
     factor_quantiles,
-    spot_weights,
+    unit_weights,
     widening,
 )
 from cmrcnet.trust.shifts import evenly, moves_of
@@ -145,7 +145,7 @@ def _reliability(
     difficulty, factor = _difficulty(traits, _missed(pairs, rows, scores, sides), sides)
 
     names, patients = np.array(pairs.sections)[section_of], len(set(pairs.patients))
-    weights = spot_weights(units, names)
+    weights = unit_weights(units, names)
     low, high = (np.full(len(genes), np.nan, np.float32) for _ in range(2))
     pearson, null = (np.full((len(genes), len(pairs.sections)), np.nan) for _ in range(2))
     for start in range(0, len(genes), _GENES_AT_A_TIME):

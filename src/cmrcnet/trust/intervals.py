@@ -95,7 +95,7 @@ def bounds(mean: np.ndarray, factor: np.ndarray, low: np.ndarray, high: np.ndarr
     return lower.astype(np.float32), (mean + np.outer(factor, high)).astype(np.float32)
 
 
-def spot_weights(unit_of: np.ndarray, section_of: np.ndarray) -> np.ndarray:
+def unit_weights(unit_of: np.ndarray, section_of: np.ndarray) -> np.ndarray:
     """(spots,) float64 summing to 1: units alike, sections of a unit alike, spots of a section alike.
 
     Parameters
