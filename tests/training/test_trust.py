@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cmrcnet.errors import BadOption, CmrcnetWarning, NotCalibrated
+from cmrcnet.errors import BadOption, CmrcnetWarning, DamagedArtefact, DamagedWeights, NotCalibrated
 from cmrcnet.expression.table import check_prediction_table
 from cmrcnet.model.trained_model import TrainedModel
 from cmrcnet.prediction.bank import build_bank
@@ -71,6 +71,20 @@ def test_it_comes_back_from_disk_and_leaves_the_fingerprint_alone(model, tmp_pat
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
         "model.json", "weights.safetensors", "trust.safetensors"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "said"),
+    [
+        (lambda path: path.unlink(), DamagedArtefact, r"trust\.safetensors is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), DamagedWeights, r"trust\.safetensors are damaged"),
+    ],
+)
+def test_a_damaged_account_is_refused(model, tmp_path, harm, error, said):
+    model.save(tmp_path / "model")
+    harm(tmp_path / "model" / "trust.safetensors")
+    with pytest.raises(error, match=said):
+        TrainedModel.load(tmp_path / "model")
 
 
 def test_a_prediction_tells_how_far_to_believe_it(table, model, tmp_path):

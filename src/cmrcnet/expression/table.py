@@ -18,7 +18,7 @@
 ``obsm["neighbour_ids"]``       rows of the bank that were averaged, most similar first; absent where there are none
 ``obsm["neighbour_similarity"]``  cosine of each
 ``obsm["neighbour_weight"]``    weight of each in the average, summing to 1
-``obsm["votes"]``               share of that weight per patient, a column a patient
+``obsm["votes"]``               share of that weight per patient, in the order of ``uns["cmrcnet"]["bank_patients"]``
 ``uns["spatial"]``              a small picture of the slide and its scale, as scanpy wants it
 ``uns["cmrcnet"]``              ``format``, ``units`` of X, ``slide``, ``slide_fingerprint``, ``um_per_px``,
                                 ``spot_diameter_um``, ``version``, and all provenance given

@@ -166,7 +166,7 @@ def predict(
         in_tissue=tissue.contains(places.centre_px),
     )
     table.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(bank, neighbours)
-    table.obsm["neighbour_weight"], table.obsm["votes"] = receipts(neighbours, bank, config, list(table.obs_names))
+    table.obsm["neighbour_weight"], table.obsm["votes"] = receipts(neighbours, bank, config)
     for name, values in certain.items():
         table.obs[name] = values
     for name, values in belief.layers(mean, certain).items():
