@@ -96,7 +96,9 @@ def train(
     model = fit(sections, plan, cache=TokenCache.default(), checkpoints=checkpoints, resume=resume)
     model.save(out, overwrite=overwrite)
     checkpoints.discard()
-    print(f"Model written to {lasting(out)} ({len(model.panel.genes)} genes, {len(sections)} sections).")
+    print(
+        f"Model written to {lasting(out)} ({_so_many((len(model.panel.genes), 'gene'), (len(sections), 'section'))})."
+    )
     return out
 
 
@@ -127,7 +129,7 @@ def index(model: Path, cohort: Path, *, out: Path, without: list[str] | None = N
     sections = _leave_out(read_cohort(cohort, controls=trained.recipe.panel.controls), without)
     bank = build_bank(trained, sections, cache=TokenCache.default())
     bank.save(out, overwrite=overwrite)
-    print(f"Bank written to {lasting(out)} ({len(bank):,} spots, {len(bank.genes):,} genes).")
+    print(f"Bank written to {lasting(out)} ({_so_many((len(bank), 'spot'), (len(bank.genes), 'gene'))}).")
     return out
 
 
@@ -203,7 +205,7 @@ def predict(
     )
     with atomic_file(out) as draft:
         table.write_h5ad(draft)
-    print(f"Prediction written to {lasting(out)} ({table.n_obs:,} places, {table.n_vars:,} genes).")
+    print(f"Prediction written to {lasting(out)} ({_so_many((table.n_obs, 'place'), (table.n_vars, 'gene'))}).")
     return out
 
 
@@ -793,3 +795,8 @@ def _each(names: list[str] | None) -> list[str] | None:
     if names is None:
         return None
     return [name.strip() for each in names for name in each.split(",") if name.strip()]
+
+
+def _so_many(*counts: tuple[int, str]) -> str:
+    """1 gene, 2,000 spots."""
+    return ", ".join(f"{count:,} {what}" if count == 1 else f"{count:,} {what}s" for count, what in counts)
