@@ -92,7 +92,14 @@ def test_one_unit_has_a_mean_and_no_interval():
 
 def test_weights_of_sections_sum_to_one_a_patient():
     _, units = units_of(scores_of({"m": {"B": [0.2], "C": [0.4, 0.5]}}), "HVG", "pearson")
-    assert units.weights.tolist() == [1.0, 0.5, 0.5] and units.names == ("B0", "C0", "C1")
+    known = np.array([[True, True], [True, False], [True, True]])
+    assert units.weights(known).T.tolist() == [[1.0, 0.5, 0.5], [1.0, 0.0, 1.0]] and units.names == ("B0", "C0", "C1")
+
+
+def test_an_undefined_section_takes_no_weight_from_its_patient():
+    scores = scores_of({"m": {"B": [-0.1], "C": [math.nan, 0.1, 0.3]}})
+    (row,) = intervals(scores, seed=0).itertuples()
+    assert row.value == pytest.approx((-0.1 + 0.2) / 2) and row.n == 3
 
 
 def test_few_patients_are_not_ranked():

@@ -27,9 +27,8 @@ class Units:
     names : tuple of str
     patients : int
         Different patients.
-    weights : numpy.ndarray, shape (units,)
-        1 a patient; of sections 1 by the number of sections of its patient, so that their weighted mean is the mean
-        over patients that the tables show.
+    owner : numpy.ndarray, shape (units,), int
+        Number of each unit's patient.
     values : numpy.ndarray, shape (units, methods)
         Score of each; nan where undefined.
     """
@@ -37,8 +36,23 @@ class Units:
     kind: Literal["patient", "section"]
     names: tuple[str, ...]
     patients: int
-    weights: np.ndarray
+    owner: np.ndarray
     values: np.ndarray
+
+    def weights(self, known: np.ndarray) -> np.ndarray:
+        """1 by the number of units of the same patient that are known: their mean is the mean over patients.
+
+        Parameters
+        ----------
+        known : array, shape (units, columns), bool
+
+        Returns
+        -------
+        numpy.ndarray, shape (units, columns)
+            0 where unknown.
+        """
+        same = self.owner[:, None] == self.owner[None]
+        return known / np.maximum(same @ known.astype(np.float64), 1)
 
     def to_text(self) -> str:
         """What the interval is over, for under a table."""
@@ -57,8 +71,9 @@ def intervals(
     """Mean over patients of each method, with its bootstrap interval.
 
     Percentile intervals (Efron and Tibshirani, "An introduction to the bootstrap", 1993) of the mean over patients;
-    with fewer than three patients over sections (`Units.weights`), and the table says so. Every method sees the same
-    resamples. With few units such intervals are too narrow; that is the data's limit, and `too_few_to_rank` says it.
+    with fewer than three patients over sections, weighed so that patients count alike, and the table says so. Every
+    method sees the same resamples. With few units such intervals are too narrow; that is the data's limit, and
+    `too_few_to_rank` says it.
 
     Parameters
     ----------
@@ -153,11 +168,10 @@ def units_of(scores: pd.DataFrame, gene_set: str, metric: str) -> tuple[list[str
     sections = picked.groupby(["patient", "section", "method"], sort=False)["value"].mean().unstack("method")[methods]
     if len(patients) >= FEWEST_PATIENTS_TO_RESAMPLE:
         values = sections.groupby(level="patient", sort=False).mean().loc[patients]
-        return methods, Units("patient", tuple(patients), len(patients), np.ones(len(patients)), values.to_numpy())
-    owner = sections.index.get_level_values("patient")
-    weights = 1 / owner.map(owner.value_counts()).to_numpy(dtype=np.float64)
+        return methods, Units("patient", tuple(patients), len(patients), np.arange(len(patients)), values.to_numpy())
+    owner = np.array([patients.index(patient) for patient in sections.index.get_level_values("patient")])
     names = tuple(sections.index.get_level_values("section"))
-    return methods, Units("section", names, len(patients), weights, sections.to_numpy())
+    return methods, Units("section", names, len(patients), owner, sections.to_numpy())
 
 
 def _bootstrap(
@@ -170,8 +184,8 @@ def _bootstrap(
     times = np.zeros((resamples, len(values)))  # how often each unit was drawn
     np.add.at(times, (np.arange(resamples)[:, None], draws), 1)
     known = ~np.isnan(values)
-    filled = np.where(known, values, 0.0) * units.weights[:, None]
-    weight = known * units.weights[:, None]
+    weight = units.weights(known)
+    filled = np.where(known, values, 0.0) * weight
     result = []
     for column, name in enumerate(names):
         n = int(known[:, column].sum())
