@@ -249,9 +249,10 @@ def explain(
     from cmrcnet.downstream.receipt import receipt
     from cmrcnet.downstream.receipt_sheet import receipt_sheet
     from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.readers.one_place import read_place
     from cmrcnet.tissue.slide_files import open_slide
 
-    (table,) = _predicted_sections(prediction, None).values()
+    table = read_place(prediction, spot)
     with atomic_file(out) as draft:
         if kind == "csv":
             receipt(table, spot).spots.to_csv(draft, index=False)

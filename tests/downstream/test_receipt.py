@@ -113,6 +113,6 @@ def test_a_sheet_grows_with_its_genes_and_draws_without_pictures(table):
     assert size_of(whole)[0] == size_of(bare)[0] == 1820
     assert size_of(whole)[1] > size_of(bare)[1]
     assert receipt_sheet(table, "spot0", genes=list(GENES[:2])) == bare
-    assert size_of(receipt_sheet(table, "spot0")) > (0, 0)  # genes chosen by their variance, where none is graded
+    assert size_of(receipt_sheet(table, "spot0")) > (0, 0)  # those most predicted, where none is graded
     with pytest.raises(UnknownName, match="There is no gene in the prediction 'TP53'"):
         receipt_sheet(table, "spot0", genes=["TP53"])

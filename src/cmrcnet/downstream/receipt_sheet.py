@@ -68,7 +68,7 @@ def receipt_sheet(
     from matplotlib.figure import Figure
 
     found = receipt(table, place)
-    chosen = _chosen_genes(table, genes)
+    chosen = _chosen_genes(table, found.row, genes)
     tissue = matched_tissue(table, found, chosen, cohort=cohort, slide=slide, shown=SHOWN)
     foot = _foot_lines(table, found, tissue)
     with mpl.rc_context({"font.family": "sans-serif", "font.size": 10, "text.color": INK, "svg.fonttype": "none"}):
@@ -87,7 +87,8 @@ def receipt_sheet(
     return out.getvalue()
 
 
-def _chosen_genes(table: AnnData, genes: Sequence[str] | None) -> list[str]:
+def _chosen_genes(table: AnnData, row: int, genes: Sequence[str] | None) -> list[str]:
+    """Those asked for; else the best graded; else, where none is graded, those of which most is predicted here."""
     known = list(map(str, table.var_names))
     if genes is None:
         rank = table.var["reliability"].to_numpy(np.float64)
@@ -95,9 +96,8 @@ def _chosen_genes(table: AnnData, genes: Sequence[str] | None) -> list[str]:
             if "grade" in table.var:
                 rank = np.where(table.var["grade"].isin(["A", "B", "C"]), rank, rank - 2)
             return [known[i] for i in np.argsort(-np.nan_to_num(rank, nan=-9), kind="stable")[:MOST_GENES]]
-        return [
-            known[i] for i in np.argsort(-np.nan_to_num(np.asarray(table.X).var(axis=0)), kind="stable")[:MOST_GENES]
-        ]
+        most = np.nan_to_num(np.asarray(table.X[row], np.float64))
+        return [known[i] for i in np.argsort(-most, kind="stable")[:MOST_GENES]]
     unknown = [gene for gene in genes if gene not in known]
     if unknown:
         raise UnknownName("gene in the prediction", unknown[0], known)
