@@ -78,6 +78,36 @@ def test_a_section_of_a_cohort_is_predicted_at_its_spots_and_its_counts_are_not_
     np.testing.assert_allclose(anndata.read_h5ad(first).X, anndata.read_h5ad(second).X, rtol=1e-5)
 
 
+def test_a_place_is_explained_on_a_sheet_and_as_a_list(place, tmp_path, capsys):
+    import pandas as pd
+
+    table, csv = tmp_path / "p.h5ad", place / "cohort" / "cohort.csv"
+    words = ["predict", place / "model", csv, "--section", "P3S1", "--bank", place / "bank", "--out", table]
+    assert cli.main([str(word) for word in words]) == 0
+    spot = anndata.read_h5ad(table).obs_names[3]
+    sheet, bare = tmp_path / "sheet.png", tmp_path / "list.csv"
+    explain = ["explain", table, "--spot", spot, "--out"]
+    capsys.readouterr()
+    assert cli.main([str(w) for w in [*explain, sheet, "--cohort", csv, "--genes", "TUMOUR001", "TUMOUR002"]]) == 0
+    assert "The prediction is the weighted mean of these spots, and of nothing else." in capsys.readouterr().out
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    assert cli.main([str(w) for w in [*explain, bare]]) == 0
+    listed = pd.read_csv(bare)
+    assert len(listed) == 10 and listed["weight"].sum() == pytest.approx(1)
+    assert "There is no place in the prediction 'nowhere'" in _refused(
+        ["explain", table, "--spot", "nowhere", "--out", tmp_path / "x.png"], capsys
+    )
+    assert "a file name that ends in .png, .pdf, .svg or .csv" in _refused([*explain, tmp_path / "x.txt"], capsys)
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_intervals_of_a_model_that_cannot_calibrate_are_refused_before_anything_is_encoded(place, tmp_path, capsys):
+    words = ["predict", place / "model", place / "cohort" / "cohort.csv", "--section", "P3S1", "--bank", place / "bank"]
+    said = _refused([*words, "--out", tmp_path / "p.h5ad", "--intervals"], capsys)
+    assert "There are no calibrated intervals: its recipe does not hold in each unit in turn" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_evaluate_leaves_a_run_folder_and_a_report(place, tmp_path):
     out = tmp_path / "run"
     words = ["evaluate", place / "cohort" / "cohort.csv", "--out", out, *QUICK, "--methods", "cmrcnet,ridge"]

@@ -38,6 +38,8 @@ _HOMES = {
     "search.neighbours": ["Neighbours"],
     "evaluation.protocol": ["evaluate"],
     "evaluation.report": ["write_report"],
+    "downstream.receipt": ["receipt", "Receipt"],
+    "downstream.receipt_sheet": ["receipt_sheet"],
     "errors": ["CmrcnetError"],
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}

@@ -23,6 +23,7 @@ VERBS: dict[str, Callable] = {
     "bank search": workflows.bank_search,
     "predict": workflows.predict,
     "export": workflows.export,
+    "explain": workflows.explain,
     "evaluate": workflows.evaluate,
     "sweep": workflows.sweep,
     "transfer": workflows.transfer,

@@ -374,6 +374,13 @@ class SeenInTraining(CmrcnetError, ValueError):
         )
 
 
+class NotCalibrated(CmrcnetError, ValueError):
+    """Intervals or refusals asked of a model that has nothing to calibrate them on."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"There are no {what}: {why}.")
+
+
 class CannotResume(CmrcnetError, ValueError):
     """A run that cannot be taken up again."""
 

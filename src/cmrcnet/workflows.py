@@ -300,6 +300,8 @@ def predict(
     k: int | None = None,
     grid_um: float = 100.0,
     batch: int | Literal["auto"] = "auto",
+    intervals: bool = False,
+    refuse: float | None = None,
     um_per_px: float | None = None,
     overwrite: bool = False,
 ) -> Path | bool:
@@ -334,6 +336,10 @@ def predict(
         Distance between the places of the grid.
     batch : int or "auto"
         Patches that go through the encoder at once; auto suits the device.
+    intervals : bool
+        Write the calibrated 90 % interval of every value as well (layers lower and upper); three times the size.
+    refuse : float, optional
+        Mark places that are less certain than this share of held-in training spots: --refuse 0.3.
     um_per_px : float, optional
         Micrometres per level-0 pixel, where the slide does not say.
     overwrite : bool
@@ -368,6 +374,8 @@ def predict(
             k=k,
             grid_um=grid_um,
             batch=batch,
+            intervals=intervals,
+            refuse=refuse,
             um_per_px=um_per_px,
             cache=TokenCache.default(),
             overwrite=overwrite,
@@ -384,6 +392,8 @@ def predict(
         genes=chosen,
         k=k,
         grid_um=grid_um,
+        intervals=intervals,
+        refuse=refuse,
     )
     predict_to_file(plan, out, cache=TokenCache.default(), batch=batch)
     size = _so_many((len(plan.places), "place"), (len(plan.columns), "gene"))
@@ -429,6 +439,67 @@ def export(
     return to
 
 
+def explain(
+    prediction: Path,
+    *,
+    spot: str,
+    out: Path,
+    cohort: Path | None = None,
+    slide: Path | None = None,
+    genes: list[str] | None = None,
+    um_per_px: float | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Explain one predicted place on one sheet: its patch, the measured spots behind it, what they measured.
+
+    Parameters
+    ----------
+    prediction : Path
+        A prediction table (.h5ad).
+    spot : str
+        Name of the place, as in the table's obs_names.
+    out : Path
+        Sheet to write: .png, .pdf or .svg; or .csv for the bare list of all measured spots and their weights.
+    cohort : Path, optional
+        The cohort.csv that the bank was built from, for the patches and measured values of the matches.
+    slide : Path, optional
+        The slide that was predicted, where the cohort does not hold it.
+    genes : list of str, optional
+        Genes to show, at most eight, or one file with a gene a line; the best graded when left out.
+    um_per_px : float, optional
+        Micrometres per level-0 pixel, where the slide does not say.
+    overwrite : bool
+        Replace OUT.
+    """
+    kind = out.suffix.removeprefix(".")
+    if kind not in ("png", "pdf", "svg", "csv"):
+        raise BadOption("out", str(out), "a file name that ends in .png, .pdf, .svg or .csv")
+    refuse_existing(out, overwrite)
+
+    from cmrcnet.downstream.receipt import receipt
+    from cmrcnet.downstream.receipt_sheet import receipt_sheet
+    from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.readers.one_place import read_place
+    from cmrcnet.tissue.slide_files import open_slide
+
+    table = read_place(prediction, spot)
+    with atomic_file(out) as draft:
+        if kind == "csv":
+            receipt(table, spot).spots.to_csv(draft, index=False)
+        else:
+            sheet = receipt_sheet(
+                table,
+                spot,
+                genes=_gene_list(genes),
+                cohort=None if cohort is None else read_cohort(cohort),
+                slide=None if slide is None else open_slide(slide, um_per_px=um_per_px),
+                kind=kind,
+            )
+            draft.write_bytes(sheet)
+    print(f"{lasting(out)}: {receipt(table, spot).sentence}")
+    return out
+
+
 def evaluate(
     cohort: Path,
     *,
@@ -451,7 +522,7 @@ def evaluate(
     cohort : Path
         A cohort.csv.
     out : Path
-        Run folder to write: report.html, scores.csv, genes.csv, predictions/, run.json.
+        Run folder to write: report.html, scores.csv, genes.csv, trust.csv, predictions/, run.json.
     recipe : str
         Name of a shipped recipe (`cmrcnet recipes`) or the path of your own .yaml.
     set_ : list of str, optional
@@ -851,6 +922,7 @@ def _evaluate(
     from cmrcnet.evaluation.protocol import evaluate as run_protocol
     from cmrcnet.evaluation.report import write_report
     from cmrcnet.evaluation.run_folder import RunFolder
+    from cmrcnet.evaluation.trust_scores import trust_scores
     from cmrcnet.readers.cohort import read_cohort
 
     sections = read_cohort(cohort, controls=plan.panel.controls)
@@ -867,6 +939,9 @@ def _evaluate(
         cache=TokenCache.default(),
         folder=folder,
     )
+    if len(measured := trust_scores(run)):
+        with atomic_file(folder.working / "trust.csv") as draft:
+            measured.to_csv(draft, index=False)
     write_report(run, folder.working / "report.html")
     folder.finish()
     return run

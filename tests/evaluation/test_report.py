@@ -18,7 +18,6 @@ from PIL import Image
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
 from cmrcnet.evaluation.gene_correlation import gene_correlation
 from cmrcnet.evaluation.intervals import intervals, paired_differences
-from cmrcnet.evaluation.predictability import predictability
 from cmrcnet.evaluation.report import write_report
 from cmrcnet.evaluation.report_correlation import _pairs, correlated_genes
 from cmrcnet.evaluation.report_figures import curve_svg, map_jpeg, tissue_view
@@ -29,6 +28,7 @@ from cmrcnet.evaluation.report_page import table
 from cmrcnet.evaluation.retrieval import kept_reading
 from cmrcnet.evaluation.verdict import number, verdict
 from cmrcnet.tissue.section import Cohort
+from cmrcnet.trust.predictability import predictability
 from tests.evaluation.made_run import made_cohort, made_run
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}

@@ -259,9 +259,18 @@ def test_missing_weights(folder):
         TrainedModel.load(folder)
 
 
+def test_a_model_of_the_first_format_is_read_and_knows_nothing_of_its_limits(model, folder):
+    def older(facts):
+        facts.update(format=1)
+        facts.pop("check")
+
+    edit(folder, older)
+    assert TrainedModel.load(folder).fingerprint == model.fingerprint and TrainedModel.load(folder).trust is None
+
+
 def test_a_newer_format(folder):
-    edit(folder, lambda facts: facts.update(format=2))
-    with pytest.raises(DamagedArtefact, match=r"format 2.*reads up to 1.*upgrade cmrcnet"):
+    edit(folder, lambda facts: facts.update(format=3))
+    with pytest.raises(DamagedArtefact, match=r"format 3.*reads up to 2.*upgrade cmrcnet"):
         TrainedModel.load(folder)
 
 

@@ -32,7 +32,7 @@ from cmrcnet.prediction import bank_edit
 from cmrcnet.prediction.bank import ReferenceBank, build_bank
 from cmrcnet.prediction.bank_edit import add_sections, drop_sections, merge_banks, search_anew
 from cmrcnet.prediction.bank_manifest import Manifest
-from cmrcnet.prediction.gene_levels import SectionMoments
+from cmrcnet.readout.gene_levels import SectionMoments
 from cmrcnet.search.search_config import SearchConfig
 from cmrcnet.tissue.section import Cohort
 from tests.prediction.small_model import GENES, small_model, small_section

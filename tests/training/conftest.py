@@ -11,6 +11,8 @@ from scipy import sparse
 
 from cmrcnet.datasets.synthetic import synthetic_cohort
 from cmrcnet.encoding.token_cache import TokenCache
+from cmrcnet.model.trained_model import TrainedModel
+from cmrcnet.prediction.bank import ReferenceBank, build_bank
 from cmrcnet.recipe import Recipe
 from cmrcnet.tissue.section import Cohort, CohortEntry, Section
 from cmrcnet.training import fit as fit_module
@@ -50,6 +52,35 @@ def cohort() -> Cohort:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> TokenCache:
     return TokenCache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def plan() -> Recipe:
+    """The default recipe, made small."""
+    small = {"embedding_dim": 16, "fusion_dim": 16, "cross_heads": 2, "fusion_heads": 2, "blocks": [7]}
+    return Recipe.load("default").override(
+        {f"model.{name}": value for name, value in small.items()}
+        | {"features.views_um": [112, 224], "features.orientations": 1, "panel.n_hvg": 60}
+        | {"target.ranks": [2, 4], "target.gene_rank": 3, "evaluation.set_size": 10, "readout.k": 10}
+        | {"train.epochs": 6, "train.batch_size": 24, "train.learning_rate": 0.005}
+    )
+
+
+@pytest.fixture(scope="session")
+def model(cohort, cache, plan) -> TrainedModel:
+    """Trained by it on all of the cohort."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in each test of this room: another number may differ in the last bit
+    try:
+        return fit_module.fit(cohort, plan, cache=cache)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def bank(model, cohort, cache) -> ReferenceBank:
+    """Of the cohort."""
+    return build_bank(model, cohort, cache=cache)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 
 from cmrcnet.errors import BadOption, CmrcnetWarning
 from cmrcnet.expression.components import find_components
@@ -21,32 +20,6 @@ from cmrcnet.training.checkpoint import Checkpoints
 from cmrcnet.training.fit import fit
 from tests.training.conftest import changed, with_counts
 from tests.training.test_resume import Stopping, assert_equal
-
-
-@pytest.fixture(scope="module")
-def plan() -> Recipe:
-    small = {"embedding_dim": 16, "fusion_dim": 16, "cross_heads": 2, "fusion_heads": 2, "blocks": [7]}
-    return Recipe.load("default").override(
-        {f"model.{name}": value for name, value in small.items()}
-        | {"features.views_um": [112, 224], "features.orientations": 1, "panel.n_hvg": 60}
-        | {"target.ranks": [2, 4], "target.gene_rank": 3, "evaluation.set_size": 10, "readout.k": 10}
-        | {"train.epochs": 6, "train.batch_size": 24, "train.learning_rate": 0.005}
-    )
-
-
-@pytest.fixture(scope="module")
-def model(cohort, cache, plan) -> TrainedModel:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in each test of this room: another number may differ in the last bit
-    try:
-        return fit(cohort, plan, cache=cache)
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def bank(model, cohort, cache) -> ReferenceBank:
-    return build_bank(model, cohort, cache=cache)
 
 
 def test_every_unit_is_held_in_and_the_epoch_is_best_on_their_mean(model, cohort):

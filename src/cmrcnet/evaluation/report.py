@@ -14,6 +14,7 @@ from cmrcnet.evaluation.report_methods import lead, methods_table, metrics_table
 from cmrcnet.evaluation.report_page import page, text
 from cmrcnet.evaluation.report_tables import folds_table, provenance, strip
 from cmrcnet.evaluation.report_training import readouts_table, training_curves
+from cmrcnet.evaluation.report_trust import trust_report
 from cmrcnet.evaluation.verdict import verdict
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def _html(run: EvaluationRun, unseen: AnnData | None) -> str:
     sections.append(f"<h2>Genes</h2>\n{gene_explorer(run)}{marker_table(run)}")
     if len(run.predictions) and (together := correlation_figure(run)):
         sections.append(f"<h2>Genes that go together</h2>\n{together}")
+    if trust := trust_report(run):
+        sections.append(f"<h2>How far to believe it</h2>\n{trust}")
     sections += [
         f"<h2>Training</h2>\n{training_curves(run)}{readouts_table(run)}",
         f"<h2>Folds</h2>\n{folds_table(run)}",

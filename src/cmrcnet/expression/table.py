@@ -5,13 +5,20 @@
                                 prediction: no neighbour's section measured the gene. Never infinite
 ``layers["spread"]``            deviation of the measured expression among the neighbours, float32; NaN where X is
 ``obs``                         ``x_um y_um`` (level-0 pixel times scale), ``similarity`` (mean cosine to the
-                                neighbours, NaN where there are none), ``in_tissue`` (1 or 0), ``confidence`` (0 to 1;
-                                NaN: not measured)
+                                neighbours, NaN where there are none), ``in_tissue`` (1 or 0), ``confidence`` (0 to 1:
+                                share of held-in spots that looked harder; NaN: not measured); of a model that knows its
+                                limits ``interval_scale``, ``in_domain`` (1 or 0), and ``refused`` where asked for
 ``var``                         ``symbol``, ``ensembl_id`` (either may be empty), ``reliability`` (held-out Pearson;
-                                NaN: not measured), ``reliability_is`` ("held-out Pearson" or "not measured")
+                                NaN: not measured), ``reliability_is`` ("held-out Pearson", "held-in Pearson" or "not
+                                measured"); gene cards: ``reliability_low``, ``_high`` (95 % interval), ``_null``,
+                                ``_sections``, ``grade`` (A to D, "not measured"); ``interval_low``, ``interval_high``
+``layers["lower"], ["upper"]``  where asked for: the interval, ``X + interval_scale * interval_low`` (not below 0)
+                                and ``X + interval_scale * interval_high``; NaN: none can be given
 ``obsm["spatial"]``             x, y of each centre in level-0 pixels: scanpy and squidpy plot it at once
 ``obsm["neighbour_ids"]``       rows of the bank that were averaged, most similar first; absent where there are none
 ``obsm["neighbour_similarity"]``  cosine of each
+``obsm["neighbour_weight"]``    weight of each in the average, summing to 1
+``obsm["votes"]``               share of that weight per patient, in the order of ``uns["cmrcnet"]["bank_patients"]``
 ``uns["spatial"]``              a small picture of the slide and its scale, as scanpy wants it
 ``uns["cmrcnet"]``              ``format``, ``units`` of X, ``slide``, ``slide_fingerprint``, ``slide_width_px``,
                                 ``slide_height_px``, ``um_per_px``, ``spot_diameter_um``, ``version``, and all

@@ -1,6 +1,7 @@
 """A trained model: one self-sufficient thing that embeds patches and expression, and that can be saved and loaded.
 
-Folder format 1: ``model.json`` (recipe, panel, provenance, encoder, fingerprints) beside ``weights.safetensors``.
+Folder format 2: ``model.json`` (recipe, panel, provenance, encoder, fingerprints) beside ``weights.safetensors`` and,
+where the training learnt it, ``trust.safetensors`` (what the model knows of its limits; format 1 had none).
 The weights of a frozen encoder are not copied into it: they are named with their fingerprint, and checked when the
 model is loaded. An encoder that was trained, or whose weights were random, is stored. The file is one thing: what
 `save` writes `load` must read back and check, line by line.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,8 +36,11 @@ from cmrcnet.model.provenance import Provenance
 from cmrcnet.readout.readout import Readout
 from cmrcnet.recipe import Recipe
 from cmrcnet.tissue.scale import PatchScale
+from cmrcnet.trust.trust import Trust
 
-FORMAT = 1
+FORMAT = 2
+EMBEDDING_FORMAT = 1
+"""Goes into the fingerprint: counts up when the same weights would embed otherwise."""
 _PATCHES_AT_A_TIME = 256
 _SPOTS_AT_A_TIME = 1024
 
@@ -60,6 +64,8 @@ class TrainedModel:
         Of the panel's expression, where the recipe works on them; the network's genes are then their first scores.
     readout : Readout or None
         Together with `components`.
+    trust : Trust or None
+        What it knows of its limits. No part of the fingerprint: embeddings do not depend on it.
     """
 
     network: CMRCNet
@@ -69,6 +75,7 @@ class TrainedModel:
     provenance: Provenance
     components: ExpressionComponents | None = None
     readout: Readout | None = None
+    trust: Trust | None = None
 
     def __post_init__(self) -> None:
         genes = len(self.panel.genes)
@@ -85,7 +92,7 @@ class TrainedModel:
     def fingerprint(self) -> str:
         """Name of everything that its embeddings depend on: weights, encoder, panel, scale and settings."""
         facts = {
-            "format": FORMAT,
+            "format": EMBEDDING_FORMAT,
             "model": self.recipe.to_dict()["model"] | {"weights": ""},  # a path; the encoder's fingerprint counts
             "patch": self.recipe.to_dict()["patch"],
             "genes": list(self.panel.genes),
@@ -212,9 +219,14 @@ class TrainedModel:
             "weights": {"bytes": len(weights), "checksum": fingerprint(weights)},
             "provenance": self.provenance.to_dict(),
         }
+        limits = None if self.trust is None else save(_tensors(self.trust.arrays()))
+        if limits is not None:
+            facts["trust"] = {"bytes": len(limits), "checksum": fingerprint(limits)}
         facts["check"] = fingerprint(facts)
         with atomic_folder(Path(folder), overwrite) as draft:
             (draft / "weights.safetensors").write_bytes(weights)
+            if limits is not None:
+                (draft / "trust.safetensors").write_bytes(limits)
             (draft / "model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     @classmethod
@@ -239,7 +251,8 @@ class TrainedModel:
         """
         folder = Path(folder)
         facts = _read_facts(folder)
-        tensors = _read_weights(folder / "weights.safetensors", facts)
+        tensors = _read_weights(folder / "weights.safetensors", facts, "weights")
+        limits = _read_weights(folder / "trust.safetensors", facts, "trust") if facts.get("trust") else None
         try:
             recipe = Recipe.from_dict(facts["recipe"], where=f"{folder}/model.json")
             panel = GenePanel.from_dict(facts["panel"])
@@ -256,6 +269,7 @@ class TrainedModel:
             shape = {"token_dim": facts["token_dim"], "n_tokens": facts.get("n_tokens", 1)}
             network = CMRCNet(recipe.model, n_genes=n_genes, **shape)
             network.load_state_dict(_part(tensors, "network"), strict=True)
+            trust = None if limits is None else Trust.restore({name: value.numpy() for name, value in limits.items()})
         except (KeyError, TypeError, RuntimeError) as error:
             if isinstance(error, CmrcnetError):
                 raise
@@ -267,7 +281,7 @@ class TrainedModel:
                 f"{encoder.fingerprint()[:12]}",
                 "give back the weights that it was trained with",
             )
-        model = cls(network, encoder, panel, recipe, provenance, components, readout)
+        model = cls(network, encoder, panel, recipe, provenance, components, readout, trust)
         if model.fingerprint != facts["fingerprint"]:
             raise _changed(folder, "model.json does not belong to these weights")
         said = {key: value for key, value in facts.items() if key != "check"}
@@ -280,7 +294,7 @@ class TrainedModel:
         if self.components is None or self.readout is None:
             return {}
         arrays = {"components": self.components.directions, **self.readout.arrays()}
-        return {f"readout.{name}": torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in sorted(arrays)}
+        return {f"readout.{name}": value for name, value in _tensors(arrays).items()}
 
     @property
     def _encoder_is_stored(self) -> bool:
@@ -307,6 +321,11 @@ def _stored(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": value.detach().cpu().contiguous() for name, value in state}
 
 
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Arrays as tensors of their own, by name in order."""
+    return {name: torch.from_numpy(np.array(arrays[name], order="C")) for name in sorted(arrays)}
+
+
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
@@ -327,7 +346,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _read_weights(path: Path, facts: dict[str, Any]) -> dict[str, Tensor]:
+def _read_weights(path: Path, facts: dict[str, Any], what: str) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     if not path.is_file():
@@ -336,9 +355,9 @@ def _read_weights(path: Path, facts: dict[str, Any]) -> dict[str, Tensor]:
     if looks_like_pickle(content[:2]):
         raise PickleRefused(path)
     try:
-        size, checksum = facts["weights"]["bytes"], facts["weights"]["checksum"]
+        size, checksum = facts[what]["bytes"], facts[what]["checksum"]
     except (KeyError, TypeError) as error:
-        raise _changed(path.parent, "model.json names no weights") from error
+        raise _changed(path.parent, f"model.json names no {what}") from error
     if len(content) != size:
         raise DamagedWeights(path, f"{len(content)} bytes where {size} were written")
     if fingerprint(content) != checksum:

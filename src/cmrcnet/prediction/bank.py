@@ -21,9 +21,9 @@ from cmrcnet.prediction.bank_manifest import PARTS, Manifest, bank_fingerprint
 from cmrcnet.prediction.bank_part import BankPart
 from cmrcnet.prediction.bank_search import open_search, write_search
 from cmrcnet.prediction.embed_part import embed_part
-from cmrcnet.prediction.gene_levels import GeneLevels, gene_levels
 from cmrcnet.prediction.shelf import open_shelf
 from cmrcnet.progress import tracked
+from cmrcnet.readout.gene_levels import GeneLevels, gene_levels
 from cmrcnet.search.build import build_search
 from cmrcnet.search.search_config import SearchConfig
 from cmrcnet.search.searcher import Searcher

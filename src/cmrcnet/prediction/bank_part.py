@@ -23,7 +23,7 @@ from scipy import sparse
 from cmrcnet.encoding.stored_array import open_array, write_array
 from cmrcnet.errors import DamagedArtefact, ShapeMismatch
 from cmrcnet.fingerprint import fingerprint_stream
-from cmrcnet.prediction.gene_levels import SectionMoments
+from cmrcnet.readout.gene_levels import SectionMoments
 from cmrcnet.search.stacked_columns import csc_of
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import numpy as np
 from cmrcnet.prediction.place_features import PlaceFeatures
 from cmrcnet.prediction.plan import PredictionPlan
 from cmrcnet.prediction.readout import read_out
+from cmrcnet.prediction.receipts import receipts
 from cmrcnet.progress import metered
 from cmrcnet.search.average import average
 from cmrcnet.search.neighbours import Neighbours
@@ -85,26 +86,31 @@ def predict_blocks(plan: PredictionPlan, features: PlaceFeatures, *, start: int 
 def _block(plan: PredictionPlan, features: PlaceFeatures, search: Searcher, rows: slice) -> PredictionBlock:
     queries, reduced = features.take(rows)
     neighbours = search.nearest(queries, plan.readout.k)
-    return PredictionBlock(rows, *_expression(plan, neighbours, reduced), neighbours)
+    mean, spread, certain = _expression(plan, neighbours, reduced)
+    weights, votes = receipts(neighbours, plan.bank, plan.readout)
+    layers = plan.confidence.layers(mean, certain)
+    return PredictionBlock(
+        rows, mean, spread, neighbours, layers, certain, {"neighbour_weight": weights, "votes": votes}
+    )
 
 
 def _expression(
     plan: PredictionPlan, neighbours: Neighbours, reduced: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and spread, as the readout says."""
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Mean and spread, as the readout says, and how certain each place is."""
     config, bank, readout = plan.readout, plan.bank, plan.model.readout
     mean, spread = read_out(neighbours, bank, config, plan.columns)
     if readout is None or reduced is None or bank.scores is None or bank.levels is None:
-        return mean, spread
-    retrieved, _ = average(
-        neighbours, bank.scores, weighting=config.weighting, temperature=config.temperature, with_spread=False
-    )
+        return mean, spread, {}
+    retrieved, varied = average(neighbours, bank.scores, weighting=config.weighting, temperature=config.temperature)
+    parts = readout.parts(reduced, retrieved)
+    scores = readout.combine(parts, config.kind)
     unmeasured = np.isnan(mean)
     mean = bank.levels.expression(
-        readout.scores_of(reduced, retrieved, config.kind),
+        scores,
         plan.columns,
         covariance=readout.blend.covariance,
         amplitude=config.amplitude,
     )
     mean[unmeasured] = np.nan
-    return mean, spread
+    return mean, spread, plan.confidence.of_places(neighbours.similarity, varied, parts, scores)

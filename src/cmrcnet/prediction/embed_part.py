@@ -9,7 +9,7 @@ import numpy as np
 from cmrcnet.errors import BadOption
 from cmrcnet.expression.normalize import check_counts, normalize
 from cmrcnet.prediction.bank_part import BankPart
-from cmrcnet.prediction.gene_levels import SectionMoments
+from cmrcnet.readout.gene_levels import SectionMoments
 from cmrcnet.tissue.section import Section
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import numpy as np
 from cmrcnet.errors import BadOption, SpotsOffImage, TooFew
 from cmrcnet.fingerprint import fingerprint
 from cmrcnet.prediction.bank import ReferenceBank
+from cmrcnet.prediction.confidence import Confidence, confidence_of
 from cmrcnet.prediction.gene_columns import columns_of
 from cmrcnet.recipe import ReadoutConfig
 from cmrcnet.tissue.mask import TissueMask, find_tissue
@@ -38,6 +39,8 @@ class PredictionPlan:
     columns : numpy.ndarray, shape (genes,), int
         Columns of the bank.
     readout : ReadoutConfig
+    confidence : Confidence
+        How far it is to be believed.
     """
 
     model: TrainedModel
@@ -47,6 +50,7 @@ class PredictionPlan:
     in_tissue: np.ndarray
     columns: np.ndarray
     readout: ReadoutConfig
+    confidence: Confidence
 
     @property
     def genes(self) -> list[str]:
@@ -65,6 +69,13 @@ class PredictionPlan:
             self.places.centre_px,
         )
 
+    @property
+    def readout_weights(self) -> dict[str, float]:
+        """Share of each part in the prediction: how much of it the neighbours account for."""
+        if self.readout.kind == "blend":
+            return {name: round(float(share), 4) for name, share in self.model.readout.blend.weights.items()}
+        return {self.readout.kind: 1.0}
+
     def provenance(self) -> dict[str, Any]:
         """What a prediction table says of where it comes from."""
         model, bank, readout = self.model, self.bank, self.readout
@@ -81,6 +92,9 @@ class PredictionPlan:
             "weighting": readout.weighting,
             "temperature": readout.temperature,
             "readout": readout.kind,
+            "readout_weights": self.readout_weights,
+            "with_intervals": int(self.confidence.intervals),
+            "refuse": self.confidence.refuse or 0.0,
         }
 
 
@@ -96,6 +110,8 @@ def plan_prediction(
     weighting: Literal["mean", "similarity"] | None = None,
     readout: Literal["retrieval", "ridge", "kernel", "blend"] | None = None,
     grid_um: float = 100.0,
+    intervals: bool = False,
+    refuse: float | None = None,
 ) -> PredictionPlan:
     """Check what is asked for, find the tissue and lay the places; parameters and errors as `predict`."""
     config = _readout(model, k, weighting, readout)
@@ -103,12 +119,14 @@ def plan_prediction(
     if config.k > len(bank):
         raise BadOption("k", config.k, want=f"at most {len(bank)}, the number of spots in {bank.name}")
     columns = columns_of(genes, bank.genes)
+    named = [bank.genes[column] for column in columns]
+    belief = confidence_of(model, bank, config, named, intervals=intervals, refuse=refuse)
     tissue = find_tissue(slide) if mask is None else mask
     places = patch_grid(slide, tissue, pitch_um=grid_um) if spots is None else spots
     if len(places) == 0:
         raise TooFew("places to predict", 0, 1, "give spots on the slide, or leave them out for a grid over the tissue")
     _require_on_slide(places, slide)
-    return PredictionPlan(model, bank, slide, places, tissue.contains(places.centre_px), columns, config)
+    return PredictionPlan(model, bank, slide, places, tissue.contains(places.centre_px), columns, config, belief)
 
 
 def _require_on_slide(places: Spots, slide: Slide) -> None:

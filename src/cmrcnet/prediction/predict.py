@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cmrcnet.expression.table import prediction_table
+from cmrcnet.prediction.alarm import sound_alarm
 from cmrcnet.prediction.bank import ReferenceBank
 from cmrcnet.prediction.blocks import PredictionBlock, predict_blocks
 from cmrcnet.prediction.place_features import PlaceFeatures
@@ -37,6 +38,8 @@ def predict(
     weighting: Literal["mean", "similarity"] | None = None,
     readout: Literal["retrieval", "ridge", "kernel", "blend"] | None = None,
     grid_um: float = 100.0,
+    intervals: bool = False,
+    refuse: float | None = None,
     cache: TokenCache | None = None,
 ) -> AnnData:
     """Predict expression at places of a slide.
@@ -67,6 +70,10 @@ def predict(
         on expression components. The neighbours are named whatever the readout.
     grid_um : float
         Distance between the places of the grid.
+    intervals : bool
+        Add ``layers["lower"]`` and ``layers["upper"]``: each value's calibrated interval.
+    refuse : float, optional
+        Mark in ``obs["refused"]`` the places that are less certain than this share of held-in training spots.
     cache : TokenCache, optional
         Where what the frozen encoder sees is kept from one call to the next.
 
@@ -87,7 +94,14 @@ def predict(
         k is larger than the bank.
     SpotsOffImage
         A place whose centre lies outside the slide: there is nothing to look at.
+    NotCalibrated
+        Intervals or refusals are asked of a model that has nothing to calibrate them on.
     UnknownScale, NoTissue
+
+    Warns
+    -----
+    CmrcnetWarning
+        The slide does not look like the sections of training (``uns["cmrcnet"]["alarm"]``).
     """
     plan = plan_prediction(
         model,
@@ -100,6 +114,8 @@ def predict(
         weighting=weighting,
         readout=readout,
         grid_um=grid_um,
+        intervals=intervals,
+        refuse=refuse,
     )
     features = PlaceFeatures(plan)
     features.encode(cache)
@@ -148,6 +164,8 @@ def annotate(table: AnnData, plan: PredictionPlan, rows: np.ndarray) -> None:
         Rows of the bank that are somebody's neighbour, each once.
     """
     table.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(plan.bank, rows)
+    plan.confidence.annotate(table)
+    sound_alarm(table, plan.model, plan.slide, plan.places)
 
 
 def neighbour_spots(bank: ReferenceBank, rows: np.ndarray) -> pd.DataFrame:

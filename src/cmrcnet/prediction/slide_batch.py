@@ -102,6 +102,8 @@ def predict_slides(
     k: int | None = None,
     grid_um: float = 100.0,
     batch: int | Literal["auto"] = "auto",
+    intervals: bool = False,
+    refuse: float | None = None,
     um_per_px: float | None = None,
     cache: TokenCache | None = None,
     overwrite: bool = False,
@@ -115,7 +117,7 @@ def predict_slides(
     slides : sequence of Path
     folder : Path
         Made when it is not there. ``summary.csv`` is written anew after every slide.
-    genes, k, grid_um, batch, um_per_px, cache
+    genes, k, grid_um, batch, intervals, refuse, um_per_px, cache
         As `predict` and `open_slide`.
     overwrite : bool
         Predict again what is done.
@@ -142,7 +144,9 @@ def predict_slides(
         log.info("Slide %d of %d: %s", number, len(slides), slide.name)
         start = time.monotonic()
         try:
-            outcome = _predict_one(model, bank, slide, table, genes, k, grid_um, batch, um_per_px, cache, overwrite)
+            outcome = _predict_one(
+                model, bank, slide, table, genes, k, grid_um, batch, intervals, refuse, um_per_px, cache, overwrite
+            )
         except (DiskFull, Unwritable):
             raise
         except CmrcnetError as error:
@@ -163,6 +167,8 @@ def _predict_one(
     k: int | None,
     grid_um: float,
     batch: int | Literal["auto"],
+    intervals: bool,
+    refuse: float | None,
     um_per_px: float | None,
     cache: TokenCache | None,
     overwrite: bool,
@@ -178,11 +184,15 @@ def _predict_one(
             "slide_fingerprint": picture.fingerprint(),
             "spot_diameter_um": grid_um,
             "k": model.recipe.readout.k if k is None else k,
+            "with_intervals": int(intervals),
+            "refuse": refuse or 0.0,
         }
         if table.exists() and not overwrite:
             size = _size_if_the_same(table, wanted, bank.genes if genes is None else list(dict.fromkeys(genes)))
             return SlideOutcome(str(slide), table.name, DONE_BEFORE, *size)
-        plan = plan_prediction(model, bank, picture, genes=genes, k=k, grid_um=grid_um)
+        plan = plan_prediction(
+            model, bank, picture, genes=genes, k=k, grid_um=grid_um, intervals=intervals, refuse=refuse
+        )
         predict_to_file(plan, table, cache=cache, batch=batch)
     return SlideOutcome(str(slide), table.name, PREDICTED, len(plan.places), len(plan.columns))
 

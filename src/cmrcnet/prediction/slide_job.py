@@ -92,7 +92,8 @@ def _require_room(plan: PredictionPlan, out: Path, work: Path) -> None:
         free = shutil.disk_usage(out.parent).free
         kept = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
     views = max(len(plan.model.recipe.features.views_um), 1)
-    table = 8 * len(plan.columns) + 12 * plan.readout.k
+    layers = 4 if plan.confidence.intervals else 2
+    table = 4 * layers * len(plan.columns) + 16 * plan.readout.k
     place = 4 * views * plan.model.encoder.dim + table * (2 if out.suffix == STORE else 1)
     needed = place * len(plan.places) - kept
     if needed > free:

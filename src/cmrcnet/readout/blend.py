@@ -51,6 +51,10 @@ class Blend:
     slope: float
     covariance: np.ndarray
 
+    def scaled(self, predicted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """``b t p_m / c_m`` of each part: its own prediction on the scale of the blend, so that parts compare."""
+        return {name: self.slope * self.taper * values / self.powers[name] for name, values in predicted.items()}
+
     def combine(self, predicted: Mapping[str, np.ndarray]) -> np.ndarray:
         """(spots, rank) float32 of the parts' predicted scores, each (spots, rank)."""
         return (self.slope * self.taper * _sum(predicted, self.weights, self.powers)).astype(np.float32)

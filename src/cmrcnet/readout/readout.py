@@ -47,19 +47,17 @@ class Readout:
             The bank's scores, averaged over each spot's neighbours.
         kind : {"retrieval", "ridge", "kernel", "blend"}
         """
-        return self.scores_of(self.reduction.apply(tokens), retrieved, kind)
+        return self.combine(self.parts(self.reduction.apply(tokens), retrieved), kind)
 
-    def scores_of(self, features: np.ndarray, retrieved: np.ndarray, kind: str) -> np.ndarray:
-        """As `scores`, from tokens that are reduced already: (spots, components)."""
+    def parts(self, features: np.ndarray, retrieved: np.ndarray) -> dict[str, np.ndarray]:
+        """What each part predicts by itself from reduced features, by name: (spots, rank) each."""
+        return {RETRIEVAL: retrieved, RIDGE: self.ridge.predict(features), KERNEL: self.kernel.predict(features)}
+
+    def combine(self, parts: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
+        """Predicted expression scores from the parts, as `scores` gives them."""
         if kind == "blend":
-            parts = {
-                RETRIEVAL: retrieved,
-                RIDGE: self.ridge.predict(features),
-                KERNEL: self.kernel.predict(features),
-            }
             return self.blend.combine(parts)
-        found = retrieved if kind == RETRIEVAL else getattr(self, kind).predict(features)
-        return (found * self.blend.taper).astype(np.float32)
+        return (parts[kind] * self.blend.taper).astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What is stored beside the weights."""

@@ -28,12 +28,16 @@ class CrossSearch:
         That mean.
     retrieved : numpy.ndarray or None, shape (pairs, rank), float32
         For each pair, the scores retrieved at that epoch by the network that had not seen its unit.
+    spread, similarity : numpy.ndarray or None, shapes (pairs, rank) and (pairs,), float32
+        Deviation of the neighbours' scores, and mean cosine to them; together with `retrieved`.
     """
 
     splits: tuple[HeldIn, ...]
     epoch: int
     score: float | None
     retrieved: np.ndarray | None
+    spread: np.ndarray | None = None
+    similarity: np.ndarray | None = None
 
 
 def cross_search(job: Job, splits: tuple[HeldIn, ...], course: Course) -> CrossSearch:
@@ -71,13 +75,15 @@ def cross_search(job: Job, splits: tuple[HeldIn, ...], course: Course) -> CrossS
     known = {epoch: score for epoch, score in means.items() if score is not None}
     epoch = max(known, key=lambda each: known[each]) if known else config.epochs
     course.best_epoch, course.best_score = epoch, known.get(epoch)
-    retrieved = None
+    retrieved = spread = similarity = None
     if job.pairs.scores is not None and epoch in looks:
-        retrieved = np.zeros_like(job.pairs.scores)
+        retrieved, spread = np.zeros_like(job.pairs.scores), np.zeros_like(job.pairs.scores)
+        similarity = np.zeros(len(job.pairs), np.float32)
         for split, look in zip(splits, looks[epoch], strict=True):
-            retrieved[split.ids] = look.retrieved
+            retrieved[split.ids], spread[split.ids] = look.retrieved, look.spread
+            similarity[split.ids] = look.similarity
     log.info("Epoch %d is best over %d groups of held-in units.", epoch, len(splits))
-    return CrossSearch(splits, epoch, known.get(epoch), retrieved)
+    return CrossSearch(splits, epoch, known.get(epoch), retrieved, spread, similarity)
 
 
 def _mean(course: Course, looks: list[Look]) -> float | None:

@@ -46,6 +46,7 @@ from cmrcnet.training.look import Looker
 from cmrcnet.training.loop import Job, train_phase
 from cmrcnet.training.pairs import Pairs, read_pairs
 from cmrcnet.training.readouts import fit_readout
+from cmrcnet.training.trust import fit_trust
 
 if TYPE_CHECKING:
     from lightning_fabric.loggers import Logger
@@ -64,6 +65,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
     logger: Logger | None = None,
+    trust: bool = True,
 ) -> TrainedModel:
     """Train on a cohort of training sections.
 
@@ -83,6 +85,8 @@ def fit(
         Go on with the state in `checkpoints`; start when there is none.
     logger : lightning_fabric.loggers.Logger, optional
         Gets every epoch's numbers as well: ``TensorBoardLogger("runs")``.
+    trust : bool
+        Learn the model's limits as well: intervals, gene cards, and what its sections look like.
 
     Returns
     -------
@@ -136,7 +140,8 @@ def fit(
             identity,
         )
         learner, course, epoch, crossed = _search_and_refit(job, held_in, splits, resume)
-        readout = None if components is None else fit_readout(pairs, recipe, crossed)
+        readout, parts = (None, None) if components is None else fit_readout(pairs, recipe, crossed)
+        limits = fit_trust(cohort, pairs, recipe, readout, parts) if trust else None
     notes = _verdict(course, epoch)
     provenance = Provenance(
         sections=cohort.sections,
@@ -156,7 +161,8 @@ def fit(
             "torch": torch.__version__,
         },
     )
-    return TrainedModel(learner.network, learner.encoder or encoder, panel, recipe, provenance, components, readout)
+    network, encoder = learner.network, learner.encoder or encoder
+    return TrainedModel(network, encoder, panel, recipe, provenance, components, readout, limits)
 
 
 def _search_and_refit(

@@ -47,12 +47,16 @@ class Look:
     reading : CollapseReading
     retrieved : numpy.ndarray or None, shape (held-in pairs, rank)
         Expression scores retrieved for the held-in patches, when the recipe works on components.
+    spread, similarity : numpy.ndarray or None, shapes (held-in pairs, rank) and (held-in pairs,)
+        Deviation of the neighbours' scores and mean cosine to them, together with `retrieved`.
     """
 
     objective: float | None
     pearson: float | None
     reading: CollapseReading
     retrieved: np.ndarray | None = None
+    spread: np.ndarray | None = None
+    similarity: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the history; the meter's own names carry the prefix ``meter_``."""
@@ -86,13 +90,14 @@ class Looker:
         learner.eval()
         try:
             with torch.inference_mode(), self._fabric.autocast():
-                objective = pearson = retrieved = None
+                objective = pearson = None
+                found: tuple[np.ndarray | None, ...] = (None, None, None)
                 if self._held_in:
                     objective, contrast, image, gene = self._forward(learner, self._held_in.ids)
-                    pearson, retrieved = self._pearson(learner, image)
+                    pearson, *found = self._pearson(learner, image)
                 if self._sample is not self._held_in.ids:
                     _, contrast, image, gene = self._forward(learner, self._sample)
-            return Look(objective, pearson, self._meter.read(image, gene, contrast, self._where), retrieved)
+            return Look(objective, pearson, self._meter.read(image, gene, contrast, self._where), *found)
         finally:
             learner.train(training)
 
@@ -110,20 +115,30 @@ class Looker:
             genes.append(gene.float().cpu())
         return objective / len(ids), contrast / len(ids), torch.cat(images), torch.cat(genes)
 
-    def _pearson(self, learner: Learner, image: Tensor) -> tuple[float | None, np.ndarray | None]:
-        """Retrieve the held-in patches from the training spots, average as the recipe reads out, correlate."""
+    def _pearson(
+        self, learner: Learner, image: Tensor
+    ) -> tuple[float | None, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        """Retrieve the held-in patches from the training spots, average as the recipe reads out, correlate.
+
+        Behind the Pearson correlation, what `Look` keeps of the neighbours.
+        """
         truth, rest, readout = self._pairs.scored, self._held_in.rest, self._recipe.readout
         if truth is None:
-            return None, None
+            return None, None, None, None
         search = ExactSearch(self._embed_spots(learner, rest))
         neighbours = search.nearest(image.numpy(), min(readout.k, len(rest)))
         components = self._pairs.scores
         averaged = truth[rest] if components is None else components[rest]
-        guess, _ = average(
-            neighbours, averaged, weighting=readout.weighting, temperature=readout.temperature, with_spread=False
+        guess, spread = average(
+            neighbours,
+            averaged,
+            weighting=readout.weighting,
+            temperature=readout.temperature,
+            with_spread=components is not None,
         )
-        retrieved = None if components is None else guess
+        retrieved = similarity = None
         if components is not None:
+            retrieved, similarity = guess, neighbours.similarity.mean(axis=1)
             guess = guess @ self._loadings
         ids = self._held_in.ids
         sections = self._pairs.section_of[ids]
@@ -135,7 +150,7 @@ class Looker:
                 values = np.nan_to_num(values)
             if np.isfinite(values).any():
                 means.append(np.nanmean(values))
-        return float(np.mean(means)) if means else None, retrieved
+        return float(np.mean(means)) if means else None, retrieved, spread, similarity
 
     @cached_property
     def _loadings(self) -> np.ndarray:

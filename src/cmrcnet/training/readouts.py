@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -20,9 +21,30 @@ from cmrcnet.training.pairs import Pairs
 
 log = logging.getLogger("cmrcnet")
 
+_SHUFFLE = 0x5AFE
+"""Sets the shuffling of pairs apart from other draws of the same seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldInParts:
+    """What each part predicts of every pair, fitted without the pair's unit.
+
+    Parameters
+    ----------
+    parts : dict of str to numpy.ndarray, shape (pairs, rank)
+        Of the settings that were chosen.
+    permuted : numpy.ndarray, shape (pairs, rank)
+        The same from a ridge regression on pairs shuffled within their sections: what knows nothing.
+    search : CrossSearch
+    """
+
+    parts: dict[str, np.ndarray]
+    permuted: np.ndarray
+    search: CrossSearch
+
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # several threads may differ in the last bit, and so may two runs
-def fit_readout(pairs: Pairs, recipe: Recipe, search: CrossSearch | None) -> Readout:
+def fit_readout(pairs: Pairs, recipe: Recipe, search: CrossSearch | None) -> tuple[Readout, HeldInParts | None]:
     """Choose penalties, widths, ranks and weights on held-in units, then fit on all pairs.
 
     The reduction is fitted on the features of all training spots, and the components on their expression: neither
@@ -35,6 +57,11 @@ def fit_readout(pairs: Pairs, recipe: Recipe, search: CrossSearch | None) -> Rea
     recipe : Recipe
     search : CrossSearch or None
         None where nothing could be held in: middle settings and an even blend are taken.
+
+    Returns
+    -------
+    Readout
+    HeldInParts or None
     """
     assert pairs.scores is not None and pairs.scored is not None
     seed, scores = recipe.train.seed, pairs.scores
@@ -42,7 +69,7 @@ def fit_readout(pairs: Pairs, recipe: Recipe, search: CrossSearch | None) -> Rea
     reduction = find_reduction(tokens, seed)
     features = reduction.apply(tokens)
     if search is None or search.retrieved is None:
-        return _unchosen(features, pairs, recipe, reduction)
+        return _unchosen(features, pairs, recipe, reduction), None
 
     truth = np.asarray(pairs.scored.todense())
     loadings = loadings_of(scores, pairs.scored)
@@ -80,7 +107,26 @@ def fit_readout(pairs: Pairs, recipe: Recipe, search: CrossSearch | None) -> Rea
     )
     ridge = ridge_path(features, scores, PENALTIES[chosen[RIDGE] : chosen[RIDGE] + 1], counts)[0]
     kernel = kernel_ridge(features, scores, seed, settings()[chosen[KERNEL]], counts)
-    return Readout(reduction, ridge, kernel, blend, record)
+    permuted = _permuted(features, scores, pairs, search, PENALTIES[chosen[RIDGE]], seed)
+    return Readout(reduction, ridge, kernel, blend, record), HeldInParts(predicted, permuted, search)
+
+
+def _permuted(
+    features: np.ndarray, scores: np.ndarray, pairs: Pairs, search: CrossSearch, penalty: float, seed: int
+) -> np.ndarray:
+    """Held-in ridge predictions (pairs, rank) that were learnt from pairs shuffled within each section."""
+    rng = np.random.default_rng([seed, _SHUFFLE])
+    order = np.arange(len(pairs))
+    for section in range(len(pairs.sections)):
+        rows = np.flatnonzero(pairs.section_of == section)
+        order[rows] = rng.permutation(rows)
+    shuffled, found = scores[order], np.empty_like(scores)
+    counts = None if pairs.weights is None else pairs.weights[order]
+    for split in search.splits:
+        weights = None if counts is None else counts[split.rest]
+        fitted = ridge_path(features[split.rest], shuffled[split.rest], (penalty,), weights)[0]
+        found[split.ids] = fitted.predict(features[split.ids])
+    return found
 
 
 def _unchosen(features: np.ndarray, pairs: Pairs, recipe: Recipe, reduction) -> Readout:

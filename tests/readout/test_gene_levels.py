@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cmrcnet.prediction.gene_levels import GeneLevels, SectionMoments, gene_levels
+from cmrcnet.readout.gene_levels import GeneLevels, SectionMoments, gene_levels
 
 section_of = np.repeat([0, 1, 2], [7, 9, 6])
 

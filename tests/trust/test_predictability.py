@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import BadOption, MissingColumn, UnknownName
-from cmrcnet.evaluation.predictability import (
+from cmrcnet.trust.predictability import (
     NOT_MEASURED,
     GradeRule,
     grade_counts,
