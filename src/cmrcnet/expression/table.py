@@ -1,5 +1,7 @@
 """The prediction table: the one contract between predicting and everything that reads predictions.
 
+Past 300 lines because it is one thing: what such a table holds, how it is made, and how it is checked.
+
 =============================== ====================================================================================
 ``X``                           predicted log-normalised expression, float32, (places, genes); NaN where there is no
                                 prediction: no neighbour's section measured the gene. Never infinite
