@@ -31,6 +31,14 @@ def test_a_line_says_what_how_far_how_fast_and_how_long_yet(clock):
     assert meter.line(clock.now) == "encode: 50/200 patches, 5.0 patches/s, 30 s left, loss 0.5"
 
 
+def test_what_was_done_before_counts_as_far_and_not_as_fast(clock):
+    meter = Meter("encode", 200, "patches")
+    meter.skip(100)
+    clock.now += 10
+    meter.done += 50
+    assert meter.line(clock.now) == "encode: 150/200 patches, 5.0 patches/s, 10 s left"
+
+
 def test_without_a_total_nobody_knows_how_long_yet(clock):
     meter = Meter("read", None, "files")
     clock.now += 2

@@ -20,7 +20,7 @@ class Meter:
 
     def __init__(self, label: str, total: int | None, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = 0
+        self.done = self.skipped = 0
         self.note = ""
         self._start = self._last = time.monotonic()
 
@@ -34,9 +34,14 @@ class Meter:
             self._last = now
             log.info("%s", self.line(now))
 
+    def skip(self, by: int) -> None:
+        """Say that `by` items were done before: they count as far as it is, not as fast."""
+        self.done += by
+        self.skipped += by
+
     def line(self, now: float) -> str:
         """One plain line: what, how far, how fast, how long yet."""
-        rate = self.done / max(now - self._start, 1e-9)
+        rate = (self.done - self.skipped) / max(now - self._start, 1e-9)
         share = f"{self.done}/{self.total}" if self.total else str(self.done)
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
         return (
@@ -55,6 +60,14 @@ class _BarMeter(Meter):
         if note is not None:
             self.note = note
         self._bar.update(self._task, advance=by, note=self.note)
+
+    def skip(self, by: int) -> None:
+        """As `Meter.skip`; the bar's clock starts where the work does."""
+        super().skip(by)
+        if self.done == self.skipped:
+            self._bar.reset(self._task, completed=self.done)
+        else:
+            self._bar.update(self._task, advance=by)
 
 
 @contextmanager

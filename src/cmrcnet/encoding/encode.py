@@ -128,7 +128,7 @@ def encode_parts(
     def jobs() -> Iterator[tuple[slice, str, np.ndarray | None]]:
         for rows in part_slices(len(centres)):
             if done is not None and done(rows):
-                meter.advance(rows.stop - rows.start)
+                meter.skip(rows.stop - rows.start)
             elif whole is not None:
                 yield rows, "", whole[rows]
             elif cache is None:
@@ -144,7 +144,7 @@ def encode_parts(
     with metered(f"encode {slide.name}", len(centres), "patches") as meter:
         for rows, place, known, patches in map_ahead(cut, jobs(), workers=reading_threads(work.device.type)):
             if patches is None:
-                meter.advance(len(known))
+                meter.skip(len(known))
                 yield rows, known
                 continue
             tokens = work.encode(patches, meter)

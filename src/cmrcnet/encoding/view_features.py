@@ -129,7 +129,7 @@ def view_parts(
         for rows in part_slices(len(centres)):
             for view, scale in enumerate(scales):
                 if done is not None and done(rows, view):
-                    meter.advance(rows.stop - rows.start)
+                    meter.skip(rows.stop - rows.start)
                     continue
                 if cache is None:
                     yield _Job(rows, view, "", None)
@@ -147,12 +147,13 @@ def view_parts(
     with metered(f"encode {slide.name}, {sides} um", len(centres) * len(scales), "patches") as meter:
         for job, patches in map_ahead(cut, jobs(), workers=reading_threads(where.type)):
             values = job.known
+            count = meter.skip if patches is None else meter.advance
             if patches is not None:
                 values = _encode(encoder, patches, orientations, choose_batch(batch, where), where, how)
                 if cache is not None:
                     cache.put("tokens", job.name, values.shape, np.float32, [values])
             yield job.rows, job.view, values
-            meter.advance(len(values))
+            count(len(values))
 
 
 def oriented(patches: torch.Tensor, way: int) -> torch.Tensor:

@@ -15,6 +15,8 @@ PANEL_INCHES, DPI = 3.6, 160
 COLUMNS = 4
 RANGE = (1, 99)
 """Percentiles at which the colours begin and end: a few extreme places must not pale the rest."""
+MARGIN = 0.05
+"""Share of the places' extent that is shown around them."""
 _INK = "#333333"
 
 
@@ -36,7 +38,8 @@ def write_heat_maps(prediction: StoredPrediction, path: Path, genes: Sequence[st
     across = min(COLUMNS, len(shown) + 1)
     down = math.ceil((len(shown) + 1) / across)
     width, height = (side * step for side in picture.shape[1::-1])
-    panel = (PANEL_INCHES * 1.16, PANEL_INCHES * min(height / width, 2.5) + 0.35)
+    left, top, right, bottom = window = _window(prediction, width, height)
+    panel = (PANEL_INCHES * 1.16, PANEL_INCHES * min((bottom - top) / (right - left), 2.5) + 0.35)
     figure = Figure((across * panel[0], down * panel[1] + 0.3), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(down, across, squeeze=False).ravel()
@@ -45,7 +48,7 @@ def write_heat_maps(prediction: StoredPrediction, path: Path, genes: Sequence[st
     extent = (0, width, height, 0)
     axes[0].imshow(picture, extent=extent)
     axes[0].set_title(str(prediction.facts["slide"]), color=_INK, fontsize=10)
-    _scale_bar(axes[0], width, height, float(prediction.facts["um_per_px"]))
+    _scale_bar(axes[0], window, float(prediction.facts["um_per_px"]))
     grey = np.repeat(picture.mean(axis=2, keepdims=True).astype(np.uint8) // 3 + 170, 3, axis=2)
     corners = _squares(prediction.centre_px, prediction.side_px / 2)
     for ax, gene in zip(axes[1:], shown, strict=False):
@@ -55,6 +58,8 @@ def write_heat_maps(prediction: StoredPrediction, path: Path, genes: Sequence[st
         ax.set_title(
             gene if math.isnan(measured) else f"{gene}  (held-out r = {measured:.2f})", color=_INK, fontsize=10
         )
+    for ax in axes[: len(shown) + 1]:
+        ax.set(xlim=(left, right), ylim=(bottom, top))
     figure.suptitle(f"Predicted expression, {prediction.facts['units']}", color=_INK, fontsize=10)
     figure.savefig(path, dpi=DPI, format="png")
 
@@ -79,12 +84,21 @@ def _squares(centres: np.ndarray, half: float) -> np.ndarray:
     return centres[:, None] + half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 
 
-def _scale_bar(ax, width: float, height: float, um_per_px: float) -> None:
-    """A bar of a round length, about a fifth of the picture's width, below it."""
-    wanted = width * um_per_px / 5
+def _window(prediction: StoredPrediction, width: float, height: float) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of the part of the slide that is shown: the places, and a margin around them."""
+    low, high = prediction.centre_px.min(axis=0), prediction.centre_px.max(axis=0)
+    margin = prediction.side_px / 2 + MARGIN * (high - low).max()
+    (left, top), (right, bottom) = np.maximum(low - margin, 0), np.minimum(high + margin, (width, height))
+    return left, top, right, bottom
+
+
+def _scale_bar(ax, window: tuple[float, float, float, float], um_per_px: float) -> None:
+    """A bar of a round length, about a fifth of the picture's width, at its foot."""
+    left, top, right, bottom = window
+    wanted = (right - left) * um_per_px / 5
     magnitude = 10 ** math.floor(math.log10(wanted))
     length = max(step * magnitude for step in (1, 2, 5) if step * magnitude <= wanted)
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-    left, y = 0.03 * width, 0.965 * height
-    ax.plot([left, left + length / um_per_px], [y, y], color="black", linewidth=3, solid_capstyle="butt")
-    ax.text(left, y - 0.015 * height, text, fontsize=8, color="black", va="bottom")
+    start, y = left + 0.03 * (right - left), bottom - 0.035 * (bottom - top)
+    ax.plot([start, start + length / um_per_px], [y, y], color="black", linewidth=3, solid_capstyle="butt")
+    ax.text(start, y - 0.015 * (bottom - top), text, fontsize=8, color="black", va="bottom")

@@ -76,7 +76,7 @@ def predict_blocks(plan: PredictionPlan, features: PlaceFeatures, *, start: int 
     search = plan.bank.searcher()
     count, step = len(plan.places), places_at_once(len(plan.columns))
     with metered(f"predict {plan.slide.name}", count, "places") as meter:
-        meter.advance(start)
+        meter.skip(start)
         for first in range(start, count, step):
             rows = slice(first, min(first + step, count))
             yield _block(plan, features, search, rows)  # held by nobody here while the next one is made
