@@ -1,5 +1,7 @@
 """The prediction table: the one contract between predicting and everything that reads predictions.
 
+The file is one thing: what a table holds, how it is filled, and how it is checked.
+
 =============================== ====================================================================================
 ``X``                           predicted log-normalised expression, float32, (places, genes); NaN where there is no
                                 prediction: no neighbour's section measured the gene. Never infinite
