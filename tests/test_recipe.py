@@ -181,7 +181,15 @@ def reads() -> dict[str, set[str]]:
 @pytest.mark.parametrize(("section", "knob"), KNOBS)
 def test_no_knob_is_dead(section, knob):
     """Each field is read in src, from an expression that ends in its section's name or in a config's."""
-    owners = {section, "config", f"{section}_config", "self" if section == "patch" else "config", "scale", "settings"}
+    owners = {
+        section,
+        "config",
+        "_config",
+        f"{section}_config",
+        "self" if section == "patch" else "config",
+        "scale",
+        "settings",
+    }
     assert reads().get(knob, set()) & owners, f"nobody reads {section}.{knob}; it is read from {reads().get(knob)}"
 
 

@@ -273,7 +273,8 @@ def _killed(words: list[object], folder: Path, sign: str) -> None:
     assert process.returncode == -signal.SIGKILL, process.stderr.read()
 
 
-def test_a_killed_training_resumes_to_the_same_weights(place, tmp_path):
+def test_a_killed_training_resumes_to_the_same_weights(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMRCNET_CACHE", str(tmp_path / "cache"))  # all three learn from the very same tokens
     csv = place / "cohort" / "cohort.csv"
     quick = ["--recipe", "tiny", "--set", "train.epochs=5", "panel.n_hvg=40", "readout.k=10"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

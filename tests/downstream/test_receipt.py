@@ -18,6 +18,7 @@ from cmrcnet.prediction.bank import build_bank
 from cmrcnet.prediction.predict import predict
 from cmrcnet.tissue.patches import crop_patches
 from cmrcnet.tissue.scale import PatchScale
+from cmrcnet.tissue.slide import ArraySlide
 from tests.prediction.small_model import GENES, noise_slide, places, small_cohort, small_model
 
 
@@ -101,6 +102,9 @@ def test_what_is_missing_is_said(table):
     assert "other is not the slide that was predicted (slide)." in other.missing and other.patch is None
     right = matched_tissue(table, found, ["GENE1"], cohort=None, slide=noise_slide(9), shown=3)
     assert right.patch.shape == (160, 160, 3)
+    pixels = noise_slide(9).read(0, 0, 400, 400)
+    rescaled = matched_tissue(table, found, ["GENE1"], cohort=None, slide=ArraySlide(pixels, 0.9), shown=3)
+    np.testing.assert_array_equal(rescaled.patch, right.patch)  # what the prediction saw, whatever is said now
     apart = small_cohort().only(["A1"])
     others = [name for name in dict.fromkeys(found.spots["section"]) if name != "A1"]
     partly = matched_tissue(table, found, ["GENE1"], cohort=apart, slide=None, shown=3)

@@ -13,7 +13,7 @@ from cmrcnet.expression.normalize import normalize
 from cmrcnet.tissue.patches import crop_patches
 from cmrcnet.tissue.scale import PatchScale
 from cmrcnet.tissue.section import Cohort, Section
-from cmrcnet.tissue.slide import Slide
+from cmrcnet.tissue.slide import Slide, known_scale
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -89,7 +89,10 @@ def matched_tissue(
     if slide is None:
         missing.append(f"The patch of the place needs the slide {told['slide']}: a cohort that holds it, or --slide.")
     centre = np.asarray(table.obsm["spatial"][found.row], np.float64)[None]
-    patch = None if slide is None else next(iter(crop_patches(slide, centre, scale)))[0]
+    patch = None
+    if slide is not None:  # as much of it as the prediction saw, by the micrometres that it was told
+        seen = scale.showing(scale.side_um * known_scale(slide) / float(told["um_per_px"]))
+        patch = next(iter(crop_patches(slide, centre, seen)))[0]
     return MatchedTissue(patch, patches, expression, tuple(missing))
 
 
