@@ -1,10 +1,6 @@
 """The prediction table: the one contract between predicting and everything that reads predictions.
 
-<<<<<<< HEAD
-Past 300 lines because it is one thing: what such a table holds, how it is made, and how it is checked.
-=======
 The file is one thing: what a table holds, how it is filled, and how it is checked.
->>>>>>> trust
 
 =============================== ====================================================================================
 ``X``                           predicted log-normalised expression, float32, (places, genes); NaN where there is no
