@@ -242,7 +242,7 @@ class ReadoutConfig:
     components on the image features; blend: all three, weighted by held-in units. All but retrieval need
     `target.ranks`."""
     k: int = 50
-    """Measured spots averaged for one patch."""
+    """Measured spots averaged for one patch; all of the bank, where it holds fewer."""
     weighting: Literal["mean", "similarity"] = "mean"
     """mean: all k alike; similarity: by exp(cosine / temperature)."""
     temperature: float = 0.1

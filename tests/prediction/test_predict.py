@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 import anndata
@@ -170,6 +171,13 @@ def test_a_gene_that_no_neighbour_measured_is_unknown_and_not_zero(model):
         check_prediction_table(table)
         seen |= set(unknown.tolist())
     assert seen == {True, False}
+
+
+def test_a_recipe_that_wants_more_spots_than_the_bank_has_takes_them_all(model, bank):
+    wide = dataclasses.replace(model, recipe=model.recipe.override({"readout.k": 500}))
+    table = predict(wide, bank, noise_slide(9), spots=SPOTS)
+    assert table.uns["cmrcnet"]["k"] == 24
+    np.testing.assert_array_equal(table.X, predict(model, bank, noise_slide(9), spots=SPOTS, k=24).X)
 
 
 def test_bad_input_is_refused(model, bank):

@@ -116,11 +116,12 @@ def plan_prediction(
     """Check what is asked for, find the tissue and lay the places; parameters and errors as `predict`."""
     config = _readout(model, k, weighting, readout)
     bank.require_model(model)
-    if config.k > len(bank):
-        raise BadOption("k", config.k, want=f"at most {len(bank)}, the number of spots in {bank.name}")
+    if k is not None and k > len(bank):
+        raise BadOption("k", k, want=f"at most {len(bank)}, the number of spots in {bank.name}")
     columns = columns_of(genes, bank.genes)
     named = [bank.genes[column] for column in columns]
     belief = confidence_of(model, bank, config, named, intervals=intervals, refuse=refuse)
+    config = dataclasses.replace(config, k=min(config.k, len(bank)))  # the recipe's k is a wish, one given a demand
     tissue = find_tissue(slide) if mask is None else mask
     places = patch_grid(slide, tissue, pitch_um=grid_um) if spots is None else spots
     if len(places) == 0:

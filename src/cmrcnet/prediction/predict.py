@@ -62,7 +62,7 @@ def predict(
     genes : sequence of str, optional
         Genes to predict, in this order; every gene that the bank measured when left out.
     k : int, optional
-        Measured spots averaged for one place; the recipe's choice when left out.
+        Measured spots averaged for one place; when left out the recipe's choice, or all of a smaller bank.
     weighting : {"mean", "similarity"}, optional
         How they are averaged; the recipe's choice when left out.
     readout : {"retrieval", "ridge", "kernel", "blend"}, optional

@@ -183,7 +183,7 @@ def _predict_one(
             "bank_fingerprint": bank.fingerprint,
             "slide_fingerprint": picture.fingerprint(),
             "spot_diameter_um": grid_um,
-            "k": model.recipe.readout.k if k is None else k,
+            "k": min(model.recipe.readout.k, len(bank)) if k is None else k,
             "with_intervals": int(intervals),
             "refuse": refuse or 0.0,
         }
