@@ -1,7 +1,7 @@
 """Time of one query against the size of the bank: exact search beside the approximate ones, in one run.
 
     python benchmarks/search_scale.py --out search_scale.json --picture search_scale.png
-    python benchmarks/search_scale.py --libraries --out search_libraries.json
+    python benchmarks/search_scale.py --libraries --sizes 30000 --out search_libraries.json
     python benchmarks/search_scale.py --largest 10000000 --out search_largest.json
 
 Every index is built by `build_search` until it finds 96 % of the true neighbours of held-out spots; recall is then
@@ -92,12 +92,11 @@ def compare(size: int, rounds: int) -> dict:
     return figures
 
 
-def libraries(rounds: int) -> dict:
-    """FAISS and USearch on 100,000 spots, their graphs at several breadths beside FAISS's cells."""
+def libraries(size: int, rounds: int) -> dict:
+    """FAISS and USearch, their graphs at several breadths beside FAISS's cells."""
     import faiss
     from usearch.index import Index
 
-    size = 100_000
     bank, queries = vectors(size, 1), vectors(QUERIES, 2)
     true = ExactSearch(bank).nearest(queries, 50).ids
     rows = []
@@ -231,7 +230,7 @@ def main() -> None:
     options = parser.parse_args()
     failed: list[str] = []
     if options.libraries:
-        figures: object = libraries(options.rounds)
+        figures: object = libraries(options.sizes[0], options.rounds)
     elif options.largest:
         with tempfile.TemporaryDirectory(dir=options.within) as folder:
             figures = largest(options.largest, Path(folder))
