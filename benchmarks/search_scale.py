@@ -6,8 +6,9 @@
 
 Every index is built by `build_search` until it finds 96 % of the true neighbours of held-out spots; recall is then
 measured again, here, on a thousand other queries. All ways are timed once in every round, so that a busy machine slows
-all alike; medians are given. Two threads. `--libraries` compares FAISS with USearch (pip install usearch) and says why
-the first was chosen. `--largest` takes a bank on disk, memory-mapped, compressed lists alone, and gives the memory.
+all alike (exact search, which takes long, in the first two rounds only); medians are given. Two threads. `--libraries`
+compares FAISS with USearch (pip install usearch). `--largest` takes a bank on disk, memory-mapped, compressed lists
+alone, and gives the memory.
 """
 
 from __future__ import annotations
