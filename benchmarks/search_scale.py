@@ -1,13 +1,14 @@
 """Time of one query against the size of the bank: exact search beside the approximate ones, in one run.
 
     python benchmarks/search_scale.py --out search_scale.json --picture search_scale.png
-    python benchmarks/search_scale.py --libraries --out search_libraries.json
+    python benchmarks/search_scale.py --libraries --sizes 30000 --out search_libraries.json
     python benchmarks/search_scale.py --largest 10000000 --out search_largest.json
 
 Every index is built by `build_search` until it finds 96 % of the true neighbours of held-out spots; recall is then
 measured again, here, on a thousand other queries. All ways are timed once in every round, so that a busy machine slows
-all alike; medians are given. Two threads. `--libraries` compares FAISS with USearch (pip install usearch) and says why
-the first was chosen. `--largest` takes a bank on disk, memory-mapped, compressed lists alone, and gives the memory.
+all alike (exact search, which takes long, in the first two rounds only); medians are given. Two threads. `--libraries`
+compares FAISS with USearch (pip install usearch). `--largest` takes a bank on disk, memory-mapped, compressed lists
+alone, and gives the memory.
 """
 
 from __future__ import annotations
@@ -92,12 +93,11 @@ def compare(size: int, rounds: int) -> dict:
     return figures
 
 
-def libraries(rounds: int) -> dict:
-    """FAISS and USearch on 100,000 spots, their graphs at several breadths beside FAISS's cells."""
+def libraries(size: int, rounds: int) -> dict:
+    """FAISS and USearch, their graphs at several breadths beside FAISS's cells."""
     import faiss
     from usearch.index import Index
 
-    size = 100_000
     bank, queries = vectors(size, 1), vectors(QUERIES, 2)
     true = ExactSearch(bank).nearest(queries, 50).ids
     rows = []
@@ -231,7 +231,7 @@ def main() -> None:
     options = parser.parse_args()
     failed: list[str] = []
     if options.libraries:
-        figures: object = libraries(options.rounds)
+        figures: object = libraries(options.sizes[0], options.rounds)
     elif options.largest:
         with tempfile.TemporaryDirectory(dir=options.within) as folder:
             figures = largest(options.largest, Path(folder))

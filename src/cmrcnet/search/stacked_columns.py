@@ -22,7 +22,8 @@ _LONG_COLUMN = 1024
 HELD_BYTES = 2**29
 """Bytes of mapped files that are read before their pages are given back."""
 
-_PAGE = 4096
+_FAULT = 2**16
+"""Bytes that Linux maps around the first one touched, where they are in its cache already."""
 
 Check = Callable[[int, int], None]
 """Refuses damage in a part's columns `first` to `last` (not included), before they are used."""
@@ -163,7 +164,7 @@ def _fill_sparse(
         ends = part.indptr[low : high + 1]
         entries = slice(int(ends[0]), int(ends[-1]))
         rows, values = part.indices[entries], part.data[entries]
-        touched += max(2 * _PAGE, rows.nbytes + values.nbytes)
+        touched += max(2 * _FAULT, rows.nbytes + values.nbytes)
         place = places[first] if last == first + 1 else np.repeat(places[first:last], np.diff(ends))
         if slot is not None:
             rows = slot[rows]
