@@ -1,6 +1,6 @@
 """Approximate against exact search on real sections: does a gene's correlation change?
 
-    python benchmarks/approximate_on_real.py ../shared/data/her2st/cohort.csv ../shared/data/als/cohort.csv --out FILE
+    python benchmarks/approximate_on_real.py breast.csv spinal.csv --out FILE
 
 For each cohort the default recipe is trained without the last patient, the other sections become the bank, and the last
 patient's sections are predicted from their pictures by retrieval, once with exact search and once with each index that
