@@ -15,7 +15,7 @@ from cmrcnet.prediction.predict import predict
 from cmrcnet.tissue.slide import ArraySlide
 from cmrcnet.training import fit as fit_module
 from cmrcnet.training.held_in import HeldIn
-from cmrcnet.training.trust import _offset_share, _side
+from cmrcnet.training.trust import _moments, _offset_share, _side
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,15 @@ def test_levels_and_loadings_are_those_of_the_other_units():
     section_of, measured = np.repeat([0, 1, 2], 6), np.ones((3, 4), bool)
     scores, expression = rng.normal(size=(18, 2)), rng.poisson(1.0, (18, 4)).astype(np.float32)
     split = HeldIn(np.arange(6, 12), np.r_[0:6, 12:18], "B")
-    first = _side(split, np.arange(18), section_of, sparse.csc_matrix(expression), measured, scores)
+    columns = [np.arange(4)] * 3
+
+    def side():
+        moments = _moments(sparse.csc_matrix(expression), columns, section_of, scores)
+        return _side(split, np.arange(18), section_of, moments, columns, measured)
+
+    first = side()
     expression[6:12] += 5
-    second = _side(split, np.arange(18), section_of, sparse.csc_matrix(expression), measured, scores)
+    second = side()
     np.testing.assert_array_equal(first.out, np.arange(6, 12))
     np.testing.assert_array_equal(first.levels.loadings, second.levels.loadings)
     np.testing.assert_allclose(first.levels.level, (expression[:6].mean(0) + expression[12:].mean(0)) / 2, rtol=1e-5)
