@@ -54,10 +54,8 @@ def write_heat_maps(prediction: StoredPrediction, path: Path, genes: Sequence[st
     for ax, gene in zip(axes[1:], shown, strict=False):
         ax.imshow(grey, extent=extent)
         _map(ax, corners, prediction.column(gene))
-        measured = float(prediction.var.loc[gene, "reliability"])
-        ax.set_title(
-            gene if math.isnan(measured) else f"{gene}  (held-out r = {measured:.2f})", color=_INK, fontsize=10
-        )
+        measured, kind = float(prediction.var.loc[gene, "reliability"]), prediction.var.loc[gene, "reliability_is"]
+        ax.set_title(gene if math.isnan(measured) else f"{gene}  ({kind} = {measured:.2f})", color=_INK, fontsize=10)
     for ax in axes[: len(shown) + 1]:
         ax.set(xlim=(left, right), ylim=(bottom, top))
     figure.suptitle(f"Predicted expression, {prediction.facts['units']}", color=_INK, fontsize=10)
