@@ -10,6 +10,8 @@ import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort
 from cmrcnet.errors import NoSharedGenes, SeenInTraining, TooFew
+from cmrcnet.evaluation.splits import folds
+from cmrcnet.evaluation.study import FoldPlanner
 from cmrcnet.evaluation.sweep_folder import SweepFolder
 from cmrcnet.evaluation.transfer import joined, shared_sets, transfer
 from cmrcnet.evaluation.transfer_report import write_transfer
@@ -43,6 +45,13 @@ def test_a_transfer_stands_beside_the_scores_inside_each_cohort(tmp_path, train,
     assert json.loads((tmp_path / "t" / "transfer.json").read_text())["tests"] == ["other"]
     assert "other" in (tmp_path / "t" / "transfer.html").read_text()
     assert "inside other" in run.to_text()
+
+
+def test_a_gene_that_no_training_section_of_a_fold_lists_is_not_scored_there(train, small_recipe):
+    genes = tuple(train.read("P1S1").genes[:3])
+    (fold, *_) = folds(train, "patient")
+    plan = FoldPlanner(train).plan(small_recipe, fold, {"HVG": ("Zfp579", *genes), "all": (*genes, "Zfp579")})
+    assert plan.scored == {"HVG": genes, "all": genes}
 
 
 def test_sections_and_patients_of_the_same_name_are_kept_apart(train, test):

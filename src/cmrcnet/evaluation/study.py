@@ -11,7 +11,7 @@ from cmrcnet.evaluation.model_shelf import ModelShelf
 from cmrcnet.evaluation.run_folder import Part, RunFolder
 from cmrcnet.evaluation.scoring_protocol import ProtocolName, Sets
 from cmrcnet.evaluation.splits import Fold
-from cmrcnet.expression.gene_sets import gene_sets
+from cmrcnet.expression.gene_sets import EVERYTHING, gene_sets
 from cmrcnet.expression.panel import GenePanel, choose_panel
 from cmrcnet.fingerprint import fingerprint
 from cmrcnet.recipe import Recipe
@@ -54,7 +54,10 @@ class FoldPlanner:
         self._known: dict[str, FoldPlan] = {}
 
     def plan(self, recipe: Recipe, fold: Fold, scored: Sets | None = None) -> FoldPlan:
-        """Panel and gene sets of a fold, from its training sections (the panel from all, where the recipe says so)."""
+        """Panel and gene sets of a fold, from its training sections (the panel from all, where the recipe says so).
+
+        Of sets that are given to score by, genes that the fold's training sections do not measure fall out.
+        """
         plain = recipe.to_dict()
         key = fingerprint([fold.name, list(fold.train), plain["panel"], recipe.evaluation.set_size])
         if key not in self._known:
@@ -63,7 +66,11 @@ class FoldPlanner:
             sets = gene_sets(training, panel.target_sum, size=recipe.evaluation.set_size)
             self._known[key] = FoldPlan(fold, panel, sets, sets)
         known = self._known[key]
-        return known if scored is None else FoldPlan(known.fold, known.panel, known.sets, scored)
+        if scored is None:
+            return known
+        learnt = frozenset(known.sets[EVERYTHING])  # a gene that no training section lists, nobody can predict
+        kept = {name: tuple(gene for gene in genes if gene in learnt) for name, genes in scored.items()}
+        return FoldPlan(known.fold, known.panel, known.sets, kept)
 
 
 @dataclass(frozen=True, eq=False)
