@@ -12,8 +12,9 @@ around it (shrunk, below) and the covariance W of spots within a section::
 A is what sections may differ by before any is seen: a half of the spread within a section, and the strength of the
 stain, u, along which log density goes by 1, log deviation by 1 and log detail by 2. A slide alarms when a shift gains
 more, or its distance is larger, than held-in sections ever showed (a section judged by those of other units, where
-these are more than half); never below the floors, which sound sections of two public cohorts stayed under. A shift is
-named when, without it, the slide would be near the bank's.
+these are more than half); never below the floors, which sound sections of two public cohorts stayed under. Where fewer
+than three sections could be held in, the floor is twice as high, and holds for gains too. A shift is named when,
+without it, the slide would be near the bank's.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ PLACE_FLOOR = 40.0
 """Distance of a place that never counts as outside."""
 NEAR = 2.0
 """Times the limit: so near must a slide come for a shift to be named."""
+FEWEST_HELD_IN = 3
+"""Held-in sections that limits can be set on."""
+UNTRIED = 2.0
+"""Times the floor, where fewer were held in."""
 MARGIN = 1.1
 """Times the largest held-in distance."""
 HELD_IN_INSIDE = 0.98
@@ -201,8 +206,9 @@ def fit_domain(
                 gains.append(float(judge.gains(median).max()))
                 places.append(judge.place_distance(values))
                 weights.append(np.full(len(values), 1 / len(values)))
-    slide = max([SLIDE_FLOOR, *(MARGIN * distance for distance in slides)])
-    gain = max([0.0, *gains])
+    untried = len(slides) < FEWEST_HELD_IN
+    slide = max([SLIDE_FLOOR * (UNTRIED if untried else 1.0), *(MARGIN * distance for distance in slides)])
+    gain = max([SLIDE_FLOOR * UNTRIED if untried else 0.0, *gains])
     place = PLACE_FLOOR
     if places:
         place = max(place, _quantile(np.concatenate(places), np.concatenate(weights), HELD_IN_INSIDE))
