@@ -273,7 +273,7 @@ class NoSharedGenes(CmrcnetError, ValueError):
     """Gene names that do not meet, or only in a few that two species happen to write alike."""
 
     def __init__(self, left: str, right: str, hint: str = "", shared: int = 0) -> None:
-        how_many = f"only {shared} genes" if shared else "no genes"
+        how_many = f"only {shared} gene{'s' if shared > 1 else ''}" if shared else "no genes"
         super().__init__(f"{left} and {right} share {how_many}. {hint}".strip())
 
 

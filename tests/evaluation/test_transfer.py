@@ -86,6 +86,15 @@ def test_other_names_of_genes_are_explained(train, small_recipe):
         shared_sets(train, other, small_recipe)
 
 
+def test_two_species_are_refused_though_a_few_names_meet(train, small_recipe):
+    def mouse(genes: tuple[str, ...]) -> tuple[str, ...]:
+        return (genes[0], *(gene.capitalize() for gene in genes[1:]))
+
+    other = Cohort.of((dataclasses.replace(s, genes=mouse(s.genes)) for s in train), name="mice")
+    with pytest.raises(NoSharedGenes, match=r"share only 1 gene\. .*upper and lower case"):
+        shared_sets(train, other, small_recipe)
+
+
 def test_no_test_cohort_is_refused(tmp_path, train, small_recipe, small_cache):
     with pytest.raises(TooFew, match="0 test cohorts"):
         transfer(train, [], small_recipe, SweepFolder(tmp_path / "t", last="transfer.json"), small_cache)

@@ -28,7 +28,7 @@ from cmrcnet.evaluation.study import Study, seeds_of
 from cmrcnet.evaluation.sweep_folder import SweepFolder
 from cmrcnet.evaluation.threads import Workers
 from cmrcnet.evaluation.verdict import number
-from cmrcnet.expression.gene_naming import explain_no_shared_genes
+from cmrcnet.expression.gene_naming import are_strangers, explain_no_shared_genes
 from cmrcnet.expression.gene_sets import gene_sets
 from cmrcnet.expression.measured import MeasuredGenes
 from cmrcnet.fingerprint import fingerprint
@@ -210,8 +210,9 @@ def shared_sets(train: Cohort, test: Cohort, recipe: Recipe) -> dict[str, tuple[
     NoSharedGenes
     """
     ours, theirs = _measured(train), set(_measured(test))
-    if theirs.isdisjoint(ours):
-        raise NoSharedGenes(train.name, "the test cohort", explain_no_shared_genes(ours, sorted(theirs)))
+    if theirs.isdisjoint(ours) or are_strangers(ours, sorted(theirs)):
+        hint = explain_no_shared_genes(ours, sorted(theirs))
+        raise NoSharedGenes(train.name, "the test cohort", hint, shared=len(theirs.intersection(ours)))
     ranked = gene_sets(train, recipe.panel.target_sum, size=_EVERY)
     kept = {name: tuple(gene for gene in genes if gene in theirs) for name, genes in ranked.items()}
     return {name: genes if name == "all" else genes[: recipe.evaluation.set_size] for name, genes in kept.items()}
