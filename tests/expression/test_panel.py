@@ -149,7 +149,7 @@ def test_sections_without_shared_genes_are_refused_with_the_reason(kind, absent)
 def test_two_species_that_write_one_gene_alike_are_refused_too(absent):
     human, mouse = ([name, *(f"{name}{n}" for n in range(40)), "C3"] for name in ("ABCD", "Abcd"))
     sections = [random_section("A1", human, absent_genes=absent), random_section("A2", mouse, absent_genes=absent)]
-    with pytest.raises(NoSharedGenes, match=r"A1 and A2 share only 1 genes\. .*human and mouse"):
+    with pytest.raises(NoSharedGenes, match=r"A1 and A2 share only 1 gene\. .*human and mouse"):
         choose_panel(Cohort.of(sections), PanelConfig(kind="shared"))
     with pytest.raises(GenesMissing, match="human and mouse"):
         GenePanel(tuple(human)).select(sections[1])
