@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, ShapeMismatch
-from cmrcnet.search.average import average, dense_columns, neighbour_weights
+from cmrcnet.search.average import average, neighbour_weights
 from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.stacked_columns import StackedColumns
 
 BANK, GENES, SECTIONS = 40, 13, 3
 
@@ -221,7 +222,8 @@ def test_memory_mapped_expression(tmp_path):
 
 def test_dense_columns():
     values = bank_of(np.random.default_rng(9))
-    np.testing.assert_array_equal(dense_columns(sparse.csc_matrix(values), np.array([3, 0])), values[:, [3, 0]])
+    dense = StackedColumns.of(sparse.csc_matrix(values)).dense(np.array([3, 0]))
+    np.testing.assert_array_equal(dense, values[:, [3, 0]])
 
 
 def test_no_places_give_an_empty_table():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,16 +35,7 @@ def read_out(
     mean, spread : numpy.ndarray, shape (queries, columns), float32
         NaN where no neighbour's section measured the gene.
     """
-    return average(
-        neighbours,
-        bank.expression,
-        weighting=config.weighting,
-        temperature=config.temperature,
-        columns=columns,
-        section_of_spot=bank.section_of_spot,
-        measured=bank.measured,
-        row_sums=bag_row_sums,
-    )
+    return average(neighbours, bank.expression, columns=columns, **_how(bank, config))
 
 
 def read_out_blocks(
@@ -65,16 +57,18 @@ def read_out_blocks(
         Of `columns` (of all genes without it), one behind the other.
     mean, spread : numpy.ndarray, shape (queries, genes of the slice), float32
     """
-    return average_blocks(
-        neighbours,
-        bank.expression,
-        weighting=config.weighting,
-        temperature=config.temperature,
-        columns=columns,
-        section_of_spot=bank.section_of_spot,
-        measured=bank.measured,
-        row_sums=bag_row_sums,
-    )
+    return average_blocks(neighbours, bank.expression, columns=columns, **_how(bank, config))
+
+
+def _how(bank: ReferenceBank, config: ReadoutConfig) -> dict[str, Any]:
+    """How a bank's expression is averaged, whole or block by block."""
+    return {
+        "weighting": config.weighting,
+        "temperature": config.temperature,
+        "section_of_spot": bank.section_of_spot,
+        "measured": bank.measured,
+        "row_sums": bag_row_sums,
+    }
 
 
 def bag_row_sums(ids: np.ndarray, weights: np.ndarray, bank: int) -> RowSums:

@@ -30,8 +30,7 @@ def receipts(neighbours: Neighbours, bank: ReferenceBank, config: ReadoutConfig)
     """
     weights = neighbour_weights(neighbours, config.weighting, config.temperature)
     row_of = {patient: row for row, patient in enumerate(bank.patients)}
-    of_section = bank.spots.drop_duplicates("section").set_index("section")["patient"]
-    patient = np.array([row_of[of_section[section]] for section in bank.sections])[bank.section_of_spot[neighbours.ids]]
+    patient = np.array([row_of[part.patient] for part in bank.parts])[bank.section_of_spot[neighbours.ids]]
     slot = np.arange(len(patient))[:, None] * len(row_of) + patient
     votes = np.bincount(slot.ravel(), weights.ravel(), minlength=len(patient) * len(row_of))
     return weights, votes.reshape(len(patient), len(row_of)).astype(np.float32)

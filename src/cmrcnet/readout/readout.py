@@ -37,24 +37,27 @@ class Readout:
     blend: Blend
     record: Mapping[str, Any] = field(default_factory=dict)
 
-    def scores(self, tokens: np.ndarray, retrieved: np.ndarray, kind: str) -> np.ndarray:
+    def parts(self, features: np.ndarray, retrieved: np.ndarray) -> dict[str, np.ndarray]:
+        """What each part predicts by itself, by name: (spots, rank) each.
+
+        Parameters
+        ----------
+        features : array, shape (spots, components)
+            Reduced.
+        retrieved : array, shape (spots, rank)
+            The bank's scores, averaged over each spot's neighbours.
+        """
+        return {RETRIEVAL: retrieved, RIDGE: self.ridge.predict(features), KERNEL: self.kernel.predict(features)}
+
+    def combine(self, parts: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
         """Predicted expression scores: (spots, rank) float32.
 
         Parameters
         ----------
-        tokens : array, shape (spots, tokens, dim)
-        retrieved : array, shape (spots, rank)
-            The bank's scores, averaged over each spot's neighbours.
+        parts : mapping of str to array, shape (spots, rank)
+            From `parts`.
         kind : {"retrieval", "ridge", "kernel", "blend"}
         """
-        return self.combine(self.parts(self.reduction.apply(tokens), retrieved), kind)
-
-    def parts(self, features: np.ndarray, retrieved: np.ndarray) -> dict[str, np.ndarray]:
-        """What each part predicts by itself from reduced features, by name: (spots, rank) each."""
-        return {RETRIEVAL: retrieved, RIDGE: self.ridge.predict(features), KERNEL: self.kernel.predict(features)}
-
-    def combine(self, parts: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
-        """Predicted expression scores from the parts, as `scores` gives them."""
         if kind == "blend":
             return self.blend.combine(parts)
         return (parts[kind] * self.blend.taper).astype(np.float32)

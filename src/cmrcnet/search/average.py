@@ -242,11 +242,6 @@ def scipy_row_sums(ids: np.ndarray, weights: np.ndarray, bank: int) -> RowSums:
     return lambda block: matrix @ block
 
 
-def dense_columns(expression: StackedColumns | sparse.spmatrix | np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Some columns as a dense array (bank, columns) float32, reading no others."""
-    return StackedColumns.of(expression).dense(columns)
-
-
 def _over(total: np.ndarray, part: np.ndarray | None) -> np.ndarray:
     """`total` by the weight of those who measured; NaN where nobody did."""
     if part is None:

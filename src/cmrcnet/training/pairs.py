@@ -39,8 +39,8 @@ class Pairs:
         Fingerprint of each section's picture and places.
     scores : numpy.ndarray or None, shape (pairs, rank), float32
         Expression scores, when the recipe works on components; `expression` is then their first columns.
-    weights : numpy.ndarray or None, shape (pairs,), float32
-        How much each spot counts where readouts are fitted; None: all alike.
+    weights : numpy.ndarray, shape (pairs,), float32
+        How much each spot counts where readouts are fitted; all alike when left out.
     """
 
     sections: tuple[str, ...]
@@ -65,6 +65,8 @@ class Pairs:
             raise ShapeMismatch("inputs of the sections", want="one shape and type", got=sorted(map(str, different)))
         # Plain views: indexing a numpy.memmap makes a new memmap object each time, which is slow.
         object.__setattr__(self, "inputs", tuple(np.asarray(array) for array in self.inputs))
+        if self.weights is None:
+            object.__setattr__(self, "weights", np.ones(len(self), np.float32))
         object.__setattr__(self, "section_of", np.repeat(np.arange(len(lengths)), lengths))
         object.__setattr__(self, "first", np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64))
 

@@ -74,14 +74,13 @@ def fit_readout(pairs: Pairs, recipe: Recipe, search: CrossSearch | None) -> tup
     truth = np.asarray(pairs.scored.todense())
     loadings = loadings_of(scores, pairs.scored)
     section_of = np.array(pairs.sections)[pairs.section_of]
-    counts = np.ones(len(pairs), np.float32) if pairs.weights is None else pairs.weights
     ridges = np.empty((len(PENALTIES), *scores.shape), np.float32)
     kernels = np.empty((len(settings()), *scores.shape), np.float32)
     for split in search.splits:
         rest, out = split.rest, features[split.ids]
-        for number, fitted in enumerate(ridge_path(features[rest], scores[rest], weights=counts[rest])):
+        for number, fitted in enumerate(ridge_path(features[rest], scores[rest], weights=pairs.weights[rest])):
             ridges[number, split.ids] = fitted.predict(out)
-        for number, fitted in enumerate(kernel_path(features[rest], scores[rest], seed, counts[rest])):
+        for number, fitted in enumerate(kernel_path(features[rest], scores[rest], seed, pairs.weights[rest])):
             kernels[number, split.ids] = fitted.predict(out)
 
     taper = taper_of(recipe.target.ranks, scores.shape[1])
@@ -105,8 +104,8 @@ def fit_readout(pairs: Pairs, recipe: Recipe, search: CrossSearch | None) -> tup
         ", ".join(f"{name} {value:.3f}" for name, value in held_in.items()),
         ", ".join(f"{weight:.2f} {name}" for name, weight in blend.weights.items()),
     )
-    ridge = ridge_path(features, scores, PENALTIES[chosen[RIDGE] : chosen[RIDGE] + 1], counts)[0]
-    kernel = kernel_ridge(features, scores, seed, settings()[chosen[KERNEL]], counts)
+    ridge = ridge_path(features, scores, PENALTIES[chosen[RIDGE] : chosen[RIDGE] + 1], pairs.weights)[0]
+    kernel = kernel_ridge(features, scores, seed, settings()[chosen[KERNEL]], pairs.weights)
     permuted = _permuted(features, scores, pairs, search, PENALTIES[chosen[RIDGE]], seed)
     return Readout(reduction, ridge, kernel, blend, record), HeldInParts(predicted, permuted, search)
 
@@ -121,10 +120,9 @@ def _permuted(
         rows = np.flatnonzero(pairs.section_of == section)
         order[rows] = rng.permutation(rows)
     shuffled, found = scores[order], np.empty_like(scores)
-    counts = None if pairs.weights is None else pairs.weights[order]
+    weights = pairs.weights[order]
     for split in search.splits:
-        weights = None if counts is None else counts[split.rest]
-        fitted = ridge_path(features[split.rest], shuffled[split.rest], (penalty,), weights)[0]
+        fitted = ridge_path(features[split.rest], shuffled[split.rest], (penalty,), weights[split.rest])[0]
         found[split.ids] = fitted.predict(features[split.ids])
     return found
 
