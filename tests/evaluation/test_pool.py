@@ -45,7 +45,9 @@ class Dying(GeneMean):
 def test_results_are_bit_identical_whatever_the_number_of_workers(tmp_path, small_run, small_recipe, small_cache):
     methods = ["cmrcnet", "ridge", "random-k"]
     folder = RunFolder(tmp_path / "run")
+    before = set(small_cache.folder.iterdir())
     run = evaluate(small_run.cohort, small_recipe, methods=methods, cache=small_cache, folder=folder, workers=2)
+    assert set(small_cache.folder.iterdir()) <= before, "a worker left its last bank behind"
     one = small_run.run.scores
     pd.testing.assert_frame_equal(run.scores, one[one.method.isin(methods)].reset_index(drop=True), check_exact=True)
     genes = small_run.run.genes

@@ -25,6 +25,7 @@ from cmrcnet.evaluation.report_genes import gene_explorer, gene_frame, gene_mean
 from cmrcnet.evaluation.report_maps import _genes_to_show
 from cmrcnet.evaluation.report_methods import between, signed
 from cmrcnet.evaluation.report_page import table
+from cmrcnet.evaluation.report_tables import strip
 from cmrcnet.evaluation.retrieval import kept_reading
 from cmrcnet.evaluation.verdict import number, verdict
 from cmrcnet.tissue.section import Cohort
@@ -161,6 +162,15 @@ def test_methods_show_their_means_intervals_and_paired_differences(page, small_r
     gap = gaps.loc["ridge"]
     assert rows["ridge"][4:7] == [signed(gap.difference), between(gap.low, gap.high, plus=True), "3/3"]
     assert f"minus ridge: {signed(gap.difference)} (" in page[: page.index("<h2>")]
+
+
+def test_the_strip_has_room_for_an_interval_that_is_wider_than_the_patients(small_run):
+    """With one patient the interval is over its sections, and reaches beyond the one dot."""
+    run = dataclasses.replace(small_run.run, scores=small_run.run.scores.assign(patient="P1"))
+    ranges = re.findall(r'class="range" style="left:(-?[\d.]+)%;width:([\d.]+)%', strip(run))
+    assert len(ranges) >= 2
+    for left, width in ranges:
+        assert float(left) >= 0 and float(left) + float(width) <= 100
 
 
 def test_signs_and_intervals_are_spelt_out():

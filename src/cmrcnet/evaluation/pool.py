@@ -25,6 +25,7 @@ from cmrcnet.evaluation.bench import Bench
 from cmrcnet.evaluation.run_folder import Part
 from cmrcnet.evaluation.study import Task
 from cmrcnet.evaluation.threads import limited_threads, threads_of_task
+from cmrcnet.prediction.shelf import close_shelves
 from cmrcnet.tissue.section import Cohort
 
 if TYPE_CHECKING:
@@ -214,9 +215,11 @@ def _work(line: connection.Connection, workers: int, level: int) -> None:
     try:
         _answer_all(line, workers)
     except (EOFError, BrokenPipeError):
-        os._exit(0)
+        status = 0
     except SystemExit as end:
-        os._exit(int(end.code or 0))
+        status = int(end.code or 0)
+    close_shelves()  # of the bank that is kept for the next task
+    os._exit(status)
 
 
 def _answer_all(line: connection.Connection, workers: int) -> None:

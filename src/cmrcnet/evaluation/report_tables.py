@@ -24,13 +24,13 @@ def strip(run: EvaluationRun) -> str:
     summary, each = run.summary(), by_patient(run.scores)
     picked = {"gene_set": "HVG", "metric": "pearson"}
     summary, each = (_where(frame, picked) for frame in (summary, each))
-    values = np.concatenate([each["value"].to_numpy(), [0.0]])
+    spans = intervals(run.scores, seed=run.facts["seed"]).set_index("method")
+    values = np.concatenate([each["value"].to_numpy(), spans[["low", "high"]].to_numpy().ravel(), [0.0]])
     low, high = float(np.nanmin(values)) - 0.03, float(np.nanmax(values)) + 0.03
 
     def at(value: float) -> str:
         return f"{100 * (value - low) / (high - low):.2f}%"
 
-    spans = intervals(run.scores, seed=run.facts["seed"]).set_index("method")
     rows = []
     for method in run.methods:
         mine = each[each.method == method]

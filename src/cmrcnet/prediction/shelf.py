@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "bank-in-use-"
 _ABANDONED_SECONDS = 7 * 24 * 3600.0
+_open: weakref.WeakSet[tempfile.TemporaryDirectory] = weakref.WeakSet()
 
 
 def open_shelf(cache: TokenCache | None) -> tempfile.TemporaryDirectory:
@@ -25,7 +27,15 @@ def open_shelf(cache: TokenCache | None) -> tempfile.TemporaryDirectory:
     if cache is not None:
         _sweep(cache)
     within = None if cache is None else cache.folder
-    return tempfile.TemporaryDirectory(prefix=_PREFIX, dir=within, ignore_cleanup_errors=True)
+    shelf = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=within, ignore_cleanup_errors=True)
+    _open.add(shelf)
+    return shelf
+
+
+def close_shelves() -> None:
+    """Remove the folders of all banks that are still held: for a process that ends by `os._exit`."""
+    for shelf in list(_open):
+        shelf.cleanup()
 
 
 def _sweep(cache: TokenCache) -> None:
