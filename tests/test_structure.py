@@ -160,6 +160,7 @@ ROOMS_THAT_TAKE_PATHS = {
     "datasets": "write the cohort that ships",
     "outputs": "write predictions, and what others read of them",
     "atomic": "the one way of writing",
+    "only_one": "a lock is a file",
     "doctor": "looks at the installation",
 }
 NOUNS_ON_DISK = {

@@ -215,19 +215,3 @@ def test_choosing_genes_leaves_the_thread_count_of_the_process_alone():
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"]
-
-
-def test_torch_is_loaded_before_the_openmp_library_of_scanpys_compiled_loops():
-    code = (
-        "import sys\n"
-        "from cmrcnet.datasets.synthetic import synthetic_cohort\n"
-        "from cmrcnet.expression.panel import choose_panel\n"
-        "from cmrcnet.recipe import PanelConfig\n"
-        "cohort = synthetic_cohort(patients=1, spots=12, genes=40, seed=1)\n"
-        "assert 'numba' not in sys.modules\n"
-        "choose_panel(cohort, PanelConfig(n_hvg=10))\n"
-        "loaded = list(sys.modules)\n"
-        "print(loaded.index('torch') < loaded.index('numba'))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True"]

@@ -179,12 +179,7 @@ def most_variable(section: Section, target_sum: float | Literal["median"]) -> tu
 
 @contextmanager
 def _thread_count_kept() -> Iterator[None]:
-    """Keep what scanpy's compiled loops (numba's) do to the whole process away from torch.
-
-    They set the number of OpenMP threads, which is put back. And they load the system's OpenMP library, which torch
-    would then take for its own: attention on a CPU was seen to become 12 times slower. So torch is loaded first.
-    """
-    import torch  # noqa: F401
+    """Undo what scanpy's compiled loops do: they set the number of OpenMP threads of the whole process, torch's too."""
     from threadpoolctl import ThreadpoolController
 
     pools = ThreadpoolController().select(user_api="openmp")

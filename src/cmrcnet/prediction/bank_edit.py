@@ -33,8 +33,8 @@ from cmrcnet.errors import (
     RecallTooLow,
     TooFew,
     UnknownName,
-    Unwritable,
 )
+from cmrcnet.only_one import only_one
 from cmrcnet.prediction.bank import ReferenceBank
 from cmrcnet.prediction.bank_manifest import PARTS, SEARCH, Manifest
 from cmrcnet.prediction.bank_part import BankPart
@@ -187,30 +187,15 @@ def merge_banks(banks: Sequence[ReferenceBank]) -> ReferenceBank:
 def _editing(folder: Path) -> Iterator[Manifest]:
     """Hold the bank against other edits, and leave no part in its folder that its manifest does not name."""
     Manifest.read(folder)
-    try:
-        lock = (folder / LOCK).open("w")
-    except PermissionError as error:
-        raise Unwritable(folder, "you may not write there") from error
-    with lock as held:
-        _lock(held, folder)
+    with only_one(folder / LOCK) as mine:
+        if not mine:
+            raise BankInUse(folder, "is being edited by another process")
         manifest = Manifest.read(folder)
         _sweep(folder, manifest)
         try:
             yield manifest
         finally:
             _sweep(folder, Manifest.read(folder))
-
-
-def _lock(held: Any, folder: Path) -> None:
-    """Refuse a second edit. The system lets go of it when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: edits there are not held against each other
-        return
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise BankInUse(folder, "is being edited by another process") from error
 
 
 def _sweep(folder: Path, manifest: Manifest) -> None:
