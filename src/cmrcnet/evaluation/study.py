@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-# Before a panel is chosen: scanpy's compiled loops load the system's OpenMP library, and torch, if it comes later, takes
-# that for its own. Attention on a CPU was seen to become 12 times slower.
+# Before a panel is chosen: scanpy's compiled loops load the system's OpenMP library, and torch, if it comes later,
+# takes that for its own. Attention on a CPU was seen to become 12 times slower.
 import torch  # noqa: F401
 
 from cmrcnet.errors import BadOption, UnknownName
