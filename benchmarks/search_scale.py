@@ -1,8 +1,8 @@
 """Time of one query against the size of the bank: exact search beside the approximate ones, in one run.
 
-    python benchmarks/search_scale.py --out search_scale.json --picture search_scale.png
-    python benchmarks/search_scale.py --libraries --sizes 30000 --out search_libraries.json
     python benchmarks/search_scale.py --largest 10000000 --out search_largest.json
+    python benchmarks/search_scale.py --out search_scale.json --picture search_scale.png --with search_largest.json
+    python benchmarks/search_scale.py --libraries --sizes 30000 --out search_libraries.json
 
 Every index is built by `build_search` until it finds 96 % of the true neighbours of held-out spots; recall is then
 measured again, here, on a thousand other queries. All ways are timed once in every round, so that a busy machine slows
@@ -170,8 +170,8 @@ def _status(name: str) -> float:
     raise RuntimeError("the memory of a process is measured on Linux only")
 
 
-def draw(figures: list[dict], path: Path) -> None:
-    """The curve of time against size."""
+def draw(figures: list[dict], path: Path, largest: dict | None) -> None:
+    """The curve of time against size; the largest bank, of another run, as a ring of its own."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -182,6 +182,8 @@ def draw(figures: list[dict], path: Path) -> None:
     for k, axis in zip((50, 500), axes, strict=True):
         for name in ("exact", *KINDS):
             axis.loglog(sizes, [each["seconds_a_query"][name][k] * 1e6 for each in figures], "o-", label=name)
+        if largest is not None:
+            axis.loglog([largest["size"]], [largest[f"us_a_query_at_{k}"]], "o", mfc="none", color="C2", ms=8)
         axis.set(title=f"{k} neighbours, recall at least {WANTED_RECALL:g}", xlabel="spots in the bank")
     axes[0].set_ylabel("microseconds a query")
     axes[0].legend()
@@ -227,6 +229,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--libraries", action="store_true")
     parser.add_argument("--largest", type=int)
+    parser.add_argument("--with", dest="also", type=Path, help="figures of --largest, drawn with the others")
     parser.add_argument("--within", type=Path, help="folder for the bank of --largest")
     options = parser.parse_args()
     failed: list[str] = []
@@ -239,7 +242,7 @@ def main() -> None:
         figures = [compare(size, options.rounds) for size in options.sizes]
         print(to_markdown(figures))
         if options.picture:
-            draw(figures, options.picture)
+            draw(figures, options.picture, json.loads(options.also.read_text()) if options.also else None)
         failed = missed(figures)
     if options.out:
         options.out.write_text(json.dumps(figures, indent=1), encoding="utf-8")
