@@ -5,7 +5,8 @@ The file is one thing: what a table holds, how it is filled, and how it is check
 =============================== ====================================================================================
 ``X``                           predicted log-normalised expression, float32, (places, genes); NaN where there is no
                                 prediction: no neighbour's section measured the gene. Never infinite
-``layers["spread"]``            deviation of the measured expression among the neighbours, float32; NaN where X is
+``layers["spread"]``            deviation of the measured expression among the neighbours, float32; NaN where X is;
+                                absent in the table of a student, which has no neighbours
 ``obs``                         ``x_um y_um`` (level-0 pixel times scale), ``similarity`` (mean cosine to the
                                 neighbours, NaN where there are none), ``in_tissue`` (1 or 0), ``confidence`` (0 to 1:
                                 share of held-in spots that looked harder; NaN: not measured); of a model that knows its
@@ -49,6 +50,9 @@ FORMAT = 1
 PICTURE_PX = 1_200
 """Longer side of the picture that a table carries, at most."""
 
+STUDENT = "student_fingerprint"
+"""In ``uns["cmrcnet"]`` of a table that a distilled student wrote: it has no neighbours, spread or receipts."""
+
 MEASURED, NOT_MEASURED = "held-out Pearson", "not measured"
 
 _REMEDY = "predict again with this version of cmrcnet"
@@ -63,7 +67,7 @@ class Ranked(Protocol):
 
 def prediction_table(
     mean: np.ndarray,
-    spread: np.ndarray,
+    spread: np.ndarray | None,
     *,
     genes: Sequence[str],
     spots: Spots,
@@ -79,7 +83,7 @@ def prediction_table(
     Parameters
     ----------
     mean, spread : numpy.ndarray, shape (places, genes)
-        NaN in both where there is no prediction.
+        NaN in both where there is no prediction. `spread` is None where there are no neighbours.
     genes : sequence of str
     spots : Spots
         The places.
@@ -106,7 +110,7 @@ def prediction_table(
     """
     wanted = (len(spots), len(genes))
     for name, values in (("mean", mean), ("spread", spread)):
-        if values.shape != wanted:
+        if values is not None and values.shape != wanted:
             raise ShapeMismatch(name, want=wanted, got=values.shape)
     if neighbours is not None and neighbours.ids.shape[0] != len(spots):
         raise ShapeMismatch("neighbours", want=(len(spots), "k"), got=neighbours.ids.shape)
@@ -121,7 +125,8 @@ def prediction_table(
         in_tissue=in_tissue,
     )
     table.X = np.ascontiguousarray(mean, dtype=np.float32)
-    table.layers["spread"] = np.ascontiguousarray(spread, dtype=np.float32)
+    if spread is not None:
+        table.layers["spread"] = np.ascontiguousarray(spread, dtype=np.float32)
     if neighbours is not None:
         table.obsm["neighbour_ids"] = neighbours.ids.astype(np.int64)
         table.obsm["neighbour_similarity"] = neighbours.similarity.astype(np.float32)
@@ -231,7 +236,7 @@ def _breaches(table: AnnData):
     for holder, name, keys in (
         (table.obs, "obs", ("x_um", "y_um", "similarity", "in_tissue", "confidence")),
         (table.var, "var", ("symbol", "ensembl_id", "reliability", "reliability_is")),
-        (table.layers, "layers", ("spread",)),
+        (table.layers, "layers", () if STUDENT in ours else ("spread",)),
         (table.obsm, "obsm", ("spatial",)),
         (table.uns, "uns", ("spatial",)),
     ):
@@ -244,17 +249,20 @@ def _breaches(table: AnnData):
     if np.shape(table.obsm["spatial"]) != (table.n_obs, 2):
         yield f'obsm["spatial"] has shape {np.shape(table.obsm["spatial"])}; wanted {(table.n_obs, 2)}'
         return
-    for name, values in (("X", table.X), ('layers["spread"]', table.layers["spread"])):
+    spread = table.layers.get("spread")
+    for name, values in (("X", table.X), ('layers["spread"]', spread)):
+        if values is None:
+            continue
         values = np.asarray(values)
         if values.dtype != np.float32:
             yield f"{name} is {values.dtype}; wanted float32"
         elif np.isinf(values).any():
             yield f"{name} holds infinite values"
-    mean, spread = np.asarray(table.X), np.asarray(table.layers["spread"])
-    if not np.array_equal(np.isnan(mean), np.isnan(spread)):
-        yield 'X and layers["spread"] are not NaN at the same places'
-    if (spread < 0).any():
-        yield 'layers["spread"] holds negative values'
+    if spread is not None:
+        if not np.array_equal(np.isnan(np.asarray(table.X)), np.isnan(np.asarray(spread))):
+            yield 'X and layers["spread"] are not NaN at the same places'
+        if (np.asarray(spread) < 0).any():
+            yield 'layers["spread"] holds negative values'
     microns = np.asarray(table.obsm["spatial"]) * float(ours.get("um_per_px", np.nan))
     if not np.allclose(microns, table.obs[["x_um", "y_um"]].to_numpy(), rtol=1e-6, atol=1e-3):
         yield "x_um and y_um do not match the centres and the scale"

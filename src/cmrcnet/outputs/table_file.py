@@ -90,15 +90,20 @@ class TableFile:
             self._note(rows.stop)
         self.written = rows.stop
 
-    def neighbour_similarity(self) -> np.ndarray:
-        """Mean of ``obsm["neighbour_similarity"]`` of each place: (places,) float32."""
+    def neighbour_similarity(self) -> np.ndarray | None:
+        """Mean of ``obsm["neighbour_similarity"]`` of each place: (places,) float32; None where there is none."""
+        if "obsm/neighbour_similarity" not in self._opened():
+            return None
         stored = self._opened()["obsm/neighbour_similarity"]
         steps = range(0, self.places, 1 << 14)
         return np.concatenate([stored[start : start + (1 << 14)].mean(axis=1) for start in steps])
 
     def neighbour_rows(self) -> np.ndarray:
-        """Rows of the bank that are somebody's neighbour, each once, sorted."""
-        stored, found = self._opened()["obsm/neighbour_ids"], np.empty(0, np.int64)
+        """Rows of the bank that are somebody's neighbour, each once, sorted; empty where there are no neighbours."""
+        found = np.empty(0, np.int64)
+        if "obsm/neighbour_ids" not in self._opened():
+            return found
+        stored = self._opened()["obsm/neighbour_ids"]
         for start in range(0, self.places, 1 << 14):
             found = np.union1d(found, stored[start : start + (1 << 14)])
         return found

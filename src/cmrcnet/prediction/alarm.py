@@ -15,10 +15,10 @@ from cmrcnet.trust.appearance import appearance
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cmrcnet.model.trained_model import TrainedModel
+    from cmrcnet.trust.trust import Trust
 
 
-def sound_alarm(table: AnnData, model: TrainedModel, slide: Slide, places: Spots) -> None:
+def sound_alarm(table: AnnData, trust: Trust | None, slide: Slide, places: Spots) -> None:
     """Write ``obs["in_domain"]`` and ``uns["cmrcnet"]["alarm"]``, and warn where the slide is unlike the training's.
 
     Reads one small patch a place; all places are kept as nine numbers each, and judged together.
@@ -27,8 +27,8 @@ def sound_alarm(table: AnnData, model: TrainedModel, slide: Slide, places: Spots
     ----------
     table : AnnData
         Prediction table of these places, in this order.
-    model : TrainedModel
-        One without a domain says nothing.
+    trust : Trust or None
+        What the model knows of its limits; without a domain it says nothing.
     slide : Slide
     places : Spots
 
@@ -36,9 +36,9 @@ def sound_alarm(table: AnnData, model: TrainedModel, slide: Slide, places: Spots
     -----
     CmrcnetWarning
     """
-    if model.trust is None or model.trust.domain is None:
+    if trust is None or trust.domain is None:
         return
-    inside, alarm = model.trust.domain.judge(appearance(slide, places.centre_px), slide.name)
+    inside, alarm = trust.domain.judge(appearance(slide, places.centre_px), slide.name)
     table.obs["in_domain"] = inside.astype(np.int64)
     table.uns["cmrcnet"]["alarm"] = {
         "raised": int(alarm.raised),
@@ -48,4 +48,4 @@ def sound_alarm(table: AnnData, model: TrainedModel, slide: Slide, places: Spots
         "limit": alarm.limit,
     }
     if alarm.raised:
-        warnings.warn(alarm.sentence, CmrcnetWarning, stacklevel=3)
+        warnings.warn(alarm.sentence, CmrcnetWarning, stacklevel=4)

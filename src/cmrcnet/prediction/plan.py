@@ -6,23 +6,75 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from cmrcnet.errors import BadOption, SpotsOffImage, TooFew
-from cmrcnet.fingerprint import fingerprint
+from cmrcnet.errors import BadOption
+from cmrcnet.prediction.alarm import sound_alarm
 from cmrcnet.prediction.bank import ReferenceBank
 from cmrcnet.prediction.confidence import Confidence, confidence_of
 from cmrcnet.prediction.gene_columns import columns_of
+from cmrcnet.prediction.laid_places import lay_places
+from cmrcnet.prediction.sight import Sight, sight_of_model
 from cmrcnet.recipe import ReadoutConfig
-from cmrcnet.tissue.mask import TissueMask, find_tissue
-from cmrcnet.tissue.patches import patch_grid
+from cmrcnet.tissue.mask import TissueMask
 from cmrcnet.tissue.slide import Slide
 from cmrcnet.tissue.spots import Spots
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
     from cmrcnet.model.trained_model import TrainedModel
+    from cmrcnet.prediction.prediction_block import PredictionBlock
+
+
+class Plan(Protocol):
+    """What is predicted on one slide, and how: from a bank (`PredictionPlan`) or by a student (`StudentPlan`).
+
+    Attributes
+    ----------
+    slide : Slide
+    places : Spots
+    in_tissue : numpy.ndarray, shape (places,), bool
+    columns : numpy.ndarray, shape (genes,), int
+        Of all genes that could be predicted.
+    """
+
+    slide: Slide
+    places: Spots
+    in_tissue: np.ndarray
+    columns: np.ndarray
+
+    @property
+    def genes(self) -> list[str]:
+        """The genes, in the order in which they were asked for."""
+
+    @property
+    def sight(self) -> Sight:
+        """How places are looked at."""
+
+    @property
+    def bytes_a_place(self) -> int:
+        """Bytes that a place takes in the table, about."""
+
+    def block(self, rows: slice, seen: np.ndarray) -> PredictionBlock:
+        """Predict the places `rows`, of which `seen` is what the sight gives."""
+
+    def annotate(self, table: AnnData, neighbour_rows: np.ndarray) -> None:
+        """Add what is told of all places together, in memory and on disk alike.
+
+        Parameters
+        ----------
+        table : anndata.AnnData
+            A prediction table, or its frame: X and layers are not looked at.
+        neighbour_rows : array of int
+            Rows of the bank that are somebody's neighbour, each once.
+        """
+
+    def provenance(self) -> dict[str, Any]:
+        """What a prediction table says of where it comes from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +110,43 @@ class PredictionPlan:
         return [self.bank.genes[column] for column in self.columns]
 
     @cached_property
-    def features_name(self) -> str:
-        """Name of the features of these places: whatever they depend on, so not the bank and not the genes."""
-        recipe = self.model.recipe.to_dict()
-        return fingerprint(
-            self.model.fingerprint,
-            {name: recipe[name] for name in ("features", "patch")} | {"precision": recipe["train"]["precision"]},
-            self.slide.fingerprint(),
-            self.slide.um_per_px,
-            self.places.centre_px,
-        )
+    def sight(self) -> Sight:
+        """How places are looked at: as the model does."""
+        return sight_of_model(self.model)
+
+    @property
+    def bytes_a_place(self) -> int:
+        """Bytes that a place takes in the table, about."""
+        layers = 4 if self.confidence.intervals else 2
+        return 4 * layers * len(self.columns) + 16 * self.readout.k
+
+    def block(self, rows: slice, seen: np.ndarray) -> PredictionBlock:
+        """Search the bank for some places, and read out the genes.
+
+        Parameters
+        ----------
+        rows : slice
+            Of the places.
+        seen : array, shape (places, width)
+            What the sight gives of them.
+        """
+        from cmrcnet.prediction.bank_block import bank_block
+
+        return bank_block(self, rows, seen)
+
+    def annotate(self, table: AnnData, neighbour_rows: np.ndarray) -> None:
+        """Add the neighbours' origin, the gene cards, and the alarm to a table of these places.
+
+        Parameters
+        ----------
+        table : anndata.AnnData
+            A prediction table, or its frame: X and layers are not looked at.
+        neighbour_rows : array of int
+            Rows of the bank that are somebody's neighbour, each once.
+        """
+        table.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(self.bank, neighbour_rows)
+        self.confidence.annotate(table)
+        sound_alarm(table, self.model.trust, self.slide, self.places)
 
     @property
     def readout_weights(self) -> dict[str, float]:
@@ -122,22 +201,27 @@ def plan_prediction(
     named = [bank.genes[column] for column in columns]
     belief = confidence_of(model, bank, config, named, intervals=intervals, refuse=refuse)
     config = dataclasses.replace(config, k=min(config.k, len(bank)))  # the recipe's k is a wish, one given a demand
-    tissue = find_tissue(slide) if mask is None else mask
-    places = patch_grid(slide, tissue, pitch_um=grid_um) if spots is None else spots
-    if len(places) == 0:
-        raise TooFew("places to predict", 0, 1, "give spots on the slide, or leave them out for a grid over the tissue")
-    _require_on_slide(places, slide)
+    places, tissue = lay_places(slide, spots, mask, grid_um)
     return PredictionPlan(model, bank, slide, places, tissue.contains(places.centre_px), columns, config, belief)
 
 
-def _require_on_slide(places: Spots, slide: Slide) -> None:
-    """Refuse places outside the picture, where a patch is nothing but padding: `SpotsOffImage`."""
-    size = (slide.width_px, slide.height_px)
-    outside = ~((places.centre_px >= 0) & (places.centre_px < size)).all(axis=1)
-    if outside.any():
-        (left, top), (right, bottom) = places.centre_px.min(axis=0), places.centre_px.max(axis=0)
-        span = f"x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}"
-        raise SpotsOffImage(slide.name, int(outside.sum()), len(places), size, span)
+def neighbour_spots(bank: ReferenceBank, rows: np.ndarray) -> pd.DataFrame:
+    """Where rows of the bank come from.
+
+    Parameters
+    ----------
+    bank : ReferenceBank
+    rows : array of int
+        Rows of the bank that are somebody's neighbour, each once.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns section, patient, barcode, x, y; the index is the bank row, as text (AnnData stores no other).
+    """
+    table = bank.spots.iloc[rows].astype({"section": object, "patient": object, "barcode": object})
+    table.index = rows.astype(str).astype(object)
+    return table
 
 
 def _readout(model: TrainedModel, k: int | None, weighting: str | None, kind: str | None) -> ReadoutConfig:

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cmrcnet.expression.table import prediction_table
-from cmrcnet.prediction.alarm import sound_alarm
 from cmrcnet.prediction.bank import ReferenceBank
-from cmrcnet.prediction.blocks import PredictionBlock, predict_blocks
+from cmrcnet.prediction.blocks import predict_blocks
 from cmrcnet.prediction.place_features import PlaceFeatures
-from cmrcnet.prediction.plan import PredictionPlan, plan_prediction
+from cmrcnet.prediction.plan import Plan, plan_prediction
+from cmrcnet.prediction.prediction_block import PredictionBlock
 from cmrcnet.search.neighbours import Neighbours
 from cmrcnet.tissue.mask import TissueMask
 from cmrcnet.tissue.slide import Slide
 from cmrcnet.tissue.spots import Spots
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from cmrcnet.encoding.token_cache import TokenCache
@@ -117,28 +116,39 @@ def predict(
         intervals=intervals,
         refuse=refuse,
     )
-    features = PlaceFeatures(plan)
+    return table_of(plan, cache)
+
+
+def table_of(plan: Plan, cache: TokenCache | None = None) -> AnnData:
+    """Encode and predict all that is planned into a table in memory.
+
+    Parameters
+    ----------
+    plan : Plan
+    cache : TokenCache, optional
+    """
+    features = PlaceFeatures(plan.sight, plan.slide, plan.places.centre_px)
     features.encode(cache)
-    return _table(plan, predict_blocks(plan, features))
+    return _joined(plan, predict_blocks(plan, features))
 
 
-def _table(plan: PredictionPlan, blocks: Iterable[PredictionBlock]) -> AnnData:
+def _joined(plan: Plan, blocks: Iterable[PredictionBlock]) -> AnnData:
     """The blocks of all places as one table."""
     joined: dict[tuple[str, str], np.ndarray] = {}
     for block in blocks:
-        parts = {("", "mean"): block.mean, ("", "spread"): block.spread}
-        parts |= {("", "ids"): block.neighbours.ids, ("", "similarity"): block.neighbours.similarity}
-        parts |= {("layers", name): values for name, values in block.layers.items()}
+        parts = {("", "mean"): block.mean}
+        parts |= {("layers", name): values for name, values in block.stored_layers().items()}
         parts |= {("obs", name): values for name, values in block.obs.items()}
-        parts |= {("obsm", name): values for name, values in block.obsm.items()}
+        parts |= {("obsm", name): values for name, values in block.stored_obsm().items()}
         for key, values in parts.items():
             if key not in joined:
                 joined[key] = np.empty((len(plan.places), *values.shape[1:]), values.dtype)
             joined[key][block.rows] = values
-    neighbours = Neighbours(joined.pop(("", "ids")), joined.pop(("", "similarity")))
+    ids = joined.pop(("obsm", "neighbour_ids"), None)
+    neighbours = None if ids is None else Neighbours(ids, joined.pop(("obsm", "neighbour_similarity")))
     table = prediction_table(
         joined.pop(("", "mean")),
-        joined.pop(("", "spread")),
+        joined.pop(("layers", "spread"), None),
         genes=plan.genes,
         spots=plan.places,
         slide=plan.slide,
@@ -148,40 +158,5 @@ def _table(plan: PredictionPlan, blocks: Iterable[PredictionBlock]) -> AnnData:
     )
     for (place, name), values in joined.items():
         getattr(table, place)[name] = values
-    annotate(table, plan, np.unique(neighbours.ids))
-    return table
-
-
-def annotate(table: AnnData, plan: PredictionPlan, rows: np.ndarray) -> None:
-    """Add what is told of all places together, in memory and on disk alike.
-
-    Parameters
-    ----------
-    table : anndata.AnnData
-        A prediction table, or its frame: X and layers are not looked at.
-    plan : PredictionPlan
-    rows : array of int
-        Rows of the bank that are somebody's neighbour, each once.
-    """
-    table.uns["cmrcnet"]["neighbour_spots"] = neighbour_spots(plan.bank, rows)
-    plan.confidence.annotate(table)
-    sound_alarm(table, plan.model, plan.slide, plan.places)
-
-
-def neighbour_spots(bank: ReferenceBank, rows: np.ndarray) -> pd.DataFrame:
-    """Where rows of the bank come from.
-
-    Parameters
-    ----------
-    bank : ReferenceBank
-    rows : array of int
-        Rows of the bank that are somebody's neighbour, each once.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns section, patient, barcode, x, y; the index is the bank row, as text (AnnData stores no other).
-    """
-    table = bank.spots.iloc[rows].astype({"section": object, "patient": object, "barcode": object})
-    table.index = rows.astype(str).astype(object)
+    plan.annotate(table, np.empty(0, np.int64) if ids is None else np.unique(ids))
     return table

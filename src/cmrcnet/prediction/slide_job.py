@@ -11,8 +11,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from cmrcnet.atomic import refusals
 from cmrcnet.errors import CmrcnetError, DiskFull, NoRoom
 from cmrcnet.expression.table import table_frame
@@ -22,22 +20,21 @@ from cmrcnet.outputs.spatial_store import require_spatialdata
 from cmrcnet.outputs.stored_prediction import StoredPrediction
 from cmrcnet.outputs.table_file import TableFile
 from cmrcnet.prediction.blocks import predict_blocks
-from cmrcnet.prediction.place_features import PlaceFeatures
-from cmrcnet.prediction.plan import PredictionPlan
-from cmrcnet.prediction.predict import annotate
+from cmrcnet.prediction.place_features import PlaceFeatures, features_name
+from cmrcnet.prediction.plan import Plan
 
 if TYPE_CHECKING:
     from cmrcnet.encoding.token_cache import TokenCache
 
 
 def predict_to_file(
-    plan: PredictionPlan, out: Path, *, cache: TokenCache | None = None, batch: int | Literal["auto"] = "auto"
+    plan: Plan, out: Path, *, cache: TokenCache | None = None, batch: int | Literal["auto"] = "auto"
 ) -> Path:
     """Predict and write the table that `predict` returns.
 
     Parameters
     ----------
-    plan : PredictionPlan
+    plan : Plan
     out : Path
         The .h5ad, or .zarr, to write. It appears when it is whole, and replaces what is there.
     cache : TokenCache, optional
@@ -66,7 +63,7 @@ def predict_to_file(
     draft = work / "table.h5ad"
     _require_room(plan, out, work)
     try:
-        features = PlaceFeatures(plan, work / "features")
+        features = PlaceFeatures(plan.sight, plan.slide, plan.places.centre_px, work / "features")
         features.encode(cache, batch)
         _fill(plan, features, draft)
         if out.suffix == STORE:
@@ -85,36 +82,30 @@ def predict_to_file(
     return out
 
 
-def _require_room(plan: PredictionPlan, out: Path, work: Path) -> None:
+def _require_room(plan: Plan, out: Path, work: Path) -> None:
     """Refuse a disk that is too small before anything is encoded: `NoRoom`."""
     with refusals(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
         kept = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
-    views = max(len(plan.model.recipe.features.views_um), 1)
-    layers = 4 if plan.confidence.intervals else 2
-    table = 4 * layers * len(plan.columns) + 16 * plan.readout.k
-    place = 4 * views * plan.model.encoder.dim + table * (2 if out.suffix == STORE else 1)
+    place = 4 * plan.sight.numbers_kept + plan.bytes_a_place * (2 if out.suffix == STORE else 1)
     needed = place * len(plan.places) - kept
     if needed > free:
         raise NoRoom(out, needed / 1e9, free / 1e9)
 
 
-def _fill(plan: PredictionPlan, features: PlaceFeatures, draft: Path) -> None:
+def _fill(plan: Plan, features: PlaceFeatures, draft: Path) -> None:
     """Write every block that is not written yet, and then what all of them together tell."""
-    name = fingerprint(plan.features_name, plan.bank.fingerprint, plan.genes, plan.provenance())
+    seen = features_name(plan.sight, plan.slide, plan.places.centre_px)
+    name = fingerprint(seen, plan.genes, plan.provenance())
     table = TableFile(draft, len(plan.places), name)
     try:
         for block in predict_blocks(plan, features, start=table.written):
             table.write(
                 block.rows,
                 block.mean,
-                layers={"spread": block.spread, **block.layers},
-                obsm={
-                    "neighbour_ids": block.neighbours.ids.astype(np.int64, copy=False),
-                    "neighbour_similarity": block.neighbours.similarity,
-                    **block.obsm,
-                },
+                layers=block.stored_layers(),
+                obsm=block.stored_obsm(),
                 obs=block.obs,
             )
             del block  # before the next one is made
@@ -126,7 +117,7 @@ def _fill(plan: PredictionPlan, features: PlaceFeatures, draft: Path) -> None:
             provenance=plan.provenance(),
             in_tissue=plan.in_tissue,
         )
-        annotate(frame, plan, table.neighbour_rows())
+        plan.annotate(frame, table.neighbour_rows())
         table.finish(frame)
     finally:
         table.close()
