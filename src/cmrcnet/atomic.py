@@ -13,7 +13,10 @@ from pathlib import Path
 
 from cmrcnet.errors import CmrcnetError, DiskFull, OutputExists, Unwritable
 
-OUR_FOLDERS = ("model.json", "bank.json", "run.json", "demo.json", "sweep.json", "transfer.json", "prediction.json")
+OUR_FOLDERS = (
+    "model.json", "bank.json", "student.json", "run.json", "demo.json", "sweep.json", "transfer.json",
+    "prediction.json",
+)  # fmt: skip
 """A folder that holds one of these was written by us, so that --overwrite may replace it."""
 
 _DRAFT = re.compile(r"^\.(.+)\.draft-[0-9a-f]{8}$")

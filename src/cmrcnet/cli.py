@@ -22,6 +22,7 @@ VERBS: dict[str, Callable] = {
     "bank merge": workflows.bank_merge,
     "bank search": workflows.bank_search,
     "predict": workflows.predict,
+    "distil": workflows.distil,
     "export": workflows.export,
     "explain": workflows.explain,
     "evaluate": workflows.evaluate,

@@ -381,6 +381,16 @@ class NotCalibrated(CmrcnetError, ValueError):
         super().__init__(f"There are no {what}: {why}.")
 
 
+class NoReceipts(CmrcnetError, LookupError):
+    """A receipt asked of a prediction that has none."""
+
+    def __init__(self, slide: str) -> None:
+        super().__init__(
+            f"The prediction of {slide} was made by a student, which has no receipts; predict with MODEL and --bank "
+            "for these."
+        )
+
+
 class CannotResume(CmrcnetError, ValueError):
     """A run that cannot be taken up again."""
 

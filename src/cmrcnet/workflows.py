@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cmrcnet.evaluation.protocol import EvaluationRun
+    from cmrcnet.prediction.predictors import Predictor
     from cmrcnet.readers.inspection import Inspection
     from cmrcnet.search.search_config import SearchConfig
     from cmrcnet.tissue.section import Cohort
@@ -291,8 +292,8 @@ def predict(
     model: Path,
     slide: Path,
     *,
-    bank: Path,
     out: Path,
+    bank: Path | None = None,
     section: str | None = None,
     spots: Path | None = None,
     mask: Path | None = None,
@@ -312,16 +313,17 @@ def predict(
     Parameters
     ----------
     model : Path
-        Model folder.
+        Model folder; or the folder of a student (`cmrcnet distil`), which needs no bank and gives no neighbours,
+        intervals or refusals.
     slide : Path
         A slide or picture (SVS, NDPI, MRXS, TIFF, OME-TIFF, JPEG, PNG); or a cohort.csv together with --section; or
         a folder of slides, or a pattern in quotes ("slides/*.svs").
-    bank : Path
-        Bank folder that `cmrcnet index` made with this model.
     out : Path
         Prediction table to write: .h5ad opens in scanpy and squidpy, .zarr in SpatialData and LazySlide (needs
         cmrcnet[spatialdata]). Of many slides: a folder, with a table a slide and summary.csv; slides that are done
         are skipped, broken ones reported at the end (exit code 1).
+    bank : Path, optional
+        Bank folder that `cmrcnet index` made with this model. Only a student predicts without one.
     section : str, optional
         Section of the cohort.csv; its picture and the places of its spots are used, its counts never.
     spots : Path, optional
@@ -354,9 +356,6 @@ def predict(
         refuse_existing(out, overwrite)
 
     from cmrcnet.encoding.token_cache import TokenCache
-    from cmrcnet.model.trained_model import TrainedModel
-    from cmrcnet.prediction.bank import ReferenceBank
-    from cmrcnet.prediction.plan import plan_prediction
     from cmrcnet.prediction.slide_job import predict_to_file
     from cmrcnet.readers.mask_picture import read_mask
 
@@ -366,16 +365,12 @@ def predict(
             if value is not None:
                 raise BadOption(name, str(value), "nothing together with many slides")
         done = predict_slides(
-            TrainedModel.load(model),
-            ReferenceBank.load(bank),
+            _predictor(model, bank, k, intervals, refuse),
             slides,
             out,
             genes=chosen,
-            k=k,
             grid_um=grid_um,
             batch=batch,
-            intervals=intervals,
-            refuse=refuse,
             um_per_px=um_per_px,
             cache=TokenCache.default(),
             overwrite=overwrite,
@@ -383,21 +378,109 @@ def predict(
         print(done.to_text())
         return out if not done.broken else False
     picture, places = _where_to_predict(slide, section, spots, um_per_px)
-    plan = plan_prediction(
-        TrainedModel.load(model),
-        ReferenceBank.load(bank),
+    plan = _predictor(model, bank, k, intervals, refuse).plan(
         picture,
         spots=places,
         mask=None if mask is None else read_mask(mask, picture),
         genes=chosen,
-        k=k,
         grid_um=grid_um,
-        intervals=intervals,
-        refuse=refuse,
     )
     predict_to_file(plan, out, cache=TokenCache.default(), batch=batch)
     size = _so_many((len(plan.places), "place"), (len(plan.columns), "gene"))
     print(f"Prediction written to {lasting(out)} ({size}).")
+    return out
+
+
+def distil(
+    model: Path,
+    bank: Path,
+    *,
+    cohort: Path,
+    out: Path,
+    slides: list[Path] | None = None,
+    encoder: str | None = None,
+    weights: str = "pretrained",
+    orientations: int | None = None,
+    views: list[float] | None = None,
+    patch_px: int | None = None,
+    grid_um: float = 200.0,
+    test: Path | None = None,
+    um_per_px: float | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Path:
+    """Distil a model and its bank into a student: a small head that predicts without bank and search.
+
+    The student is taught what MODEL and BANK say on the bank's own slides, each section by the bank without it. Its
+    card tells what it lost and how much faster it is: measured on sections that are left out, and on --test. Encoding
+    takes most of the time; a student is really faster when it looks with less: --orientations 1, --views 112,
+    --encoder, --patch-px. It has no receipts, intervals or refusals. It remembers the patients of MODEL and BANK: one
+    who is dropped from the bank later is still in the student, which then must be distilled anew.
+
+    Parameters
+    ----------
+    model : Path
+        Model folder: the teacher.
+    bank : Path
+        Its bank folder.
+    cohort : Path
+        The cohort.csv that the bank was built from: its slides are looked at again, its counts judge the student.
+    out : Path
+        Student folder to write; give it to `cmrcnet predict` in place of a model.
+    slides : list of Path, optional
+        Further slides to learn on; they need no counts. Files, folders or patterns.
+    encoder : str, optional
+        Image encoder of the student, frozen (`cmrcnet encoders`); its teacher's when left out.
+    weights : str
+        Of --encoder: pretrained, random, or a local safetensors file.
+    orientations : int, optional
+        Ways to turn a patch, 1 to 8; the teacher's when left out.
+    views : list of float, optional
+        Sides of the views in micrometres; the teacher's when left out.
+    patch_px : int, optional
+        Pixels that a patch is resized to; it shows the same tissue. The teacher's when left out.
+    grid_um : float
+        Distance between the places to learn on besides the measured spots; 0: spots only.
+    test : Path, optional
+        A cohort.csv of sections that neither model nor bank has seen, nor their patients: honest values for the card.
+    um_per_px : float, optional
+        Micrometres per level-0 pixel of --slides, where they do not say.
+    seed : int
+        Of every random choice.
+    overwrite : bool
+        Replace OUT.
+    """
+    refuse_existing(out, overwrite)
+
+    from cmrcnet.distillation.card import card_text
+    from cmrcnet.distillation.distil import distil as teach
+    from cmrcnet.distillation.student_look import StudentLook
+    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.model.trained_model import TrainedModel
+    from cmrcnet.prediction.bank import ReferenceBank
+    from cmrcnet.prediction.slide_batch import slides_of
+    from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.tissue.slide_files import open_slide
+
+    trained = TrainedModel.load(model)
+    controls = trained.recipe.panel.controls
+    found = [path for each in slides or [] for path in slides_of(each) or [each]]
+    student = teach(
+        trained,
+        ReferenceBank.load(bank),
+        read_cohort(cohort, controls=controls),
+        slides=[open_slide(path, um_per_px=um_per_px) for path in found],
+        look=StudentLook(
+            encoder=encoder, weights=weights, orientations=orientations, views_um=views, patch_px=patch_px
+        ),
+        grid_um=grid_um,
+        test=None if test is None else read_cohort(test, controls=controls),
+        seed=seed,
+        cache=TokenCache.default(),
+    )
+    student.save(out, overwrite=overwrite)
+    print(card_text(student.card))
+    print(f"Student written to {lasting(out)} ({_so_many((len(student.genes), 'gene'))}).")
     return out
 
 
@@ -977,6 +1060,26 @@ def _sections_named(cohort: Cohort, names: list[str], option: str) -> list[str]:
             raise BadOption(option, name, f"a section or patient of {cohort.name}")
         found += of_patient or [name]
     return found
+
+
+def _predictor(model: Path, bank: Path | None, k: int | None, intervals: bool, refuse: float | None) -> Predictor:
+    """A model with its bank, or a student, which takes no bank and none of the bank's options."""
+    from cmrcnet.model.student import FILE, Student
+    from cmrcnet.prediction.predictors import BankPredictor, StudentPredictor
+
+    if (model / FILE).is_file():
+        for name, value in (("bank", bank), ("k", k), ("intervals", intervals), ("refuse", refuse)):
+            if value not in (None, False):
+                given = str(value) if isinstance(value, Path) else value
+                raise BadOption(name, given, f"nothing with {model}, a student that has no bank; give a model for that")
+        return StudentPredictor(Student.load(model))
+    if bank is None:
+        raise BadOption("bank", None, "the bank folder made with this model; only a student predicts without one")
+
+    from cmrcnet.model.trained_model import TrainedModel
+    from cmrcnet.prediction.bank import ReferenceBank
+
+    return BankPredictor(TrainedModel.load(model), ReferenceBank.load(bank), k, intervals, refuse)
 
 
 def _where_to_predict(slide: Path, section: str | None, spots: Path | None, um_per_px: float | None):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cmrcnet.errors import DamagedArtefact, UnknownName
+from cmrcnet.errors import DamagedArtefact, NoReceipts, UnknownName
+from cmrcnet.expression.table import STUDENT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,6 +82,8 @@ def receipt(table: AnnData, place: str) -> Receipt:
     ------
     UnknownName
         No such place.
+    NoReceipts
+        A student made the prediction.
     DamagedArtefact
         The table names no neighbours, or is of an older version.
     """
@@ -88,6 +91,8 @@ def receipt(table: AnnData, place: str) -> Receipt:
     if place not in names:
         raise UnknownName("place in the prediction", place, names)
     told: dict[str, Any] = table.uns.get("cmrcnet", {})
+    if STUDENT in told:
+        raise NoReceipts(str(told.get("slide", "this slide")))
     lacking = [key for key in ("neighbour_ids", "neighbour_similarity", "neighbour_weight") if key not in table.obsm]
     if lacking or "neighbour_spots" not in told or "readout_weights" not in told:
         why = f"it lacks {', '.join(lacking) or 'neighbour_spots or readout_weights'}, so nothing can be explained"

@@ -12,9 +12,10 @@ The file is one thing: what a table holds, how it is filled, and how it is check
                                 share of held-in spots that looked harder; NaN: not measured); of a model that knows its
                                 limits ``interval_scale``, ``in_domain`` (1 or 0), and ``refused`` where asked for
 ``var``                         ``symbol``, ``ensembl_id`` (either may be empty), ``reliability`` (held-out Pearson;
-                                NaN: not measured), ``reliability_is`` ("held-out Pearson", "held-in Pearson" or "not
-                                measured"); gene cards: ``reliability_low``, ``_high`` (95 % interval), ``_null``,
-                                ``_sections``, ``grade`` (A to D, "not measured"); ``interval_low``, ``interval_high``
+                                NaN: not measured), ``reliability_is`` ("held-out Pearson", "held-in Pearson", "held-in
+                                Pearson of the teacher" or "not measured"); gene cards: ``reliability_low``, ``_high``
+                                (95 % interval), ``_null``, ``_sections``, ``grade`` (A to D, "not measured");
+                                ``interval_low``, ``interval_high``
 ``layers["lower"], ["upper"]``  where asked for: the interval, ``X + interval_scale * interval_low`` (not below 0)
                                 and ``X + interval_scale * interval_high``; NaN: none can be given
 ``obsm["spatial"]``             x, y of each centre in level-0 pixels: scanpy and squidpy plot it at once

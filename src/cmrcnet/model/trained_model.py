@@ -2,16 +2,14 @@
 
 Folder format 2: ``model.json`` (recipe, panel, provenance, encoder, fingerprints) beside ``weights.safetensors`` and,
 where the training learnt it, ``trust.safetensors`` (what the model knows of its limits; format 1 had none).
-The weights of a frozen encoder are not copied into it: they are named with their fingerprint, and checked when the
-model is loaded. An encoder that was trained, or whose weights were random, is stored. The file is one thing: what
-`save` writes `load` must read back and check, line by line.
+Its encoder is named or kept as `kept_encoder` says. The file is one thing: what `save` writes `load` must read back and
+check, line by line.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,13 +22,21 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cmrcnet.atomic import atomic_folder
-from cmrcnet.errors import CmrcnetError, DamagedArtefact, DamagedWeights, NoSuchFile, PickleRefused, ShapeMismatch
+from cmrcnet.errors import CmrcnetError, ShapeMismatch
 from cmrcnet.expression.components import ExpressionComponents
 from cmrcnet.expression.panel import GenePanel
 from cmrcnet.fingerprint import fingerprint, fingerprint_stream
-from cmrcnet.model.encoder_registry import create_image_encoder
-from cmrcnet.model.encoder_weights import looks_like_pickle
-from cmrcnet.model.image_encoder import EncoderOrigin, ImageEncoder
+from cmrcnet.model.artefact_folder import (
+    as_tensors,
+    changed,
+    read_facts,
+    read_tensors,
+    sealed,
+    tensors_of,
+    under,
+)
+from cmrcnet.model.image_encoder import ImageEncoder
+from cmrcnet.model.kept_encoder import built_again, encoder_facts, kept_weights, require_encoder
 from cmrcnet.model.network import CMRCNet
 from cmrcnet.model.provenance import Provenance
 from cmrcnet.readout.readout import Readout
@@ -38,6 +44,7 @@ from cmrcnet.recipe import Recipe
 from cmrcnet.tissue.scale import PatchScale
 from cmrcnet.trust.trust import Trust
 
+FILE = "model.json"
 FORMAT = 2
 EMBEDDING_FORMAT = 1
 """Goes into the fingerprint: counts up when the same weights would embed otherwise."""
@@ -99,7 +106,7 @@ class TrainedModel:
             "target_sum": self.panel.target_sum,
             "encoder": self.encoder.fingerprint(),
         }
-        stored = {**_stored("network", self.network), **self._extras()}
+        stored = {**tensors_of("network", self.network), **self._extras()}
         if self.readout is not None:
             facts |= {name: self.recipe.to_dict()[name] for name in ("features", "target")}
             facts["readout"] = self.readout.facts()
@@ -196,12 +203,9 @@ class TrainedModel:
         """
         from safetensors.torch import save
 
-        tensors = {**_stored("network", self.network), **self._extras()}
-        keep_encoder = self._encoder_is_stored
-        if keep_encoder:
-            tensors |= _stored("encoder", self.encoder.backbone)
+        encoder = encoder_facts(self.encoder, self.recipe.model.train_encoder)
+        tensors = {**tensors_of("network", self.network), **self._extras()} | kept_weights(self.encoder, encoder)
         weights = save(tensors)
-        origin = self.encoder.origin
         facts = {
             "format": FORMAT,
             "kind": "cmrcnet model",
@@ -211,23 +215,19 @@ class TrainedModel:
             "token_dim": self.network.token_dim,
             "n_tokens": self.network.n_tokens,
             "readout": None if self.readout is None else self.readout.facts(),
-            "encoder": {
-                "origin": None if origin is None else dataclasses.asdict(origin),
-                "fingerprint": self.encoder.fingerprint(),
-                "stored": keep_encoder,
-            },
-            "weights": {"bytes": len(weights), "checksum": fingerprint(weights)},
+            "encoder": encoder,
+            "weights": sealed(weights),
             "provenance": self.provenance.to_dict(),
         }
-        limits = None if self.trust is None else save(_tensors(self.trust.arrays()))
+        limits = None if self.trust is None else save(as_tensors(self.trust.arrays()))
         if limits is not None:
-            facts["trust"] = {"bytes": len(limits), "checksum": fingerprint(limits)}
+            facts["trust"] = sealed(limits)
         facts["check"] = fingerprint(facts)
         with atomic_folder(Path(folder), overwrite) as draft:
             (draft / "weights.safetensors").write_bytes(weights)
             if limits is not None:
                 (draft / "trust.safetensors").write_bytes(limits)
-            (draft / "model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            (draft / FILE).write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path, encoder: ImageEncoder | None = None) -> TrainedModel:
@@ -250,43 +250,36 @@ class TrainedModel:
             If the frozen encoder's weights are not at hand.
         """
         folder = Path(folder)
-        facts = _read_facts(folder)
-        tensors = _read_weights(folder / "weights.safetensors", facts, "weights")
-        limits = _read_weights(folder / "trust.safetensors", facts, "trust") if facts.get("trust") else None
+        facts = read_facts(folder / FILE, "The model", "train", FORMAT)
+        tensors = read_tensors(folder / "weights.safetensors", facts, "weights", FILE)
+        limits = read_tensors(folder / "trust.safetensors", facts, "trust", FILE) if facts.get("trust") else None
         try:
             recipe = Recipe.from_dict(facts["recipe"], where=f"{folder}/model.json")
             panel = GenePanel.from_dict(facts["panel"])
             provenance = Provenance.from_dict(facts["provenance"])
-            encoder = encoder or _build_encoder(facts["encoder"], tensors, folder)
-            wanted = facts["encoder"]["fingerprint"]
+            encoder = encoder or built_again(facts["encoder"], tensors, folder)
+            require_encoder(encoder, facts["encoder"], folder)
             components = readout = None
             n_genes = len(panel.genes)
             if facts.get("readout") is not None:
-                arrays = {name: value.numpy() for name, value in _part(tensors, "readout").items()}
+                arrays = {name: value.numpy() for name, value in under(tensors, "readout").items()}
                 components = ExpressionComponents(arrays["components"])
                 readout = Readout.restore(arrays, facts["readout"])
                 n_genes = min(recipe.target.gene_rank, components.rank)
             shape = {"token_dim": facts["token_dim"], "n_tokens": facts.get("n_tokens", 1)}
             network = CMRCNet(recipe.model, n_genes=n_genes, **shape)
-            network.load_state_dict(_part(tensors, "network"), strict=True)
+            network.load_state_dict(under(tensors, "network"), strict=True)
             trust = None if limits is None else Trust.restore({name: value.numpy() for name, value in limits.items()})
         except (KeyError, TypeError, RuntimeError) as error:
             if isinstance(error, CmrcnetError):
                 raise
-            raise _changed(folder, str(error).splitlines()[0]) from error
-        if encoder.fingerprint() != wanted:
-            raise DamagedArtefact(
-                folder,
-                f"it was trained on tokens of encoder {wanted[:12]}, but {encoder.card.name} as it is here is "
-                f"{encoder.fingerprint()[:12]}",
-                "give back the weights that it was trained with",
-            )
+            raise changed(folder, str(error).splitlines()[0]) from error
         model = cls(network, encoder, panel, recipe, provenance, components, readout, trust)
         if model.fingerprint != facts["fingerprint"]:
-            raise _changed(folder, "model.json does not belong to these weights")
+            raise changed(folder, "model.json does not belong to these weights")
         said = {key: value for key, value in facts.items() if key != "check"}
         if fingerprint(said) != facts.get("check", fingerprint(said)):  # what it has seen in training counts, too
-            raise _changed(folder, "model.json was changed")
+            raise changed(folder, "model.json was changed")
         return model
 
     def _extras(self) -> dict[str, Tensor]:
@@ -294,12 +287,7 @@ class TrainedModel:
         if self.components is None or self.readout is None:
             return {}
         arrays = {"components": self.components.directions, **self.readout.arrays()}
-        return {f"readout.{name}": value for name, value in _tensors(arrays).items()}
-
-    @property
-    def _encoder_is_stored(self) -> bool:
-        origin = self.encoder.origin
-        return self.recipe.model.train_encoder or (origin is not None and origin.weights == "random")
+        return {f"readout.{name}": value for name, value in as_tensors(arrays).items()}
 
     def _embed(self, rows: Any, at_a_time: int, embed: Callable[[Tensor], Tensor]) -> np.ndarray:
         length = self.recipe.model.embedding_dim
@@ -314,76 +302,3 @@ class TrainedModel:
                 part = part.to(self.device, torch.float32)
                 found[start : start + at_a_time] = normalize(embed(part), dim=1).float().cpu().numpy()
         return found
-
-
-def _stored(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
-    state = sorted(module.state_dict().items())
-    return {f"{prefix}.{name}": value.detach().cpu().contiguous() for name, value in state}
-
-
-def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Arrays as tensors of their own, by name in order."""
-    return {name: torch.from_numpy(np.array(arrays[name], order="C")) for name in sorted(arrays)}
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
-
-
-def _read_facts(folder: Path) -> dict[str, Any]:
-    path = folder / "model.json"
-    if not path.is_file():
-        raise NoSuchFile(path, "The model", "give a folder that `cmrcnet train` wrote")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        number = int(facts["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise _changed(folder, "model.json cannot be read") from error
-    if number > FORMAT:
-        raise DamagedArtefact(
-            folder, f"it has format {number}, and this version reads up to {FORMAT}", "upgrade cmrcnet"
-        )
-    return facts
-
-
-def _read_weights(path: Path, facts: dict[str, Any], what: str) -> dict[str, Tensor]:
-    from safetensors.torch import load
-
-    if not path.is_file():
-        raise _changed(path.parent, f"{path.name} is missing")
-    content = path.read_bytes()
-    if looks_like_pickle(content[:2]):
-        raise PickleRefused(path)
-    try:
-        size, checksum = facts[what]["bytes"], facts[what]["checksum"]
-    except (KeyError, TypeError) as error:
-        raise _changed(path.parent, f"model.json names no {what}") from error
-    if len(content) != size:
-        raise DamagedWeights(path, f"{len(content)} bytes where {size} were written")
-    if fingerprint(content) != checksum:
-        raise DamagedWeights(path, "the content is not what was written")
-    return load(content)
-
-
-def _build_encoder(facts: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> ImageEncoder:
-    if facts["origin"] is None:
-        raise DamagedArtefact(
-            folder, "its encoder was one of your own", "pass it: TrainedModel.load(folder, encoder=...)"
-        )
-    origin = EncoderOrigin(**facts["origin"] | {"blocks": tuple(facts["origin"]["blocks"])})
-    encoder = create_image_encoder(
-        origin.name,
-        weights="random" if facts["stored"] else origin.weights,
-        blocks=origin.blocks,
-        depth=origin.depth,
-        heads=origin.heads,
-        seed=origin.seed,
-    )
-    if facts["stored"]:
-        encoder.backbone.load_state_dict(_part(tensors, "encoder"), strict=True)
-    encoder.origin = origin
-    return encoder
-
-
-def _changed(folder: Path, why: str) -> DamagedArtefact:
-    return DamagedArtefact(folder, why, "train it again or restore it from a copy")

@@ -16,8 +16,9 @@ from cmrcnet.errors import BadOption, NotCalibrated
 from cmrcnet.prediction.bank import ReferenceBank
 from cmrcnet.recipe import ReadoutConfig
 from cmrcnet.trust.difficulty import difficulty_traits
-from cmrcnet.trust.gene_cards import HELD_IN
+from cmrcnet.trust.gene_cards import HELD_IN, GeneCards
 from cmrcnet.trust.intervals import bounds
+from cmrcnet.trust.predictability import NOT_MEASURED
 from cmrcnet.trust.trust import Reliability
 
 if TYPE_CHECKING:
@@ -106,13 +107,25 @@ class Confidence:
         told["intervals"] = " ".join(self.notes)
         if trust.reliability is None:
             return
-        cards = trust.reliability.cards
-        known = cards.table(self.genes)
-        for name in known:
-            table.var[name] = known[name].to_numpy()
-        table.var["reliability_is"] = np.where(np.isfinite(table.var["reliability"]), HELD_IN, "not measured")
+        write_cards(table, trust.reliability.cards, HELD_IN)
         table.var["interval_low"], table.var["interval_high"] = self.low, self.high
-        told["cards"] = cards.sentence
+
+
+def write_cards(table: AnnData, cards: GeneCards, kind: str) -> None:
+    """Write gene cards, and what they rest on, into a prediction table.
+
+    Parameters
+    ----------
+    table : AnnData
+    cards : GeneCards
+    kind : str
+        What ``var["reliability_is"]`` says of the genes that have one.
+    """
+    known = cards.table(list(table.var_names))
+    for name in known:
+        table.var[name] = known[name].to_numpy()
+    table.var["reliability_is"] = np.where(np.isfinite(table.var["reliability"]), kind, NOT_MEASURED)
+    table.uns["cmrcnet"]["cards"] = cards.sentence
 
 
 def confidence_of(

@@ -9,9 +9,7 @@ from cmrcnet.tissue.slide import Slide
 from cmrcnet.tissue.spots import Spots
 
 
-def lay_places(
-    slide: Slide, spots: Spots | None, mask: TissueMask | None, grid_um: float
-) -> tuple[Spots, TissueMask]:
+def lay_places(slide: Slide, spots: Spots | None, mask: TissueMask | None, grid_um: float) -> tuple[Spots, TissueMask]:
     """The places, and the tissue that they lie on.
 
     Parameters

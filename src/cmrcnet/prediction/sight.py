@@ -15,7 +15,6 @@ from cmrcnet.recipe import Recipe
 
 if TYPE_CHECKING:
     from cmrcnet.model.image_encoder import ImageEncoder
-    from cmrcnet.model.student import Student
     from cmrcnet.model.trained_model import TrainedModel
 
 
@@ -94,18 +93,8 @@ def split(seen: np.ndarray, model: TrainedModel) -> tuple[np.ndarray, np.ndarray
     return queries, None if model.readout is None else np.ascontiguousarray(seen[:, length:])
 
 
-def sight_of_student(student: Student) -> Sight:
-    """A student's: its features as they are before they are reduced.
-
-    Parameters
-    ----------
-    student : Student
-    """
-    return plain_sight(student.encoder, student.recipe)
-
-
 def plain_sight(encoder: ImageEncoder, recipe: Recipe) -> Sight:
-    """Features by themselves: the tokens of the views laid side by side, or the mean token of a plain patch.
+    """A student's: the tokens of its views laid side by side, or the mean token of a plain patch; not reduced yet.
 
     Parameters
     ----------

@@ -17,8 +17,7 @@ from cmrcnet.errors import BadOption, CmrcnetError, DiskFull, NoSuchFile, Output
 
 if TYPE_CHECKING:
     from cmrcnet.encoding.token_cache import TokenCache
-    from cmrcnet.model.trained_model import TrainedModel
-    from cmrcnet.prediction.bank import ReferenceBank
+    from cmrcnet.prediction.predictors import Predictor
 
 log = logging.getLogger("cmrcnet")
 
@@ -93,17 +92,13 @@ def slides_of(source: Path) -> list[Path] | None:
 
 
 def predict_slides(
-    model: TrainedModel,
-    bank: ReferenceBank,
+    predictor: Predictor,
     slides: Sequence[Path],
     folder: Path,
     *,
     genes: Sequence[str] | None = None,
-    k: int | None = None,
     grid_um: float = 100.0,
     batch: int | Literal["auto"] = "auto",
-    intervals: bool = False,
-    refuse: float | None = None,
     um_per_px: float | None = None,
     cache: TokenCache | None = None,
     overwrite: bool = False,
@@ -112,12 +107,12 @@ def predict_slides(
 
     Parameters
     ----------
-    model : TrainedModel
-    bank : ReferenceBank
+    predictor : Predictor
+        A model with its bank, or a student.
     slides : sequence of Path
     folder : Path
         Made when it is not there. ``summary.csv`` is written anew after every slide.
-    genes, k, grid_um, batch, intervals, refuse, um_per_px, cache
+    genes, grid_um, batch, um_per_px, cache
         As `predict` and `open_slide`.
     overwrite : bool
         Predict again what is done.
@@ -131,10 +126,8 @@ def predict_slides(
     """
     from cmrcnet.prediction.gene_columns import columns_of
 
-    bank.require_model(model)
-    columns_of(genes, bank.genes)
-    if k is not None and not 1 <= k <= len(bank):
-        raise BadOption("k", k, want=f"1 to {len(bank)}, the number of spots in {bank.name}")
+    predictor.check()
+    columns_of(genes, predictor.genes)
     if folder.exists() and not folder.is_dir():
         raise OutputExists(folder, "it is a file, and many slides need a folder")
     summary = folder / "summary.csv"
@@ -144,9 +137,7 @@ def predict_slides(
         log.info("Slide %d of %d: %s", number, len(slides), slide.name)
         start = time.monotonic()
         try:
-            outcome = _predict_one(
-                model, bank, slide, table, genes, k, grid_um, batch, intervals, refuse, um_per_px, cache, overwrite
-            )
+            outcome = _predict_one(predictor, slide, table, genes, grid_um, batch, um_per_px, cache, overwrite)
         except (DiskFull, Unwritable):
             raise
         except CmrcnetError as error:
@@ -159,40 +150,25 @@ def predict_slides(
 
 
 def _predict_one(
-    model: TrainedModel,
-    bank: ReferenceBank,
+    predictor: Predictor,
     slide: Path,
     table: Path,
     genes: Sequence[str] | None,
-    k: int | None,
     grid_um: float,
     batch: int | Literal["auto"],
-    intervals: bool,
-    refuse: float | None,
     um_per_px: float | None,
     cache: TokenCache | None,
     overwrite: bool,
 ) -> SlideOutcome:
-    from cmrcnet.prediction.plan import plan_prediction
     from cmrcnet.prediction.slide_job import predict_to_file
     from cmrcnet.tissue.slide_files import open_slide
 
     with open_slide(slide, um_per_px=um_per_px) as picture:
-        wanted = {
-            "model_fingerprint": model.fingerprint,
-            "bank_fingerprint": bank.fingerprint,
-            "slide_fingerprint": picture.fingerprint(),
-            "spot_diameter_um": grid_um,
-            "k": min(model.recipe.readout.k, len(bank)) if k is None else k,
-            "with_intervals": int(intervals),
-            "refuse": refuse or 0.0,
-        }
+        wanted = predictor.facts() | {"slide_fingerprint": picture.fingerprint(), "spot_diameter_um": grid_um}
         if table.exists() and not overwrite:
-            size = _size_if_the_same(table, wanted, bank.genes if genes is None else list(dict.fromkeys(genes)))
+            size = _size_if_the_same(table, wanted, predictor.genes if genes is None else list(dict.fromkeys(genes)))
             return SlideOutcome(str(slide), table.name, DONE_BEFORE, *size)
-        plan = plan_prediction(
-            model, bank, picture, genes=genes, k=k, grid_um=grid_um, intervals=intervals, refuse=refuse
-        )
+        plan = predictor.plan(picture, genes=genes, grid_um=grid_um)
         predict_to_file(plan, table, cache=cache, batch=batch)
     return SlideOutcome(str(slide), table.name, PREDICTED, len(plan.places), len(plan.columns))
 

@@ -51,12 +51,23 @@ class GeneLevels:
             0: as it is; 1: every gene's predictions are stretched around its level until they vary as its measured
             expression does; between, by that power.
         """
-        loadings = self.loadings[:, columns]
-        guess = scores @ loadings
+        guess = scores @ self.loadings[:, columns]
         if amplitude > 0:
-            power = np.sqrt(np.maximum(np.einsum("rg,rq,qg->g", loadings, covariance, loadings), 1e-12))
-            guess *= np.maximum(self.deviation[columns] / power, 1.0) ** amplitude
+            guess *= self.stretch(columns, covariance, amplitude)
         return np.maximum(guess + self.level[columns], 0).astype(np.float32)
+
+    def stretch(self, columns: np.ndarray | slice, covariance: np.ndarray, amplitude: float) -> np.ndarray:
+        """By how much each gene's predictions are stretched around its level: (columns,); parameters as `expression`.
+
+        Parameters
+        ----------
+        columns : array of int or slice
+        covariance : array, shape (rank, rank)
+        amplitude : float
+        """
+        loadings = self.loadings[:, columns]
+        power = np.sqrt(np.maximum(np.einsum("rg,rq,qg->g", loadings, covariance, loadings), 1e-12))
+        return np.maximum(self.deviation[columns] / power, 1.0) ** amplitude
 
 
 @dataclass(frozen=True, eq=False)

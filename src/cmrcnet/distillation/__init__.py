@@ -1,0 +1,1 @@
+"""Distillation: a small student learns to say what a model and its bank say, and is measured against them."""

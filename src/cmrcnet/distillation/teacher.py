@@ -1,0 +1,144 @@
+"""What a model and its bank say at the places of a lesson: what `predict` would say, but that no spot finds itself.
+
+A measured spot of the bank is its own nearest neighbour. A student that learnt from such answers would learn to
+recite them. So the teacher of a lesson is the bank WITHOUT the sections that were measured there. The network, ridge
+and kernel parts of the model were fitted on all training spots and know them; that is said in the student's card.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from cmrcnet.distillation.lessons import Lesson
+from cmrcnet.model.trained_model import TrainedModel
+from cmrcnet.prediction.bank import ReferenceBank
+from cmrcnet.prediction.bank_block import component_scores
+from cmrcnet.prediction.readout import read_out
+from cmrcnet.prediction.sight import split
+from cmrcnet.readout.gene_basis import GeneBasis, basis_of_levels, basis_of_predictions
+from cmrcnet.recipe import ReadoutConfig
+from cmrcnet.search.neighbours import Neighbours
+
+SAMPLE = 2_048
+"""Places whose predictions the gene basis of an averaging teacher is found on, at most."""
+_NUMBERS_AT_ONCE = 1 << 24
+"""Predicted values that are laid out together, about."""
+
+
+def without(bank: ReferenceBank, sections: Sequence[str]) -> ReferenceBank:
+    """The bank without some sections, searched exactly; the whole bank where it holds none of them, or nothing else.
+
+    Parameters
+    ----------
+    bank : ReferenceBank
+    sections : sequence of str
+    """
+    others = tuple(part for part in bank.parts if part.section not in sections)
+    if not others or len(others) == len(bank.parts):
+        return bank
+    return ReferenceBank(others, bank.model_fingerprint, bank.target_sum, bank.name)
+
+
+def readout_in(model: TrainedModel, bank: ReferenceBank) -> ReadoutConfig:
+    """The recipe's readout in this bank: k is a wish, which a small bank cannot grant."""
+    readout = model.recipe.readout
+    return dataclasses.replace(readout, k=min(readout.k, len(bank)))
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """What a teacher says of some lessons.
+
+    Parameters
+    ----------
+    genes : tuple of str
+    basis : GeneBasis
+        Of these genes.
+    scores : list of numpy.ndarray, shape (places, rank), float32
+        In this basis, of each lesson.
+    """
+
+    genes: tuple[str, ...]
+    basis: GeneBasis
+    scores: list[np.ndarray]
+
+
+def teach(model: TrainedModel, bank: ReferenceBank, lessons: Sequence[Lesson], seed: int) -> Taught:
+    """Predict every lesson.
+
+    Parameters
+    ----------
+    model : TrainedModel
+    bank : ReferenceBank
+        Made by this model. Its genes and levels are the student's.
+    lessons : sequence of Lesson
+    seed : int
+        Of the places that the gene basis is found on.
+
+    Returns
+    -------
+    Taught
+    """
+    found = [_Answers(model, without(bank, lesson.sections), lesson, bank.genes) for lesson in lessons]
+    if model.readout is not None and bank.levels is not None:
+        covariance, amplitude = model.readout.blend.covariance, model.recipe.readout.amplitude
+        basis, turn = basis_of_levels(bank.levels, covariance, amplitude)
+        return Taught(bank.genes, basis, [(each.component_scores() @ turn).astype(np.float32) for each in found])
+    sizes = [len(lesson) for lesson in lessons]
+    chosen = np.sort(np.random.default_rng(seed).choice(sum(sizes), min(SAMPLE, sum(sizes)), replace=False))
+    starts = np.cumsum([0, *sizes])
+    rows = [chosen[(chosen >= start) & (chosen < stop)] - start for start, stop in pairwise(starts)]
+
+    def sampled() -> Iterator[tuple[slice, np.ndarray]]:
+        for genes in _gene_slices(len(bank.genes), len(chosen)):
+            yield (
+                genes,
+                np.concatenate([each.expression(genes, which) for each, which in zip(found, rows, strict=True)]),
+            )
+
+    basis = basis_of_predictions(sampled, len(chosen), len(bank.genes))
+    return Taught(bank.genes, basis, [basis.scores(each.blocks(), len(each.lesson)) for each in found])
+
+
+class _Answers:
+    """A teacher before one lesson: its neighbours are found once."""
+
+    def __init__(self, model: TrainedModel, bank: ReferenceBank, lesson: Lesson, genes: Sequence[str]) -> None:
+        self.model, self.bank, self.lesson = model, bank, lesson
+        self.config = readout_in(model, bank)
+        queries, self.reduced = split(lesson.teacher_sees, model)
+        self.neighbours = bank.searcher().nearest(queries, self.config.k)
+        column = {gene: number for number, gene in enumerate(bank.genes)}
+        self.column_of = np.array([column.get(gene, -1) for gene in genes])
+
+    def component_scores(self) -> np.ndarray:
+        """Of all places: (places, components) float32."""
+        return component_scores(self.model, self.bank, self.config, self.neighbours, self.reduced)[0]
+
+    def expression(self, genes: slice, rows: np.ndarray | None = None) -> np.ndarray:
+        """Some genes at some places, averaged; NaN where nobody measured them: (places, genes) float32."""
+        near = self.neighbours
+        if rows is not None:
+            near = Neighbours(near.ids[rows], near.similarity[rows])
+        columns = self.column_of[genes]
+        known = columns >= 0
+        found = np.full((len(near.ids), len(columns)), np.nan, np.float32)
+        if known.any() and len(found):
+            found[:, known] = read_out(near, self.bank, self.config, columns[known])[0]
+        return found
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """All genes at all places, some genes at a time."""
+        for genes in _gene_slices(len(self.column_of), len(self.lesson)):
+            yield genes, self.expression(genes)
+
+
+def _gene_slices(genes: int, places: int) -> Iterator[slice]:
+    step = max(16, _NUMBERS_AT_ONCE // max(places, 1))
+    for start in range(0, genes, step):
+        yield slice(start, min(start + step, genes))
