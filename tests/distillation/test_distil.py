@@ -38,36 +38,34 @@ def student_of(taught, **options):
 def student():
     patch = pytest.MonkeyPatch()
     patch.setattr(distil_module, "LEFT_OUT", 2)
+    patch.setattr("cmrcnet.distillation.speed.PLACES", 8)
+    patch.setattr("cmrcnet.distillation.speed.ENCODED", 4)
     found = student_of(on_components())
     patch.undo()
     return found
 
 
-def alike(student, taught, section) -> float:
+def alike(student, model, bank, section) -> float:
     """Mean correlation, over genes that vary, of student and teacher at the spots of a section."""
-    model, bank = taught
-    without = ReferenceBank(
-        tuple(part for part in bank.parts if part.section != section.name), bank.model_fingerprint, bank.target_sum
-    )
-    said = predict(model, without, section.slide, spots=section.spots, genes=bank.genes).X
+    said = predict(model, bank, section.slide, spots=section.spots, genes=student.genes).X
     learnt = predict_by_student(student, section.slide, spots=section.spots).X
     varies = (said.std(axis=0) > 1e-3) & (learnt.std(axis=0) > 1e-3)
     return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(said.T[varies], learnt.T[varies], strict=True)]))
 
 
 def test_a_student_of_a_linear_teacher_says_what_its_teacher_says():
-    taught = on_components("ridge")
-    student = student_of(taught)
-    section = cohort().read(cohort().sections[0])
-    assert alike(student, taught, section) > 0.95
+    """Ridge asks no neighbours, so the whole bank may answer."""
+    model, bank = on_components("ridge")
+    student = student_of((model, bank))
+    assert alike(student, model, bank, cohort().read(cohort().sections[0])) > 0.999
     assert student.card["left_out"]["mean"]["student_with_teacher"] > 0.8
 
 
-def test_a_student_of_an_averaging_teacher_is_taught_too():
+def test_a_student_of_an_averaging_teacher_knows_all_its_genes():
+    """How close it comes is asked of a trained teacher, in `tests/test_students.py`."""
     taught = averaging()
     student = student_of(taught)
-    assert student.genes == taught[1].genes
-    assert alike(student, taught, cohort().read(cohort().sections[1])) > 0.5
+    assert student.genes == taught[1].genes and student.basis.directions.shape == (student.card["head"]["rank"], 80)
 
 
 def test_the_same_seed_gives_the_same_student_whatever_the_order_of_the_cohort(student):

@@ -1,8 +1,9 @@
 """A student's card: how far it is from its teacher on measured sections, and how much faster it is.
 
 Sections of the bank are left out one at a time: the bank without it teaches a head that has not seen it, and both
-predict its spots. The model itself was trained on these sections, so that both Pearson values are too good; their
-difference is what counts. Sections that nobody has seen (a test cohort) give honest values of both.
+predict its spots. But the model itself was trained on these sections: its ridge and kernel parts recite some of what was
+measured there, which a head that has not seen the section cannot. Both Pearson values are too good then, the
+teacher's more, and the loss is overstated. A test cohort that nobody has seen gives honest values of all three.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from cmrcnet.prediction.plan import plan_prediction
 from cmrcnet.tissue.section import Cohort, Section
 
 CAVEAT = (
-    "The model was trained on these sections, so the Pearson values of teacher and student are too good; their "
-    "difference is what counts."
+    "The model was trained on these sections, so both Pearson values are too good, and the teacher's more: it recites "
+    "what a head without the section cannot, which overstates the loss. Honest values need sections that nobody has "
+    "seen (--test)."
 )
 HONEST = "Neither model nor bank nor student has seen these sections or their patients."
 MEANS = ("teacher", "student", "loss", "student_with_teacher", "mean_absolute_difference")
