@@ -21,6 +21,8 @@ def _sample(hint: object) -> tuple[list[str], object]:
         return _sample(options[0])
     if hint == list[Path]:
         return ["a/b", "c"], [Path("a/b"), Path("c")]
+    if hint == list[float]:
+        return ["0.5", "2"], [0.5, 2.0]
     if typing.get_origin(hint) is list:
         return ["a.b=1", "c"], ["a.b=1", "c"]
     return {

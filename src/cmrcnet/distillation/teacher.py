@@ -26,7 +26,7 @@ from cmrcnet.search.neighbours import Neighbours
 
 SAMPLE = 2_048
 """Places whose predictions the gene basis of an averaging teacher is found on, at most."""
-_NUMBERS_AT_ONCE = 1 << 24
+_NUMBERS_AT_ONCE = 1 << 22
 """Predicted values that are laid out together, about."""
 
 
