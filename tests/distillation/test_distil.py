@@ -8,6 +8,7 @@ import pytest
 from cmrcnet.datasets.synthetic import synthetic_cohort
 from cmrcnet.distillation import distil as distil_module
 from cmrcnet.distillation import teacher as teacher_module
+from cmrcnet.distillation.card import sections_to_leave_out
 from cmrcnet.distillation.distil import distil
 from cmrcnet.distillation.student_look import StudentLook
 from cmrcnet.errors import BadOption, ForeignBank, SeenInTraining, UnknownName
@@ -17,7 +18,7 @@ from cmrcnet.prediction.student_predict import predict_by_student
 from cmrcnet.testing import assert_prediction_table
 from cmrcnet.tissue.section import Cohort
 from tests.distillation.small_teacher import averaging, cohort, on_components
-from tests.prediction.small_model import noise_slide, small_model
+from tests.prediction.small_model import noise_slide, small_cohort, small_model
 
 GRID_UM = 200.0
 
@@ -223,6 +224,23 @@ def test_a_bank_of_one_section_is_used_whole_and_says_so():
     student = distil(model, build_bank(model, only), only, grid_um=0)
     assert student.card["left_out"] is None
     assert "one section only" in student.card["notes"][0] and student.card["head"]["held_in_groups"] == 0
+
+
+def test_genes_that_some_sections_measured_are_predicted_everywhere():
+    """B1 did not look for three genes: a teacher is silent where only B1 answers; the student is not."""
+    model = small_model()
+    bank = build_bank(model, small_cohort())
+    student = distil(model, bank, small_cohort(), grid_um=0)
+    assert any(note.startswith("3 genes were measured in some sections only") for note in student.card["notes"])
+    section = small_cohort().read("B1")
+    said = predict_by_student(student, section.slide, spots=section.spots)
+    assert list(said.var_names) == list(bank.genes) and np.isfinite(said.X).all()
+
+
+def test_the_card_is_measured_on_a_section_of_each_patient_first():
+    bank = build_bank(small_model(), small_cohort())  # A1 and A2 of patient A, B1 of patient B
+    assert sections_to_leave_out(bank, 2) == ["A1", "B1"]
+    assert sections_to_leave_out(bank, 5) == ["A1", "B1", "A2"]
 
 
 def test_patients_that_were_dropped_from_the_bank_are_remembered():

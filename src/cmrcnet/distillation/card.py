@@ -1,8 +1,8 @@
 """A student's card: how far it is from its teacher on measured sections, and how much faster it is.
 
 Sections of the bank are left out one at a time: the bank without it teaches a head that has not seen it, and both
-predict its spots. But the model itself was trained on these sections: its ridge and kernel parts recite some of what was
-measured there, which a head that has not seen the section cannot. Both Pearson values are too good then, the
+predict its spots. But the model itself was trained on these sections: its ridge and kernel parts recite some of what
+was measured there, which a head that has not seen the section cannot. Both Pearson values are too good then, the
 teacher's more, and the loss is overstated. A test cohort that nobody has seen gives honest values of all three.
 """
 

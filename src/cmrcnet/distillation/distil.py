@@ -208,8 +208,8 @@ def _notes(bank: ReferenceBank) -> list[str]:
         "The retrieval that taught a section had a bank without that section; network, ridge and kernel of the model "
         "were fitted on all training spots.",
         "The principal components of the student's features were found once, on the pictures of all slides.",
-        "The student remembers every patient of its model and bank. When one withdraws consent, train and index without "
-        "that patient and distil anew.",
+        "The student remembers every patient of its model and bank. When one withdraws consent, train and index "
+        "without that patient and distil anew.",
     ]
     if len(bank.sections) == 1:
         notes.insert(

@@ -7,7 +7,6 @@ with a neighbourhood or section standardisation a place looks different among ot
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from cmrcnet.model.trained_model import TrainedModel
 from cmrcnet.prediction.bank import ReferenceBank
 from cmrcnet.prediction.bank_part import BankPart
 from cmrcnet.prediction.place_features import PlaceFeatures
+from cmrcnet.prediction.shelf import open_shelf
 from cmrcnet.prediction.sight import Sight, sight_of_model
 from cmrcnet.readers.patch_slide import PatchSlide
 from cmrcnet.readout.reduction import Reduction, find_reduction
@@ -123,7 +123,7 @@ def gather_lessons(
     """
     laid = _of_the_bank(bank, cohort, grid_um)
     laid += _of_slides(slides, grid_um, {each.slide.fingerprint() for each in laid})
-    with tempfile.TemporaryDirectory(prefix="distil-") as folder:
+    with open_shelf(cache) as folder:
         looked = []
         for number, each in enumerate(laid):
             features = PlaceFeatures(sight, each.slide, each.places.centre_px, Path(folder) / str(number))
@@ -149,7 +149,7 @@ def seen_by(sight: Sight, slide: Slide, places: Spots, cache: TokenCache | None)
     places : Spots
     cache : TokenCache or None
     """
-    with tempfile.TemporaryDirectory(prefix="distil-") as folder:
+    with open_shelf(cache) as folder:
         features = PlaceFeatures(sight, slide, places.centre_px, Path(folder) / "features")
         features.encode(cache)
         return np.concatenate([features.take(rows) for rows in _rows(len(places))])
