@@ -68,6 +68,23 @@ def test_the_student_has_a_card_and_remembers_its_teachers(place):
     assert student.card["head"]["held_in_variance"] > 0.4
 
 
+def test_the_bank_remembers_the_cohort_that_it_was_built_from(place, tmp_path, capsys):
+    """The same student with --cohort and without; and a sentence once the cohort has moved."""
+    words = ["distil", place / "model", place / "bank", "--grid-um", 0]
+    assert run(*words, "--out", tmp_path / "short") == 0
+    assert run(*words, "--cohort", place / "cohort" / "cohort.csv", "--out", tmp_path / "long") == 0
+    short, long = (Student.load(tmp_path / name) for name in ("short", "long"))
+    assert short.fingerprint == long.fingerprint
+    csv = place / "cohort" / "cohort.csv"
+    csv.rename(csv.with_suffix(".moved"))
+    try:
+        said = refused(capsys, *words, "--out", tmp_path / "gone")
+    finally:
+        csv.with_suffix(".moved").rename(csv)
+    assert f"{csv} does not exist; name the cohort.csv that it was built from: --cohort FILE." in said
+    assert not (tmp_path / "gone").exists()
+
+
 def test_it_predicts_without_a_bank(place, tmp_path, capsys):
     csv, out = place / "cohort" / "cohort.csv", tmp_path / "p.h5ad"
     assert run("predict", place / "student", csv, "--section", "P4S1", "--out", out) == 0

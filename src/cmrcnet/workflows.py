@@ -395,8 +395,8 @@ def distil(
     model: Path,
     bank: Path,
     *,
-    cohort: Path,
     out: Path,
+    cohort: Path | None = None,
     slides: list[Path] | None = None,
     encoder: str | None = None,
     weights: str = "pretrained",
@@ -423,10 +423,11 @@ def distil(
         Model folder: the teacher.
     bank : Path
         Its bank folder.
-    cohort : Path
-        The cohort.csv that the bank was built from: its slides are looked at again, its counts judge the student.
     out : Path
         Student folder to write; give it to `cmrcnet predict` in place of a model.
+    cohort : Path, optional
+        The cohort.csv that the bank was built from: its slides are looked at again, its counts judge the student. The
+        bank remembers where it was; needed when it has moved.
     slides : list of Path, optional
         Further slides to learn on; they need no counts. Files, folders or patterns.
     encoder : str, optional
@@ -458,6 +459,7 @@ def distil(
     from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.model.trained_model import TrainedModel
     from cmrcnet.prediction.bank import ReferenceBank
+    from cmrcnet.prediction.bank_cohort import cohort_of_bank
     from cmrcnet.prediction.slide_batch import slides_of
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.tissue.slide_files import open_slide
@@ -465,10 +467,11 @@ def distil(
     trained = TrainedModel.load(model)
     controls = trained.recipe.panel.controls
     found = [path for each in slides or [] for path in slides_of(each) or [each]]
+    measured = ReferenceBank.load(bank)
     student = teach(
         trained,
-        ReferenceBank.load(bank),
-        read_cohort(cohort, controls=controls),
+        measured,
+        cohort_of_bank(measured, controls=controls) if cohort is None else read_cohort(cohort, controls=controls),
         slides=[open_slide(path, um_per_px=um_per_px) for path in found],
         look=StudentLook(
             encoder=encoder, weights=weights, orientations=orientations, views_um=views, patch_px=patch_px

@@ -80,6 +80,17 @@ def test_added_and_dropped_it_is_the_bank_that_would_have_been_built(model, tmp_
     assert files_of(tmp_path / "bank") == files_of(tmp_path / "fresh")
 
 
+def test_where_a_section_was_read_from_is_forgotten_where_it_names_the_dropped(model, tmp_path):
+    bank = build_bank(model, cohort("A1", "B1", "C1"))
+    sources = ("/data/lot-1/cohort.csv", "/data/of-patient-C/cohort.csv", "/data/lot-1/cohort.csv")
+    parts = tuple(replace(part, source=source) for part, source in zip(bank.parts, sources, strict=True))
+    replace(bank, parts=parts).save(tmp_path / "bank")
+    assert tuple(part.source for part in ReferenceBank.load(tmp_path / "bank").parts) == sources
+    drop_sections(tmp_path / "bank", ["patient-C"])
+    assert tuple(part.source for part in ReferenceBank.load(tmp_path / "bank").parts) == (sources[0], "")
+    assert not any(b"patient-C" in content for content in files_of(tmp_path / "bank").values())
+
+
 def test_levels_are_those_of_a_fresh_build(model, tmp_path):
     whole, rest = (with_scores(build_bank(model, cohort(*names))) for names in (("A1", "B1", "C1"), ("A1", "B1")))
     whole.save(tmp_path / "bank")

@@ -290,7 +290,7 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
     parts: list[BankPart] = []
     genes: dict[str, tuple[str, ...]] = {}
     for section in tracked(cohort, "index", unit="sections"):
-        part = embed_part(model, section)
+        part = embed_part(model, section, cohort.source_of(section.name))
         dim, rank = part.widths
         folder = Path(shelf.name) / PARTS / str(len(parts))
         parts.append(BankPart.open(folder, part.write(folder), dim, rank, genes))

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from cmrcnet.model.trained_model import TrainedModel
 
 LOCK = ".lock"
+WHO = ("section", "patient")
 MADE_ANEW_AFTER = 0.1
 """Share of the spots that may change before cells and recall are made anew."""
 
@@ -88,7 +89,7 @@ def add_sections(folder: Path, model: TrainedModel, cohort: Cohort) -> tuple[str
             raise TooFew("sections to add", 0, 1, "name at least one section with measured spots")
         facts, vectors = [], []
         for section in tracked(cohort, "add", unit="sections"):
-            part = embed_part(model, section)
+            part = embed_part(model, section, cohort.source_of(section.name))
             with atomic_folder(folder / PARTS / part.fingerprint) as draft:
                 facts.append(part.write(draft))
             vectors.append(part.vectors)
@@ -130,9 +131,19 @@ def drop_sections(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
             raise TooFew("sections to drop", 0, 1, "name a section or a patient")
         if all(gone):
             raise TooFew("sections left in the bank", 0, 1, f"to give up all of it, delete the folder {folder}")
-        stay = tuple(f for f, leaves in zip(manifest.parts, gone, strict=True) if not leaves)
+        forgotten = {f[key] for f, leaves in zip(manifest.parts, gone, strict=True) if leaves for key in WHO}
+        stay = tuple(
+            f | {"source": _without_names(f.get("source", ""), forgotten)}
+            for f, leaves in zip(manifest.parts, gone, strict=True)
+            if not leaves
+        )
         _finish(folder, manifest, replace(manifest, parts=stay))
     return tuple(f["section"] for f, leaves in zip(manifest.parts, gone, strict=True) if leaves)
+
+
+def _without_names(source: str, forgotten: set[str]) -> str:
+    """Where a section was read from, or "" where that path would still name somebody who was dropped."""
+    return "" if any(name in source for name in forgotten) else source
 
 
 def search_anew(folder: Path, config: SearchConfig) -> Manifest:

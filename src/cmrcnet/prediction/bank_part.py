@@ -57,6 +57,8 @@ class BankPart:
         Together with `scores`.
     gene_checks : numpy.ndarray, shape (genes,), uint32, or None
         CRC-32 of each gene's values and rows; None for a part that was never on disk.
+    source : str
+        The cohort file that it was read from, "" where that is not known. No part of the fingerprint.
     """
 
     section: str
@@ -69,6 +71,7 @@ class BankPart:
     scores: np.ndarray | None = None
     moments: SectionMoments | None = None
     gene_checks: np.ndarray | None = None
+    source: str = ""
     remedy: str = field(default="", repr=False)
     where: str = field(default="the bank", repr=False)
 
@@ -125,6 +128,7 @@ class BankPart:
             "stored": int(self.expression.indptr[-1]),
             "measures_all": self.measures_all,
             "name": self.fingerprint,
+            "source": self.source,
         }
 
     def write(self, folder: Path) -> dict[str, Any]:
@@ -230,6 +234,7 @@ class BankPart:
             scores=None if rank is None else array("scores.npy", (n, rank), np.float32),
             moments=moments,
             gene_checks=array("gene_checks.npy", (g,), np.uint32),
+            source=facts.get("source", ""),
             remedy=remedy,
             where=str(bank),
         )

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from cmrcnet.model.trained_model import TrainedModel
 
 
-def embed_part(model: TrainedModel, section: Section) -> BankPart:
+def embed_part(model: TrainedModel, section: Section, source: str = "") -> BankPart:
     """One section as a part of a bank, in memory.
 
     Parameters
     ----------
     model : TrainedModel
     section : Section
+    source : str
+        The cohort file that names it.
 
     Raises
     ------
@@ -48,6 +50,7 @@ def embed_part(model: TrainedModel, section: Section) -> BankPart:
         measures_all=section.absent_genes == "zero",
         scores=scores,
         moments=None if scores is None else SectionMoments.of(expression, scores),
+        source=source,
     )
 
 

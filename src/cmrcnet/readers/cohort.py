@@ -106,7 +106,8 @@ def read_cohort(
         raise located(problems[0], "", f" ({more} more problem(s): cmrcnet inspect {csv})" if more else "")
     path = Path(csv).resolve()
     entries = tuple(
-        CohortEntry(row.source.name, row.patient, partial(_load, row, controls), dict(row.facts)) for row in rows
+        CohortEntry(row.source.name, row.patient, partial(_load, row, controls), dict(row.facts), str(path))
+        for row in rows
     )
     return Cohort(path.parent.name if path.stem == "cohort" else path.stem, entries)
 

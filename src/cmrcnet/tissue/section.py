@@ -75,12 +75,13 @@ class Section:
 
 @dataclass(frozen=True)
 class CohortEntry:
-    """One row of a cohort: a section's name, its patient, and how to read it."""
+    """One row of a cohort: a section's name, its patient, how to read it, and the file that names it ("" if none)."""
 
     section: str
     patient: str
     load: Callable[[], Section] = field(repr=False)
     facts: dict[str, str] = field(default_factory=dict, compare=False)
+    source: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,10 @@ class Cohort:
     def patient_of(self, section: str) -> str:
         """The patient of a section."""
         return self._entry(section).patient
+
+    def source_of(self, section: str) -> str:
+        """The cohort file that names a section; "" for one that is in memory only."""
+        return self._entry(section).source
 
     def read(self, section: str) -> Section:
         """Read one section."""
