@@ -132,6 +132,13 @@ class OutputExists(CmrcnetError, FileExistsError):
         super().__init__(f"{path} exists already; {remedy}.")
 
 
+class OutputInUse(CmrcnetError, OSError):
+    """An output that another process is writing."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(f"{path} is being written by another process; wait until it is done, or choose another name.")
+
+
 class Unwritable(CmrcnetError, PermissionError):
     """A place that cannot be written."""
 

@@ -321,7 +321,7 @@ def predict(
     out : Path
         Prediction table to write: .h5ad opens in scanpy and squidpy, .zarr in SpatialData and LazySlide (needs
         cmrcnet[spatialdata]). Of many slides: a folder, with a table a slide and summary.csv; slides that are done
-        are skipped, broken ones reported at the end (exit code 1).
+        are skipped, broken ones reported at the end (exit code 1). Several machines may work on one folder.
     bank : Path, optional
         Bank folder that `cmrcnet index` made with this model. Only a student predicts without one.
     section : str, optional

@@ -11,14 +11,15 @@ import pytest
 
 from cmrcnet.encoding import feature_draft, parts
 from cmrcnet.encoding.spot_tokens import spot_tokens
-from cmrcnet.errors import BadFile, DiskFull, NoRoom
+from cmrcnet.errors import BadFile, DiskFull, NoRoom, OutputInUse
+from cmrcnet.only_one import only_one
 from cmrcnet.outputs.table_file import TableFile
 from cmrcnet.prediction import blocks as blocks_module
 from cmrcnet.prediction import slide_job
 from cmrcnet.prediction.bank import build_bank
 from cmrcnet.prediction.plan import plan_prediction
 from cmrcnet.prediction.predict import predict
-from cmrcnet.prediction.slide_job import predict_to_file
+from cmrcnet.prediction.slide_job import LOCK, predict_to_file
 from cmrcnet.search.exact import ExactSearch
 from cmrcnet.testing import assert_prediction_table
 from cmrcnet.tissue.slide import ArraySlide
@@ -216,6 +217,15 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_encoded(
     with pytest.raises(NoRoom, match=r"p\.h5ad takes about .* GB while it is made, and 0\.0 GB are free there"):
         predict_to_file(plan, tmp_path / "p.h5ad")
     assert encoded == [] and list(tmp_path.iterdir()) == []
+
+
+def test_what_another_process_is_writing_is_left_to_it(model, bank, slide, tmp_path, encoded):
+    work = tmp_path / "p.h5ad.partial"
+    work.mkdir()
+    (work / "theirs").touch()
+    with only_one(work / LOCK), pytest.raises(OutputInUse, match=r"p\.h5ad is being written by another process; wait"):
+        predict_to_file(plan_of(model, bank, slide), tmp_path / "p.h5ad")
+    assert encoded == [] and sorted(path.name for path in work.iterdir()) == [LOCK, "theirs"]
 
 
 def test_a_slide_that_breaks_on_the_way_leaves_nothing(model, bank, slide, tmp_path, monkeypatch):

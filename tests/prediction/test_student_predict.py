@@ -10,11 +10,12 @@ from cmrcnet.downstream.receipt import receipt
 from cmrcnet.encoding import parts
 from cmrcnet.encoding.spot_tokens import spot_tokens
 from cmrcnet.errors import NoReceipts, SpotsOffImage, TooFew, UnknownName
+from cmrcnet.only_one import only_one
 from cmrcnet.outputs.table_file import TableFile
 from cmrcnet.prediction import blocks as blocks_module
 from cmrcnet.prediction.predictors import StudentPredictor
 from cmrcnet.prediction.slide_batch import predict_slides
-from cmrcnet.prediction.slide_job import predict_to_file
+from cmrcnet.prediction.slide_job import LOCK, predict_to_file
 from cmrcnet.prediction.student_plan import plan_student
 from cmrcnet.prediction.student_predict import predict_by_student
 from cmrcnet.testing import assert_prediction_table
@@ -132,6 +133,15 @@ def test_many_slides_share_a_student(student, tmp_path):
     assert [outcome.status for outcome in first.outcomes] == ["predicted", "predicted"]
     again = predict_slides(StudentPredictor(student), slides, tmp_path / "out", **how)
     assert [outcome.status for outcome in again.outcomes] == ["done before", "done before"]
+    (tmp_path / "out" / "one.h5ad").unlink()
+    work = tmp_path / "out" / "one.h5ad.partial"
+    work.mkdir()
+    with only_one(work / LOCK):
+        beside = predict_slides(StudentPredictor(student), slides, tmp_path / "out", **how)
+    assert [outcome.status for outcome in beside.outcomes] == ["under way elsewhere", "done before"]
+    assert "0 predicted, 1 done before, 1 under way elsewhere, 0 broken" in beside.to_text() and not beside.broken
+    last = predict_slides(StudentPredictor(student), slides, tmp_path / "out", **how)
+    assert [outcome.status for outcome in last.outcomes] == ["predicted", "done before"]
     other = predict_slides(StudentPredictor(small_student(seed=1)), slides, tmp_path / "out", **how)
     assert len(other.broken) == 2 and "student_fingerprint" in other.broken[0].problem
 

@@ -1,4 +1,8 @@
-"""Predict many slides, one after the other: what is done is skipped, and a broken slide does not stop the others."""
+"""Predict many slides, one after the other: what is done is skipped, and a broken slide does not stop the others.
+
+Several processes, on several machines that share the disk, may work on one folder: a slide that another one is at is
+passed over.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cmrcnet.atomic import atomic_file, refuse_existing
-from cmrcnet.errors import BadOption, CmrcnetError, DiskFull, NoSuchFile, OutputExists, Unwritable
+from cmrcnet.errors import BadOption, CmrcnetError, DiskFull, NoSuchFile, OutputExists, OutputInUse, Unwritable
 
 if TYPE_CHECKING:
     from cmrcnet.encoding.token_cache import TokenCache
@@ -27,7 +31,7 @@ ENDINGS = (
 )  # fmt: skip
 """What counts as a slide in a folder; a pattern takes whatever it names."""
 
-PREDICTED, DONE_BEFORE, BROKEN = "predicted", "done before", "broken"
+PREDICTED, DONE_BEFORE, ELSEWHERE, BROKEN = "predicted", "done before", "under way elsewhere", "broken"
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class SlideOutcome:
 
     slide: str
     table: str
-    status: Literal["predicted", "done before", "broken"]
+    status: Literal["predicted", "done before", "under way elsewhere", "broken"]
     places: int | None = None
     genes: int | None = None
     seconds: float | None = None
@@ -57,7 +61,10 @@ class BatchOutcome:
 
     def to_text(self) -> str:
         """What to tell at the end."""
-        count = {status: sum(o.status == status for o in self.outcomes) for status in (PREDICTED, DONE_BEFORE, BROKEN)}
+        kinds = (PREDICTED, DONE_BEFORE, ELSEWHERE, BROKEN)
+        count = {status: sum(o.status == status for o in self.outcomes) for status in kinds}
+        if not count[ELSEWHERE]:
+            del count[ELSEWHERE]
         lines = [
             f"{len(self.outcomes)} slides: {', '.join(f'{number} {status}' for status, number in count.items())}.",
             *(f"Broken: {outcome.slide}: {outcome.problem}" for outcome in self.broken),
@@ -111,7 +118,8 @@ def predict_slides(
         A model with its bank, or a student.
     slides : sequence of Path
     folder : Path
-        Made when it is not there. ``summary.csv`` is written anew after every slide.
+        Made when it is not there. ``summary.csv`` is written anew after every slide; of several processes it tells
+        what the last one to write has seen, so run the command once more when all are done.
     genes, grid_um, batch, um_per_px, cache
         As `predict` and `open_slide`.
     overwrite : bool
@@ -140,6 +148,8 @@ def predict_slides(
             outcome = _predict_one(predictor, slide, table, genes, grid_um, batch, um_per_px, cache, overwrite)
         except (DiskFull, Unwritable):
             raise
+        except OutputInUse:
+            outcome = SlideOutcome(str(slide), table.name, ELSEWHERE)
         except CmrcnetError as error:
             outcome = SlideOutcome(str(slide), table.name, BROKEN, problem=str(error))
             log.warning("warning: %s is passed over: %s", slide.name, error)

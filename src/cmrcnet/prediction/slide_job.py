@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cmrcnet.atomic import refusals
-from cmrcnet.errors import CmrcnetError, DiskFull, NoRoom
+from cmrcnet.errors import CmrcnetError, DiskFull, NoRoom, OutputInUse
 from cmrcnet.expression.table import table_frame
 from cmrcnet.fingerprint import fingerprint
+from cmrcnet.only_one import only_one
 from cmrcnet.outputs.export import STORE, export
 from cmrcnet.outputs.spatial_store import require_spatialdata
 from cmrcnet.outputs.stored_prediction import StoredPrediction
@@ -25,6 +26,8 @@ from cmrcnet.prediction.plan import Plan
 
 if TYPE_CHECKING:
     from cmrcnet.encoding.token_cache import TokenCache
+
+LOCK = "lock"
 
 
 def predict_to_file(
@@ -49,6 +52,8 @@ def predict_to_file(
 
     Raises
     ------
+    OutputInUse
+        Another process is writing it.
     NoRoom
         The disk is too small, before anything is encoded.
     DiskFull
@@ -60,8 +65,18 @@ def predict_to_file(
     if out.suffix == STORE:
         require_spatialdata()
     work = out.with_name(f"{out.name}.partial")
-    draft = work / "table.h5ad"
     _require_room(plan, out, work)
+    with refusals(out):
+        work.mkdir(exist_ok=True)
+    with only_one(work / LOCK) as mine:
+        if not mine:
+            raise OutputInUse(out)
+        _write(plan, out, work, cache, batch)
+    return out
+
+
+def _write(plan: Plan, out: Path, work: Path, cache: TokenCache | None, batch: int | Literal["auto"]) -> None:
+    draft = work / "table.h5ad"
     try:
         features = PlaceFeatures(plan.sight, plan.slide, plan.places.centre_px, work / "features")
         features.encode(cache, batch)
@@ -79,7 +94,6 @@ def predict_to_file(
         shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)
-    return out
 
 
 def _require_room(plan: Plan, out: Path, work: Path) -> None:
