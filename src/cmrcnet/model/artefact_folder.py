@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cmrcnet.atomic import atomic_folder
 from cmrcnet.errors import DamagedArtefact, DamagedWeights, NoSuchFile, PickleRefused
 from cmrcnet.fingerprint import fingerprint
 from cmrcnet.model.encoder_weights import looks_like_pickle
@@ -45,6 +46,35 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def sealed(content: bytes) -> dict[str, Any]:
     """What the .json says of a file: its size and checksum."""
     return {"bytes": len(content), "checksum": fingerprint(content)}
+
+
+def write_artefact(
+    folder: Path, file: str, facts: Mapping[str, Any], contents: Mapping[str, bytes | None], overwrite: bool
+) -> None:
+    """Write a folder, whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+    file : str
+        Name of the .json.
+    facts : mapping
+        What it says, besides size and checksum of each content and its own check.
+    contents : mapping of str to bytes or None
+        What the safetensors files hold, by their names without ending; None: no such file.
+    overwrite : bool
+
+    Raises
+    ------
+    OutputExists, DiskFull, Unwritable
+    """
+    there = {name: content for name, content in contents.items() if content is not None}
+    said = {**facts, **{name: sealed(content) for name, content in there.items()}}
+    said["check"] = fingerprint(said)
+    with atomic_folder(folder, overwrite) as draft:
+        for name, content in there.items():
+            (draft / f"{name}.safetensors").write_bytes(content)
+        (draft / file).write_text(json.dumps(said, indent=1), encoding="utf-8")
 
 
 def read_facts(path: Path, what: str, verb: str, newest: int) -> dict[str, Any]:

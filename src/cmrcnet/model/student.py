@@ -8,7 +8,6 @@ had it ``trust.safetensors``: the teacher's alarm and gene cards.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cmrcnet.atomic import atomic_folder
 from cmrcnet.errors import CmrcnetError, ShapeMismatch
 from cmrcnet.fingerprint import fingerprint, fingerprint_stream
 from cmrcnet.model.artefact_folder import (
@@ -26,9 +24,9 @@ from cmrcnet.model.artefact_folder import (
     changed,
     read_facts,
     read_tensors,
-    sealed,
     tensors_of,
     under,
+    write_artefact,
 )
 from cmrcnet.model.image_encoder import ImageEncoder
 from cmrcnet.model.kept_encoder import built_again, encoder_facts, kept_weights, require_encoder
@@ -201,18 +199,10 @@ class Student:
             "target_sum": self.target_sum,
             "shape": [self.head.line.in_features, self.head.line.out_features, self.head.bend[0].out_features],
             "encoder": encoder,
-            "weights": sealed(weights),
             "genes": list(self.genes),
         }
         limits = None if self.trust is None else save(as_tensors(self.trust.arrays()))
-        if limits is not None:
-            facts["trust"] = sealed(limits)
-        facts["check"] = fingerprint(facts)
-        with atomic_folder(Path(folder), overwrite) as draft:
-            (draft / "weights.safetensors").write_bytes(weights)
-            if limits is not None:
-                (draft / "trust.safetensors").write_bytes(limits)
-            (draft / FILE).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        write_artefact(Path(folder), FILE, facts, {"weights": weights, "trust": limits}, overwrite)
 
     @classmethod
     def load(cls, folder: str | Path, encoder: ImageEncoder | None = None) -> Student:

@@ -8,7 +8,6 @@ check, line by line.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,6 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cmrcnet.atomic import atomic_folder
 from cmrcnet.errors import CmrcnetError, ShapeMismatch
 from cmrcnet.expression.components import ExpressionComponents
 from cmrcnet.expression.panel import GenePanel
@@ -31,9 +29,9 @@ from cmrcnet.model.artefact_folder import (
     changed,
     read_facts,
     read_tensors,
-    sealed,
     tensors_of,
     under,
+    write_artefact,
 )
 from cmrcnet.model.image_encoder import ImageEncoder
 from cmrcnet.model.kept_encoder import built_again, encoder_facts, kept_weights, require_encoder
@@ -216,18 +214,10 @@ class TrainedModel:
             "n_tokens": self.network.n_tokens,
             "readout": None if self.readout is None else self.readout.facts(),
             "encoder": encoder,
-            "weights": sealed(weights),
             "provenance": self.provenance.to_dict(),
         }
         limits = None if self.trust is None else save(as_tensors(self.trust.arrays()))
-        if limits is not None:
-            facts["trust"] = sealed(limits)
-        facts["check"] = fingerprint(facts)
-        with atomic_folder(Path(folder), overwrite) as draft:
-            (draft / "weights.safetensors").write_bytes(weights)
-            if limits is not None:
-                (draft / "trust.safetensors").write_bytes(limits)
-            (draft / FILE).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        write_artefact(Path(folder), FILE, facts, {"weights": weights, "trust": limits}, overwrite)
 
     @classmethod
     def load(cls, folder: str | Path, encoder: ImageEncoder | None = None) -> TrainedModel:
