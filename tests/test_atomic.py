@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cmrcnet.atomic import atomic_file, atomic_folder, lasting, refuse_existing, replace_folder
+from cmrcnet.atomic import atomic_file, atomic_folder, lasting, refusals, refuse_existing, replace_folder
 from cmrcnet.errors import BadOption, CmrcnetError, DiskFull, OutputExists, Unwritable
 
 
@@ -73,6 +73,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, refusal):
             (draft if write is atomic_file else draft / "weights").write_text("half")
             raise refusal
     assert names(tmp_path) == []
+
+
+def test_a_full_disk_names_the_file_as_it_would_be_called(tmp_path):
+    with (
+        pytest.raises(DiskFull, match=r"full: \S*/bank/part\.npy was not written"),
+        atomic_folder(tmp_path / "bank") as draft,refusals(draft / "part.npy")
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")

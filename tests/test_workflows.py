@@ -78,6 +78,13 @@ def test_a_section_of_a_cohort_is_predicted_at_its_spots_and_its_counts_are_not_
     np.testing.assert_allclose(anndata.read_h5ad(first).X, anndata.read_h5ad(second).X, rtol=1e-5)
 
 
+def test_genes_may_stand_with_commas_between_them(place, tmp_path):
+    out, csv = tmp_path / "p.h5ad", place / "cohort" / "cohort.csv"
+    words = ["predict", place / "model", csv, "--section", "P3S1", "--bank", place / "bank", "--out", out, "--genes"]
+    assert cli.main([str(word) for word in [*words, "TUMOUR001,TUMOUR002", "TUMOUR003"]]) == 0
+    assert list(anndata.read_h5ad(out).var_names) == ["TUMOUR001", "TUMOUR002", "TUMOUR003"]
+
+
 def test_a_place_is_explained_on_a_sheet_and_as_a_list(place, tmp_path, capsys):
     import pandas as pd
 

@@ -120,9 +120,9 @@ def refusals(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if _means_full_disk(error):
-            raise DiskFull(path) from error
+            raise DiskFull(lasting(path)) from error
         if isinstance(error, OSError) and error.errno in _FORBIDDEN and _concerns(error, path):
-            raise Unwritable(path, os.strerror(error.errno).lower()) from error
+            raise Unwritable(lasting(path), os.strerror(error.errno).lower()) from error
         raise
 
 

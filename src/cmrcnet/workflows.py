@@ -1074,10 +1074,10 @@ def _predictor(model: Path, bank: Path | None, k: int | None, intervals: bool, r
         for name, value in (("bank", bank), ("k", k), ("intervals", intervals), ("refuse", refuse)):
             if value not in (None, False):
                 given = str(value) if isinstance(value, Path) else value
-                raise BadOption(name, given, f"nothing with {model}, a student that has no bank; give a model for that")
+                raise BadOption(f"--{name}", given, f"nothing with a student ({model}), which has no bank")
         return StudentPredictor(Student.load(model))
     if bank is None:
-        raise BadOption("bank", None, "the bank folder made with this model; only a student predicts without one")
+        raise BadOption("--bank", "left out", "the bank folder made with this model; only a student needs none")
 
     from cmrcnet.model.trained_model import TrainedModel
     from cmrcnet.prediction.bank import ReferenceBank
@@ -1133,8 +1133,9 @@ def _predicted_sections(prediction: Path, section: str | None) -> dict[str, AnnD
 
 
 def _gene_list(genes: list[str] | None) -> list[str] | None:
+    """Genes as named, with commas or blanks between them, or those of one file."""
     if genes is None or len(genes) != 1 or not Path(genes[0]).is_file():
-        return genes
+        return _each(genes)
     return Path(genes[0]).read_text().split()
 
 
