@@ -78,7 +78,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, refusal):
 def test_a_full_disk_names_the_file_as_it_would_be_called(tmp_path):
     with (
         pytest.raises(DiskFull, match=r"full: \S*/bank/part\.npy was not written"),
-        atomic_folder(tmp_path / "bank") as draft,refusals(draft / "part.npy")
+        atomic_folder(tmp_path / "bank") as draft,
+        refusals(draft / "part.npy"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
 

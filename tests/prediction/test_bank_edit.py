@@ -11,6 +11,7 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 
@@ -32,10 +33,13 @@ from cmrcnet.prediction import bank_edit
 from cmrcnet.prediction.bank import ReferenceBank, build_bank
 from cmrcnet.prediction.bank_edit import add_sections, drop_sections, merge_banks, search_anew
 from cmrcnet.prediction.bank_manifest import Manifest
+from cmrcnet.prediction.plan import plan_prediction
+from cmrcnet.prediction.predict import predict
+from cmrcnet.prediction.slide_job import predict_to_file
 from cmrcnet.readout.gene_levels import SectionMoments
 from cmrcnet.search.search_config import SearchConfig
 from cmrcnet.tissue.section import Cohort
-from tests.prediction.small_model import GENES, small_model, small_section
+from tests.prediction.small_model import GENES, noise_slide, small_model, small_section
 
 KINDS = (None, SearchConfig(kind="ivf"), SearchConfig(kind="ivf-compressed"), SearchConfig(kind="hnsw"))
 
@@ -175,6 +179,18 @@ def test_a_reader_keeps_what_it_opened(model, tmp_path):
     drop_sections(tmp_path / "bank", ["A1", "B1"])
     assert_same_bank(reader, build_bank(model, cohort("A1", "B1", "C1")))
     assert ReferenceBank.load(tmp_path / "bank").sections == ("C1",)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_planned_is_predicted_with_the_bank_as_it_was(model, tmp_path, kind):
+    """The search too: encoding a slide takes hours, and the search is not asked before."""
+    build_bank(model, cohort("A1", "B1", "C1")).save(tmp_path / "bank", search=kind)
+    slide = noise_slide(3, side=400)
+    before = predict(model, ReferenceBank.load(tmp_path / "bank"), slide, grid_um=66.0)
+    plan = plan_prediction(model, ReferenceBank.load(tmp_path / "bank"), slide, grid_um=66.0)
+    drop_sections(tmp_path / "bank", ["A1"])
+    after = predict_to_file(plan, tmp_path / "p.h5ad")
+    np.testing.assert_array_equal(anndata.read_h5ad(after).X, before.X)
 
 
 def test_a_bank_that_is_edited_while_it_is_opened_is_opened_anew(model, tmp_path, monkeypatch):

@@ -195,6 +195,7 @@ def plan_prediction(
     """Check what is asked for, find the tissue and lay the places; parameters and errors as `predict`."""
     config = _readout(model, k, weighting, readout)
     bank.require_model(model)
+    bank.searcher()  # opened now: whatever becomes of the bank's folder while hours are spent, this one stays
     if k is not None and k > len(bank):
         raise BadOption("k", k, want=f"at most {len(bank)}, the number of spots in {bank.name}")
     columns = columns_of(genes, bank.genes)
