@@ -58,9 +58,9 @@ class Units:
         """What the interval is over, for under a table."""
         if self.kind == "patient":
             return f"95 % bootstrap interval over {len(self.names)} patients"
-        few = f"{self.patients} patient{'s' if self.patients != 1 else ''}"
+        few = f"{self.patients} patients are" if self.patients != 1 else "1 patient is"
         return (
-            f"95 % bootstrap interval over {len(self.names)} sections, because {few} are too few to resample; sections "
+            f"95 % bootstrap interval over {len(self.names)} sections, because {few} too few to resample; sections "
             "of one patient resemble each other, so it is too narrow for new patients"
         )
 

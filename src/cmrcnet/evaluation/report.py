@@ -55,9 +55,9 @@ def _html(run: EvaluationRun, unseen: AnnData | None) -> str:
     stamp = run.stamp
     facts = [
         f"leave-one-{stamp.unit}-out",
-        f"{stamp.sections} sections",
+        f"{stamp.sections} section{'s' if stamp.sections != 1 else ''}",
         f"{stamp.patients} patient{'s' if stamp.patients != 1 else ''}",
-        f"{stamp.folds} folds",
+        f"{stamp.folds} fold{'s' if stamp.folds != 1 else ''}",
         f"recipe {run.recipe.name}",
     ]
     badges = [f"<li>{text(fact)}</li>" for fact in facts]
