@@ -439,3 +439,9 @@ def test_overriding_every_knob_with_its_own_value_changes_nothing(recipe, data):
     if isinstance(value, str):
         value = yaml.safe_dump(value, allow_unicode=True)
     assert recipe.override({f"{section}.{knob}": value}) == recipe
+
+
+def test_a_wish_for_neighbours_is_cut_to_what_a_bank_holds():
+    readout = Recipe.load("default").readout
+    assert readout.within(7) == dataclasses.replace(readout, k=7)
+    assert readout.within(readout.k) == readout == readout.within(10**7)

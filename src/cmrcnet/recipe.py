@@ -256,6 +256,10 @@ class ReadoutConfig:
         _require(self.k >= 1, "readout.k", self.k, "a whole number, 1 or more")
         _require(self.temperature > 0, "readout.temperature", self.temperature, "a number above 0")
 
+    def within(self, spots: int) -> ReadoutConfig:
+        """The same in a bank of so many spots: k is a wish, which a small bank cannot grant."""
+        return dataclasses.replace(self, k=min(self.k, spots))
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:

@@ -13,7 +13,7 @@ from cmrcnet.distillation.head_fit import Exercise, fit_head, head_scores
 from cmrcnet.distillation.lessons import Lesson, gather_lessons, seen_by
 from cmrcnet.distillation.speed import measure_speed
 from cmrcnet.distillation.student_look import StudentLook, look_of
-from cmrcnet.distillation.teacher import Taught, readout_in, teach, without
+from cmrcnet.distillation.teacher import Taught, teach, without
 from cmrcnet.errors import BadOption, SeenInTraining
 from cmrcnet.evaluation.contamination import refuse_seen
 from cmrcnet.model.student import Lineage, Student
@@ -106,7 +106,7 @@ def distil(
         _refuse_seen_slides(test, seen_slides)
 
     taught, head, chosen = _lecture(model, bank, lessons, seed)
-    readout = readout_in(model, bank)
+    readout = model.recipe.readout.within(len(bank))
     student = Student(
         encoder,
         recipe,

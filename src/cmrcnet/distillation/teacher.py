@@ -7,7 +7,6 @@ and kernel parts of the model were fitted on all training spots and know them; t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +20,6 @@ from cmrcnet.prediction.bank_block import component_scores
 from cmrcnet.prediction.readout import read_out
 from cmrcnet.prediction.sight import split
 from cmrcnet.readout.gene_basis import GeneBasis, basis_of_levels, basis_of_predictions
-from cmrcnet.recipe import ReadoutConfig
 from cmrcnet.search.neighbours import Neighbours
 
 SAMPLE = 2_048
@@ -42,12 +40,6 @@ def without(bank: ReferenceBank, sections: Sequence[str]) -> ReferenceBank:
     if not others or len(others) == len(bank.parts):
         return bank
     return ReferenceBank(others, bank.model_fingerprint, bank.target_sum, bank.name)
-
-
-def readout_in(model: TrainedModel, bank: ReferenceBank) -> ReadoutConfig:
-    """The recipe's readout in this bank: k is a wish, which a small bank cannot grant."""
-    readout = model.recipe.readout
-    return dataclasses.replace(readout, k=min(readout.k, len(bank)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +102,7 @@ class _Answers:
 
     def __init__(self, model: TrainedModel, bank: ReferenceBank, lesson: Lesson, genes: Sequence[str]) -> None:
         self.model, self.bank, self.lesson = model, bank, lesson
-        self.config = readout_in(model, bank)
+        self.config = model.recipe.readout.within(len(bank))
         queries, self.reduced = split(lesson.teacher_sees, model)
         self.neighbours = bank.searcher().nearest(queries, self.config.k)
         column = {gene: number for number, gene in enumerate(bank.genes)}

@@ -201,9 +201,9 @@ def plan_prediction(
     columns = columns_of(genes, bank.genes)
     named = [bank.genes[column] for column in columns]
     belief = confidence_of(model, bank, config, named, intervals=intervals, refuse=refuse)
-    config = dataclasses.replace(config, k=min(config.k, len(bank)))  # the recipe's k is a wish, one given a demand
     places, tissue = lay_places(slide, spots, mask, grid_um)
-    return PredictionPlan(model, bank, slide, places, tissue.contains(places.centre_px), columns, config, belief)
+    inside = tissue.contains(places.centre_px)
+    return PredictionPlan(model, bank, slide, places, inside, columns, config.within(len(bank)), belief)
 
 
 def neighbour_spots(bank: ReferenceBank, rows: np.ndarray) -> pd.DataFrame:

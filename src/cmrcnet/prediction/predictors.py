@@ -69,7 +69,7 @@ class BankPredictor:
         return {
             "model_fingerprint": self.model.fingerprint,
             "bank_fingerprint": self.bank.fingerprint,
-            "k": min(self.model.recipe.readout.k, len(self.bank)) if self.k is None else self.k,
+            "k": self.model.recipe.readout.within(len(self.bank)).k if self.k is None else self.k,
             "with_intervals": int(self.intervals),
             "refuse": self.refuse or 0.0,
         }
