@@ -2,7 +2,7 @@
 
     python benchmarks/approximate_on_real.py breast.csv spinal.csv --out FILE
 
-For each cohort the default recipe is trained without the last patient, the other sections become the bank, and the last
+For each cohort the default config is trained without the last patient, the other sections become the bank, and the last
 patient's sections are predicted from their pictures by retrieval, once with exact search and once with each index that
 `build_search` gives at a recall of 95 %. The mean over genes of Pearson's correlation with the measured expression is
 compared, of all genes whose correlation is defined both times. Recall is measured with the patches' own embeddings.
@@ -17,18 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.encoding.token_cache import TokenCache
-from cmrcnet.expression.correlation import pearson_per_gene
-from cmrcnet.expression.normalize import normalize
-from cmrcnet.prediction.bank import ReferenceBank, build_bank
-from cmrcnet.prediction.predict import predict
+from cmrcnet.config import Config
+from cmrcnet.genes.correlation import pearson_per_gene
+from cmrcnet.genes.normalize import normalize
+from cmrcnet.inference.predict import predict
 from cmrcnet.readers.cohort import read_cohort
-from cmrcnet.recipe import Recipe
+from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.search.build import build_search
 from cmrcnet.search.exact import ExactSearch
 from cmrcnet.search.search_config import SearchConfig
 from cmrcnet.search.searcher import Searcher
-from cmrcnet.tissue.section import Section
+from cmrcnet.slides.section import Section
+from cmrcnet.storage.cache import TokenCache
 from cmrcnet.training.fit import fit
 
 KINDS = ("ivf", "ivf-compressed", "hnsw")
@@ -42,7 +42,7 @@ def correlations(
     bank.__dict__["_searcher"] = search
     known = set(bank.genes)
     genes = [gene for gene in section.genes if gene in known]
-    table = predict(model, bank, section.slide, spots=section.spots, genes=genes, readout="retrieval", cache=cache)
+    table = predict(model, bank, section.slide, spots=section.spots, genes=genes, head="retrieval", cache=cache)
     column = {gene: number for number, gene in enumerate(section.genes)}
     truth = normalize(section.counts, model.panel.target_sum)[:, [column[gene] for gene in genes]]
     return pearson_per_gene(truth, np.asarray(table.X)), table.obsm["neighbour_ids"]
@@ -53,7 +53,7 @@ def compare(csv: Path, settings: dict[str, str]) -> list[dict]:
     cohort, cache = read_cohort(csv), TokenCache.default()
     last = cohort.patients[-1]
     out = [section for section in cohort.sections if cohort.patient_of(section) == last]
-    model = fit(cohort.without(out), Recipe.load("default").override(settings), cache=cache)
+    model = fit(cohort.without(out), Config.load("default").override(settings), cache=cache)
     bank = build_bank(model, cohort.without(out), cache=cache)
     ways = {kind: build_search(bank.vectors, SearchConfig(kind=kind)) for kind in KINDS}
     rows = []
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cohorts", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, help="where the figures are written as JSON")
-    parser.add_argument("--set", nargs="*", default=[], help="settings over the default recipe")
+    parser.add_argument("--set", nargs="*", default=[], help="settings over the default config")
     options = parser.parse_args()
     settings = dict(setting.split("=", 1) for setting in options.set)
     rows = [row for csv in options.cohorts for row in compare(csv, settings)]

@@ -7,8 +7,8 @@ is turned into a picture, flipped and rotated, converted to a float tensor and n
 stacked. The lines below restate that in our own words. Ours gathers a batch at once from arrays that are mapped from
 disk; samples are turned and pixels normalised batch by batch, where the network computes.
 
-- tokens: what training on a frozen encoder (recipe `default`) feeds, 49 tokens of 424 features, as float32 tensors.
-- patches: what training an encoder (recipe `paper`) hands to the device: uint8 patches, a quarter of the size.
+- tokens: what training on a frozen encoder (config `default`) feeds, 49 tokens of 424 features, as float32 tensors.
+- patches: what training an encoder (config `paper`) hands to the device: uint8 patches, a quarter of the size.
 - patches, turned and normalised: the same, and the device's part done here on one CPU thread as well, which makes
   exactly what the released way makes.
 
@@ -37,9 +37,9 @@ import torch
 from PIL import Image
 from scipy import sparse
 
-from cmrcnet.encoding.token_cache import TokenCache
+from cmrcnet.storage.cache import TokenCache
 from cmrcnet.training.augmentation import draw_turns, turn_patches
-from cmrcnet.training.pairs import Pairs, as_tensors
+from cmrcnet.training.data import Pairs, as_tensors
 
 SPOTS, GENES, BATCH, SIDE = 600, 1_000, 64, 224
 MEAN = torch.tensor([0.485, 0.456, 0.406])

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.readers.cohort import read_cohort
-from cmrcnet.trust.appearance import LOOK, looks, traits_of
-from cmrcnet.trust.domain import Domain, fit_domain
-from cmrcnet.trust.shifts import SHIFTS, moves_of
+from cmrcnet.uncertainty.image_statistics import LOOK, looks, traits_of
+from cmrcnet.uncertainty.out_of_distribution import Domain, fit_domain
+from cmrcnet.uncertainty.perturbations import SHIFTS, moves_of
 
 SOUND, OTHER = "as it is", "another organ"
 
@@ -45,7 +45,7 @@ def domain_of(sections: list[dict]) -> Domain:
 
 
 def measure(cohorts: dict[str, list[dict]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Alarms, right names and share of places outside, by cohort and shift."""
+    """Alarms, right names and share of locations outside, by cohort and shift."""
     told: dict[tuple[str, str], list[tuple[bool, bool, float]]] = {}
     for name, sections in cohorts.items():
         for one in sections:
@@ -72,7 +72,7 @@ def measure(cohorts: dict[str, list[dict]]) -> dict[str, dict[str, dict[str, flo
 def to_markdown(figures: dict[str, dict[str, dict[str, float]]]) -> str:
     """A row a shift."""
     kinds = list(dict.fromkeys(kind for each in figures.values() for kind in each))
-    lines = ["| shift | " + " | ".join(f"{name}: alarms, named right, places outside" for name in figures) + " |"]
+    lines = ["| shift | " + " | ".join(f"{name}: alarms, named right, locations outside" for name in figures) + " |"]
     lines.append("|---" * (len(figures) + 1) + "|")
     for kind in kinds:
         cells = []

@@ -2,7 +2,7 @@
 
     python benchmarks/encoder_share.py --slide SLIDE.svs --out docs/benchmarks/encoder_share.json
 
-Recipe `paper` (ViT-B/32 of random weights): some hundred places of a tiled, compressed pyramid are predicted into an
+Config `paper` (ViT-B/32 of random weights): some hundred locations of a tiled, compressed pyramid are predicted into an
 .h5ad with all 15,000 genes of a bank of 5,000 spots: tissue found, patches read, encoded, searched, averaged, written.
 Bare: the same encoder on the same number of patches that lie in memory already, in batches of the same size, and
 nothing else. The two take turns, so that a busy machine slows both alike. Wanted: everything but the encoder costs at
@@ -30,25 +30,25 @@ import torch
 from large_slide import write_large_slide
 from made_bank import made_bank, made_model
 
-from cmrcnet.encoding.batch_size import choose_batch
-from cmrcnet.prediction.plan import plan_prediction
-from cmrcnet.prediction.slide_job import predict_to_file
-from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.mask import find_tissue
-from cmrcnet.tissue.patches import crop_patches, patch_grid
-from cmrcnet.tissue.slide_files import open_slide
+from cmrcnet.config import Config
+from cmrcnet.features.batch_size import choose_batch
+from cmrcnet.inference.plan import plan_prediction
+from cmrcnet.inference.slide_job import predict_to_file
+from cmrcnet.slides.mask import find_tissue
+from cmrcnet.slides.patches import crop_patches, patch_grid
+from cmrcnet.slides.slide_files import open_slide
 
 GENES, SPOTS = 15_000, 5_000
 MOST = 0.20
 
 
-def measure(slide_path: Path, folder: Path, places: int, rounds: int) -> dict:
+def measure(slide_path: Path, folder: Path, locations: int, rounds: int) -> dict:
     """Seconds of the whole and of the bare encoder, and where the rest goes."""
-    model = made_model(Recipe.load("paper").override({"model.weights": "random"}), GENES)
+    model = made_model(Config.load("paper").override({"model.weights": "random"}), GENES)
     bank = made_bank(model, SPOTS, GENES)
     with open_slide(slide_path) as slide:
         grid = patch_grid(slide, find_tissue(slide), pitch_um=100.0)
-    chosen = grid.take(np.arange(min(places, len(grid))))
+    chosen = grid.take(np.arange(min(locations, len(grid))))
     batch = choose_batch("auto", torch.device("cpu"))
 
     def whole() -> float:
@@ -77,7 +77,7 @@ def measure(slide_path: Path, folder: Path, places: int, rounds: int) -> dict:
     whole()
     profile.disable()
     return {
-        "places": len(chosen),
+        "locations": len(chosen),
         "genes": GENES,
         "whole_seconds": round(statistics.median(w for w, _ in times), 2),
         "encoder_seconds": round(statistics.median(b for _, b in times), 2),
@@ -93,7 +93,7 @@ STEPS = {
     "wait for patches, encode, keep": ("place_features.py", "encode"),
     "encode": ("encode.py", "encode"),
     "search": ("exact.py", "nearest"),
-    "read out": ("readout.py", "read_out"),
+    "read out": ("head.py", "read_out"),
     "write": ("table_file.py", "write"),
     "finish the table": ("table_file.py", "finish"),
 }
@@ -113,7 +113,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slide", type=Path)
-    parser.add_argument("--places", type=int, default=512)
+    parser.add_argument("--locations", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -122,7 +122,7 @@ def main() -> None:
         if slide is None:
             slide = Path(folder) / "slide.svs"
             write_large_slide(slide, 8192)
-        found = measure(slide, Path(folder), arguments.places, arguments.rounds)
+        found = measure(slide, Path(folder), arguments.locations, arguments.rounds)
     found["machine"] = {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
     print(json.dumps(found, indent=1))
     if arguments.out:

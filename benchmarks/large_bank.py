@@ -1,11 +1,12 @@
-"""A bank of a million spots and 18,000 genes: ten thousand places predicted with little memory, and edited.
+"""A bank of a million spots and 18,000 genes: ten thousand locations predicted with little memory, and edited.
 
     python benchmarks/large_bank.py --out large_bank.json                     # a million spots: about 12 GB of disk
-    python benchmarks/large_bank.py --sections 20 --places 500                # a quick look
+    python benchmarks/large_bank.py --sections 20 --locations 500                # a quick look
 
 Each section has 2,000 spots of which each expresses about a thousand of 18,000 genes (values of 20 drawn tables, so
 that making them does not take longer than what is measured). Vectors as in `clustered_vectors`. Predicting means
-searching the 50 nearest spots of every place and averaging all genes, mean and spread, into two files on disk, a block
+searching the 50 nearest spots of every location and averaging all genes, mean and spread, into two files on disk, a
+block
 of genes at a time. It runs in a process of its own, whose largest resident memory, mapped files included, is given.
 Then a section is dropped and one added, the same in a bank of a tenth of the size, and the costs are laid side by side.
 """
@@ -31,12 +32,12 @@ import pandas as pd
 from clustered_vectors import vectors
 from scipy import sparse
 
-from cmrcnet.prediction.bank import ReferenceBank
-from cmrcnet.prediction.bank_edit import drop_sections, search_anew
-from cmrcnet.prediction.bank_manifest import PARTS, Manifest
-from cmrcnet.prediction.bank_part import BankPart
-from cmrcnet.prediction.readout import read_out, read_out_blocks
-from cmrcnet.recipe import ReadoutConfig
+from cmrcnet.config import HeadConfig
+from cmrcnet.inference.head import read_out, read_out_blocks
+from cmrcnet.retrieval.bank import ReferenceBank
+from cmrcnet.retrieval.bank_part import BankPart
+from cmrcnet.retrieval.edit import drop_sections, search_anew
+from cmrcnet.retrieval.manifest import PARTS, Manifest
 from cmrcnet.search.search_config import SearchConfig
 from cmrcnet.search.stacked_columns import csc_of
 
@@ -68,16 +69,16 @@ def make_bank(folder: Path, sections: int) -> None:
     Manifest("benchmark", 1e4, everything.shape[1], None, tuple(facts)).write(folder)
 
 
-def predict(folder: Path, places: int, out: Path) -> dict:
+def predict(folder: Path, locations: int, out: Path) -> dict:
     """Search and average into two files; seconds of each step, and memory."""
-    config = ReadoutConfig(k=50)
+    config = HeadConfig(k=50)
     start = time.perf_counter()
     bank = ReferenceBank.load(folder)
     search = bank.searcher()
     opened = time.perf_counter()
-    neighbours = search.nearest(vectors(places, 2), config.k)
+    neighbours = search.nearest(vectors(locations, 2), config.k)
     searched = time.perf_counter()
-    shape = (len(bank.genes), places)  # a gene a row: a block of genes is one piece of the file
+    shape = (len(bank.genes), locations)  # a gene a row: a block of genes is one piece of the file
     files = [np.lib.format.open_memmap(out / f"{name}.npy", "w+", np.float32, shape) for name in ("mean", "spread")]
     for place, *block in read_out_blocks(neighbours, bank, config):
         for file, values in zip(files, block, strict=True):
@@ -87,7 +88,7 @@ def predict(folder: Path, places: int, out: Path) -> dict:
     few = np.random.default_rng(0).choice(GENES, 50, replace=False)
     read_out(neighbours, bank, config, few)
     return {
-        "places": places,
+        "locations": locations,
         "spots": len(bank),
         "search": search.__class__.__name__,
         "open_seconds": opened - start,
@@ -117,13 +118,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="where the figures are written as JSON")
     parser.add_argument("--sections", type=int, default=500)
-    parser.add_argument("--places", type=int, default=10_000)
+    parser.add_argument("--locations", type=int, default=10_000)
     parser.add_argument("--search", default="ivf-compressed")
     parser.add_argument("--within", type=Path, help="folder for the bank")
     parser.add_argument("--predict", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.predict:
-        print(json.dumps(predict(options.predict, options.places, options.predict.parent)))
+        print(json.dumps(predict(options.predict, options.locations, options.predict.parent)))
         return
     with tempfile.TemporaryDirectory(dir=options.within) as name:
         large, small = Path(name) / "bank", Path(name) / "small"
@@ -134,7 +135,7 @@ def main() -> None:
         search_anew(large, SearchConfig(kind=options.search))
         figures["index_seconds"] = time.perf_counter() - start
         done = subprocess.run(
-            [sys.executable, __file__, "--predict", str(large), "--places", str(options.places)],
+            [sys.executable, __file__, "--predict", str(large), "--locations", str(options.locations)],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         figures["predicted"] = json.loads(done.stdout.splitlines()[-1])

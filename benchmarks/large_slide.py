@@ -20,7 +20,7 @@ import tifffile
 
 from cmrcnet.datasets.synthetic import synthetic_slide
 
-TILE, UM_PER_PX, STEP = 256, 0.5, 4
+TILE, MPP, STEP = 256, 0.5, 4
 GLASS = (244, 242, 245)
 
 
@@ -88,7 +88,7 @@ def write_large_slide(path: Path, side: int, seed: int = 0) -> None:
             "dtype": np.uint8,
         }
         with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-            tiff.write(tiles(), shape=(side, side, 3), description=f"{about}|AppMag = 20|MPP = {UM_PER_PX}", **options)
+            tiff.write(tiles(), shape=(side, side, 3), description=f"{about}|AppMag = 20|MPP = {MPP}", **options)
             smaller = (
                 small.reshape(side // 16, 4, side // 16, 4, 3).mean(axis=(1, 3), dtype=np.float32).astype(np.uint8)
             )

@@ -6,30 +6,30 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from cmrcnet.expression.panel import GenePanel
-from cmrcnet.model.encoder_registry import create_image_encoder
-from cmrcnet.model.network import CMRCNet
-from cmrcnet.model.trained_model import Provenance, TrainedModel
-from cmrcnet.prediction.bank import ReferenceBank
-from cmrcnet.recipe import Recipe
+from cmrcnet.config import Config
+from cmrcnet.genes.panel import GenePanel
+from cmrcnet.models.cmrcnet import CMRCNet
+from cmrcnet.models.encoder_registry import create_image_encoder
+from cmrcnet.models.trained_model import Provenance, TrainedModel
+from cmrcnet.retrieval.bank import ReferenceBank
 
 PANEL, SHARE = 200, 0.1
 """Genes of the panel; share of expression values that are not 0."""
 
 
-def made_model(recipe: Recipe, genes: int) -> TrainedModel:
-    """The recipe's network as it is drawn.
+def made_model(config: Config, genes: int) -> TrainedModel:
+    """The config's network as it is drawn.
 
     Parameters
     ----------
-    recipe : Recipe
+    config : Config
     genes : int
         Of the bank; the first 200 are the panel.
     """
-    encoder = create_image_encoder(recipe.model.encoder, weights=recipe.model.weights, blocks=recipe.model.blocks)
-    network = CMRCNet(recipe.model, n_genes=PANEL, token_dim=encoder.dim, n_tokens=encoder.n_tokens)
+    encoder = create_image_encoder(config.model.encoder, weights=config.model.weights, blocks=config.model.blocks)
+    network = CMRCNet(config.model, n_genes=PANEL, token_dim=encoder.dim, n_tokens=encoder.n_tokens)
     panel = GenePanel(gene_names(genes)[:PANEL], 10_000.0)
-    return TrainedModel(network, encoder, panel, recipe, Provenance(("S",), ("P",)))
+    return TrainedModel(network, encoder, panel, config, Provenance(("S",), ("P",)))
 
 
 def made_bank(model: TrainedModel, spots: int, genes: int, seed: int = 0) -> ReferenceBank:
@@ -42,7 +42,7 @@ def made_bank(model: TrainedModel, spots: int, genes: int, seed: int = 0) -> Ref
     seed : int
     """
     rng = np.random.default_rng(seed)
-    vectors = rng.normal(size=(spots, model.recipe.model.embedding_dim)).astype(np.float32)
+    vectors = rng.normal(size=(spots, model.config.model.embedding_dim)).astype(np.float32)
     each = round(spots * SHARE)
     indices = np.concatenate([np.sort(rng.choice(spots, each, replace=False)) for _ in range(genes)]).astype(np.int32)
     values = rng.random(len(indices), np.float32) + np.float32(0.5)

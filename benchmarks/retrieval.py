@@ -38,9 +38,9 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from cmrcnet.prediction.bank import ReferenceBank
-from cmrcnet.prediction.bank_part import BankPart
-from cmrcnet.prediction.readout import bag_row_sums
+from cmrcnet.inference.head import bag_row_sums
+from cmrcnet.retrieval.bank import ReferenceBank
+from cmrcnet.retrieval.bank_part import BankPart
 from cmrcnet.search.average import average
 from cmrcnet.search.exact import ExactSearch
 from cmrcnet.search.neighbours import Neighbours
@@ -89,10 +89,10 @@ def released_way(queries: np.ndarray, vectors: np.ndarray, expression: np.ndarra
     return prediction
 
 
-def our_way(queries: np.ndarray, bank: ReferenceBank, k: int, with_spread: bool = False) -> np.ndarray:
+def our_way(queries: np.ndarray, bank: ReferenceBank, k: int, with_std: bool = False) -> np.ndarray:
     """What `predict` does, from embeddings to expression; it also wants the spread, which the released way has not."""
     found = ExactSearch(bank.vectors).nearest(queries, k)
-    return average(found, bank.expression, with_spread=with_spread, row_sums=bag_row_sums)[0]
+    return average(found, bank.expression, with_std=with_std, row_sums=bag_row_sums)[0]
 
 
 def timed(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -118,7 +118,7 @@ def compare(bank: ReferenceBank, queries: np.ndarray, k: int, repeats: int) -> d
     transposed = np.ascontiguousarray(rows.T).T
     ways = {
         "ours": lambda: our_way(queries, bank, k),
-        "ours, with the spread": lambda: our_way(queries, bank, k, with_spread=True),
+        "ours, with the spread": lambda: our_way(queries, bank, k, with_std=True),
         "loop, rows together": lambda: released_way(queries, vectors, rows, k),
         "loop, genes apart": lambda: released_way(queries, vectors, transposed, k),
     }
@@ -161,7 +161,7 @@ def ways_of_averaging(bank: ReferenceBank, queries: np.ndarray, k: int, repeats:
 
 
 def _mean(found: Neighbours, bank: ReferenceBank, **options) -> np.ndarray:
-    return average(found, bank.expression, with_spread=False, **options)[0]
+    return average(found, bank.expression, with_std=False, **options)[0]
 
 
 def cost_of_few_genes(bank: ReferenceBank, queries: np.ndarray, repeats: int) -> dict[str, float]:

@@ -4,8 +4,8 @@
 
 Search, read-out and writing as `cmrcnet predict` does them, with embeddings drawn at random in place of encoded
 patches: 18,000 genes from a bank of 5,000 spots (one expression value in ten not 0), k = 50, for a small and a large
-number of places, each in a process of its own. Memory must not grow with the places. The last rows compress 1,792
-places of such a table with what every HDF5 library offers.
+number of locations, each in a process of its own. Memory must not grow with the locations. The last rows compress 1,792
+locations of such a table with what every HDF5 library offers.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ import numpy as np
 from made_bank import made_bank, made_model
 from scipy import sparse
 
-from cmrcnet.encoding.parts import part_slices
-from cmrcnet.prediction import slide_job
-from cmrcnet.prediction.place_features import PlaceFeatures
-from cmrcnet.prediction.plan import plan_prediction
-from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.slide import ArraySlide
-from cmrcnet.tissue.spots import Spots
+from cmrcnet.config import Config
+from cmrcnet.features.parts import part_slices
+from cmrcnet.inference import slide_job
+from cmrcnet.inference.location_features import LocationFeatures
+from cmrcnet.inference.plan import plan_prediction
+from cmrcnet.slides.slide import ArraySlide
+from cmrcnet.slides.spots import Spots
 
 GENES, SPOTS, K = 18_000, 5_000, 50
-PLACES = (10_000, 100_000)
+LOCATIONS = (10_000, 100_000)
 COMPRESSIONS = {
     "none": {},
     "lzf": {"compression": "lzf", "shuffle": True},
@@ -45,33 +45,33 @@ COMPRESSIONS = {
 }
 
 
-class Encoded(PlaceFeatures):
+class Encoded(LocationFeatures):
     """Random embeddings in place of encoded patches."""
 
     def encode(self, cache=None, batch="auto") -> None:
         """Draw what is missing."""
         rng = np.random.default_rng(1)
-        for rows in part_slices(self.draft.shape[1]):
-            self.draft.keep(rows, rng.normal(size=(rows.stop - rows.start, self.draft.shape[2])))
+        for rows in part_slices(self.tmp.shape[1]):
+            self.tmp.keep(rows, rng.normal(size=(rows.stop - rows.start, self.tmp.shape[2])))
 
 
-def measure(places: int, folder: Path, answer) -> None:
+def measure(locations: int, folder: Path, answer) -> None:
     """Seconds, bytes on disk and peak memory of one table; runs in a process of its own."""
-    model = made_model(Recipe.load("tiny").override({"readout.k": K}), GENES)
+    model = made_model(Config.load("tiny").override({"head.k": K}), GENES)
     bank = made_bank(model, SPOTS, GENES)
     slide = ArraySlide(np.full((512, 512, 3), 200, np.uint8), 0.5, "slide")
-    centres = np.random.default_rng(2).uniform(0, 512, (places, 2))
-    spots = Spots(tuple(f"p{number}" for number in range(places)), centres, 1.0)
+    centres = np.random.default_rng(2).uniform(0, 512, (locations, 2))
+    spots = Spots(tuple(f"p{number}" for number in range(locations)), centres, 1.0)
     plan = plan_prediction(model, bank, slide, spots=spots)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    slide_job.PlaceFeatures = Encoded
+    slide_job.LocationFeatures = Encoded
     start = time.perf_counter()
     slide_job.predict_to_file(plan, folder / "table.h5ad")
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     answer.put(
         {
-            "places": places,
+            "locations": locations,
             "seconds": round(seconds, 1),
             "file_gb": round((folder / "table.h5ad").stat().st_size / 1e9, 2),
             "start_mb": round(before / 1e3),
@@ -82,7 +82,7 @@ def measure(places: int, folder: Path, answer) -> None:
 
 def compressed(folder: Path) -> list[dict]:
     """Size and speed of what HDF5 offers, on averages of 50 spots."""
-    bank = made_bank(made_model(Recipe.load("tiny"), GENES), SPOTS, GENES)
+    bank = made_bank(made_model(Config.load("tiny"), GENES), SPOTS, GENES)
     rng = np.random.default_rng(3)
     weights = sparse.random(1792, SPOTS, K / SPOTS, "csr", np.float32, rng=rng)
     mean = np.asarray((weights @ bank.expression).todense(), np.float32)
@@ -101,15 +101,15 @@ def compressed(folder: Path) -> list[dict]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--places", type=int, nargs="+", default=list(PLACES))
-    parser.add_argument("--folder", type=Path, help="where the tables are written; 15 GB for 100,000 places")
+    parser.add_argument("--locations", type=int, nargs="+", default=list(LOCATIONS))
+    parser.add_argument("--folder", type=Path, help="where the tables are written; 15 GB for 100,000 locations")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows, context = [], multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        for places in arguments.places:
+        for locations in arguments.locations:
             answer = context.Queue()
-            process = context.Process(target=measure, args=(places, Path(folder), answer))
+            process = context.Process(target=measure, args=(locations, Path(folder), answer))
             process.start()
             rows.append(answer.get())
             process.join()

@@ -1,4 +1,4 @@
-"""Curves of several runs' trainings side by side: what the report shows of one run, for comparing recipes.
+"""Curves of several runs' trainings side by side: what the report shows of one run, for comparing presets.
 
     python benchmarks/training_curves.py run-paper run-as-released --out training_curves.png
 

@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 from made_bank import made_bank, made_model
 
-from cmrcnet.recipe import Recipe
+from cmrcnet.config import Config
 
 GENES, SPOTS = 18_000, 5_000
 
@@ -69,14 +69,14 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("slides", type=Path, nargs="+")
-    parser.add_argument("--recipe", default="tiny")
+    parser.add_argument("--config", default="tiny")
     parser.add_argument("--grid-um", type=float, default=200.0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.slides[-1].parent) as name:
         folder = Path(name)
-        model = made_model(Recipe.load(arguments.recipe), GENES)
+        model = made_model(Config.load(arguments.config), GENES)
         model.save(folder / "model")
         made_bank(model, SPOTS, GENES).save(folder / "bank")
         words = ["predict", folder / "model", "--bank", folder / "bank", "--grid-um", arguments.grid_um]
@@ -84,7 +84,7 @@ def main() -> None:
             out = folder / f"{number}.h5ad"
             row = {"slide": slide.name, **Run([*words, slide, "--out", out], folder / f"cache{number}").ended()}
             with h5py.File(out) as table:
-                row |= {"places": table["X"].shape[0], "genes": table["X"].shape[1]}
+                row |= {"locations": table["X"].shape[0], "genes": table["X"].shape[1]}
                 row["slide_px"] = [int(table[f"uns/cmrcnet/slide_{side}_px"][()]) for side in ("width", "height")]
             rows.append(row | {"table_mb": round(out.stat().st_size / 1e6)})
             print(rows[-1], flush=True)
@@ -95,7 +95,7 @@ def main() -> None:
             time.sleep(0.05)
         run.process.send_signal(signal.SIGKILL)
         before, first = parts_done(work), run.ended()
-        second = Run(command, folder / "other-cache").ended()  # an empty cache: what is not done again, the draft kept
+        second = Run(command, folder / "other-cache").ended()  # an empty cache: what is not done again, the tmp kept
         with h5py.File(killed) as table, h5py.File(out) as whole:
             steps = range(0, whole["X"].shape[0], 1024)
             apart = max(float(np.nanmax(np.abs(table["X"][s : s + 1024] - whole["X"][s : s + 1024]))) for s in steps)
@@ -114,7 +114,7 @@ def main() -> None:
     if arguments.out:
         arguments.out.write_text(
             json.dumps(
-                {"recipe": arguments.recipe, "grid_um": arguments.grid_um, "bank": SPOTS, "runs": rows}, indent=1
+                {"config": arguments.config, "grid_um": arguments.grid_um, "bank": SPOTS, "runs": rows}, indent=1
             )
         )
 

@@ -1,6 +1,6 @@
 """Write docs/reference from the code, so that it cannot say anything else.
 
-    python docs/make_reference.py            # writes cli.md, recipe.md and python.md
+    python docs/make_reference.py            # writes cli.md, config.md and python.md
     python docs/make_reference.py --check    # exit code 1 where one is out of date
 
 tests/test_docs.py runs the check.
@@ -23,7 +23,7 @@ import yaml
 from numpydoc.docscrape import FunctionDoc
 
 import cmrcnet
-from cmrcnet.recipe import Recipe, shipped_recipes
+from cmrcnet.config import Config, shipped_presets
 
 FOLDER = Path(__file__).parent / "reference"
 STAMP = "<!-- Written by docs/make_reference.py: change the code, then run it. -->\n"
@@ -31,7 +31,7 @@ STAMP = "<!-- Written by docs/make_reference.py: change the code, then run it. -
 
 def pages() -> dict[str, str]:
     """Name and text of every generated page."""
-    return {"cli.md": cli_page(), "recipe.md": recipe_page(), "python.md": python_page()}
+    return {"cli.md": cli_page(), "config.md": config_page(), "python.md": python_page()}
 
 
 # --- the command line ----------------------------------------------------------------------------------------------
@@ -94,49 +94,49 @@ def _default(parameter: inspect.Parameter) -> str:
     return f"`{parameter.default}`"
 
 
-# --- the recipe ----------------------------------------------------------------------------------------------------
+# --- the config ----------------------------------------------------------------------------------------------------
 
 
-def recipe_page() -> str:
-    """Every knob with its type, its default, and its value in each shipped recipe that changes it."""
-    shipped = {name: Recipe.load(name) for name in shipped_recipes()}
-    beside = {name: Recipe.parts_beside_settings(name) for name in shipped}
+def config_page() -> str:
+    """Every option with its type, its default, and its value in each shipped config that changes it."""
+    shipped = {name: Config.load(name) for name in shipped_presets()}
+    beside = {name: Config.parts_beside_settings(name) for name in shipped}
     starts_from = {name: parts["extends"] for name, parts in beside.items() if "extends" in parts}
     lines = [
         STAMP,
-        "# The recipe",
+        "# The config",
         "",
-        "A recipe is a YAML file. It overrides the defaults below; a key that is not on this page is an error.",
-        "Single settings go on the command line: `--set readout.k=100 train.epochs=20`.",
-        "A file may start from a shipped recipe: `extends: default`. What it says under `task` is no setting: it names",
+        "A config is a YAML file. It overrides the defaults below; a key that is not on this page is an error.",
+        "Single settings go on the command line: `--set head.k=100 train.epochs=20`.",
+        "A file may start from a shipped config: `extends: default`. What it says under `task` is no setting: it names",
         "the data that `cmrcnet fetch` fetches (see [HEST](../how-to/hest.md)).",
-        "`cmrcnet recipes NAME` prints a shipped recipe in full, ready to be edited and passed to `--recipe`.",
+        "`cmrcnet presets NAME` prints a shipped config in full, ready to be edited and passed to `--config`.",
         "",
-        "The defaults are the fields of the frozen dataclasses in `cmrcnet/recipe.py`. They are the sound choice where",
+        "The defaults are the fields of the frozen dataclasses in `cmrcnet/config.py`. They are the sound choice where",
         "the paper, its released code and we may differ (see [deviations](../paper/deviations.md)).",
         "",
-        "## Shipped recipes",
+        "## Shipped presets",
         "",
-        "| recipe | what it is |",
+        "| config | what it is |",
         "|---|---|",
-        *(f"| `{name}` | {recipe.about} |" for name, recipe in shipped.items()),
+        *(f"| `{name}` | {config.about} |" for name, config in shipped.items()),
         "",
     ]
-    hints = typing.get_type_hints(Recipe)
-    for section in dataclasses.fields(Recipe):
+    hints = typing.get_type_hints(Config)
+    for section in dataclasses.fields(Config):
         kind = hints[section.name]
         if not dataclasses.is_dataclass(kind):
             continue
         words = _field_words(kind)
         lines += [f"## {section.name}", "", inspect.getdoc(kind), ""]
-        lines += ["| key | type | default | meaning | in recipes |", "|---|---|---|---|---|"]
+        lines += ["| key | type | default | meaning | in presets |", "|---|---|---|---|---|"]
         for field in dataclasses.fields(kind):
-            default = getattr(getattr(Recipe(), section.name), field.name)
-            values = {name: getattr(getattr(recipe, section.name), field.name) for name, recipe in shipped.items()}
+            default = getattr(getattr(Config(), section.name), field.name)
+            values = {name: getattr(getattr(config, section.name), field.name) for name, config in shipped.items()}
             set_in = [
                 f"`{name}`: {_value(value)}"
                 for name, value in values.items()
-                # of a recipe that starts from another, only what it changes
+                # of a config that starts from another, only what it changes
                 if value != (values[starts_from[name]] if name in starts_from else default)
             ]
             lines.append(

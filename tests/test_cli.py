@@ -58,7 +58,7 @@ def test_every_flag_arrives_in_its_function(verb):
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_tells_every_parameter(verb, capsys):
     assert cli.main([*verb.split(), "--help"]) == 0
-    shown = capsys.readouterr().out
+    shown = capsys.headerr().out
     for name in inspect.signature(cli.VERBS[verb]).parameters:
         assert f"--{name.strip('_').replace('_', '-')}" in shown
 
@@ -69,15 +69,15 @@ def test_help_tells_every_parameter(verb, capsys):
         (["bogus"], "Unknown command"),
         (["train"], "requires an argument"),
         (["train", "cohort.csv", "--out", "model", "--colour", "blue"], "--colour"),
-        (["train", "cohort.csv", "--out", "model", "--recipe", "nonsense"], "There is no recipe 'nonsense'"),
-        (["train", "cohort.csv", "--out", "model", "--set", "train.epoch=3"], "'train.epoch', which no recipe knows"),
+        (["train", "cohort.csv", "--out", "model", "--config", "nonsense"], "There is no config 'nonsense'"),
+        (["train", "cohort.csv", "--out", "model", "--set", "train.epoch=3"], "'train.epoch', which no config knows"),
         (["train", "cohort.csv", "--out", "model", "--set", "train.epochs"], "KEY=VALUE"),
         (["train", "cohort.csv", "--out", "model", "--set", "train.epochs=many"], "a whole number"),
         (["inspect", "nowhere.csv"], "nowhere.csv"),
         (["predict", "model", "slide.jpg", "--bank", "bank", "--out", "table.csv"], "ends in .h5ad"),
-        (["recipes", "nonsense"], "There is no recipe"),
-        (["sweep", "c.csv", "--out", "s", "--over", "readout.kk=1"], "'readout.kk', which no recipe knows"),
-        (["sweep", "c.csv", "--out", "s", "--over", "readout.k="], "values parted by commas"),
+        (["presets", "nonsense"], "There is no config"),
+        (["sweep", "c.csv", "--out", "s", "--over", "head.kk=1"], "'head.kk', which no config knows"),
+        (["sweep", "c.csv", "--out", "s", "--over", "head.k="], "values parted by commas"),
         (["sweep", "c.csv", "--out", "s"], "one of --over KEY=a,b,c, --preset NAME and --ablate"),
         (["sweep", "c.csv", "--out", "s", "--preset", "magic"], "There is no sweep preset 'magic'"),
         (["sweep", "c.csv", "--out", "s", "--preset", "k", "--only", "k=11"], "There is no cell 'k=11'"),
@@ -91,7 +91,7 @@ def test_help_tells_every_parameter(verb, capsys):
 def test_a_refusal_is_one_sentence_and_exit_code_two(words, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(words) == cli.USER_ERROR
-    said = capsys.readouterr().err.strip()
+    said = capsys.headerr().err.strip()
     assert sentence in said
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
@@ -102,7 +102,7 @@ def test_an_interrupt_has_its_own_exit_code(capsys):
         raise KeyboardInterrupt
 
     assert cli.main(["stop"], verbs={"stop": verb}) == cli.INTERRUPTED
-    assert "--resume" in capsys.readouterr().err
+    assert "--resume" in capsys.headerr().err
 
 
 def test_a_full_disk_is_a_sentence(capsys):
@@ -110,7 +110,7 @@ def test_a_full_disk_is_a_sentence(capsys):
         raise OSError(28, "No space left on device", "somewhere/table.h5ad")
 
     assert cli.main(["write"], verbs={"write": verb}) == cli.USER_ERROR
-    assert "The disk is full: somewhere/table.h5ad" in capsys.readouterr().err
+    assert "The disk is full: somewhere/table.h5ad" in capsys.headerr().err
 
 
 def test_faults_of_our_own_are_not_disguised():
@@ -128,19 +128,19 @@ def test_problems_found_by_inspect_have_exit_code_one():
     assert cli.main(["look"], verbs={"look": verb}) == cli.PROBLEMS_FOUND
 
 
-def test_a_recipe_that_is_printed_can_be_loaded_again(capsys, tmp_path):
-    from cmrcnet.recipe import Recipe
+def test_a_config_that_is_printed_can_be_loaded_again(capsys, tmp_path):
+    from cmrcnet.config import Config
 
-    assert cli.main(["recipes", "paper"]) == 0
-    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
-    assert Recipe.load(tmp_path / "mine.yaml") == Recipe.load("paper")
+    assert cli.main(["presets", "paper"]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.headerr().out)
+    assert Config.load(tmp_path / "mine.yaml") == Config.load("paper")
 
 
 def test_settings_are_read_as_yaml():
-    recipe = workflows._recipe("default", ["readout.k=7", "model.blocks=[1, 2]", "train.learning_rate=3e-4"])
-    assert (recipe.readout.k, recipe.model.blocks, recipe.train.learning_rate) == (7, (1, 2), 3e-4)
+    config = workflows._config("default", ["head.k=7", "model.blocks=[1, 2]", "train.learning_rate=3e-4"])
+    assert (config.head.k, config.model.blocks, config.train.learning_rate) == (7, (1, 2), 3e-4)
     with pytest.raises(BadOption, match="KEY=VALUE"):
-        workflows._recipe("default", ["readout.k"])
+        workflows._config("default", ["head.k"])
 
 
 def test_our_warnings_are_plain_lines(capfd):
@@ -154,4 +154,4 @@ def test_our_warnings_are_plain_lines(capfd):
         assert cli.main(["warn"], verbs={"warn": verb}) == 0
     finally:
         warnings.filters[:], warnings.showwarning = before
-    assert "warning: the run only guesses" in capfd.readouterr().err
+    assert "warning: the run only guesses" in capfd.headerr().err

@@ -36,7 +36,7 @@ def reference():
     return module
 
 
-@pytest.mark.parametrize("page", ["cli_page", "recipe_page", "python_page"])
+@pytest.mark.parametrize("page", ["cli_page", "config_page", "python_page"])
 def test_reference_pages_are_what_the_code_says(reference, page):
     name = page.replace("_page", ".md")
     written = (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
@@ -47,7 +47,7 @@ def test_every_knob_and_every_verb_is_in_the_reference(reference):
     from cmrcnet.cli import VERBS
 
     assert all(f"## cmrcnet {verb}\n" in reference.cli_page() for verb in VERBS)
-    assert reference.recipe_page().count("| `model.") >= 20
+    assert reference.config_page().count("| `model.") >= 20
 
 
 # --- commands ------------------------------------------------------------------------------------------------------
@@ -78,15 +78,15 @@ def understood(command: str):
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_every_command_in_the_pages_parses(page, command):
-    from cmrcnet.recipe import Recipe
+    from cmrcnet.config import Config
 
     verb, bound, *_ = understood(command)
     assert verb.__name__.strip("_").split("_") == command.split()[1 : 2 + verb.__name__.strip("_").count("_")]
     given = bound.arguments
-    recipe = Recipe.load(given.get("recipe") or "default") if "recipe" in given or "set_" in given else None
+    config = Config.load(given.get("config") or "default") if "config" in given or "set_" in given else None
     for setting in given.get("set_") or []:
         key, _, value = setting.partition("=")
-        recipe = recipe.override({key: value})
+        config = config.override({key: value})
 
 
 @pytest.mark.parametrize("command", ["cmrcnet trian cohort.csv --out m", "cmrcnet train cohort.csv --to m"])
@@ -160,12 +160,12 @@ def test_every_switch_of_the_released_code_has_its_row():
     import dataclasses
     import typing
 
-    from cmrcnet.recipe import Recipe
+    from cmrcnet.config import Config
 
     text = (ROOT / "docs" / "paper" / "deviations.md").read_text(encoding="utf-8")
-    default, released = Recipe().to_dict(), Recipe.load("as-released").to_dict()
+    default, released = Config().to_dict(), Config.load("as-released").to_dict()
     sections = [
-        f.name for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(typing.get_type_hints(Recipe)[f.name])
+        f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(typing.get_type_hints(Config)[f.name])
     ]
     flipped = {f"{s}.{k}" for s in sections for k in default[s] if default[s][k] != released[s][k]}
     # The encoder's scaling is told in the last table, by name of its meaning.
@@ -175,9 +175,9 @@ def test_every_switch_of_the_released_code_has_its_row():
     assert all(key.split(".")[1] in default[key.split(".")[0]] for key in spoken)
 
 
-def test_the_rows_state_what_the_recipes_set():
-    """Where a row has one switch and plain values, its last two cells are those of the recipes."""
-    from cmrcnet.recipe import Recipe
+def test_the_rows_state_what_the_configs_set():
+    """Where a row has one switch and plain values, its last two cells are those of the presets."""
+    from cmrcnet.config import Config
 
     text = (ROOT / "docs" / "paper" / "deviations.md").read_text(encoding="utf-8")
     checked = 0
@@ -185,9 +185,9 @@ def test_the_rows_state_what_the_recipes_set():
         cells = [cell.strip() for cell in row.split(" | ")]
         if len(cells) != 7 or not re.fullmatch(r"`\w+\.\w+`", cells[4]):
             continue
-        section, knob = cells[4].strip("`").split(".")
+        section, option = cells[4].strip("`").split(".")
         for cell, name in ((cells[5], "paper"), (cells[6], "as-released")):
-            assert yaml.safe_load(cell.strip("`")) == Recipe.load(name).to_dict()[section][knob], (knob, name)
+            assert yaml.safe_load(cell.strip("`")) == Config.load(name).to_dict()[section][option], (option, name)
             checked += 1
     assert checked >= 24
 

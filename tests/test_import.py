@@ -93,4 +93,4 @@ def test_every_module_imports(module):
 def test_every_room_and_floor_was_walked():
     walked = {name.split(".")[1] for name in MODULES}
     assert {"tissue", "readers", "expression", "datasets", "search", "model", "encoding"} <= walked
-    assert {"training", "prediction", "evaluation", "cli", "workflows", "doctor", "recipe"} <= walked
+    assert {"training", "prediction", "evaluation", "cli", "workflows", "doctor", "config"} <= walked

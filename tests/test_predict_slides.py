@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from cmrcnet import cli
-from cmrcnet.prediction.bank import build_bank
-from tests.prediction.small_model import noise_slide, small_cohort, small_model
-from tests.tissue.slide_making import write_aperio
+from cmrcnet.retrieval.bank import build_bank
+from tests.inference.small_model import noise_slide, small_cohort, small_model
+from tests.slides.slide_making import write_aperio
 
-GRID = ["--grid-um", "66", "--um-per-px", "0.5"]
+GRID = ["--grid-um", "66", "--mpp", "0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,9 @@ def run(place: Path, *words: object) -> int:
 
 
 def refused(capsys, place: Path, *words: object) -> str:
-    capsys.readouterr()
+    capsys.headerr()
     assert run(place, *words) == cli.USER_ERROR
-    said = capsys.readouterr().err
+    said = capsys.headerr().err
     assert "Traceback" not in said and len(said.strip().splitlines()) == 1
     return said
 
@@ -56,7 +56,7 @@ def test_a_batch_skips_what_is_done_and_isolates_what_is_broken(place, tmp_path,
     (slides / "broken.png").write_bytes((slides / "one.png").read_bytes()[:3000])
     Image.fromarray(np.full((400, 400, 3), 250, np.uint8)).save(slides / "empty.png")
     assert run(place, slides, "--out", out) == cli.PROBLEMS_FOUND
-    said = capsys.readouterr().out
+    said = capsys.headerr().out
     assert "4 slides: 2 predicted, 0 done before, 2 broken." in said and "No tissue was found on empty" in said
     assert sorted(path.name for path in out.iterdir()) == ["one.h5ad", "summary.csv", "two.h5ad"]
     rows = {Path(row["slide"]).stem: row for row in csv.DictReader((out / "summary.csv").open())}
@@ -71,7 +71,7 @@ def test_a_batch_skips_what_is_done_and_isolates_what_is_broken(place, tmp_path,
     for name in ("broken", "empty"):
         (slides / f"{name}.png").unlink()
     assert run(place, slides, "--out", out) == 0
-    assert "2 slides: 0 predicted, 2 done before, 0 broken." in capsys.readouterr().out
+    assert "2 slides: 0 predicted, 2 done before, 0 broken." in capsys.headerr().out
     assert (out / "one.h5ad").stat().st_mtime_ns == before
     single = tmp_path / "one.h5ad"
     assert run(place, slides / "one.png", "--out", single) == 0
@@ -82,7 +82,7 @@ def test_a_pattern_is_a_batch_and_a_table_of_other_settings_is_not_taken_for_don
     pattern, out = place / "pictures" / "o*.png", tmp_path / "out"
     assert run(place, pattern, "--out", out) == 0
     assert run(place, pattern, "--out", out, "--k", 2) == cli.PROBLEMS_FOUND
-    assert "it differs in k; choose another folder or pass --overwrite" in capsys.readouterr().out
+    assert "it differs in k; choose another folder or pass --overwrite" in capsys.headerr().out
     assert run(place, pattern, "--out", out, "--k", 2, "--overwrite") == 0
     assert anndata.read_h5ad(out / "one.h5ad").obsm["neighbour_ids"].shape[1] == 2
 
@@ -150,7 +150,7 @@ def test_killed_while_encoding_and_killed_while_writing_it_ends_with_the_same_ta
     picture = tmp_path / "large.png"
     Image.fromarray(noise_slide(5, 1200).read(0, 0, 1200, 1200)).save(picture)
     whole, out = tmp_path / "whole.h5ad", tmp_path / "killed.h5ad"
-    words = ["predict", place / "model", picture, "--bank", place / "bank", "--grid-um", 33, "--um-per-px", 0.5]
+    words = ["predict", place / "model", picture, "--bank", place / "bank", "--grid-um", 33, "--mpp", 0.5]
     assert cli.main([str(word) for word in [*words, "--out", whole]]) == 0
     work = tmp_path / "killed.h5ad.partial"
     for sign in ("features/features.json", "table.written"):
@@ -164,10 +164,10 @@ def test_killed_while_encoding_and_killed_while_writing_it_ends_with_the_same_ta
 
 
 def killed(words: list[object], sign: Path, cache: Path) -> None:
-    """Run a command and kill -9 it as soon as a file appears; its tables are written 16 places at a time."""
+    """Run a command and kill -9 it as soon as a file appears; its tables are written 16 locations at a time."""
     code = (
-        "import sys; from cmrcnet import cli; from cmrcnet.prediction import blocks;"
-        "blocks.places_at_once = lambda genes: 16; sys.exit(cli.main(sys.argv[1:]))"
+        "import sys; from cmrcnet import cli; from cmrcnet.inference import blocks;"
+        "blocks.chunk_size = lambda genes: 16; sys.exit(cli.main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words)],

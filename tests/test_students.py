@@ -14,7 +14,7 @@ from cmrcnet import Student, cli
 from cmrcnet.datasets.synthetic import synthetic_cohort, write_cohort
 from cmrcnet.testing import assert_prediction_table
 
-QUICK = ["--recipe", "tiny", "--set", "train.epochs=8", "panel.n_hvg=60", "evaluation.set_size=10"]
+QUICK = ["--config", "tiny", "--set", "train.epochs=8", "panel.n_hvg=60", "evaluation.set_size=10"]
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def taught(place: Path) -> list[object]:
 
 
 def refused(capsys, *words: object) -> str:
-    capsys.readouterr()
+    capsys.headerr()
     assert run(*words) == cli.USER_ERROR
-    said = capsys.readouterr().err
+    said = capsys.headerr().err
     assert "Traceback" not in said and len(said.strip().splitlines()) == 1
     return said
 
@@ -65,7 +65,7 @@ def test_the_student_has_a_card_and_remembers_its_teachers(place):
         found = student.card[name]
         assert len(found["sections"]) == sections
         assert found["mean"]["student_with_teacher"] > 0.7 and abs(found["mean"]["loss"]) < 0.15
-    assert student.card["head"]["held_in_variance"] > 0.4
+    assert student.card["head"]["validation_variance"] > 0.4
 
 
 def test_the_bank_remembers_the_cohort_that_it_was_built_from(place, tmp_path, capsys):
@@ -98,7 +98,7 @@ def test_it_predicts_without_a_bank(place, tmp_path, capsys):
     alike = [np.corrcoef(by_student[:, g].X.ravel(), by_bank[:, g].X.ravel())[0, 1] for g in genes]
     assert len(genes) > 10 and np.mean(alike) > 0.7
     picture = place / "cohort" / "P4S1.jpg"
-    assert run("predict", place / "student", picture, "--um-per-px", 1, "--out", tmp_path / "grid.h5ad") == 0
+    assert run("predict", place / "student", picture, "--mpp", 1, "--out", tmp_path / "grid.h5ad") == 0
 
 
 def test_what_only_a_bank_can_do_is_refused_in_one_sentence(place, tmp_path, capsys):
@@ -112,7 +112,7 @@ def test_what_only_a_bank_can_do_is_refused_in_one_sentence(place, tmp_path, cap
     spot = anndata.read_h5ad(out).obs_names[0]
     for sheet in ("sheet.png", "list.csv"):
         said = refused(capsys, "explain", out, "--spot", spot, "--out", tmp_path / sheet)
-        assert "a student, which has no receipts; predict with MODEL and --bank" in said
+        assert "a student, which has no attributions; predict with MODEL and --bank" in said
         assert not (tmp_path / sheet).exists()
 
 
@@ -143,7 +143,7 @@ def test_an_interrupted_distillation_leaves_nothing(place, tmp_path, monkeypatch
     def interrupted(*given, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cmrcnet.distillation.distil.measure_speed", interrupted)
+    monkeypatch.setattr("cmrcnet.distill.distil.measure_speed", interrupted)
     assert run(*taught(place), "--grid-um", 0, "--out", tmp_path / "student") == cli.INTERRUPTED
     assert list(tmp_path.iterdir()) == []
 
@@ -152,14 +152,14 @@ def test_a_folder_of_slides_may_be_learnt_on(place, tmp_path, capsys):
     slides = tmp_path / "slides"
     slides.mkdir()
     shutil.copy(place / "cohort" / "P4S1.jpg", slides)
-    words = ["--slides", slides, "--um-per-px", 1, "--grid-um", 200, "--out", tmp_path / "student"]
+    words = ["--slides", slides, "--mpp", 1, "--grid-um", 200, "--out", tmp_path / "student"]
     assert run(*taught(place), *words) == 0
-    said = capsys.readouterr().out
+    said = capsys.headerr().out
     assert "times faster" in said and "each left out" in said and "Student written to" in said
     assert len(Student.load(tmp_path / "student").lineage.slides) == 4
 
 
 def test_help_says_what_a_student_is_and_that_it_remembers(capsys):
     assert cli.main(["distil", "--help"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.headerr().out.split())
     assert "predicts without bank and search" in said and "still in the student" in said

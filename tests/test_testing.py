@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import BadCounts
+from cmrcnet.slides.slide import ArraySlide
 from cmrcnet.testing import assert_section, assert_slide
-from cmrcnet.tissue.slide import ArraySlide
-from tests.expression.sections import section_of
+from tests.genes.sections import section_of
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
 

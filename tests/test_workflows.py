@@ -19,7 +19,7 @@ from cmrcnet import cli
 from cmrcnet.datasets.synthetic import synthetic_cohort, write_cohort
 from cmrcnet.evaluation.threads import limited_threads
 
-QUICK = ["--recipe", "tiny", "--set", "train.epochs=2", "panel.n_hvg=40", "readout.k=10"]
+QUICK = ["--config", "tiny", "--set", "train.epochs=2", "panel.n_hvg=40", "head.k=10"]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def place(tmp_path_factory) -> Path:
 
 def _refused(words: list[str], capsys) -> str:
     """The sentence of a refusal."""
-    capsys.readouterr()
+    capsys.headerr()
     assert cli.main([str(word) for word in words]) == cli.USER_ERROR
-    said = capsys.readouterr().err
+    said = capsys.headerr().err
     assert "Traceback" not in said
     return said
 
@@ -56,7 +56,7 @@ def test_a_plain_picture_becomes_a_table_that_scanpy_plots(place, tmp_path):
 
     out = tmp_path / "prediction.h5ad"
     picture = place / "cohort" / "P3S1.jpg"
-    words = ["predict", place / "model", picture, "--bank", place / "bank", "--out", out, "--um-per-px", 1.0]
+    words = ["predict", place / "model", picture, "--bank", place / "bank", "--out", out, "--mpp", 1.0]
     assert cli.main([str(word) for word in words]) == 0
     table = scanpy.read_h5ad(out)
     assert table.n_vars == 80 and table.n_obs > 40
@@ -72,7 +72,7 @@ def test_a_section_of_a_cohort_is_predicted_at_its_spots_and_its_counts_are_not_
     first, second = tmp_path / "first.h5ad", tmp_path / "second.h5ad"
     assert cli.main([str(w) for w in ["predict", place / "model", csv, "--out", first, *words]]) == 0
     assert anndata.read_h5ad(first).shape == (40, 1)
-    spots = ["--spots", cohort / "P3S1_spots.tsv", "--um-per-px", 1.0, "--genes", "TUMOUR001"]
+    spots = ["--spots", cohort / "P3S1_spots.tsv", "--mpp", 1.0, "--genes", "TUMOUR001"]
     words = ["predict", place / "model", cohort / "P3S1.jpg", "--bank", place / "bank", "--out", second, *spots]
     assert cli.main([str(w) for w in words]) == 0
     np.testing.assert_allclose(anndata.read_h5ad(first).X, anndata.read_h5ad(second).X, rtol=1e-5)
@@ -94,9 +94,9 @@ def test_a_place_is_explained_on_a_sheet_and_as_a_list(place, tmp_path, capsys):
     spot = anndata.read_h5ad(table).obs_names[3]
     sheet, bare = tmp_path / "sheet.png", tmp_path / "list.csv"
     explain = ["explain", table, "--spot", spot, "--out"]
-    capsys.readouterr()
+    capsys.headerr()
     assert cli.main([str(w) for w in [*explain, sheet, "--cohort", csv, "--genes", "TUMOUR001", "TUMOUR002"]]) == 0
-    assert "The prediction is the weighted mean of these spots, and of nothing else." in capsys.readouterr().out
+    assert "The prediction is the weighted mean of these spots, and of nothing else." in capsys.headerr().out
     assert sheet.read_bytes().startswith(b"\x89PNG")
     assert cli.main([str(w) for w in [*explain, bare]]) == 0
     listed = pd.read_csv(bare)
@@ -111,7 +111,7 @@ def test_a_place_is_explained_on_a_sheet_and_as_a_list(place, tmp_path, capsys):
 def test_intervals_of_a_model_that_cannot_calibrate_are_refused_before_anything_is_encoded(place, tmp_path, capsys):
     words = ["predict", place / "model", place / "cohort" / "cohort.csv", "--section", "P3S1", "--bank", place / "bank"]
     said = _refused([*words, "--out", tmp_path / "p.h5ad", "--intervals"], capsys)
-    assert "There are no calibrated intervals: its recipe does not hold in each unit in turn" in said
+    assert "There are no calibrated intervals: its config does not hold in each unit in turn" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,15 +127,15 @@ def test_evaluate_leaves_a_run_folder_and_a_report(place, tmp_path):
 
 def test_inspect_says_what_it_is(place, capsys):
     assert cli.main(["inspect", str(place / "cohort" / "cohort.csv")]) == 0
-    said = capsys.readouterr().out
+    said = capsys.headerr().out
     assert "P3S1" in said and "Problems: none" in said
 
 
 def test_doctor_and_encoders_answer(capsys):
     assert cli.main(["doctor"]) == 0
-    assert "embedded encoder" in capsys.readouterr().out
+    assert "embedded encoder" in capsys.headerr().out
     assert cli.main(["encoders"]) == 0
-    assert "efficientnet-lite0" in capsys.readouterr().out
+    assert "efficientnet-lite0" in capsys.headerr().out
 
 
 @pytest.mark.parametrize("verb", ["train", "index", "predict", "evaluate"])
@@ -174,7 +174,7 @@ def test_a_bank_of_another_model(place, tmp_path, capsys):
     words = ["train", csv, "--out", model, *QUICK, "train.seed=5", "--without", "P3"]
     assert cli.main([str(word) for word in words]) == 0
     picture = place / "cohort" / "P3S1.jpg"
-    words = ["predict", model, picture, "--bank", place / "bank", "--out", tmp_path / "p.h5ad", "--um-per-px", 1.0]
+    words = ["predict", model, picture, "--bank", place / "bank", "--out", tmp_path / "p.h5ad", "--mpp", 1.0]
     assert "was made by model" in _refused(words, capsys)
     assert not (tmp_path / "p.h5ad").exists()
 
@@ -183,9 +183,9 @@ def test_a_bank_is_edited_and_predicts_as_one_built_afresh(place, tmp_path, caps
     csv, model, bank = place / "cohort" / "cohort.csv", place / "model", tmp_path / "bank"
 
     def run(*words: object) -> str:
-        capsys.readouterr()
+        capsys.headerr()
         assert cli.main([str(word) for word in words]) == 0
-        return capsys.readouterr().out
+        return capsys.headerr().out
 
     run("index", model, csv, "--out", bank, "--without", "P3", "--search", "ivf", "--recall", "0.9")
     said = run("bank", "list", bank)
@@ -230,21 +230,19 @@ def test_what_a_bank_cannot_do_is_said_in_one_sentence(place, tmp_path, capsys):
 def test_unknown_scale_and_unknown_gene_and_no_picture(place, tmp_path, capsys):
     picture = place / "cohort" / "P3S1.jpg"
     words = ["predict", place / "model", picture, "--bank", place / "bank", "--out", tmp_path / "p.h5ad"]
-    assert "--um-per-px" in _refused(words, capsys)
-    assert "NOGENE" in _refused([*words, "--um-per-px", "1.0", "--genes", "NOGENE"], capsys)
+    assert "--mpp" in _refused(words, capsys)
+    assert "NOGENE" in _refused([*words, "--mpp", "1.0", "--genes", "NOGENE"], capsys)
     words[2] = place / "cohort" / "cohort.csv"
     assert "--section" in _refused(words, capsys)
     words[2] = place / "cohort" / "P3S1_spots.tsv"
-    assert "P3S1_spots.tsv" in _refused([*words, "--um-per-px", "1.0"], capsys)
+    assert "P3S1_spots.tsv" in _refused([*words, "--mpp", "1.0"], capsys)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_section_brings_its_own_scale_and_spots(place, tmp_path, capsys):
     words = ["predict", place / "model", place / "cohort" / "cohort.csv", "--section", "P3S1", "--bank", place / "bank"]
     out = ["--out", tmp_path / "p.h5ad"]
-    assert "um_per_px is '4.0'; wanted nothing together with --section" in _refused(
-        [*words, *out, "--um-per-px", 4], capsys
-    )
+    assert "mpp is '4.0'; wanted nothing together with --section" in _refused([*words, *out, "--mpp", 4], capsys)
     assert "spots is 'x.tsv'; wanted nothing" in _refused([*words, *out, "--spots", "x.tsv"], capsys)
     assert not (tmp_path / "p.h5ad").exists()
 
@@ -283,7 +281,7 @@ def _killed(words: list[object], folder: Path, sign: str) -> None:
 def test_a_killed_training_resumes_to_the_same_weights(place, tmp_path, monkeypatch):
     monkeypatch.setenv("CMRCNET_CACHE", str(tmp_path / "cache"))  # all three learn from the very same tokens
     csv = place / "cohort" / "cohort.csv"
-    quick = ["--recipe", "tiny", "--set", "train.epochs=5", "panel.n_hvg=40", "readout.k=10"]
+    quick = ["--config", "tiny", "--set", "train.epochs=5", "panel.n_hvg=40", "head.k=10"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     _killed(["train", csv, "--out", killed, *quick], tmp_path, "killed.partial/*.safetensors")
     assert not killed.exists()
@@ -296,7 +294,7 @@ def test_a_killed_training_resumes_to_the_same_weights(place, tmp_path, monkeypa
 
 @pytest.mark.parametrize("seconds", [1.5, 3.0])
 def test_a_killed_index_leaves_a_whole_bank_or_none(place, tmp_path, seconds):
-    from cmrcnet.prediction.bank import ReferenceBank
+    from cmrcnet.retrieval.bank import ReferenceBank
 
     out = tmp_path / "bank"
     words = [str(w) for w in ["index", place / "model", place / "cohort" / "cohort.csv", "--out", out]]
@@ -322,15 +320,15 @@ def test_a_killed_prediction_leaves_no_output_and_can_run_again(place, tmp_path)
 def test_the_demo_ends_with_a_report(place, tmp_path, capsys):
     out = tmp_path / "demo"
     csv = place / "cohort" / "cohort.csv"
-    recipe = tmp_path / "quick.yaml"
-    recipe.write_text(
+    config = tmp_path / "quick.yaml"
+    config.write_text(
         "about: two epochs\nmodel: {blocks: [4], fusion_dim: 32, targets: identity}\ntrain: {epochs: 2}\n"
     )
-    words = ["demo", "--out", out, "--data", csv, "--recipe", recipe]
+    words = ["demo", "--out", out, "--data", csv, "--config", config]
     assert cli.main([str(word) for word in words]) == 0
-    said = capsys.readouterr().out
+    said = capsys.headerr().out
     assert f"Open {out / 'report.html'}" in said
-    assert f"Model written to {out / 'model'} (" in said and "draft" not in said
+    assert f"Model written to {out / 'model'} (" in said and "tmp" not in said
     assert json.loads((out / "demo.json").read_text())["format"] == 1
     assert anndata.read_h5ad(out / "unseen.h5ad").n_obs > 0
     assert "A slide without expression" in (out / "report.html").read_text()

@@ -30,7 +30,7 @@ VERBS: dict[str, Callable] = {
     "transfer": workflows.transfer,
     "localise": workflows.localise,
     "fetch": workflows.fetch,
-    "recipes": workflows.recipes,
+    "presets": workflows.presets,
     "encoders": workflows.encoders,
     "doctor": doctor.doctor,
 }

@@ -36,7 +36,7 @@ def examine() -> dict[str, str]:
     import torch
 
     from cmrcnet import __version__
-    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.storage.cache import TokenCache
 
     seen = {
         "cmrcnet": __version__,
@@ -72,14 +72,14 @@ def _device(torch) -> str:
         return f"cuda: {torch.cuda.get_device_name(0)}, {memory:.0f} GiB"
     if torch.backends.mps.is_available():
         return "mps (Apple)"
-    return "cpu (frozen encoders train in minutes here; recipe `paper` wants a GPU)"
+    return "cpu (frozen encoders train in minutes here; config `paper` wants a GPU)"
 
 
 def _torchvision() -> str:
-    from cmrcnet.model.torchvision_cure import import_timm, was_cured
+    from cmrcnet.models.torchvision_compat import import_timm, is_stubbed
 
     import_timm()
-    remark = ", of another build than torch: its missing operators were defined" if was_cured() else ""
+    remark = ", of another build than torch: its missing operators were defined" if is_stubbed() else ""
     return _version("torchvision") + remark
 
 
@@ -93,7 +93,7 @@ def _openslide() -> str:
 
 def _embedded_encoder() -> str:
     from cmrcnet.errors import CmrcnetError
-    from cmrcnet.model.encoder_registry import create_image_encoder
+    from cmrcnet.models.encoder_registry import create_image_encoder
 
     try:
         encoder = create_image_encoder("efficientnet-lite0")

@@ -45,20 +45,20 @@ class BadOption(CmrcnetError, ValueError):
 
 
 class UnknownKey(CmrcnetError, KeyError):
-    """A key that a recipe does not have."""
+    """A key that a config does not have."""
 
     def __init__(self, key: str, known: Sequence[str], where: str) -> None:
-        super().__init__(f"{where} has the key {key!r}, which no recipe knows; known here: {', '.join(known)}.")
+        super().__init__(f"{where} has the key {key!r}, which no config knows; known here: {', '.join(known)}.")
 
     __str__ = Exception.__str__  # KeyError would print the repr
 
 
 class UnknownName(CmrcnetError, KeyError):
-    """A recipe, encoder, method, gene or section that nobody has heard of."""
+    """A config, encoder, method, gene or section that nobody has heard of."""
 
-    def __init__(self, kind: str, name: str, known: Sequence[str], remedy: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Sequence[str], hint: str = "") -> None:
         sentence = f"There is no {kind} {name!r}; known: {_few(list(known), 30)}."
-        super().__init__(f"{sentence} {remedy}".strip())
+        super().__init__(f"{sentence} {hint}".strip())
 
     __str__ = Exception.__str__
 
@@ -107,12 +107,12 @@ class BadFile(CmrcnetError, ValueError):
 class NoSuchFile(CmrcnetError, FileNotFoundError):
     """A file that is not there."""
 
-    def __init__(self, path: object, what: str, remedy: str = "check the path") -> None:
-        super().__init__(f"{what} {path} does not exist; {remedy}.")
+    def __init__(self, path: object, what: str, hint: str = "check the path") -> None:
+        super().__init__(f"{what} {path} does not exist; {hint}.")
 
 
 class UnknownFormat(CmrcnetError, ValueError):
-    """A place that no reader recognises, or that more than one does."""
+    """A location that no reader recognises, or that more than one does."""
 
     def __init__(self, path: object, why: str, known: Sequence[str]) -> None:
         super().__init__(f"{path}: {why}; give format= (--format), one of: {', '.join(known)}.")
@@ -128,8 +128,8 @@ class MissingColumn(CmrcnetError, ValueError):
 class OutputExists(CmrcnetError, FileExistsError):
     """An output that is there already."""
 
-    def __init__(self, path: object, remedy: str = "choose another name or pass --overwrite") -> None:
-        super().__init__(f"{path} exists already; {remedy}.")
+    def __init__(self, path: object, hint: str = "choose another name or pass --overwrite") -> None:
+        super().__init__(f"{path} exists already; {hint}.")
 
 
 class OutputInUse(CmrcnetError, OSError):
@@ -140,7 +140,7 @@ class OutputInUse(CmrcnetError, OSError):
 
 
 class Unwritable(CmrcnetError, PermissionError):
-    """A place that cannot be written."""
+    """A location that cannot be written."""
 
     def __init__(self, path: object, why: str) -> None:
         super().__init__(f"{path} cannot be written: {why}; choose a folder that you may write to.")
@@ -162,7 +162,7 @@ class NoRoom(DiskFull):
         CmrcnetError.__init__(
             self,
             f"{path} takes about {needed_gb:.1f} GB while it is made, and {free_gb:.1f} GB are free there; free space, "
-            "choose another folder, or choose fewer genes (--genes) or places (--grid-um).",
+            "choose another folder, or choose fewer genes (--genes) or locations (--grid-um).",
         )
 
 
@@ -207,8 +207,8 @@ class UnknownScale(CmrcnetError, ValueError):
 
     def __init__(self, slide: str) -> None:
         super().__init__(
-            f"{slide} does not say how many micrometres a pixel shows; give it: --um-per-px 0.5 on the command line, "
-            "the column um_per_px in the cohort file, or um_per_px= in open_slide()."
+            f"{slide} does not say how many micrometres a pixel shows; give it: --mpp 0.5 on the command line, "
+            "the column mpp in the cohort file, or mpp= in open_slide()."
         )
 
 
@@ -216,7 +216,7 @@ class ScaleMismatch(CmrcnetError, ValueError):
     """A stated scale that the slide or its spots contradict."""
 
     def __init__(self, slide: str, stated: float, evidence: str) -> None:
-        super().__init__(f"{slide} is said to show {stated:g} um per px, but {evidence}; correct um_per_px.")
+        super().__init__(f"{slide} is said to show {stated:g} um per px, but {evidence}; correct mpp.")
 
 
 class SpotsOffImage(CmrcnetError, ValueError):
@@ -233,7 +233,9 @@ class NoTissue(CmrcnetError, ValueError):
     """A slide on which no tissue was found."""
 
     def __init__(self, slide: str) -> None:
-        super().__init__(f"No tissue was found on {slide}; check the picture, or give the places to predict yourself.")
+        super().__init__(
+            f"No tissue was found on {slide}; check the picture, or give the locations to predict yourself."
+        )
 
 
 class BadMask(CmrcnetError, ValueError):
@@ -268,12 +270,12 @@ class EmptySection(CmrcnetError, ValueError):
     """A section without spots or without genes."""
 
     def __init__(self, section: str, spots: int, genes: int) -> None:
-        remedy = (
+        hint = (
             "check that the counts and the spot file use the same spot names"
             if spots == 0
             else "no gene but controls was counted on any spot, so check that this is the table of raw counts"
         )
-        super().__init__(f"{section} holds {spots} spots and {genes} genes after cleaning; {remedy}.")
+        super().__init__(f"{section} holds {spots} spots and {genes} genes after cleaning; {hint}.")
 
 
 class NoSharedGenes(CmrcnetError, ValueError):
@@ -297,8 +299,8 @@ class GenesMissing(CmrcnetError, ValueError):
 class TooFew(CmrcnetError, ValueError):
     """Too few sections, patients, spots or genes for the job."""
 
-    def __init__(self, what: str, got: int, want: int, remedy: str) -> None:
-        super().__init__(f"{got} {what}, but at least {want} are needed; {remedy}.")
+    def __init__(self, what: str, got: int, want: int, hint: str) -> None:
+        super().__init__(f"{got} {what}, but at least {want} are needed; {hint}.")
 
 
 # --- models and banks --------------------------------------------------------------------------------------------
@@ -307,8 +309,8 @@ class TooFew(CmrcnetError, ValueError):
 class WeightsMissing(CmrcnetError, FileNotFoundError):
     """Weights that are not at hand."""
 
-    def __init__(self, encoder: str, why: str, remedy: str) -> None:
-        super().__init__(f"The weights of encoder {encoder} are not at hand: {why}; {remedy}.")
+    def __init__(self, encoder: str, why: str, hint: str) -> None:
+        super().__init__(f"The weights of encoder {encoder} are not at hand: {why}; {hint}.")
 
 
 class DamagedWeights(CmrcnetError, ValueError):
@@ -367,8 +369,8 @@ class BankInUse(CmrcnetError, OSError):
 class DamagedArtefact(CmrcnetError, ValueError):
     """A model, bank or run folder that is incomplete, or of a format that this version does not read."""
 
-    def __init__(self, path: object, why: str, remedy: str) -> None:
-        super().__init__(f"{path} is not whole: {why}; {remedy}.")
+    def __init__(self, path: object, why: str, hint: str) -> None:
+        super().__init__(f"{path} is not whole: {why}; {hint}.")
 
 
 class SeenInTraining(CmrcnetError, ValueError):
@@ -382,18 +384,19 @@ class SeenInTraining(CmrcnetError, ValueError):
 
 
 class NotCalibrated(CmrcnetError, ValueError):
-    """Intervals or refusals asked of a model that has nothing to calibrate them on."""
+    """Intervals or translate_os_errors asked of a model that has nothing to calibrate them on."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(f"There are no {what}: {why}.")
 
 
-class NoReceipts(CmrcnetError, LookupError):
-    """A receipt asked of a prediction that has none."""
+class NoAttribution(CmrcnetError, LookupError):
+    """A attribution asked of a prediction that has none."""
 
     def __init__(self, slide: str) -> None:
         super().__init__(
-            f"The prediction of {slide} was made by a student, which has no receipts; predict with MODEL and --bank "
+            f"The prediction of {slide} was made by a student, which has no attributions; predict with "
+            f"MODEL and --bank "
             "for these."
         )
 

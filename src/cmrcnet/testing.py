@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmrcnet.expression.normalize import check_counts
-from cmrcnet.expression.table import check_prediction_table
-from cmrcnet.tissue.section import Section
-from cmrcnet.tissue.slide import WHITE, Slide, known_scale
+from cmrcnet.genes.normalize import check_counts
+from cmrcnet.genes.table import check_prediction_table
+from cmrcnet.slides.section import Section
+from cmrcnet.slides.slide import WHITE, Slide, known_scale
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -66,5 +66,5 @@ def assert_prediction_table(table: AnnData) -> None:
         again = anndata.read_h5ad(path)
     check_prediction_table(again)
     assert np.array_equal(np.asarray(table.X), np.asarray(again.X), equal_nan=True), "X changed on disk"
-    assert list(table.obs_names) == list(again.obs_names), "the places changed on disk"
+    assert list(table.obs_names) == list(again.obs_names), "the locations changed on disk"
     assert list(table.var_names) == list(again.var_names), "the genes changed on disk"

@@ -9,32 +9,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cmrcnet.atomic import atomic_file, atomic_folder, lasting, refuse_existing
+from cmrcnet.config import Config, shipped_presets
 from cmrcnet.errors import BadFile, BadOption, NoSuchFile, UnknownSection
-from cmrcnet.recipe import Recipe, shipped_recipes
+from cmrcnet.storage.atomic import atomic_file, atomic_folder, final_path, refuse_existing
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from cmrcnet.evaluation.protocol import EvaluationRun
-    from cmrcnet.prediction.predictors import Predictor
+    from cmrcnet.inference.predictors import Predictor
     from cmrcnet.readers.inspection import Inspection
     from cmrcnet.search.search_config import SearchConfig
-    from cmrcnet.tissue.section import Cohort
+    from cmrcnet.slides.section import Cohort
 
 
 DEMO_METHODS = ("cmrcnet", "ridge", "colour-ridge", "gene-mean", "random-k", "permuted-pairs")
 """A first look: what must be beaten, and what guesses. `cmrcnet evaluate` compares all."""
 
 
-def inspect(source: Path, *, um_per_px: float | None = None, format: str | None = None, quick: bool = False) -> bool:
+def inspect(source: Path, *, mpp: float | None = None, format: str | None = None, quick: bool = False) -> bool:
     """Say what a cohort, section or slide is, and every problem with it, before any time is spent.
 
     Parameters
     ----------
     source : Path
         A cohort.csv, a section (folder or counts file), or a slide.
-    um_per_px : float, optional
+    mpp : float, optional
         Micrometres per level-0 pixel, where the slide does not say.
     format : str, optional
         Reader to use, where the section's own look is ambiguous: legacy_st, visium, hest, ann_data.
@@ -49,9 +49,9 @@ def inspect(source: Path, *, um_per_px: float | None = None, format: str | None 
     """
     from cmrcnet.readers.inspection import inspect as look
 
-    found = look(source, um_per_px=um_per_px, format=format)
+    found = look(source, mpp=mpp, format=format)
     if found.kind == "cohort" and not quick:
-        found = _with_detectors(found, source, um_per_px)
+        found = _with_detectors(found, source, mpp)
     print(found.to_text())
     return not found.problems
 
@@ -60,7 +60,7 @@ def train(
     cohort: Path,
     *,
     out: Path,
-    recipe: str = "default",
+    config: str = "default",
     set_: list[str] | None = None,
     without: list[str] | None = None,
     resume: bool = False,
@@ -71,13 +71,13 @@ def train(
     Parameters
     ----------
     cohort : Path
-        A cohort.csv: section, patient, format, counts, spots, image, um_per_px, spot_diameter_um.
+        A cohort.csv: section, patient, format, counts, spots, image, mpp, spot_diameter_um.
     out : Path
         Model folder to write. While training runs, its state lies beside it in OUT.partial.
-    recipe : str
-        Name of a shipped recipe (`cmrcnet recipes`) or the path of your own .yaml.
+    config : str
+        Name of a shipped config (`cmrcnet presets`) or the path of your own .yaml.
     set_ : list of str, optional
-        Single settings over the recipe: --set train.epochs=20 model.temperature=0.2
+        Single settings over the config: --set train.epochs=20 model.temperature=0.2
     without : list of str, optional
         Sections or patients to leave out of training.
     resume : bool
@@ -85,11 +85,11 @@ def train(
     overwrite : bool
         Replace OUT (and forget OUT.partial).
     """
-    plan = _recipe(recipe, set_)
+    plan = _config(config, set_)
     refuse_existing(out, overwrite)
 
-    from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.storage.cache import TokenCache
     from cmrcnet.training.checkpoint import Checkpoints
     from cmrcnet.training.fit import fit
 
@@ -99,7 +99,8 @@ def train(
     model.save(out, overwrite=overwrite)
     checkpoints.discard()
     print(
-        f"Model written to {lasting(out)} ({_so_many((len(model.panel.genes), 'gene'), (len(sections), 'section'))})."
+        f"Model written to {final_path(out)} "
+        f"({_so_many((len(model.panel.genes), 'gene'), (len(sections), 'section'))})."
     )
     return out
 
@@ -143,16 +144,16 @@ def index(
     plan = _search_plan(search, recall, probes, breadth)
     refuse_existing(out, overwrite)
 
-    from cmrcnet.encoding.token_cache import TokenCache
-    from cmrcnet.model.trained_model import TrainedModel
-    from cmrcnet.prediction.bank import build_bank
+    from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.retrieval.bank import build_bank
+    from cmrcnet.storage.cache import TokenCache
 
     trained = TrainedModel.load(model)
-    sections = _leave_out(read_cohort(cohort, controls=trained.recipe.panel.controls), without)
+    sections = _leave_out(read_cohort(cohort, controls=trained.config.panel.controls), without)
     bank = build_bank(trained, sections, cache=TokenCache.default())
     bank.save(out, overwrite=overwrite, search=plan)
-    print(f"Bank written to {lasting(out)} ({_so_many((len(bank), 'spot'), (len(bank.genes), 'gene'))}).")
+    print(f"Bank written to {final_path(out)} ({_so_many((len(bank), 'spot'), (len(bank.genes), 'gene'))}).")
     return out
 
 
@@ -170,14 +171,14 @@ def bank_add(bank: Path, model: Path, cohort: Path, *, only: list[str] | None = 
     only : list of str, optional
         Sections or patients of the cohort to add; all when left out.
     """
-    from cmrcnet.model.trained_model import TrainedModel
-    from cmrcnet.prediction.bank_edit import add_sections
-    from cmrcnet.prediction.bank_manifest import Manifest
+    from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.retrieval.edit import add_sections
+    from cmrcnet.retrieval.manifest import Manifest
 
     Manifest.read(bank)
     trained = TrainedModel.load(model)
-    sections = read_cohort(cohort, controls=trained.recipe.panel.controls)
+    sections = read_cohort(cohort, controls=trained.config.panel.controls)
     if only:
         others = set(sections.sections) - set(_sections_named(sections, only, "only"))
         sections = sections.without([section for section in sections.sections if section in others])
@@ -196,8 +197,8 @@ def bank_drop(bank: Path, names: list[str]) -> Path:
     names : list of str
         Sections, or patients: all their sections.
     """
-    from cmrcnet.prediction.bank_edit import drop_sections
-    from cmrcnet.prediction.bank_manifest import Manifest
+    from cmrcnet.retrieval.edit import drop_sections
+    from cmrcnet.retrieval.manifest import Manifest
 
     dropped = drop_sections(bank, names)
     print(f"Dropped from {bank}: {', '.join(dropped)}. It holds {_so_many((Manifest.read(bank).spots, 'spot'))} now.")
@@ -212,7 +213,7 @@ def bank_list(bank: Path) -> None:
     bank : Path
         Bank folder.
     """
-    from cmrcnet.prediction.bank_manifest import Manifest
+    from cmrcnet.retrieval.manifest import Manifest
 
     manifest = Manifest.read(bank)
     print(f"{'section':24}{'patient':24}{'spots':>10}{'genes':>10}")
@@ -248,8 +249,8 @@ def bank_merge(
     plan = _search_plan(search, recall, None, None)
     refuse_existing(out, overwrite)
 
-    from cmrcnet.prediction.bank import ReferenceBank
-    from cmrcnet.prediction.bank_edit import merge_banks
+    from cmrcnet.retrieval.bank import ReferenceBank
+    from cmrcnet.retrieval.edit import merge_banks
 
     merged = merge_banks([ReferenceBank.load(bank) for bank in banks])
     merged.save(out, overwrite=overwrite, search=plan)
@@ -282,7 +283,7 @@ def bank_search(
     """
     plan = _search_plan(search, recall, probes, breadth)
 
-    from cmrcnet.prediction.bank_edit import search_anew
+    from cmrcnet.retrieval.edit import search_anew
 
     print(f"{bank}: {search_anew(bank, plan).search_text()}.")
     return bank
@@ -303,7 +304,7 @@ def predict(
     batch: int | Literal["auto"] = "auto",
     intervals: bool = False,
     refuse: float | None = None,
-    um_per_px: float | None = None,
+    mpp: float | None = None,
     overwrite: bool = False,
 ) -> Path | bool:
     """Predict expression on a slide that has none, or on a folder of them.
@@ -314,7 +315,7 @@ def predict(
     ----------
     model : Path
         Model folder; or the folder of a student (`cmrcnet distil`), which needs no bank and gives no neighbours,
-        intervals or refusals.
+        intervals or translate_os_errors.
     slide : Path
         A slide or picture (SVS, NDPI, MRXS, TIFF, OME-TIFF, JPEG, PNG); or a cohort.csv together with --section; or
         a folder of slides, or a pattern in quotes ("slides/*.svs").
@@ -325,29 +326,29 @@ def predict(
     bank : Path, optional
         Bank folder that `cmrcnet index` made with this model. Only a student predicts without one.
     section : str, optional
-        Section of the cohort.csv; its picture and the places of its spots are used, its counts never.
+        Section of the cohort.csv; its picture and the locations of its spots are used, its counts never.
     spots : Path, optional
-        Table of places to predict (columns pixel_x, pixel_y in level-0 pixels) in place of a grid over the tissue.
+        Table of locations to predict (columns pixel_x, pixel_y in level-0 pixels) in place of a grid over the tissue.
     mask : Path, optional
         Picture of the whole slide, at any size, in which tissue is white, in place of the tissue found.
     genes : list of str, optional
         Genes to predict, or one file with a gene a line; all that the bank measured when left out.
     k : int, optional
-        Measured spots averaged for one place; the model's own choice when left out.
+        Measured spots averaged for one location; the model's own choice when left out.
     grid_um : float
-        Distance between the places of the grid.
+        Distance between the locations of the grid.
     batch : int or "auto"
         Patches that go through the encoder at once; auto suits the device.
     intervals : bool
         Write the calibrated 90 % interval of every value as well (layers lower and upper); three times the size.
     refuse : float, optional
-        Mark places that are less certain than this share of held-in training spots: --refuse 0.3.
-    um_per_px : float, optional
+        Mark locations that are less certain than this share of validation training spots: --refuse 0.3.
+    mpp : float, optional
         Micrometres per level-0 pixel, where the slide does not say.
     overwrite : bool
         Replace OUT.
     """
-    from cmrcnet.prediction.slide_batch import predict_slides, slides_of
+    from cmrcnet.inference.slide_batch import predict_slides, slides_of
 
     slides = slides_of(slide)
     if slides is None:
@@ -355,9 +356,9 @@ def predict(
             raise BadOption("out", str(out), "a file name that ends in .h5ad, or .zarr")
         refuse_existing(out, overwrite)
 
-    from cmrcnet.encoding.token_cache import TokenCache
-    from cmrcnet.prediction.slide_job import predict_to_file
+    from cmrcnet.inference.slide_job import predict_to_file
     from cmrcnet.readers.mask_picture import read_mask
+    from cmrcnet.storage.cache import TokenCache
 
     chosen = _gene_list(genes)
     if slides is not None:
@@ -371,23 +372,23 @@ def predict(
             genes=chosen,
             grid_um=grid_um,
             batch=batch,
-            um_per_px=um_per_px,
+            mpp=mpp,
             cache=TokenCache.default(),
             overwrite=overwrite,
         )
         print(done.to_text())
         return out if not done.broken else False
-    picture, places = _where_to_predict(slide, section, spots, um_per_px)
+    picture, locations = _where_to_predict(slide, section, spots, mpp)
     plan = _predictor(model, bank, k, intervals, refuse).plan(
         picture,
-        spots=places,
+        spots=locations,
         mask=None if mask is None else read_mask(mask, picture),
         genes=chosen,
         grid_um=grid_um,
     )
     predict_to_file(plan, out, cache=TokenCache.default(), batch=batch)
-    size = _so_many((len(plan.places), "place"), (len(plan.columns), "gene"))
-    print(f"Prediction written to {lasting(out)} ({size}).")
+    size = _so_many((len(plan.locations), "place"), (len(plan.columns), "gene"))
+    print(f"Prediction written to {final_path(out)} ({size}).")
     return out
 
 
@@ -405,7 +406,7 @@ def distil(
     patch_px: int | None = None,
     grid_um: float = 200.0,
     test: Path | None = None,
-    um_per_px: float | None = None,
+    mpp: float | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Path:
@@ -414,7 +415,8 @@ def distil(
     The student is taught what MODEL and BANK say on the bank's own slides, each section by the bank without it. Its
     card tells what it lost and how much faster it is: measured on sections that are left out, and on --test. Encoding
     takes most of the time; a student is really faster when it looks with less: --orientations 1, --views 112,
-    --encoder, --patch-px. It has no receipts, intervals or refusals. It remembers the patients of MODEL and BANK: one
+    --encoder, --patch-px. It has no attributions, intervals or translate_os_errors. It remembers the patients of
+    MODEL and BANK: one
     who is dropped from the bank later is still in the student, which then must be distilled anew.
 
     Parameters
@@ -441,10 +443,10 @@ def distil(
     patch_px : int, optional
         Pixels that a patch is resized to; it shows the same tissue. The teacher's when left out.
     grid_um : float
-        Distance between the places to learn on besides the measured spots; 0: spots only.
+        Distance between the locations to learn on besides the measured spots; 0: spots only.
     test : Path, optional
         A cohort.csv of sections that neither model nor bank has seen, nor their patients: honest values for the card.
-    um_per_px : float, optional
+    mpp : float, optional
         Micrometres per level-0 pixel of --slides, where they do not say.
     seed : int
         Of every random choice.
@@ -453,26 +455,26 @@ def distil(
     """
     refuse_existing(out, overwrite)
 
-    from cmrcnet.distillation.card import card_text
-    from cmrcnet.distillation.distil import distil as teach
-    from cmrcnet.distillation.student_look import StudentLook
-    from cmrcnet.encoding.token_cache import TokenCache
-    from cmrcnet.model.trained_model import TrainedModel
-    from cmrcnet.prediction.bank import ReferenceBank
-    from cmrcnet.prediction.bank_cohort import cohort_of_bank
-    from cmrcnet.prediction.slide_batch import slides_of
+    from cmrcnet.distill.distil import distil as teach
+    from cmrcnet.distill.student_config import StudentLook
+    from cmrcnet.distill.student_report import card_text
+    from cmrcnet.inference.slide_batch import slides_of
+    from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.readers.cohort import read_cohort
-    from cmrcnet.tissue.slide_files import open_slide
+    from cmrcnet.retrieval.bank import ReferenceBank
+    from cmrcnet.retrieval.bank_cohort import cohort_of_bank
+    from cmrcnet.slides.slide_files import open_slide
+    from cmrcnet.storage.cache import TokenCache
 
     trained = TrainedModel.load(model)
-    controls = trained.recipe.panel.controls
+    controls = trained.config.panel.controls
     found = [path for each in slides or [] for path in slides_of(each) or [each]]
     measured = ReferenceBank.load(bank)
     student = teach(
         trained,
         measured,
         cohort_of_bank(measured, controls=controls) if cohort is None else read_cohort(cohort, controls=controls),
-        slides=[open_slide(path, um_per_px=um_per_px) for path in found],
+        slides=[open_slide(path, mpp=mpp) for path in found],
         look=StudentLook(
             encoder=encoder, weights=weights, orientations=orientations, views_um=views, patch_px=patch_px
         ),
@@ -483,7 +485,7 @@ def distil(
     )
     student.save(out, overwrite=overwrite)
     print(card_text(student.card))
-    print(f"Student written to {lasting(out)} ({_so_many((len(student.genes), 'gene'))}).")
+    print(f"Student written to {final_path(out)} ({_so_many((len(student.genes), 'gene'))}).")
     return out
 
 
@@ -511,17 +513,17 @@ def export(
     overwrite : bool
         Replace TO.
     """
-    from cmrcnet.outputs.export import ending_of
-    from cmrcnet.outputs.export import export as write
-    from cmrcnet.outputs.stored_prediction import StoredPrediction
-    from cmrcnet.tissue.slide_files import open_slide
+    from cmrcnet.export.export import ending_of
+    from cmrcnet.export.export import export as write
+    from cmrcnet.export.stored_prediction import StoredPrediction
+    from cmrcnet.slides.slide_files import open_slide
 
     ending_of(to)
     refuse_existing(to, overwrite)
     with StoredPrediction(prediction) as table:
-        picture = None if slide is None else open_slide(slide, um_per_px=float(table.facts["um_per_px"]))
+        picture = None if slide is None else open_slide(slide, mpp=float(table.facts["mpp"]))
         write(table, to, genes=_gene_list(genes), slide=picture, overwrite=overwrite)
-    print(f"Written to {lasting(to)}.")
+    print(f"Written to {final_path(to)}.")
     return to
 
 
@@ -533,7 +535,7 @@ def explain(
     cohort: Path | None = None,
     slide: Path | None = None,
     genes: list[str] | None = None,
-    um_per_px: float | None = None,
+    mpp: float | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Explain one predicted place on one sheet: its patch, the measured spots behind it, what they measured.
@@ -552,7 +554,7 @@ def explain(
         The slide that was predicted, where the cohort does not hold it.
     genes : list of str, optional
         Genes to show, at most eight, or one file with a gene a line; the best graded when left out.
-    um_per_px : float, optional
+    mpp : float, optional
         Micrometres per level-0 pixel, where the slide does not say.
     overwrite : bool
         Replace OUT.
@@ -562,27 +564,27 @@ def explain(
         raise BadOption("out", str(out), "a file name that ends in .png, .pdf, .svg or .csv")
     refuse_existing(out, overwrite)
 
-    from cmrcnet.downstream.receipt import receipt
-    from cmrcnet.downstream.receipt_sheet import receipt_sheet
+    from cmrcnet.analysis.attribution import attribution
+    from cmrcnet.analysis.attribution_sheet import attribution_sheet
     from cmrcnet.readers.cohort import read_cohort
-    from cmrcnet.readers.one_place import read_place
-    from cmrcnet.tissue.slide_files import open_slide
+    from cmrcnet.readers.one_location import read_location
+    from cmrcnet.slides.slide_files import open_slide
 
-    table = read_place(prediction, spot)
-    with atomic_file(out) as draft:
+    table = read_location(prediction, spot)
+    with atomic_file(out) as tmp:
         if kind == "csv":
-            receipt(table, spot).spots.to_csv(draft, index=False)
+            attribution(table, spot).spots.to_csv(tmp, index=False)
         else:
-            sheet = receipt_sheet(
+            sheet = attribution_sheet(
                 table,
                 spot,
                 genes=_gene_list(genes),
                 cohort=None if cohort is None else read_cohort(cohort),
-                slide=None if slide is None else open_slide(slide, um_per_px=um_per_px),
+                slide=None if slide is None else open_slide(slide, mpp=mpp),
                 kind=kind,
             )
-            draft.write_bytes(sheet)
-    print(f"{lasting(out)}: {receipt(table, spot).sentence}")
+            tmp.write_bytes(sheet)
+    print(f"{final_path(out)}: {attribution(table, spot).sentence}")
     return out
 
 
@@ -590,7 +592,7 @@ def evaluate(
     cohort: Path,
     *,
     out: Path,
-    recipe: str = "default",
+    config: str = "default",
     set_: list[str] | None = None,
     protocol: Literal["strict", "paper"] = "strict",
     unit: Literal["patient", "section"] | None = None,
@@ -609,10 +611,10 @@ def evaluate(
         A cohort.csv.
     out : Path
         Run folder to write: report.html, scores.csv, genes.csv, trust.csv, predictions/, run.json.
-    recipe : str
-        Name of a shipped recipe (`cmrcnet recipes`) or the path of your own .yaml.
+    config : str
+        Name of a shipped config (`cmrcnet presets`) or the path of your own .yaml.
     set_ : list of str, optional
-        Single settings over the recipe: --set train.epochs=20 readout.k=100
+        Single settings over the config: --set train.epochs=20 head.k=100
     protocol : {"strict", "paper"}
         strict: scored genes are fixed on training sections. paper: as published studies do it, a section left out, HEG
         and HVG those of the test truth, the panel chosen on all sections; stamped on the report.
@@ -621,7 +623,7 @@ def evaluate(
     methods : list of str, optional
         Methods to compare, with spaces or commas between them; all that ship when left out.
     seeds : int
-        Run everything with so many seeds, from the recipe's own on; scores are means over them.
+        Run everything with so many seeds, from the config's own on; scores are means over them.
     folds : list of str, optional
         Run only the folds that leave these patients (or sections) out; stamped on the report.
     workers : int or "auto"
@@ -631,7 +633,7 @@ def evaluate(
     overwrite : bool
         Replace OUT.
     """
-    run = _evaluate(cohort, out, recipe, set_, protocol, unit, _each(methods), seeds, folds, workers, resume, overwrite)
+    run = _evaluate(cohort, out, config, set_, protocol, unit, _each(methods), seeds, folds, workers, resume, overwrite)
     from cmrcnet.evaluation.facts import time_text
 
     print(run.to_text())
@@ -644,7 +646,7 @@ def sweep(
     cohort: Path,
     *,
     out: Path,
-    recipe: str = "default",
+    config: str = "default",
     set_: list[str] | None = None,
     over: list[str] | None = None,
     preset: str | None = None,
@@ -660,7 +662,7 @@ def sweep(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Evaluate a recipe with some settings varied: sweeps, ablations, and the departures of the released code.
+    """Evaluate a config with some settings varied: sweeps, ablations, and the departures of the released code.
 
     Parameters
     ----------
@@ -668,16 +670,16 @@ def sweep(
         A cohort.csv.
     out : Path
         Sweep folder to write: sweep.html, sweep.csv, sweep.json, plots, and the scores of each cell.
-    recipe : str
-        Base recipe: name or path of a .yaml.
+    config : str
+        Base config: name or path of a .yaml.
     set_ : list of str, optional
         Single settings of the base: --set train.epochs=20
     over : list of str, optional
-        Settings to vary, with their values: --over model.mask_rate=0,0.3,0.5 --over readout.k=10,50
+        Settings to vary, with their values: --over model.mask_rate=0,0.3,0.5 --over head.k=10,50
     preset : str, optional
         A sweep that ships, in place of --over: ablation, mask, k, reconstruct, departures.
     ablate : bool
-        The same as --preset ablation: contrastive training alone against the full recipe.
+        The same as --preset ablation: contrastive training alone against the full config.
     one_at_a_time : bool
         Each value alone against the base; otherwise every value of a key with every value of the others.
     only : list of str, optional
@@ -701,7 +703,7 @@ def sweep(
     """
     from cmrcnet.evaluation.sweep_plan import plan_over, preset_plan, read_axes
 
-    base = _recipe(recipe, set_)
+    base = _config(config, set_)
     if sum([bool(over), preset is not None, ablate]) != 1:
         raise BadOption("over", over or "", "one of --over KEY=a,b,c, --preset NAME and --ablate")
     if over:
@@ -710,11 +712,11 @@ def sweep(
         plan = preset_plan(base, preset or "ablation")
     plan = plan.only(only)
 
-    from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.evaluation.sweep_folder import SweepFolder
     from cmrcnet.evaluation.sweep_report import write_sweep
     from cmrcnet.evaluation.sweeps import sweep as run_sweep
     from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.storage.cache import TokenCache
 
     def cohort_of(controls: Literal["drop", "keep"]) -> Cohort:
         return read_cohort(cohort, controls=controls)
@@ -745,7 +747,7 @@ def transfer(
     tests: list[Path],
     *,
     out: Path,
-    recipe: str = "default",
+    config: str = "default",
     set_: list[str] | None = None,
     methods: list[str] | None = None,
     unit: Literal["patient", "section"] | None = None,
@@ -764,10 +766,10 @@ def transfer(
         Cohorts to test on: TRAIN.csv TEST.csv TEST2.csv
     out : Path
         Folder to write: transfer.html, transfer.csv, transfer.json, and the scores of each part.
-    recipe : str
-        Name of a shipped recipe or the path of your own .yaml.
+    config : str
+        Name of a shipped config or the path of your own .yaml.
     set_ : list of str, optional
-        Single settings over the recipe.
+        Single settings over the config.
     methods : list of str, optional
         Methods to run besides cmrcnet.
     unit : {"patient", "section"}, optional
@@ -781,13 +783,13 @@ def transfer(
     overwrite : bool
         Replace OUT.
     """
-    plan = _recipe(recipe, set_)
+    plan = _config(config, set_)
 
-    from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.evaluation.sweep_folder import SweepFolder
     from cmrcnet.evaluation.transfer import transfer as run_transfer
     from cmrcnet.evaluation.transfer_report import write_transfer
     from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.storage.cache import TokenCache
 
     source, *targets = [read_cohort(csv, controls=plan.panel.controls) for csv in (train, *tests)]
     folder = SweepFolder(out, last="transfer.json", overwrite=overwrite, resume=resume)
@@ -844,8 +846,8 @@ def localise(
             raise BadOption("out", str(out), "a file name that ends in .csv")
         refuse_existing(out, overwrite)
 
-    from cmrcnet.downstream.localised_cohort import localisation_text, localise_cohort
-    from cmrcnet.expression.markers import markers, organ_of_cohort, source_lines
+    from cmrcnet.analysis.localised_cohort import localisation_text, localise_cohort
+    from cmrcnet.genes.markers import markers, organ_of_cohort, source_lines
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.readers.region_table import read_cohort_regions
 
@@ -857,8 +859,8 @@ def localise(
     shown = table["signature"][table["expected"]].unique()
     print("\n".join([f"Markers: {chosen.organ}, version {chosen.version}.", *source_lines(chosen, shown)]))
     if out is not None:
-        with atomic_file(out) as draft:
-            table.to_csv(draft, index=False)
+        with atomic_file(out) as tmp:
+            table.to_csv(tmp, index=False)
         print(f"Table written to {out} ({len(table)} rows).")
 
 
@@ -892,11 +894,11 @@ def fetch(
     from cmrcnet.datasets.hest_tasks import hest_task
 
     table = fetch_hest(task, out, accept_licence=accept_licence, slides=slides, revision=revision)
-    print(f"Cohort written to {table}. Next: cmrcnet evaluate {table} --recipe {hest_task(task).recipe} --out RUN")
+    print(f"Cohort written to {table}. Next: cmrcnet evaluate {table} --config {hest_task(task).config} --out RUN")
     return table
 
 
-def demo(*, out: Path = Path("demo"), data: Path | None = None, recipe: str = "tiny", overwrite: bool = False) -> Path:
+def demo(*, out: Path = Path("demo"), data: Path | None = None, config: str = "tiny", overwrite: bool = False) -> Path:
     """Run the whole journey once and write a report to open.
 
     Trains and scores leaving one patient out at a time, then trains on all but one slide and predicts that slide from
@@ -908,8 +910,8 @@ def demo(*, out: Path = Path("demo"), data: Path | None = None, recipe: str = "t
         Folder to write: report.html, evaluation/, model/, bank/, unseen.h5ad.
     data : Path, optional
         A cohort.csv of real sections in place of the synthetic ones; its last section is the unseen slide.
-    recipe : str
-        Recipe to run; `default` takes a few times longer and predicts better.
+    config : str
+        Config to run; `default` takes a few times longer and predicts better.
     overwrite : bool
         Replace OUT.
     """
@@ -920,7 +922,7 @@ def demo(*, out: Path = Path("demo"), data: Path | None = None, recipe: str = "t
     from cmrcnet.readers.cohort import read_cohort
 
     with atomic_folder(out, overwrite) as folder:
-        (folder / "demo.json").write_text(json.dumps({"format": 1, "recipe": recipe, "data": str(data or "synthetic")}))
+        (folder / "demo.json").write_text(json.dumps({"format": 1, "config": config, "data": str(data or "synthetic")}))
         if data is None:
             table, hidden = write_cohort(synthetic_cohort(), folder / "cohort"), []
             unseen, scale = write_slide(synthetic_slide(), folder / "unseen.png")
@@ -928,40 +930,40 @@ def demo(*, out: Path = Path("demo"), data: Path | None = None, recipe: str = "t
             cohort = read_cohort(data)
             table, hidden = data, [cohort.sections[-1]]
             picture = cohort.read(hidden[0]).slide
-            unseen, scale = picture.path, picture.um_per_px
-        run = _evaluate(table, folder / "evaluation", recipe, methods=list(DEMO_METHODS))
-        train(table, out=folder / "model", recipe=recipe, without=hidden)
+            unseen, scale = picture.path, picture.mpp
+        run = _evaluate(table, folder / "evaluation", config, methods=list(DEMO_METHODS))
+        train(table, out=folder / "model", config=config, without=hidden)
         index(folder / "model", table, out=folder / "bank", without=hidden)
-        predict(folder / "model", unseen, bank=folder / "bank", out=folder / "unseen.h5ad", um_per_px=scale)
+        predict(folder / "model", unseen, bank=folder / "bank", out=folder / "unseen.h5ad", mpp=scale)
         write_report(run, folder / "report.html", unseen=folder / "unseen.h5ad")
     print(f"Open {out / 'report.html'}")
     return out
 
 
-def recipes(name: str | None = None) -> None:
-    """List the recipes that ship, or show one with every setting.
+def presets(name: str | None = None) -> None:
+    """List the presets that ship, or show one with every setting.
 
     Parameters
     ----------
     name : str, optional
-        Recipe to show in full; its output is a .yaml that you can edit and pass to --recipe.
+        Config to show in full; its output is a .yaml that you can edit and pass to --config.
     """
     if name is not None:
         import yaml
 
-        print(yaml.safe_dump(Recipe.load(name).to_dict(), sort_keys=False, allow_unicode=True), end="")
+        print(yaml.safe_dump(Config.load(name).to_dict(), sort_keys=False, allow_unicode=True), end="")
         return
-    for each in shipped_recipes():
-        print(f"{each:20}{Recipe.load(each).about}")
+    for each in shipped_presets():
+        print(f"{each:20}{Config.load(each).about}")
 
 
 def encoders() -> None:
     """List the image encoders, their scale, licence, and where their weights come from."""
-    from cmrcnet.model.encoder_cards import WITHHELD
-    from cmrcnet.model.encoder_registry import encoder_card, image_encoders
+    from cmrcnet.models.encoder_registry import image_encoders, pretrained_config
+    from cmrcnet.models.pretrained_configs import WITHHELD
 
-    for card in map(encoder_card, image_encoders()):
-        print(f"{card.name:20}{card.n_tokens} tokens x {card.dim}, {card.um_per_px:g} um per px, {card.licence}")
+    for card in map(pretrained_config, image_encoders()):
+        print(f"{card.name:20}{card.n_tokens} tokens x {card.dim}, {card.mpp:g} um per px, {card.licence}")
         print(f"{'':20}{card.source}; {card.note}")
     for name, reason in WITHHELD.items():
         print(f"{name:20}not offered: {reason}")
@@ -969,17 +971,17 @@ def encoders() -> None:
     print(f"{'hf-hub:ORG/NAME':20}any timm model on the Hugging Face hub, where it can be reached")
 
 
-def _with_detectors(found: Inspection, source: Path, um_per_px: float | None) -> Inspection:
+def _with_detectors(found: Inspection, source: Path, mpp: float | None) -> Inspection:
     """Add what the detectors find: certain things to the problems, suspicions to the notes."""
     from dataclasses import replace
 
-    from cmrcnet.quality.cohort_check import check_cohort
+    from cmrcnet.qc.cohort_check import check_cohort
     from cmrcnet.readers.cohort import read_cohort
 
     if found.problems:
-        note = "Sections were not compared (duplicates, patients, stain, places of spots): mend the problems first."
+        note = "Sections were not compared (duplicates, patients, stain, locations of spots): mend the problems first."
         return replace(found, notes=(*found.notes, note))
-    seen = check_cohort(read_cohort(source, um_per_px=um_per_px))
+    seen = check_cohort(read_cohort(source, mpp=mpp))
     return replace(
         found,
         notes=(*found.notes, *(each.sentence for each in seen if not each.certain)),
@@ -990,7 +992,7 @@ def _with_detectors(found: Inspection, source: Path, um_per_px: float | None) ->
 def _evaluate(
     cohort: Path,
     out: Path,
-    recipe: str,
+    config: str,
     set_: list[str] | None = None,
     protocol: Literal["strict", "paper"] = "strict",
     unit: Literal["patient", "section"] | None = None,
@@ -1002,14 +1004,14 @@ def _evaluate(
     overwrite: bool = False,
 ) -> EvaluationRun:
     """Run the protocol into a run folder and write its report."""
-    plan = _recipe(recipe, set_)
+    plan = _config(config, set_)
 
-    from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.evaluation.protocol import evaluate as run_protocol
     from cmrcnet.evaluation.report import write_report
     from cmrcnet.evaluation.run_folder import RunFolder
     from cmrcnet.evaluation.trust_scores import trust_scores
     from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.storage.cache import TokenCache
 
     sections = read_cohort(cohort, controls=plan.panel.controls)
     folder = RunFolder(out, overwrite=overwrite, resume=resume)
@@ -1026,21 +1028,21 @@ def _evaluate(
         folder=folder,
     )
     if len(measured := trust_scores(run)):
-        with atomic_file(folder.working / "trust.csv") as draft:
-            measured.to_csv(draft, index=False)
+        with atomic_file(folder.working / "trust.csv") as tmp:
+            measured.to_csv(tmp, index=False)
     write_report(run, folder.working / "report.html")
     folder.finish()
     return run
 
 
-def _recipe(name: str, settings: list[str] | None) -> Recipe:
+def _config(name: str, settings: list[str] | None) -> Config:
     given = {}
     for setting in settings or []:
         key, equals, value = setting.partition("=")
         if not equals:
             raise BadOption("set", setting, "KEY=VALUE, as in --set train.epochs=20")
         given[key.strip()] = value.strip()
-    return Recipe.load(name).override(given)
+    return Config.load(name).override(given)
 
 
 def _search_plan(search: str, recall: float, probes: int | None, breadth: int | None) -> SearchConfig:
@@ -1067,8 +1069,8 @@ def _sections_named(cohort: Cohort, names: list[str], option: str) -> list[str]:
 
 def _predictor(model: Path, bank: Path | None, k: int | None, intervals: bool, refuse: float | None) -> Predictor:
     """A model with its bank, or a student, which takes no bank and none of the bank's options."""
-    from cmrcnet.model.student import FILE, Student
-    from cmrcnet.prediction.predictors import BankPredictor, StudentPredictor
+    from cmrcnet.inference.predictors import BankPredictor, StudentPredictor
+    from cmrcnet.models.student import FILE, Student
 
     if (model / FILE).is_file():
         for name, value in (("bank", bank), ("k", k), ("intervals", intervals), ("refuse", refuse)):
@@ -1079,19 +1081,19 @@ def _predictor(model: Path, bank: Path | None, k: int | None, intervals: bool, r
     if bank is None:
         raise BadOption("--bank", "left out", "the bank folder made with this model; only a student needs none")
 
-    from cmrcnet.model.trained_model import TrainedModel
-    from cmrcnet.prediction.bank import ReferenceBank
+    from cmrcnet.models.trained_model import TrainedModel
+    from cmrcnet.retrieval.bank import ReferenceBank
 
     return BankPredictor(TrainedModel.load(model), ReferenceBank.load(bank), k, intervals, refuse)
 
 
-def _where_to_predict(slide: Path, section: str | None, spots: Path | None, um_per_px: float | None):
-    """The slide and, where they were given, the places on it. A section's counts go no further than here."""
+def _where_to_predict(slide: Path, section: str | None, spots: Path | None, mpp: float | None):
+    """The slide and, where they were given, the locations on it. A section's counts go no further than here."""
     from cmrcnet.readers.cohort import read_cohort
-    from cmrcnet.tissue.slide_files import open_slide
+    from cmrcnet.slides.slide_files import open_slide
 
     if section is not None:
-        for name, value in (("spots", spots), ("um_per_px", um_per_px)):
+        for name, value in (("spots", spots), ("mpp", mpp)):
             if value is not None:
                 raise BadOption(name, str(value), "nothing together with --section: the cohort file says it")
         found = read_cohort(slide).read(section)
@@ -1100,7 +1102,7 @@ def _where_to_predict(slide: Path, section: str | None, spots: Path | None, um_p
         raise NoSuchFile(slide, "The slide")
     if slide.suffix == ".csv":
         raise BadOption("slide", str(slide), "a slide, or a cohort.csv together with --section NAME")
-    picture = open_slide(slide, um_per_px=um_per_px)
+    picture = open_slide(slide, mpp=mpp)
     if spots is None:
         return picture, None
     from cmrcnet.readers.spot_table import read_spots

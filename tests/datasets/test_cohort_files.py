@@ -10,8 +10,8 @@ import pytest
 from cmrcnet.datasets.synthetic import synthetic_cohort, synthetic_slide, synthetic_truth, write_cohort, write_slide
 from cmrcnet.errors import BadOption, OutputExists, UnknownScale
 from cmrcnet.readers.cohort import read_cohort
-from cmrcnet.tissue.slide import ArraySlide
-from cmrcnet.tissue.slide_files import open_slide
+from cmrcnet.slides.slide import ArraySlide
+from cmrcnet.slides.slide_files import open_slide
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_it_reads_back_the_same(cohort, image, tmp_path):
         assert theirs.spots.barcodes == ours.spots.barcodes
         np.testing.assert_allclose(theirs.spots.centre_px, ours.spots.centre_px)
         assert theirs.spots.diameter_um == ours.spots.diameter_um
-        assert theirs.slide.um_per_px == ours.slide.um_per_px
+        assert theirs.slide.mpp == ours.slide.mpp
         columns = [ours.genes.index(gene) for gene in theirs.genes]
         np.testing.assert_array_equal(theirs.counts.toarray(), ours.counts.toarray()[:, columns])
         assert theirs.genes == ours.genes
@@ -56,7 +56,7 @@ def test_writing_twice_gives_the_same_bytes(cohort, tmp_path):
 def test_the_cohort_file_has_the_columns_of_the_house(cohort, tmp_path):
     with write_cohort(cohort, tmp_path / "made").open() as file:
         rows = list(csv.DictReader(file))
-    expected = ["section", "patient", "format", "counts", "spots", "image", "um_per_px", "spot_diameter_um"]
+    expected = ["section", "patient", "format", "counts", "spots", "image", "mpp", "spot_diameter_um"]
     assert list(rows[0])[:8] == expected
     assert rows[0]["synthetic"].startswith("seed 3 patient 0")
 
@@ -72,7 +72,7 @@ def test_an_existing_folder_is_not_overwritten(cohort, tmp_path):
 
 
 def test_nothing_half_written_is_left_when_a_section_fails(cohort, tmp_path):
-    from cmrcnet.tissue.section import Cohort, CohortEntry
+    from cmrcnet.slides.section import Cohort, CohortEntry
 
     def fails():
         raise RuntimeError("no more")
@@ -87,8 +87,8 @@ def test_nothing_half_written_is_left_when_a_section_fails(cohort, tmp_path):
 def test_a_slide_is_written_as_one_picture_and_its_scale_is_returned(name, tmp_path):
     slide = synthetic_slide(2, spots=4)
     path, scale = write_slide(slide, tmp_path / name)
-    assert scale == slide.um_per_px
-    again = open_slide(path, um_per_px=scale)
+    assert scale == slide.mpp
+    again = open_slide(path, mpp=scale)
     assert (again.width_px, again.height_px) == (slide.width_px, slide.height_px)
     assert np.abs(whole(slide).astype(int) - whole(again)).mean() < 3
 

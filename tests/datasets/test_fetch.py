@@ -41,7 +41,7 @@ def hub(tmp_path):
     """The files of SKCM, each section with its own counts and with Xenium's control features among the genes."""
     root = tmp_path / "hub"
     for seed, sample in enumerate(hest_task("SKCM").samples):
-        made = as_visium(made_up(columns=4, rows=3, genes=8, um_per_px=1.6, seed=seed))
+        made = as_visium(made_up(columns=4, rows=3, genes=8, mpp=1.6, seed=seed))
         counts = np.hstack([made.counts, np.full((made.spots, len(CONTROLS)), 3)])
         made = replace(made, genes=[*made.genes, *CONTROLS], counts=counts)
         write_hest(root, made, sample.id, off_tissue=2, technology="Xenium")
@@ -126,7 +126,7 @@ def test_checksums_are_those_of_the_files(hub, tmp_path):
 
 
 def test_the_unknown_patient_of_coad_has_a_name_and_a_note_of_its_own(tmp_path):
-    made = as_visium(made_up(columns=4, rows=3, um_per_px=1.6))
+    made = as_visium(made_up(columns=4, rows=3, mpp=1.6))
     for sample in hest_task("COAD").samples:
         write_hest(tmp_path / "hub", made, sample.id)
     path = fetch_hest("coad", tmp_path / "coad", hub=FolderHub(tmp_path / "hub"), accept_licence=True)
@@ -177,9 +177,9 @@ def test_the_verb_fetches_and_says_what_comes_next(hub, tmp_path, monkeypatch, c
     out = tmp_path / "skcm"
     words = ["fetch", "hest", "--task", "SKCM", "--out", str(out)]
     assert cli.main(words) == cli.USER_ERROR
-    assert "CC BY-NC-SA 4.0" in capsys.readouterr().err
+    assert "CC BY-NC-SA 4.0" in capsys.headerr().err
     assert cli.main([*words, "--accept-licence"]) == 0
-    assert f"cmrcnet evaluate {out / 'cohort.csv'} --recipe hest-skcm" in capsys.readouterr().out
+    assert f"cmrcnet evaluate {out / 'cohort.csv'} --config hest-skcm" in capsys.headerr().out
 
 
 # --- the hub itself, its library's calls held to their true signatures, nothing on the network ------------------------

@@ -1,14 +1,14 @@
-"""The six tasks: samples and patients as published, recipes that go with them, tasks of one's own."""
+"""The six tasks: samples and patients as published, presets that go with them, tasks of one's own."""
 
 from __future__ import annotations
 
 import pytest
 import yaml
 
+from cmrcnet.config import Config
 from cmrcnet.datasets.hest_tasks import hest_task, hest_tasks
 from cmrcnet.errors import BadOption, MissingColumn, NoSuchFile, UnknownKey, UnknownName
-from cmrcnet.expression.markers import markers, organ_of
-from cmrcnet.recipe import Recipe
+from cmrcnet.genes.markers import markers, organ_of
 
 # HEST metadata v1.3.0; None: unknown.
 PATIENTS = {
@@ -41,14 +41,14 @@ def test_a_section_of_unknown_patient_stands_alone_and_says_so():
 
 
 @pytest.mark.parametrize("name", PATIENTS)
-def test_the_recipe_is_the_default_with_what_the_data_ask_for(name):
+def test_the_config_is_the_default_with_what_the_data_ask_for(name):
     task = hest_task(name)
-    recipe, default = Recipe.load(task.recipe), Recipe.load("default")
-    assert recipe.panel.controls == "drop"
-    assert recipe.panel.kind == ("shared" if task.technology == "Xenium" else default.panel.kind)
-    assert (recipe.model, recipe.train, recipe.readout) == (default.model, default.train, default.readout)
+    config, default = Config.load(task.config), Config.load("default")
+    assert config.panel.controls == "drop"
+    assert config.panel.kind == ("shared" if task.technology == "Xenium" else default.panel.kind)
+    assert (config.model, config.train, config.head) == (default.model, default.train, default.head)
     patients = {sample.patient for sample in task.samples}
-    assert recipe.evaluation.unit == ("patient" if len(patients) > 1 else "section")
+    assert config.evaluation.unit == ("patient" if len(patients) > 1 else "section")
 
 
 @pytest.mark.parametrize("name", PATIENTS)
@@ -82,8 +82,8 @@ def own(tmp_path, **changes):
 def test_a_task_of_ones_own(tmp_path):
     task = hest_task(own(tmp_path))
     assert [(sample.id, sample.patient) for sample in task.samples] == [("A1", "MINE-1"), ("A2", "MINE-A2")]
-    recipe = Recipe.load(task.recipe)
-    assert recipe.train == Recipe.load("tiny").train and recipe.about == "mine"
+    config = Config.load(task.config)
+    assert config.train == Config.load("tiny").train and config.about == "mine"
 
 
 @pytest.mark.parametrize(
@@ -115,16 +115,16 @@ def test_what_is_no_task(tmp_path):
 def test_extends_is_one_step_and_no_knob(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("extends: hest-coad\n")
-    with pytest.raises(BadOption, match=r"a recipe that extends no other"):
-        Recipe.load(path)
+    with pytest.raises(BadOption, match=r"a config that extends no other"):
+        Config.load(path)
     path.write_text("extends: nonsense\n")
-    with pytest.raises(UnknownName, match=r"There is no recipe 'nonsense'"):
-        Recipe.load(path)
+    with pytest.raises(UnknownName, match=r"There is no config 'nonsense'"):
+        Config.load(path)
     path.write_text("extends: default\nmodel: {temperatur: 1}\n")
     with pytest.raises(UnknownKey, match=r"model.temperatur"):
-        Recipe.load(path)
-    path.write_text("extends: default\nreadout: {k: 7}\n")
-    mine, default = Recipe.load(path), Recipe.load("default")
-    assert (mine.readout.k, mine.readout.weighting) == (7, default.readout.weighting)
+        Config.load(path)
+    path.write_text("extends: default\nhead: {k: 7}\n")
+    mine, default = Config.load(path), Config.load("default")
+    assert (mine.head.k, mine.head.weighting) == (7, default.head.weighting)
     with pytest.raises(UnknownKey):
-        Recipe.from_dict({"extends": "default"})
+        Config.from_dict({"extends": "default"})

@@ -19,10 +19,10 @@ from cmrcnet.datasets.synthetic_anatomy import TRAITS, Anatomy, TissuePlan
 from cmrcnet.datasets.synthetic_counts import GROUP_SHARES, synthetic_genes
 from cmrcnet.datasets.synthetic_tissue import staining_of
 from cmrcnet.errors import BadOption
-from cmrcnet.expression.correlation import pearson_per_gene
-from cmrcnet.expression.normalize import normalize
+from cmrcnet.genes.correlation import pearson_per_gene
+from cmrcnet.genes.normalize import normalize
+from cmrcnet.slides.section import Section
 from cmrcnet.testing import assert_section, assert_slide
-from cmrcnet.tissue.section import Section
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "synthetic_counts.json"
 
@@ -34,7 +34,7 @@ def cohort():
 
 def features(section: Section, side_um: float = 112.0) -> np.ndarray:
     """A few plain numbers a patch, standardised in the section: colour, its spread, how much is nucleus or glass."""
-    side = round(side_um / section.slide.um_per_px)
+    side = round(side_um / section.slide.mpp)
     rows = []
     for x, y in section.spots.centre_px:
         patch = section.slide.read(round(x - side / 2), round(y - side / 2), side, side).astype(float)
@@ -59,14 +59,14 @@ def test_sections_are_whole_and_the_same_spots_are_asked_for_and_given(cohort):
 
 @pytest.mark.parametrize("spots", [1, 7, 33])
 def test_any_number_of_spots_can_be_had(spots):
-    section = synthetic_section(3, patient=0, spots=spots, genes=24, um_per_px=4.0)
+    section = synthetic_section(3, patient=0, spots=spots, genes=24, mpp=4.0)
     assert len(section.spots) == spots
     on_grid = section.spots.centre_px * 4.0 / PITCH_UM
     np.testing.assert_allclose(on_grid, on_grid.round(), atol=1e-9)
 
 
 def test_spots_lie_on_tissue_and_the_tissue_mask_agrees(cohort):
-    from cmrcnet.tissue.mask import find_tissue
+    from cmrcnet.slides.mask import find_tissue
 
     section = cohort.read("P1S1")
     anatomy = Anatomy(TissuePlan.from_text(section.facts["synthetic"]))
@@ -126,7 +126,7 @@ def test_traits_of_a_spot_are_the_mean_over_its_disc(cohort):
     anatomy = Anatomy(TissuePlan.from_text(section.facts["synthetic"]))
     rows, columns = np.indices(anatomy.shape)
     x, y = (columns + 0.5) * 10, (rows + 0.5) * 10
-    centres_um = section.spots.centre_px * section.slide.um_per_px
+    centres_um = section.spots.centre_px * section.slide.mpp
     for centre, trait in zip(centres_um, synthetic_truth(section).traits, strict=True):
         disc = ((x - centre[0]) ** 2 + (y - centre[1]) ** 2 < 50**2) & (anatomy.tissue > 0.5)
         np.testing.assert_allclose(trait, anatomy.traits[:, disc].mean(axis=1), atol=0.06)
@@ -152,7 +152,7 @@ def test_each_group_of_genes_takes_its_share_in_every_spot(cohort):
 
 
 def test_counts_have_the_stated_mean_and_spread():
-    section = synthetic_section(2, patient=0, spots=400, genes=24, um_per_px=8.0)
+    section = synthetic_section(2, patient=0, spots=400, genes=24, mpp=8.0)
     truth, genes = synthetic_truth(section), synthetic_genes(24)
     counts = section.counts.toarray().astype(float)
     shares = np.expm1(truth.expected) / 1e4

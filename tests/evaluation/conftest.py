@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import pytest
 
+from cmrcnet.config import Config
 from cmrcnet.datasets.synthetic import synthetic_cohort
-from cmrcnet.encoding.token_cache import TokenCache
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
 from cmrcnet.evaluation.protocol import evaluate
 from cmrcnet.evaluation.run_folder import RunFolder
 from cmrcnet.evaluation.threads import limited_threads
-from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.section import Cohort
+from cmrcnet.slides.section import Cohort
+from cmrcnet.storage.cache import TokenCache
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class SmallRun:
     """A finished run in its folder, and what it was made of."""
 
     cohort: Cohort
-    recipe: Recipe
+    config: Config
     cache: TokenCache
     folder: RunFolder
     run: EvaluationRun
@@ -38,12 +38,12 @@ def _one_thread_as_in_a_task():
 
 
 @pytest.fixture(scope="session")
-def small_recipe() -> Recipe:
-    """The tiny recipe, made smaller, with steps enough to learn something from a hundred spots."""
+def small_config() -> Config:
+    """The tiny config, made smaller, with steps enough to learn something from a hundred spots."""
     smaller = {"model.embedding_dim": 32, "model.fusion_dim": 32, "model.cross_heads": 2, "model.fusion_heads": 2}
     quicker = {"train.epochs": 3, "train.batch_size": 16, "train.learning_rate": 0.002}
-    return Recipe.load("tiny").override(
-        smaller | quicker | {"panel.n_hvg": 15, "readout.k": 10, "evaluation.set_size": 12}
+    return Config.load("tiny").override(
+        smaller | quicker | {"panel.n_hvg": 15, "head.k": 10, "evaluation.set_size": 12}
     )
 
 
@@ -60,9 +60,9 @@ def small_cache(tmp_path_factory) -> TokenCache:
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory, small_cohort, small_recipe, small_cache) -> SmallRun:
+def small_run(tmp_path_factory, small_cohort, small_config, small_cache) -> SmallRun:
     """CMRCNet, a few baselines and a null, patient by patient."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
-    run = evaluate(small_cohort, small_recipe, methods=SMALL_METHODS, cache=small_cache, folder=folder)
+    run = evaluate(small_cohort, small_config, methods=SMALL_METHODS, cache=small_cache, folder=folder)
     folder.finish()
-    return SmallRun(small_cohort, small_recipe, small_cache, folder, run)
+    return SmallRun(small_cohort, small_config, small_cache, folder, run)

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from cmrcnet.config import Config
 from cmrcnet.datasets.synthetic import synthetic_cohort
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
-from cmrcnet.evaluation.methods import Place, Prediction, TrainingData
+from cmrcnet.evaluation.methods import Location, Prediction, TrainingData
 from cmrcnet.evaluation.protocol import evaluate
 from cmrcnet.evaluation.scoring import truth_of
-from cmrcnet.expression.table import prediction_table
-from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.section import Cohort
+from cmrcnet.genes.table import prediction_table
+from cmrcnet.slides.section import Cohort
 
 SHARES = {"cmrcnet": 0.6, "ridge": 0.5, "permuted-pairs": 0.02}
 """How much of each method's prediction is truth; the rest is noise."""
@@ -38,7 +38,7 @@ class BlurredPredictor:
     genes: tuple[str, ...]
     record: dict[str, Any]
 
-    def predict(self, place: Place) -> Prediction:
+    def predict(self, place: Location) -> Prediction:
         genes, truth = truth_of(self.method.cohort.read(place.section), self.genes, 10_000.0)
         share = SHARES[self.method.name] * np.linspace(1, 0.2, len(genes))
         noise = np.random.default_rng(len(self.method.name)).normal(1.0, 0.6, truth.shape)
@@ -53,24 +53,24 @@ class BlurredPredictor:
 
 
 def record_of(method: str, fold: str) -> dict[str, Any]:
-    """What a training, and the readouts after it, leave behind."""
+    """What a training, and the heads after it, leave behind."""
     if method == "ridge":
         return {"penalty": 100.0}
     guessing = method == "permuted-pairs"
     rows = [
         {
             "phase": "search", "epoch": epoch, "loss_over_ln_batch": 1.0 if guessing else 1 - 0.1 * epoch,
-            "held_in_pearson": 0.0 if guessing else 0.1 * epoch,
+            "validation_pearson": 0.0 if guessing else 0.1 * epoch,
             "meter_recall_at_k": 0.1 if guessing else 0.1 + 0.1 * epoch,
             "meter_chance": 0.1, "meter_k": 5, "meter_loss_over_ln_batch": 0.9, "meter_effective_rank": 7.0,
-            "meter_guessing": guessing, "meter_where": "held-in spots",
+            "meter_guessing": guessing, "meter_where": "validation spots",
         }
         for epoch in (1, 2, 3)
     ]  # fmt: skip
-    record = {"chosen_epoch": 3, "held_in": "held-in spots", "history": rows}
+    record = {"chosen_epoch": 3, "validation": "validation spots", "history": rows}
     if not guessing:
-        record["readout"] = {
-            "held_in_pearson": {"retrieval": 0.301, "ridge": 0.302, "kernel": 0.303, "blend": 0.304},
+        record["head"] = {
+            "validation_pearson": {"retrieval": 0.301, "ridge": 0.302, "kernel": 0.303, "ensemble": 0.304},
             "weights": {"retrieval": 0.41, "ridge": 0.25, "kernel": 0.34},
             "ridge_penalty": 316.0, "kernel_width": 2.0, "kernel_penalty": 0.1, "epoch": 3,
         }  # fmt: skip
@@ -83,8 +83,8 @@ def made_cohort(patients: int = 3, spots: int = 60, genes: int = 60) -> Cohort:
 
 def made_run(cohort: Cohort, names: tuple[str, ...] = tuple(SHARES)) -> EvaluationRun:
     """Evaluate the blurred methods, patient by patient."""
-    recipe = Recipe.load("tiny").override(
+    config = Config.load("tiny").override(
         {"panel.n_hvg": 15, "evaluation.set_size": 12, "model.train_encoder": True}  # so no features are computed
     )
     methods = [Blurred(name, f"{SHARES[name]:.0%} of the truth", cohort) for name in names]
-    return evaluate(cohort, recipe, methods=methods)
+    return evaluate(cohort, config, methods=methods)

@@ -8,45 +8,45 @@ import pytest
 from cmrcnet.errors import ShapeMismatch, UnknownName
 from cmrcnet.evaluation.baselines import PENALTIES, SAME, GeneMean, RandomSpots, RidgeOnFeatures, choose_penalty
 from cmrcnet.evaluation.features import PooledFeatures
-from cmrcnet.evaluation.methods import Place, Prediction, TrainingData, place_of
+from cmrcnet.evaluation.methods import Location, Prediction, TrainingData, location_of
 from cmrcnet.evaluation.splits import folds
-from cmrcnet.expression.gene_sets import gene_sets
-from cmrcnet.expression.normalize import normalize
-from cmrcnet.expression.panel import choose_panel
+from cmrcnet.genes.gene_sets import gene_sets
+from cmrcnet.genes.normalize import normalize
+from cmrcnet.genes.panel import choose_panel
 
 
 @pytest.fixture(scope="module")
-def training(small_cohort, small_recipe, small_cache) -> TrainingData:
+def training(small_cohort, small_config, small_cache) -> TrainingData:
     fold = folds(small_cohort)[0]
     inside = small_cohort.only(fold.train)
-    panel = choose_panel(inside, small_recipe.panel)
+    panel = choose_panel(inside, small_config.panel)
     sets = gene_sets(inside, panel.target_sum, size=12)
-    return TrainingData(inside, fold, small_recipe, panel, sets, PooledFeatures(small_recipe, small_cache), small_cache)
+    return TrainingData(inside, fold, small_config, panel, sets, PooledFeatures(small_config, small_cache), small_cache)
 
 
 @pytest.fixture(scope="module")
-def place(training, small_cohort) -> Place:
-    return place_of(small_cohort.read(training.fold.test[0]), training.features)
+def place(training, small_cohort) -> Location:
+    return location_of(small_cohort.read(training.fold.test[0]), training.features)
 
 
 def test_training_rows_and_columns_belong_together(training):
     first, second = training.cohort
     assert training.expression.shape == (len(first.spots) + len(second.spots), len(training.genes))
     assert list(training.section_of) == [first.name] * len(first.spots) + [second.name] * len(second.spots)
-    expected = normalize(second.counts, training.recipe.panel.target_sum)[7, second.genes.index(training.genes[3])]
+    expected = normalize(second.counts, training.config.panel.target_sum)[7, second.genes.index(training.genes[3])]
     assert training.expression[len(first.spots) + 7, 3] == pytest.approx(expected)
     assert training.pooled.shape[0] == training.expression.shape[0]
     np.testing.assert_array_equal(training.unit_of, [first.patient] * 60 + [second.patient] * 60)
 
 
 def test_features_are_the_mean_token_of_each_spot(training):
-    from cmrcnet.encoding.encode import encode_patches
-    from cmrcnet.model.encoder_registry import create_image_encoder
+    from cmrcnet.features.encode import encode_patches
+    from cmrcnet.models.encoder_registry import create_image_encoder
 
     section = training.cohort.read(training.cohort.sections[0])
-    model = training.recipe.model
+    model = training.config.model
     encoder = create_image_encoder(model.encoder, weights=model.weights, blocks=model.blocks)
-    tokens = encode_patches(encoder, section.slide, section.spots.centre_px[:5], training.recipe.patch)
+    tokens = encode_patches(encoder, section.slide, section.spots.centre_px[:5], training.config.patch)
     np.testing.assert_allclose(training.pooled[:5], np.asarray(tokens, np.float32).mean(axis=1), atol=2e-3, rtol=2e-3)
 
 
@@ -80,7 +80,7 @@ def test_ridge_equals_the_formula_at_its_penalty(training, place):
     np.testing.assert_allclose(fitted.predict(place).mean, at @ scaled.T @ weights + wanted.mean(0), atol=5e-3)
 
 
-def test_the_penalty_is_the_best_on_held_in_patients_of_the_grid(training):
+def test_the_penalty_is_the_best_on_validation_patients_of_the_grid(training):
     penalty, tried = choose_penalty(training)
     assert set(tried) == {f"{p:g}" for p in PENALTIES}
     best = [p for p in PENALTIES if tried[f"{p:g}"] >= max(tried.values()) - SAME]
@@ -89,7 +89,7 @@ def test_the_penalty_is_the_best_on_held_in_patients_of_the_grid(training):
 
 def test_a_single_training_section_has_nothing_to_hold_in(training, small_cohort):
     alone = TrainingData(
-        small_cohort.only(training.cohort.sections[:1]), training.fold, training.recipe, training.panel,
+        small_cohort.only(training.cohort.sections[:1]), training.fold, training.config, training.panel,
         training.sets, training.features,
     )  # fmt: skip
     assert choose_penalty(alone) == (PENALTIES[len(PENALTIES) // 2], {})

@@ -9,9 +9,9 @@ from scipy import sparse
 from cmrcnet.errors import BadCounts, BadOption
 from cmrcnet.evaluation import ceiling as module
 from cmrcnet.evaluation.ceiling import Ceilings, noise_ceiling, spearman_brown
-from cmrcnet.expression.correlation import pearson_per_gene
-from cmrcnet.expression.normalize import normalize
-from tests.expression.sections import section_of
+from cmrcnet.genes.correlation import pearson_per_gene
+from cmrcnet.genes.normalize import normalize
+from tests.genes.sections import section_of
 
 
 def poisson_counts(seed: int, spots: int = 600, genes: int = 120, reads: float = 3000.0, evenness: float = 20.0):

@@ -31,15 +31,15 @@ def test_the_section_protocol_allows_the_patient_but_never_the_section():
 
 
 def test_a_bank_that_holds_the_test_section_is_refused_although_its_model_is_clean(
-    small_cohort, small_recipe, small_cache
+    small_cohort, small_config, small_cache
 ):
     from cmrcnet.evaluation.retrieval import _refuse_contaminated
     from cmrcnet.evaluation.splits import folds
-    from cmrcnet.prediction.bank import build_bank
+    from cmrcnet.retrieval.bank import build_bank
     from cmrcnet.training.fit import fit
 
     fold = folds(small_cohort)[0]
-    quick = small_recipe.override({"train.epochs": 1, "train.held_in": "none", "train.refit": False})
+    quick = small_config.override({"train.epochs": 1, "train.validation": "none", "train.refit": False})
     model = fit(small_cohort.only(fold.train), quick, cache=small_cache)
     _refuse_contaminated(model, build_bank(model, small_cohort.only(fold.train)), fold)
     with pytest.raises(SeenInTraining, match="The bank of fold P1 has seen section P1S1, patient P1 in training"):

@@ -10,14 +10,14 @@ from cmrcnet.errors import SeenInTraining
 from cmrcnet.evaluation.bench import Bench
 from cmrcnet.evaluation.features import PooledFeatures
 from cmrcnet.evaluation.method_registry import chosen_methods, shipped_methods
-from cmrcnet.evaluation.methods import TrainingData, place_of
+from cmrcnet.evaluation.methods import TrainingData, location_of
 from cmrcnet.evaluation.protocol import evaluate
 from cmrcnet.evaluation.retrieval import TrainedCMRCNet
 from cmrcnet.evaluation.splits import Fold, folds
 from cmrcnet.evaluation.study import FoldPlanner, Study, only_folds
-from cmrcnet.expression.gene_sets import gene_sets
-from cmrcnet.expression.panel import choose_panel
-from cmrcnet.tissue.section import Cohort, Section
+from cmrcnet.genes.gene_sets import gene_sets
+from cmrcnet.genes.panel import choose_panel
+from cmrcnet.slides.section import Cohort, Section
 
 # A hundred spots and a few epochs: the collapse meter rightly doubts what these networks have learnt.
 pytestmark = pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
@@ -39,9 +39,9 @@ def scrambled(cohort: Cohort) -> Cohort:
     return Cohort.of((other(section) for section in cohort), name=cohort.name)
 
 
-def test_panel_weights_bank_and_predictions_do_not_depend_on_held_out_counts(small_run, small_recipe, small_cache):
+def test_panel_weights_bank_and_predictions_do_not_depend_on_held_out_counts(small_run, small_config, small_cache):
     """Scores of the scrambled section change; whatever was learnt for it, and predicted for it, does not."""
-    run = evaluate(scrambled(small_run.cohort), small_recipe, methods=["cmrcnet", "ridge"], cache=small_cache)
+    run = evaluate(scrambled(small_run.cohort), small_config, methods=["cmrcnet", "ridge"], cache=small_cache)
     before, after = small_run.run.predictions[HELD_OUT], run.predictions[HELD_OUT]
     np.testing.assert_array_equal(before.X, after.X)
     np.testing.assert_array_equal(before.layers["spread"], after.layers["spread"])
@@ -65,9 +65,9 @@ def test_one_method_alone_may_see_held_out_depth():
 
 
 @pytest.mark.parametrize("method", [name for name in shipped_methods() if name != "depth-null"])
-def test_no_method_predicts_otherwise_when_held_out_counts_change(method, small_cohort, small_recipe, small_cache):
+def test_no_method_predicts_otherwise_when_held_out_counts_change(method, small_cohort, small_config, small_cache):
     """Panel, gene sets, features, record and prediction of every method that ships: bit for bit the same."""
-    quick = small_recipe.override({"train.epochs": 1})
+    quick = small_config.override({"train.epochs": 1})
     seen = []
     for cohort in (small_cohort, scrambled(small_cohort)):
         bench = Bench(cohort, small_cache)
@@ -75,7 +75,7 @@ def test_no_method_predicts_otherwise_when_held_out_counts_change(method, small_
         (task,) = study.tasks(0, FoldPlanner(bench.cohort))
         data = bench._training_data(task)
         predictor = task.method.fit(data)
-        prediction = predictor.predict(place_of(cohort.read(HELD_OUT), data.features))
+        prediction = predictor.predict(location_of(cohort.read(HELD_OUT), data.features))
         seen.append((task.plan.panel, task.plan.sets, predictor.record, prediction.genes, prediction.mean, data.pooled))
     for before, after in zip(*seen, strict=True):
         if isinstance(before, np.ndarray):
@@ -84,9 +84,9 @@ def test_no_method_predicts_otherwise_when_held_out_counts_change(method, small_
             assert before == after
 
 
-def test_other_folds_do_learn_from_it(small_run, small_recipe, small_cache):
+def test_other_folds_do_learn_from_it(small_run, small_config, small_cache):
     """So that the test above can fail: where the scrambled section is trained on, everything differs."""
-    run = evaluate(scrambled(small_run.cohort), small_recipe, methods=["ridge"], cache=small_cache)
+    run = evaluate(scrambled(small_run.cohort), small_config, methods=["ridge"], cache=small_cache)
     records = [
         part["record"]
         for facts in (run.facts, small_run.run.facts)
@@ -96,12 +96,12 @@ def test_other_folds_do_learn_from_it(small_run, small_recipe, small_cache):
     assert records[0] != records[1]
 
 
-def test_a_model_that_has_seen_the_test_section_is_refused(small_cohort, small_recipe, small_cache):
+def test_a_model_that_has_seen_the_test_section_is_refused(small_cohort, small_config, small_cache):
     """Even when a fold is put together wrongly, the artefact's own provenance stops the evaluation."""
     wrong = Fold("P1", ("P1S1", "P2S1", "P3S1"), ("P1S1",), ("P1",), patient_disjoint=True)
-    panel = choose_panel(small_cohort, small_recipe.panel)
+    panel = choose_panel(small_cohort, small_config.panel)
     sets = gene_sets(small_cohort, panel.target_sum, size=12)
-    features = PooledFeatures(small_recipe, small_cache)
-    data = TrainingData(small_cohort, wrong, small_recipe, panel, sets, features, small_cache)
+    features = PooledFeatures(small_config, small_cache)
+    data = TrainingData(small_cohort, wrong, small_config, panel, sets, features, small_cache)
     with pytest.raises(SeenInTraining, match="The model of fold P1 has seen section P1S1, patient P1 in training"):
         TrainedCMRCNet().fit(data)

@@ -36,12 +36,12 @@ def test_the_page_of_methods_names_every_one_in_the_order_of_the_tables():
     assert tuple(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) == shipped_methods()
 
 
-def test_the_class_of_the_how_to_takes_part_in_a_run(module_here, small_cohort, small_recipe, small_cache):
+def test_the_class_of_the_how_to_takes_part_in_a_run(module_here, small_cohort, small_config, small_cache):
     page = (PAGES / "how-to" / "own-method.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     module_here("nearest_look", code)
     before = list(sys.path)
-    run = evaluate(small_cohort, small_recipe, methods=["nearest_look:NearestLook", "random-k"], cache=small_cache)
+    run = evaluate(small_cohort, small_config, methods=["nearest_look:NearestLook", "random-k"], cache=small_cache)
     assert list(run.methods) == ["nearest-look", "random-k"]
     assert run.mean("nearest-look") > run.mean("random-k")
     assert sys.path == before
@@ -109,31 +109,31 @@ def test_names_are_known_without_waking_torch():
     assert done.stdout.strip() == "False"
 
 
-def test_depth_reaches_only_a_method_that_says_it_is_a_diagnostic(small_cohort, small_recipe, small_cache):
+def test_depth_reaches_only_a_method_that_says_it_is_a_diagnostic(small_cohort, small_config, small_cache):
     from cmrcnet.evaluation.features import PooledFeatures
-    from cmrcnet.evaluation.methods import DiagnosticPlace, Place, place_of
+    from cmrcnet.evaluation.methods import DiagnosticLocation, Location, location_of
 
     section = small_cohort.read("P1S1")
-    features = PooledFeatures(small_recipe, small_cache)
-    assert type(place_of(section, features)) is Place
-    assert type(place_of(section, features, GeneMean())) is Place
+    features = PooledFeatures(small_config, small_cache)
+    assert type(location_of(section, features)) is Location
+    assert type(location_of(section, features, GeneMean())) is Location
 
     class Sly(GeneMean):
         diagnostic = "yes"
 
-    assert type(place_of(section, features, Sly())) is Place
-    told = place_of(section, features, method_of("depth-null"))
-    assert type(told) is DiagnosticPlace
+    assert type(location_of(section, features, Sly())) is Location
+    told = location_of(section, features, method_of("depth-null"))
+    assert type(told) is DiagnosticLocation
     np.testing.assert_allclose(told.log_depth, np.log1p(section.counts.toarray().sum(axis=1)))
-    assert set(vars(told)) - set(vars(place_of(section, features))) == {"log_depth"}
+    assert set(vars(told)) - set(vars(location_of(section, features))) == {"log_depth"}
 
 
-def test_the_depth_null_predicts_no_place_without_depth(small_cohort, small_recipe, small_cache):
+def test_the_depth_null_predicts_no_place_without_depth(small_cohort, small_config, small_cache):
     from cmrcnet.evaluation.features import PooledFeatures
-    from cmrcnet.evaluation.methods import place_of
+    from cmrcnet.evaluation.methods import location_of
     from cmrcnet.evaluation.rivals.depth_null import Line
 
     line = Line(("a", "b"), 2.0, np.array([1.0, -1.0]), np.array([5.0, 5.0]))
     section = small_cohort.read("P1S1")
-    with pytest.raises(BadOption, match="a place without depth"):
-        line.predict(place_of(section, PooledFeatures(small_recipe, small_cache)))
+    with pytest.raises(BadOption, match="a location without depth"):
+        line.predict(location_of(section, PooledFeatures(small_config, small_cache)))

@@ -42,11 +42,11 @@ class Dying(GeneMean):
         os._exit(9)
 
 
-def test_results_are_bit_identical_whatever_the_number_of_workers(tmp_path, small_run, small_recipe, small_cache):
+def test_results_are_bit_identical_whatever_the_number_of_workers(tmp_path, small_run, small_config, small_cache):
     methods = ["cmrcnet", "ridge", "random-k"]
     folder = RunFolder(tmp_path / "run")
     before = set(small_cache.folder.iterdir())
-    run = evaluate(small_run.cohort, small_recipe, methods=methods, cache=small_cache, folder=folder, workers=2)
+    run = evaluate(small_run.cohort, small_config, methods=methods, cache=small_cache, folder=folder, workers=2)
     assert set(small_cache.folder.iterdir()) <= before, "a worker left its last bank behind"
     one = small_run.run.scores
     pd.testing.assert_frame_equal(run.scores, one[one.method.isin(methods)].reset_index(drop=True), check_exact=True)
@@ -58,23 +58,23 @@ def test_results_are_bit_identical_whatever_the_number_of_workers(tmp_path, smal
     assert sum(each["share"] for each in run.facts["time"]["methods"].values()) == pytest.approx(1, abs=0.001)
 
 
-def test_an_error_in_a_worker_arrives_as_itself(small_cohort, small_recipe, small_cache):
+def test_an_error_in_a_worker_arrives_as_itself(small_cohort, small_config, small_cache):
     with pytest.raises(TooFew, match="1 spots in the test, but at least 2 are needed; add one") as caught:
-        evaluate(small_cohort, small_recipe, methods=[Failing(), "gene-mean"], cache=small_cache, workers=2)
+        evaluate(small_cohort, small_config, methods=[Failing(), "gene-mean"], cache=small_cache, workers=2)
     assert "in fit" in "".join(caught.value.__notes__)
 
 
-def test_a_worker_that_dies_is_told_in_a_sentence(small_cohort, small_recipe, small_cache):
+def test_a_worker_that_dies_is_told_in_a_sentence(small_cohort, small_config, small_cache):
     with pytest.raises(WorkerDied, match=r"dying in fold P1, seed 0 ended without an answer \(exit code 9\)"):
-        evaluate(small_cohort, small_recipe, methods=[Dying()], only=["P1", "P2"], cache=small_cache, workers=2)
+        evaluate(small_cohort, small_config, methods=[Dying()], only=["P1", "P2"], cache=small_cache, workers=2)
 
 
-def test_a_method_that_cannot_be_sent_runs_here(small_cohort, small_recipe, small_cache):
+def test_a_method_that_cannot_be_sent_runs_here(small_cohort, small_config, small_cache):
     class Local(GeneMean):
         name = "local"
 
     assert sendable(small_cohort, small_cache, [Local()]) is None
-    run = evaluate(small_cohort, small_recipe, methods=[Local()], cache=small_cache, workers=2)
+    run = evaluate(small_cohort, small_config, methods=[Local()], cache=small_cache, workers=2)
     assert set(run.scores.method) == {"local"}
 
 
@@ -112,7 +112,7 @@ def test_a_killed_evaluation_leaves_no_worker_and_goes_on_where_it_was(tmp_path,
     from cmrcnet import cli
 
     write_cohort(synthetic_cohort(patients=3, spots=40, genes=60, seed=1), tmp_path / "cohort")
-    command = ["evaluate", str(tmp_path / "cohort" / "cohort.csv"), "--recipe", "tiny", "--seeds", "2", "--methods"]
+    command = ["evaluate", str(tmp_path / "cohort" / "cohort.csv"), "--config", "tiny", "--seeds", "2", "--methods"]
     command += ["gene-mean", "random-k", "ridge", "--set", "panel.n_hvg=20", "evaluation.set_size=10"]
     out, partial = tmp_path / "run", tmp_path / "run.partial"
     process = subprocess.Popen(
@@ -133,9 +133,9 @@ def test_a_killed_evaluation_leaves_no_worker_and_goes_on_where_it_was(tmp_path,
     assert not out.exists()
     kept = {path.parent: path.stat().st_mtime_ns for path in partial.glob("parts/*/*/*/part.json")}
     assert cli.main([*command, "--out", str(out)]) == cli.USER_ERROR
-    assert "--resume" in capsys.readouterr().err
+    assert "--resume" in capsys.headerr().err
     assert kept and cli.main([*command, "--out", str(out), "--resume"]) == 0
-    assert "Time: features" in capsys.readouterr().out
+    assert "Time: features" in capsys.headerr().out
     assert cli.main([*command, "--out", str(tmp_path / "whole"), "--workers", "1"]) == 0
     assert (out / "scores.csv").read_bytes() == (tmp_path / "whole" / "scores.csv").read_bytes()
     assert (out / "genes.csv").read_bytes() == (tmp_path / "whole" / "genes.csv").read_bytes()

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from cmrcnet.errors import ShapeMismatch
 from cmrcnet.evaluation.pooled import PooledPearson
-from cmrcnet.expression.correlation import pearson_per_gene
+from cmrcnet.genes.correlation import pearson_per_gene
 
 
 @settings(max_examples=30, deadline=None)

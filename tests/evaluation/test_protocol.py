@@ -13,15 +13,15 @@ from cmrcnet.datasets.synthetic import synthetic_cohort
 from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation import protocol
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
-from cmrcnet.evaluation.methods import Method, Place, Prediction, TrainingData
+from cmrcnet.evaluation.methods import Location, Method, Prediction, TrainingData
 from cmrcnet.evaluation.metrics import METRICS, over_genes
 from cmrcnet.evaluation.protocol import evaluate
 from cmrcnet.evaluation.run_folder import RunFolder
 from cmrcnet.evaluation.scoring import SET_METRICS
-from cmrcnet.expression.correlation import pearson_per_gene
-from cmrcnet.expression.gene_sets import gene_sets
-from cmrcnet.expression.normalize import normalize
-from cmrcnet.tissue.section import Cohort, Section
+from cmrcnet.genes.correlation import pearson_per_gene
+from cmrcnet.genes.gene_sets import gene_sets
+from cmrcnet.genes.normalize import normalize
+from cmrcnet.slides.section import Cohort, Section
 from tests.evaluation.conftest import SMALL_METHODS
 
 # A hundred spots and a few epochs: the collapse meter rightly doubts what these networks have learnt.
@@ -35,15 +35,15 @@ class Watching:
     name: str = "watching"
     about: str = "a test's own method"
     seen: list[TrainingData] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    locations: list[Location] = field(default_factory=list)
 
     def fit(self, training: TrainingData) -> Watching:
         self.seen.append(training)
         self.record = {"spots": training.expression.shape[0]}
         return self
 
-    def predict(self, place: Place) -> Prediction:
-        self.places.append(place)
+    def predict(self, place: Location) -> Prediction:
+        self.locations.append(place)
         gradient = place.spots.centre_px[:, :1] * np.ones(len(self.seen[-1].genes))
         return Prediction(self.seen[-1].genes, gradient.astype(np.float32))
 
@@ -55,8 +55,8 @@ class Refusing(Watching):
         raise AssertionError("a finished part was run again")
 
 
-def evaluated(cohort, recipe, cache, **options) -> EvaluationRun:
-    return evaluate(cohort, recipe, cache=cache, **options)
+def evaluated(cohort, config, cache, **options) -> EvaluationRun:
+    return evaluate(cohort, config, cache=cache, **options)
 
 
 def test_every_method_is_scored_in_every_fold_on_every_set(small_run):
@@ -76,8 +76,8 @@ def test_a_score_is_what_the_saved_prediction_and_the_truth_give(small_run):
     run = small_run.run
     section, table = small_run.cohort.read("P2S1"), small_run.folder.prediction("P2S1")
     assert list(table.obs_names) == list(section.spots.barcodes)
-    hvg = gene_sets(small_run.cohort.only(["P1S1", "P3S1"]), small_run.recipe.panel.target_sum, size=12)["HVG"]
-    truth = normalize(section.counts, small_run.recipe.panel.target_sum).toarray()
+    hvg = gene_sets(small_run.cohort.only(["P1S1", "P3S1"]), small_run.config.panel.target_sum, size=12)["HVG"]
+    truth = normalize(section.counts, small_run.config.panel.target_sum).toarray()
     truth = truth[:, [section.genes.index(gene) for gene in hvg]]
     value, n_genes, n_undefined = over_genes(pearson_per_gene(truth, np.asarray(table[:, list(hvg)].X)))
     row = run.scores.query(
@@ -93,9 +93,9 @@ def test_the_constant_gene_mean_is_undefined_and_says_so(small_run):
     assert "undefined" in small_run.run.to_text()
 
 
-def test_undefined_as_zero_is_a_choice_of_the_recipe(small_cohort, small_recipe, small_cache):
+def test_undefined_as_zero_is_a_choice_of_the_config(small_cohort, small_config, small_cache):
     run = evaluated(
-        small_cohort, small_recipe.override({"evaluation.undefined": "zero"}), small_cache, methods=["gene-mean"]
+        small_cohort, small_config.override({"evaluation.undefined": "zero"}), small_cache, methods=["gene-mean"]
     )
     rows = run.scores.query("metric == 'pearson'")
     assert (rows["value"] == 0).all() and (rows.n_undefined == rows.n_genes).all()
@@ -106,8 +106,8 @@ def test_the_folder_holds_what_the_run_holds(small_run):
     place = small_run.folder.path
     pd.testing.assert_frame_equal(pd.read_csv(place / "scores.csv", float_precision="round_trip"), small_run.run.scores)
     facts = json.loads((place / "run.json").read_text())
-    assert facts["format"] == 2 and facts["seed"] == small_run.recipe.train.seed
-    assert facts["recipe"] == small_run.recipe.to_dict()
+    assert facts["format"] == 2 and facts["seed"] == small_run.config.train.seed
+    assert facts["config"] == small_run.config.to_dict()
     assert [fold["test"] for fold in facts["folds"]] == [["P1S1"], ["P2S1"], ["P3S1"]]
     assert set(facts["versions"]) >= {"cmrcnet", "torch", "python"}
     assert sorted(p.name for p in (place / "predictions").iterdir()) == ["P1S1.h5ad", "P2S1.h5ad", "P3S1.h5ad"]
@@ -119,25 +119,25 @@ def test_learning_beats_the_nulls_on_tissue_that_can_be_learnt(small_run):
     assert run.mean("cmrcnet") > run.mean("permuted-pairs")
 
 
-def test_a_method_is_given_training_sections_and_places_without_counts(small_cohort, small_recipe, small_cache):
+def test_a_method_is_given_training_sections_and_places_without_counts(small_cohort, small_config, small_cache):
     method = Watching()
     assert isinstance(method, Method)
-    evaluated(small_cohort, small_recipe, small_cache, methods=[method])
+    evaluated(small_cohort, small_config, small_cache, methods=[method])
     assert [data.cohort.sections for data in method.seen] == [("P2S1", "P3S1"), ("P1S1", "P3S1"), ("P1S1", "P2S1")]
-    for data, place in zip(method.seen, method.places, strict=True):
+    for data, place in zip(method.seen, method.locations, strict=True):
         assert place.section in data.fold.test and place.section not in data.cohort.sections
         assert not any(isinstance(value, Section | Cohort) for value in vars(place).values())
 
 
-def test_gene_sets_come_from_the_training_sections_of_each_fold(small_cohort, small_recipe, small_cache):
+def test_gene_sets_come_from_the_training_sections_of_each_fold(small_cohort, small_config, small_cache):
     method = Watching()
-    run = evaluated(small_cohort, small_recipe, small_cache, methods=[method])
+    run = evaluated(small_cohort, small_config, small_cache, methods=[method])
     for data, fold in zip(method.seen, run.facts["folds"], strict=True):
-        expected = gene_sets(small_cohort.only(data.fold.train), small_recipe.panel.target_sum, size=12)
+        expected = gene_sets(small_cohort.only(data.fold.train), small_config.panel.target_sum, size=12)
         assert fold["gene_sets"] == {name: list(expected[name]) for name in ("HEG", "HVG", "SVG")}
 
 
-def test_an_interrupted_run_goes_on_at_the_method_it_had_reached(tmp_path, small_cohort, small_recipe, small_cache):
+def test_an_interrupted_run_goes_on_at_the_method_it_had_reached(tmp_path, small_cohort, small_config, small_cache):
     class Dying(Watching):
         def fit(self, training):
             if training.fold.name == "P2":
@@ -146,46 +146,46 @@ def test_an_interrupted_run_goes_on_at_the_method_it_had_reached(tmp_path, small
 
     with pytest.raises(KeyboardInterrupt):
         evaluated(
-            small_cohort, small_recipe, small_cache, methods=["gene-mean", Dying()], folder=RunFolder(tmp_path / "run")
+            small_cohort, small_config, small_cache, methods=["gene-mean", Dying()], folder=RunFolder(tmp_path / "run")
         )
     assert not (tmp_path / "run").exists()
     folder = RunFolder(tmp_path / "run", resume=True)
     again = Watching()
-    resumed = evaluated(small_cohort, small_recipe, small_cache, methods=["gene-mean", again], folder=folder)
+    resumed = evaluated(small_cohort, small_config, small_cache, methods=["gene-mean", again], folder=folder)
     assert [data.fold.name for data in again.seen] == ["P2", "P3"]  # P1 was finished
     whole = RunFolder(tmp_path / "whole")
-    straight = evaluated(small_cohort, small_recipe, small_cache, methods=["gene-mean", Watching()], folder=whole)
+    straight = evaluated(small_cohort, small_config, small_cache, methods=["gene-mean", Watching()], folder=whole)
     pd.testing.assert_frame_equal(resumed.scores, straight.scores)
     pd.testing.assert_frame_equal(resumed.genes, straight.genes)
 
 
-def test_a_run_whose_first_fold_alone_is_missing_is_completed(tmp_path, small_cohort, small_recipe, small_cache):
+def test_a_run_whose_first_fold_alone_is_missing_is_completed(tmp_path, small_cohort, small_config, small_cache):
     """The later folds, of which nothing is run, are described in run.json all the same."""
     options = {"cache": small_cache, "methods": ["gene-mean"]}
-    evaluate(small_cohort, small_recipe, only=["P2", "P3"], folder=RunFolder(tmp_path / "run"), **options)
-    run = evaluate(small_cohort, small_recipe, folder=RunFolder(tmp_path / "run", resume=True), **options)
+    evaluate(small_cohort, small_config, only=["P2", "P3"], folder=RunFolder(tmp_path / "run"), **options)
+    run = evaluate(small_cohort, small_config, folder=RunFolder(tmp_path / "run", resume=True), **options)
     assert [fold["name"] for fold in run.facts["folds"]] == ["P1", "P2", "P3"]
     assert all(len(fold["gene_sets"]["HVG"]) == 12 for fold in run.facts["folds"])
 
 
-def test_a_finished_part_is_not_run_again(tmp_path, small_cohort, small_recipe, small_cache):
-    evaluated(small_cohort, small_recipe, small_cache, methods=[Watching()], folder=RunFolder(tmp_path / "run"))
+def test_a_finished_part_is_not_run_again(tmp_path, small_cohort, small_config, small_cache):
+    evaluated(small_cohort, small_config, small_cache, methods=[Watching()], folder=RunFolder(tmp_path / "run"))
     again = RunFolder(tmp_path / "run", resume=True)
-    evaluated(small_cohort, small_recipe, small_cache, methods=[Refusing()], folder=again)
+    evaluated(small_cohort, small_config, small_cache, methods=[Refusing()], folder=again)
 
 
-def test_sections_of_one_patient_on_both_sides_are_stamped_everywhere(small_recipe, small_cache):
+def test_sections_of_one_patient_on_both_sides_are_stamped_everywhere(small_config, small_cache):
     cohort = synthetic_cohort(patients=1, sections_per_patient=3, spots=30, genes=40, seed=5)
-    run = evaluated(cohort, small_recipe, small_cache, methods=["gene-mean"], unit="section")
+    run = evaluated(cohort, small_config, small_cache, methods=["gene-mean"], unit="section")
     assert not run.stamp.patient_disjoint
     assert "not patient-disjoint" in run.to_text().lower()
     assert run.facts["stamp"]["warnings"] == ["not patient-disjoint", "too few patients to rank"]
 
 
-def test_a_panel_from_all_sections_is_given_to_the_folds_and_stamped(small_cohort, small_recipe, small_cache):
-    from cmrcnet.expression.panel import choose_panel
+def test_a_panel_from_all_sections_is_given_to_the_folds_and_stamped(small_cohort, small_config, small_cache):
+    from cmrcnet.genes.panel import choose_panel
 
-    leaking = small_recipe.override({"panel.sections": "all", "panel.n_hvg": 10})
+    leaking = small_config.override({"panel.sections": "all", "panel.n_hvg": 10})
     method = Watching()
     run = evaluated(small_cohort, leaking, small_cache, methods=[method])
     everything = choose_panel(small_cohort, leaking.panel).genes
@@ -194,7 +194,7 @@ def test_a_panel_from_all_sections_is_given_to_the_folds_and_stamped(small_cohor
     assert "The gene panel has seen the test sections." in run.to_text()
 
 
-def test_each_section_is_read_once(small_recipe, small_cache, small_cohort):
+def test_each_section_is_read_once(small_config, small_cache, small_cohort):
     reads: list[str] = []
 
     def counted(entry):
@@ -205,15 +205,15 @@ def test_each_section_is_read_once(small_recipe, small_cache, small_cohort):
         return type(entry)(entry.section, entry.patient, load, entry.facts)
 
     cohort = Cohort("counted", tuple(counted(entry) for entry in small_cohort.entries))
-    evaluated(cohort, small_recipe, small_cache, methods=["gene-mean", "random-k"])
+    evaluated(cohort, small_config, small_cache, methods=["gene-mean", "random-k"])
     assert sorted(reads) == ["P1S1", "P2S1", "P3S1"]
 
 
-def test_an_unknown_method_and_a_method_named_twice_are_refused(small_cohort, small_recipe, small_cache):
+def test_an_unknown_method_and_a_method_named_twice_are_refused(small_cohort, small_config, small_cache):
     with pytest.raises(UnknownName, match="There is no method 'magic'; known: cmrcnet, cmrcnet-retrieval"):
-        evaluated(small_cohort, small_recipe, small_cache, methods=["magic"])
+        evaluated(small_cohort, small_config, small_cache, methods=["magic"])
     with pytest.raises(BadOption, match="each named once"):
-        evaluated(small_cohort, small_recipe, small_cache, methods=["ridge", "ridge"])
+        evaluated(small_cohort, small_config, small_cache, methods=["ridge", "ridge"])
 
 
 def test_counts_beyond_the_memory_budget_are_read_again(small_cohort):

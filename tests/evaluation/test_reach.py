@@ -10,10 +10,10 @@ import pytest
 from scipy import sparse
 
 from cmrcnet.evaluation.bench import Bench
-from cmrcnet.evaluation.methods import place_of
+from cmrcnet.evaluation.methods import location_of
 from cmrcnet.evaluation.splits import folds
 from cmrcnet.evaluation.study import FoldPlanner, Study
-from cmrcnet.tissue.section import Cohort, CohortEntry, Section
+from cmrcnet.slides.section import Cohort, CohortEntry, Section
 
 _NOT_FOLLOWED = (types.ModuleType, types.FrameType, type, str, bytes, int, float)
 
@@ -54,13 +54,13 @@ def held_out_counts(objects: list[object], held_out: Section) -> list[object]:
 
 
 @pytest.fixture
-def handed(small_cohort, small_recipe, small_cache):
+def handed(small_cohort, small_config, small_cache):
     """Bench, a task, and what its method is handed, after every section was read."""
     bench = Bench(small_cohort, small_cache)
-    bench.warm(small_recipe)
+    bench.warm(small_config)
     from cmrcnet.evaluation.baselines import GeneMean
 
-    study = Study(small_recipe, (GeneMean(),), folds(bench.cohort)[:1], (0,))
+    study = Study(small_config, (GeneMean(),), folds(bench.cohort)[:1], (0,))
     (task,) = study.tasks(0, FoldPlanner(bench.cohort))
     bench.run(task)
     return bench, task, bench._training_data(task)
@@ -69,7 +69,7 @@ def handed(small_cohort, small_recipe, small_cache):
 def test_no_held_out_count_can_be_reached_from_training_data_or_place(handed):
     bench, task, data = handed
     held_out = bench.cohort.read(task.plan.fold.test[0])
-    place = place_of(held_out, data.features)
+    place = location_of(held_out, data.features)
     assert held_out_counts(reachable(data, place), held_out) == []
 
 

@@ -28,8 +28,8 @@ from cmrcnet.evaluation.report_page import table
 from cmrcnet.evaluation.report_tables import strip
 from cmrcnet.evaluation.retrieval import kept_reading
 from cmrcnet.evaluation.verdict import number, verdict
-from cmrcnet.tissue.section import Cohort
-from cmrcnet.trust.predictability import predictability
+from cmrcnet.slides.section import Cohort
+from cmrcnet.uncertainty.predictability import predictability
 from tests.evaluation.made_run import made_cohort, made_run
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}
@@ -111,7 +111,7 @@ def test_the_verdict_comes_first_and_every_section_is_there(page, small_run):
 def test_every_table_of_scores_bears_the_protocol(page, small_run):
     stamp = small_run.run.stamp.to_text()
     scores, _, provenance = page.partition("<h2>Provenance</h2>")
-    # Methods, four gene sets, genes, collapse meter, readouts, folds; and the figure of correlations.
+    # Methods, four gene sets, genes, collapse meter, heads, folds; and the figure of correlations.
     assert (scores.count("<table"), scores.count(stamp)) == (9, 10)
     assert provenance.count("<table") == 1
     for words in (
@@ -282,8 +282,8 @@ def test_the_correlation_figure_is_of_hvg_over_all_sections(page, small_run):
     assert 'alt="Gene-gene correlation, measured and predicted"' in page and f"{len(genes)} HVG (those that" in page
 
 
-def test_what_the_readouts_chose_is_shown_fold_by_fold(page, small_run):
-    part = page.partition("What the readouts chose")[2].partition("</table>")[0]
+def test_what_the_heads_chose_is_shown_fold_by_fold(page, small_run):
+    part = page.partition("What the heads chose")[2].partition("</table>")[0]
     rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>.*?</tr>", part)[1:]]
     assert [row[0] for row in rows] == [fold.name for fold in small_run.run.folds]
     assert rows[0][1:] == ["0.41", "0.25", "0.34", "0.301", "0.302", "0.303", "0.304", "316", "2", "0.1", "3"]
@@ -399,7 +399,7 @@ def history(*rows: tuple[str, int, float | None]) -> list[dict]:
     """Rows (phase, epoch, recall or None) as training leaves them."""
     found = []
     for phase, epoch, recall in rows:
-        row = {"phase": phase, "epoch": epoch, "loss_over_ln_batch": 0.9, "held_in_pearson": 0.1 * epoch}
+        row = {"phase": phase, "epoch": epoch, "loss_over_ln_batch": 0.9, "validation_pearson": 0.1 * epoch}
         if recall is not None:
             row |= {
                 "meter_recall_at_k": recall,
@@ -408,7 +408,7 @@ def history(*rows: tuple[str, int, float | None]) -> list[dict]:
                 "meter_loss_over_ln_batch": 0.9,
                 "meter_effective_rank": 7.0,
                 "meter_guessing": recall <= 0.1,
-                "meter_where": "held-in P2",
+                "meter_where": "validation P2",
             }
         found.append(row)
     return found

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cmrcnet.errors import CannotResume, DamagedArtefact, OutputExists
 from cmrcnet.evaluation.run_folder import Part, RunFolder, _file_name, _section_of
 
-IDENTITY = {"recipe": {"a": 1}, "cohort": "x"}
+IDENTITY = {"config": {"a": 1}, "cohort": "x"}
 SCORES = pd.DataFrame(
     {
         "method": ["m", "m"],
@@ -98,7 +98,7 @@ def test_resuming_where_nothing_was_begun_starts(tmp_path):
     assert begun(tmp_path / "run", resume=True).part("f", "m") is None
 
 
-@pytest.mark.parametrize(("changed", "named"), [({"recipe": {"a": 2}}, "recipe"), ({"cohort": "y"}, "cohort")])
+@pytest.mark.parametrize(("changed", "named"), [({"config": {"a": 2}}, "config"), ({"cohort": "y"}, "cohort")])
 def test_another_run_is_not_gone_on_with(tmp_path, changed, named):
     begun(tmp_path / "run")
     with pytest.raises(CannotResume, match=f"its {named} changed since it was started; pass --overwrite"):

@@ -17,13 +17,13 @@ from cmrcnet.evaluation.scoring import GENE_COLUMNS, SET_METRICS, Scorer, truth_
 from cmrcnet.evaluation.scoring_protocol import PAPER
 from cmrcnet.evaluation.set_metrics import gene_gene_correlation, recall_of_highest
 from cmrcnet.evaluation.ssim import ssim_per_gene, ssim_windows
-from cmrcnet.expression.correlation import pearson_per_gene
-from cmrcnet.expression.gene_sets import gene_sets
-from cmrcnet.expression.morans_i import morans_i
-from cmrcnet.expression.normalize import normalize
-from cmrcnet.expression.spot_graph import spot_graph
-from cmrcnet.expression.spot_lattice import snap_to_lattice
-from tests.expression.sections import section_of
+from cmrcnet.genes.correlation import pearson_per_gene
+from cmrcnet.genes.gene_sets import gene_sets
+from cmrcnet.genes.morans_i import morans_i
+from cmrcnet.genes.normalize import normalize
+from cmrcnet.genes.spot_graph import spot_graph
+from cmrcnet.genes.spot_lattice import snap_to_lattice
+from tests.genes.sections import section_of
 
 
 @pytest.fixture(scope="module")
@@ -54,29 +54,29 @@ def scored(section, sets, **options) -> pd.DataFrame:
 def test_each_score_is_what_its_function_gives_on_the_set(cohort, sets):
     section, genes = cohort.read(cohort.sections[2]), list(sets["all"])
     rows = scored(section, sets)
-    places = [genes.index(gene) for gene in sets["HVG"]]
+    locations = [genes.index(gene) for gene in sets["HVG"]]
     truth = normalize(section.counts, 1e4).toarray()[:, [section.genes.index(gene) for gene in genes]].astype(float)
     guess = predicted(section, genes).take(tuple(genes)).astype(float)
     centres = section.spots.centre_px
     graph, windows = spot_graph(centres), ssim_windows(snap_to_lattice(centres))
     ceiling = noise_ceiling(section.counts, seed=0)[[section.genes.index(gene) for gene in genes]]
     pearson, moran, said = pearson_per_gene(truth, guess), morans_i(truth, graph), morans_i(guess, graph)
-    kept = [place for place in places if ceiling[place] > 0 and np.isfinite(pearson[place])]
-    error, agreement, _ = gene_gene_correlation(truth[:, places], guess[:, places])
+    kept = [place for place in locations if ceiling[place] > 0 and np.isfinite(pearson[place])]
+    error, agreement, _ = gene_gene_correlation(truth[:, locations], guess[:, locations])
     expected = {
-        "pearson": over_genes(pearson[places])[0],
-        "mse": ((truth - guess) ** 2)[:, places].mean(),
-        "mae": np.abs(truth - guess)[:, places].mean(),
-        "spearman": over_genes(spearman_per_gene(truth, guess)[places])[0],
-        "ssim": np.nanmean(ssim_per_gene(truth, guess, windows)[places]),
-        "moran_error": np.nanmean(np.abs(moran - said)[places]),
-        "variance_ratio": (guess.var(axis=0) / truth.var(axis=0))[places].mean(),
-        "r2": (1 - ((truth - guess) ** 2).mean(axis=0) / truth.var(axis=0))[places].mean(),
-        "ceiling": np.nanmean(ceiling[places]),
+        "pearson": over_genes(pearson[locations])[0],
+        "mse": ((truth - guess) ** 2)[:, locations].mean(),
+        "mae": np.abs(truth - guess)[:, locations].mean(),
+        "spearman": over_genes(spearman_per_gene(truth, guess)[locations])[0],
+        "ssim": np.nanmean(ssim_per_gene(truth, guess, windows)[locations]),
+        "moran_error": np.nanmean(np.abs(moran - said)[locations]),
+        "variance_ratio": (guess.var(axis=0) / truth.var(axis=0))[locations].mean(),
+        "r2": (1 - ((truth - guess) ** 2).mean(axis=0) / truth.var(axis=0))[locations].mean(),
+        "ceiling": np.nanmean(ceiling[locations]),
         "pearson_share": pearson[kept].mean() / ceiling[kept].mean(),
         "gene_gene_error": error,
         "gene_gene_agreement": agreement,
-        "pooled_pearson": over_genes(pearson[places])[0],  # one section: the pool is the section
+        "pooled_pearson": over_genes(pearson[locations])[0],  # one section: the pool is the section
     }
     for metric, value in expected.items():
         assert rows.loc[("HVG", metric), "value"] == pytest.approx(value, abs=1e-5), metric

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from cmrcnet.config import Config
 from cmrcnet.errors import UnknownName
 from cmrcnet.evaluation.scoring_protocol import PAPER, STRICT, protocol_named
-from cmrcnet.recipe import Recipe
 
 GENES = ("low", "high", "varies", "noisy")
 TRUTH = sparse.csr_matrix(np.array([[0.1, 5.0, 0.0, 1.0], [0.0, 5.1, 4.0, 1.5]]))
@@ -17,8 +17,8 @@ SETS = {"HEG": ("low",), "HVG": ("low",), "SVG": ("noisy",), "MG": ("low", "nois
 
 def test_strict_scores_by_the_sets_of_the_training_sections():
     assert STRICT.scored_sets(SETS, GENES, TRUTH, size=1) == SETS
-    recipe = Recipe.load("tiny")
-    assert STRICT.apply(recipe) == recipe
+    config = Config.load("tiny")
+    assert STRICT.apply(config) == config
 
 
 def test_paper_scores_by_heg_and_hvg_of_the_test_truth_and_by_nothing_else_of_it():
@@ -27,8 +27,8 @@ def test_paper_scores_by_heg_and_hvg_of_the_test_truth_and_by_nothing_else_of_it
 
 
 def test_paper_leaves_out_sections_and_chooses_its_panel_on_all():
-    recipe = PAPER.apply(Recipe.load("tiny").override({"evaluation.unit": "patient", "panel.sections": "training"}))
-    assert (recipe.evaluation.unit, recipe.panel.sections) == ("section", "all")
+    config = PAPER.apply(Config.load("tiny").override({"evaluation.unit": "patient", "panel.sections": "training"}))
+    assert (config.evaluation.unit, config.panel.sections) == ("section", "all")
 
 
 def test_protocols_go_by_name():

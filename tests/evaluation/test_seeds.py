@@ -45,12 +45,12 @@ def test_genes_are_averaged_too():
     assert genes_over_seeds(genes, 1) is genes
 
 
-def test_every_method_is_run_with_each_seed(small_cohort, small_recipe, small_cache):
+def test_every_method_is_run_with_each_seed(small_cohort, small_config, small_cache):
     options = {"cache": small_cache, "methods": ["random-k"], "only": ["P2"]}
-    run = evaluate(small_cohort, small_recipe, seeds=2, **options)
+    run = evaluate(small_cohort, small_config, seeds=2, **options)
     assert run.facts["seeds"] == [0, 1] and sorted(set(run.scores["seed"])) == [0, 1]
     single = [
-        evaluate(small_cohort, small_recipe.override({"train.seed": seed}), **options).mean("random-k")
+        evaluate(small_cohort, small_config.override({"train.seed": seed}), **options).mean("random-k")
         for seed in (0, 1)
     ]
     assert single[0] != single[1]
@@ -60,6 +60,6 @@ def test_every_method_is_run_with_each_seed(small_cohort, small_recipe, small_ca
 
 
 @pytest.mark.parametrize("seeds", [0, -1, True])
-def test_a_number_of_seeds_below_one_is_refused(seeds, small_cohort, small_recipe, small_cache):
+def test_a_number_of_seeds_below_one_is_refused(seeds, small_cohort, small_config, small_cache):
     with pytest.raises(BadOption, match="a number of seeds, 1 or more"):
-        evaluate(small_cohort, small_recipe, seeds=seeds, cache=small_cache)
+        evaluate(small_cohort, small_config, seeds=seeds, cache=small_cache)

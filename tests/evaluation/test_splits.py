@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cmrcnet.errors import BadOption, TooFew
 from cmrcnet.evaluation.splits import folds, patient_disjoint
-from cmrcnet.tissue.section import Cohort, CohortEntry
+from cmrcnet.slides.section import Cohort, CohortEntry
 
 
 def cohort_of(*patients: str) -> Cohort:

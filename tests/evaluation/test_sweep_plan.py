@@ -1,12 +1,12 @@
-"""Cells of a sweep: which recipes they are, and what is refused."""
+"""Cells of a sweep: which presets they are, and what is refused."""
 
 from __future__ import annotations
 
 import pytest
 
+from cmrcnet.config import Config, shipped_presets
 from cmrcnet.errors import BadOption, UnknownKey, UnknownName
 from cmrcnet.evaluation.sweep_plan import BASE, plan_over, preset_plan, read_axes, shipped_sweeps, shown, value_of
-from cmrcnet.recipe import Recipe, shipped_recipes
 
 
 def test_values_are_read_as_yaml():
@@ -22,10 +22,10 @@ def test_values_are_read_as_yaml():
 @pytest.mark.parametrize(
     ("over", "sentence"),
     [
-        (["readout.k"], "KEY=a,b,c"),
+        (["head.k"], "KEY=a,b,c"),
         (["=3"], "KEY=a,b,c"),
         (["model.blocks=[4"], "values parted by commas"),
-        (["readout.k=1", "readout.k=2"], "each key once"),
+        (["head.k=1", "head.k=2"], "each key once"),
     ],
 )
 def test_what_is_no_key_and_values_is_refused(over, sentence):
@@ -34,60 +34,60 @@ def test_what_is_no_key_and_values_is_refused(over, sentence):
 
 
 def test_an_unknown_key_is_refused_with_the_known_ones():
-    with pytest.raises(UnknownKey, match=r"'readout\.kk', which no recipe knows; known here: amplitude, k, "):
-        plan_over(Recipe.load("tiny"), {"readout.kk": [1]})
+    with pytest.raises(UnknownKey, match=r"'head\.kk', which no config knows; known here: variance_rescaling, k, "):
+        plan_over(Config.load("tiny"), {"head.kk": [1]})
 
 
 def test_no_values_and_a_value_of_another_kind_are_refused():
-    base = Recipe.load("tiny")
+    base = Config.load("tiny")
     with pytest.raises(BadOption, match="values parted by commas"):
-        plan_over(base, read_axes(["readout.k="]))
+        plan_over(base, read_axes(["head.k="]))
     with pytest.raises(BadOption, match="at least one KEY"):
         plan_over(base, {})
     with pytest.raises(BadOption, match="a whole number"):
-        plan_over(base, {"readout.k": ["many"]})
+        plan_over(base, {"head.k": ["many"]})
 
 
 def test_a_grid_has_every_combination_and_the_base_once():
-    base = Recipe.load("tiny").override({"readout.k": 10, "model.mask_rate": 0.5})
-    plan = plan_over(base, {"readout.k": [10, 20], "model.mask_rate": [0.3, 0.5]})
+    base = Config.load("tiny").override({"head.k": 10, "model.mask_rate": 0.5})
+    plan = plan_over(base, {"head.k": [10, 20], "model.mask_rate": [0.3, 0.5]})
     assert [cell.name for cell in plan.cells] == [
         BASE,
         "k=10, mask_rate=0.3",
         "k=20, mask_rate=0.3",
         "k=20, mask_rate=0.5",
     ]  # k=10, mask_rate=0.5 is the base itself
-    assert plan.grid and all(value_of(c.recipe, "readout.k") == c.settings.get("readout.k", 10) for c in plan.cells)
+    assert plan.grid and all(value_of(c.config, "head.k") == c.settings.get("head.k", 10) for c in plan.cells)
 
 
 def test_one_at_a_time_changes_one_thing():
-    base = Recipe.load("tiny").override({"readout.k": 10, "model.mask_rate": 0.5})
-    plan = plan_over(base, {"readout.k": [10, 20], "model.mask_rate": [0.3, 0.5]}, one_at_a_time=True)
-    assert [cell.settings for cell in plan.cells] == [{}, {"readout.k": 20}, {"model.mask_rate": 0.3}]
+    base = Config.load("tiny").override({"head.k": 10, "model.mask_rate": 0.5})
+    plan = plan_over(base, {"head.k": [10, 20], "model.mask_rate": [0.3, 0.5]}, one_at_a_time=True)
+    assert [cell.settings for cell in plan.cells] == [{}, {"head.k": 20}, {"model.mask_rate": 0.3}]
 
 
 def test_cells_can_be_chosen_by_name():
-    plan = plan_over(Recipe.load("tiny"), {"readout.k": [5, 6, 7]})
+    plan = plan_over(Config.load("tiny"), {"head.k": [5, 6, 7]})
     assert [cell.name for cell in plan.only(["k=6"]).cells] == [BASE, "k=6"]
     with pytest.raises(UnknownName, match="There is no cell 'k=8'; known: base, k=5"):
         plan.only(["k=8"])
 
 
 @pytest.mark.parametrize("name", shipped_sweeps())
-@pytest.mark.parametrize("recipe", shipped_recipes())
-def test_every_preset_fits_every_recipe(name, recipe):
-    plan = preset_plan(Recipe.load(recipe), name)
+@pytest.mark.parametrize("config", shipped_presets())
+def test_every_preset_fits_every_config(name, config):
+    plan = preset_plan(Config.load(config), name)
     assert plan.about and len(plan.cells) >= 2 and plan.cells[0].name == BASE
     assert len({cell.name for cell in plan.cells}) == len(plan.cells)
 
 
 def test_an_unknown_preset_is_refused():
     with pytest.raises(UnknownName, match="There is no sweep preset 'magic'; known: ablation, departures, k, mask"):
-        preset_plan(Recipe.load("tiny"), "magic")
+        preset_plan(Config.load("tiny"), "magic")
 
 
 def test_departures_are_turned_back_one_by_one_from_as_released():
-    base = Recipe.load("as-released")
+    base = Config.load("as-released")
     cells = {cell.name: cell.settings for cell in preset_plan(base, "departures").cells}
     assert cells["mask unit: sound"] == {"model.mask_unit": "token"}
     assert cells["gene panel: sound"] == {"panel.sections": "training"}
@@ -95,7 +95,7 @@ def test_departures_are_turned_back_one_by_one_from_as_released():
 
 
 def test_departures_are_turned_on_one_by_one_from_default():
-    cells = {cell.name: cell.settings for cell in preset_plan(Recipe.load("default"), "departures").cells}
+    cells = {cell.name: cell.settings for cell in preset_plan(Config.load("default"), "departures").cells}
     assert cells["geometry: released"] == {"model.similarity": "dot"}
     assert cells["undefined correlation: released"] == {"evaluation.undefined": "zero"}
     sound = {name for name in cells if name.endswith(": sound")}
@@ -103,15 +103,15 @@ def test_departures_are_turned_on_one_by_one_from_default():
 
 
 def test_a_switch_that_the_base_cannot_take_alone_is_left_out_and_named():
-    plan = preset_plan(Recipe.load("default"), "departures")
+    plan = preset_plan(Config.load("default"), "departures")
     assert "held in: released" not in {cell.name for cell in plan.cells}
     assert "held in: released" in plan.about and "each" in plan.about
-    assert "cannot take" not in preset_plan(Recipe.load("as-released"), "departures").about
+    assert "cannot take" not in preset_plan(Config.load("as-released"), "departures").about
 
 
 def test_departures_hold_every_switch_of_the_released_code():
     """All that as-released sets against the defaults is a switch of the sweep (rates, sizes and epochs aside)."""
-    base, released = Recipe(), Recipe.load("as-released")
+    base, released = Config(), Config.load("as-released")
     keys = set(preset_plan(base, "departures").keys)
     for part, values in released.to_dict().items():
         if isinstance(values, dict):

@@ -1,4 +1,4 @@
-"""A sweep as a whole: cells on the same folds, one training for what differs in the readout, tables and plots."""
+"""A sweep as a whole: cells on the same folds, one training for what differs in the head, tables and plots."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ pytestmark = pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
 
 
 @pytest.fixture(scope="module")
-def quick(small_recipe):
-    return small_recipe.override({"train.epochs": 1, "train.held_in": "none", "train.refit": False})
+def quick(small_config):
+    return small_config.override({"train.epochs": 1, "train.validation": "none", "train.refit": False})
 
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """Recipes of every training that was run."""
+    """Configs of every training that was run."""
     seen = []
     real = training.fit
 
-    def counted(cohort, recipe, **options):
-        seen.append(recipe)
-        return real(cohort, recipe, **options)
+    def counted(cohort, config, **options):
+        seen.append(config)
+        return real(cohort, config, **options)
 
     monkeypatch.setattr(training, "fit", counted)
     return seen
 
 
-def test_cells_that_differ_in_the_readout_share_a_training_and_are_scored_as_if_alone(
+def test_cells_that_differ_in_the_head_share_a_training_and_are_scored_as_if_alone(
     tmp_path, small_cohort, quick, small_cache, trainings
 ):
     from cmrcnet.evaluation.protocol import evaluate
 
-    plan = plan_over(quick, {"readout.k": [10, 20]})
+    plan = plan_over(quick, {"head.k": [10, 20]})
     options = {"only": ["P1", "P2"]}
     folder = SweepFolder(tmp_path / "sweep")
     run = sweep(lambda controls: small_cohort, plan, folder, small_cache, **options)
     assert len(trainings) == 2  # two folds, once each
-    alone = evaluate(small_cohort, plan.cells[1].recipe, methods=["cmrcnet"], cache=small_cache, **options)
+    alone = evaluate(small_cohort, plan.cells[1].config, methods=["cmrcnet"], cache=small_cache, **options)
     assert run.value("k=20") == pytest.approx(alone.mean("cmrcnet"), abs=1e-9)
     assert run.value("base") != run.value("k=20")
     row = run.table.query("cell == 'k=20' and gene_set == 'HVG' and metric == 'pearson'").iloc[0]
     assert row.difference == pytest.approx(run.value("k=20") - run.value("base"))
-    assert (row["readout.k"], row.over, row.n) == ("20", "patients", 2)
+    assert (row["head.k"], row.over, row.n) == ("20", "patients", 2)
 
     write_sweep(run, folder)
     folder.finish(run.facts)
@@ -61,7 +61,7 @@ def test_cells_that_differ_in_the_readout_share_a_training_and_are_scored_as_if_
     names = {path.name for path in place.iterdir()}
     assert names == {"sweep.csv", "sweep.json", "sweep.html", "HVG.png", "HEG.png", "cells"}
     assert len(pd.read_csv(place / "sweep.csv")) == len(run.table)
-    assert json.loads((place / "sweep.json").read_text())["keys"] == ["readout.k"]
+    assert json.loads((place / "sweep.json").read_text())["keys"] == ["head.k"]
     html = (place / "sweep.html").read_text()
     assert "k=20" in html and "Protocol strict" in html.replace("protocol strict", "Protocol strict")
     assert "http" not in html.replace("http://www.w3.org", "")
@@ -79,10 +79,10 @@ def test_an_interrupted_sweep_goes_on_behind_its_finished_folds(
 
     counted = training.fit
 
-    def stopping(cohort, recipe, **given):
+    def stopping(cohort, config, **given):
         if len(trainings) == 4 + 3:
             raise KeyboardInterrupt
-        return counted(cohort, recipe, **given)
+        return counted(cohort, config, **given)
 
     monkeypatch.setattr(training, "fit", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -95,7 +95,7 @@ def test_an_interrupted_sweep_goes_on_behind_its_finished_folds(
 
 def test_another_sweep_is_not_gone_on_with(tmp_path, small_cohort, quick, small_cache):
     def begun(values, **options):
-        plan = plan_over(quick, {"readout.k": values})
+        plan = plan_over(quick, {"head.k": values})
         sweep(lambda controls: small_cohort, plan, SweepFolder(tmp_path / "s", resume=True), small_cache, **options)
 
     begun([10], only=["P1"])
@@ -113,7 +113,7 @@ def test_an_interval_holds_the_mean_and_the_values_hold_the_interval():
 
 
 @pytest.mark.parametrize(
-    ("keys", "grid"), [({"readout.k": ["10", "500"]}, True), ({"model.targets": ["soft", "hard"]}, False)]
+    ("keys", "grid"), [({"head.k": ["10", "500"]}, True), ({"model.targets": ["soft", "hard"]}, False)]
 )
 def test_a_plot_is_a_picture_whatever_varies(keys, grid):
     from cmrcnet.evaluation.sweep_plan import SweepPlan

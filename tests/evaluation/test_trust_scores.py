@@ -1,4 +1,4 @@
-"""Coverage, refusals and alarms of held-out sections, by hand and on a made-up run."""
+"""Coverage, translate_os_errors and alarms of held-out sections, by hand and on a made-up run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_report_says_it_in_words_and_takes_nothing_for_markup(run):
     page = trust_report(run)
     assert "Intervals that promise 90% held 100.0% of the measured values of HVG" in page
     assert "Refusing the least certain 30% of spots lowers the squared error by" in page
-    assert "The domain alarm was raised on 0 of 3 held-out sections, and 0.0% of places count as outside" in page
+    assert "The domain alarm was raised on 0 of 3 held-out sections, and 0.0% of locations count as outside" in page
     assert "&lt;b&gt;of tests" in page and page.count("data:image/svg+xml") == 2
 
 

@@ -23,7 +23,7 @@ def write(folder, table, name="S1.h5ad"):
 
 def read(path, made, **options):
     image = write_image(path.with_suffix(".png"), made.image)
-    given = {"image": image, "um_per_px": made.um_per_px, "spot_diameter_um": 100.0}
+    given = {"image": image, "mpp": made.mpp, "spot_diameter_um": 100.0}
     return read_section(path, **{**given, **options})
 
 
@@ -87,39 +87,39 @@ def test_a_visium_file_as_scanpy_makes_it(tmp_path, small):
     direct = read_section(outs)
     np.testing.assert_allclose(section.spots.centre_px, direct.spots.centre_px)
     np.testing.assert_array_equal(section.counts.toarray(), direct.counts.toarray())
-    assert section.slide.um_per_px == pytest.approx(direct.slide.um_per_px)
+    assert section.slide.mpp == pytest.approx(direct.slide.mpp)
     assert section.spots.diameter_um == 55
     size = section.slide.width_px, section.slide.height_px
     ours, theirs = section.slide.read(0, 0, *size), direct.slide.read(0, 0, *size)
     assert np.abs(ours.astype(int) - theirs).max() <= 1
     full = read_section(path, image=write_image(tmp_path / "full.png", visium.image))
     np.testing.assert_allclose(full.spots.centre_px, 2 * section.spots.centre_px)
-    assert full.slide.um_per_px == pytest.approx(section.slide.um_per_px / 2)
+    assert full.slide.mpp == pytest.approx(section.slide.mpp / 2)
     lowres = read_section(path, image=outs / "spatial" / "tissue_lowres_image.png")  # known by its name
     np.testing.assert_allclose(lowres.spots.centre_px, full.spots.centre_px / 4)
-    assert lowres.slide.um_per_px == pytest.approx(4 * full.slide.um_per_px)
+    assert lowres.slide.mpp == pytest.approx(4 * full.slide.mpp)
 
 
 def test_the_stated_diameter_may_give_the_scale(tmp_path, small):
     table = ann_data_of(small)
     pictures = {"hires": small.image / 255}
-    factors = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 100 / small.um_per_px}
+    factors = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 100 / small.mpp}
     table.uns["spatial"] = {"lib": {"images": pictures, "scalefactors": factors}}
     path = write(tmp_path, table)
     section = read_section(path, spot_diameter_um=100)
-    assert section.slide.um_per_px == pytest.approx(small.um_per_px)
+    assert section.slide.mpp == pytest.approx(small.mpp)
     np.testing.assert_array_equal(section.slide.read(0, 0, 20, 10), small.image[:10, :20])
     with pytest.raises(BadOption, match=r"spot_diameter_um is None; wanted the diameter of the spots of S1"):
-        read_section(path, um_per_px=small.um_per_px)
+        read_section(path, mpp=small.mpp)
 
 
 def test_what_is_missing_is_named(tmp_path, small):
     table = ann_data_of(small)
     path = write(tmp_path, table)
     with pytest.raises(BadOption, match=r"image is None; wanted the picture of S1"):
-        read_section(path, um_per_px=4.0, spot_diameter_um=100)
+        read_section(path, mpp=4.0, spot_diameter_um=100)
     with pytest.raises(UnknownScale, match=r"S1 does not say"):
-        read(path, small, um_per_px=None)
+        read(path, small, mpp=None)
     del table.obsm["spatial"]
     table.obsm["X_pca"] = small.centre_px
     with pytest.raises(BadFile, match=r"has no spot positions: .*obsm holds X_pca"):
@@ -132,7 +132,7 @@ def test_two_libraries_in_one_file(tmp_path, small):
     table.uns["spatial"] = {"a": library, "b": library}
     path = write(tmp_path, table)
     with pytest.raises(BadFile, match=r"holds 2 libraries; write one file a section"):
-        read_section(path, um_per_px=4.0, spot_diameter_um=100)
+        read_section(path, mpp=4.0, spot_diameter_um=100)
     assert len(read(path, small).spots) == small.spots
 
 

@@ -12,7 +12,7 @@ from cmrcnet.readers import cohort as cohort_file
 from cmrcnet.readers.cohort import cohort_rows, read_cohort
 from tests.readers.written_formats import as_visium, made_up, write_hest, write_image, write_legacy, write_visium
 
-HEADER = "section,patient,format,counts,spots,image,um_per_px,spot_diameter_um,disease\n"
+HEADER = "section,patient,format,counts,spots,image,mpp,spot_diameter_um,disease\n"
 ROWS = (
     "A1,A,legacy_st,st/A1_counts.tsv.gz,st/A1_spots.tsv,st/A1.png,4,100,cancer\n"
     "A2,A,,st/A2_counts.tsv.gz,st/A2_spots.tsv,st/A2.png,4,,\n"
@@ -29,7 +29,7 @@ def folder(tmp_path):
     visium = as_visium(made_up(seed=2))
     write_visium(tmp_path / "outs", visium)
     write_image(tmp_path / "fullres.png", visium.image)
-    write_hest(tmp_path / "hest", as_visium(made_up(columns=3, rows=3, um_per_px=1.6)), "H1")
+    write_hest(tmp_path / "hest", as_visium(made_up(columns=3, rows=3, mpp=1.6)), "H1")
     return tmp_path
 
 
@@ -67,7 +67,7 @@ def test_what_excel_makes_of_it(folder, how):
         text = text.replace("\n", "\r\n")
     cohort = read_cohort(write(folder, text, encoding=encoding))
     assert cohort.sections == ("A1", "A2", "B1", "H1")
-    assert cohort.read("A1").slide.um_per_px == 4
+    assert cohort.read("A1").slide.mpp == 4
 
 
 def test_only_the_columns_that_are_needed(folder):
@@ -112,8 +112,8 @@ def test_controls_reach_the_reader(folder):
         (("st/A2_counts", "st/A9_counts"), NoSuchFile, r"line 3 \(A2\): The counts .*A9_counts.tsv.gz does not exist"),
         (("fullres.png", "full.png"), NoSuchFile, r"line 4 \(B1\): The image .*full.png does not exist"),
         (("st/A1_spots.tsv", "st/A7_spots.tsv"), NoSuchFile, r"line 2 \(A1\): The spot file .* does not exist"),
-        (("st/A1.png,4,", "st/A1.png,four,"), BadOption, r"line 2 \(A1\): um_per_px is 'four'; wanted a number"),
-        (("st/A1.png,4,", "st/A1.png,-4,"), BadOption, r"line 2 \(A1\): um_per_px is '-4'; wanted a number"),
+        (("st/A1.png,4,", "st/A1.png,four,"), BadOption, r"line 2 \(A1\): mpp is 'four'; wanted a number"),
+        (("st/A1.png,4,", "st/A1.png,-4,"), BadOption, r"line 2 \(A1\): mpp is '-4'; wanted a number"),
         (("4,100,", "4,0,"), BadOption, r"line 2 \(A1\): spot_diameter_um is '0'"),
         (("st/A2_counts.tsv.gz,st/A2_spots.tsv", "st/A1_counts.tsv.gz,st/A1_spots.tsv"), BadOption, "entered once"),
         (("hest,", ","), BadOption, r"line 5 \(H1\): counts is ''; wanted the path"),
@@ -131,7 +131,7 @@ def test_faults_are_named_by_line_before_anything_is_read(folder, monkeypatch, c
 def test_several_faults_are_counted_and_all_listed(folder):
     text = (HEADER + ROWS).replace("st/A1.png,4,", "st/A1.png,four,").replace("fullres", "full")
     path = write(folder, text)
-    with pytest.raises(BadOption, match=r"um_per_px is 'four'.*\(1 more problem\(s\): cmrcnet inspect .*cohort.csv\)"):
+    with pytest.raises(BadOption, match=r"mpp is 'four'.*\(1 more problem\(s\): cmrcnet inspect .*cohort.csv\)"):
         read_cohort(path)
     problems = [str(problem) for row in cohort_rows(path) for problem in row.problems]
     assert len(problems) == 2 and "line 2 (A1)" in problems[0] and "line 4 (B1)" in problems[1]

@@ -19,7 +19,7 @@ from tests.readers.written_formats import as_visium, cut, made_up, write_hest
 @pytest.fixture
 def tissue():
     """A section whose patches overlap, as Visium's do (112 um wide, 100 um apart), 0.8 um per px."""
-    return as_visium(made_up(columns=4, rows=3, pitch_um=200, um_per_px=1.6))
+    return as_visium(made_up(columns=4, rows=3, pitch_um=200, mpp=1.6))
 
 
 def patches_of(root, name="TENX1"):
@@ -40,7 +40,7 @@ def test_a_whole_folder(tmp_path, tissue, tables):
     np.testing.assert_array_equal(section.counts.toarray(), theirs.X.toarray())
     np.testing.assert_array_equal(section.spots.centre_px, theirs.obsm["spatial"])
     assert (section.name, section.patient) == ("TENX1", "Patient 7")
-    assert section.slide.um_per_px == pytest.approx(tissue.um_per_px)
+    assert section.slide.mpp == pytest.approx(tissue.mpp)
     assert (section.slide.width_px, section.slide.height_px) == tissue.image.shape[1::-1]
     assert any("3 of 12 listed spots have no patch" in note for note in section.notes)
     assert section.spots.diameter_um == 55
@@ -50,7 +50,7 @@ def test_the_centre_of_a_spot_is_the_middle_of_its_patch(tmp_path, tissue):
     root = write_hest(tmp_path, tissue)
     section = read_section(root)
     patches = patches_of(root)
-    side = 112 / tissue.um_per_px
+    side = 112 / tissue.mpp
     for barcode, centre in zip(section.spots.barcodes, section.spots.centre_px, strict=True):
         np.testing.assert_allclose(patches[barcode][0] + side / 2, centre, atol=0.51)
 
@@ -59,20 +59,20 @@ def test_patches_alone_serve_as_the_slide_pixel_for_pixel(tmp_path, tissue):
     root = write_hest(tmp_path, tissue, tables="adata", slide=False, off_tissue=2)
     section = read_section(root)
     assert isinstance(section.slide, PatchSlide)
-    assert section.slide.um_per_px == 0.5
+    assert section.slide.mpp == 0.5
     patches = patches_of(root)
     for barcode, (x, y) in zip(section.spots.barcodes, section.spots.centre_px, strict=True):
         region = section.slide.read(int(x) - 112, int(y) - 112, 224, 224)
         np.testing.assert_array_equal(region, patches[barcode][1])
     assert any("the patches serve as one" in note for note in section.notes)
     whole = read_section(write_hest(tmp_path / "whole", tissue, off_tissue=2))
-    in_um = whole.spots.centre_px * whole.slide.um_per_px
+    in_um = whole.spots.centre_px * whole.slide.mpp
     np.testing.assert_allclose(section.spots.centre_px * 0.5, in_um, atol=0.5)
 
 
 def test_cropped_patches_of_a_patch_slide_are_the_stored_ones(tmp_path, tissue):
-    from cmrcnet.tissue.patches import crop_patches
-    from cmrcnet.tissue.scale import PatchScale
+    from cmrcnet.slides.patches import crop_patches
+    from cmrcnet.slides.scale import PatchScale
 
     root = write_hest(tmp_path, tissue, slide=False)
     section = read_section(root)
@@ -86,7 +86,7 @@ def test_without_metadata_the_scale_follows_from_the_patches(tmp_path, tissue):
     root = write_hest(tmp_path, tissue, metadata=False, slide=False)
     section = read_section(root)
     (note,) = [note for note in section.notes if "follows from spot centres and patch corners" in note]
-    assert float(note.rsplit(" ", 1)[1].rstrip(".")) == pytest.approx(tissue.um_per_px, rel=0.01)
+    assert float(note.rsplit(" ", 1)[1].rstrip(".")) == pytest.approx(tissue.mpp, rel=0.01)
     assert section.patient == "TENX1"
     assert any("Nobody names the patient" in note for note in section.notes)
     assert read_section(root, patient="P9").patient == "P9"
@@ -102,12 +102,12 @@ def test_without_patches_every_listed_spot_counts(tmp_path, tissue):
 def test_scale_four_times_off(tmp_path, tissue):
     root = write_hest(tmp_path, tissue)
     path = root / "metadata" / "TENX1.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "pixel_size_um_estimated": tissue.um_per_px * 4}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pixel_size_um_estimated": tissue.mpp * 4}))
     with pytest.raises(ScaleMismatch, match=r"patches of 112 um lie on it as for 0.8"):
         read_section(root)
     unpatched = write_hest(tmp_path / "b", tissue, patches=False)
     with pytest.raises(ScaleMismatch, match=r"would lie 400 um apart"):
-        read_section(unpatched, um_per_px=tissue.um_per_px * 4)
+        read_section(unpatched, mpp=tissue.mpp * 4)
 
 
 def test_unknown_scale(tmp_path, tissue):
@@ -127,7 +127,7 @@ def test_one_of_several_sections_is_chosen_by_name(tmp_path, tissue):
 
 def test_legacy_sections_in_hest(tmp_path, tissue):
     root = write_hest(tmp_path, tissue, technology="Spatial Transcriptomics", patches=False)
-    section = read_section(root, um_per_px=tissue.um_per_px * 2)  # 200 um apart then, as that assay has it
+    section = read_section(root, mpp=tissue.mpp * 2)  # 200 um apart then, as that assay has it
     assert section.absent_genes == "zero" and section.spots.diameter_um == 100
 
 
@@ -149,7 +149,7 @@ def test_neither_slide_nor_patches(tmp_path, tissue):
 
 
 def test_a_patch_slide_is_a_slide(tmp_path, tissue):
-    from cmrcnet.tissue.slide import Slide
+    from cmrcnet.slides.slide import Slide
 
     root = write_hest(tmp_path, tissue, slide=False)
     slide = read_section(root).slide

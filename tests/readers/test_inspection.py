@@ -11,11 +11,11 @@ from cmrcnet.errors import NoSuchFile, UnknownFormat
 from cmrcnet.readers.inspection import inspect
 from tests.readers.written_formats import as_visium, cut, made_up, write_image, write_legacy, write_visium
 
-HEADER = "section,patient,format,counts,spots,image,um_per_px\n"
+HEADER = "section,patient,format,counts,spots,image,mpp\n"
 
 
-def row(name, patient, um_per_px="4"):
-    return f"{name},{patient},legacy_st,{name}_counts.tsv.gz,{name}_spots.tsv,{name}.png,{um_per_px}\n"
+def row(name, patient, mpp="4"):
+    return f"{name},{patient},legacy_st,{name}_counts.tsv.gz,{name}_spots.tsv,{name}.png,{mpp}\n"
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_sound_cohort(cohort):
     made = made_up(seed=0)
     assert (look.section, look.patient, look.spots, look.genes) == ("A1", "A", 30, 12)
     assert look.median_counts == np.median(made.counts.sum(axis=1))
-    assert look.um_per_px == 4 and look.patch_px == 28 and look.image_px == (400, 350)
+    assert look.mpp == 4 and look.patch_px == 28 and look.image_px == (400, 350)
     assert look.pitch_um == pytest.approx(200, rel=0.01)
     text = found.to_text()
     assert "Problems: none" in text and text.count("\n  A") == 2 and "400 x 350" in text
@@ -81,7 +81,7 @@ def test_a_truncated_picture_in_a_cohort(cohort):
 def test_a_scale_given_for_all(cohort):
     cohort.write_text(HEADER + row("A1", "A", "") + row("B1", "B", "4"))
     assert len(inspect(cohort).problems) == 1
-    assert inspect(cohort, um_per_px=4.0).problems == ()
+    assert inspect(cohort, mpp=4.0).problems == ()
 
 
 def test_one_patient_alone_is_told(cohort):
@@ -108,7 +108,7 @@ def test_a_section(tmp_path):
     counts = write_legacy(tmp_path, made_up())
     unknown = inspect(counts)
     assert unknown.kind == "section" and len(unknown.problems) == 1 and "micrometres" in unknown.problems[0]
-    found = inspect(counts, um_per_px=4.0)
+    found = inspect(counts, mpp=4.0)
     rows = dict(found.rows)
     assert found.problems == ()
     assert (rows["format"], rows["section"], rows["spots on tissue"]) == ("legacy_st", "S1", "30")
@@ -122,7 +122,7 @@ def test_a_visium_folder_with_two_problems(tmp_path):
     outs = write_visium(tmp_path / "outs", visium)
     path = outs / "spatial" / "scalefactors_json.json"
     factors = json.loads(path.read_text())
-    found = inspect(outs, um_per_px=visium.um_per_px * 4)
+    found = inspect(outs, mpp=visium.mpp * 4)
     assert len(found.problems) == 2
     assert "not raw counts" in found.problems[0] and "400 um apart" in found.problems[1]
     path.write_text(json.dumps({**factors, "tissue_hires_scalef": 4.0}))  # the picture is smaller than that
@@ -142,12 +142,12 @@ def test_a_slide(tmp_path):
     picture = write_image(tmp_path / "slide.png", made_up().image)
     unknown = inspect(picture)
     assert unknown.kind == "slide" and "does not say how many micrometres" in unknown.problems[0]
-    found = inspect(picture, um_per_px=4.0)
+    found = inspect(picture, mpp=4.0)
     assert dict(found.rows)["size"] == "400 x 350 px, 1.6 x 1.4 mm"
     assert dict(found.rows)["patch on slide"] == "28.0 px (112 um)"
     assert found.problems == () and "slide: " in found.to_text()
     cut(picture)
-    assert "truncated" in inspect(picture, um_per_px=4.0).problems[0]
+    assert "truncated" in inspect(picture, mpp=4.0).problems[0]
 
 
 def test_nothing_to_look_at(tmp_path):

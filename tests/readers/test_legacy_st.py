@@ -14,14 +14,14 @@ from tests.readers.written_formats import cut, edit_spots, made_up, write_legacy
 
 
 def read(counts, **options):
-    return read_section(counts, **{"um_per_px": 4.0, **options})
+    return read_section(counts, **{"mpp": 4.0, **options})
 
 
 @pytest.mark.parametrize("spot_column", [False, True])
 def test_a_section_in_its_true_layout(tmp_path, made, spot_column):
     counts = write_legacy(tmp_path, made, spot_column=spot_column)
     assert sniff(counts) == "legacy_st"
-    section = read(counts, um_per_px=made.um_per_px, patient="P", facts={"site": "breast"})
+    section = read(counts, mpp=made.mpp, patient="P", facts={"site": "breast"})
     theirs = pd.DataFrame(made.counts, index=made.barcodes, columns=made.genes)
     theirs = theirs.loc[:, ~theirs.columns.str.startswith("__")].T.groupby(level=0, sort=False).sum().T
     assert section.spots.barcodes == tuple(made.barcodes)
@@ -47,7 +47,7 @@ def test_one_row_a_gene_is_turned_and_said(tmp_path, small, sep):
 def test_whole_cohort_files_agree_with_pandas(her2st_csv):
     folder = her2st_csv.parent
     section = read_section(
-        folder / "B4_counts.tsv.gz", spots=folder / "B4_spots.tsv", image=folder / "B4.jpg", um_per_px=0.6878
+        folder / "B4_counts.tsv.gz", spots=folder / "B4_spots.tsv", image=folder / "B4.jpg", mpp=0.6878
     )
     counts = pd.read_csv(folder / "B4_counts.tsv.gz", sep="\t", index_col=0)
     spots = pd.read_csv(folder / "B4_spots.tsv", sep="\t")

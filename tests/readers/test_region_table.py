@@ -55,7 +55,7 @@ def cohort_of_two(tmp_path, second):
     for name in ("S1", "S2"):
         write_legacy(tmp_path, made_up(), name)
     write(tmp_path, "spot\tregion\n1x1\tcancer\n2x1\timmune\n")
-    head = "section,patient,counts,spots,image,um_per_px,regions"
+    head = "section,patient,counts,spots,image,mpp,regions"
     rows = [f"{n},{n},{n}_counts.tsv.gz,{n}_spots.tsv,{n}.png,4.0,{r}" for n, r in (("S1", "S1_regions.tsv"), second)]
     path = tmp_path / "cohort.csv"
     path.write_text("\n".join([head, *rows]))

@@ -13,7 +13,7 @@ from cmrcnet.errors import BadOption, NoSuchFile, UnknownFormat
 from cmrcnet.readers import registry
 from cmrcnet.readers.raw_section import RawSection
 from cmrcnet.readers.registry import read_section, reader_formats, register_reader, sniff
-from cmrcnet.tissue.slide import ArraySlide
+from cmrcnet.slides.slide import ArraySlide
 from tests.readers.written_formats import ann_data_of, as_visium, write_hest, write_legacy, write_visium
 
 
@@ -28,7 +28,7 @@ def mine(source):
     return RawSection(
         name=source.name or "mine",
         patient=None,
-        slide=ArraySlide(np.zeros((100, 100, 3), np.uint8), source.um_per_px or 1.0, "mine"),
+        slide=ArraySlide(np.zeros((100, 100, 3), np.uint8), source.mpp or 1.0, "mine"),
         barcodes=["a"],
         centre_px=np.array([[5.0, 5.0]]),
         diameter_um=10.0,
@@ -45,14 +45,14 @@ def test_the_formats_that_ship():
 
 def test_each_format_is_recognised_by_its_own_reader_alone(tmp_path, small):
     visium = as_visium(small)
-    places = {
+    locations = {
         "legacy_st": write_legacy(tmp_path / "st_data", small),
         "visium": write_visium(tmp_path / "outs", visium),
         "hest": write_hest(tmp_path / "hest", visium),
     }
-    places["ann_data"] = tmp_path / "plain.h5ad"
-    ann_data_of(small).write_h5ad(places["ann_data"])
-    for format, place in places.items():
+    locations["ann_data"] = tmp_path / "plain.h5ad"
+    ann_data_of(small).write_h5ad(locations["ann_data"])
+    for format, place in locations.items():
         fitting = [reader.name for reader in registry._readers().values() if reader.recognises(place)]
         assert fitting == [format]
 
@@ -92,7 +92,7 @@ def test_a_name_that_is_taken(own_reader):
         register_reader("visium", recognises=lambda path: False)(mine)
 
 
-@pytest.mark.parametrize("option", ["um_per_px", "spot_diameter_um"])
+@pytest.mark.parametrize("option", ["mpp", "spot_diameter_um"])
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
 def test_sizes_that_are_none(tmp_path, small, option, value):
     with pytest.raises(BadOption, match=f"{option} is .*; wanted micrometres, above 0"):
@@ -102,7 +102,7 @@ def test_sizes_that_are_none(tmp_path, small, option, value):
 def test_reading_a_table_wakes_neither_torch_nor_scanpy(tmp_path, small):
     counts = write_legacy(tmp_path, small)
     code = (
-        "import sys, cmrcnet; cmrcnet.read_section(sys.argv[1], um_per_px=4.0);"
+        "import sys, cmrcnet; cmrcnet.read_section(sys.argv[1], mpp=4.0);"
         "sys.exit(any(name in sys.modules for name in ('torch', 'scanpy', 'anndata', 'pandas')))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(counts)], check=False).returncode == 0

@@ -22,7 +22,7 @@ from cmrcnet.errors import (
 )
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.section_checks import checked_section, problems_of
-from cmrcnet.tissue.slide import ArraySlide
+from cmrcnet.slides.slide import ArraySlide
 from tests.readers.written_formats import made_up
 
 
@@ -31,7 +31,7 @@ def raw(made=None, **changes) -> RawSection:
     whole = RawSection(
         name="S1",
         patient="P",
-        slide=ArraySlide(made.image, made.um_per_px, "S1"),
+        slide=ArraySlide(made.image, made.mpp, "S1"),
         barcodes=made.barcodes,
         centre_px=made.centre_px,
         diameter_um=100.0,
@@ -132,7 +132,7 @@ def test_where_the_image_ends(x, inside):
 @given(factor=st.floats(0.05, 20))
 def test_a_scale_is_wrong_beyond_a_factor_of_one_and_a_half(factor):
     made = made_up()
-    slide = ArraySlide(made.image, made.um_per_px * factor, "S1")
+    slide = ArraySlide(made.image, made.mpp * factor, "S1")
     wrong = any(isinstance(problem, ScaleMismatch) for problem in problems_of(raw(made, slide=slide)))
     near = max(factor, 1 / factor)
     if near < 1.49 or near > 1.51:

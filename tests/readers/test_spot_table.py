@@ -1,4 +1,4 @@
-"""A table of places without any counts."""
+"""A table of locations without any counts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_missing_table(tmp_path):
 
 def test_the_places_are_those_of_the_section(her2st_csv):
     folder = her2st_csv.parent
-    section = read_section(folder / "C6_counts.tsv.gz", um_per_px=0.6877)
+    section = read_section(folder / "C6_counts.tsv.gz", mpp=0.6877)
     listed = read_spots(folder / "C6_spots.tsv")
     place = dict(zip(listed.barcodes, listed.centre_px, strict=True))
     np.testing.assert_array_equal([place[barcode] for barcode in section.spots.barcodes], section.spots.centre_px)

@@ -75,7 +75,7 @@ def test_positions_and_picture_as_squidpy_reads_them(tmp_path, made, header):
     np.testing.assert_array_equal(section.spots.centre_px, theirs.obsm["spatial"])
     assert section.spots.diameter_um == 55
     written = 65 / theirs.uns["spatial"]["lib"]["scalefactors"]["spot_diameter_fullres"]
-    assert section.slide.um_per_px == pytest.approx(written, rel=0.02)
+    assert section.slide.mpp == pytest.approx(written, rel=0.02)
     reduced = read_section(outs)
     hires = theirs.uns["spatial"]["lib"]["images"]["hires"]
     np.testing.assert_array_equal(reduced.slide.read(0, 0, reduced.slide.width_px, reduced.slide.height_px), hires)
@@ -110,7 +110,7 @@ def test_only_the_reduced_picture_is_used_with_its_own_scale_and_told(tmp_path, 
     outs = write_visium(tmp_path / "outs", visium)
     full, reduced = read_section(outs, image=fullres(tmp_path, visium)), read_section(outs)
     np.testing.assert_allclose(reduced.spots.centre_px, full.spots.centre_px * 0.5)
-    assert reduced.slide.um_per_px == pytest.approx(2 * full.slide.um_per_px)
+    assert reduced.slide.mpp == pytest.approx(2 * full.slide.mpp)
     assert any("Only the reduced picture tissue_hires_image.png is at hand" in note for note in reduced.notes)
     assert not any("reduced picture" in note for note in full.notes)
     named = read_section(outs, image=outs / "spatial" / "tissue_lowres_image.png")
@@ -129,10 +129,10 @@ def test_scale_by_hand():
 def test_where_the_scale_is_from_is_told(tmp_path, visium):
     outs = write_visium(tmp_path / "outs", visium, written_spot_um=55.0)
     section = read_section(outs, image=fullres(tmp_path, visium))
-    assert section.slide.um_per_px == pytest.approx(visium.um_per_px)  # whatever the spot diameter is said to span
+    assert section.slide.mpp == pytest.approx(visium.mpp)  # whatever the spot diameter is said to span
     assert any("um per px is measured" in note for note in section.notes)
-    stated = read_section(outs, image=fullres(tmp_path, visium), um_per_px=visium.um_per_px * 1.1)
-    assert stated.slide.um_per_px == pytest.approx(visium.um_per_px * 1.1)
+    stated = read_section(outs, image=fullres(tmp_path, visium), mpp=visium.mpp * 1.1)
+    assert stated.slide.mpp == pytest.approx(visium.mpp * 1.1)
 
 
 def test_positions_and_scale_factors_that_contradict_each_other(tmp_path, visium):
@@ -140,14 +140,14 @@ def test_positions_and_scale_factors_that_contradict_each_other(tmp_path, visium
     path = outs / "spatial" / "scalefactors_json.json"
     factors = json.loads(path.read_text())
     path.write_text(json.dumps({**factors, "spot_diameter_fullres": factors["spot_diameter_fullres"] * 4}))
-    with pytest.raises(ScaleMismatch, match=r"places of its array are 50.0 px apart"):
+    with pytest.raises(ScaleMismatch, match=r"locations of its array are 50.0 px apart"):
         read_section(outs, image=fullres(tmp_path, visium))
 
 
 def test_a_stated_scale_four_times_off(tmp_path, visium):
     outs = write_visium(tmp_path / "outs", visium)
     with pytest.raises(ScaleMismatch, match=r"would lie 400 um apart, and their assay puts them 100 um apart"):
-        read_section(outs, image=fullres(tmp_path, visium), um_per_px=visium.um_per_px * 4)
+        read_section(outs, image=fullres(tmp_path, visium), mpp=visium.mpp * 4)
 
 
 def test_a_picture_of_another_section(tmp_path, visium):

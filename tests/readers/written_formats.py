@@ -25,7 +25,7 @@ class Made:
     genes: list[str]
     counts: np.ndarray  # (spots, genes), whole numbers
     image: np.ndarray  # (height, width, 3)
-    um_per_px: float
+    mpp: float
     pitch_um: float
 
     @property
@@ -34,11 +34,11 @@ class Made:
 
 
 def made_up(
-    *, columns: int = 6, rows: int = 5, genes: int = 12, pitch_um: float = 200.0, um_per_px: float = 4.0, seed: int = 0
+    *, columns: int = 6, rows: int = 5, genes: int = 12, pitch_um: float = 200.0, mpp: float = 4.0, seed: int = 0
 ) -> Made:
     """A square array of spots, each with counts, on a picture that shows a dark dot at every centre."""
     rng = np.random.default_rng(seed)
-    pitch = pitch_um / um_per_px
+    pitch = pitch_um / mpp
     array = np.array([[x, y] for y in range(1, rows + 1) for x in range(1, columns + 1)], dtype=float)
     centres = array * pitch + 3.0
     width, height = int((columns + 2) * pitch), int((rows + 2) * pitch)
@@ -55,7 +55,7 @@ def made_up(
         genes=[f"GENE{i + 1}" for i in range(genes)],
         counts=counts,
         image=image,
-        um_per_px=um_per_px,
+        mpp=mpp,
         pitch_um=pitch_um,
     )
 
@@ -87,7 +87,7 @@ def from_shared(csv: Path, section: str, side_px: int = 1800) -> Made:
         genes=genes,
         counts=counts.loc[list(spots.index)].to_numpy(),
         image=image,
-        um_per_px=float(row["um_per_px"]),
+        mpp=float(row["mpp"]),
         pitch_um=200.0,
     )
 
@@ -99,7 +99,7 @@ def as_visium(made: Made) -> Made:
     for i in range(made.spots):
         digits = [letters[(i // 4**place) % 4] for place in range(16)]
         barcodes.append("".join(digits) + "-1")
-    return replace(made, barcodes=barcodes, um_per_px=made.um_per_px * 100 / made.pitch_um, pitch_um=100.0)
+    return replace(made, barcodes=barcodes, mpp=made.mpp * 100 / made.pitch_um, pitch_um=100.0)
 
 
 # --- legacy ST ---------------------------------------------------------------------------------------------------
@@ -181,8 +181,8 @@ def write_visium(
     )
     pictures = {"hires": 0.5, "lowres": 0.25}
     factors = {
-        "spot_diameter_fullres": written_spot_um / made.um_per_px,
-        "fiducial_diameter_fullres": written_spot_um / made.um_per_px * 1.6154,
+        "spot_diameter_fullres": written_spot_um / made.mpp,
+        "fiducial_diameter_fullres": written_spot_um / made.mpp * 1.6154,
         **{f"tissue_{kind}_scalef": scale for kind, scale in pictures.items()},
     }
     (spatial / "scalefactors_json.json").write_text(json.dumps(factors))
@@ -264,12 +264,12 @@ def write_hest(
     if metadata:
         (root / "metadata").mkdir(exist_ok=True)
         facts = {"id": name, "patient": "Patient 7", "st_technology": technology}
-        facts["pixel_size_um_estimated"] = made.um_per_px
+        facts["pixel_size_um_estimated"] = made.mpp
         (root / "metadata" / f"{name}.json").write_text(json.dumps(facts))
     if patches:
         (root / "patches").mkdir(exist_ok=True)
         kept = made.spots - off_tissue
-        side = 112 / made.um_per_px  # level-0 pixels of 224 px at 0.5 um
+        side = 112 / made.mpp  # level-0 pixels of 224 px at 0.5 um
         corners = np.round(made.centre_px[:kept] - side / 2).astype(int)
         rng = np.random.default_rng(1)
         order = rng.permutation(kept)  # not the order of the table

@@ -1,4 +1,4 @@
-"""The network computes what the paper says, and, with the recipe as-released, what the released code does."""
+"""The network computes what the paper says, and, with the config as-released, what the released code does."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from cmrcnet.model.masking import keep_mask
-from cmrcnet.model.network import CMRCNet
-from cmrcnet.recipe import ModelConfig, Recipe
+from cmrcnet.config import Config, ModelConfig
+from cmrcnet.models.cmrcnet import CMRCNet
+from cmrcnet.models.masking import keep_mask
 from tests.reference import plain_network
 
 GENES, TOKENS, DIM, BATCH = 9, 7, 12, 4
@@ -56,8 +56,8 @@ def renamed(network: CMRCNet) -> dict[str, np.ndarray]:
     return found
 
 
-def small(recipe: str, **changes) -> ModelConfig:
-    return dataclasses.replace(Recipe.load(recipe).model, **SMALL, **changes)
+def small(config: str, **changes) -> ModelConfig:
+    return dataclasses.replace(Config.load(config).model, **SMALL, **changes)
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def batch():
 
 
 @pytest.mark.parametrize("temperature", [0.07, 1.0, 5.0])
-@pytest.mark.parametrize("recipe", ["paper", "as-released"])
-def test_outputs_and_losses_equal_the_plain_lines(batch, recipe, temperature):
-    config = small(recipe, temperature=temperature)
+@pytest.mark.parametrize("config", ["paper", "as-released"])
+def test_outputs_and_losses_equal_the_plain_lines(batch, config, temperature):
+    config = small(config, temperature=temperature)
     torch.manual_seed(0)
     network = CMRCNet(config, n_genes=GENES, token_dim=DIM).double().eval()
     for value in network.parameters():  # norms begin at one and zero, where a mistake would not show
@@ -85,7 +85,7 @@ def test_outputs_and_losses_equal_the_plain_lines(batch, recipe, temperature):
         unit=config.mask_unit,
         generator=torch.Generator().manual_seed(2),
     )
-    released = recipe == "as-released"
+    released = config == "as-released"
     with torch.no_grad():
         outputs = network(*batch, keep=keep)
         ours = network.losses(outputs)

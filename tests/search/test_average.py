@@ -83,7 +83,7 @@ def test_chosen_columns_are_those_columns_in_that_order_and_no_other_is_read():
 def test_without_the_spread_the_mean_is_the_same():
     rng = np.random.default_rng(3)
     expression, neighbours = sparse.csc_matrix(bank_of(rng)), neighbours_of(rng)
-    mean, spread = average(neighbours, expression, with_spread=False)
+    mean, spread = average(neighbours, expression, with_std=False)
     assert spread is None
     np.testing.assert_array_equal(mean, average(neighbours, expression)[0])
 

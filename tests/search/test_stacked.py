@@ -119,11 +119,11 @@ def test_averages_come_in_blocks_and_equal_those_of_the_whole(seed, k, queries):
     np.testing.assert_allclose(mean, wanted_mean, atol=1e-5)
     np.testing.assert_allclose(spread, wanted_spread, atol=5e-3)
     columns, reached = rng.permutation(GENES), 0
-    for place, some_mean, some_spread in average_blocks(neighbours, table, columns=columns, block_bytes=200):
+    for place, some_mean, some_std in average_blocks(neighbours, table, columns=columns, block_bytes=200):
         assert place.start == reached
         reached = place.stop
         np.testing.assert_array_equal(some_mean, mean[:, columns[place]])
-        np.testing.assert_array_equal(some_spread, spread[:, columns[place]])
+        np.testing.assert_array_equal(some_std, spread[:, columns[place]])
     assert reached == GENES
 
 

@@ -1,4 +1,4 @@
-"""A small made-up cohort and recipes that train on it in a second."""
+"""A small made-up cohort and presets that train on it in a second."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 import torch
 from scipy import sparse
 
+from cmrcnet.config import Config
 from cmrcnet.datasets.synthetic import synthetic_cohort
-from cmrcnet.encoding.token_cache import TokenCache
-from cmrcnet.model.trained_model import TrainedModel
-from cmrcnet.prediction.bank import ReferenceBank, build_bank
-from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.section import Cohort, CohortEntry, Section
+from cmrcnet.models.trained_model import TrainedModel
+from cmrcnet.retrieval.bank import ReferenceBank, build_bank
+from cmrcnet.slides.section import Cohort, CohortEntry, Section
+from cmrcnet.storage.cache import TokenCache
 from cmrcnet.training import fit as fit_module
-from cmrcnet.training.pairs import Pairs
+from cmrcnet.training.data import Pairs
 
 SMALL = {
     "panel.n_hvg": 60,
@@ -31,7 +31,7 @@ SMALL = {
     "train.learning_rate": 5e-3,
     "train.validate_every": 1,
     "evaluation.set_size": 10,
-    "readout.k": 5,
+    "head.k": 5,
 }
 
 TRAINED_ENCODER = SMALL | {
@@ -55,13 +55,13 @@ def cache(tmp_path_factory) -> TokenCache:
 
 
 @pytest.fixture(scope="session")
-def plan() -> Recipe:
-    """The default recipe, made small."""
+def plan() -> Config:
+    """The default config, made small."""
     small = {"embedding_dim": 16, "fusion_dim": 16, "cross_heads": 2, "fusion_heads": 2, "blocks": [7]}
-    return Recipe.load("default").override(
+    return Config.load("default").override(
         {f"model.{name}": value for name, value in small.items()}
         | {"features.views_um": [112, 224], "features.orientations": 1, "panel.n_hvg": 60}
-        | {"target.ranks": [2, 4], "target.gene_rank": 3, "evaluation.set_size": 10, "readout.k": 10}
+        | {"target.ranks": [2, 4], "target.gene_rank": 3, "evaluation.set_size": 10, "head.k": 10}
         | {"train.epochs": 6, "train.batch_size": 24, "train.learning_rate": 0.005}
     )
 
@@ -84,8 +84,8 @@ def bank(model, cohort, cache) -> ReferenceBank:
 
 
 @pytest.fixture
-def recipe() -> Recipe:
-    return Recipe.load("tiny").override(SMALL)
+def config() -> Config:
+    return Config.load("tiny").override(SMALL)
 
 
 @pytest.fixture(autouse=True)

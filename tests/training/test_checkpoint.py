@@ -10,7 +10,7 @@ import torch
 from cmrcnet.errors import CannotResume, OutputExists
 from cmrcnet.training.checkpoint import Checkpoints, TrainingState
 
-IDENTITY = {"recipe": "r", "cohort": "c"}
+IDENTITY = {"config": "r", "cohort": "c"}
 
 
 def state(epoch: int = 3) -> TrainingState:
@@ -54,7 +54,7 @@ def test_a_later_state_replaces_the_first_and_one_file_stays(kept):
     assert [path.name for path in kept.folder.iterdir()] == ["state.safetensors"]
 
 
-@pytest.mark.parametrize("key", ["recipe", "cohort"])
+@pytest.mark.parametrize("key", ["config", "cohort"])
 def test_the_state_of_another_run_is_refused(kept, key):
     with pytest.raises(CannotResume, match=f"the {key} changed since it was started"):
         kept.load(IDENTITY | {key: "another"})
@@ -81,7 +81,7 @@ def test_a_damaged_state_is_refused(kept, damage):
 
 
 def test_what_a_killed_process_half_wrote_goes_with_the_next_state(kept):
-    half = kept.folder / ".state.draft-12345678.safetensors"
+    half = kept.folder / ".state.tmp-12345678.safetensors"
     half.write_bytes(b"half")
     kept.save(state(), IDENTITY)
     assert not half.exists()
@@ -127,12 +127,12 @@ def test_a_folder_that_is_not_ours_is_never_removed(tmp_path):
 
 
 def test_the_log_has_a_row_an_epoch_and_every_column(kept):
-    kept.write_log([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "held_in_pearson": None}])
+    kept.write_log([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "validation_pearson": None}])
     with (kept.folder / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows == [
-        {"epoch": "1", "loss": "0.5", "held_in_pearson": ""},
-        {"epoch": "2", "loss": "0.25", "held_in_pearson": ""},
+        {"epoch": "1", "loss": "0.5", "validation_pearson": ""},
+        {"epoch": "2", "loss": "0.25", "validation_pearson": ""},
     ]
 
 

@@ -1,4 +1,4 @@
-"""The course of a recipe that works on expression components: every unit held in, readouts fitted, all stored."""
+"""The course of a config that works on expression components: every unit held in, heads fitted, all stored."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import warnings
 import numpy as np
 import pytest
 
+from cmrcnet.config import Config
 from cmrcnet.errors import BadOption, CmrcnetWarning
-from cmrcnet.expression.components import find_components
-from cmrcnet.model.trained_model import TrainedModel
-from cmrcnet.prediction.bank import ReferenceBank, build_bank
-from cmrcnet.prediction.predict import predict
-from cmrcnet.recipe import Recipe
+from cmrcnet.genes.components import find_components
+from cmrcnet.inference.predict import predict
+from cmrcnet.models.trained_model import TrainedModel
+from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.testing import assert_prediction_table
 from cmrcnet.training import cross_search
 from cmrcnet.training import fit as fit_module
@@ -22,12 +22,12 @@ from tests.training.conftest import changed, with_counts
 from tests.training.test_resume import Stopping, assert_equal
 
 
-def test_every_unit_is_held_in_and_the_epoch_is_best_on_their_mean(model, cohort):
+def test_every_unit_is_validation_and_the_epoch_is_best_on_their_mean(model, cohort):
     history = [row for row in model.provenance.history if row["phase"] == "search"]
     by_epoch = {}
     for row in history:
-        if row.get("held_in_pearson") is not None:
-            by_epoch.setdefault(row["epoch"], []).append(row["held_in_pearson"])
+        if row.get("validation_pearson") is not None:
+            by_epoch.setdefault(row["epoch"], []).append(row["validation_pearson"])
     assert {len(values) for values in by_epoch.values()} == {3}
     assert model.provenance.chosen_epoch == max(by_epoch, key=lambda epoch: np.mean(by_epoch[epoch]))
     assert [row["epoch"] for row in model.provenance.history if row["phase"] == "refit"] == list(
@@ -36,21 +36,21 @@ def test_every_unit_is_held_in_and_the_epoch_is_best_on_their_mean(model, cohort
 
 
 def test_the_record_says_what_was_chosen(model):
-    record = model.provenance.facts["readout"]
+    record = model.provenance.facts["head"]
     assert set(record["weights"]) == {"retrieval", "ridge", "kernel"}
-    assert record["held_in_pearson"]["blend"] > 0.2
+    assert record["validation_pearson"]["ensemble"] > 0.2
     assert record["epoch"] == model.provenance.chosen_epoch
 
 
-@pytest.mark.parametrize("kind", ["retrieval", "ridge", "kernel", "blend"])
-def test_each_readout_finds_what_tissue_shows(model, bank, cohort, cache, kind):
+@pytest.mark.parametrize("kind", ["retrieval", "ridge", "kernel", "ensemble"])
+def test_each_head_finds_what_tissue_shows(model, bank, cohort, cache, kind):
     section = cohort.read(cohort.sections[0])
-    table = predict(model, bank, section.slide, spots=section.spots, readout=kind, cache=cache)
+    table = predict(model, bank, section.slide, spots=section.spots, head=kind, cache=cache)
     assert_prediction_table(table)
     scores = model.components.scores(model.panel.select(section))
     found = model.components.scores(np.asarray(table[:, list(model.panel.genes)].X))
     assert np.corrcoef(found[:, 0], scores[:, 0])[0, 1] > 0.5
-    assert table.uns["cmrcnet"]["readout"] == kind
+    assert table.uns["cmrcnet"]["head"] == kind
 
 
 def test_saving_and_loading_changes_no_prediction(model, bank, cohort, cache, tmp_path):
@@ -72,7 +72,7 @@ def test_a_resumed_training_ends_alike(model, cohort, cache, plan, tmp_path):
     assert_equal(resumed, model)
 
 
-def test_the_held_in_unit_is_not_trained_on(model, cohort, cache, plan, monkeypatch):
+def test_the_validation_unit_is_not_trained_on(model, cohort, cache, plan, monkeypatch):
     """Scrambled counts of a unit change nothing that is retrieved for it; the components, made of all, are kept."""
     known = find_components((model.panel.select(section) for section in cohort), 4)
     monkeypatch.setattr(fit_module, "find_components", lambda *given: known)
@@ -95,7 +95,7 @@ def test_one_training_section_gives_middle_settings_and_says_so(cohort, cache, p
         warnings.simplefilter("always", CmrcnetWarning)
         model = fit(alone, plan.override({"train.epochs": 2}), cache=cache)
     assert "one training section only" in str(said[0].message)
-    assert list(model.readout.blend.weights.values()) == pytest.approx([1 / 3] * 3)
+    assert list(model.head.ensemble.weights.values()) == pytest.approx([1 / 3] * 3)
     section = alone.read(alone.sections[0])
     table = predict(model, build_bank(model, alone), section.slide, spots=section.spots, cache=cache)
     assert np.isfinite(np.asarray(table.X)).all()
@@ -104,8 +104,8 @@ def test_one_training_section_gives_middle_settings_and_says_so(cohort, cache, p
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        ({"readout.kind": "blend"}, "target.ranks"),
-        ({"readout.amplitude": 0.5}, "target.ranks"),
+        ({"head.kind": "ensemble"}, "target.ranks"),
+        ({"head.variance_rescaling": 0.5}, "target.ranks"),
         ({"target.ranks": [3]}, "each"),
         ({"features.orientations": 4}, "views_um"),
         ({"model.pool": "components"}, "standardize_tokens"),
@@ -114,11 +114,11 @@ def test_one_training_section_gives_middle_settings_and_says_so(cohort, cache, p
 )
 def test_settings_that_need_each_other(settings, wanted):
     with pytest.raises(BadOption, match=wanted):
-        Recipe.load("tiny").override(settings)
+        Config.load("tiny").override(settings)
 
 
-def test_a_readout_that_the_model_does_not_have(cohort, cache, recipe):
-    plain = fit(cohort, recipe.override({"train.epochs": 1}), cache=cache)
+def test_a_head_that_the_model_does_not_have(cohort, cache, config):
+    plain = fit(cohort, config.override({"train.epochs": 1}), cache=cache)
     section = cohort.read(cohort.sections[0])
     with pytest.raises(BadOption, match="components"):
-        predict(plain, build_bank(plain, cohort), section.slide, spots=section.spots, readout="ridge", cache=cache)
+        predict(plain, build_bank(plain, cohort), section.slide, spots=section.spots, head="ridge", cache=cache)

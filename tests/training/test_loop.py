@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from cmrcnet.config import TrainConfig
 from cmrcnet.errors import Diverged
-from cmrcnet.recipe import TrainConfig
 from cmrcnet.training.fit import fit
 from cmrcnet.training.loop import learning_rate
 
@@ -32,7 +32,7 @@ def test_it_is_the_schedule_of_torch():
         schedule.step()
 
 
-def test_numbers_that_are_none_stop_the_training(cohort, cache, recipe):
-    wild = recipe.override({"train.learning_rate": 1e30, "train.clip_norm": 0.0})
+def test_numbers_that_are_none_stop_the_training(cohort, cache, config):
+    wild = config.override({"train.learning_rate": 1e30, "train.clip_norm": 0.0})
     with pytest.raises(Diverged, match=r"not finite in epoch 1; use a smaller train\.learning_rate"):
         fit(cohort, wild, cache=cache)

@@ -79,9 +79,9 @@ def test_effective_rank_lies_between_one_and_the_rank_and_knows_no_scale(rows, d
 
 
 def test_a_reading_is_plain_values_and_comes_back():
-    reading = CollapseMeter().read(gaussian(20), gaussian(20), 0.5, "held-in P1")
+    reading = CollapseMeter().read(gaussian(20), gaussian(20), 0.5, "validation P1")
     assert CollapseReading(**reading.to_dict()) == reading
-    assert "held-in P1" in reading.sentence
+    assert "validation P1" in reading.sentence
 
 
 def test_ranks_see_what_recall_of_a_hundred_misses():

@@ -65,16 +65,16 @@ def whole(cohort, cache):
 
 
 @pytest.mark.parametrize(("phase", "epoch"), [("search", 1), ("search", 4), ("refit", 1)])
-def test_a_resumed_run_ends_with_the_same_weights(cohort, cache, recipe, whole, tmp_path, phase, epoch):
-    plan = recipe.override(HARD)
+def test_a_resumed_run_ends_with_the_same_weights(cohort, cache, config, whole, tmp_path, phase, epoch):
+    plan = config.override(HARD)
     with pytest.raises(KeyboardInterrupt):
         fit(cohort, plan, cache=cache, checkpoints=Stopping(tmp_path / "state", phase, epoch))
     resumed = fit(cohort, plan, cache=cache, checkpoints=Checkpoints(tmp_path / "state"), resume=True)
     assert_equal(resumed, whole(plan))
 
 
-def test_so_does_one_that_was_stopped_in_the_middle_of_an_epoch(cohort, cache, recipe, whole, tmp_path, monkeypatch):
-    plan = recipe.override(HARD)
+def test_so_does_one_that_was_stopped_in_the_middle_of_an_epoch(cohort, cache, config, whole, tmp_path, monkeypatch):
+    plan = config.override(HARD)
     calls, real = [0], loop.learning_rate
 
     def third_epoch(config, progress):
@@ -92,8 +92,8 @@ def test_so_does_one_that_was_stopped_in_the_middle_of_an_epoch(cohort, cache, r
     assert_equal(resumed, whole(plan))
 
 
-def test_so_does_one_without_refit_whose_best_epoch_came_before_the_interrupt(cohort, cache, recipe, whole, tmp_path):
-    plan = recipe.override(HARD | {"train.refit": False, "train.epochs": 6})
+def test_so_does_one_without_refit_whose_best_epoch_came_before_the_interrupt(cohort, cache, config, whole, tmp_path):
+    plan = config.override(HARD | {"train.refit": False, "train.epochs": 6})
     best = whole(plan).provenance.chosen_epoch
     with pytest.raises(KeyboardInterrupt):
         fit(cohort, plan, cache=cache, checkpoints=Stopping(tmp_path / "state", "search", max(best, 5)))
@@ -102,12 +102,12 @@ def test_so_does_one_without_refit_whose_best_epoch_came_before_the_interrupt(co
 
 
 @pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
-def test_so_does_one_that_trains_the_encoder_as_released(cohort, cache, recipe, whole, tmp_path):
-    plan = recipe.override(
+def test_so_does_one_that_trains_the_encoder_as_released(cohort, cache, config, whole, tmp_path):
+    plan = config.override(
         TRAINED_ENCODER
         | {
             "train.epochs": 2,
-            "train.held_in": "spots",
+            "train.validation": "spots",
             "train.select_by": "objective",
             "train.ema_decay": 0.9,
             "train.ema_used": False,
@@ -123,34 +123,34 @@ def test_so_does_one_that_trains_the_encoder_as_released(cohort, cache, recipe, 
     assert_equal(resumed, whole(plan))
 
 
-def test_resuming_a_finished_run_trains_nothing(cohort, cache, recipe, whole, tmp_path, monkeypatch):
-    plan = recipe.override(HARD)
+def test_resuming_a_finished_run_trains_nothing(cohort, cache, config, whole, tmp_path, monkeypatch):
+    plan = config.override(HARD)
     fit(cohort, plan, cache=cache, checkpoints=Checkpoints(tmp_path / "state", most_share=1e-6))
     monkeypatch.setattr(loop, "one_epoch", None)
     resumed = fit(cohort, plan, cache=cache, checkpoints=Checkpoints(tmp_path / "state"), resume=True)
     assert_equal(resumed, whole(plan))
 
 
-def test_resuming_nothing_starts(cohort, cache, recipe, whole, tmp_path):
-    plan = recipe.override(HARD)
+def test_resuming_nothing_starts(cohort, cache, config, whole, tmp_path):
+    plan = config.override(HARD)
     assert_equal(fit(cohort, plan, cache=cache, checkpoints=Checkpoints(tmp_path / "x"), resume=True), whole(plan))
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"train.learning_rate": 2e-3}, "recipe"), ({}, "cohort"), ({"model.blocks": [4]}, "recipe and the encoder")],
+    [({"train.learning_rate": 2e-3}, "config"), ({}, "cohort"), ({"model.blocks": [4]}, "config and the encoder")],
 )
-def test_the_state_of_another_run_is_refused(cohort, cache, recipe, tmp_path, change, named):
+def test_the_state_of_another_run_is_refused(cohort, cache, config, tmp_path, change, named):
     with pytest.raises(KeyboardInterrupt):
-        fit(cohort, recipe, cache=cache, checkpoints=Stopping(tmp_path / "state", "search", 1))
+        fit(cohort, config, cache=cache, checkpoints=Stopping(tmp_path / "state", "search", 1))
     sections = cohort if change else cohort.without(["P3S1"])
-    from cmrcnet.expression.panel import choose_panel
+    from cmrcnet.genes.panel import choose_panel
 
-    panel = choose_panel(cohort, recipe.panel)
+    panel = choose_panel(cohort, config.panel)
     with pytest.raises(CannotResume, match=f"the {named} changed since it was started; pass --overwrite"):
         fit(
             sections,
-            recipe.override(change),
+            config.override(change),
             panel=panel,
             cache=cache,
             checkpoints=Checkpoints(tmp_path / "state"),
@@ -161,21 +161,21 @@ def test_the_state_of_another_run_is_refused(cohort, cache, recipe, tmp_path, ch
 SCRIPT = """
 import json, sys
 from cmrcnet.datasets.synthetic import synthetic_cohort
-from cmrcnet.encoding.token_cache import TokenCache
-from cmrcnet.recipe import Recipe
+from cmrcnet.storage.cache import TokenCache
+from cmrcnet.config import Config
 from cmrcnet.training.checkpoint import Checkpoints
 from cmrcnet.training.fit import fit
 plan, cache, state = json.loads(sys.argv[1])
 fit(
     synthetic_cohort(patients=3, spots=24, genes=120, seed=0),
-    Recipe.load("tiny").override(plan),
+    Config.load("tiny").override(plan),
     cache=TokenCache(cache),
     checkpoints=Checkpoints(state, most_share=1.0),
 )
 """
 
 
-def test_a_killed_process_leaves_a_state_to_go_on_with(cohort, cache, recipe, tmp_path):
+def test_a_killed_process_leaves_a_state_to_go_on_with(cohort, cache, config, tmp_path):
     """kill -9 while it trains; then the same weights as without."""
     import json
 
@@ -198,7 +198,7 @@ def test_a_killed_process_leaves_a_state_to_go_on_with(cohort, cache, recipe, tm
     assert 1 <= reached < 200
     # The rest is trained for a few epochs only, from the state and from the start, under the same schedule.
     stop = reached + 2
-    longer = recipe.override(plan)
+    longer = config.override(plan)
     outcomes = []
     for folder, resume in ((state, True), (tmp_path / "fresh", False)):
         with pytest.raises(KeyboardInterrupt):

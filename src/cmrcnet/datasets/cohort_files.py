@@ -9,12 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from cmrcnet.atomic import atomic_file, atomic_folder
 from cmrcnet.errors import BadOption
-from cmrcnet.tissue.section import Cohort, Section
-from cmrcnet.tissue.slide import Slide, known_scale
+from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.slides.slide import Slide, known_scale
+from cmrcnet.storage.atomic import atomic_file, atomic_folder
 
-_COLUMNS = ("section", "patient", "format", "counts", "spots", "image", "um_per_px", "spot_diameter_um")
+_COLUMNS = ("section", "patient", "format", "counts", "spots", "image", "mpp", "spot_diameter_um")
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _JPEG = {"quality": 95, "subsampling": 0}
 
@@ -45,10 +45,10 @@ def write_cohort(
     folder = Path(folder)
     if f".{image}" not in _PICTURES:
         raise BadOption("image", image, want="jpg or png")
-    with atomic_folder(folder, overwrite) as draft:
-        rows = [_write_section(section, draft, image) for section in cohort]
+    with atomic_folder(folder, overwrite) as tmp:
+        rows = [_write_section(section, tmp, image) for section in cohort]
         facts = list(dict.fromkeys(key for row in rows for key in row if key not in _COLUMNS))
-        with (draft / "cohort.csv").open("w", newline="", encoding="utf-8") as file:
+        with (tmp / "cohort.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [*_COLUMNS, *facts], restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
@@ -81,8 +81,8 @@ def write_slide(slide: Slide, path: Path | str) -> tuple[Path, float]:
     scale = known_scale(slide)
     picture = Image.fromarray(slide.read(0, 0, slide.width_px, slide.height_px))
     options = {".png": {"compress_level": 1}, ".jpg": _JPEG, ".jpeg": _JPEG}.get(path.suffix.lower(), {})
-    with atomic_file(path) as draft:
-        picture.save(draft, **options)
+    with atomic_file(path) as tmp:
+        picture.save(tmp, **options)
     return path, scale
 
 

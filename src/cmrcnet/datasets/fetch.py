@@ -12,10 +12,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from cmrcnet.atomic import atomic_file
 from cmrcnet.datasets.hest_tasks import HestTask, hest_task
 from cmrcnet.datasets.hub import Hub, HuggingFaceHub, RemoteFile, sha256_of
 from cmrcnet.errors import BadFile, BadOption, DownloadFailed, LicenceNotAccepted, OutputExists
+from cmrcnet.storage.atomic import atomic_file
 
 log = logging.getLogger("cmrcnet")
 
@@ -27,7 +27,7 @@ LICENCES = {
     "what you make of it alike",
 }
 COLUMNS = (
-    "section", "patient", "format", "counts", "image", "um_per_px", "spot_diameter_um", "disease", "organ",
+    "section", "patient", "format", "counts", "image", "mpp", "spot_diameter_um", "disease", "organ",
     "technology", "task", "note",
 )  # fmt: skip
 
@@ -46,7 +46,7 @@ def fetch_hest(
     Parameters
     ----------
     task : str or path
-        Such as COAD, or a recipe of your own with a section `task`.
+        Such as COAD, or a config of your own with a section `task`.
     out : path
         Folder to write, or one in which a fetch of the same task was interrupted.
     accept_licence : bool
@@ -119,8 +119,8 @@ def _write_record(out: Path, task: HestTask, revision: str | None, commit: str, 
         "commit": commit,
         "files": [{"path": f.path, "size": f.size, f.kind: f.checksum} for f in files],
     }
-    with atomic_file(out / RECORD) as draft:
-        draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with atomic_file(out / RECORD) as tmp:
+        tmp.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _fetch(hub: Hub, commit: str, file: RemoteFile, out: Path, place: str) -> None:
@@ -139,13 +139,13 @@ def _fetch(hub: Hub, commit: str, file: RemoteFile, out: Path, place: str) -> No
 
 def _write_checksums(out: Path, files: list[RemoteFile]) -> None:
     lines = [f"{sha256_of(out / file.path)}  {file.path}" for file in files]
-    with atomic_file(out / CHECKSUMS) as draft:
-        draft.write_text("\n".join([*lines, ""]), encoding="utf-8", newline="\n")
+    with atomic_file(out / CHECKSUMS) as tmp:
+        tmp.write_text("\n".join([*lines, ""]), encoding="utf-8", newline="\n")
 
 
 def _write_cohort(out: Path, task: HestTask) -> Path:
     path = out / "cohort.csv"
-    with atomic_file(path) as draft, draft.open("w", newline="", encoding="utf-8") as text:
+    with atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as text:
         writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         for sample in task.samples:

@@ -1,6 +1,6 @@
-"""The tasks on HEST's data: which samples, of which patients. They are the `task` section of the recipes hest-*.yaml.
+"""The tasks on HEST's data: which samples, of which patients. They are the `task` section of the presets hest-*.yaml.
 
-A recipe of your own may carry such a section as well, and `cmrcnet fetch hest --task MINE.yaml` fetches what it names.
+A config of your own may carry such a section as well, and `cmrcnet fetch hest --task MINE.yaml` fetches what it names.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cmrcnet.config import Config, shipped_presets
 from cmrcnet.errors import BadOption, MissingColumn, UnknownKey, UnknownName
-from cmrcnet.recipe import Recipe, shipped_recipes
 
 FORMAT = 1
 PREFIX = "hest-"
@@ -46,8 +46,8 @@ class HestTask:
 
     Parameters
     ----------
-    name, recipe : str
-        Such as COAD, and the recipe that goes with it.
+    name, config : str
+        Such as COAD, and the config that goes with it.
     repository : str
         A dataset repository of the Hugging Face Hub.
     licence, technology, disease, organ : str
@@ -57,7 +57,7 @@ class HestTask:
     """
 
     name: str
-    recipe: str
+    config: str
     repository: str
     licence: str
     technology: str
@@ -85,11 +85,11 @@ class HestTask:
 
 def hest_tasks() -> tuple[str, ...]:
     """Names of the tasks that ship, sorted: COAD, IDC, LYMPH_IDC, ..."""
-    return tuple(sorted(_name_of(recipe) for recipe in shipped_recipes() if recipe.startswith(PREFIX)))
+    return tuple(sorted(_name_of(config) for config in shipped_presets() if config.startswith(PREFIX)))
 
 
 def hest_task(name: str | Path) -> HestTask:
-    """A task that ships, or the one in a recipe of your own.
+    """A task that ships, or the one in a config of your own.
 
     Parameters
     ----------
@@ -102,27 +102,27 @@ def hest_task(name: str | Path) -> HestTask:
     """
     text = str(name)
     if text.endswith((".yaml", ".yml")):
-        return _task(text, Recipe.parts_beside_settings(text).get("task"))
+        return _task(text, Config.parts_beside_settings(text).get("task"))
     wanted = text.strip().upper().replace("-", "_").removeprefix("HEST_")
     if wanted not in hest_tasks():
         raise UnknownName("HEST task", text, hest_tasks(), "A task of your own is given as a path that ends in .yaml.")
-    recipe = PREFIX + wanted.lower().replace("_", "-")
-    return _task(recipe, Recipe.parts_beside_settings(recipe).get("task"))
+    config = PREFIX + wanted.lower().replace("_", "-")
+    return _task(config, Config.parts_beside_settings(config).get("task"))
 
 
-def _name_of(recipe: str) -> str:
-    return recipe.removeprefix(PREFIX).upper().replace("-", "_")
+def _name_of(config: str) -> str:
+    return config.removeprefix(PREFIX).upper().replace("-", "_")
 
 
-def _task(recipe: str, values: Any) -> HestTask:
+def _task(config: str, values: Any) -> HestTask:
     if not isinstance(values, Mapping):
-        raise BadOption("task", values, f"a section in {recipe} that names the samples (see the recipe hest-coad)")
+        raise BadOption("task", values, f"a section in {config} that names the samples (see the config hest-coad)")
     missing = [key for key in _WANTED if key not in values]
     if missing:
-        raise MissingColumn(f"The section task of {recipe}", missing, list(values))
+        raise MissingColumn(f"The section task of {config}", missing, list(values))
     unknown = [key for key in values if key not in (*_WANTED, *_OPTIONAL)]
     if unknown:
-        raise UnknownKey(f"task.{unknown[0]}", (*_WANTED, *_OPTIONAL), recipe)
+        raise UnknownKey(f"task.{unknown[0]}", (*_WANTED, *_OPTIONAL), config)
     if values["format"] != FORMAT:
         raise BadOption("task.format", values["format"], f"{FORMAT}, the one that this version reads")
     samples, notes = values["samples"], values.get("notes") or {}
@@ -137,7 +137,7 @@ def _task(recipe: str, values: Any) -> HestTask:
     name = str(values["name"])
     return HestTask(
         name=name,
-        recipe=recipe,
+        config=config,
         samples=tuple(
             HestSample(str(key), f"{name}-{key if patient is None else patient}", str(notes.get(key, "")))
             for key, patient in samples.items()

@@ -17,9 +17,9 @@ from cmrcnet.datasets.synthetic_anatomy import Anatomy, TissuePlan
 from cmrcnet.datasets.synthetic_counts import draw_counts, expected_shares, synthetic_genes
 from cmrcnet.datasets.synthetic_tissue import paint
 from cmrcnet.errors import BadOption
-from cmrcnet.tissue.section import Cohort, CohortEntry, Section
-from cmrcnet.tissue.slide import ArraySlide
-from cmrcnet.tissue.spots import Spots
+from cmrcnet.slides.section import Cohort, CohortEntry, Section
+from cmrcnet.slides.slide import ArraySlide
+from cmrcnet.slides.spots import Spots
 
 __all__ = [
     "SyntheticTruth",
@@ -35,7 +35,7 @@ PITCH_UM = 150.0
 """Distance between neighbouring spots."""
 
 DIAMETER_UM = 100.0
-UM_PER_PX = 1.0
+MPP = 1.0
 LEAST_TISSUE = 0.8
 """Share of a spot that must be tissue."""
 
@@ -75,7 +75,7 @@ def synthetic_cohort(
     spots: int = 220,
     genes: int = 320,
     seed: int = 0,
-    um_per_px: float = UM_PER_PX,
+    mpp: float = MPP,
 ) -> Cohort:
     """Make a cohort of made-up sections.
 
@@ -91,7 +91,7 @@ def synthetic_cohort(
         At least 24; three quarters of them follow morphology.
     seed : int
         Other seeds make other patients with the same genes.
-    um_per_px : float
+    mpp : float
         Micrometres a pixel.
 
     Returns
@@ -125,7 +125,7 @@ def synthetic_cohort(
                 section=number,
                 spots=spots,
                 genes=genes,
-                um_per_px=um_per_px,
+                mpp=mpp,
             )
             entries.append(CohortEntry(f"P{patient + 1}S{number + 1}", f"P{patient + 1}", _Once(make)))
     return Cohort(f"synthetic tissue, seed {seed}", tuple(entries))
@@ -150,7 +150,7 @@ def synthetic_section(
     section: int = 0,
     spots: int = 220,
     genes: int = 320,
-    um_per_px: float = UM_PER_PX,
+    mpp: float = MPP,
 ) -> Section:
     """Make one section; by default of a patient that `synthetic_cohort` of the same seed does not hold.
 
@@ -159,7 +159,7 @@ def synthetic_section(
     seed, patient, section : int
         Which section: the cohort's first patient is 0.
     spots, genes : int
-    um_per_px : float
+    mpp : float
     """
     anatomy, place = _lay_out(TissuePlan(seed, patient, section, genes, 0, 0), spots)
     centre_um = place * PITCH_UM
@@ -168,8 +168,8 @@ def synthetic_section(
     return Section(
         name,
         f"P{patient + 1}",
-        ArraySlide(paint(anatomy, um_per_px), um_per_px, name),
-        Spots(tuple(f"{x}x{y}" for x, y in place), centre_um / um_per_px, DIAMETER_UM),
+        ArraySlide(paint(anatomy, mpp), mpp, name),
+        Spots(tuple(f"{x}x{y}" for x, y in place), centre_um / mpp, DIAMETER_UM),
         sparse.csr_matrix(counts.astype(np.float32)),
         synthetic_genes(genes).names,
         absent_genes="zero",
@@ -177,12 +177,12 @@ def synthetic_section(
     )
 
 
-def synthetic_slide(seed: int = 0, *, spots: int = 220, um_per_px: float = UM_PER_PX) -> ArraySlide:
+def synthetic_slide(seed: int = 0, *, spots: int = 220, mpp: float = MPP) -> ArraySlide:
     """The slide of `synthetic_section` for the same seed: a patient whom no cohort of that seed holds.
 
     The truth about it is ``synthetic_truth(synthetic_section(seed))``.
     """
-    section = synthetic_section(seed, spots=spots, um_per_px=um_per_px)
+    section = synthetic_section(seed, spots=spots, mpp=mpp)
     section.slide.name = "unseen"
     return section.slide
 
@@ -194,8 +194,8 @@ def synthetic_truth(section: Section, centre_px: np.ndarray | None = None) -> Sy
     ----------
     section : Section
         Made here; it carries its plan in ``facts["synthetic"]``.
-    centre_px : numpy.ndarray, shape (places, 2), optional
-        Places in level-0 pixels; the section's spots when left out.
+    centre_px : numpy.ndarray, shape (locations, 2), optional
+        Locations in level-0 pixels; the section's spots when left out.
 
     Raises
     ------
@@ -206,7 +206,7 @@ def synthetic_truth(section: Section, centre_px: np.ndarray | None = None) -> Sy
         raise BadOption("section", section.name, want="a made-up section (its facts name no plan)")
     plan = TissuePlan.from_text(section.facts["synthetic"])
     centres = section.spots.centre_px if centre_px is None else np.asarray(centre_px, np.float64)
-    traits, shares = _truth(Anatomy(plan), centres * section.slide.um_per_px)
+    traits, shares = _truth(Anatomy(plan), centres * section.slide.mpp)
     genes = synthetic_genes(plan.genes)
     columns = [genes.names.index(name) for name in section.genes]
     kinds = tuple(genes.kinds[column] for column in columns)
@@ -214,7 +214,7 @@ def synthetic_truth(section: Section, centre_px: np.ndarray | None = None) -> Sy
 
 
 def _truth(anatomy: Anatomy, centre_um: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Traits (spots, 6) and expected shares (spots, genes) at places given in micrometres."""
+    """Traits (spots, 6) and expected shares (spots, genes) at locations given in micrometres."""
     traits = anatomy.at_spots(anatomy.traits, centre_um, DIAMETER_UM)
     hidden = anatomy.at_spots(anatomy.hidden, centre_um, DIAMETER_UM)
     return traits, expected_shares(synthetic_genes(anatomy.plan.genes), traits, hidden)

@@ -12,7 +12,7 @@ import numpy as np
 
 from cmrcnet.datasets.synthetic_anatomy import CELL_UM, Anatomy
 
-_LOOKS = 32  # different nuclei of a kind and class; drawn at random for each place
+_LOOKS = 32  # different nuclei of a kind and class; drawn at random for each location
 _GRADES = 5
 _ANGLES = 16
 
@@ -56,7 +56,7 @@ KINDS = {
 }
 
 
-def stamp_nuclei(canvas: np.ndarray, anatomy: Anatomy, direction: np.ndarray, um_per_px: float) -> None:
+def stamp_nuclei(canvas: np.ndarray, anatomy: Anatomy, direction: np.ndarray, mpp: float) -> None:
     """Draw all nuclei into a map of haematoxylin.
 
     Parameters
@@ -66,22 +66,22 @@ def stamp_nuclei(canvas: np.ndarray, anatomy: Anatomy, direction: np.ndarray, um
     anatomy : Anatomy
     direction : numpy.ndarray, shape (rows, columns), float32
         Angle of the fibres in radians, on the coarse grid.
-    um_per_px : float
+    mpp : float
     """
     for name, kind in KINDS.items():
         random = anatomy.plan.random(f"nuclei {name}")
         centre_um, cell = _places(kind, anatomy, random)
         if kind.growth > 0:
             classes = np.minimum((anatomy.grade[cell] * _GRADES).astype(int), _GRADES - 1)
-            looks = _tumour_looks(kind, random, um_per_px)
+            looks = _tumour_looks(kind, random, mpp)
         elif kind.length_um > 2 * kind.width_um:
             classes = np.round(direction[cell] / np.pi * _ANGLES).astype(int) % _ANGLES
-            looks = _spindle_looks(kind, random, um_per_px)
+            looks = _spindle_looks(kind, random, mpp)
         else:
             classes = np.zeros(len(centre_um), int)
-            looks = _looks(kind, random, um_per_px, np.ones(_LOOKS), random.uniform(0, np.pi, _LOOKS))
+            looks = _looks(kind, random, mpp, np.ones(_LOOKS), random.uniform(0, np.pi, _LOOKS))
         chosen = classes * _LOOKS + random.integers(0, _LOOKS, len(centre_um))
-        _stamp(canvas, looks, chosen, centre_um / um_per_px)
+        _stamp(canvas, looks, chosen, centre_um / mpp)
 
 
 def _places(
@@ -105,22 +105,22 @@ def _places(
     return centre[kept], (cell[0][kept], cell[1][kept])
 
 
-def _tumour_looks(kind: NucleusKind, random: np.random.Generator, um_per_px: float) -> np.ndarray:
+def _tumour_looks(kind: NucleusKind, random: np.random.Generator, mpp: float) -> np.ndarray:
     """Looks of all grades, one grade after another; every grade shares one frame size."""
     sizes = np.repeat(1 + kind.growth * (np.arange(_GRADES) + 0.5) / _GRADES, _LOOKS)
-    return _looks(kind, random, um_per_px, sizes, random.uniform(0, np.pi, sizes.size), uneven=0.12, nucleolus=True)
+    return _looks(kind, random, mpp, sizes, random.uniform(0, np.pi, sizes.size), uneven=0.12, nucleolus=True)
 
 
-def _spindle_looks(kind: NucleusKind, random: np.random.Generator, um_per_px: float) -> np.ndarray:
+def _spindle_looks(kind: NucleusKind, random: np.random.Generator, mpp: float) -> np.ndarray:
     """Looks of all angles, one angle after another."""
     angles = np.repeat(np.arange(_ANGLES) * np.pi / _ANGLES, _LOOKS) + random.normal(0, 0.15, _ANGLES * _LOOKS)
-    return _looks(kind, random, um_per_px, np.ones(angles.size), angles)
+    return _looks(kind, random, mpp, np.ones(angles.size), angles)
 
 
 def _looks(
     kind: NucleusKind,
     random: np.random.Generator,
-    um_per_px: float,
+    mpp: float,
     sizes: np.ndarray,
     angles: np.ndarray,
     uneven: float = 0.05,
@@ -130,10 +130,10 @@ def _looks(
     from scipy.ndimage import gaussian_filter
 
     n = len(sizes)
-    reach = int(np.ceil(1.35 * kind.length_um * sizes.max() / um_per_px)) + 1
-    axis = np.arange(-reach, reach + 1) * um_per_px
+    reach = int(np.ceil(1.35 * kind.length_um * sizes.max() / mpp)) + 1
+    axis = np.arange(-reach, reach + 1) * mpp
     y, x = np.meshgrid(axis, axis, indexing="ij")
-    shift = random.uniform(-0.5, 0.5, (n, 2)) * um_per_px  # so that no nucleus sits exactly on a pixel
+    shift = random.uniform(-0.5, 0.5, (n, 2)) * mpp  # so that no nucleus sits exactly on a pixel
     u, v = x[None] - shift[:, :1, None], y[None] - shift[:, 1:, None]
     cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
     along, across = cos * u + sin * v, -sin * u + cos * v
@@ -144,9 +144,9 @@ def _looks(
     lobes = 1 + uneven * np.cos(2 * turn + random.uniform(0, 6.28, (n, 1, 1)))
     lobes += 0.6 * uneven * np.cos(3 * turn + random.uniform(0, 6.28, (n, 1, 1)))
     radius = np.sqrt((along / length) ** 2 + (across / width) ** 2) / lobes
-    edge = 0.55 * um_per_px / np.minimum(length, width) + 0.06
+    edge = 0.55 * mpp / np.minimum(length, width) + 0.06
     mask = 1 / (1 + np.exp(np.clip((radius - 1) / edge * 2, -30, 30)))
-    grain = gaussian_filter(random.standard_normal((n, *x.shape)), (0, 0.8 / um_per_px, 0.8 / um_per_px))
+    grain = gaussian_filter(random.standard_normal((n, *x.shape)), (0, 0.8 / mpp, 0.8 / mpp))
     grain /= grain.std()
     body = 1 + kind.clumps * 0.5 * grain + kind.clumps * 0.7 * (np.clip(radius, 0, 1) ** 4 - 0.4)
     if nucleolus:

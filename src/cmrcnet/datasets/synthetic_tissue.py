@@ -62,13 +62,13 @@ def staining_of(plan: TissuePlan) -> Staining:
     )
 
 
-def paint(anatomy: Anatomy, um_per_px: float) -> np.ndarray:
+def paint(anatomy: Anatomy, mpp: float) -> np.ndarray:
     """Paint the section.
 
     Parameters
     ----------
     anatomy : Anatomy
-    um_per_px : float
+    mpp : float
 
     Returns
     -------
@@ -76,19 +76,19 @@ def paint(anatomy: Anatomy, um_per_px: float) -> np.ndarray:
         RGB.
     """
     plan = anatomy.plan
-    height, width = round(plan.height_um / um_per_px), round(plan.width_um / um_per_px)
+    height, width = round(plan.height_um / mpp), round(plan.width_um / mpp)
     bend = [45.0 * smooth_noise(plan.random(f"bend {axis}"), anatomy.shape, 9.0) for axis in "xy"]
     bend[1] += _slope(plan, anatomy.shape)
     nuclei = np.zeros((height, width), np.float32)
-    stamp_nuclei(nuclei, anatomy, _direction(bend), um_per_px)
+    stamp_nuclei(nuclei, anatomy, _direction(bend), mpp)
     maps = [_picture(values) for values in [anatomy.tissue, *bend, *anatomy.composition]]
-    textures = _Textures.of(plan, um_per_px)
+    textures = _Textures.of(plan, mpp)
     stain = staining_of(plan)
     pixels = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, _BAND_PX):
         rows = slice(top, min(top + _BAND_PX, height))
         tissue, bend_x, bend_y, *regions = (_enlarge(each, rows, height, width) for each in maps)
-        fibres = textures.fibres_along(rows, bend_x / um_per_px, bend_y / um_per_px)
+        fibres = textures.fibres_along(rows, bend_x / mpp, bend_y / mpp)
         stains = _ground(_sharpen(np.stack(regions)), tissue, fibres, textures.over(rows, width))
         pixels[rows] = _light(*_with_nuclei(*stains, nuclei[rows]), stain, textures.tiled("camera", rows, width))
     return pixels
@@ -108,18 +108,18 @@ class _Textures:
     camera: np.ndarray
 
     @classmethod
-    def of(cls, plan: TissuePlan, um_per_px: float) -> _Textures:
+    def of(cls, plan: TissuePlan, mpp: float) -> _Textures:
         from scipy.ndimage import gaussian_filter
 
         random = plan.random("textures")
-        side = round(_TILE_UM / um_per_px)
+        side = round(_TILE_UM / mpp)
         noise = random.standard_normal((side, side), dtype=np.float32)
-        thin = gaussian_filter(noise, (1.1 / um_per_px, 24 / um_per_px), mode="wrap", truncate=2.5)
-        thick = gaussian_filter(noise, (3.4 / um_per_px, 34 / um_per_px), mode="wrap", truncate=2.5)
+        thin = gaussian_filter(noise, (1.1 / mpp, 24 / mpp), mode="wrap", truncate=2.5)
+        thick = gaussian_filter(noise, (3.4 / mpp, 34 / mpp), mode="wrap", truncate=2.5)
         fibres = thin / thin.std() + 0.8 * thick / thick.std()
         noise = random.standard_normal((side, side), dtype=np.float32)
-        fine = gaussian_filter(noise, 0.8 / um_per_px, mode="wrap", truncate=2.5)
-        coarse = gaussian_filter(noise, 5.0 / um_per_px, mode="wrap", truncate=2.5)
+        fine = gaussian_filter(noise, 0.8 / mpp, mode="wrap", truncate=2.5)
+        coarse = gaussian_filter(noise, 5.0 / mpp, mode="wrap", truncate=2.5)
         grain = fine / fine.std() + 1.2 * coarse / coarse.std()
         camera = 1.5 * random.standard_normal((side, side), dtype=np.float32)
         return cls(fibres / fibres.std(), grain / grain.std(), _fat_walls(random, side), camera)
@@ -175,7 +175,7 @@ def _light(haematoxylin: np.ndarray, eosin: np.ndarray, stain: Staining, noise: 
 
 
 def _sharpen(regions: np.ndarray) -> np.ndarray:
-    """Mixtures look like patches of either tissue, not like a blend of paints: raise the larger share."""
+    """Mixtures look like patches of either tissue, not like a ensemble of paints: raise the larger share."""
     regions = np.maximum(regions, 0)
     regions = regions * regions * regions
     return regions / regions.sum(axis=0)

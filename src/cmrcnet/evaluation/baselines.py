@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmrcnet.evaluation.features import PooledFeatures
-from cmrcnet.evaluation.held_in_choice import held_in_scores, hvg_of
-from cmrcnet.evaluation.methods import Place, Prediction, TrainingData
-from cmrcnet.fingerprint import fingerprint
-from cmrcnet.tissue.slide import Slide
-from cmrcnet.tissue.spots import Spots
+from cmrcnet.evaluation.methods import Location, Prediction, TrainingData
+from cmrcnet.evaluation.validation_choice import hvg_of, validation_scores
+from cmrcnet.slides.slide import Slide
+from cmrcnet.slides.spots import Spots
+from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 COMPONENTS = 256
 PENALTIES = tuple(float(10.0**power) for power in np.arange(0, 6.5, 0.5))
 SAME = 0.001
-"""Held-in scores that count as the same: Pearson does not feel shrinkage, MSE does, so the smaller penalty is taken."""
+"""Validation scores that count as the same: Pearson does not feel shrinkage, MSE does, so the smaller penalty is
+taken."""
 _GENES_AT_A_TIME = 2_000
 
 Look = Callable[[PooledFeatures, Slide, Spots], np.ndarray]
-"""Takes one kind of feature at some places: (spots, dim)."""
+"""Takes one kind of feature at some locations: (spots, dim)."""
 
 
 class GeneMean:
@@ -47,7 +48,7 @@ class Constant:
     level: np.ndarray
     record: dict[str, Any] = field(default_factory=dict)
 
-    def predict(self, place: Place) -> Prediction:
+    def predict(self, place: Location) -> Prediction:
         """The level, at every spot."""
         return Prediction(self.genes, np.tile(self.level, (len(place.spots), 1)))
 
@@ -68,10 +69,10 @@ class Draw:
 
     def __init__(self, training: TrainingData) -> None:
         self._expression, self._genes, self._seed = training.expression, training.genes, training.seed
-        self._k = min(training.recipe.readout.k, self._expression.shape[0])
+        self._k = min(training.config.head.k, self._expression.shape[0])
         self.record: dict[str, Any] = {"k": self._k}
 
-    def predict(self, place: Place) -> Prediction:
+    def predict(self, place: Location) -> Prediction:
         """Average k random rows a spot; the same rows for the same section and seed."""
         from scipy import sparse
 
@@ -97,18 +98,18 @@ class RidgeOnFeatures:
     name = "ridge"
     about = (
         "ridge regression on the same frozen features (mean token, standardised, PCA-256; after HEST-Bench's probe), "
-        "its penalty chosen on held-in training units"
+        "its penalty chosen on validation training units"
     )
 
     def fit(self, training: TrainingData) -> Linear:
         """Choose the penalty, then fit every gene on all training spots."""
         penalty, tried = choose_penalty(training)
-        record = {"penalty": penalty, "held_in_pearson": tried}
+        record = {"penalty": penalty, "validation_pearson": tried}
         return Linear(training, penalty, record)
 
 
 class Linear:
-    """A fitted ridge, one set of weights a gene; on the frozen features, or on another look at the same places."""
+    """A fitted ridge, one set of weights a gene; on the frozen features, or on another look at the same locations."""
 
     def __init__(
         self, training: TrainingData, penalty: float, record: dict[str, Any], look: Look | None = None
@@ -126,7 +127,7 @@ class Linear:
             for start in range(0, len(self._genes), _GENES_AT_A_TIME)
         ]
 
-    def predict(self, place: Place) -> Prediction:
+    def predict(self, place: Location) -> Prediction:
         """Weights times features."""
         seen = place.pooled() if self._look is None else self._look(place.features, place.slide, place.spots)
         inputs = self._reduce.transform(seen)
@@ -152,7 +153,7 @@ def reduction(features: np.ndarray, seed: int) -> Pipeline:
 
 
 def choose_penalty(training: TrainingData, look: Look | None = None) -> tuple[float, dict[str, float]]:
-    """The penalty that predicts held-in training units best, and the mean held-in HVG Pearson of each tried.
+    """The penalty that predicts validation training units best, and the mean validation HVG Pearson of each tried.
 
     Inside each inner split the standardisation and the PCA are fitted on the other units only.
     """
@@ -165,7 +166,7 @@ def choose_penalty(training: TrainingData, look: Look | None = None) -> tuple[fl
         seen, unseen = reduce.transform(features[inside]), reduce.transform(features[~inside])
         return {penalty: Ridge(alpha=penalty).fit(seen, targets[inside]).predict(unseen) for penalty in PENALTIES}
 
-    means = held_in_scores(training, guesses)
+    means = validation_scores(training, guesses)
     if not means:
         return PENALTIES[len(PENALTIES) // 2], {}
     best = min(penalty for penalty in PENALTIES if means[penalty] >= max(means.values()) - SAME)

@@ -6,24 +6,24 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING
 
+from cmrcnet.config import Config
 from cmrcnet.evaluation.features import PooledFeatures
-from cmrcnet.evaluation.methods import TrainingData, place_of
+from cmrcnet.evaluation.methods import TrainingData, location_of
 from cmrcnet.evaluation.run_folder import Part
 from cmrcnet.evaluation.scoring import Scorer
 from cmrcnet.evaluation.scoring_protocol import protocol_named
 from cmrcnet.evaluation.section_memory import MOST_BYTES, remembered
 from cmrcnet.evaluation.study import Task
-from cmrcnet.fingerprint import fingerprint
-from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.section import Cohort
+from cmrcnet.slides.section import Cohort
+from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.storage.cache import TokenCache
 
 _NOT_FEATURES = {
-    "": ("name", "about", "readout", "evaluation", "panel"),
+    "": ("name", "about", "head", "evaluation", "panel"),
     "model": (
         "embedding_dim", "head_dropout", "similarity", "temperature", "targets", "second_targets", "reconstruct",
         "reconstruction_loss", "detach_target", "mask_rate", "mask_rate_is", "mask_unit", "mask_seeded_in_validation",
@@ -32,10 +32,10 @@ _NOT_FEATURES = {
     ),
     "train": (
         "epochs", "batch_size", "learning_rate", "final_learning_rate", "weight_decay", "clip_norm", "augment",
-        "held_in", "select_by", "refit", "validate_every", "ema_decay", "ema_used",
+        "validation", "select_by", "refit", "validate_every", "ema_decay", "ema_used",
     ),
 }  # fmt: skip
-"""What in a recipe does not change the frozen features: cells of a sweep that differ in it share them. A setting that
+"""What in a config does not change the frozen features: cells of a sweep that differ in it share them. A setting that
 is not listed here counts."""
 
 _SHARED = ("genes", "expression", "pooled", "section_of", "unit_of")
@@ -61,16 +61,16 @@ class Bench:
         self._fold: tuple[str, TrainingData] | None = None
         self._scorer: tuple[tuple, Scorer] | None = None
 
-    def features(self, recipe: Recipe) -> PooledFeatures:
-        """The frozen features of a recipe. Those of the last recipe are kept."""
-        name = features_name(recipe)
+    def features(self, config: Config) -> PooledFeatures:
+        """The frozen features of a config. Those of the last config are kept."""
+        name = features_name(config)
         if self._features is None or self._features[0] != name:
-            self._features = name, PooledFeatures(recipe, self._cache)
+            self._features = name, PooledFeatures(config, self._cache)
         return self._features[1]
 
-    def warm(self, recipe: Recipe) -> None:
+    def warm(self, config: Config) -> None:
         """Compute the frozen features of every section, so that workers find them in the cache."""
-        features = self.features(recipe)
+        features = self.features(config)
         for section in self.cohort:
             features.of(section.slide, section.spots)
 
@@ -86,7 +86,7 @@ class Bench:
         tables: dict[str, AnnData] = {}
         fold, name = task.plan.fold, task.method.name
         for section in self.cohort.only(fold.test):
-            prediction = predictor.predict(place_of(section, data.features, task.method))
+            prediction = predictor.predict(location_of(section, data.features, task.method))
             # The truth is known to `scores` alone; nothing goes back to the method.
             table = scores.add(section, prediction)
             if not task.every_gene:
@@ -108,13 +108,13 @@ class Bench:
 
     def _scorer_of(self, task: Task) -> Scorer:
         """Methods and seeds of one fold share what is known of the truth."""
-        recipe = task.recipe
-        settings = (recipe.panel.target_sum, recipe.evaluation.undefined, recipe.evaluation.set_size, task.protocol)
+        config = task.config
+        settings = (config.panel.target_sum, config.evaluation.undefined, config.evaluation.set_size, task.protocol)
         if self._scorer is None or self._scorer[0] != settings:
             scorer = Scorer(
-                recipe.panel.target_sum,
-                undefined=recipe.evaluation.undefined,
-                set_size=recipe.evaluation.set_size,
+                config.panel.target_sum,
+                undefined=config.evaluation.undefined,
+                set_size=config.evaluation.set_size,
                 protocol=protocol_named(task.protocol),
             )
             self._scorer = settings, scorer
@@ -123,7 +123,7 @@ class Bench:
     def _training_data(self, task: Task) -> TrainingData:
         """What the method may learn from. Methods and seeds of one fold share what is worked out from the sections."""
         fold = task.plan.fold
-        name = fingerprint([task.recipe.to_dict(), fold.name, list(fold.train)])
+        name = fingerprint([task.config.to_dict(), fold.name, list(fold.train)])
         if self._fold is None or self._fold[0] != name:
             plan = task.plan
             self._fold = (
@@ -131,26 +131,26 @@ class Bench:
                 TrainingData(
                     self.cohort.only(fold.train),
                     fold,
-                    task.recipe,
+                    task.config,
                     plan.panel,
                     plan.sets,
-                    self.features(task.recipe),
+                    self.features(task.config),
                     self._cache,
                 ),
             )
         first = self._fold[1]
         keeps = None if task.folder is None else task.folder.checkpoints(*task.key)
-        recipe = task.recipe.override({"train.seed": task.seed})
-        data = dataclasses.replace(first, recipe=recipe, checkpoints=keeps, shelf=task.shelf)
+        config = task.config.override({"train.seed": task.seed})
+        data = dataclasses.replace(first, config=config, checkpoints=keeps, shelf=task.shelf)
         for each in _SHARED:
-            if each != "pooled" or not recipe.model.train_encoder:  # there the frozen features may never be asked for
+            if each != "pooled" or not config.model.train_encoder:  # there the frozen features may never be asked for
                 data.__dict__[each] = _locked(getattr(first, each))  # fills the cached properties
         return data
 
 
-def features_name(recipe: Recipe) -> str:
-    """The same for recipes whose frozen features are the same."""
-    plain = {key: value for key, value in recipe.to_dict().items() if key not in _NOT_FEATURES[""]}
+def features_name(config: Config) -> str:
+    """The same for presets whose frozen features are the same."""
+    plain = {key: value for key, value in config.to_dict().items() if key not in _NOT_FEATURES[""]}
     for part in ("model", "train"):
         plain[part] = {key: value for key, value in plain[part].items() if key not in _NOT_FEATURES[part]}
     return fingerprint(plain)

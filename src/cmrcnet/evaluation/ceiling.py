@@ -13,8 +13,8 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadOption
-from cmrcnet.expression.normalize import check_counts, library_sizes, scale_factors
-from cmrcnet.tissue.section import Section
+from cmrcnet.genes.normalize import check_counts, library_sizes, scale_factors
+from cmrcnet.slides.section import Section
 
 REPEATS = 10
 
@@ -106,13 +106,13 @@ class Ceilings:
 
 
 def _expression(counts: sparse.csr_matrix, half: np.ndarray, target_sum: float | Literal["median"]) -> np.ndarray:
-    """Log-normalised values of one half at the places of `counts.data`."""
+    """Log-normalised values of one half at the locations of `counts.data`."""
     library = library_sizes(sparse.csr_matrix((half, counts.indices, counts.indptr), shape=counts.shape))
     return np.log1p(half * np.repeat(scale_factors(library, target_sum), np.diff(counts.indptr)))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray, counts: sparse.csr_matrix) -> np.ndarray:
-    """Pearson of each gene over all spots, from sums over the places that hold a count; the rest is 0 in both."""
+    """Pearson of each gene over all spots, from sums over the locations that hold a count; the rest is 0 in both."""
     spots, genes = counts.shape
 
     def over_spots(values: np.ndarray) -> np.ndarray:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cmrcnet.config import Config
 from cmrcnet.evaluation.metrics import over_patients
 from cmrcnet.evaluation.splits import Fold
 from cmrcnet.evaluation.stamp import Stamp
 from cmrcnet.evaluation.verdict import table_text, verdict
-from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.section import Cohort
+from cmrcnet.slides.section import Cohort
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ class EvaluationRun:
     Parameters
     ----------
     cohort : Cohort
-    recipe : Recipe
+    config : Config
     folds : tuple of Fold
     stamp : Stamp
     methods : dict of str to str
@@ -44,7 +44,7 @@ class EvaluationRun:
     """
 
     cohort: Cohort
-    recipe: Recipe
+    config: Config
     folds: tuple[Fold, ...]
     stamp: Stamp
     methods: dict[str, str]

@@ -10,7 +10,7 @@ from cmrcnet.evaluation.run_folder import Part
 from cmrcnet.evaluation.section_memory import section_fingerprint
 from cmrcnet.evaluation.stamp import Stamp
 from cmrcnet.evaluation.study import Key, Study
-from cmrcnet.tissue.section import Cohort
+from cmrcnet.slides.section import Cohort
 
 _LIBRARIES = ("cmrcnet", "torch", "timm", "numpy", "scipy", "scikit-learn", "scanpy", "anndata")
 
@@ -23,7 +23,7 @@ def describe(cohort: Cohort) -> list[dict[str, Any]]:
             "patient": section.patient,
             "spots": len(section.spots),
             "genes": len(section.genes),
-            "um_per_px": section.slide.um_per_px,
+            "mpp": section.slide.mpp,
             "fingerprint": section_fingerprint(section),
             "notes": list(section.notes),
             "facts": dict(section.facts),
@@ -56,7 +56,7 @@ def run_facts(
     """
     return {
         "cohort": {"name": cohort.name, "sections": described},
-        "recipe": study.recipe.to_dict(),
+        "config": study.config.to_dict(),
         "protocol": study.protocol,
         "seed": study.seeds[0],
         "seeds": list(study.seeds),

@@ -52,8 +52,8 @@ def matched_sets(
         free = np.ones(len(genes), bool)
         free[[column[gene] for gene in members]] = False
         if free.sum() < len(members):
-            remedy = "match a smaller set, or give the means of more genes"
-            raise TooFew(f"genes outside the set {name}", int(free.sum()), len(members), remedy)
+            hint = "match a smaller set, or give the means of more genes"
+            raise TooFew(f"genes outside the set {name}", int(free.sum()), len(members), hint)
         rng = np.random.default_rng([seed, number])
         partner: dict[str, str] = {}
         for place in rng.permutation(len(members)):

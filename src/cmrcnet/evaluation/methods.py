@@ -2,7 +2,7 @@
 
 A method of your own is a class with a `name`, an `about` and a `fit`; what `fit` returns has a `predict`. See
 `baselines.GeneMean` for the shortest one. Neither side ever holds a count of a held-out section: `TrainingData`
-is built from the training sections alone, and a `Place` has a slide, spots and features.
+is built from the training sections alone, and a `Location` has a slide, spots and features.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from scipy import sparse
 
+from cmrcnet.config import Config
 from cmrcnet.errors import ShapeMismatch, UnknownName
 from cmrcnet.evaluation.features import PooledFeatures
 from cmrcnet.evaluation.splits import Fold
-from cmrcnet.expression.panel import GenePanel
-from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.section import Cohort, Section
-from cmrcnet.tissue.slide import Slide
-from cmrcnet.tissue.spots import Spots
+from cmrcnet.genes.panel import GenePanel
+from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.slides.slide import Slide
+from cmrcnet.slides.spots import Spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cmrcnet.encoding.token_cache import TokenCache
     from cmrcnet.evaluation.model_shelf import ModelShelf
-    from cmrcnet.model.trained_model import TrainedModel
+    from cmrcnet.models.trained_model import TrainedModel
+    from cmrcnet.storage.cache import TokenCache
     from cmrcnet.training.checkpoint import Checkpoints
 
 MAIN = "cmrcnet"
@@ -37,7 +37,7 @@ MAIN = "cmrcnet"
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Location:
     """All that a method may know of a held-out section: where it is, and what can be seen there."""
 
     section: str
@@ -51,8 +51,8 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
-class DiagnosticPlace(Place):
-    """A place that also tells how deeply each spot was sequenced: something that no slide shows.
+class DiagnosticLocation(Location):
+    """A location that also tells how deeply each spot was sequenced: something that no slide shows.
 
     Only a method with the attribute ``diagnostic = True`` is handed one. It is for nulls that ask how far depth alone
     explains a score; such a method cannot be used on a slide without counts.
@@ -68,13 +68,13 @@ class DiagnosticPlace(Place):
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a method says of one place.
+    """What a method says of one location.
 
     Parameters
     ----------
     genes : tuple of str
     mean : numpy.ndarray, shape (spots, genes), float32
-        Log-normalised expression at the recipe's target sum.
+        Log-normalised expression at the config's target sum.
     table : AnnData or None
         The prediction table, from methods that make one.
     """
@@ -108,23 +108,23 @@ class TrainingData:
         The training sections, and no other.
     fold : Fold
         Names only.
-    recipe : Recipe
+    config : Config
     panel : GenePanel
         Genes of the gene encoder.
     sets : mapping of str to tuple of str
         HEG, HVG, all: chosen on the training sections.
     features : PooledFeatures
-        Frozen features of any place.
+        Frozen features of any location.
     cache : TokenCache or None
     checkpoints : Checkpoints or None
         Where a long training may keep its state, to go on after an interruption.
     shelf : ModelShelf or None
-        Trained models that differ in their readout alone; see `trained`.
+        Trained models that differ in their head alone; see `trained`.
     """
 
     cohort: Cohort
     fold: Fold
-    recipe: Recipe
+    config: Config
     panel: GenePanel
     sets: Mapping[str, tuple[str, ...]]
     features: PooledFeatures
@@ -132,23 +132,23 @@ class TrainingData:
     checkpoints: Checkpoints | None = None
     shelf: ModelShelf | None = None
 
-    def trained(self, recipe: Recipe, cohort: Cohort, train: Callable[[], TrainedModel]) -> TrainedModel:
+    def trained(self, config: Config, cohort: Cohort, train: Callable[[], TrainedModel]) -> TrainedModel:
         """The model that `train` gives: from the shelf, where there is one and the same training was done before.
 
         Parameters
         ----------
-        recipe : Recipe
-            What it is trained by: `self.recipe`, or one made of it.
+        config : Config
+            What it is trained by: `self.config`, or one made of it.
         cohort : Cohort
             What it is trained on: `self.cohort`, or a cohort of another name made of it.
         train : callable
         """
-        return train() if self.shelf is None else self.shelf.trained(recipe, self.panel, cohort, train)
+        return train() if self.shelf is None else self.shelf.trained(config, self.panel, cohort, train)
 
     @property
     def seed(self) -> int:
         """Seed of every random choice."""
-        return self.recipe.train.seed
+        return self.config.train.seed
 
     @cached_property
     def genes(self) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ class TrainingData:
     @cached_property
     def expression(self) -> sparse.csr_matrix:
         """Log-normalised expression of every training spot, sections one after another: (spots, genes)."""
-        everything = GenePanel(self.genes, self.recipe.panel.target_sum, {"kind": "measured in all training sections"})
+        everything = GenePanel(self.genes, self.config.panel.target_sum, {"kind": "measured in all training sections"})
         return sparse.vstack([everything.select(section) for section in self.cohort], format="csr")
 
     @cached_property
@@ -178,7 +178,7 @@ class TrainingData:
 
         With a single training patient it is sections all the same.
         """
-        if self.recipe.evaluation.unit == "section" or len(self.cohort.patients) < 2:
+        if self.config.evaluation.unit == "section" or len(self.cohort.patients) < 2:
             return self.section_of
         patient = {name: self.cohort.patient_of(name) for name in self.cohort.sections}
         return np.array([patient[name] for name in self.section_of])
@@ -195,8 +195,8 @@ class Predictor(Protocol):
 
     record: dict[str, Any]
 
-    def predict(self, place: Place) -> Prediction:
-        """Predict log-normalised expression at the spots of a place."""
+    def predict(self, place: Location) -> Prediction:
+        """Predict log-normalised expression at the spots of a location."""
         ...
 
 
@@ -211,7 +211,8 @@ class Method(Protocol):
     about : str
         One sentence for the report: what it is, and from whom.
 
-    A null that may know the test section's sequencing depth has ``diagnostic = True`` besides; see `DiagnosticPlace`.
+    A null that may know the test section's sequencing depth has ``diagnostic = True`` besides; see
+    `DiagnosticLocation`.
     """
 
     name: str
@@ -222,7 +223,7 @@ class Method(Protocol):
         ...
 
 
-def place_of(section: Section, features: PooledFeatures, method: Method | None = None) -> Place:
+def location_of(section: Section, features: PooledFeatures, method: Method | None = None) -> Location:
     """The part of a held-out section that a method may see.
 
     Parameters
@@ -234,11 +235,11 @@ def place_of(section: Section, features: PooledFeatures, method: Method | None =
 
     Returns
     -------
-    Place
+    Location
     """
     if getattr(method, "diagnostic", False) is True:
-        return DiagnosticPlace(section.name, section.slide, section.spots, features, log_depth_of(section))
-    return Place(section.name, section.slide, section.spots, features)
+        return DiagnosticLocation(section.name, section.slide, section.spots, features, log_depth_of(section))
+    return Location(section.name, section.slide, section.spots, features)
 
 
 def log_depth_of(section: Section) -> np.ndarray:

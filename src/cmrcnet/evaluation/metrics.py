@@ -15,8 +15,8 @@ from scipy import sparse
 from cmrcnet.errors import ShapeMismatch
 from cmrcnet.evaluation.rank_metrics import detection_auc
 from cmrcnet.evaluation.seeds import over_seeds
-from cmrcnet.expression.correlation import pearson_per_gene, varies
-from cmrcnet.expression.gene_sets import EVERYTHING
+from cmrcnet.genes.correlation import pearson_per_gene, varies
+from cmrcnet.genes.gene_sets import EVERYTHING
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,11 +25,11 @@ from cmrcnet.evaluation.bench import Bench
 from cmrcnet.evaluation.run_folder import Part
 from cmrcnet.evaluation.study import Task
 from cmrcnet.evaluation.threads import limited_threads, threads_of_task
-from cmrcnet.prediction.shelf import close_shelves
-from cmrcnet.tissue.section import Cohort
+from cmrcnet.retrieval.temporary_store import close_shelves
+from cmrcnet.slides.section import Cohort
 
 if TYPE_CHECKING:
-    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.storage.cache import TokenCache
 
 log = logging.getLogger("cmrcnet")
 
@@ -40,7 +40,7 @@ _PATIENCE_S = 5.0
 def run_here(tasks: Iterable[Task], bench: Bench, workers: int = 1) -> Iterator[tuple[Task, Part]]:
     """Run tasks one after another in this process, with the threads that a worker would have."""
     for task in tasks:
-        with limited_threads(threads_of_task(task.recipe, workers)):
+        with limited_threads(threads_of_task(task.config, workers)):
             part = bench.run(task)
         yield task, part
 
@@ -234,7 +234,7 @@ def _answer(bench: Bench, task: Task, workers: int) -> tuple[str, Any, list[str]
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", CmrcnetWarning)
         try:
-            with limited_threads(threads_of_task(task.recipe, workers)):
+            with limited_threads(threads_of_task(task.config, workers)):
                 kind, said = "done", bench.run(task)
         except Exception as error:
             kind, said = "failed", (_sendable_error(error), f"In a worker process:\n{traceback.format_exc()}")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from cmrcnet.config import Config
 from cmrcnet.errors import BadOption
 from cmrcnet.evaluation.evaluation_run import EvaluationRun
 from cmrcnet.evaluation.facts import describe, run_facts, shares_of_time
@@ -26,20 +27,19 @@ from cmrcnet.evaluation.splits import Unit, folds, patient_disjoint
 from cmrcnet.evaluation.stamp import Stamp
 from cmrcnet.evaluation.study import Key, Study, only_folds, seeds_of
 from cmrcnet.evaluation.threads import Workers
-from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.section import Cohort
+from cmrcnet.slides.section import Cohort
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.storage.cache import TokenCache
 
 log = logging.getLogger("cmrcnet")
 
 
 def evaluate(
     cohort: Cohort,
-    recipe: Recipe,
+    config: Config,
     *,
     methods: Sequence[str | Method] | None = None,
     protocol: ProtocolName = "strict",
@@ -55,15 +55,15 @@ def evaluate(
     Parameters
     ----------
     cohort : Cohort
-    recipe : Recipe
+    config : Config
     methods : sequence of names or methods, optional
         Names of shipped methods, ``module:object`` for one of your own, or methods themselves. All that ship when
         left out (see `method_registry.shipped_methods`).
     protocol : {"strict", "paper"}
     unit : {"patient", "section"}, optional
-        In place of the recipe's `evaluation.unit`.
+        In place of the config's `evaluation.unit`.
     seeds : int
-        Everything is run with the recipe's seed and the ones that follow it; scores are means over seeds first.
+        Everything is run with the config's seed and the ones that follow it; scores are means over seeds first.
     only : sequence of str, optional
         Names of the folds to run; all when left out.
     workers : int or "auto"
@@ -82,24 +82,24 @@ def evaluate(
     ------
     TooFew, UnknownName, NotAMethod, BadOption, CannotResume, WorkerDied
     """
-    recipe = under_protocol(recipe, protocol, unit)
+    config = under_protocol(config, protocol, unit)
     cohort = remembered(cohort)
-    every = folds(cohort, recipe.evaluation.unit)
-    run_folds, run_seeds = only_folds(every, only), seeds_of(recipe, seeds)
+    every = folds(cohort, config.evaluation.unit)
+    run_folds, run_seeds = only_folds(every, only), seeds_of(config, seeds)
     shelf = None if folder is None else folder.shelf()
-    study = Study(recipe, tuple(chosen_methods(methods)), run_folds, run_seeds, protocol, folder, shelf=shelf)
+    study = Study(config, tuple(chosen_methods(methods)), run_folds, run_seeds, protocol, folder, shelf=shelf)
     described = describe(cohort)
     begin(study, described)
     ((_, parts, features_s),) = run_studies([study], cohort, cache or _default_cache(), workers)
     return collect(cohort, study, parts, described, features_s, len(every))
 
 
-def under_protocol(recipe: Recipe, protocol: ProtocolName, unit: Unit | None = None) -> Recipe:
-    """The recipe as a protocol runs it.
+def under_protocol(config: Config, protocol: ProtocolName, unit: Unit | None = None) -> Config:
+    """The config as a protocol runs it.
 
     Parameters
     ----------
-    recipe : Recipe
+    config : Config
     protocol : {"strict", "paper"}
         paper: a section is left out, and the panel is chosen on all sections.
     unit : {"patient", "section"}, optional
@@ -113,7 +113,7 @@ def under_protocol(recipe: Recipe, protocol: ProtocolName, unit: Unit | None = N
     rules = protocol_named(protocol)
     if "evaluation.unit" in rules.settings and unit == "patient":
         raise BadOption("unit", unit, f"section, or nothing, with the protocol {protocol}")
-    return rules.apply(recipe if unit is None else recipe.override({"evaluation.unit": unit}))
+    return rules.apply(config if unit is None else config.override({"evaluation.unit": unit}))
 
 
 def begin(study: Study, described: list[dict[str, Any]]) -> None:
@@ -121,7 +121,7 @@ def begin(study: Study, described: list[dict[str, Any]]) -> None:
     if study.folder is None:
         return
     identity = {
-        "recipe": study.recipe.to_dict(),
+        "config": study.config.to_dict(),
         "protocol": study.protocol,
         "cohort": described,
         "version": version("cmrcnet"),
@@ -155,20 +155,20 @@ def collect(
     """
     import pandas as pd
 
-    recipe = study.recipe
+    config = study.config
     scores = pd.concat([part.scores for part in parts.values()], ignore_index=True)
     genes = pd.concat([_genes(study, key, part) for key, part in parts.items()], ignore_index=True)
     genes = genes_over_seeds(genes, len(study.seeds))
     tested = [section for fold in study.folds for section in fold.test]
     stamp = Stamp(
-        unit=recipe.evaluation.unit,
+        unit=config.evaluation.unit,
         patients=len(cohort.only(tested).patients),
         sections=len(tested),
         folds=len(study.folds),
         patient_disjoint=patient_disjoint(study.folds),
-        panel_from_all=recipe.panel.sections == "all",
-        set_size=recipe.evaluation.set_size,
-        undefined=recipe.evaluation.undefined,
+        panel_from_all=config.panel.sections == "all",
+        set_size=config.evaluation.set_size,
+        undefined=config.evaluation.undefined,
         protocol=study.protocol,
         seeds=len(study.seeds),
         all_folds=all_folds if all_folds != len(study.folds) else None,
@@ -180,7 +180,7 @@ def collect(
         study.folder.write_tables(scores, genes, facts)
     return EvaluationRun(
         cohort=cohort,
-        recipe=recipe,
+        config=config,
         folds=study.folds,
         stamp=stamp,
         methods={method.name: method.about for method in study.methods},
@@ -198,6 +198,6 @@ def _genes(study: Study, key: Key, part: Part) -> pd.DataFrame:
 
 
 def _default_cache() -> TokenCache:
-    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.storage.cache import TokenCache
 
     return TokenCache.default()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmrcnet.atomic import atomic_file
 from cmrcnet.evaluation.methods import MAIN
 from cmrcnet.evaluation.report_correlation import correlation_figure
 from cmrcnet.evaluation.report_genes import gene_explorer, marker_table
@@ -13,9 +12,10 @@ from cmrcnet.evaluation.report_maps import held_out_maps, unseen_maps
 from cmrcnet.evaluation.report_methods import lead, methods_table, metrics_tables
 from cmrcnet.evaluation.report_page import page, text
 from cmrcnet.evaluation.report_tables import folds_table, provenance, strip
-from cmrcnet.evaluation.report_training import readouts_table, training_curves
+from cmrcnet.evaluation.report_training import heads_table, training_curves
 from cmrcnet.evaluation.report_trust import trust_report
 from cmrcnet.evaluation.verdict import verdict
+from cmrcnet.storage.atomic import atomic_file
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,8 +38,8 @@ def write_report(run: EvaluationRun, path: Path, *, unseen: AnnData | Path | Non
     -------
     Path
     """
-    with atomic_file(Path(path)) as draft:
-        draft.write_text(_html(run, _read(unseen)), encoding="utf-8")
+    with atomic_file(Path(path)) as tmp:
+        tmp.write_text(_html(run, _read(unseen)), encoding="utf-8")
     return Path(path)
 
 
@@ -58,7 +58,7 @@ def _html(run: EvaluationRun, unseen: AnnData | None) -> str:
         f"{stamp.sections} section{'s' if stamp.sections != 1 else ''}",
         f"{stamp.patients} patient{'s' if stamp.patients != 1 else ''}",
         f"{stamp.folds} fold{'s' if stamp.folds != 1 else ''}",
-        f"recipe {run.recipe.name}",
+        f"config {run.config.name}",
     ]
     badges = [f"<li>{text(fact)}</li>" for fact in facts]
     badges += [f'<li class="warn">{text(warning)}</li>' for warning in stamp.warnings]
@@ -76,7 +76,7 @@ def _html(run: EvaluationRun, unseen: AnnData | None) -> str:
     if trust := trust_report(run):
         sections.append(f"<h2>How far to believe it</h2>\n{trust}")
     sections += [
-        f"<h2>Training</h2>\n{training_curves(run)}{readouts_table(run)}",
+        f"<h2>Training</h2>\n{training_curves(run)}{heads_table(run)}",
         f"<h2>Folds</h2>\n{folds_table(run)}",
         f"<h2>Provenance</h2>\n{provenance(run)}",
         f"<footer>Made by cmrcnet {text(run.facts['versions']['cmrcnet'])}. For research; not for diagnosis.</footer>",

@@ -53,6 +53,6 @@ def correlated_genes(run: EvaluationRun) -> list[str]:
 
 def _pairs(run: EvaluationRun, genes: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for name in run.predictions:
-        _, truth = truth_of(run.cohort.read(name), genes, run.recipe.panel.target_sum)
+        _, truth = truth_of(run.cohort.read(name), genes, run.config.panel.target_sum)
         said = run.predictions[name][:, genes].X
         yield truth, np.asarray(said.todense() if hasattr(said, "todense") else said, np.float64)

@@ -10,8 +10,8 @@ from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation.report_methods import first_method
 from cmrcnet.evaluation.report_page import folded, stamp_line, table, text
 from cmrcnet.evaluation.verdict import number
-from cmrcnet.expression.markers import MarkerList, markers, organ_of_cohort
-from cmrcnet.trust.predictability import GRADES, grade_counts, predictability
+from cmrcnet.genes.markers import MarkerList, markers, organ_of_cohort
+from cmrcnet.uncertainty.predictability import GRADES, grade_counts, predictability
 
 if TYPE_CHECKING:
     import pandas as pd

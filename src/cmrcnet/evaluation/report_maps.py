@@ -54,7 +54,8 @@ def unseen_maps(run: EvaluationRun, table: AnnData) -> str:
     listed = frame[frame.sets.str.contains("HVG") & frame.index.isin(known)]
     genes = list(listed.sort_values("pearson", ascending=False, kind="stable").index[:_UNSEEN_GENES])
     parts = [
-        f"<p>{text(name)}: {table.n_obs:,} places, {table.n_vars:,} genes predicted from the picture alone. Shown are "
+        f"<p>{text(name)}: {table.n_obs:,} locations, {table.n_vars:,} genes predicted from the picture "
+        f"alone. Shown are "
         f"the HVG that the held-out sections say can be trusted most.</p>\n",
         '<div class="maps">\n',
         figure(tissue_jpeg(view), "jpeg", f"Tissue of {name}", f"<b>{text(name)}</b><br>H&amp;E"),
@@ -84,7 +85,7 @@ def _section_maps(run: EvaluationRun, name: str, genes: list[str]) -> dict[str, 
     measured = [gene for gene in genes if gene in scores.index]
     if not measured:
         return {}
-    _, truth = truth_of(section, measured, run.recipe.panel.target_sum)
+    _, truth = truth_of(section, measured, run.config.panel.target_sum)
     found = {}
     for place, gene in enumerate(measured):
         true = np.asarray(truth[:, place].todense()).ravel()

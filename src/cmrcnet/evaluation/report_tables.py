@@ -77,7 +77,7 @@ def folds_table(run: EvaluationRun) -> str:
 
 
 def provenance(run: EvaluationRun) -> str:
-    """Sections, what their readers noticed, the recipe, seed and versions."""
+    """Sections, what their readers noticed, the config, seed and versions."""
     import yaml
 
     sections = run.facts["cohort"]["sections"]
@@ -88,7 +88,7 @@ def provenance(run: EvaluationRun) -> str:
             each["patient"],
             each["spots"],
             f"{each['genes']:,}",
-            "unknown" if each["um_per_px"] is None else f"{each['um_per_px']:g}",
+            "unknown" if each["mpp"] is None else f"{each['mpp']:g}",
         ]
         for each in sections
     ]
@@ -102,13 +102,13 @@ def provenance(run: EvaluationRun) -> str:
         for part in run.facts["parts"]
         if part["method"] == "ridge" and "penalty" in part["record"]
     ]
-    settings = yaml.safe_dump(run.facts["recipe"], sort_keys=False, allow_unicode=True)
+    settings = yaml.safe_dump(run.facts["config"], sort_keys=False, allow_unicode=True)
     return (
         table(heads, rows)
         + notes
-        + (f"<p>Ridge penalties chosen on held-in units: {'; '.join(chosen)}.</p>" if chosen else "")
+        + (f"<p>Ridge penalties chosen on validation units: {'; '.join(chosen)}.</p>" if chosen else "")
         + f"<p>Seed {text(run.facts['seed'])}. {versions}.</p>\n"
-        + f"<details><summary>The recipe {text(run.recipe.name)}, every setting</summary><pre>{text(settings)}</pre>"
+        + f"<details><summary>The config {text(run.config.name)}, every setting</summary><pre>{text(settings)}</pre>"
         + "</details>\n"
     )
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _ABOUT = (
     "<p>One line a fold{null}. The contrastive loss is divided by ln(batch): 1 means that "
     "every candidate is thought alike. Recall is how often a patch's own spot is among its {k} nearest candidates, "
-    "over chance. The epoch is chosen on held-in training spots; test sections take no part.</p>\n"
+    "over chance. The epoch is chosen on validation training spots; test sections take no part.</p>\n"
 )
 _CHOICES = ("ridge_penalty", "kernel_width", "kernel_penalty", "epoch")
 
@@ -30,7 +30,7 @@ def training_curves(run: EvaluationRun) -> str:
     k = next((row["meter_k"] for part in trainings for row in part["record"]["history"] if "meter_k" in row), "k")
     curves = [
         _curve(trainings, "Contrastive loss / ln(batch), training", _column("loss_over_ln_batch"), (1.0, "all alike")),
-        _curve(trainings, "Pearson on held-in spots", _column("held_in_pearson"), (0.0, "")),
+        _curve(trainings, "Pearson on validation spots", _column("validation_pearson"), (0.0, "")),
         _curve(trainings, f"Recall@{k} over chance", _recall_over_chance, (1.0, "chance")),
     ]
     return (
@@ -40,28 +40,35 @@ def training_curves(run: EvaluationRun) -> str:
     )
 
 
-def readouts_table(run: EvaluationRun) -> str:
-    """What the readouts of each fold chose on held-in units; empty for a recipe without them."""
-    parts = [part for part in run.facts["parts"] if part["method"] == MAIN and part["record"].get("readout")]
+def heads_table(run: EvaluationRun) -> str:
+    """What the heads of each fold chose on validation units; empty for a config without them."""
+    parts = [part for part in run.facts["parts"] if part["method"] == MAIN and part["record"].get("head")]
     if not parts:
         return ""
-    kinds = list(dict.fromkeys(kind for part in parts for kind in part["record"]["readout"].get("weights", {})))
+    kinds = list(dict.fromkeys(kind for part in parts for kind in part["record"]["head"].get("weights", {})))
     rows = []
     for part in parts:
-        chosen = part["record"]["readout"]
-        weights, held_in = chosen.get("weights", {}), chosen.get("held_in_pearson", {})
+        chosen = part["record"]["head"]
+        weights, validation = chosen.get("weights", {}), chosen.get("validation_pearson", {})
         rows.append(
             [
                 _fold_of(run, part),
                 *(f"{weights[kind]:.2f}" if kind in weights else "" for kind in kinds),
-                *(number(_or_nan(held_in.get(kind))) for kind in (*kinds, "blend")),
+                *(number(_or_nan(validation.get(kind))) for kind in (*kinds, "ensemble")),
                 *(f"{chosen[name]:g}" if name in chosen else "" for name in _CHOICES),
             ]
         )
-    heads = ["left out", *(f"weight {kind}" for kind in kinds), *(f"held-in {kind}" for kind in (*kinds, "blend"))]
+    heads = [
+        "left out",
+        *(f"weight {kind}" for kind in kinds),
+        *(f"validation {kind}" for kind in (*kinds, "ensemble")),
+    ]
     heads += [name.replace("_", " ") for name in _CHOICES]
-    said = "Weights of the blend, HVG Pearson on held-in training units, and the settings chosen by it; no test score."
-    return f"<h3>What the readouts chose</h3>\n{table(heads, rows)}{stamp_line(run, said)}"
+    said = (
+        "Weights of the ensemble, HVG Pearson on validation training units, and the settings chosen "
+        "by it; no test score."
+    )
+    return f"<h3>What the heads chose</h3>\n{table(heads, rows)}{stamp_line(run, said)}"
 
 
 def _curve(trainings: list[dict[str, Any]], title: str, value_of, limit: tuple[float, str]) -> str:
@@ -94,9 +101,9 @@ def _readings(run: EvaluationRun, trainings: list[dict[str, Any]]) -> str:
         rows.append(
             [
                 _fold_of(run, part),
-                record.get("held_in", ""),
+                record.get("validation", ""),
                 record.get("chosen_epoch", ""),
-                number(_or_nan(reading.get("held_in_pearson"))),
+                number(_or_nan(reading.get("validation_pearson"))),
                 f"{reading['meter_recall_at_k']:.1%}",
                 f"{reading['meter_chance']:.1%}",
                 f"{reading['meter_loss_over_ln_batch']:.2f}",
@@ -104,7 +111,7 @@ def _readings(run: EvaluationRun, trainings: list[dict[str, Any]]) -> str:
                 "ONLY GUESSES" if reading["meter_guessing"] else "knows more than chance",
             ]
         )
-    heads = ["left out", "held in", "epoch", "held-in Pearson", "recall", "chance", "loss / ln(batch)"]
+    heads = ["left out", "held in", "epoch", "validation Pearson", "recall", "chance", "loss / ln(batch)"]
     heads += ["effective rank", "collapse meter"]
     return table(heads, rows) + stamp_line(run, "Readings of training, not test scores.") if rows else ""
 

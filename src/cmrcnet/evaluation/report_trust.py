@@ -9,7 +9,7 @@ import numpy as np
 
 from cmrcnet.evaluation.report_page import figure, stamp_line, table, text
 from cmrcnet.evaluation.trust_scores import KEPT, REFUSED, risk_column, trust_scores
-from cmrcnet.trust.intervals import LEVEL
+from cmrcnet.uncertainty.conformal import LEVEL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +93,8 @@ def _verdict(frame: pd.DataFrame) -> str:
         raised = int((alarms != "").sum())
         said.append(
             f"The domain alarm was raised on {raised} of {len(alarms)} held-out sections, and "
-            f"{frame['outside'].mean():.1%} of places count as outside. Where the cohort is of one kind, all of these "
+            f"{frame['outside'].mean():.1%} of locations count as outside. Where the cohort is of one "
+            f"kind, all of these "
             "are false alarms."
         )
     return " ".join(said)
@@ -103,15 +104,15 @@ def _rests_on(run: EvaluationRun) -> str:
     """The sentence of one table on its calibration; folds differ in numbers only."""
     first = next(iter(run.predictions.values())).uns["cmrcnet"]
     about = (
-        "An interval is as wide as the place is hard (how much neighbours and readouts disagree, how similar the "
-        "neighbours are, how much is expressed), so a place of little expression is often a certain one."
+        "An interval is as wide as the place is hard (how much neighbours and heads disagree, how similar the "
+        "neighbours are, how much is expressed), so a location of little expression is often a certain one."
     )
     return f"In the first fold: {first.get('intervals', '')} {about}"
 
 
 def _table(run: EvaluationRun, frame: pd.DataFrame) -> str:
     heads = ["section", "patient", "HVG", "coverage", "interval width", f"error after refusing {REFUSED:.0%}"]
-    heads += ["alarm", "distance / allowed", "places outside"]
+    heads += ["alarm", "distance / allowed", "locations outside"]
     rows = [
         [
             row.section,

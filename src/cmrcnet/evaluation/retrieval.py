@@ -11,32 +11,32 @@ import numpy as np
 
 from cmrcnet.errors import CmrcnetWarning
 from cmrcnet.evaluation.contamination import refuse_seen
-from cmrcnet.evaluation.methods import MAIN, Place, Prediction, TrainingData
+from cmrcnet.evaluation.methods import MAIN, Location, Prediction, TrainingData
 from cmrcnet.evaluation.splits import Fold
-from cmrcnet.fingerprint import fingerprint
-from cmrcnet.tissue.section import Cohort, CohortEntry, Section
+from cmrcnet.slides.section import Cohort, CohortEntry, Section
+from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
-    from cmrcnet.encoding.token_cache import TokenCache
-    from cmrcnet.model.trained_model import TrainedModel
-    from cmrcnet.prediction.bank import ReferenceBank
+    from cmrcnet.models.trained_model import TrainedModel
+    from cmrcnet.retrieval.bank import ReferenceBank
+    from cmrcnet.storage.cache import TokenCache
 
 log = logging.getLogger("cmrcnet")
 
 
 class TrainedCMRCNet:
-    """CMRCNet, trained inside the fold and read out as the recipe says."""
+    """CMRCNet, trained inside the fold and read out as the config says."""
 
     name = MAIN
-    about = "CMRCNet trained on the fold's training sections, read out as the recipe says"
+    about = "CMRCNet trained on the fold's training sections, read out as the config says"
 
     def fit(self, training: TrainingData) -> Retrieval:
         """Train, and build the bank of the training sections."""
         return _fit_once(training)
 
 
-class OneReadout:
-    """The same trained CMRCNet, read out in one way: what each part of a blend reaches by itself.
+class OneHead:
+    """The same trained CMRCNet, read out in one way: what each part of a ensemble reaches by itself.
 
     Parameters
     ----------
@@ -49,26 +49,26 @@ class OneReadout:
     def fit(self, training: TrainingData) -> Retrieval:
         """Train, unless `cmrcnet` has just been trained on the same sections, and read out otherwise.
 
-        A recipe without expression components has retrieval only, whatever is asked for.
+        A config without expression components has retrieval only, whatever is asked for.
         """
         found = _fit_once(training)
-        kind = self.kind if found.model.readout is not None else "retrieval"
-        return replace(found, kind=kind, record=found.record | {"readout": kind})
+        kind = self.kind if found.model.head is not None else "retrieval"
+        return replace(found, kind=kind, record=found.record | {"head": kind})
 
 
-def cmrcnet_retrieval() -> OneReadout:
+def cmrcnet_retrieval() -> OneHead:
     """CMRCNet's own way: the average over the nearest measured spots."""
-    return OneReadout("retrieval", "cmrcnet-retrieval", "the same CMRCNet, averaged over its nearest training spots")
+    return OneHead("retrieval", "cmrcnet-retrieval", "the same CMRCNet, averaged over its nearest training spots")
 
 
-def cmrcnet_ridge() -> OneReadout:
-    """Ridge regression of the expression components on the recipe's features."""
-    return OneReadout("ridge", "cmrcnet-ridge", "the same recipe's ridge readout: components on the frozen features")
+def cmrcnet_ridge() -> OneHead:
+    """Ridge regression of the expression components on the config's features."""
+    return OneHead("ridge", "cmrcnet-ridge", "the same config's ridge head: components on the frozen features")
 
 
-def cmrcnet_kernel() -> OneReadout:
-    """Kernel ridge regression of the expression components on the recipe's features."""
-    return OneReadout("kernel", "cmrcnet-kernel", "the same recipe's kernel ridge readout, Laplacian kernel")
+def cmrcnet_kernel() -> OneHead:
+    """Kernel ridge regression of the expression components on the config's features."""
+    return OneHead("kernel", "cmrcnet-kernel", "the same config's kernel ridge head, Laplacian kernel")
 
 
 class PermutedPairs:
@@ -95,11 +95,11 @@ class Retrieval:
     record: dict[str, Any]
     kind: str | None = None
 
-    def predict(self, place: Place) -> Prediction:
-        """Every gene of the bank, from the slide and the places alone."""
-        from cmrcnet.prediction.predict import predict
+    def predict(self, place: Location) -> Prediction:
+        """Every gene of the bank, from the slide and the locations alone."""
+        from cmrcnet.inference.predict import predict
 
-        table = predict(self.model, self.bank, place.slide, spots=place.spots, readout=self.kind, cache=self.cache)
+        table = predict(self.model, self.bank, place.slide, spots=place.spots, head=self.kind, cache=self.cache)
         return Prediction(tuple(map(str, table.var_names)), np.asarray(table.X, np.float32), table)
 
 
@@ -142,29 +142,29 @@ def kept_reading(record: dict[str, Any]) -> dict[str, Any] | None:
 
 
 _last: list[tuple[Cohort, str, Retrieval]] = []
-"""The last training of this process: rows that differ in the readout alone do not train again."""
+"""The last training of this process: rows that differ in the head alone do not train again."""
 
 
 def _fit_once(training: TrainingData) -> Retrieval:
-    plain = training.recipe.override({"readout.kind": "retrieval"}).to_dict()
+    plain = training.config.override({"head.kind": "retrieval"}).to_dict()
     name = fingerprint([plain, training.panel.to_dict()])
     if _last and _last[0][0] is training.cohort and _last[0][1] == name and training.shelf is None:
-        return replace(_last[0][2], kind=training.recipe.readout.kind if _last[0][2].model.readout else None)
+        return replace(_last[0][2], kind=training.config.head.kind if _last[0][2].model.head else None)
     found = _fit(training, training.cohort)
     _last[:] = [(training.cohort, name, found)]
     return found
 
 
 def _fit(training: TrainingData, cohort: Cohort) -> Retrieval:
-    from cmrcnet.prediction.bank import build_bank
+    from cmrcnet.retrieval.bank import build_bank
     from cmrcnet.training.fit import fit
 
     model = training.trained(
-        training.recipe,
+        training.config,
         cohort,
         lambda: fit(
             cohort,
-            training.recipe,
+            training.config,
             panel=training.panel,
             cache=training.cache,
             checkpoints=training.checkpoints,
@@ -181,8 +181,8 @@ def _fit(training: TrainingData, cohort: Cohort) -> Retrieval:
         "panel": fingerprint(model.panel.to_dict()),
         "bank_spots": len(bank),
         "chosen_epoch": learnt["chosen_epoch"],
-        "held_in": learnt["facts"].get("held_in", ""),
-        "readout": learnt["facts"].get("readout", {}),
+        "validation": learnt["facts"].get("validation", ""),
+        "head": learnt["facts"].get("head", {}),
         "notes": learnt["notes"],
         "history": learnt["history"],
     }

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmrcnet.atomic import atomic_file, atomic_folder
 from cmrcnet.evaluation.work_folder import WorkFolder, read_json
+from cmrcnet.storage.atomic import atomic_file, atomic_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ class RunFolder:
         Parameters
         ----------
         identity : mapping of str to JSON-able
-            The recipe, the cohort's content, the version.
+            The config, the cohort's content, the version.
 
         Raises
         ------
@@ -121,13 +121,13 @@ class RunFolder:
     def keep(self, fold: str, method: str, seed: int, part: Part) -> Part:
         """Write a part and give it back as it will be read. Its training checkpoints are no longer needed."""
         for section, table in part.tables.items():
-            with atomic_file(self._table_file(section)) as draft:
-                table.write_h5ad(draft, compression="gzip")
-        with atomic_folder(self._place(fold, method, seed)) as draft:
-            part.scores.to_csv(draft / "scores.csv", index=False)
-            part.genes.to_csv(draft / "genes.csv", index=False, float_format=GENE_DIGITS)
+            with atomic_file(self._table_file(section)) as tmp:
+                table.write_h5ad(tmp, compression="gzip")
+        with atomic_folder(self._place(fold, method, seed)) as tmp:
+            part.scores.to_csv(tmp / "scores.csv", index=False)
+            part.genes.to_csv(tmp / "genes.csv", index=False, float_format=GENE_DIGITS)
             facts = {"format": FORMAT, "record": part.record, "seconds": part.seconds, "every_gene": part.every_gene}
-            (draft / "part.json").write_text(json.dumps(facts))
+            (tmp / "part.json").write_text(json.dumps(facts))
         shutil.rmtree(self._checkpoint_place(fold, method, seed), ignore_errors=True)
         kept = self.part(fold, method, seed)
         assert kept is not None
@@ -141,10 +141,10 @@ class RunFolder:
 
     def write_tables(self, scores: pd.DataFrame, genes: pd.DataFrame, facts: dict[str, Any]) -> None:
         """Write `scores.csv`, `genes.csv` and `run.json` of the whole run."""
-        with atomic_file(self.working / "scores.csv") as draft:
-            scores.to_csv(draft, index=False)
-        with atomic_file(self.working / "genes.csv") as draft:
-            genes.to_csv(draft, index=False, float_format=GENE_DIGITS)
+        with atomic_file(self.working / "scores.csv") as tmp:
+            scores.to_csv(tmp, index=False)
+        with atomic_file(self.working / "genes.csv") as tmp:
+            genes.to_csv(tmp, index=False, float_format=GENE_DIGITS)
         self._work.write_json("run.json", {"format": FORMAT, **facts})
 
     @staticmethod

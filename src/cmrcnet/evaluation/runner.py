@@ -15,10 +15,10 @@ from cmrcnet.evaluation.run_folder import Part
 from cmrcnet.evaluation.study import FoldPlanner, Key, Study, Task
 from cmrcnet.evaluation.threads import Workers, choose_workers
 from cmrcnet.progress import metered
-from cmrcnet.tissue.section import Cohort
+from cmrcnet.slides.section import Cohort
 
 if TYPE_CHECKING:
-    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.storage.cache import TokenCache
 
 log = logging.getLogger("cmrcnet")
 
@@ -82,13 +82,13 @@ def run_studies(
 
 
 def _warm(studies: Sequence[Study], parts: Sequence[dict[Key, Part]], bench: Bench) -> list[float]:
-    """Seconds for the features of each study. A recipe that trains its encoder may never ask for frozen features."""
+    """Seconds for the features of each study. A config that trains its encoder may never ask for frozen features."""
     seconds, seen = [], set()
     for study, done in zip(studies, parts, strict=True):
         start = time.monotonic()
-        name = features_name(study.recipe)
-        if len(done) < len(study.keys) and not study.recipe.model.train_encoder and name not in seen:
-            bench.warm(study.recipe)
+        name = features_name(study.config)
+        if len(done) < len(study.keys) and not study.config.model.train_encoder and name not in seen:
+            bench.warm(study.config)
             seen.add(name)
         seconds.append(time.monotonic() - start)
     return seconds
@@ -98,7 +98,7 @@ def _plan(study: Study, planner: FoldPlanner) -> None:
     """Plan the folds of which nothing was to be run, for what `run.json` says of them."""
     for fold in study.folds:
         if fold.name not in study.plans:
-            study.plans[fold.name] = planner.plan(study.recipe, fold, study.scored)
+            study.plans[fold.name] = planner.plan(study.config, fold, study.scored)
 
 
 def _ordered(study: Study, parts: dict[Key, Part]) -> dict[Key, Part]:

@@ -21,12 +21,12 @@ from cmrcnet.evaluation.rank_metrics import spearman_per_gene
 from cmrcnet.evaluation.scoring_protocol import STRICT, ScoringProtocol
 from cmrcnet.evaluation.set_metrics import gene_gene_correlation, recall_of_highest, share_of_ceiling
 from cmrcnet.evaluation.ssim import ssim_per_gene, ssim_windows
-from cmrcnet.expression.gene_sets import EVERYTHING, LEAST_DETECTED
-from cmrcnet.expression.morans_i import morans_i
-from cmrcnet.expression.panel import GenePanel
-from cmrcnet.expression.spot_graph import spot_graph
-from cmrcnet.expression.spot_lattice import snap_to_lattice
-from cmrcnet.tissue.section import Section
+from cmrcnet.genes.gene_sets import EVERYTHING, LEAST_DETECTED
+from cmrcnet.genes.morans_i import morans_i
+from cmrcnet.genes.panel import GenePanel
+from cmrcnet.genes.spot_graph import spot_graph
+from cmrcnet.genes.spot_lattice import snap_to_lattice
+from cmrcnet.slides.section import Section
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +73,7 @@ class Scorer:
     Parameters
     ----------
     target_sum : float or "median"
-        The recipe's library size.
+        The config's library size.
     undefined : {"skip", "zero"}
     set_size : int
         Genes that SVG recall looks for, and genes of the truth's own sets under ``paper``.
@@ -153,7 +153,7 @@ class FoldScores:
         table["ceiling"] = truth.ceiling
         column = {gene: place for place, gene in enumerate(truth.genes)}
         members = {name: [column[gene] for gene in genes if gene in column] for name, genes in sets.items()}
-        named = sorted({place for name, places in members.items() if name != EVERYTHING for place in places})
+        named = sorted({place for name, locations in members.items() if name != EVERYTHING for place in locations})
         true, predicted = truth.expression[:, named].toarray(), guess[:, named]
         for name, values in (
             ("spearman", spearman_per_gene(true, predicted)),
@@ -209,19 +209,19 @@ class FoldScores:
         pearson = table["pearson"].to_numpy()
         if scorer.undefined == "zero":
             pearson = np.nan_to_num(pearson)
-        for name, places in members.items():
-            rows.append(_row(name, "ceiling", *over_genes(truth.ceiling[places])))
-            share, left_out = share_of_ceiling(pearson[places], truth.ceiling[places])
-            rows.append(_row(name, "pearson_share", share, len(places), left_out))
+        for name, locations in members.items():
+            rows.append(_row(name, "ceiling", *over_genes(truth.ceiling[locations])))
+            share, left_out = share_of_ceiling(pearson[locations], truth.ceiling[locations])
+            rows.append(_row(name, "pearson_share", share, len(locations), left_out))
             if name == EVERYTHING:
                 common = table["detected"].to_numpy() >= LEAST_DETECTED
                 recall, undefined = recall_of_highest(truth.moran[common], said[common], scorer.set_size)
                 rows.append(_row(name, "svg_recall", recall, int(common.sum()), undefined))
             else:
-                true = truth.expression[:, places].toarray()
-                error, agreement, left_out = gene_gene_correlation(true, guess[:, places])
-                rows.append(_row(name, "gene_gene_error", error, len(places), left_out))
-                rows.append(_row(name, "gene_gene_agreement", agreement, len(places), left_out))
+                true = truth.expression[:, locations].toarray()
+                error, agreement, left_out = gene_gene_correlation(true, guess[:, locations])
+                rows.append(_row(name, "gene_gene_error", error, len(locations), left_out))
+                rows.append(_row(name, "gene_gene_agreement", agreement, len(locations), left_out))
         return rows
 
 

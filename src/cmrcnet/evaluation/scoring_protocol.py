@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from scipy import sparse
 
+from cmrcnet.config import Config
 from cmrcnet.errors import UnknownName
-from cmrcnet.expression.gene_sets import sets_of_truth
-from cmrcnet.recipe import Recipe
+from cmrcnet.genes.gene_sets import sets_of_truth
 
 ProtocolName = Literal["strict", "paper"]
 Sets = Mapping[str, Sequence[str]]
@@ -28,7 +28,7 @@ class ScoringProtocol:
     sets_from : str
         Where HEG and HVG come from, in words that fit after "chosen on".
     settings : dict
-        Settings of the recipe that the protocol fixes.
+        Settings of the config that the protocol fixes.
     """
 
     name: ProtocolName
@@ -36,9 +36,9 @@ class ScoringProtocol:
     sets_from: str
     settings: dict[str, Any] = field(default_factory=dict, hash=False)
 
-    def apply(self, recipe: Recipe) -> Recipe:
-        """The recipe with what the protocol fixes."""
-        return recipe.override(self.settings) if self.settings else recipe
+    def apply(self, config: Config) -> Config:
+        """The config with what the protocol fixes."""
+        return config.override(self.settings) if self.settings else config
 
     def scored_sets(
         self, sets: Mapping[str, Sequence[str]], genes: Sequence[str], truth: sparse.spmatrix, size: int

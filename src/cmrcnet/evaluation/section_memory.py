@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cmrcnet.fingerprint import fingerprint
-from cmrcnet.tissue.section import Cohort, CohortEntry, Section
+from cmrcnet.slides.section import Cohort, CohortEntry, Section
+from cmrcnet.storage.hashing import fingerprint
 
 MOST_BYTES = 1 << 30
 """Counts kept in memory; beyond it sections are read again each time, so that memory stays bounded."""
@@ -56,13 +56,13 @@ class _Kept:
 
 
 def section_fingerprint(section: Section) -> str:
-    """Name of all that a section holds: picture, places, counts, genes, patient."""
+    """Name of all that a section holds: picture, locations, counts, genes, patient."""
     counts = section.counts
     return fingerprint(
         section.name,
         section.patient,
         section.slide.fingerprint(),
-        section.slide.um_per_px,
+        section.slide.mpp,
         list(section.spots.barcodes),
         section.spots.centre_px,
         counts.indptr,

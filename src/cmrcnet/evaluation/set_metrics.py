@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.expression.correlation import varies
+from cmrcnet.genes.correlation import varies
 
 
 def recall_of_highest(truth: np.ndarray, guess: np.ndarray, size: int = 50) -> tuple[float, int]:
@@ -91,6 +91,6 @@ def share_of_ceiling(scores: np.ndarray, ceiling: np.ndarray) -> tuple[float, in
 
 
 def _highest(values: np.ndarray, size: int) -> np.ndarray:
-    """Places of the highest defined values, ties in their order."""
+    """Locations of the highest defined values, ties in their order."""
     order = np.argsort(-values.round(9), kind="stable")  # NaN goes last
     return order[: min(size, int((~np.isnan(values)).sum()))]

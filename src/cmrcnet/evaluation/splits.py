@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cmrcnet.errors import BadOption, TooFew
-from cmrcnet.tissue.section import Cohort
+from cmrcnet.slides.section import Cohort
 
 Unit = Literal["patient", "section"]
 
@@ -59,12 +59,12 @@ def folds(cohort: Cohort, unit: Unit = "patient") -> tuple[Fold, ...]:
         raise BadOption("evaluation.unit", unit, "patient or section")
     names = cohort.patients if unit == "patient" else cohort.sections
     if len(names) < 2:
-        remedy = (
+        hint = (
             f"leave out sections instead (evaluation.unit: section), or add a {unit}"
             if unit == "patient" and len(cohort.sections) > 1
             else f"add a {unit} to the cohort"
         )
-        raise TooFew(f"{unit}(s) in the cohort {cohort.name}", len(names), 2, remedy)
+        raise TooFew(f"{unit}(s) in the cohort {cohort.name}", len(names), 2, hint)
     return tuple(_fold(cohort, name, unit) for name in names)
 
 

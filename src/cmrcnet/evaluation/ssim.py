@@ -7,8 +7,8 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.expression.correlation import varies
-from cmrcnet.expression.spot_lattice import SpotLattice
+from cmrcnet.genes.correlation import varies
+from cmrcnet.genes.spot_lattice import SpotLattice
 
 _SIGMA = 1.5
 _REACH = 5  # 3.5 standard deviations, rounded: an 11 x 11 window
@@ -19,7 +19,7 @@ _VALUES_AT_A_TIME = 1_000_000
 def ssim_windows(lattice: SpotLattice) -> sparse.csr_matrix:
     """Weights of the spots in the window around each spot, which sum to 1.
 
-    A Gaussian of standard deviation 1.5 pitches, cut to 11 x 11 pitches. Places of the window that hold no spot (off
+    A Gaussian of standard deviation 1.5 pitches, cut to 11 x 11 pitches. Locations of the window that hold no spot (off
     the tissue, beyond the edge) are left out and the others weigh accordingly more.
 
     Parameters
@@ -30,9 +30,9 @@ def ssim_windows(lattice: SpotLattice) -> sparse.csr_matrix:
     -------
     scipy.sparse.csr_matrix, shape (spots, spots), float64
     """
-    places, spots = lattice.places, len(lattice.places)
-    near = cKDTree(places).query_pairs(_REACH + 1e-6, p=np.inf, output_type="ndarray")
-    weight = np.exp(-((places[near[:, 0]] - places[near[:, 1]]) ** 2).sum(axis=1) / (2 * _SIGMA**2))
+    locations, spots = lattice.locations, len(lattice.locations)
+    near = cKDTree(locations).query_pairs(_REACH + 1e-6, p=np.inf, output_type="ndarray")
+    weight = np.exp(-((locations[near[:, 0]] - locations[near[:, 1]]) ** 2).sum(axis=1) / (2 * _SIGMA**2))
     one_way = sparse.csr_matrix((weight, tuple(near.T)), shape=(spots, spots))
     windows = one_way + one_way.T + sparse.eye_array(spots)
     return sparse.csr_matrix(sparse.diags_array(1 / np.asarray(windows.sum(axis=1)).ravel()) @ windows)

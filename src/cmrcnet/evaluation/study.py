@@ -1,4 +1,4 @@
-"""A study: one recipe on one cohort, and the tasks that it comes down to, one a fold, method and seed."""
+"""A study: one config on one cohort, and the tasks that it comes down to, one a fold, method and seed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 # takes that for its own. Attention on a CPU was seen to become 12 times slower.
 import torch  # noqa: F401
 
+from cmrcnet.config import Config
 from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation.methods import MAIN, Method
 from cmrcnet.evaluation.model_shelf import ModelShelf
 from cmrcnet.evaluation.run_folder import Part, RunFolder
 from cmrcnet.evaluation.scoring_protocol import ProtocolName, Sets
 from cmrcnet.evaluation.splits import Fold
-from cmrcnet.expression.gene_sets import EVERYTHING, gene_sets
-from cmrcnet.expression.panel import GenePanel, choose_panel
-from cmrcnet.fingerprint import fingerprint
-from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.section import Cohort
+from cmrcnet.genes.gene_sets import EVERYTHING, gene_sets
+from cmrcnet.genes.panel import GenePanel, choose_panel
+from cmrcnet.slides.section import Cohort
+from cmrcnet.storage.hashing import fingerprint
 
 Key = tuple[str, str, int]
 """Fold, method and seed of a task."""
@@ -57,17 +57,17 @@ class FoldPlanner:
         self._cohort = cohort
         self._known: dict[str, FoldPlan] = {}
 
-    def plan(self, recipe: Recipe, fold: Fold, scored: Sets | None = None) -> FoldPlan:
-        """Panel and gene sets of a fold, from its training sections (the panel from all, where the recipe says so).
+    def plan(self, config: Config, fold: Fold, scored: Sets | None = None) -> FoldPlan:
+        """Panel and gene sets of a fold, from its training sections (the panel from all, where the config says so).
 
         Of sets that are given to score by, genes that the fold's training sections do not measure fall out.
         """
-        plain = recipe.to_dict()
-        key = fingerprint([fold.name, list(fold.train), plain["panel"], recipe.evaluation.set_size])
+        plain = config.to_dict()
+        key = fingerprint([fold.name, list(fold.train), plain["panel"], config.evaluation.set_size])
         if key not in self._known:
             training = self._cohort.only(fold.train)
-            panel = choose_panel(training if recipe.panel.sections == "training" else self._cohort, recipe.panel)
-            sets = gene_sets(training, panel.target_sum, size=recipe.evaluation.set_size)
+            panel = choose_panel(training if config.panel.sections == "training" else self._cohort, config.panel)
+            sets = gene_sets(training, panel.target_sum, size=config.evaluation.set_size)
             self._known[key] = FoldPlan(fold, panel, sets, sets)
         known = self._known[key]
         if scored is None:
@@ -85,7 +85,7 @@ class Task:
     ----------
     study : int
         Its study's place among those that run together.
-    recipe : Recipe
+    config : Config
         With the study's first seed.
     plan : FoldPlan
     method : Method
@@ -102,7 +102,7 @@ class Task:
     """
 
     study: int
-    recipe: Recipe
+    config: Config
     plan: FoldPlan
     method: Method
     seed: int
@@ -129,16 +129,16 @@ class Task:
             return None
         fold, method, seed = self.key
         kind = MAIN if method.startswith(MAIN) else method  # rows that read one and the same model out
-        return fingerprint([self.shelf.training_of(self.recipe), fold, kind, str(seed)])
+        return fingerprint([self.shelf.training_of(self.config), fold, kind, str(seed)])
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """One recipe to be evaluated.
+    """One config to be evaluated.
 
     Parameters
     ----------
-    recipe : Recipe
+    config : Config
     methods : tuple of Method
     folds : tuple of Fold
         Those that are run.
@@ -152,7 +152,7 @@ class Study:
     shelf : ModelShelf, optional
     """
 
-    recipe: Recipe
+    config: Config
     methods: tuple[Method, ...]
     folds: tuple[Fold, ...]
     seeds: tuple[int, ...]
@@ -184,13 +184,13 @@ class Study:
     def tasks(self, number: int, planner: FoldPlanner, done: Sequence[Key] = ()) -> Iterator[Task]:
         """Tasks that are still to be done, fold by fold; each fold is planned when it is reached."""
         for fold in self.folds:
-            plan = self.plans[fold.name] = planner.plan(self.recipe, fold, self.scored)
+            plan = self.plans[fold.name] = planner.plan(self.config, fold, self.scored)
             for method in self.methods:
                 for seed in self.seeds:
                     if (fold.name, method.name, seed) not in done:
                         yield Task(
                             number,
-                            self.recipe,
+                            self.config,
                             plan,
                             method,
                             seed,
@@ -223,8 +223,8 @@ def only_folds(folds: tuple[Fold, ...], names: Sequence[str] | None) -> tuple[Fo
     return tuple(fold for fold in folds if fold.name in names)
 
 
-def seeds_of(recipe: Recipe, count: int) -> tuple[int, ...]:
-    """The recipe's seed and those that follow it.
+def seeds_of(config: Config, count: int) -> tuple[int, ...]:
+    """The config's seed and those that follow it.
 
     Raises
     ------
@@ -232,4 +232,4 @@ def seeds_of(recipe: Recipe, count: int) -> tuple[int, ...]:
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise BadOption("seeds", count, "a number of seeds, 1 or more")
-    return tuple(recipe.train.seed + i for i in range(count))
+    return tuple(config.train.seed + i for i in range(count))

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmrcnet.atomic import atomic_file
+from cmrcnet.config import Config
 from cmrcnet.evaluation.model_shelf import ModelShelf
 from cmrcnet.evaluation.run_folder import RunFolder
 from cmrcnet.evaluation.work_folder import WorkFolder
-from cmrcnet.fingerprint import fingerprint
-from cmrcnet.recipe import Recipe
+from cmrcnet.storage.atomic import atomic_file
+from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,23 +47,23 @@ class SweepFolder:
         """Models that cells share; they go when the sweep is finished."""
         return ModelShelf(self._work.working / "models")
 
-    def cell(self, recipe: Recipe, name: str = "") -> RunFolder:
+    def cell(self, config: Config, name: str = "") -> RunFolder:
         """The run folder of a cell that is not finished."""
-        return RunFolder(self._cell(recipe, name), resume=True)
+        return RunFolder(self._cell(config, name), resume=True)
 
-    def finished_cell(self, recipe: Recipe, name: str = "") -> tuple[pd.DataFrame, dict[str, Any]] | None:
+    def finished_cell(self, config: Config, name: str = "") -> tuple[pd.DataFrame, dict[str, Any]] | None:
         """Scores and facts of a finished cell."""
-        return RunFolder.read_finished(self._cell(recipe, name))
+        return RunFolder.read_finished(self._cell(config, name))
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write one file, whole or not at all."""
-        with atomic_file(self._work.working / name) as draft:
-            draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        with atomic_file(self._work.working / name) as tmp:
+            tmp.write_bytes(content.encode() if isinstance(content, str) else content)
 
     def finish(self, facts: Mapping[str, Any]) -> Path:
         """Write the last file and put the folder where it was asked for."""
         self._work.write_json(self._last, {"format": FORMAT, **facts})
         return self._work.finish(self._last, leftovers=("models",))
 
-    def _cell(self, recipe: Recipe, name: str) -> Path:
-        return self._work.working / "cells" / fingerprint([recipe.to_dict(), name])[:16]
+    def _cell(self, config: Config, name: str) -> Path:
+        return self._work.working / "cells" / fingerprint([config.to_dict(), name])[:16]

@@ -1,4 +1,4 @@
-"""The cells of a sweep: a base recipe, and what each cell sets otherwise."""
+"""The cells of a sweep: a base config, and what each cell sets otherwise."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 
 import yaml
 
+from cmrcnet.config import Config
 from cmrcnet.errors import BadOption, UnknownName
-from cmrcnet.recipe import Recipe
 
 BASE = "base"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One recipe of a sweep.
+    """One config of a sweep.
 
     Parameters
     ----------
     name : str
-        "mask_rate=0.3, reconstruction_loss=mse"; "base" for the base recipe itself.
+        "mask_rate=0.3, reconstruction_loss=mse"; "base" for the base config itself.
     settings : dict
-        Dotted key to value, over the base recipe.
-    recipe : Recipe
+        Dotted key to value, over the base config.
+    config : Config
     """
 
     name: str
     settings: dict[str, Any]
-    recipe: Recipe
+    config: Config
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class SweepPlan:
 
     Parameters
     ----------
-    base : Recipe
+    base : Config
     cells : tuple of Cell
-        No two of the same recipe.
+        No two of the same config.
     keys : tuple of str
         Settings that differ between cells.
     grid : bool
@@ -50,7 +50,7 @@ class SweepPlan:
     about : str
     """
 
-    base: Recipe
+    base: Config
     cells: tuple[Cell, ...]
     keys: tuple[str, ...]
     grid: bool
@@ -74,13 +74,13 @@ class SweepPlan:
 
 
 def plan_over(
-    base: Recipe, over: Mapping[str, Sequence[Any]], *, one_at_a_time: bool = False, about: str = ""
+    base: Config, over: Mapping[str, Sequence[Any]], *, one_at_a_time: bool = False, about: str = ""
 ) -> SweepPlan:
     """Cells of a grid, or each value alone.
 
     Parameters
     ----------
-    base : Recipe
+    base : Config
     over : mapping of str to sequence
         Dotted key to values.
     one_at_a_time : bool
@@ -89,7 +89,7 @@ def plan_over(
     Raises
     ------
     BadOption, UnknownKey
-        No key, no value, a value that the key cannot take, or a key that no recipe has.
+        No key, no value, a value that the key cannot take, or a key that no config has.
     """
     if not over:
         raise BadOption("over", "", "at least one KEY=a,b,c, or --preset NAME")
@@ -104,15 +104,15 @@ def plan_over(
     return SweepPlan(base, _cells(base, named), tuple(over), not one_at_a_time, about)
 
 
-def plan_switches(base: Recipe, switches: Sequence[Mapping[str, Any]], about: str = "") -> SweepPlan:
+def plan_switches(base: Config, switches: Sequence[Mapping[str, Any]], about: str = "") -> SweepPlan:
     """Each switch alone: to what was released, or back to what is sound where the base has what was released.
 
-    A switch that the base cannot take alone (random held-in spots, where readouts are fitted on held-in units) is
+    A switch that the base cannot take alone (random validation spots, where heads are fitted on validation units) is
     left out, and `about` says so.
 
     Parameters
     ----------
-    base : Recipe
+    base : Config
     switches : sequence of mapping
         `name`, and settings under `sound` and under `released`.
     about : str
@@ -134,7 +134,7 @@ def plan_switches(base: Recipe, switches: Sequence[Mapping[str, Any]], about: st
     return SweepPlan(base, _cells(base, named), keys, False, about)
 
 
-def preset_plan(base: Recipe, name: str) -> SweepPlan:
+def preset_plan(base: Config, name: str) -> SweepPlan:
     """A sweep that ships.
 
     Raises
@@ -184,15 +184,15 @@ def shown(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
-def value_of(recipe: Recipe, key: str) -> Any:
-    """What a recipe says under a dotted key."""
-    inner: Any = recipe.to_dict()
+def value_of(config: Config, key: str) -> Any:
+    """What a config says under a dotted key."""
+    inner: Any = config.to_dict()
     for part in key.split("."):
         inner = inner[part]
     return inner
 
 
-def _has(base: Recipe, key: str, value: Any) -> bool:
+def _has(base: Config, key: str, value: Any) -> bool:
     """Whether the base has this value; one that it cannot even take, it has not."""
     try:
         return base.override({key: value}).to_dict() == base.to_dict()
@@ -200,13 +200,13 @@ def _has(base: Recipe, key: str, value: Any) -> bool:
         return False
 
 
-def _cells(base: Recipe, named: Sequence[tuple[str, dict[str, Any]]]) -> tuple[Cell, ...]:
-    """The base, then every cell whose recipe is new."""
+def _cells(base: Config, named: Sequence[tuple[str, dict[str, Any]]]) -> tuple[Cell, ...]:
+    """The base, then every cell whose config is new."""
     cells = [Cell(BASE, {}, base)]
     seen = [base.to_dict()]
     for name, settings in named:
-        recipe = base.override(settings)
-        if recipe.to_dict() not in seen:
-            seen.append(recipe.to_dict())
-            cells.append(Cell(name, settings, recipe))
+        config = base.override(settings)
+        if config.to_dict() not in seen:
+            seen.append(config.to_dict())
+            cells.append(Cell(name, settings, config))
     return tuple(cells)

@@ -136,8 +136,8 @@ def _html(run: SweepRun, plots: dict[str, bytes]) -> str:
     notes = "".join(f'<p class="stamp">{text(stamp)}</p>\n' for stamp in stamps)
     words = (
         f'<p class="kicker">CMRCNet sweep</p>\n<h1>{text(run.cohort)}</h1>\n'
-        f'<p class="lead">{text(run.plan.about or "Recipes that differ in a few settings, on the same folds.")}</p>\n'
-        f"<p>Base recipe: {text(run.plan.base.name)}. Every cell is trained and scored on the same folds. "
+        f'<p class="lead">{text(run.plan.about or "Configs that differ in a few settings, on the same folds.")}</p>\n'
+        f"<p>Base config: {text(run.plan.base.name)}. Every cell is trained and scored on the same folds. "
         "“From base” is the paired difference, patient by patient.</p>\n"
     )
     pictures = "".join(

@@ -1,4 +1,4 @@
-"""Evaluate many recipes that differ in a few settings, on the same folds, with shared features, plans and workers."""
+"""Evaluate many presets that differ in a few settings, on the same folds, with shared features, plans and workers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from cmrcnet.evaluation.study import Study, only_folds, seeds_of
 from cmrcnet.evaluation.sweep_folder import SweepFolder
 from cmrcnet.evaluation.sweep_plan import BASE, Cell, SweepPlan, shown, value_of
 from cmrcnet.evaluation.threads import Workers
-from cmrcnet.tissue.section import Cohort
+from cmrcnet.slides.section import Cohort
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.storage.cache import TokenCache
 
 log = logging.getLogger("cmrcnet")
 
@@ -101,7 +101,7 @@ def sweep(
 ) -> SweepRun:
     """Evaluate every cell with CMRCNet, and with `methods` besides.
 
-    Cells that differ in `readout.*` alone share one training (see `model_shelf`). Finished cells, and finished folds
+    Cells that differ in `head.*` alone share one training (see `model_shelf`). Finished cells, and finished folds
     and seeds of a cell, are not run again.
 
     Parameters
@@ -121,11 +121,11 @@ def sweep(
     BadOption, UnknownName, TooFew, CannotResume, WorkerDied
     """
     chosen = tuple(chosen_methods([MAIN, *(each for each in methods if each != MAIN)]))
-    cohorts = {kind: remembered(cohort_of(kind)) for kind in dict.fromkeys(c.recipe.panel.controls for c in plan.cells)}
+    cohorts = {kind: remembered(cohort_of(kind)) for kind in dict.fromkeys(c.config.panel.controls for c in plan.cells)}
     described = {kind: describe(cohort) for kind, cohort in cohorts.items()}
     folder.begin(
         {
-            "cells": [[cell.name, cell.recipe.to_dict()] for cell in plan.cells],
+            "cells": [[cell.name, cell.config.to_dict()] for cell in plan.cells],
             "settings": [[method.name for method in chosen], protocol, unit, seeds, list(only or [])],
             "cohort": described,
             "version": version("cmrcnet"),
@@ -133,10 +133,10 @@ def sweep(
     )
     found: dict[str, Found] = {}
     for kind, cohort in cohorts.items():
-        cells = [cell for cell in plan.cells if cell.recipe.panel.controls == kind]
+        cells = [cell for cell in plan.cells if cell.config.panel.controls == kind]
         waiting = []
         for cell in cells:
-            known = folder.finished_cell(cell.recipe)
+            known = folder.finished_cell(cell.config)
             if known is not None:
                 found[cell.name] = known
             else:
@@ -146,7 +146,7 @@ def sweep(
             begin(study, described[kind])
         for number, parts, features_s in run_studies(studies, cohort, cache, workers) if studies else ():
             study, cell = studies[number], waiting[number]
-            every = len(folds(cohort, study.recipe.evaluation.unit))
+            every = len(folds(cohort, study.config.evaluation.unit))
             run = collect(cohort, study, parts, described[kind], features_s, every)
             assert study.folder is not None
             study.folder.finish()
@@ -165,14 +165,14 @@ def _study(
     seeds: int,
     only: Sequence[str] | None,
 ) -> Study:
-    recipe = under_protocol(cell.recipe, protocol, unit)
+    config = under_protocol(cell.config, protocol, unit)
     return Study(
-        recipe,
+        config,
         methods,
-        only_folds(folds(cohort, recipe.evaluation.unit), only),
-        seeds_of(recipe, seeds),
+        only_folds(folds(cohort, config.evaluation.unit), only),
+        seeds_of(config, seeds),
         protocol,
-        folder.cell(cell.recipe),
+        folder.cell(cell.config),
         tables=False,
         shelf=folder.shelf(),
     )
@@ -211,7 +211,7 @@ def _gathered(plan: SweepPlan, cohort: str, found: dict[str, Found]) -> SweepRun
 def _rows(plan: SweepPlan, cell: Cell, scores: pd.DataFrame, base: pd.DataFrame) -> Iterator[dict[str, Any]]:
     over = "patients" if scores["patient"].nunique() > 1 else "sections"
     theirs = _units(base, over)
-    settings = {key: shown(value_of(cell.recipe, key)) for key in plan.keys}
+    settings = {key: shown(value_of(cell.config, key)) for key in plan.keys}
     for (method, gene_set, metric), mine in _units(scores, over).groupby(["method", "gene_set", "metric"], sort=False):
         value, low, high = mean_interval(mine["value"].to_numpy())
         both = mine.merge(theirs, on=["method", "gene_set", "metric", "unit"], suffixes=("", "_base"))

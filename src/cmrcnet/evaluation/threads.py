@@ -2,7 +2,7 @@
 
 A sum over many threads is added up in another order than over one, so the last digits depend on their number. Tasks
 on a CPU therefore run with one thread each, whatever the number of workers: results are then bit-identical. Only a
-recipe that trains its encoder gets all cores (a task of hours); there the last digits may depend on the number.
+config that trains its encoder gets all cores (a task of hours); there the last digits may depend on the number.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from cmrcnet.config import Config
 from cmrcnet.errors import BadOption
-from cmrcnet.recipe import Recipe
 
 Workers = int | Literal["auto"]
 
@@ -42,9 +42,9 @@ def choose_workers(asked: Workers, tasks: int) -> int:
     return max(1, min(asked, tasks))
 
 
-def threads_of_task(recipe: Recipe, workers: int) -> int:
+def threads_of_task(config: Config, workers: int) -> int:
     """Threads that one task computes with."""
-    return max(1, cores() // workers) if recipe.model.train_encoder else 1
+    return max(1, cores() // workers) if config.model.train_encoder else 1
 
 
 def cores() -> int:

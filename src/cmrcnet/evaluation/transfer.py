@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from cmrcnet.config import Config
 from cmrcnet.errors import NoSharedGenes, SeenInTraining, TooFew
 from cmrcnet.evaluation.facts import describe
 from cmrcnet.evaluation.interval import mean_interval
@@ -28,17 +29,16 @@ from cmrcnet.evaluation.study import Study, seeds_of
 from cmrcnet.evaluation.sweep_folder import SweepFolder
 from cmrcnet.evaluation.threads import Workers
 from cmrcnet.evaluation.verdict import number
-from cmrcnet.expression.gene_naming import are_strangers, explain_no_shared_genes
-from cmrcnet.expression.gene_sets import gene_sets
-from cmrcnet.expression.measured import MeasuredGenes
-from cmrcnet.fingerprint import fingerprint
-from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.section import Cohort, CohortEntry, Section
+from cmrcnet.genes.gene_naming import are_strangers, explain_no_shared_genes
+from cmrcnet.genes.gene_sets import gene_sets
+from cmrcnet.genes.measured import MeasuredGenes
+from cmrcnet.slides.section import Cohort, CohortEntry, Section
+from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cmrcnet.encoding.token_cache import TokenCache
+    from cmrcnet.storage.cache import TokenCache
 
 _EVERY = 10**9
 
@@ -76,7 +76,7 @@ class TransferRun:
 def transfer(
     train: Cohort,
     tests: Sequence[Cohort],
-    recipe: Recipe,
+    config: Config,
     folder: SweepFolder,
     cache: TokenCache,
     *,
@@ -91,7 +91,7 @@ def transfer(
     ----------
     train : Cohort
     tests : sequence of Cohort
-    recipe : Recipe
+    config : Config
         Its gene panel is chosen on training sections, whatever it says.
     folder : SweepFolder
     cache : TokenCache
@@ -116,41 +116,41 @@ def transfer(
 
     if not tests:
         raise TooFew("test cohorts", 0, 1, "name a cohort.csv to test on behind the one to train on")
-    recipe = recipe.override({"panel.sections": "training"} | ({} if unit is None else {"evaluation.unit": unit}))
+    config = config.override({"panel.sections": "training"} | ({} if unit is None else {"evaluation.unit": unit}))
     chosen = tuple(chosen_methods([MAIN, *(each for each in methods if each != MAIN)]))
     cohort, members = joined(train, tests)
     cohort = remembered(cohort)
     sides = {name: cohort.only(sections) for name, sections in members.items()}
     first, *rest = sides
     _refuse_twins(sides[first], [sides[name] for name in rest])
-    scored = {name: shared_sets(sides[first], sides[name], recipe) for name in rest}
+    scored = {name: shared_sets(sides[first], sides[name], config) for name in rest}
     described = describe(cohort)
-    identity = {"recipe": recipe.to_dict(), "cohorts": described, "members": members, "version": version("cmrcnet")}
+    identity = {"config": config.to_dict(), "cohorts": described, "members": members, "version": version("cmrcnet")}
     folder.begin(identity | {"settings": [[method.name for method in chosen], seeds]})
 
     def study(fold_list: tuple[Fold, ...], unit_here: Unit, sets: Sets | None, name: str) -> Study:
-        here = recipe.override({"evaluation.unit": unit_here})
+        here = config.override({"evaluation.unit": unit_here})
         return Study(here, chosen, fold_list, seeds_of(here, seeds), "strict", None, sets, tables=False)
 
     wanted: dict[str, Study] = {}
     for name, side in sides.items():
-        own = _unit(side, recipe.evaluation.unit)
+        own = _unit(side, config.evaluation.unit)
         if len(side.sections if own == "section" else side.patients) > 1:
             wanted[f"inside {name}"] = study(folds(side, own), own, scored.get(name), name)
     for name in rest:
         test = sides[name]
         fold = Fold(name, sides[first].sections, test.sections, test.patients, patient_disjoint=True)
-        wanted[f"to {name}"] = study((fold,), recipe.evaluation.unit, scored[name], name)
+        wanted[f"to {name}"] = study((fold,), config.evaluation.unit, scored[name], name)
 
     found: dict[str, pd.DataFrame] = {}
     waiting: list[str] = []
     for name, each in wanted.items():
-        known = folder.finished_cell(each.recipe, name)
+        known = folder.finished_cell(each.config, name)
         if known is not None:
             found[name] = known[0]
             continue
         waiting.append(name)
-        wanted[name] = dataclasses.replace(each, folder=folder.cell(each.recipe, name))
+        wanted[name] = dataclasses.replace(each, folder=folder.cell(each.config, name))
         begin(wanted[name], described)
     studies = [wanted[name] for name in waiting]
     for place, parts, features_s in run_studies(studies, cohort, cache, workers) if studies else ():
@@ -162,13 +162,13 @@ def transfer(
     rows = [row for name in rest for row in _rows(name, first, found)]
     notes = [f"{name}: {len(sets['all']):,} genes are measured in {first} as well." for name, sets in scored.items()]
     notes.append(
-        f"HEG and HVG: {recipe.evaluation.set_size} genes each, chosen on {first} among the shared genes (inside "
+        f"HEG and HVG: {config.evaluation.set_size} genes each, chosen on {first} among the shared genes (inside "
         f"{first}: on the training sections of each fold)."
     )
     facts = {
         "train": first,
         "tests": rest,
-        "recipe": recipe.to_dict(),
+        "config": config.to_dict(),
         "members": {name: list(sections) for name, sections in members.items()},
         "gene_sets": {name: {k: list(v) for k, v in sets.items() if k != "all"} for name, sets in scored.items()},
         "notes": notes,
@@ -202,7 +202,7 @@ def joined(train: Cohort, tests: Sequence[Cohort]) -> tuple[Cohort, dict[str, tu
     return Cohort(train.name, tuple(entries)), members
 
 
-def shared_sets(train: Cohort, test: Cohort, recipe: Recipe) -> dict[str, tuple[str, ...]]:
+def shared_sets(train: Cohort, test: Cohort, config: Config) -> dict[str, tuple[str, ...]]:
     """HEG, HVG and all, of the genes that both cohorts measured, ranked by the training cohort.
 
     Raises
@@ -213,9 +213,9 @@ def shared_sets(train: Cohort, test: Cohort, recipe: Recipe) -> dict[str, tuple[
     if theirs.isdisjoint(ours) or are_strangers(ours, sorted(theirs)):
         hint = explain_no_shared_genes(ours, sorted(theirs))
         raise NoSharedGenes(train.name, "the test cohort", hint, shared=len(theirs.intersection(ours)))
-    ranked = gene_sets(train, recipe.panel.target_sum, size=_EVERY)
+    ranked = gene_sets(train, config.panel.target_sum, size=_EVERY)
     kept = {name: tuple(gene for gene in genes if gene in theirs) for name, genes in ranked.items()}
-    return {name: genes if name == "all" else genes[: recipe.evaluation.set_size] for name, genes in kept.items()}
+    return {name: genes if name == "all" else genes[: config.evaluation.set_size] for name, genes in kept.items()}
 
 
 class _Renamed:

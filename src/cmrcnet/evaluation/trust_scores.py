@@ -15,7 +15,7 @@ import numpy as np
 
 from cmrcnet.evaluation.methods import MAIN
 from cmrcnet.evaluation.scoring import truth_of
-from cmrcnet.trust.intervals import bounds
+from cmrcnet.uncertainty.conformal import bounds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ def gene_coverage(
     mean, truth : array, shape (spots, genes)
     factor : array, shape (spots,)
     low, high : array, shape (genes,)
-        As in `trust.intervals.bounds`.
+        As in `uncertainty.conformal.bounds`.
     """
     lower, upper = bounds(mean, factor, low, high)
     inside = ((truth >= lower) & (truth <= upper)).mean(axis=0)
@@ -80,7 +80,8 @@ def trust_scores(run: EvaluationRun, gene_set: str = "HVG") -> pd.DataFrame:
     -------
     pandas.DataFrame
         `section, patient, gene_set, n_genes, coverage, width` (mean of the intervals), `refused` (error of the 70 %
-        most confident spots by that of all), `alarm` (kind, or ""), `distance, limit, outside` (share of places), and
+        most confident spots by that of all), `alarm` (kind, or ""), `distance, limit, outside` (share of locations),
+        and
         `risk_100, risk_95, ...`, the risk curve. What a table does not say is NaN. Empty where no table says anything.
     """
     import pandas as pd
@@ -104,7 +105,7 @@ def _of_section(run: EvaluationRun, section: str, table: AnnData, genes: list[st
     if "interval_scale" not in table.obs or not genes:
         return found
     mine = table[:, genes]
-    truth = np.asarray(truth_of(measured, genes, run.recipe.panel.target_sum)[1].todense(), np.float64)
+    truth = np.asarray(truth_of(measured, genes, run.config.panel.target_sum)[1].todense(), np.float64)
     mean, factor = np.asarray(mine.X, np.float64), mine.obs["interval_scale"].to_numpy(np.float64)
     low, high = (mine.var[name].to_numpy(np.float64) for name in ("interval_low", "interval_high"))
     covered = gene_coverage(mean, factor, low, high, truth)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmrcnet.atomic import atomic_file, refuse_existing, replace_folder
 from cmrcnet.errors import CannotResume, DamagedArtefact, OutputExists
-from cmrcnet.fingerprint import fingerprint
+from cmrcnet.storage.atomic import atomic_file, refuse_existing, replace_folder
+from cmrcnet.storage.hashing import fingerprint
 
 
 class WorkFolder:
@@ -62,7 +62,7 @@ class WorkFolder:
         Parameters
         ----------
         identity : mapping of str to JSON-able
-            The recipe, the cohort's content, the version.
+            The config, the cohort's content, the version.
 
         Raises
         ------
@@ -80,8 +80,8 @@ class WorkFolder:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one file of plain values, whole or not at all."""
-        with atomic_file(self.working / name) as draft:
-            draft.write_text(json.dumps(value, indent=1))
+        with atomic_file(self.working / name) as tmp:
+            tmp.write_text(json.dumps(value, indent=1))
 
     def finish(self, last: str, leftovers: Sequence[str] = ()) -> Path:
         """Put the folder where it was asked for.
@@ -101,8 +101,8 @@ class WorkFolder:
         self.finished = True
         for leftover in leftovers:
             shutil.rmtree(self.path / leftover, ignore_errors=True)
-        for draft in self.path.rglob(".*.draft-*"):  # of a process that was killed while it wrote
-            draft.unlink(missing_ok=True)
+        for tmp in self.path.rglob(".*.tmp-*"):  # of a process that was killed while it wrote
+            tmp.unlink(missing_ok=True)
         (self.path / "identity.json").unlink(missing_ok=True)
         return self.path
 

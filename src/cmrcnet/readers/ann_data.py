@@ -7,7 +7,7 @@ Counts
     The first of `layers["counts"]`, `raw` and `X` that holds whole numbers. A file that holds only normalised values
     is refused: no one can take a logarithm back without the library sizes.
 Scale
-    `um_per_px` of the user; else what the picture says; else, for Visium (Space Ranger's scale factors are in the
+    `mpp` of the user; else what the picture says; else, for Visium (Space Ranger's scale factors are in the
     file), as in `visium`; else `spot_diameter_um` over `spot_diameter_fullres`. Otherwise it is unknown, an error.
 """
 
@@ -23,7 +23,7 @@ from cmrcnet.errors import BadCounts, BadFile, BadOption, CmrcnetError, NoSuchFi
 from cmrcnet.readers import visium
 from cmrcnet.readers.raw_section import RawSection, SectionSource, neighbour_distance_px
 from cmrcnet.readers.registry import register_reader
-from cmrcnet.tissue.slide import ArraySlide, Slide
+from cmrcnet.slides.slide import ArraySlide, Slide
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -69,15 +69,15 @@ def read_ann_data(source: SectionSource) -> RawSection:
         counts, centres = counts[np.flatnonzero(under)], centres[under]
 
     diameter = source.spot_diameter_um or (visium.SPOT_UM if is_visium else None)
-    um_per_px = source.um_per_px
-    if um_per_px is None and is_visium:
-        pitch = neighbour_distance_px(all_centres) if len(all_centres) >= visium.FEWEST_PLACES else None
-        um_per_px, how = visium.visium_scale(None, factors, pitch, slide=name)
+    mpp = source.mpp
+    if mpp is None and is_visium:
+        pitch = neighbour_distance_px(all_centres) if len(all_centres) >= visium.FEWEST_LOCATIONS else None
+        mpp, how = visium.visium_scale(None, factors, pitch, slide=name)
         notes.append(how)
-    elif um_per_px is None and diameter and factors.get("spot_diameter_fullres"):
-        um_per_px = diameter / factors["spot_diameter_fullres"]
-        notes.append(f"um per px is the spot diameter over spot_diameter_fullres: {um_per_px:.4g}.")
-    slide, scalef = _slide(source, library, factors, um_per_px, name)
+    elif mpp is None and diameter and factors.get("spot_diameter_fullres"):
+        mpp = diameter / factors["spot_diameter_fullres"]
+        notes.append(f"um per px is the spot diameter over spot_diameter_fullres: {mpp:.4g}.")
+    slide, scalef = _slide(source, library, factors, mpp, name)
     if scalef != 1.0:
         notes.append(
             "The picture is the reduced one inside the file: too coarse for cells; give the full one as image."
@@ -147,15 +147,15 @@ def raw_counts(table: AnnData, name: str) -> tuple[sparse.csr_matrix, tuple[str,
     BadCounts
         When none of them holds whole numbers.
     """
-    places = []
+    locations = []
     if "counts" in table.layers:
-        places.append(('layers["counts"]', table.layers["counts"], table.var_names))
+        locations.append(('layers["counts"]', table.layers["counts"], table.var_names))
     if table.raw is not None:
-        places.append(("raw", table.raw.X, table.raw.var_names))
+        locations.append(("raw", table.raw.X, table.raw.var_names))
     if table.X is not None:
-        places.append(("X", table.X, table.var_names))
+        locations.append(("X", table.X, table.var_names))
     why = []
-    for where, values, names in places:
+    for where, values, names in locations:
         counts = sparse.csr_matrix(values)
         fault = _fault(counts.data)
         if fault is None:
@@ -211,15 +211,15 @@ def _factors(library: dict) -> dict[str, float]:
 
 
 def _slide(
-    source: SectionSource, library: dict, factors: dict[str, float], um_per_px: float | None, name: str
+    source: SectionSource, library: dict, factors: dict[str, float], mpp: float | None, name: str
 ) -> tuple[Slide, float]:
     """The slide, and what positions are multiplied with to lie on it."""
-    from cmrcnet.tissue.slide_files import open_slide
+    from cmrcnet.slides.slide_files import open_slide
 
     if source.image is not None:
         key = visium.SCALED_PICTURES.get(source.image.stem)
         scalef = factors.get(key, 1.0) if key else 1.0
-        return open_slide(source.image, um_per_px=None if um_per_px is None else um_per_px / scalef, name=name), scalef
+        return open_slide(source.image, mpp=None if mpp is None else mpp / scalef, name=name), scalef
     pictures = library.get("images", {})
     if "hires" not in pictures or "tissue_hires_scalef" not in factors:
         raise BadOption(
@@ -231,7 +231,7 @@ def _slide(
     if pixels.dtype != np.uint8:  # scanpy keeps pictures as floats from 0 to 1
         pixels = np.clip(np.round(pixels * (255 if pixels.max() <= 1 else 1)), 0, 255).astype(np.uint8)
     scalef = factors["tissue_hires_scalef"]
-    slide = ArraySlide(np.ascontiguousarray(pixels[..., :3]), None if um_per_px is None else um_per_px / scalef, name)
+    slide = ArraySlide(np.ascontiguousarray(pixels[..., :3]), None if mpp is None else mpp / scalef, name)
     return slide, scalef
 
 

@@ -1,6 +1,6 @@
 """A cohort file: one section a row, read one at a time.
 
-    section,patient,format,counts,spots,image,um_per_px,spot_diameter_um,disease
+    section,patient,format,counts,spots,image,mpp,spot_diameter_um,disease
     C6,C,legacy_st,C6_counts.tsv.gz,C6_spots.tsv,C6.jpg,0.6877,100,HER2+ breast cancer
 
 `section`, `patient` and `counts` (or `path`) must be there, the others where the format needs them; an empty
@@ -21,7 +21,7 @@ from cmrcnet.readers.delimited import Table, read_table
 from cmrcnet.readers.raw_section import RawSection, SectionSource
 from cmrcnet.readers.registry import lacks, read_raw
 from cmrcnet.readers.section_checks import checked_section
-from cmrcnet.tissue.section import Cohort, CohortEntry, Section
+from cmrcnet.slides.section import Cohort, CohortEntry, Section
 
 WHAT = "a cohort file"
 OUR_COLUMNS = (
@@ -32,9 +32,12 @@ OUR_COLUMNS = (
     "path",
     "spots",
     "image",
-    "um_per_px",
+    "mpp",
     "spot_diameter_um",
 )
+
+SCALE_ALIAS = "um_per_px"
+"""Accepted as the name of the column ``mpp``."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,14 @@ class CohortRow:
         """The section unchecked."""
         return read_raw(self.source, self.format)
 
-    def or_scale(self, um_per_px: float | None) -> CohortRow:
+    def or_scale(self, mpp: float | None) -> CohortRow:
         """The same row; micrometres per pixel that it does not state are these."""
-        if um_per_px is None or self.source.um_per_px is not None:
+        if mpp is None or self.source.mpp is not None:
             return self
-        return replace(self, source=replace(self.source, um_per_px=um_per_px))
+        return replace(self, source=replace(self.source, mpp=mpp))
 
 
-def read_cohort(
-    csv: Path | str, *, controls: Literal["drop", "keep"] = "drop", um_per_px: float | None = None
-) -> Cohort:
+def read_cohort(csv: Path | str, *, controls: Literal["drop", "keep"] = "drop", mpp: float | None = None) -> Cohort:
     """Open a cohort file. Its sections are read one by one, when they are asked for.
 
     All that can be checked without reading counts or pixels is checked at once: columns, numbers, files, formats,
@@ -85,7 +86,7 @@ def read_cohort(
         Parted by commas, tabs or semicolons; UTF-8 or what Excel writes.
     controls : {"drop", "keep"}
         What happens to features that are no genes (see `clean_features`).
-    um_per_px : float, optional
+    mpp : float, optional
         Micrometres per level-0 pixel of the rows that do not give their own.
 
     Returns
@@ -99,7 +100,7 @@ def read_cohort(
         Named by line. When there are several, the first is raised and the others are counted;
         `cmrcnet inspect` lists them all.
     """
-    rows = [row.or_scale(um_per_px) for row in cohort_rows(csv)]
+    rows = [row.or_scale(mpp) for row in cohort_rows(csv)]
     problems = [problem for row in rows for problem in row.problems]
     if problems:
         more = len(problems) - 1
@@ -119,7 +120,7 @@ def cohort_rows(csv: Path | str) -> tuple[CohortRow, ...]:
     ------
     NoSuchFile, BadFile, MissingColumn, TooFew
     """
-    table = read_table(Path(csv), WHAT)
+    table = _scale_column_renamed(read_table(Path(csv), WHAT))
     missing = [column for column in ("section", "patient") if column not in table.columns]
     if not {"counts", "path"} & set(table.columns):
         missing.append("counts")
@@ -150,6 +151,17 @@ def is_cohort_file(path: Path) -> bool:
     return len(cells & {"section", "patient", "counts", "image", "spots", "path"}) >= 2
 
 
+def _scale_column_renamed(table: Table) -> Table:
+    """The table with its scale column called ``mpp``; ``um_per_px`` is accepted as well, but not both."""
+    if SCALE_ALIAS not in table.columns:
+        return table
+    if "mpp" in table.columns:
+        raise BadOption("columns", f"mpp and {SCALE_ALIAS}", want="one column of micrometres per pixel")
+    columns = tuple("mpp" if column == SCALE_ALIAS else column for column in table.columns)
+    rows = tuple({"mpp" if key == SCALE_ALIAS else key: cell for key, cell in row.items()} for row in table.rows)
+    return replace(table, columns=columns, rows=rows)
+
+
 def _row(table: Table, i: int) -> CohortRow:
     cells, folder = table.rows[i], table.path.parent
     name, patient = cells["section"], cells["patient"]
@@ -162,7 +174,7 @@ def _row(table: Table, i: int) -> CohortRow:
     if not counts:
         problems.append(BadOption("counts", "", want="the path of the counts (or of the section's folder)"))
     numbers = {}
-    for column in ("um_per_px", "spot_diameter_um"):
+    for column in ("mpp", "spot_diameter_um"):
         numbers[column], problem = _number(table, column, cells.get(column, ""))
         problems += problem
     source = SectionSource(
@@ -194,7 +206,7 @@ def _number(table: Table, column: str, cell: str) -> tuple[float | None, list[Cm
 def _with_repeats(rows: Sequence[CohortRow]) -> list[CohortRow]:
     """Add the problems that show only between rows: a name used twice, the same counts entered twice."""
     names: dict[str | None, str] = {}
-    places: dict[tuple, str] = {}
+    locations: dict[tuple, str] = {}
     found = []
     for row in rows:
         extra: list[CmrcnetError] = []
@@ -202,14 +214,14 @@ def _with_repeats(rows: Sequence[CohortRow]) -> list[CohortRow]:
         if name is not None and name in names:
             extra.append(BadOption("section", name, want=f"a name of its own ({names[name]} has this one)"))
         place = (row.source.path, row.source.spots)
-        if row.source.path.is_file() and place in places:
+        if row.source.path.is_file() and place in locations:
             extra.append(
                 BadOption(
-                    "counts", row.source.path.name, want=f"each section entered once ({places[place]} is the same)"
+                    "counts", row.source.path.name, want=f"each section entered once ({locations[place]} is the same)"
                 )
             )
         names.setdefault(name, row.where)
-        places.setdefault(place, row.where)
+        locations.setdefault(place, row.where)
         problems = (*row.problems, *(located(problem, row.where) for problem in extra))
         found.append(CohortRow(row.where, row.patient, row.source, row.format, row.facts, problems))
     return found

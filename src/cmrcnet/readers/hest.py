@@ -5,7 +5,7 @@
            wsis/ID.tif                   the slide (absent in HEST-Bench)
            metadata/ID.json              pixel_size_um_estimated, patient, st_technology, ... (may be absent)
 
-The table may list every place of the array; only the barcodes of the patch file are tissue. Without a slide, the
+The table may list every location of the array; only the barcodes of the patch file are tissue. Without a slide, the
 patches themselves serve as one (`PatchSlide`), and the positions are given in its pixels. Without a scale in the
 metadata it follows from the patches: a centre lies half a patch, 56 um for 224 px, from its corner.
 """
@@ -25,7 +25,7 @@ from cmrcnet.readers.patch_slide import PatchSlide
 from cmrcnet.readers.raw_section import RawSection, SectionSource
 from cmrcnet.readers.registry import register_reader
 
-PATCH_UM_PER_PX = 0.5
+PATCH_MPP = 0.5
 TABLE_FOLDERS = ("st", "adata")
 SLIDE_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi")
 SCALE_FACTOR = 1.5
@@ -83,23 +83,23 @@ def read_hest(source: SectionSource) -> RawSection:
     else:
         notes.append("There is no patch file, so every listed spot counts as tissue.")
 
-    um_per_px, how = _scale(source.um_per_px, facts, patches, centres[rows], row_of_patch, name)
+    mpp, how = _scale(source.mpp, facts, patches, centres[rows], row_of_patch, name)
     if how:
         notes.append(how)
     image = source.image or place.slide
     if image is not None:
-        from cmrcnet.tissue.slide_files import open_slide
+        from cmrcnet.slides.slide_files import open_slide
 
-        slide, centres = open_slide(image, um_per_px=um_per_px, name=name), centres[rows]
+        slide, centres = open_slide(image, mpp=mpp, name=name), centres[rows]
     else:
-        if um_per_px is None:
+        if mpp is None:
             raise UnknownScale(name)
-        to_patch_px = um_per_px / PATCH_UM_PER_PX
+        to_patch_px = mpp / PATCH_MPP
         corners = np.round(patches.corner_px * to_patch_px).astype(np.int64)
-        slide = PatchSlide(place.patches, corners, PATCH_UM_PER_PX, name)
+        slide = PatchSlide(place.patches, corners, PATCH_MPP, name)
         centres = corners[row_of_patch] + slide.side_px / 2
         notes.append(
-            f"There is no slide, so the patches serve as one: positions are in their pixels ({PATCH_UM_PER_PX:g} um)."
+            f"There is no slide, so the patches serve as one: positions are in their pixels ({PATCH_MPP:g} um)."
         )
     technology = str(facts.get("st_technology", "")).lower()
     diameter, pitch = ASSAYS.get(technology, (None, None))
@@ -230,17 +230,17 @@ def _scale(
     if patches is not None and len(centres):
         half_px = float(np.median(centres - patches.corner_px[row_of_patch]))
         if half_px > 0:
-            from_patches = patches.side_px * PATCH_UM_PER_PX / 2 / half_px
+            from_patches = patches.side_px * PATCH_MPP / 2 / half_px
     for key in ("pixel_size_um_estimated", "pixel_size_um_embedded"):
         written = _positive(facts.get(key))
         if written:
             break
-    um_per_px = stated or written or from_patches
-    if um_per_px and from_patches and not 1 / SCALE_FACTOR <= um_per_px / from_patches <= SCALE_FACTOR:
+    mpp = stated or written or from_patches
+    if mpp and from_patches and not 1 / SCALE_FACTOR <= mpp / from_patches <= SCALE_FACTOR:
         raise ScaleMismatch(
             name,
-            um_per_px,
-            f"its patches of {patches.side_px * PATCH_UM_PER_PX:g} um lie on it as for {from_patches:.3g}",
+            mpp,
+            f"its patches of {patches.side_px * PATCH_MPP:g} um lie on it as for {from_patches:.3g}",
         )
     if stated:
         return stated, ""

@@ -14,14 +14,14 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import CmrcnetError, NoSharedGenes, NoSuchFile, UnknownFormat, UnknownScale
-from cmrcnet.expression.features import clean_features
-from cmrcnet.expression.gene_naming import are_strangers, explain_no_shared_genes, naming_of
+from cmrcnet.genes.features import clean_features
+from cmrcnet.genes.gene_naming import are_strangers, explain_no_shared_genes, naming_of
 from cmrcnet.readers.cohort import CohortRow, cohort_rows, is_cohort_file, located
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import lacks, reader_of, section_source
 from cmrcnet.readers.section_checks import checked_section, problems_of
-from cmrcnet.tissue.scale import PatchScale
-from cmrcnet.tissue.slide import Slide
+from cmrcnet.slides.scale import PatchScale
+from cmrcnet.slides.slide import Slide
 
 PATCH = PatchScale()
 TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".gz", ".h5", ".h5ad")
@@ -40,7 +40,7 @@ class SectionLook:
         Without controls; names merged.
     median_counts : float or None
         Median over the spots of the summed counts.
-    um_per_px : float or None
+    mpp : float or None
     patch_px : float or None
         Side of a default patch (112 um) in level-0 pixels.
     image_px : tuple of int or None
@@ -54,7 +54,7 @@ class SectionLook:
     spots: int | None = None
     genes: int | None = None
     median_counts: float | None = None
-    um_per_px: float | None = None
+    mpp: float | None = None
     patch_px: float | None = None
     image_px: tuple[int, int] | None = None
     pitch_um: float | None = None
@@ -98,14 +98,14 @@ class Inspection:
         return "\n".join(lines)
 
 
-def inspect(source: Path | str, *, um_per_px: float | None = None, format: str | None = None) -> Inspection:
+def inspect(source: Path | str, *, mpp: float | None = None, format: str | None = None) -> Inspection:
     """Say what a cohort, section or slide is, and every problem with it.
 
     Parameters
     ----------
     source : path
         A cohort file, a section (counts file or folder), or a slide.
-    um_per_px : float, optional
+    mpp : float, optional
         Micrometres per level-0 pixel. In a cohort, only for rows that do not give their own.
     format : str, optional
         Reader to use for a section, where its look is ambiguous.
@@ -123,28 +123,28 @@ def inspect(source: Path | str, *, um_per_px: float | None = None, format: str |
     if not path.exists():
         raise NoSuchFile(path, "The thing to inspect")
     if format is None and is_cohort_file(path):
-        return _look_at_cohort(path, um_per_px)
-    place = section_source(path, um_per_px=um_per_px)
+        return _look_at_cohort(path, mpp)
+    place = section_source(path, mpp=mpp)
     try:
         reader = reader_of(place, format)
     except UnknownFormat:
         if format is not None or path.is_dir() or path.name.lower().endswith(TABLE_ENDINGS):
             raise
-        return _look_at_slide(path, um_per_px)
+        return _look_at_slide(path, mpp)
     row = CohortRow("", "", place, reader.name, {}, tuple(lacks(place, reader.name)))
     look, _, notes, problems = _look_at_row(row)
     rows = (("format", reader.name), ("section", look.section), ("patient", look.patient), *_section_rows(look))
     return Inspection("section", str(path), rows, (look,), notes, problems)
 
 
-def _look_at_cohort(path: Path, um_per_px: float | None) -> Inspection:
+def _look_at_cohort(path: Path, mpp: float | None) -> Inspection:
     try:
         rows = cohort_rows(path)
     except CmrcnetError as error:
         return Inspection("cohort", str(path), (), problems=(str(error),))
     looks, notes, problems, genes_of = [], [], [], {}
     for row in rows:
-        look, genes, remarks, wrong = _look_at_row(row.or_scale(um_per_px))
+        look, genes, remarks, wrong = _look_at_row(row.or_scale(mpp))
         looks.append(look)
         notes += [f"{look.section}: {remark}" for remark in remarks]
         problems += wrong
@@ -193,7 +193,7 @@ def _look_at_raw(raw: RawSection, patient: str, whole: bool) -> tuple[SectionLoo
         genes, counts, remarks = clean_features(raw.genes, sparse.csr_matrix(raw.counts))
         spots, notes = len(raw.barcodes), (*raw.notes, *remarks)
         patient = patient or raw.patient or raw.name
-    um_per_px = raw.slide.um_per_px
+    mpp = raw.slide.mpp
     pitch_px = raw.pitch_px or neighbour_distance_px(raw.centre_px)
     sums = np.asarray(counts.sum(axis=1)).ravel()
     look = SectionLook(
@@ -202,32 +202,32 @@ def _look_at_raw(raw: RawSection, patient: str, whole: bool) -> tuple[SectionLoo
         spots=spots,
         genes=len(genes),
         median_counts=float(np.median(sums)) if len(sums) else None,
-        um_per_px=um_per_px,
-        patch_px=None if um_per_px is None else PATCH.side_on(um_per_px),
+        mpp=mpp,
+        patch_px=None if mpp is None else PATCH.side_on(mpp),
         image_px=(raw.slide.width_px, raw.slide.height_px),
-        pitch_um=None if um_per_px is None or pitch_px is None else pitch_px * um_per_px,
+        pitch_um=None if mpp is None or pitch_px is None else pitch_px * mpp,
     )
     return look, genes, notes
 
 
-def _look_at_slide(path: Path, um_per_px: float | None) -> Inspection:
-    from cmrcnet.tissue.slide_files import open_slide
+def _look_at_slide(path: Path, mpp: float | None) -> Inspection:
+    from cmrcnet.slides.slide_files import open_slide
 
     try:
-        slide = open_slide(path, um_per_px=um_per_px)
+        slide = open_slide(path, mpp=mpp)
     except CmrcnetError as error:
         return Inspection("slide", str(path), (), problems=(str(error),))
-    problems = () if slide.um_per_px is not None else (str(UnknownScale(slide.name)),)
+    problems = () if slide.mpp is not None else (str(UnknownScale(slide.name)),)
     return Inspection("slide", str(path), tuple(_slide_rows(slide)), problems=problems)
 
 
 def _slide_rows(slide: Slide) -> list[tuple[str, str]]:
     rows = [("size", f"{slide.width_px} x {slide.height_px} px")]
-    if slide.um_per_px is not None:
-        side = (slide.width_px * slide.um_per_px / 1000, slide.height_px * slide.um_per_px / 1000)
+    if slide.mpp is not None:
+        side = (slide.width_px * slide.mpp / 1000, slide.height_px * slide.mpp / 1000)
         rows[0] = ("size", f"{slide.width_px} x {slide.height_px} px, {side[0]:.1f} x {side[1]:.1f} mm")
-        rows.append(("um per px", f"{slide.um_per_px:.4g}"))
-        rows.append(("patch on slide", f"{PATCH.side_on(slide.um_per_px):.1f} px ({PATCH.side_um:g} um)"))
+        rows.append(("um per px", f"{slide.mpp:.4g}"))
+        rows.append(("patch on slide", f"{PATCH.side_on(slide.mpp):.1f} px ({PATCH.side_um:g} um)"))
     rows.append(("pyramid", ", ".join(f"1:{by:g}" for by in slide.downsamples)))
     return rows
 
@@ -237,7 +237,7 @@ def _section_rows(look: SectionLook) -> list[tuple[str, str]]:
         ("spots on tissue", look.spots, "{}"),
         ("genes", look.genes, "{}"),
         ("median counts a spot", look.median_counts, "{:.0f}"),
-        ("um per px", look.um_per_px, "{:.4g}"),
+        ("um per px", look.mpp, "{:.4g}"),
         ("patch on slide", look.patch_px, f"{{:.1f}} px ({PATCH.side_um:g} um)"),
         ("spots apart", look.pitch_um, "{:.0f} um"),
     ]
@@ -249,7 +249,7 @@ def _table_lines(looks: Sequence[SectionLook]) -> list[str]:
     header = ("section", "patient", "spots", "genes", "counts a spot", "um per px", "patch px", "apart um", "image px")
     cells = [header]
     for look in looks:
-        numbers = (look.spots, look.genes, look.median_counts, look.um_per_px, look.patch_px, look.pitch_um)
+        numbers = (look.spots, look.genes, look.median_counts, look.mpp, look.patch_px, look.pitch_um)
         forms = ("{}", "{}", "{:.0f}", "{:.4g}", "{:.1f}", "{:.0f}")
         shown = [form.format(value) if value is not None else "-" for value, form in zip(numbers, forms, strict=True)]
         image = f"{look.image_px[0]} x {look.image_px[1]}" if look.image_px else "-"

@@ -31,7 +31,7 @@ PITCH_UM = (200.0, 200.0)
 SUFFIXES = (".tsv", ".txt", ".csv")
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi")
 SPOT_NAME = re.compile(r"X?(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)")
-"""A place on the array; R puts an X before column names that begin with a digit."""
+"""A location on the array; R puts an X before column names that begin with a digit."""
 
 
 def looks_like_legacy_st(path: Path) -> bool:
@@ -82,7 +82,7 @@ def read_legacy_st(source: SectionSource) -> RawSection:
     ------
     BadFile, MissingColumn, DuplicateBarcodes
     """
-    from cmrcnet.tissue.slide_files import open_slide
+    from cmrcnet.slides.slide_files import open_slide
 
     notes: list[str] = []
     spots_path, image_path = source.spots, source.image
@@ -107,7 +107,7 @@ def read_legacy_st(source: SectionSource) -> RawSection:
     return RawSection(
         name=name,
         patient=None,
-        slide=open_slide(image_path, um_per_px=source.um_per_px, name=name),
+        slide=open_slide(image_path, mpp=source.mpp, name=name),
         barcodes=kept,
         centre_px=centres,
         diameter_um=source.spot_diameter_um or SPOT_UM,
@@ -209,7 +209,7 @@ def _shared(barcodes: list[str], names: list[str], notes: list[str]) -> tuple[np
 
 
 def _pitch_px(barcodes: list[str], centres: np.ndarray) -> float | None:
-    """Pixels between neighbouring array places, also where spots are sparse: pixels per step of the array."""
+    """Pixels between neighbouring array locations, also where spots are sparse: pixels per step of the array."""
     from scipy.spatial import cKDTree
 
     matches = [SPOT_NAME.fullmatch(barcode) for barcode in barcodes]
@@ -217,7 +217,7 @@ def _pitch_px(barcodes: list[str], centres: np.ndarray) -> float | None:
         return None
     array = np.array([[float(match[1]), float(match[2])] for match in matches])
     steps, nearest = cKDTree(array).query(array, k=2)
-    away = steps[:, 1] > 0.5  # two spots of one place would divide by nothing
+    away = steps[:, 1] > 0.5  # two spots of one location would divide by nothing
     if not away.any():
         return None
     pixels = np.linalg.norm(centres - centres[nearest[:, 1]], axis=1)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.errors import BadMask, NoSuchFile
-from cmrcnet.tissue.mask import TissueMask
-from cmrcnet.tissue.slide import Slide
-from cmrcnet.tissue.slide_files import open_slide
+from cmrcnet.slides.mask import TissueMask
+from cmrcnet.slides.slide import Slide
+from cmrcnet.slides.slide_files import open_slide
 
 LARGEST_SIDE_PX = 30_000
-"""A finer mask says nothing more about places some tens of micrometres apart, and would fill the memory."""
+"""A finer mask says nothing more about locations some tens of micrometres apart, and would fill the memory."""
 
 
 def read_mask(path: Path, slide: Slide) -> TissueMask:

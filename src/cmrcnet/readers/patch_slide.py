@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.errors import BadFile, ShapeMismatch
-from cmrcnet.fingerprint import fingerprint_stream
-from cmrcnet.tissue.slide import WHITE
+from cmrcnet.slides.slide import WHITE
+from cmrcnet.storage.hashing import fingerprint_stream
 
 WHAT = "a HEST patch file (.h5)"
 REDUCTIONS = (1, 4, 16)
@@ -28,13 +28,13 @@ class PatchSlide:
         File with `img`, shape (patches, side, side, 3), uint8.
     corner_px : numpy.ndarray, shape (patches, 2), int64
         x, y of each top-left corner in this slide's pixels.
-    um_per_px : float
+    mpp : float
     name : str
     """
 
-    def __init__(self, path: Path, corner_px: np.ndarray, um_per_px: float, name: str) -> None:
+    def __init__(self, path: Path, corner_px: np.ndarray, mpp: float, name: str) -> None:
         self.name = name
-        self.um_per_px = um_per_px
+        self.mpp = mpp
         self.path = Path(path)
         self._file = None
         shape, kind = self._images.shape, self._images.dtype

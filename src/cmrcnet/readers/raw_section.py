@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.tissue.slide import Slide
+from cmrcnet.slides.slide import Slide
 
 NEIGHBOURS_WITHIN = 1.3
 """Times the nearest distance: takes in all neighbours, not the next ring (1.41 on a square, 1.73 on a hexagon)."""
@@ -28,7 +28,7 @@ class SectionSource:
         Name of the section; None: the reader makes one from `path`.
     image, spots : pathlib.Path or None
         The picture and the spot file, where the format does not find them by itself.
-    um_per_px : float or None
+    mpp : float or None
         Micrometres per pixel of the full-resolution picture. It wins over everything that a file says.
     spot_diameter_um : float or None
     """
@@ -37,7 +37,7 @@ class SectionSource:
     name: str | None = None
     image: Path | None = None
     spots: Path | None = None
-    um_per_px: float | None = None
+    mpp: float | None = None
     spot_diameter_um: float | None = None
 
 
@@ -86,7 +86,8 @@ class RawSection:
 def neighbour_distance_px(centre_px: np.ndarray) -> float | None:
     """Distance between neighbouring spots of an array, in pixels; None for fewer than three spots.
 
-    The median over all pairs of neighbours, not over each spot's nearest: where places jitter, the nearest of four or
+    The median over all pairs of neighbours, not over each spot's nearest: where locations jitter, the nearest of four
+    or
     six neighbours is always somewhat too near (6 % on the shared spinal cord sections).
 
     Parameters

@@ -19,7 +19,7 @@ from typing import Literal
 
 from cmrcnet.errors import BadOption, CmrcnetError, NoSuchFile, UnknownFormat
 from cmrcnet.readers.raw_section import RawSection, SectionSource
-from cmrcnet.tissue.section import Section
+from cmrcnet.slides.section import Section
 
 BUILT_IN = ("legacy_st", "visium", "hest", "ann_data")
 """Modules of this room that register a reader of the same name."""
@@ -124,7 +124,7 @@ def lacks(source: SectionSource, format: str | None = None) -> list[CmrcnetError
     for path, what in ((source.path, "The counts"), (source.spots, "The spot file"), (source.image, "The image")):
         if path is not None and not path.exists():
             problems.append(NoSuchFile(path, what))
-    for option in ("um_per_px", "spot_diameter_um"):
+    for option in ("mpp", "spot_diameter_um"):
         value = getattr(source, option)
         if value is not None and not 0 < value < float("inf"):
             problems.append(BadOption(option, value, want="micrometres, above 0"))
@@ -151,7 +151,7 @@ def read_section(
     patient: str | None = None,
     image: Path | str | None = None,
     spots: Path | str | None = None,
-    um_per_px: float | None = None,
+    mpp: float | None = None,
     spot_diameter_um: float | None = None,
     controls: Literal["drop", "keep"] = "drop",
     facts: Mapping[str, str] | None = None,
@@ -169,7 +169,7 @@ def read_section(
         Otherwise from the files; a patient that nobody names is called after the section, and a note says so.
     image, spots : path, optional
         The full-resolution picture and the spot file, where the format does not bring them.
-    um_per_px : float, optional
+    mpp : float, optional
         Micrometres per pixel of the full-resolution picture. It wins over what the files say.
     spot_diameter_um : float, optional
         Otherwise the diameter of the format: 100 um (legacy ST), 55 um (Visium).
@@ -192,9 +192,7 @@ def read_section(
     """
     from cmrcnet.readers.section_checks import checked_section
 
-    place = section_source(
-        source, name=name, image=image, spots=spots, um_per_px=um_per_px, spot_diameter_um=spot_diameter_um
-    )
+    place = section_source(source, name=name, image=image, spots=spots, mpp=mpp, spot_diameter_um=spot_diameter_um)
     return checked_section(read_raw(place, format), patient=patient, controls=controls, facts=facts)
 
 
@@ -204,7 +202,7 @@ def section_source(
     name: str | None = None,
     image: Path | str | None = None,
     spots: Path | str | None = None,
-    um_per_px: float | None = None,
+    mpp: float | None = None,
     spot_diameter_um: float | None = None,
 ) -> SectionSource:
     """A `SectionSource` of paths given as text."""
@@ -213,7 +211,7 @@ def section_source(
         name=name,
         image=None if image is None else Path(image),
         spots=None if spots is None else Path(spots),
-        um_per_px=um_per_px,
+        mpp=mpp,
         spot_diameter_um=spot_diameter_um,
     )
 

@@ -19,11 +19,11 @@ from cmrcnet.errors import (
     SpotsOffImage,
     UnknownScale,
 )
-from cmrcnet.expression.features import clean_features
-from cmrcnet.expression.normalize import check_counts
+from cmrcnet.genes.features import clean_features
+from cmrcnet.genes.normalize import check_counts
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
-from cmrcnet.tissue.section import Section
-from cmrcnet.tissue.spots import Spots
+from cmrcnet.slides.section import Section
+from cmrcnet.slides.spots import Spots
 
 MOST_OFF_IMAGE = 0.10
 """Share of spots whose centre may lie outside the picture; they are dropped. More: picture and spots do not fit."""
@@ -130,7 +130,7 @@ def check_not_blank(raw: RawSection) -> None:
 
 def check_scale_known(raw: RawSection) -> None:
     """Somebody has said how large a pixel is."""
-    if raw.slide.um_per_px is None:
+    if raw.slide.mpp is None:
         raise UnknownScale(raw.slide.name)
 
 
@@ -149,19 +149,19 @@ def check_on_image(raw: RawSection) -> None:
 
 def check_scale(raw: RawSection) -> None:
     """Neighbouring spots are as far apart as the assay puts them, within a factor `SCALE_FACTOR`."""
-    if raw.slide.um_per_px is None:
+    if raw.slide.mpp is None:
         return  # told by `check_scale_known`
     pitch_px = raw.pitch_px or neighbour_distance_px(raw.centre_px)
     if pitch_px is None:
         return
     least, most = raw.pitch_um
-    pitch_um = pitch_px * raw.slide.um_per_px
+    pitch_um = pitch_px * raw.slide.mpp
     if not least / SCALE_FACTOR <= pitch_um <= most * SCALE_FACTOR:
         apart = f"{least:g} um" if least == most else f"{least:g} to {most:g} um"
         fits = f"{least / pitch_px:.3g}" if least == most else f"{least / pitch_px:.3g} to {most / pitch_px:.3g}"
         raise ScaleMismatch(
             raw.slide.name,
-            raw.slide.um_per_px,
+            raw.slide.mpp,
             f"then the spots of {raw.name} would lie {pitch_um:.0f} um apart, and their assay puts them {apart} apart "
             f"({fits} um per px would fit)",
         )

@@ -1,4 +1,4 @@
-"""A table of places on a slide: where each spot's centre lies, what it is called, whether it is under tissue."""
+"""A table of locations on a slide: where each spot's centre lies, what it is called, whether it is under tissue."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 from cmrcnet.errors import MissingColumn, TooFew
 from cmrcnet.readers.delimited import Table, read_table
-from cmrcnet.tissue.spots import Spots
+from cmrcnet.slides.spots import Spots
 
 SPOT_UM = 100.0
 """Diameter of a spot on first-generation arrays (Ståhl et al., Science 2016)."""
 
 
 def read_spots(path: Path | str, *, diameter_um: float = SPOT_UM) -> Spots:
-    """Read the places at which a slide is to be predicted. No counts are needed.
+    """Read the locations at which a slide is to be predicted. No counts are needed.
 
     Parameters
     ----------

@@ -4,9 +4,9 @@ Scale
     Space Ranger writes the diameter of a *theoretical 65 um spot* in pixels of the full-resolution picture
     (`spot_diameter_fullres`; 10x Genomics, "Spatial outputs"), although a Visium spot is 55 um wide. Taking it for
     55 um makes every length 15 % too short, so the scale is measured instead: neighbouring spots lie 100 um apart,
-    and all places of the array are listed in the positions file, under tissue or not. The written diameter must
-    agree within `WRITTEN_FACTOR`; it alone gives the scale when too few places are listed. A `microns_per_pixel` in
-    the file, or a `um_per_px` of the user, comes first. Which one it was is told in the notes.
+    and all locations of the array are listed in the positions file, under tissue or not. The written diameter must
+    agree within `WRITTEN_FACTOR`; it alone gives the scale when too few locations are listed. A `microns_per_pixel` in
+    the file, or a `mpp` of the user, comes first. Which one it was is told in the notes.
 Picture
     The full-resolution picture is not part of `outs`: it is given as `image`. Without it,
     `spatial/tissue_hires_image.png` (2,000 px at most, 3 to 6 um per px) is used, and a note says how poor it is.
@@ -39,8 +39,8 @@ PITCH_UM = (100.0, 100.0)
 WRITTEN_SPOT_UM = 65.0
 """What `spot_diameter_fullres` spans."""
 WRITTEN_FACTOR = 1.5
-FEWEST_PLACES = 20
-"""Listed places from which their distance is measured rather than read."""
+FEWEST_LOCATIONS = 20
+"""Listed locations from which their distance is measured rather than read."""
 
 POSITION_COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 MATRICES = ("filtered_feature_bc_matrix", "raw_feature_bc_matrix")
@@ -83,7 +83,7 @@ def read_visium(source: SectionSource) -> RawSection:
     ------
     NoSuchFile, BadFile, MissingColumn, BadOption, UnknownFormat, DuplicateBarcodes, ScaleMismatch
     """
-    from cmrcnet.tissue.slide_files import open_slide
+    from cmrcnet.slides.slide_files import open_slide
 
     outs = _outs(source.path)
     matrix = read_tenx_matrix(_matrix_place(outs, source.path))
@@ -108,21 +108,19 @@ def read_visium(source: SectionSource) -> RawSection:
 
     name = source.name or _name(source.path, outs)
     pitch_px = neighbour_distance_px(pixels)
-    um_per_px, how = visium_scale(
-        source.um_per_px, factors, pitch_px if len(pixels) >= FEWEST_PLACES else None, slide=name
-    )
+    mpp, how = visium_scale(source.mpp, factors, pitch_px if len(pixels) >= FEWEST_LOCATIONS else None, slide=name)
     if how:
         notes.append(how)
     image, scalef = _picture(source.image, outs, factors)
     if scalef != 1.0:
         notes.append(
-            f"Only the reduced picture {image.name} is at hand ({_or_unknown(um_per_px, scalef)}): "
+            f"Only the reduced picture {image.name} is at hand ({_or_unknown(mpp, scalef)}): "
             "too coarse for cells; give the full-resolution picture as image."
         )
     return RawSection(
         name=name,
         patient=None,
-        slide=open_slide(image, um_per_px=None if um_per_px is None else um_per_px / scalef, name=name),
+        slide=open_slide(image, mpp=None if mpp is None else mpp / scalef, name=name),
         barcodes=[matrix.barcodes[i] for i in rows],
         centre_px=centres * scalef,
         diameter_um=source.spot_diameter_um or SPOT_UM,
@@ -147,7 +145,7 @@ def visium_scale(
     factors : dict
         Of `scalefactors_json.json`.
     pitch_px : float or None
-        Pixels between neighbouring places of the array.
+        Pixels between neighbouring locations of the array.
     slide : str
         For the error.
 
@@ -172,13 +170,13 @@ def visium_scale(
         raise ScaleMismatch(
             slide,
             written,
-            f"by spot_diameter_fullres, but the places of its array are {pitch_px:.1f} px apart, which makes "
+            f"by spot_diameter_fullres, but the locations of its array are {pitch_px:.1f} px apart, which makes "
             f"{measured:.4g} (neighbours are {PITCH_UM[0]:g} um apart); check that positions and scale factors "
             "belong together, or",
         )
     return (
         measured,
-        f"um per px is measured: neighbouring places are {pitch_px:.1f} px or 100 um apart: {measured:.4g}.",
+        f"um per px is measured: neighbouring locations are {pitch_px:.1f} px or 100 um apart: {measured:.4g}.",
     )
 
 
@@ -256,5 +254,5 @@ def _name(path: Path, outs: Path) -> str:
     return folder.parent.name if folder.name == "outs" else folder.name
 
 
-def _or_unknown(um_per_px: float | None, scalef: float) -> str:
-    return "of unknown scale" if um_per_px is None else f"{um_per_px / scalef:.3g} um per px"
+def _or_unknown(mpp: float | None, scalef: float) -> str:
+    return "of unknown scale" if mpp is None else f"{mpp / scalef:.3g} um per px"

@@ -51,7 +51,7 @@ def average(
     columns: np.ndarray | None = None,
     section_of_spot: np.ndarray | None = None,
     measured: np.ndarray | None = None,
-    with_spread: bool = True,
+    with_std: bool = True,
     row_sums: Callable[[np.ndarray, np.ndarray, int], RowSums] | None = None,
     block_bytes: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -74,7 +74,7 @@ def average(
     measured : array of bool, shape (sections, genes), optional
         Which section measured which gene; left out: all of them all. The weights are shared among the neighbours
         whose section measured the gene.
-    with_spread : bool
+    with_std : bool
         Without it the work is half, and None is returned in place of the spread.
     row_sums : callable, optional
         Another way of summing the neighbours' rows; see `scipy_row_sums`, the default.
@@ -100,17 +100,17 @@ def average(
         columns=columns,
         section_of_spot=section_of_spot,
         measured=measured,
-        with_spread=with_spread,
+        with_std=with_std,
         row_sums=row_sums,
         block_bytes=block_bytes,
     )
     width = expression.shape[1] if columns is None else len(np.asarray(columns))
     mean = np.empty((len(neighbours.ids), width), np.float32)
-    spread = np.empty_like(mean) if with_spread else None
-    for place, some_mean, some_spread in blocks:
+    spread = np.empty_like(mean) if with_std else None
+    for place, some_mean, some_std in blocks:
         mean[:, place] = some_mean
         if spread is not None:
-            spread[:, place] = some_spread
+            spread[:, place] = some_std
     return mean, spread
 
 
@@ -123,7 +123,7 @@ def average_blocks(
     columns: np.ndarray | None = None,
     section_of_spot: np.ndarray | None = None,
     measured: np.ndarray | None = None,
-    with_spread: bool = True,
+    with_std: bool = True,
     row_sums: Callable[[np.ndarray, np.ndarray, int], RowSums] | None = None,
     block_bytes: int | None = None,
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
@@ -134,7 +134,7 @@ def average_blocks(
 
     Parameters
     ----------
-    neighbours, expression, weighting, temperature, columns, section_of_spot, measured, with_spread, row_sums
+    neighbours, expression, weighting, temperature, columns, section_of_spot, measured, with_std, row_sums
         As in `average`.
     block_bytes : int, optional
         As in `average`.
@@ -160,10 +160,10 @@ def average_blocks(
     share = _measured_share(ids, weights, section_of_spot, measured, (bank, genes))
     rows, slots, ids = _only_used(ids, bank)
     sums = (row_sums or scipy_row_sums)(ids, weights, rows)
-    twice = 2 if with_spread else 1
+    twice = 2 if with_std else 1
     width = max(1, (BLOCK_BYTES if block_bytes is None else block_bytes) // max(1, 4 * rows * twice))
     width = max(width, LEAST_GENES) if block_bytes is None else width
-    return _blocks(table, chosen, width, (rows, slots), sums, share, with_spread)
+    return _blocks(table, chosen, width, (rows, slots), sums, share, with_std)
 
 
 def _blocks(
@@ -173,19 +173,19 @@ def _blocks(
     laid_out: tuple[int, np.ndarray | None],
     sums: RowSums,
     share: Callable[[np.ndarray], np.ndarray] | None,
-    with_spread: bool,
+    with_std: bool,
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
     rows, slots = laid_out
     for start in range(0, len(chosen), width):
         block = chosen[start : start + width]
-        dense = np.zeros((rows, len(block) * (2 if with_spread else 1)), np.float32)
+        dense = np.zeros((rows, len(block) * (2 if with_std else 1)), np.float32)
         values = table.fill(block, dense[:, : len(block)], slots)
-        if with_spread:
+        if with_std:
             np.multiply(values, values, out=dense[:, len(block) :])
         part = None if share is None else share(block)
         total = sums(dense)
         mean, spread = _over(total[:, : len(block)], part), None
-        if with_spread:
+        if with_std:
             square = _over(total[:, len(block) :], part)
             variance = square - mean * mean
             variance[variance < RESOLUTION * square] = 0

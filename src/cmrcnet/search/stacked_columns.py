@@ -118,18 +118,18 @@ class StackedColumns:
             self.parts, self._own, self._checks, self.ends, self.ends[1:], strict=False
         ):
             mine = columns if own is None else own[columns]
-            places = np.flatnonzero(mine >= 0)
+            locations = np.flatnonzero(mine >= 0)
             slot = None if slots is None else slots[start:stop]
-            if len(places) == 0 or (slot is not None and not (slot >= 0).any()):
+            if len(locations) == 0 or (slot is not None and not (slot >= 0).any()):
                 continue
             target = into[start:stop] if slot is None else into
             if sparse.issparse(part):
-                self._held += _fill_sparse(part, mine[places], places, check, target, slot)
+                self._held += _fill_sparse(part, mine[locations], locations, check, target, slot)
             elif slot is None:
-                target[:, places] = part[:, mine[places]]
+                target[:, locations] = part[:, mine[locations]]
             else:
                 used = np.flatnonzero(slot >= 0)
-                target[slot[used][:, None], places] = part[used[:, None], mine[places]]
+                target[slot[used][:, None], locations] = part[used[:, None], mine[locations]]
         if self._held > HELD_BYTES:
             self.release()
         return into
@@ -146,12 +146,12 @@ class StackedColumns:
 def _fill_sparse(
     part: sparse.csc_matrix,
     mine: np.ndarray,
-    places: np.ndarray,
+    locations: np.ndarray,
     check: Check | None,
     into: np.ndarray,
     slot: np.ndarray | None,
 ) -> int:
-    """Put the columns `mine` of one part at `places`; neighbouring columns are read in one piece. Bytes touched."""
+    """Put the columns `mine` of one part at `locations`; neighbouring columns are read in one piece. Bytes touched."""
     touched = 0
     borders = np.concatenate([[0], np.flatnonzero(np.diff(mine) != 1) + 1, [len(mine)]])
     if part.nnz > _LONG_COLUMN * part.shape[1]:
@@ -165,7 +165,7 @@ def _fill_sparse(
         entries = slice(int(ends[0]), int(ends[-1]))
         rows, values = part.indices[entries], part.data[entries]
         touched += max(2 * _FAULT, rows.nbytes + values.nbytes)
-        place = places[first] if last == first + 1 else np.repeat(places[first:last], np.diff(ends))
+        place = locations[first] if last == first + 1 else np.repeat(locations[first:last], np.diff(ends))
         if slot is not None:
             rows = slot[rows]
             keep = rows >= 0

@@ -4,7 +4,7 @@ Tissue has no upright. For an encoder that is trained, patches are turned. For a
 computed once, the GRID of tokens is turned, which is not the same thing: the tokens keep what they saw upright. In
 the network a token's place carries no embedding and the image embedding is the mean of the tokens, so that turning
 the grid changes only which tokens the seeded mask happens to hide. It is nearly without effect, and costs nearly
-nothing; it is kept so that a fusion which knows places could be added without forgetting it.
+nothing; it is kept so that a fusion which knows locations could be added without forgetting it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def turn_tokens(tokens: Tensor, turns: np.ndarray, prefix: int) -> Tensor:
 
 @cache
 def _orders(n_tokens: int, prefix: int) -> np.ndarray:
-    """(8, tokens): which token comes to each place, for each way."""
+    """(8, tokens): which token comes to each location, for each way."""
     side = math.isqrt(n_tokens - prefix)
     if side * side != n_tokens - prefix:
         raise ShapeMismatch("tokens", want=f"(batch, {prefix} + side * side, dim)", got=("batch", n_tokens, "dim"))

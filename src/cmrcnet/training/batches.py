@@ -9,9 +9,9 @@ import numpy as np
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from cmrcnet.encoding.read_ahead import read_ahead
+from cmrcnet.features.read_ahead import read_ahead
 from cmrcnet.training.augmentation import draw_turns, turn_patches, turn_tokens
-from cmrcnet.training.pairs import Pairs, as_tensors
+from cmrcnet.training.data import Pairs, as_tensors
 
 
 def steps_in(pairs: int, batch_size: int) -> int:

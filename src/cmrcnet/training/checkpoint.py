@@ -2,7 +2,7 @@
 
 ``state.safetensors`` holds every tensor (weights, AdamW's moments, moving average, best weights) and, as its metadata,
 the JSON of everything else (phase, epoch, history, what the run was started with) and a CRC-32 of the tensors.
-Random generators need no place in it: every epoch seeds its own from the recipe's seed, the phase and the epoch's
+Random generators need no place in it: every epoch seeds its own from the config's seed, the phase and the epoch's
 number. `log.csv` beside it has one row an epoch.
 """
 
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmrcnet.atomic import atomic_file
 from cmrcnet.errors import CannotResume, OutputExists
+from cmrcnet.storage.atomic import atomic_file
 
 FORMAT = 1
 _STATE, _LOG = "state.safetensors", "log.csv"
@@ -101,7 +101,7 @@ class Checkpoints:
         ----------
         state : TrainingState
         identity : mapping of str to str
-            What the run was started with, each by its fingerprint: recipe, panel, pairs, encoder.
+            What the run was started with, each by its fingerprint: config, panel, pairs, encoder.
 
         Raises
         ------
@@ -120,9 +120,9 @@ class Checkpoints:
             "crc": _crc(tensors),
         }
         path = self.folder / _STATE
-        with atomic_file(path) as draft:
-            save_file(tensors, draft, metadata={"state": json.dumps(head)})
-        for abandoned in self.folder.glob(".*.draft-*"):  # of a process that was killed while writing
+        with atomic_file(path) as tmp:
+            save_file(tensors, tmp, metadata={"state": json.dumps(head)})
+        for abandoned in self.folder.glob(".*.tmp-*"):  # of a process that was killed while writing
             abandoned.unlink(missing_ok=True)
         took = time.monotonic() - start
         self._due = time.monotonic() + took / self.most_share - took
@@ -161,7 +161,7 @@ class Checkpoints:
     def write_log(self, history: list[dict[str, Any]]) -> None:
         """Write `log.csv`: one row an epoch, a column for each name in any row."""
         columns = list(dict.fromkeys(name for row in history for name in row))
-        with atomic_file(self.folder / _LOG) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        with atomic_file(self.folder / _LOG) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(history)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cmrcnet.training.course import Course
-from cmrcnet.training.held_in import HeldIn
-from cmrcnet.training.look import Look, Looker
+from cmrcnet.training.history import Course
 from cmrcnet.training.loop import Job, train_phase
+from cmrcnet.training.validate import Look, Looker
+from cmrcnet.training.validation_split import ValidationSplit
 
 log = logging.getLogger("cmrcnet")
 
@@ -21,7 +21,7 @@ class CrossSearch:
 
     Parameters
     ----------
-    splits : tuple of HeldIn
+    splits : tuple of ValidationSplit
     epoch : int
         Passes over the training spots, best on the mean over units.
     score : float or None
@@ -32,7 +32,7 @@ class CrossSearch:
         Deviation of the neighbours' scores, and mean cosine to them; together with `retrieved`.
     """
 
-    splits: tuple[HeldIn, ...]
+    splits: tuple[ValidationSplit, ...]
     epoch: int
     score: float | None
     retrieved: np.ndarray | None
@@ -40,22 +40,22 @@ class CrossSearch:
     similarity: np.ndarray | None = None
 
 
-def cross_search(job: Job, splits: tuple[HeldIn, ...], course: Course) -> CrossSearch:
+def cross_search(job: Job, splits: tuple[ValidationSplit, ...], course: Course) -> CrossSearch:
     """Train once without each unit, and look at it as training goes on.
 
     Parameters
     ----------
     job : Job
-    splits : tuple of HeldIn
+    splits : tuple of ValidationSplit
     course : Course
         Grows by a row an epoch and unit, and notes the best epoch.
     """
-    config, every = job.recipe.train, job.recipe.train.validate_every
+    config, every = job.config.train, job.config.train.validate_every
     looks: dict[int, list[Look]] = {}
-    quiet = Job(job.recipe, job.pairs, job.n_genes, job.fabric, job.encoder, job.prefix, None, job.identity)
+    quiet = Job(job.config, job.pairs, job.n_genes, job.fabric, job.encoder, job.prefix, None, job.identity)
     for split in splits:
         seen: list[tuple[int, Look]] = []
-        looker = Looker(job.pairs, split, job.recipe, job.fabric)
+        looker = Looker(job.pairs, split, job.config, job.fabric)
         train_phase(
             quiet,
             "search",
@@ -82,7 +82,7 @@ def cross_search(job: Job, splits: tuple[HeldIn, ...], course: Course) -> CrossS
         for split, look in zip(splits, looks[epoch], strict=True):
             retrieved[split.ids], spread[split.ids] = look.retrieved, look.spread
             similarity[split.ids] = look.similarity
-    log.info("Epoch %d is best over %d groups of held-in units.", epoch, len(splits))
+    log.info("Epoch %d is best over %d groups of validation units.", epoch, len(splits))
     return CrossSearch(splits, epoch, known.get(epoch), retrieved, spread, similarity)
 
 

@@ -1,8 +1,8 @@
 """Train CMRCNet on the sections given, and on nothing else.
 
 The course of a training: some training sections are held in and the rest trained on; the epoch whose retrieval is best
-on the held-in ones is chosen; then, with `train.refit`, the network is trained again from the start on all sections
-for that many epochs. Every epoch seeds its own generators from the recipe's seed, the phase and the epoch's number,
+on the validation ones is chosen; then, with `train.refit`, the network is trained again from the start on all sections
+for that many epochs. Every epoch seeds its own generators from the config's seed, the phase and the epoch's number,
 so that a run that was interrupted and resumed ends with the same weights, bit for bit on a CPU. The file is one thing:
 the whole course, from sections to a model that can be stored.
 """
@@ -23,30 +23,30 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from cmrcnet.encoding.device import Precision, choose_device, choose_precision
-from cmrcnet.encoding.patch_store import PatchStore
-from cmrcnet.encoding.spot_tokens import spot_tokens
-from cmrcnet.encoding.token_cache import TokenCache
+from cmrcnet.config import Config
 from cmrcnet.errors import CmrcnetWarning, TooFew
-from cmrcnet.expression.components import ExpressionComponents, find_components
-from cmrcnet.expression.gene_sets import gene_sets
-from cmrcnet.expression.panel import GenePanel, choose_panel
-from cmrcnet.fingerprint import fingerprint
-from cmrcnet.model.encoder_registry import create_image_encoder
-from cmrcnet.model.image_encoder import ImageEncoder
-from cmrcnet.model.trained_model import Provenance, TrainedModel
-from cmrcnet.recipe import Recipe
-from cmrcnet.tissue.section import Cohort, Section
+from cmrcnet.features.device import Precision, choose_device, choose_precision
+from cmrcnet.features.patch_store import PatchStore
+from cmrcnet.features.spot_tokens import spot_tokens
+from cmrcnet.genes.components import ExpressionComponents, find_components
+from cmrcnet.genes.gene_sets import gene_sets
+from cmrcnet.genes.panel import GenePanel, choose_panel
+from cmrcnet.models.encoder_registry import create_image_encoder
+from cmrcnet.models.image_encoder import ImageEncoder
+from cmrcnet.models.trained_model import Provenance, TrainedModel
+from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.storage.cache import TokenCache
+from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.training.calibrate import fit_trust
 from cmrcnet.training.checkpoint import Checkpoints
-from cmrcnet.training.course import Course
 from cmrcnet.training.cross_search import CrossSearch, cross_search
-from cmrcnet.training.held_in import HeldIn, choose_held_in, each_held_in
-from cmrcnet.training.learner import Learner
-from cmrcnet.training.look import Looker
+from cmrcnet.training.data import Pairs, read_pairs
+from cmrcnet.training.heads import fit_head
+from cmrcnet.training.history import Course
 from cmrcnet.training.loop import Job, train_phase
-from cmrcnet.training.pairs import Pairs, read_pairs
-from cmrcnet.training.readouts import fit_readout
-from cmrcnet.training.trust import fit_trust
+from cmrcnet.training.module import Learner
+from cmrcnet.training.validate import Looker
+from cmrcnet.training.validation_split import ValidationSplit, choose_validation, each_validation_group
 
 if TYPE_CHECKING:
     from lightning_fabric.loggers import Logger
@@ -58,7 +58,7 @@ _FABRIC_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mix
 
 def fit(
     cohort: Cohort,
-    recipe: Recipe,
+    config: Config,
     *,
     panel: GenePanel | None = None,
     cache: TokenCache | None = None,
@@ -73,7 +73,7 @@ def fit(
     ----------
     cohort : Cohort
         Training sections only. What is not in it cannot be learnt from, nor chosen on.
-    recipe : Recipe
+    config : Config
     panel : GenePanel, optional
         Genes of the gene encoder; chosen from `cohort` when left out.
     cache : TokenCache, optional
@@ -98,7 +98,7 @@ def fit(
     TooFew
         Fewer than two spots to train on.
     CannotResume
-        The state is damaged, or was started with another recipe, panel, encoder or cohort.
+        The state is damaged, or was started with another config, panel, encoder or cohort.
     Diverged, DiskFull, Unwritable
 
     Warns
@@ -109,52 +109,56 @@ def fit(
     if len(cohort) == 0:
         raise TooFew("training sections", 0, 1, "give a cohort with at least one section")
     if panel is None:
-        panel = choose_panel(cohort, recipe.panel)
-    device = choose_device(recipe.train.device)
-    precision = choose_precision(recipe.train.precision, device)
-    encoder = _new_encoder(recipe)
+        panel = choose_panel(cohort, config.panel)
+    device = choose_device(config.train.device)
+    precision = choose_precision(config.train.precision, device)
+    encoder = _new_encoder(config)
     with _kept_on_disk(cache) as store:
-        components = _components(cohort, recipe, panel)
-        pairs = _pairs(cohort, recipe, panel, encoder, store, components)
-        each = recipe.train.held_in == "each"
-        splits = each_held_in(pairs, recipe) if each else ()
-        held_in = HeldIn(np.arange(0), np.arange(len(pairs)), "nothing") if each else choose_held_in(pairs, recipe)
-        for split in (held_in, *splits):
+        components = _components(cohort, config, panel)
+        pairs = _pairs(cohort, config, panel, encoder, store, components)
+        each = config.train.validation == "each"
+        splits = each_validation_group(pairs, config) if each else ()
+        validation = (
+            ValidationSplit(np.arange(0), np.arange(len(pairs)), "nothing")
+            if each
+            else choose_validation(pairs, config)
+        )
+        for split in (validation, *splits):
             if len(split.rest) < 2:
-                raise TooFew("spots to train on", len(split.rest), 2, "add sections, or set train.held_in to none")
+                raise TooFew("spots to train on", len(split.rest), 2, "add sections, or set train.validation to none")
         identity = {
-            "recipe": fingerprint(recipe.to_dict()),
+            "config": fingerprint(config.to_dict()),
             "panel": fingerprint(panel.to_dict()),
             "cohort": pairs.fingerprint(),
             "encoder": encoder.fingerprint(),
         }
-        trained = recipe.model.train_encoder
+        trained = config.model.train_encoder
         job = Job(
-            recipe,
+            config,
             pairs,
-            len(panel.genes) if components is None else min(recipe.target.gene_rank, components.rank),
+            len(panel.genes) if components is None else min(config.target.gene_rank, components.rank),
             _fabric(device, precision, logger),
             (lambda: copy.deepcopy(encoder)) if trained else (lambda: encoder),
-            _turned_prefix(recipe, encoder),
+            _turned_prefix(config, encoder),
             checkpoints,
             identity,
         )
-        learner, course, epoch, crossed = _search_and_refit(job, held_in, splits, resume)
-        readout, parts = (None, None) if components is None else fit_readout(pairs, recipe, crossed)
-        limits = fit_trust(cohort, pairs, recipe, readout, parts) if trust else None
+        learner, course, epoch, crossed = _search_and_refit(job, validation, splits, resume)
+        head, parts = (None, None) if components is None else fit_head(pairs, config, crossed)
+        limits = fit_trust(cohort, pairs, config, head, parts) if trust else None
     notes = _verdict(course, epoch)
     provenance = Provenance(
         sections=cohort.sections,
         patients=cohort.patients,
-        seed=recipe.train.seed,
+        seed=config.train.seed,
         version=version("cmrcnet"),
         history=tuple(course.history),
         chosen_epoch=epoch,
         notes=(*notes, *_panel_notes(panel, cohort)),
         facts={
-            "held_in": "each unit in turn" if splits else held_in.name,
-            "readout": {} if readout is None else dict(readout.record),
-            "held_in_score": course.best_score,
+            "validation": "each unit in turn" if splits else validation.name,
+            "head": {} if head is None else dict(head.record),
+            "validation_score": course.best_score,
             "selected_by": course.select_by,
             "device": str(device),
             "precision": precision,
@@ -162,17 +166,17 @@ def fit(
         },
     )
     network, encoder = learner.network, learner.encoder or encoder
-    return TrainedModel(network, encoder, panel, recipe, provenance, components, readout, limits)
+    return TrainedModel(network, encoder, panel, config, provenance, components, head, limits)
 
 
 def _search_and_refit(
-    job: Job, held_in: HeldIn, splits: tuple[HeldIn, ...], resume: bool
+    job: Job, validation: ValidationSplit, splits: tuple[ValidationSplit, ...], resume: bool
 ) -> tuple[Learner, Course, int, CrossSearch | None]:
     """Both phases: the learner that is kept, the course, the epochs behind its weights, and the search over units.
 
     A search over every unit is a matter of seconds and is done again after an interruption; it ends alike.
     """
-    config, everything = job.recipe.train, np.arange(len(job.pairs))
+    config, everything = job.config.train, np.arange(len(job.pairs))
     state = job.checkpoints.load(job.identity) if resume and job.checkpoints is not None else None
     course = Course(config.select_by)
     if state is not None:
@@ -184,7 +188,7 @@ def _search_and_refit(
     if splits:
         crossed = cross_search(job, splits, course if state is None else Course(config.select_by))
         course.best_epoch = crossed.epoch
-    refit = bool(splits) or (config.refit and bool(held_in))
+    refit = bool(splits) or (config.refit and bool(validation))
     learner: Learner | None = None
     if splits:
         pass
@@ -192,19 +196,19 @@ def _search_and_refit(
         learner = train_phase(
             job,
             "search",
-            held_in.rest,
+            validation.rest,
             config.epochs,
             course,
-            looker=Looker(job.pairs, held_in, job.recipe, job.fabric),
+            looker=Looker(job.pairs, validation, job.config, job.fabric),
             look_every=config.validate_every,
-            choose=bool(held_in),
-            keep_best=bool(held_in) and not refit,
+            choose=bool(validation),
+            keep_best=bool(validation) and not refit,
             resumed=state,
         )
     epoch = course.best_epoch or config.epochs
-    if held_in and course.best_epoch is None:
+    if validation and course.best_epoch is None:
         warnings.warn(
-            f"No epoch could be chosen: the score on the held-in {held_in.name} was never defined (constant "
+            f"No epoch could be chosen: the score on the validation {validation.name} was never defined (constant "
             "expression or predictions). The last epoch is kept.",
             CmrcnetWarning,
             stacklevel=3,
@@ -217,7 +221,7 @@ def _search_and_refit(
             everything,
             epoch,
             course,
-            looker=Looker(job.pairs, HeldIn(everything[:0], everything, "nothing"), job.recipe, job.fabric),
+            looker=Looker(job.pairs, ValidationSplit(everything[:0], everything, "nothing"), job.config, job.fabric),
             look_every=epoch,
             choose=False,
             keep_best=False,
@@ -227,36 +231,36 @@ def _search_and_refit(
     return learner, course, epoch, crossed
 
 
-def _new_encoder(recipe: Recipe) -> ImageEncoder:
-    model = recipe.model
+def _new_encoder(config: Config) -> ImageEncoder:
+    model = config.model
     return create_image_encoder(
         model.encoder,
         weights=model.weights,
         blocks=model.blocks,
         depth=model.encoder_depth,
         heads=model.encoder_heads,
-        seed=recipe.train.seed,
+        seed=config.train.seed,
     )
 
 
-def _turned_prefix(recipe: Recipe, encoder: ImageEncoder) -> int | None:
+def _turned_prefix(config: Config, encoder: ImageEncoder) -> int | None:
     """Tokens before the grid, where samples are turned at random; None where nothing is: views have no grid."""
-    if not recipe.train.augment or recipe.features.views_um:
+    if not config.train.augment or config.features.views_um:
         return None
-    return 0 if recipe.model.train_encoder else encoder.card.class_tokens
+    return 0 if config.model.train_encoder else encoder.card.class_tokens
 
 
-def _components(cohort: Cohort, recipe: Recipe, panel: GenePanel) -> ExpressionComponents | None:
-    """Components of the training sections' expression, where the recipe works on them."""
-    if not recipe.target.ranks:
+def _components(cohort: Cohort, config: Config, panel: GenePanel) -> ExpressionComponents | None:
+    """Components of the training sections' expression, where the config works on them."""
+    if not config.target.ranks:
         return None
-    rank = max(*recipe.target.ranks, recipe.target.gene_rank)
+    rank = max(*config.target.ranks, config.target.gene_rank)
     return find_components((panel.select(section) for section in cohort), rank)
 
 
 def _pairs(
     cohort: Cohort,
-    recipe: Recipe,
+    config: Config,
     panel: GenePanel,
     encoder: ImageEncoder,
     store: TokenCache,
@@ -266,13 +270,13 @@ def _pairs(
     patches = PatchStore.beside(store)
 
     def inputs_of(section: Section) -> np.ndarray:
-        if recipe.model.train_encoder:
-            return patches.patches(section.slide, section.spots.centre_px, recipe.patch)
-        return spot_tokens(encoder, section.slide, section.spots.centre_px, recipe, cache=store)
+        if config.model.train_encoder:
+            return patches.patches(section.slide, section.spots.centre_px, config.patch)
+        return spot_tokens(encoder, section.slide, section.spots.centre_px, config, cache=store)
 
     scored = None
-    if components is not None or (recipe.train.held_in != "none" and recipe.train.select_by == "pearson"):
-        genes = gene_sets(cohort, panel, recipe.evaluation.set_size)["HVG"]
+    if components is not None or (config.train.validation != "none" and config.train.select_by == "pearson"):
+        genes = gene_sets(cohort, panel, config.evaluation.set_size)["HVG"]
         scored = GenePanel(genes, panel.target_sum, {"kind": "HVG of the training sections"})
     return read_pairs(
         cohort,
@@ -280,8 +284,8 @@ def _pairs(
         inputs_of,
         scored=scored,
         components=components,
-        gene_rank=recipe.target.gene_rank,
-        depth_weights=recipe.target.depth_weights,
+        gene_rank=config.target.gene_rank,
+        depth_weights=config.target.depth_weights,
     )
 
 

@@ -14,22 +14,22 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cmrcnet.config import Config, TrainConfig
 from cmrcnet.errors import Diverged
-from cmrcnet.model.image_encoder import ImageEncoder
+from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.progress import Meter, metered
-from cmrcnet.recipe import Recipe, TrainConfig
 from cmrcnet.training.batches import epoch_batches, on_device, steps_in
 from cmrcnet.training.checkpoint import Checkpoints, TrainingState
-from cmrcnet.training.course import Course
-from cmrcnet.training.learner import Learner, new_learner
-from cmrcnet.training.look import Look, Looker
-from cmrcnet.training.pairs import Pairs
+from cmrcnet.training.data import Pairs
+from cmrcnet.training.history import Course
+from cmrcnet.training.module import Learner, new_learner
+from cmrcnet.training.validate import Look, Looker
 
 if TYPE_CHECKING:
     from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 
 PHASES = ("search", "refit")
-"""search: find the epoch on held-in spots (or train to the last epoch); refit: train on all for that many epochs."""
+"""search: find the epoch on validation spots (or train to the last epoch); refit: train on all for that many epochs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Job:
 
     Parameters
     ----------
-    recipe : Recipe
+    config : Config
     pairs : Pairs
     n_genes : int
     fabric : lightning_fabric.Fabric
@@ -51,7 +51,7 @@ class Job:
         What the run was started with, by fingerprint.
     """
 
-    recipe: Recipe
+    config: Config
     pairs: Pairs
     n_genes: int
     fabric: Fabric
@@ -105,8 +105,8 @@ def train_phase(
     ------
     Diverged
     """
-    config = job.recipe.train
-    learner = new_learner(job.recipe, job.pairs, ids, job.n_genes, job.encoder())
+    config = job.config.train
+    learner = new_learner(job.config, job.pairs, ids, job.n_genes, job.encoder())
     optimizer = torch.optim.AdamW(
         [p for p in learner.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -151,7 +151,7 @@ def one_epoch(
     meter: Meter,
 ) -> dict[str, Any]:
     """The loop itself: gather, forward, backward, clip, step. Gives the epoch's mean losses."""
-    config = job.recipe.train
+    config = job.config.train
     steps = steps_in(len(ids), config.batch_size)
     sums = torch.zeros(4, dtype=torch.float64)
     waiting: list[tuple[Tensor, int]] = []  # read once an epoch: reading a loss makes a GPU wait
@@ -288,6 +288,6 @@ def _keep_state(job: Job, phase: str, epoch: int, epochs: int, course: Course, w
 def _note(row: dict[str, Any]) -> str:
     """What stands behind the bar."""
     note = f"epoch {row['epoch']}, loss {row['loss']:.3f}"
-    if row.get("held_in_pearson") is not None:
-        note += f", held-in Pearson {row['held_in_pearson']:.3f}"
+    if row.get("validation_pearson") is not None:
+        note += f", validation Pearson {row['validation_pearson']:.3f}"
     return note

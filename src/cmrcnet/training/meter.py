@@ -46,7 +46,7 @@ class CollapseReading:
         1: all patches have become one vector.
     guessing : bool
     where : str
-        The sample: "held-in P2", "training spots".
+        The sample: "validation P2", "training spots".
     """
 
     loss_over_ln_batch: float

@@ -9,29 +9,29 @@ import pytest
 
 from cmrcnet.evaluation.features import PooledFeatures
 from cmrcnet.evaluation.method_registry import method_of, shipped_methods
-from cmrcnet.evaluation.methods import DiagnosticPlace, Method, Place, TrainingData, place_of
+from cmrcnet.evaluation.methods import DiagnosticLocation, Location, Method, TrainingData, location_of
 from cmrcnet.evaluation.splits import folds
-from cmrcnet.expression.correlation import pearson_per_gene
-from cmrcnet.expression.gene_sets import gene_sets
-from cmrcnet.expression.normalize import normalize
-from cmrcnet.expression.panel import choose_panel
+from cmrcnet.genes.correlation import pearson_per_gene
+from cmrcnet.genes.gene_sets import gene_sets
+from cmrcnet.genes.normalize import normalize
+from cmrcnet.genes.panel import choose_panel
 
 TRAINED_NETWORKS = {"cmrcnet", "contrastive-only", "permuted-pairs"}
-"""Trained by the recipe itself; test_protocol and test_leaks run them."""
+"""Trained by the config itself; test_protocol and test_leaks run them."""
 BLIND = {"gene-mean", "random-k"}
 SEES_NO_FEATURES = BLIND | {"coordinates-knn", "depth-null"}
 WALKED = [name for name in shipped_methods() if name not in TRAINED_NETWORKS]
 
 
 @pytest.fixture(scope="module")
-def new_training(small_cohort, small_recipe, small_cache):
+def new_training(small_cohort, small_config, small_cache):
     """Makes the training data of the first fold, afresh, the frozen features remembered."""
     fold = folds(small_cohort)[0]
     inside = small_cohort.only(fold.train)
-    panel = choose_panel(inside, small_recipe.panel)
+    panel = choose_panel(inside, small_config.panel)
     sets = gene_sets(inside, panel.target_sum, size=12)
-    features = PooledFeatures(small_recipe, small_cache)
-    return lambda: TrainingData(inside, fold, small_recipe, panel, sets, features, small_cache)
+    features = PooledFeatures(small_config, small_cache)
+    return lambda: TrainingData(inside, fold, small_config, panel, sets, features, small_cache)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def fitted(new_training):
 
 @pytest.fixture(scope="module")
 def place_for(held_out, new_training):
-    return lambda name: place_of(held_out, new_training().features, method_of(name))
+    return lambda name: location_of(held_out, new_training().features, method_of(name))
 
 
 @pytest.mark.parametrize("name", shipped_methods())
@@ -71,7 +71,7 @@ def test_a_method_predicts_every_training_gene_and_says_what_it_chose(name, fitt
 def test_a_method_that_looks_beats_one_that_does_not(name, fitted, place_for, held_out, new_training):
     training = new_training()
     hvg = training.sets["HVG"]
-    truth = normalize(held_out.counts, training.recipe.panel.target_sum).toarray()
+    truth = normalize(held_out.counts, training.config.panel.target_sum).toarray()
     truth = truth[:, [held_out.genes.index(gene) for gene in hvg]]
 
     def score(which: str) -> float:
@@ -104,31 +104,31 @@ def test_the_order_of_the_spots_changes_nothing(name, fitted, place_for):
         "spots": place.spots.take(order),
         "features": place.features,
     }
-    if isinstance(place, DiagnosticPlace):
-        mixed = DiagnosticPlace(**given, log_depth=place.log_depth[order])
+    if isinstance(place, DiagnosticLocation):
+        mixed = DiagnosticLocation(**given, log_depth=place.log_depth[order])
     else:
-        mixed = Place(**given)
+        mixed = Location(**given)
     straight, turned = fitted(name).predict(place).mean, fitted(name).predict(mixed).mean
     np.testing.assert_allclose(turned, straight[order], atol=2e-3)
 
 
-def test_the_seed_matters_where_something_is_drawn(new_training, small_recipe, place_for, fitted):
+def test_the_seed_matters_where_something_is_drawn(new_training, small_config, place_for, fitted):
     """So that the test of sameness can fail."""
     from dataclasses import replace
 
-    other = replace(new_training(), recipe=small_recipe.override({"train.seed": 5}))
+    other = replace(new_training(), config=small_config.override({"train.seed": 5}))
     changed = method_of("st-net").fit(other).predict(place_for("st-net"))
     assert not np.array_equal(changed.mean, fitted("st-net").predict(place_for("st-net")).mean)
 
 
 @pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
 def test_contrastive_only_is_cmrcnet_without_reconstruction(new_training, held_out):
-    """The same as asking for it in the recipe, and not the same as the recipe itself."""
+    """The same as asking for it in the config, and not the same as the config itself."""
     from dataclasses import replace
 
     training = new_training()
-    place = place_of(held_out, training.features)
+    place = location_of(held_out, training.features)
     alone = method_of("contrastive-only").fit(training).predict(place)
-    without = replace(training, recipe=training.recipe.override({"model.reconstruct": "none"}))
+    without = replace(training, config=training.config.override({"model.reconstruct": "none"}))
     np.testing.assert_array_equal(alone.mean, method_of("cmrcnet").fit(without).predict(place).mean)
     assert not np.array_equal(alone.mean, method_of("cmrcnet").fit(training).predict(place).mean)

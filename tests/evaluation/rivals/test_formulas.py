@@ -20,7 +20,7 @@ from cmrcnet.evaluation.rivals.retrieval_weights import all_by_similarity, avera
 from cmrcnet.evaluation.rivals.sight import View
 from cmrcnet.evaluation.rivals.training_loop import random_batches, section_batches
 from cmrcnet.evaluation.rivals.triplex import ThreeScales
-from cmrcnet.tissue.spots import Spots
+from cmrcnet.slides.spots import Spots
 
 similarities = st.lists(st.lists(st.floats(-1, 1, width=32), min_size=5, max_size=5), min_size=1, max_size=4).map(
     lambda rows: np.array(rows, np.float64)
@@ -90,7 +90,7 @@ def test_triplex_sees_the_whole_of_its_section_and_nothing_of_another():
     net, view = ThreeScales(6, torch.zeros(3)).eval(), view_of(2)
     with torch.no_grad():
         before = net.hidden(view, torch.arange(6))
-        other = View(view.features.clone(), view.place_um, view.section_of)
+        other = View(view.features.clone(), view.location_um, view.section_of)
         other.features[6:] += 1  # section b
         torch.testing.assert_close(net.hidden(other, torch.arange(6)), before)
         other.features[5] += 1  # section a

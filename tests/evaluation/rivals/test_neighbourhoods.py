@@ -51,5 +51,5 @@ def test_it_equals_looking_at_every_pair(points, sections):
 def test_what_cannot_be_is_refused():
     with pytest.raises(BadOption, match="a radius above 0"):
         find_neighbourhoods(np.zeros((2, 2)), np.zeros(2), radius_um=0)
-    with pytest.raises(ShapeMismatch, match="place_um"):
+    with pytest.raises(ShapeMismatch, match="location_um"):
         find_neighbourhoods(np.zeros((2, 3)), np.zeros(2))

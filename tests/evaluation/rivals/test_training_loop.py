@@ -26,7 +26,7 @@ def small_training(units: str = "aabbcc", seed: int = 0) -> SimpleNamespace:
 
 
 class Watched:
-    """Learns nothing worth while; its held-in guess is right in `best` and worse at every other look."""
+    """Learns nothing worth while; its validation guess is right in `best` and worse at every other look."""
 
     def __init__(self, rows: np.ndarray, truth: np.ndarray, best: int, cost: float = 1.0) -> None:
         self.rows, self.truth, self.best, self.cost = rows, truth, best, cost
@@ -57,11 +57,11 @@ def learnt_with(best: int, schedule: Schedule, units: str = "aabbcc"):
     return learn(training, make, schedule), made, training
 
 
-def test_the_best_epoch_on_the_held_in_unit_is_trained_again_on_everything():
+def test_the_best_epoch_on_the_validation_unit_is_trained_again_on_everything():
     learnt, (searcher, final), training = learnt_with(6, Schedule(most_epochs=30, look_every=2, patience=2))
     assert learnt.record["epochs"] == 6 and final.epoch == 6
     assert searcher.epoch == 10  # two looks without a better score
-    outside = np.flatnonzero(training.unit_of == learnt.record["held_in"])
+    outside = np.flatnonzero(training.unit_of == learnt.record["validation"])
     assert not set(searcher.rows) & set(outside) and len(searcher.rows) + len(outside) == 120
     np.testing.assert_array_equal(final.rows, np.arange(120))
     np.testing.assert_array_equal(searcher.guessed[0], outside)
@@ -75,9 +75,9 @@ def test_the_searcher_goes_back_to_its_best_weights():
     assert [e for e, _ in learnt.record["looks"]] == [2, 4, 6, 8, 10] and again.record["epochs"] == 6
 
 
-def test_with_one_unit_nothing_is_held_in():
+def test_with_one_unit_nothing_is_validation():
     learnt, made, _ = learnt_with(6, Schedule(most_epochs=4), units="a")
-    assert learnt.record == {"held_in": "nothing", "looks": [], "epochs": 4}
+    assert learnt.record == {"validation": "nothing", "looks": [], "epochs": 4}
     assert len(made) == 1 and made[0].epoch == 4 and learnt.searcher is None
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from cmrcnet.evaluation.methods import TrainingData
 from cmrcnet.evaluation.rivals.retrieval_weights import top_k
 from cmrcnet.evaluation.rivals.two_towers import HeadTowers, TowerPredictor, fit_towers
-from cmrcnet.model.contrastive_loss import contrastive_loss
+from cmrcnet.models.contrastive_loss import contrastive_loss
 
 K = 50
 TEMPERATURE = 1.0
@@ -21,7 +21,7 @@ class Bleep:
 
     Differs from the original: the image encoder is the run's frozen one (PCA-256), where BLEEP trains a ResNet-50 too;
     the gene side reads at most 1,000 genes of the training sections, minus their means, and no batch correction is
-    fitted (BLEEP's has seen the test section); the epoch is chosen on a held-in unit, not on random spots.
+    fitted (BLEEP's has seen the test section); the epoch is chosen on a validation unit, not on random spots.
     """
 
     name = "bleep"
@@ -36,7 +36,7 @@ class BleepTowers(HeadTowers):
     """Both heads under BLEEP's loss: dot products, soft targets, their transpose for the second direction."""
 
     def loss(self, image: Tensor, gene: Tensor) -> Tensor:
-        """See `cmrcnet.model.contrastive_loss`."""
+        """See `cmrcnet.models.contrastive_loss`."""
         return contrastive_loss(
             image, gene, temperature=TEMPERATURE, similarity="dot", targets="soft", second_targets="transpose"
         )

@@ -7,25 +7,26 @@ import numpy as np
 from cmrcnet.evaluation.baselines import Linear, choose_penalty
 from cmrcnet.evaluation.features import PooledFeatures
 from cmrcnet.evaluation.methods import TrainingData
-from cmrcnet.tissue.slide import Slide
-from cmrcnet.tissue.spots import Spots
+from cmrcnet.slides.slide import Slide
+from cmrcnet.slides.spots import Spots
 
 
 class ColourRidge:
     """Ridge on 54 colour statistics of each patch (`colour.colour_statistics`); a network must beat it.
 
-    Source: none; a control of ours. The penalty is chosen on held-in units, as for `ridge`.
+    Source: none; a control of ours. The penalty is chosen on validation units, as for `ridge`.
     """
 
     name = "colour-ridge"
     about = (
-        "ridge on the patch's colour only (mean, deviation, histogram of each channel), penalty chosen on held-in units"
+        "ridge on the patch's colour only (mean, deviation, histogram of each channel), penalty "
+        "chosen on validation units"
     )
 
     def fit(self, training: TrainingData) -> Linear:
         """Choose the penalty, then fit every gene."""
         penalty, tried = choose_penalty(training, colour)
-        return Linear(training, penalty, {"penalty": penalty, "held_in_pearson": tried}, colour)
+        return Linear(training, penalty, {"penalty": penalty, "validation_pearson": tried}, colour)
 
 
 def colour(features: PooledFeatures, slide: Slide, spots: Spots) -> np.ndarray:

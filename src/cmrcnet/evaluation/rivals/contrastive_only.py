@@ -9,17 +9,17 @@ from cmrcnet.evaluation.retrieval import TrainedCMRCNet
 
 
 class ContrastiveOnly:
-    """The run's recipe with ``model.reconstruct: none``: contrastive training and retrieval, all else the same.
+    """The run's config with ``model.reconstruct: none``: contrastive training and retrieval, all else the same.
 
-    After BLEEP's objective and retrieval (Xie et al., NeurIPS 2023, arXiv 2306.01859), with the recipe's own heads,
-    geometry, temperature, targets and readout; `bleep` is nearer to the original. The difference between `cmrcnet`
+    After BLEEP's objective and retrieval (Xie et al., NeurIPS 2023, arXiv 2306.01859), with the config's own heads,
+    geometry, temperature, targets and head; `bleep` is nearer to the original. The difference between `cmrcnet`
     and this row is what the reconstruction earns.
     """
 
     name = "contrastive-only"
-    about = "CMRCNet without reconstruction, all else as in the recipe (BLEEP's kind of objective and retrieval)"
+    about = "CMRCNet without reconstruction, all else as in the config (BLEEP's kind of objective and retrieval)"
 
     def fit(self, training: TrainingData) -> Predictor:
         """Train as `cmrcnet` does, without the reconstruction."""
-        recipe = training.recipe.override({"model.reconstruct": "none"})
-        return TrainedCMRCNet().fit(replace(training, recipe=recipe))
+        config = training.config.override({"model.reconstruct": "none"})
+        return TrainedCMRCNet().fit(replace(training, config=config))

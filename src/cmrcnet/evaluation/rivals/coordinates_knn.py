@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.evaluation.held_in_choice import held_in_scores, hvg_of
-from cmrcnet.evaluation.methods import Place, Prediction, TrainingData
-from cmrcnet.tissue.spots import Spots
+from cmrcnet.evaluation.methods import Location, Prediction, TrainingData
+from cmrcnet.evaluation.validation_choice import hvg_of, validation_scores
+from cmrcnet.slides.spots import Spots
 
 NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 
@@ -18,7 +18,8 @@ class CoordinatesKNN:
     """Mean of the k training spots that are nearest in a frame which all sections share.
 
     Each section's coordinates are centred on their mean and divided by their root mean square distance from it; k is
-    chosen on held-in units. It sees no pixel. Source: none; a diagnostic of ours. Where it scores well, sections look
+    chosen on validation units. It sees no pixel. Source: none; a diagnostic of ours. Where it scores well, sections
+    look
     alike from above (serial sections, an organ cut in the same plane), and part of every score may be position.
     """
 
@@ -26,7 +27,7 @@ class CoordinatesKNN:
     about = "diagnostic: mean of the training spots nearest by position in the section (centred and scaled), no pixels"
 
     def fit(self, training: TrainingData) -> Nearby:
-        """Choose k, and keep the training spots' places."""
+        """Choose k, and keep the training spots' locations."""
         frame = np.concatenate([in_frame(section.spots) for section in training.cohort])
         targets = hvg_of(training)
 
@@ -34,9 +35,9 @@ class CoordinatesKNN:
             possible = [k for k in NEIGHBOURS if k <= inside.sum()] or [int(inside.sum())]
             return {k: nearest(frame[inside], frame[~inside], k) @ targets[inside] for k in possible}
 
-        tried = held_in_scores(training, guesses)
+        tried = validation_scores(training, guesses)
         k = max(tried, key=lambda each: tried[each]) if tried else min(NEIGHBOURS[2], len(frame))
-        record = {"k": k, "held_in_pearson": {str(each): value for each, value in tried.items()}}
+        record = {"k": k, "validation_pearson": {str(each): value for each, value in tried.items()}}
         return Nearby(training, frame, k, record)
 
 
@@ -47,7 +48,7 @@ class Nearby:
         self.record = record
         self._genes, self._expression, self._frame, self._k = training.genes, training.expression, frame, k
 
-    def predict(self, place: Place) -> Prediction:
+    def predict(self, place: Location) -> Prediction:
         """Average the k nearest."""
         weights = nearest(self._frame, in_frame(place.spots), self._k)
         return Prediction(self._genes, np.asarray((weights @ self._expression).todense(), np.float32))

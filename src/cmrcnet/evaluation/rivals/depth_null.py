@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from cmrcnet.errors import BadOption
-from cmrcnet.evaluation.methods import DiagnosticPlace, Place, Prediction, TrainingData, log_depth_of
+from cmrcnet.evaluation.methods import DiagnosticLocation, Location, Prediction, TrainingData, log_depth_of
 
 
 class DepthNull:
     """A straight line from a spot's log depth to each gene, fitted by least squares on the training spots.
 
-    It is told the depth of the TEST spots (`DiagnosticPlace`), which no slide shows: no method, but a measure of how
+    It is told the depth of the TEST spots (`DiagnosticLocation`), which no slide shows: no method, but a measure of how
     far log-normalised targets hang on depth and cell density. Source: none; a diagnostic of ours.
     """
 
@@ -36,9 +36,9 @@ class Line:
         self._genes, self._middle, self._slope, self._level = genes, middle, slope, level
         self.record = {"mean_log_depth": middle}
 
-    def predict(self, place: Place) -> Prediction:
+    def predict(self, place: Location) -> Prediction:
         """Level plus slope times depth."""
-        if not isinstance(place, DiagnosticPlace):
-            raise BadOption("depth-null", "a place without depth", "a measured section: this null predicts no slide")
+        if not isinstance(place, DiagnosticLocation):
+            raise BadOption("depth-null", "a location without depth", "a measured section: this null predicts no slide")
         mean = self._level + (place.log_depth[:, None] - self._middle) * self._slope
         return Prediction(self._genes, mean.astype(np.float32))

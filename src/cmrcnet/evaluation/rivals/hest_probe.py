@@ -7,8 +7,8 @@ import numpy as np
 from cmrcnet.evaluation.baselines import COMPONENTS, Linear
 from cmrcnet.evaluation.features import PooledFeatures
 from cmrcnet.evaluation.methods import TrainingData
-from cmrcnet.tissue.slide import Slide
-from cmrcnet.tissue.spots import Spots
+from cmrcnet.slides.slide import Slide
+from cmrcnet.slides.spots import Spots
 
 
 class HestProbe:
@@ -29,7 +29,7 @@ class HestProbe:
     def fit(self, training: TrainingData) -> Linear:
         """Fit every gene on all training spots."""
         shape = training.expression.shape[0], last_layer_width(training)
-        penalty = hest_penalty(min(COMPONENTS, shape[1], shape[0] - 1), training.recipe.evaluation.set_size)
+        penalty = hest_penalty(min(COMPONENTS, shape[1], shape[0] - 1), training.config.evaluation.set_size)
         return Linear(training, penalty, {"penalty": penalty}, last_layer)
 
 

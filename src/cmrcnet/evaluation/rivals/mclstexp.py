@@ -11,15 +11,15 @@ from cmrcnet.evaluation.rivals.retrieval_weights import top_k
 from cmrcnet.evaluation.rivals.sight import View
 from cmrcnet.evaluation.rivals.training_loop import Schedule
 from cmrcnet.evaluation.rivals.two_towers import DROPOUT, EMBEDDING, TowerPredictor, fit_towers
-from cmrcnet.model.contrastive_loss import contrastive_loss
-from cmrcnet.model.projection_head import ProjectionHead
+from cmrcnet.models.contrastive_loss import contrastive_loss
+from cmrcnet.models.projection_head import ProjectionHead
 
 K = 50
 TEMPERATURE = 0.1
 HEADS = 4
 STEP_UM = 100.0
 STEPS = 128
-"""Places that an axis knows: 100 um apart, 6.4 mm to either side of the section's middle; beyond it the last one."""
+"""Locations that an axis knows: 100 um apart, 6.4 mm to either side of the section's middle; beyond it the last one."""
 
 
 class MclSTExp:
@@ -31,7 +31,7 @@ class MclSTExp:
     Differs from the original: the image encoder is the run's frozen one (PCA-256), where mclSTExp trains a
     DenseNet-121 too; positions are micrometres from the section's middle in steps of 100 um, not array indices; one
     transformer layer; a batch is one section; cosines at temperature 0.1 with identity targets; the 50 most similar
-    spots are weighted by ``exp(cosine / 0.1)``; the epoch is chosen on a held-in unit.
+    spots are weighted by ``exp(cosine / 0.1)``; the epoch is chosen on a validation unit.
     """
 
     name = "mclstexp"
@@ -71,7 +71,7 @@ class SpotSentence(nn.Module):
 
     def gene(self, view: View, rows: Tensor, expression: Tensor) -> Tensor:
         """Gene embeddings of some rows, which see the other rows of their section: (rows, 256)."""
-        across, down = torch.from_numpy(steps_of(view.place_um[rows.numpy()])).unbind(dim=1)
+        across, down = torch.from_numpy(steps_of(view.location_um[rows.numpy()])).unbind(dim=1)
         words = self.word(expression) + self.across(across) + self.down(down)
         section_of = view.section_of[rows.numpy()]
         out = torch.zeros_like(words)
@@ -85,6 +85,6 @@ class SpotSentence(nn.Module):
         return contrastive_loss(image, gene, temperature=TEMPERATURE, similarity="cosine", targets="identity")
 
 
-def steps_of(place_um: np.ndarray) -> np.ndarray:
+def steps_of(location_um: np.ndarray) -> np.ndarray:
     """Which learned place each coordinate takes: (spots, 2) int64, 0 to 127."""
-    return np.clip(np.round(place_um / STEP_UM) + STEPS // 2, 0, STEPS - 1).astype(np.int64)
+    return np.clip(np.round(location_um / STEP_UM) + STEPS // 2, 0, STEPS - 1).astype(np.int64)

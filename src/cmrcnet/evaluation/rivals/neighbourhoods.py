@@ -36,13 +36,13 @@ class Neighbourhoods:
 
 
 def find_neighbourhoods(
-    place_um: np.ndarray, section_of: np.ndarray, *, radius_um: float = RADIUS_UM, most: int = MOST
+    location_um: np.ndarray, section_of: np.ndarray, *, radius_um: float = RADIUS_UM, most: int = MOST
 ) -> Neighbourhoods:
     """Find each spot's neighbours within a radius, in its own section.
 
     Parameters
     ----------
-    place_um : array, shape (spots, 2)
+    location_um : array, shape (spots, 2)
         x, y of each centre in micrometres, in its section's own frame.
     section_of : array, shape (spots,)
         Section of each spot; spots of different sections are never neighbours.
@@ -62,15 +62,15 @@ def find_neighbourhoods(
 
     if not radius_um > 0 or most < 1:
         raise BadOption("radius_um, most", (radius_um, most), "a radius above 0 and one neighbour or more")
-    if place_um.shape != (len(section_of), 2):
-        raise ShapeMismatch("place_um", want=(len(section_of), 2), got=place_um.shape)
+    if location_um.shape != (len(section_of), 2):
+        raise ShapeMismatch("location_um", want=(len(section_of), 2), got=location_um.shape)
     ids = np.tile(np.arange(len(section_of))[:, None], (1, most))
     present = np.zeros(ids.shape, bool)
     for name in dict.fromkeys(section_of):
         rows = np.flatnonzero(section_of == name)
         asked = min(most + 1, len(rows))
-        distance, near = cKDTree(place_um[rows]).query(
-            place_um[rows], k=np.arange(1, asked + 1), distance_upper_bound=np.nextafter(radius_um, np.inf)
+        distance, near = cKDTree(location_um[rows]).query(
+            location_um[rows], k=np.arange(1, asked + 1), distance_upper_bound=np.nextafter(radius_um, np.inf)
         )
         for own, (row, far, members) in enumerate(zip(rows, distance, near, strict=True)):
             kept = members[np.isfinite(far) & (members != own)][:most]

@@ -8,16 +8,17 @@ from cmrcnet.evaluation.rivals.hest_probe import last_layer
 
 
 class PatchRidge:
-    """The features of `hest-probe` (last layer, one patch), with the penalty chosen on held-in units, as for `ridge`.
+    """The features of `hest-probe` (last layer, one patch), with the penalty chosen on validation units, as for
+    `ridge`.
 
     Source: HEST-1k (Jaume et al., NeurIPS 2024, arXiv 2406.16192). Differs from its probe in the penalty, and in what
     `HestProbe` differs in.
     """
 
     name = "patch-ridge"
-    about = "ridge on the encoder's last layer, one patch (HEST-Bench's features), penalty chosen on held-in units"
+    about = "ridge on the encoder's last layer, one patch (HEST-Bench's features), penalty chosen on validation units"
 
     def fit(self, training: TrainingData) -> Linear:
         """Choose the penalty, then fit every gene."""
         penalty, tried = choose_penalty(training, last_layer)
-        return Linear(training, penalty, {"penalty": penalty, "held_in_pearson": tried}, last_layer)
+        return Linear(training, penalty, {"penalty": penalty, "validation_pearson": tried}, last_layer)

@@ -3,7 +3,7 @@
 The originals predict some hundred genes; here every gene must be predicted, and an output layer over all of them,
 trained by gradient, would be most of the cost. So the network is trained on up to 1,000 genes, the scored sets among
 them, and these keep the output layer that was trained. For each other gene the output layer is the ridge solution on
-the trained network's last hidden layer, with the penalty that served the HVG best on the held-in unit. That is the
+the trained network's last hidden layer, with the penalty that served the HVG best on the validation unit. That is the
 same model (a linear layer on the same hidden layer), solved in closed form instead of by gradient, so no gene is
 put at a disadvantage; scores of HVG and HEG never touch it.
 """
@@ -18,11 +18,11 @@ import torch
 from scipy import linalg, sparse
 from torch import Tensor, nn
 
-from cmrcnet.evaluation.held_in_choice import hvg_of, section_pearson
-from cmrcnet.evaluation.methods import Place, Prediction, TrainingData
+from cmrcnet.evaluation.methods import Location, Prediction, TrainingData
 from cmrcnet.evaluation.rivals.genes_learnt import genes_learnt
 from cmrcnet.evaluation.rivals.sight import Sight, View
 from cmrcnet.evaluation.rivals.training_loop import Learnt, Schedule, learn, random_batches, section_batches
+from cmrcnet.evaluation.validation_choice import hvg_of, section_pearson
 
 BATCH = 128
 PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -169,7 +169,7 @@ class RegressionPredictor:
         self._genes, self._sight, self._network = genes, sight, network
         self._columns, self._others, self._rest = columns, others, rest
 
-    def predict(self, place: Place) -> Prediction:
+    def predict(self, place: Location) -> Prediction:
         """Every gene at every spot."""
         view = self._sight.of(place)
         mean = np.empty((len(place.spots), len(self._genes)), np.float32)
@@ -207,7 +207,7 @@ class OutputLayer:
 
 
 def _choose_penalty(training: TrainingData, learnt: Learnt) -> float:
-    """The penalty whose closed-form output layer predicts the HVG of the held-in unit best."""
+    """The penalty whose closed-form output layer predicts the HVG of the validation unit best."""
     if learnt.searcher is None:
         return PENALTIES[len(PENALTIES) // 2]
     inside = learnt.inside

@@ -16,13 +16,15 @@ class STNet:
     Biomedical Engineering 2020, doi 10.1038/s41551-020-0578-x.
 
     Differs from the original: the encoder is the run's frozen one, seen through PCA-256, where ST-Net trains a
-    DenseNet-121 too; the optimiser is AdamW; the epoch is chosen on a held-in unit; genes are chosen and completed as
+    DenseNet-121 too; the optimiser is AdamW; the epoch is chosen on a validation unit; genes are chosen and completed
+    as
     in `regression`.
     """
 
     name = "st-net"
     about = (
-        "after ST-Net (He et al. 2020): linear output layer on frozen features, MSE, early stopping on a held-in unit"
+        "after ST-Net (He et al. 2020): linear output layer on frozen features, MSE, early stopping "
+        "on a validation unit"
     )
 
     def fit(self, training: TrainingData) -> RegressionPredictor:

@@ -1,4 +1,4 @@
-"""The one training loop of the rivals: AdamW, epochs chosen on a held-in unit, then trained again on everything.
+"""The one training loop of the rivals: AdamW, epochs chosen on a validation unit, then trained again on everything.
 
 All of them run on the CPU: their inputs are a few hundred numbers a spot, and so their results are the same wherever
 they run.
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from cmrcnet.errors import Diverged
-from cmrcnet.evaluation.held_in_choice import hvg_of, section_pearson
 from cmrcnet.evaluation.methods import TrainingData
+from cmrcnet.evaluation.validation_choice import hvg_of, section_pearson
 
-_HELD_IN, _BATCHES = 0x41, 0x42
+_VALIDATION, _BATCHES = 0x41, 0x42
 """Set the draws of one seed apart."""
 
 
@@ -32,7 +32,7 @@ class Schedule:
     most_epochs : int
         Epochs of the search, at most; also how many are trained when nothing can be held in.
     look_every : int
-        Epochs between two looks at the held-in unit.
+        Epochs between two looks at the validation unit.
     patience : int
         Looks without a better score after which the search stops.
     learning_rate, weight_decay : float
@@ -89,7 +89,7 @@ class Learnt:
 
 
 def learn(training: TrainingData, make: Callable[[np.ndarray], AnyLearner], schedule: Schedule) -> Learnt:
-    """Choose the number of epochs on one held-in training unit, then train on all rows for as many.
+    """Choose the number of epochs on one validation training unit, then train on all rows for as many.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def learn(training: TrainingData, make: Callable[[np.ndarray], AnyLearner], sche
     Returns
     -------
     Learnt
-        `record` has the held-in unit, the looks (epoch and held-in HVG Pearson), and the epochs.
+        `record` has the validation unit, the looks (epoch and validation HVG Pearson), and the epochs.
 
     Raises
     ------
@@ -109,12 +109,12 @@ def learn(training: TrainingData, make: Callable[[np.ndarray], AnyLearner], sche
     """
     units = list(dict.fromkeys(training.unit_of))
     everything = np.arange(len(training.unit_of))
-    epochs, looks, searcher, held_in = schedule.most_epochs, [], None, "nothing"
+    epochs, looks, searcher, validation = schedule.most_epochs, [], None, "nothing"
     inside = np.ones(len(everything), bool)
     if len(units) > 1:
-        rng = np.random.default_rng([training.seed, _HELD_IN])
-        held_in = str(units[int(rng.integers(len(units)))])
-        inside = training.unit_of != held_in
+        rng = np.random.default_rng([training.seed, _VALIDATION])
+        validation = str(units[int(rng.integers(len(units)))])
+        inside = training.unit_of != validation
         truth, of_row = hvg_of(training)[~inside], training.section_of[~inside]
 
         def look(learner: Learner) -> float:
@@ -123,7 +123,7 @@ def learn(training: TrainingData, make: Callable[[np.ndarray], AnyLearner], sche
         searcher, looks = _train(make, everything[inside], schedule, schedule.most_epochs, training.seed, look)
         epochs = max(looks, key=lambda pair: pair[1])[0]
     learner, _ = _train(make, everything, schedule, epochs, training.seed, None)
-    record = {"held_in": held_in, "looks": [[e, round(s, 5)] for e, s in looks], "epochs": epochs}
+    record = {"validation": validation, "looks": [[e, round(s, 5)] for e, s in looks], "epochs": epochs}
     return Learnt(learner, searcher, inside, record)
 
 

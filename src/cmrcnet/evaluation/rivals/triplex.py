@@ -28,7 +28,7 @@ class Triplex:
 
     Differs from the original: all three encoders see one frozen feature vector a spot (PCA-256), where TRIPLEX takes
     token maps and trains its target encoder; the neighbourhood is the spatial neighbours within 300 um (at most 24);
-    places enter through a small network of x and y instead of its convolutional position encoding; the network is
+    locations enter through a small network of x and y instead of its convolutional position encoding; the network is
     small (64 wide, one layer each); the share of the branch losses is ours; a step takes one section; genes are
     chosen and completed as in `regression`.
     """
@@ -60,10 +60,10 @@ class ThreeScales(nn.Module):
         super().__init__()
         self.target = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(dim, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
         self.near_input = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(dim, WIDTH))
-        self.near_place = _of_place()
+        self.near_place = _of_location()
         self.near = _attention_layer()
         self.whole_input = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(dim, WIDTH))
-        self.whole_place = _of_place()
+        self.whole_place = _of_location()
         self.whole = _attention_layer()
         self.fusion = nn.MultiheadAttention(WIDTH, HEADS, dropout=0.1, batch_first=True)
         self.norm = nn.LayerNorm(WIDTH)
@@ -97,7 +97,7 @@ class ThreeScales(nn.Module):
         """Tokens of the spot and its neighbours (rows, 1 + near, 64), and which of them are absent."""
         ids = torch.cat([rows[:, None], view.near_ids[rows]], dim=1)
         absent = torch.cat([torch.zeros(len(rows), 1, dtype=torch.bool), ~view.near_present[rows]], dim=1)
-        apart = view.place_mm[ids] - view.place_mm[rows][:, None]
+        apart = view.location_mm[ids] - view.location_mm[rows][:, None]
         seen, place = torch.unique(ids, return_inverse=True)
         tokens = self.near_input(view.features[seen])[place] + self.near_place(apart)
         return self.near(tokens, src_key_padding_mask=absent), absent
@@ -111,13 +111,13 @@ class ThreeScales(nn.Module):
             if not len(wanted):
                 continue
             at = torch.from_numpy(members)
-            tokens = self.whole_input(view.features[at]) + self.whole_place(view.place_mm[at])
+            tokens = self.whole_input(view.features[at]) + self.whole_place(view.location_mm[at])
             place = torch.from_numpy(np.searchsorted(members, asked[wanted]))
             out = out.index_copy(0, torch.from_numpy(wanted), self.whole(tokens[None])[0][place])
         return out
 
 
-def _of_place() -> nn.Sequential:
+def _of_location() -> nn.Sequential:
     """A vector for x and y in millimetres."""
     return nn.Sequential(nn.Linear(2, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmrcnet.evaluation.held_in_choice import hvg_of
-from cmrcnet.evaluation.methods import Place, Prediction, TrainingData
+from cmrcnet.evaluation.methods import Location, Prediction, TrainingData
 from cmrcnet.evaluation.rivals.genes_learnt import genes_learnt
 from cmrcnet.evaluation.rivals.retrieval_weights import Weigh, averaged
 from cmrcnet.evaluation.rivals.sight import Sight, View
 from cmrcnet.evaluation.rivals.training_loop import Schedule, learn, random_batches, section_batches
-from cmrcnet.model.projection_head import ProjectionHead
+from cmrcnet.evaluation.validation_choice import hvg_of
+from cmrcnet.models.projection_head import ProjectionHead
 
 EMBEDDING = 256
 DROPOUT = 0.1
@@ -161,7 +161,7 @@ class TowerPredictor:
         self._genes, self._expression = training.genes, training.expression
         self._sight, self._network, self._bank, self._weigh = sight, network, bank, weigh
 
-    def predict(self, place: Place) -> Prediction:
+    def predict(self, place: Location) -> Prediction:
         """Every gene, averaged over measured spots."""
         view = self._sight.of(place)
         with torch.no_grad():

@@ -1,0 +1,299 @@
+"""Where a signature is high: can a region be found again in predicted expression, and how well could it be at best?
+
+A signature's score of a spot is the mean, over its genes, of the z-scored log-normalised expression over the section.
+For each region the score is read as a detector of it (one against the rest), and its area under the ROC curve (AUC) is
+given: 0.5 is chance, 1 is perfect, below 0.5 the signature is LOW there. The same AUC from the measured expression
+stands beside it as the ceiling: the signature itself may not mark the region.
+
+AUC is the probability that a spot inside scores above one outside, ties counting half (Mann and Whitney 1947; Hanley
+and McNeil 1982). Intervals are percentiles of bootstrap samples of the spots. Neighbouring spots resemble each other,
+so they are somewhat too narrow; across sections, sections (or patients) are drawn instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from cmrcnet.errors import BadOption, NoSharedGenes, TooFew
+from cmrcnet.genes.normalize import normalize
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from cmrcnet.slides.section import Section
+
+UNLABELLED = ("unknown", "undetermined", "unlabelled", "none", "nan", "")
+"""Labels that say nothing: such spots are left out on both sides."""
+
+MIN_SPOTS = 5
+"""Spots that a region and its outside must have."""
+
+
+def signature_scores(
+    expression: pd.DataFrame | AnnData, signatures: Mapping[str, Sequence[str]]
+) -> tuple[pd.DataFrame, pd.Series]:
+    """Score every spot for every signature: the mean of its genes' z-scores over the section.
+
+    Parameters
+    ----------
+    expression : pandas.DataFrame (spots, genes) or anndata.AnnData
+        Log-normalised expression of ONE section, predicted or measured.
+    signatures : mapping of str to sequence of str
+        Genes of each, as the columns spell them. Genes that are not there or are constant over the section are left
+        out of the mean.
+
+    Returns
+    -------
+    scores : pandas.DataFrame, shape (spots, signatures)
+        NaN for a signature of which no gene varies.
+    n_genes : pandas.Series
+        Genes that each score is the mean of.
+
+    Raises
+    ------
+    NoSharedGenes
+        When no gene of any signature is there.
+    """
+    import pandas as pd
+
+    wanted = list(dict.fromkeys(gene for genes in signatures.values() for gene in genes))
+    names = expression.var_names if hasattr(expression, "var_names") else expression.columns
+    known = set(names)
+    there = [gene for gene in wanted if gene in known]
+    if not there:
+        raise NoSharedGenes("The signatures", "the expression table", "Match them with markers(organ).measured(genes).")
+    part = expression[:, there].to_df() if hasattr(expression, "var_names") else expression[there]
+    values = part.to_numpy(dtype=np.float64)
+    spread = values.std(axis=0)
+    varies = np.isfinite(spread) & (spread > 1e-9 * np.maximum(np.abs(values).max(axis=0), 1e-30))
+    scaled = (values - values.mean(axis=0)) / np.where(varies, spread, 1.0)
+    place = {gene: i for i, gene in enumerate(there)}
+    scores, counts = {}, {}
+    for name, genes in signatures.items():
+        used = [place[gene] for gene in dict.fromkeys(genes) if gene in place and varies[place[gene]]]
+        scores[name] = scaled[:, used].mean(axis=1) if used else np.full(len(part), np.nan)
+        counts[name] = len(used)
+    return pd.DataFrame(scores, index=part.index), pd.Series(counts, dtype=int)
+
+
+def measured_expression(
+    section: Section, genes: Iterable[str], target_sum: float | Literal["median"] = 10_000.0
+) -> pd.DataFrame:
+    """Measured log-normalised expression of some genes of a section, as `localise` takes it for its truth.
+
+    Parameters
+    ----------
+    section : Section
+    genes : iterable of str
+        Those that the section does not name are left out.
+    target_sum : float or "median"
+        Library size, over ALL the section's genes, before log1p.
+
+    Returns
+    -------
+    pandas.DataFrame, shape (spots, genes), float32
+    """
+    import pandas as pd
+
+    column = {gene: i for i, gene in enumerate(section.genes)}
+    there = [gene for gene in dict.fromkeys(genes) if gene in column]
+    values = normalize(section.counts, target_sum)[:, [column[gene] for gene in there]].toarray()
+    return pd.DataFrame(values, index=list(section.spots.barcodes), columns=there)
+
+
+def auc(scores: np.ndarray, inside: np.ndarray) -> float:
+    """Area under the ROC curve of `scores` as a detector of `inside`.
+
+    Parameters
+    ----------
+    scores : numpy.ndarray, shape (spots,)
+    inside : numpy.ndarray of bool, shape (spots,)
+
+    Returns
+    -------
+    float
+        NaN when all spots are inside or outside, or a score is not finite.
+    """
+    return float(_aucs(np.asarray(scores, dtype=np.float64)[None], np.asarray(inside, dtype=bool)[None])[0])
+
+
+def localise(
+    prediction: pd.DataFrame | AnnData,
+    regions: pd.Series | Mapping[str, str],
+    signatures: Mapping[str, Sequence[str]],
+    truth: pd.DataFrame | AnnData | None = None,
+    *,
+    unlabelled: Collection[str] = UNLABELLED,
+    min_spots: int = MIN_SPOTS,
+    n_bootstrap: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well each signature of a predicted section tells each region from the rest.
+
+    Parameters
+    ----------
+    prediction : pandas.DataFrame (spots, genes) or anndata.AnnData
+        A prediction table.
+    regions : pandas.Series or mapping of barcode to label
+        Labels of the section's spots; `readers.region_table.read_regions` gives it. Spots without one are left out.
+    signatures : mapping of str to sequence of str
+        ``markers(organ).measured(genes)``, or your own.
+    truth : pandas.DataFrame (spots, genes) or anndata.AnnData, optional
+        Measured log-normalised expression of the same spots: gives the ceiling, on exactly the same spots.
+    unlabelled : collection of str
+        Labels that say nothing, in lower case.
+    min_spots : int
+        Regions with fewer spots, or with fewer spots outside, are left out.
+    n_bootstrap : int
+        Bootstrap samples of the spots; 0 gives no intervals.
+    level : float
+        Of the interval.
+    seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a region and signature: `region, signature, n_spots` (labelled spots of the section), `n_inside,
+        n_genes, auc, auc_low, auc_high`; with `truth` also `ceiling_genes, ceiling, ceiling_low, ceiling_high`.
+
+    Raises
+    ------
+    NoSharedGenes, TooFew, BadOption
+    """
+    import pandas as pd
+
+    if not 0 < level < 1:
+        raise BadOption("level", level, "a share between 0 and 1")
+    labels = pd.Series(regions, dtype=object)
+    labels = labels[~labels.astype(str).str.strip().str.lower().isin(set(unlabelled))]
+    spots = [spot for spot in _spots(prediction) if spot in labels.index]
+    if truth is not None:
+        measured = set(_spots(truth))
+        spots = [spot for spot in spots if spot in measured]
+    if len(spots) < 2 * min_spots:
+        raise TooFew(
+            "spots are both predicted and labelled",
+            len(spots),
+            2 * min_spots,
+            "check that both use the same spot names",
+        )
+    labels = labels.loc[spots].astype(str)
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(spots), (n_bootstrap, len(spots)))
+    tables = {"auc": prediction} | ({"ceiling": truth} if truth is not None else {})
+    scored = {name: signature_scores(table, signatures) for name, table in tables.items()}
+    ranks = {}  # of every signature: the spots themselves, then every bootstrap sample
+    for name, (scores, _) in scored.items():
+        chosen = scores.loc[spots]
+        for signature in signatures:
+            values = chosen[signature].to_numpy()
+            ranks[name, signature] = _rank(values[None]), _rank(values[draws])
+    rows = []
+    tail = (1 - level) / 2
+    for region in sorted(set(labels)):
+        inside = (labels == region).to_numpy()
+        if min(inside.sum(), (~inside).sum()) < min_spots:
+            continue
+        for signature in signatures:
+            row: dict[str, object] = {"region": region, "signature": signature}
+            row |= {"n_spots": len(spots), "n_inside": int(inside.sum())}
+            for name, (_, n_genes) in scored.items():
+                whole, sampled = ranks[name, signature]
+                again = _auc_of_ranks(sampled, inside[draws])
+                again = again[np.isfinite(again)]
+                low, high = np.quantile(again, [tail, 1 - tail]) if len(again) else (np.nan, np.nan)
+                row["n_genes" if name == "auc" else "ceiling_genes"] = int(n_genes[signature])
+                row |= {name: float(_auc_of_ranks(whole, inside[None])[0])}
+                row |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+            rows.append(row)
+    if not rows:
+        raise TooFew("regions have enough spots", 0, 1, f"each needs {min_spots} spots inside and as many outside")
+    return pd.DataFrame(rows)
+
+
+def over_sections(
+    table: pd.DataFrame,
+    patient_of: Mapping[str, str] | None = None,
+    *,
+    n_bootstrap: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Mean AUC over sections, with an interval by drawing sections, or patients where they are named.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Tables of `localise` put together, with a column `section`.
+    patient_of : mapping of section to patient, optional
+        Then sections are averaged within patients first and patients are drawn.
+    n_bootstrap : int
+    level : float
+    seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a region and signature: `region, signature, n_units, drawn` ("sections" or "patients"), and the mean,
+        low and high of `auc` and, where there, `ceiling`. The bounds are NaN with fewer than two units.
+    """
+    import pandas as pd
+
+    tail = (1 - level) / 2
+    unit = table["section"] if patient_of is None else table["section"].map(patient_of)
+    columns = [name for name in ("auc", "ceiling") if name in table]
+    means = table.assign(unit=unit).groupby(["region", "signature", "unit"], sort=False)[columns].mean()
+    rows = []
+    for (region, signature), group in means.groupby(["region", "signature"], sort=False):
+        rng = np.random.default_rng(seed)
+        row: dict[str, object] = {"region": region, "signature": signature, "n_units": len(group)}
+        row["drawn"] = "sections" if patient_of is None else "patients"
+        draws = rng.integers(0, len(group), (n_bootstrap, len(group)))
+        for name in columns:
+            values = group[name].to_numpy()
+            bounds = np.quantile(values[draws].mean(axis=1), [tail, 1 - tail]) if len(group) > 1 else (np.nan, np.nan)
+            row |= {name: float(values.mean()), f"{name}_low": float(bounds[0]), f"{name}_high": float(bounds[1])}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def coarse(label: str) -> str:
+    """A label without its number or its part: ``cancer 2`` and ``immune : APC, B-cell`` become cancer and immune.
+
+    Parameters
+    ----------
+    label : str
+    """
+    return re.sub(r"\s+\d+$", "", re.split(r"\s*:\s*", label.strip(), maxsplit=1)[0])
+
+
+def _spots(table: pd.DataFrame | AnnData) -> list[str]:
+    return [str(name) for name in (table.obs_names if hasattr(table, "obs_names") else table.index)]
+
+
+def _aucs(scores: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """AUC of each row of scores (rows, spots)."""
+    return _auc_of_ranks(_rank(scores), inside)
+
+
+def _rank(scores: np.ndarray) -> np.ndarray:
+    """Mid-ranks of each row from 1; NaN throughout where a score is not finite."""
+    from scipy.stats import rankdata
+
+    if not scores.size:
+        return np.empty(scores.shape)
+    return np.where(np.isfinite(scores).all(axis=1, keepdims=True), rankdata(scores, axis=1), np.nan)
+
+
+def _auc_of_ranks(ranks: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """(sum of ranks inside - n1 (n1 + 1) / 2) / (n1 n0), row by row; NaN where one side is empty."""
+    n_in = inside.sum(axis=1).astype(np.float64)
+    n_out = inside.shape[1] - n_in
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ((ranks * inside).sum(axis=1) - n_in * (n_in + 1) / 2) / np.where(n_in * n_out > 0, n_in * n_out, np.nan)

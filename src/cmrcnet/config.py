@@ -1,0 +1,509 @@
+"""A config: every option of the method, its default, and what it means.
+
+The frozen dataclasses below are the only place where a default lives. A YAML file overrides them; a key that they
+do not have is an error; a test holds that every field is read somewhere. A file may start from a shipped config
+(`extends: default`) and may say which data it is for (`task`, read by `datasets.hest_tasks`); neither is a option. The
+switches that restore the behaviour of the released code (docs/paper/deviations.md) are marked "Released:". Past 300
+lines because it is one thing: all options side by side, so that nobody looks for a second list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cmrcnet.errors import BadOption, NoSuchFile, UnknownKey, UnknownName
+from cmrcnet.slides.scale import PatchScale
+
+
+def _require(ok: bool, option: str, got: object, want: str) -> None:
+    if not ok:
+        raise BadOption(option, got, want)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelConfig:
+    """Which genes the gene encoder sees, and how counts become expression."""
+
+    kind: Literal["hvg", "variance", "shared", "list"] = "hvg"
+    """hvg: union over sections of the most variable genes; variance: the `n_hvg` genes of largest variance within
+    sections; shared: every gene measured in all; list: `genes`."""
+    n_hvg: int = 1000
+    """Highly variable genes taken from each section before the union; or, with "variance", in all."""
+    genes: tuple[str, ...] = ()
+    """The panel itself, when kind is "list"."""
+    target_sum: float | Literal["median"] = 10_000.0
+    """Library size that every spot is scaled to before log1p. Released: "median", each section's own median."""
+    sections: Literal["training", "all"] = "training"
+    """Sections that choose the panel. Released: "all", the test section included; reports are stamped as leaking."""
+    controls: Literal["drop", "keep"] = "drop"
+    """Blank, negative-probe and ambiguous features. Released: "keep"."""
+
+    def __post_init__(self) -> None:
+        _require(self.n_hvg >= 1, "panel.n_hvg", self.n_hvg, "a number of genes, 1 or more")
+        _require(
+            self.target_sum == "median" or self.target_sum > 0, "panel.target_sum", self.target_sum, "a sum above 0"
+        )
+        _require(
+            self.kind != "list" or len(self.genes) > 0, "panel.genes", self.genes, "at least one gene when kind is list"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    encoder: str = "efficientnet-lite0"
+    """Image encoder: a name from `cmrcnet encoders`, or timm:NAME, or hf-hub:ORG/NAME."""
+    weights: str = "pretrained"
+    """pretrained; random; or the path of a local safetensors file."""
+    blocks: tuple[int, ...] = ()
+    """Encoder blocks whose tokens are used, counted from 0, joined along the feature axis; empty: the last output."""
+    train_encoder: bool = False
+    """Train the encoder too (a GPU's work). Otherwise its tokens are computed once and cached."""
+    encoder_depth: int | None = None
+    """Number of transformer blocks built, when not the encoder's own. Released: 8."""
+    encoder_heads: int | None = None
+    """Attention heads of each transformer block, when not the encoder's own. Released: 8."""
+    standardize_tokens: bool = True
+    """Shift and scale each token feature by its mean and deviation over the training spots (frozen encoders only)."""
+    pool: Literal["mean", "components"] = "mean"
+    """What the image head sees: the mean token (the paper), or the 256 principal components of all tokens laid side by
+    side, so that views of several sizes stay apart."""
+    embedding_dim: int = 256
+    """Length of the image and gene embeddings."""
+    head_dropout: float = 0.1
+    """Dropout of both projection heads."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """Geometry of the contrastive loss. Released: dot in training, though cosine in retrieval."""
+    temperature: float = 1.0
+    """Divides the logits and multiplies the soft targets."""
+    targets: Literal["soft", "identity"] = "soft"
+    """Contrastive targets: BLEEP's soft ones, or the pair itself. Soft targets are multiplied by the temperature: with
+    cosine similarity and a low temperature they are flat, and the loss rests at ln(batch)."""
+    second_targets: Literal["softmax", "transpose"] = "softmax"
+    """Targets of the gene-to-image direction. Released: transpose, whose rows are no distributions."""
+    reconstruct: Literal["image", "gene", "none"] = "image"
+    """Embedding that the fused tokens must reconstruct; none leaves the contrastive loss alone."""
+    reconstruction_loss: Literal["mse", "cosine"] = "mse"
+    """How the reconstruction is compared with its target."""
+    detach_target: bool = False
+    """Keep the reconstruction loss from moving its own target. With a frozen encoder the loss then reaches neither
+    head and changes nothing, so the default is false, as in the released code."""
+    mask_rate: float = 0.5
+    """Share of the image tokens hidden from the reconstruction (see `mask_rate_is`)."""
+    mask_rate_is: Literal["hidden", "kept"] = "hidden"
+    """What `mask_rate` counts. Released: kept."""
+    mask_unit: Literal["token", "scalar"] = "token"
+    """Hide whole tokens, or single features. Released: scalar."""
+    mask_seeded_in_validation: bool = True
+    """The same masks at every validation. Released: false."""
+    gene_tokens: int = 8
+    """Tokens that the self-normalising network makes of a spot's expression."""
+    fusion_dim: int = 256
+    """Width of image and gene tokens in the fusion."""
+    fusion_dropout: float = 0.25
+    """AlphaDropout of the self-normalising network."""
+    cross_heads: int = 4
+    """Heads of the first cross-attention."""
+    fusion_heads: int = 8
+    """Heads of the self-attention in each fusion block."""
+    fusion_blocks: int = 2
+    """Number of fusion blocks."""
+    share_fusion_blocks: bool = False
+    """Use one block's weights for all of them. Released: true."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.mask_rate <= 1, "model.mask_rate", self.mask_rate, "a share in [0, 1]")
+        _require(self.temperature > 0, "model.temperature", self.temperature, "a number above 0")
+        for name in ("head_dropout", "fusion_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "a share in [0, 1)")
+        for name in ("embedding_dim", "gene_tokens", "fusion_dim", "cross_heads", "fusion_heads", "fusion_blocks"):
+            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number, 1 or more")
+        for name in ("encoder_depth", "encoder_heads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"model.{name}", value, "a whole number, 1 or more, or nothing")
+        _require(all(block >= 0 for block in self.blocks), "model.blocks", self.blocks, "block numbers, 0 or more")
+        for heads in ("cross_heads", "fusion_heads"):
+            _require(
+                self.fusion_dim % getattr(self, heads) == 0,
+                f"model.{heads}",
+                getattr(self, heads),
+                f"a divisor of fusion_dim ({self.fusion_dim})",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """What is seen of a spot and its surroundings by a frozen encoder. Nothing here uses expression."""
+
+    views_um: tuple[float, ...] = ()
+    """Sides of square views around a spot, each resized to `patch.size_px`; each becomes one token, the mean of the
+    encoder's. Empty: one patch at the config's `patch`, all of the encoder's tokens."""
+    orientations: int = 1
+    """Of the eight ways to turn and mirror a patch, how many are encoded and averaged (views only)."""
+    neighbourhood_um: float = 0.0
+    """Standard deviation of a Gaussian mean over the section's other spots, which gives one more token a view;
+    0: none (views only)."""
+    standardize: Literal["training", "section"] = "training"
+    """Shift and scale each feature by its mean and deviation over the training spots, or over the spots of its own
+    section, which takes away stain and scanner (views only)."""
+
+    def __post_init__(self) -> None:
+        _require(all(side > 0 for side in self.views_um), "features.views_um", self.views_um, "sides above 0 um")
+        _require(1 <= self.orientations <= 8, "features.orientations", self.orientations, "1 to 8")
+        _require(self.neighbourhood_um >= 0, "features.neighbourhood_um", self.neighbourhood_um, "0 or more um")
+        if not self.views_um:
+            for name, plain in (("orientations", 1), ("neighbourhood_um", 0.0), ("standardize", "training")):
+                value = getattr(self, name)
+                _require(value == plain, f"features.{name}", value, f"{plain}, unless features.views_um names views")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """The expression that is learnt and averaged: as measured, or its leading components."""
+
+    ranks: tuple[int, ...] = ()
+    """Numbers of leading expression components (`genes.components`: the panel's expression, centred gene by gene
+    within each section, without what is taken for noise). Predictions are the mean over these ranks, on top of the
+    mean level of the bank's sections. Empty: the expression as it was measured."""
+    gene_rank: int = 10
+    """Components that the gene encoder sees, when there are `ranks`."""
+    depth_weights: bool = False
+    """Weigh spots by how deeply they were sequenced (`genes.spot_weights`) where the heads are fitted."""
+
+    def __post_init__(self) -> None:
+        _require(all(rank >= 1 for rank in self.ranks), "target.ranks", self.ranks, "numbers of components, 1 or more")
+        _require(self.gene_rank >= 1, "target.gene_rank", self.gene_rank, "a number of components, 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the network is trained."""
+
+    epochs: int = 60
+    """Passes over the training spots, at most."""
+    batch_size: int = 64
+    """Pairs a step; also the number of candidates in the contrastive loss."""
+    learning_rate: float = 1e-4
+    """Peak AdamW learning rate."""
+    final_learning_rate: float = 1e-5
+    """Where the cosine schedule ends."""
+    weight_decay: float = 1e-3
+    """AdamW weight decay."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 clips nothing."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """auto: bf16 or fp16 mixed precision on a GPU, float32 on a CPU."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    augment: bool = True
+    """Random flips and right-angle rotations of the patches (of the encoder's token grid, when it is frozen)."""
+    validation: Literal["unit", "each", "spots", "none"] = "unit"
+    """What chooses the epoch. unit: a whole training patient (or section: see `evaluation.unit`);
+    each: every one of them in turn (at most 5 groups), by the mean score, for trainings of seconds;
+    spots: random spots of the training sections (released); none: the last epoch is kept."""
+    select_by: Literal["pearson", "objective"] = "pearson"
+    """What the chosen epoch is best in: mean Pearson over the 50 HVG, or the training objective (released)."""
+    refit: bool = True
+    """After the epoch is chosen, train again on all training sections for that many epochs."""
+    validate_every: int = 1
+    """Epochs between two looks at the validation spots."""
+    ema_decay: float = 0.0
+    """Exponential moving average of the weights; 0: none. Released: 0.999 (on, that is known; the number is ours)."""
+    ema_used: bool = True
+    """Evaluate and keep the averaged weights. Released: false (they are updated and never used)."""
+    seed: int = 0
+    """Seed of every random choice in training."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validate_every"):
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "a whole number, 1 or more")
+        for name in ("learning_rate", "final_learning_rate"):
+            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a number above 0")
+        _require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "a share in [0, 1)")
+        _require(self.clip_norm >= 0, "train.clip_norm", self.clip_norm, "0 or more")
+        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """How retrieved spots, or image features, become a prediction."""
+
+    kind: Literal["retrieval", "ridge", "kernel", "ensemble"] = "retrieval"
+    """retrieval: the average over the nearest measured spots (the paper); ridge, kernel: regression of expression
+    components on the image features; ensemble: all three, weighted by validation units. All but retrieval need
+    `target.ranks`."""
+    k: int = 50
+    """Measured spots averaged for one patch; all of the bank, where it holds fewer."""
+    weighting: Literal["mean", "similarity"] = "mean"
+    """mean: all k alike; similarity: by exp(cosine / temperature)."""
+    temperature: float = 0.1
+    """Of the similarity weights."""
+    variance_rescaling: float = 0.0
+    """0: predictions of least squared error, which vary less than the truth; 1: each gene's variance is brought up to
+    that of the training spots. Correlations stay the same, errors grow. Needs `target.ranks`."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.variance_rescaling <= 1, "head.variance_rescaling", self.variance_rescaling, "a share in [0, 1]"
+        )
+        _require(self.k >= 1, "head.k", self.k, "a whole number, 1 or more")
+        _require(self.temperature > 0, "head.temperature", self.temperature, "a number above 0")
+
+    def within(self, spots: int) -> HeadConfig:
+        """The same in a bank of so many spots: k is a wish, which a small bank cannot grant."""
+        return dataclasses.replace(self, k=min(self.k, spots))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How predictions are scored."""
+
+    unit: Literal["patient", "section"] = "patient"
+    """What is left out of training in each fold. Released: section, also where sections share a patient."""
+    set_size: int = 50
+    """Genes in HEG (highest mean) and in HVG (most variable), chosen on the training sections of each fold."""
+    undefined: Literal["skip", "zero"] = "skip"
+    """A gene whose correlation is undefined (constant truth or prediction): left out of the mean, or counted as 0
+    (released, silently). The number of such genes stands beside every mean."""
+
+    def __post_init__(self) -> None:
+        _require(self.set_size >= 1, "evaluation.set_size", self.set_size, "a whole number, 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that defines one way of training and predicting.
+
+    Attributes
+    ----------
+    name : str
+        Short name, shown in reports.
+    about : str
+        One sentence for `cmrcnet presets`.
+    """
+
+    name: str = "default"
+    about: str = ""
+    patch: PatchScale = field(default_factory=PatchScale)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    panel: PanelConfig = field(default_factory=PanelConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        components, kind = bool(self.target.ranks), self.head.kind
+        _require(components or kind == "retrieval", "head.kind", kind, "retrieval, unless target.ranks is set")
+        _require(
+            components or self.head.variance_rescaling == 0,
+            "head.variance_rescaling",
+            self.head.variance_rescaling,
+            "0, unless target.ranks is set",
+        )
+        frozen = not self.model.train_encoder
+        _require(
+            frozen or not self.features.views_um,
+            "features.views_um",
+            self.features.views_um,
+            "none while model.train_encoder is on: views are for frozen encoders",
+        )
+        _require(
+            frozen or self.model.pool == "mean", "model.pool", self.model.pool, "mean while model.train_encoder is on"
+        )
+        _require(
+            not components or self.train.validation == "each",
+            "train.validation",
+            self.train.validation,
+            "each, with target.ranks: ranks, penalties and weights are chosen on every validation unit",
+        )
+        _require(
+            not components or self.train.select_by == "pearson",
+            "train.select_by",
+            self.train.select_by,
+            "pearson, with target.ranks",
+        )
+        _require(
+            self.model.pool == "mean" or not self.model.standardize_tokens,
+            "model.standardize_tokens",
+            self.model.standardize_tokens,
+            "false, with model.pool: components",
+        )
+        _require(
+            components or not self.target.depth_weights,
+            "target.depth_weights",
+            self.target.depth_weights,
+            "false, unless target.ranks is set",
+        )
+        _require(frozen or not components, "target.ranks", self.target.ranks, "none while model.train_encoder is on")
+
+    @classmethod
+    def load(cls, name: str | Path) -> Config:
+        """Load a shipped config by name, or any config by the path of its YAML file.
+
+        Raises
+        ------
+        UnknownName, NoSuchFile, UnknownKey, BadOption
+        """
+        text = str(name)
+        if text.endswith((".yaml", ".yml")):
+            path = Path(text)
+            if not path.is_file():
+                raise NoSuchFile(path, "The config", "run `cmrcnet presets` for those that ship")
+            return cls.from_dict(_settings(_yaml(path.read_bytes(), text), text), where=text)
+        return cls.from_dict({"name": text, **_settings(_shipped(text), text)}, where=f"config {text}")
+
+    @staticmethod
+    def parts_beside_settings(name: str | Path) -> dict[str, Any]:
+        """What a config's file says that is no option: `extends`, the config that it starts from, and `task`, its data.
+
+        Raises
+        ------
+        UnknownName, NoSuchFile, BadOption
+        """
+        text = str(name)
+        path = Path(text)
+        own = text.endswith((".yaml", ".yml"))
+        if own and not path.is_file():
+            raise NoSuchFile(path, "The config", "run `cmrcnet presets` for those that ship")
+        values = _yaml(path.read_bytes(), text) if own else _shipped(text)
+        return {key: values[key] for key in _NOT_OPTIONS if key in values}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "the config") -> Config:
+        """Build from nested plain values, refusing unknown keys and wrong types."""
+        return _build(cls, values, where, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values that `from_dict` and JSON understand."""
+        return _plain(dataclasses.asdict(self))
+
+    def override(self, settings: dict[str, Any]) -> Config:
+        """Replace single fields by dotted key: ``config.override({"head.k": 100})``. Text is read as YAML."""
+        values = self.to_dict()
+        for key, value in settings.items():
+            *parents, last = key.split(".")
+            inner = values
+            for parent in parents:
+                if not isinstance(inner.get(parent), dict):
+                    raise UnknownKey(key, sorted(values), "The setting")
+                inner = inner[parent]
+            inner[last] = _yaml_value(value) if isinstance(value, str) else value
+        return Config.from_dict(values, where="The setting")
+
+
+def shipped_presets() -> tuple[str, ...]:
+    """Names of the presets that come with the package, sorted."""
+    folder = resources.files("cmrcnet") / "presets"
+    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+_NOT_OPTIONS = ("extends", "task")
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    """The content of a shipped config's file."""
+    if name not in shipped_presets():
+        raise UnknownName(
+            "config", name, shipped_presets(), "A config of your own is given as a path that ends in .yaml."
+        )
+    return _yaml((resources.files("cmrcnet") / "presets" / f"{name}.yaml").read_bytes(), name)
+
+
+def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """A file's own settings over those of the shipped config that it extends."""
+    own = {key: value for key, value in values.items() if key not in _NOT_OPTIONS}
+    if "extends" not in values:
+        return own
+    below = _shipped(str(values["extends"]))
+    _require("extends" not in below, "extends", f"{values['extends']} in {where}", "a config that extends no other")
+    merged = {key: value for key, value in below.items() if key not in _NOT_OPTIONS}
+    for key, value in own.items():
+        merged[key] = (
+            {**merged[key], **value} if isinstance(merged.get(key), dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+def _yaml(written: bytes, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(written.decode()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadOption("config", where, f"valid YAML ({str(error).splitlines()[0]})") from error
+    _require(isinstance(values, dict), "config", where, "a YAML file of keys and values")
+    return values
+
+
+def _yaml_value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value
+
+
+def _build(kind: type, values: dict[str, Any], where: str, prefix: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    _require(isinstance(values, dict), prefix.rstrip(".") or where, values, "keys and values")
+    given = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise UnknownKey(f"{prefix}{key}", sorted(fields), where)
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            given[key] = _build(hint, value, where, f"{prefix}{key}.")
+        else:
+            given[key] = _fit(value, hint, f"{prefix}{key}")
+    return kind(**given)
+
+
+def _fit(value: Any, hint: Any, key: str) -> Any:
+    """Check one value against its annotation; numbers in exponent form arrive from YAML as text."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return _fit(value, option, key)
+            except BadOption:
+                continue
+        raise BadOption(key, value, f"one of {', '.join(str(a) for a in arguments)}")
+    if origin is Literal:
+        _require(
+            value in arguments and not isinstance(value, bool), key, value, f"one of {', '.join(map(str, arguments))}"
+        )
+        return value
+    if origin is tuple:
+        _require(isinstance(value, list | tuple), key, value, "a list")
+        return tuple(_fit(item, arguments[0], key) for item in value)
+    if hint is type(None):
+        _require(value is None, key, value, "nothing")
+        return None
+    if hint is float:
+        if isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                raise BadOption(key, value, "a number") from None
+        _require(isinstance(value, int | float) and not isinstance(value, bool), key, value, "a number")
+        return float(value)
+    if hint is int:
+        _require(isinstance(value, int) and not isinstance(value, bool), key, value, "a whole number")
+        return value
+    _require(isinstance(value, hint), key, value, {bool: "true or false", str: "text"}.get(hint, str(hint)))
+    return value

@@ -1,0 +1,86 @@
+"""A prediction table turned into what other programs open, by the ending of the file's name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from cmrcnet.errors import BadOption
+from cmrcnet.export.gene_rasters import write_ome_tiff
+from cmrcnet.export.geojson import write_geojson
+from cmrcnet.export.heat_maps import write_heat_maps
+from cmrcnet.export.spatial_store import write_spatial_data
+from cmrcnet.export.stored_prediction import StoredPrediction
+from cmrcnet.slides.slide import Slide
+from cmrcnet.storage.atomic import atomic_file, atomic_folder
+
+OF_GENES = {
+    ".geojson": write_geojson,
+    ".png": write_heat_maps,
+    ".ome.tiff": write_ome_tiff,
+    ".ome.tif": write_ome_tiff,
+}
+"""Files of chosen genes."""
+STORE = ".zarr"
+"""A store of the whole table."""
+MARK = "prediction.json"
+"""Tells that a store is ours, so that --overwrite may replace it."""
+
+
+def ending_of(path: Path, among: Sequence[str] = (*OF_GENES, STORE)) -> str:
+    """The ending that says what to write.
+
+    Parameters
+    ----------
+    path : Path
+    among : sequence of str
+
+    Raises
+    ------
+    BadOption
+        None of them.
+    """
+    for ending in among:
+        if path.name.lower().endswith(ending) and len(path.name) > len(ending):
+            return ending
+    raise BadOption("to", str(path), want=f"a name that ends in {', '.join(among[:-1])} or {among[-1]}")
+
+
+def export(
+    prediction: StoredPrediction,
+    path: Path,
+    *,
+    genes: Sequence[str] | None = None,
+    slide: Slide | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a prediction in another format, whole or not at all.
+
+    Parameters
+    ----------
+    prediction : StoredPrediction
+    path : Path
+        .geojson (QuPath), .png (heat-maps), .ome.tiff (rasters), .zarr (SpatialData, WSIData).
+    genes : sequence of str, optional
+        Genes of a file of chosen genes; those that vary most when left out. A store holds all.
+    slide : Slide, optional
+        Gives a store its picture.
+    overwrite : bool
+        Replace what is there.
+
+    Raises
+    ------
+    BadOption, UnknownName, TooFew, MissingExtra, OutputExists, Unwritable, DiskFull
+    """
+    ending = ending_of(path)
+    if ending == STORE:
+        if genes is not None:
+            raise BadOption("genes", list(genes), want="nothing together with .zarr, which holds every gene")
+        with atomic_folder(path, overwrite) as tmp:
+            tmp.rmdir()  # the store wants to make its folder itself
+            write_spatial_data(prediction, tmp, slide)
+            (tmp / MARK).write_text(json.dumps({"format": 1}), encoding="utf-8")
+        return
+    with atomic_file(path) as tmp:
+        OF_GENES[ending](prediction, tmp, genes)

@@ -1,0 +1,153 @@
+"""A prediction as a SpatialData store (zarr) that LazySlide's WSIData opens as well.
+
+============================= ======================================================================================
+``images["he"]``              the slide made small, placed by a scale to level-0 pixels
+``shapes["tiles"]``           a square a location, in level-0 pixels, with ``tile_id x y tissue_id`` as WSIData has them
+``tables["cmrcnet_tiles"]``   the prediction table, annotating ``tiles`` (``library_id``, ``tile_id``)
+``attrs``                     ``tile_spec`` and ``slide_properties``, as WSIData has them
+============================= ======================================================================================
+
+With spatialdata: ``spatialdata.read_zarr("OUT.zarr")``. With LazySlide: ``wsi = wsidata.open_wsi("SLIDE.svs",
+store="OUT.zarr")``, then ``wsi["cmrcnet_tiles"]`` is the table, ``wsi.fetch.features_anndata("cmrcnet")`` joins it
+with the tiles, and ``zs.pl.tiles(wsi, feature_key="cmrcnet", color=["ERBB2"])`` draws it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cmrcnet.errors import MissingExtra
+from cmrcnet.export.stored_prediction import StoredPrediction
+from cmrcnet.slides.slide import Slide
+from cmrcnet.slides.thumbnail import thumbnail
+
+if TYPE_CHECKING:
+    import zarr
+
+IMAGE, TILES, TABLE = "he", "tiles", "cmrcnet_tiles"
+IMAGE_PX = 4096
+"""Longer side of the picture, at most, when the slide is at hand."""
+CHUNK = (1024, 128)
+"""Locations x genes of a chunk of the table."""
+
+
+def write_spatial_data(prediction: StoredPrediction, path: Path, slide: Slide | None = None) -> None:
+    """Write the store; the table goes over block by block.
+
+    Parameters
+    ----------
+    prediction : StoredPrediction
+    path : Path
+        A folder that is not there yet.
+    slide : Slide, optional
+        Its picture is stored; the small one that the table carries when left out.
+
+    Raises
+    ------
+    MissingExtra
+        spatialdata is not installed.
+    """
+    require_spatialdata()
+    import spatialdata
+    from spatialdata.models import Image2DModel, ShapesModel
+    from spatialdata.transformations import Identity, Scale
+
+    picture, step = prediction.picture if slide is None else _picture(slide)
+    scaled = {"global": Scale([step, step], axes=("x", "y"))}
+    store = spatialdata.SpatialData(
+        images={IMAGE: Image2DModel.parse(picture.transpose(2, 0, 1), dims=("c", "y", "x"), transformations=scaled)},
+        shapes={TILES: ShapesModel.parse(_tiles(prediction), transformations={"global": Identity()})},
+        tables={TABLE: _frame(prediction)},
+        attrs=_attributes(prediction),
+    )
+    store.write(path)
+    _fill(prediction, path / "tables" / TABLE)
+    store.write_consolidated_metadata()
+
+
+def require_spatialdata() -> None:
+    """Raise `MissingExtra` where spatialdata is not installed."""
+    try:
+        import spatialdata  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("spatialdata", "A .zarr", "'cmrcnet[spatialdata]'") from error
+
+
+def _picture(slide: Slide) -> tuple[np.ndarray, float]:
+    step = max(1.0, max(slide.width_px, slide.height_px) / IMAGE_PX)
+    return thumbnail(slide, step), step
+
+
+def _tiles(prediction: StoredPrediction):
+    """The locations as squares."""
+    import geopandas
+    import shapely
+
+    corner = prediction.centre_px - prediction.side_px / 2
+    far = corner + prediction.side_px
+    return geopandas.GeoDataFrame(
+        {
+            "tile_id": np.arange(len(prediction)),
+            "x": corner[:, 0],
+            "y": corner[:, 1],
+            "tissue_id": np.zeros(len(prediction), np.int64),
+        },
+        geometry=shapely.box(corner[:, 0], corner[:, 1], far[:, 0], far[:, 1]),
+    )
+
+
+def _frame(prediction: StoredPrediction):
+    """The table without its numbers."""
+    import anndata
+    import pandas as pd
+    from spatialdata.models import TableModel
+
+    obs = prediction.obs.copy()
+    obs["tile_id"] = np.arange(len(obs))
+    obs["library_id"] = pd.Categorical([TILES] * len(obs))
+    frame = anndata.AnnData(obs=obs, var=prediction.var, uns={"cmrcnet": prediction.facts})
+    frame.obsm["spatial"] = prediction.centre_px
+    return TableModel.parse(frame, region=TILES, region_key="library_id", instance_key="tile_id")
+
+
+def _attributes(prediction: StoredPrediction) -> dict[str, Any]:
+    """What WSIData asks of a store: how its tiles were cut, and which slide it belongs to."""
+    mpp, side = float(prediction.facts["mpp"]), max(1, round(prediction.side_px))
+    width, height = prediction.slide_px
+    spec = {
+        "height": side,
+        "width": side,
+        "stride_height": side,
+        "stride_width": side,
+        "mpp": mpp,
+        "ops_level": 0,
+        "ops_downsample": 1.0,
+        "base_level": 0,
+        "base_downsample": 1.0,
+        "tissue_name": None,
+    }
+    return {"tile_spec": {TILES: spec}, "slide_properties": {"shape": [height, width], "mpp": mpp}}
+
+
+def _fill(prediction: StoredPrediction, table: Path) -> None:
+    """Copy X and the layers, some locations at a time."""
+    import zarr
+
+    group = zarr.open_group(table, mode="r+", use_consolidated=False)
+    shape = (len(prediction), len(prediction.genes))
+    arrays = {None: _array(group, "X", shape)}
+    arrays |= {name: _array(group, f"layers/{name}", shape) for name in prediction.layers}
+    for start in range(0, len(prediction), CHUNK[0]):
+        rows = slice(start, min(start + CHUNK[0], len(prediction)))
+        for name, array in arrays.items():
+            array[rows] = prediction.rows(rows, name)
+
+
+def _array(group: zarr.Group, key: str, shape: tuple[int, int]) -> zarr.Array:
+    chunks = tuple(min(most, size) for most, size in zip(CHUNK, shape, strict=True))
+    array = group.create_array(key, shape=shape, chunks=chunks, dtype=np.float32, overwrite=True)
+    array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return array

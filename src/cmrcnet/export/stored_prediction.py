@@ -1,0 +1,124 @@
+"""A prediction table on disk, read a gene or some locations at a time."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cmrcnet.errors import BadFile, NoSuchFile, UnknownName
+from cmrcnet.genes.table import FORMAT
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class StoredPrediction:
+    """An .h5ad that `cmrcnet predict` wrote. Use it in a ``with`` block, or call `close`.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    NoSuchFile
+    BadFile
+        It is no prediction table, or one of another format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import h5py
+        from anndata.io import read_elem
+
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise NoSuchFile(
+                path, "The prediction table", "write one: cmrcnet predict MODEL SLIDE --bank BANK --out OUT"
+            )
+        try:
+            self._file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise BadFile(path, "a prediction table", "it is no .h5ad, or one that was cut short") from error
+        try:
+            self.obs: pd.DataFrame = read_elem(self._file["obs"])
+            self.var: pd.DataFrame = read_elem(self._file["var"])
+            self.facts: dict[str, Any] = read_elem(self._file["uns/cmrcnet"])
+            self.centre_px = self._file["obsm/spatial"][:]
+            number = int(self.facts["format"])
+        except (KeyError, OSError, ValueError) as error:
+            self.close()
+            raise BadFile(path, "a prediction table", "cmrcnet did not write it") from error
+        if number != FORMAT:
+            self.close()
+            raise BadFile(path, "a prediction table", f"its format is {number}, and this version reads {FORMAT}")
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+    @property
+    def genes(self) -> list[str]:
+        """Names of the genes, in the order of the table."""
+        return list(self.var.index)
+
+    @property
+    def side_px(self) -> float:
+        """Side (or diameter) of a place in level-0 pixels."""
+        return float(self.facts["spot_diameter_um"]) / float(self.facts["mpp"])
+
+    @property
+    def slide_px(self) -> tuple[int, int]:
+        """Width and height of the slide at level 0; where an older table does not say, those of what is predicted."""
+        reach = np.ceil(self.centre_px.max(axis=0) + self.side_px / 2)
+        return tuple(
+            int(self.facts.get(f"slide_{name}_px", most)) for name, most in zip(("width", "height"), reach, strict=True)
+        )
+
+    @cached_property
+    def picture(self) -> tuple[np.ndarray, float]:
+        """A small picture of the slide, (height, width, 3) uint8, and the level-0 pixels that its pixels span."""
+        from anndata.io import read_elem
+
+        (found,) = read_elem(self._file["uns/spatial"]).values()
+        return found["images"]["hires"], 1 / float(found["scalefactors"]["tissue_hires_scalef"])
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers besides X."""
+        return list(self._file["layers"])
+
+    def column(self, gene: str) -> np.ndarray:
+        """Predicted expression of one gene: (locations,) float32.
+
+        Raises
+        ------
+        UnknownName
+        """
+        try:
+            number = self.var.index.get_loc(gene)
+        except KeyError:
+            raise UnknownName("gene in the prediction", gene, self.genes) from None
+        return self._file["X"][:, number]
+
+    def rows(self, rows: slice, layer: str | None = None) -> np.ndarray:
+        """All genes of some locations: (locations, genes) float32.
+
+        Parameters
+        ----------
+        rows : slice
+        layer : str, optional
+            X when left out.
+        """
+        return self._file["X" if layer is None else f"layers/{layer}"][rows]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def __enter__(self) -> StoredPrediction:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,199 @@
+"""A prediction table on disk, filled block by block: memory does not depend on the number of locations.
+
+The file is an AnnData .h5ad. Its large arrays are laid out when the first block comes, at their full size and in
+chunks of 256 locations x 128 genes, so that a map of one gene reads a small part of the file. They are not compressed:
+averages of many spots are dense, and gzip or LZF make them only a tenth to a fifth smaller at a tenth of the speed
+or less (`benchmarks/table_on_disk.py`).
+
+Once the arrays are laid out, writing a block changes nothing but numbers in its own rows, so that the tmp of a
+killed run is whole up to the last block that was finished; a journal beside it says which that is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cmrcnet.storage.atomic import reserve, translate_os_errors
+
+if TYPE_CHECKING:
+    import h5py
+    from anndata import AnnData
+
+LOCATIONS_PER_CHUNK, GENES_A_CHUNK = 256, 128
+_STREAMED = "streamed"
+"""Group of the tmp that holds columns of `obs` until the end."""
+
+
+class TableFile:
+    """The tmp of a prediction table; see `finish`.
+
+    Parameters
+    ----------
+    tmp : Path
+        The .h5ad that is filled. One that an earlier run left is gone on with.
+    locations : int
+        Rows of the table.
+    name : str
+        Name of what is predicted. A tmp of another name is begun anew.
+    """
+
+    def __init__(self, tmp: Path, locations: int, name: str = "") -> None:
+        self.path, self.locations, self._name = tmp, locations, name
+        self._journal = tmp.with_suffix(".written")
+        self._file: h5py.File | None = None
+        self.written = self._rows_on_disk()
+
+    def write(
+        self,
+        rows: slice,
+        mean: np.ndarray,
+        *,
+        layers: Mapping[str, np.ndarray],
+        obsm: Mapping[str, np.ndarray] | None = None,
+        obs: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Write the rows that follow those written already.
+
+        Parameters
+        ----------
+        rows : slice
+            Starts at `written`.
+        mean : array, shape (locations, genes), float32
+        layers : mapping of array, shape (locations, genes)
+        obsm : mapping of array, shape (locations, columns), optional
+        obs : mapping of array, shape (locations,), optional
+            Further columns of `obs`; every block names the same ones.
+
+        Raises
+        ------
+        DiskFull, Unwritable
+        """
+        if rows.start != self.written:
+            raise RuntimeError(f"rows {rows.start} follow {self.written}")
+        arrays = {"X": mean}
+        for group, values in (("layers", layers), ("obsm", obsm or {}), (_STREAMED, obs or {})):
+            arrays |= {f"{group}/{key}": value for key, value in values.items()}
+        with translate_os_errors(self.path):
+            if self.written == 0:
+                self._lay_out(arrays)
+            file = self._opened()
+            for key, value in arrays.items():
+                file[key][rows] = value
+            file.flush()
+            _to_disk(self.path)
+            self._note(rows.stop)
+        self.written = rows.stop
+
+    def neighbour_similarity(self) -> np.ndarray | None:
+        """Mean of ``obsm["neighbour_similarity"]`` of each location: (locations,) float32; None where there is none."""
+        if "obsm/neighbour_similarity" not in self._opened():
+            return None
+        stored = self._opened()["obsm/neighbour_similarity"]
+        steps = range(0, self.locations, 1 << 14)
+        return np.concatenate([stored[start : start + (1 << 14)].mean(axis=1) for start in steps])
+
+    def neighbour_rows(self) -> np.ndarray:
+        """Rows of the bank that are somebody's neighbour, each once, sorted; empty where there are no neighbours."""
+        found = np.empty(0, np.int64)
+        if "obsm/neighbour_ids" not in self._opened():
+            return found
+        stored = self._opened()["obsm/neighbour_ids"]
+        for start in range(0, self.locations, 1 << 14):
+            found = np.union1d(found, stored[start : start + (1 << 14)])
+        return found
+
+    def finish(self, frame: AnnData) -> None:
+        """Add everything else of the table. After this the tmp is a whole .h5ad, to be renamed.
+
+        Parameters
+        ----------
+        frame : anndata.AnnData
+            Its obs, var, obsm and uns; see `genes.table.table_frame`.
+
+        Raises
+        ------
+        DiskFull, Unwritable
+        """
+        from anndata.io import write_elem
+
+        with translate_os_errors(self.path):
+            file = self._opened()
+            self._note(0)  # from here on the layout changes, and a killed run writes the table again
+            for name in file.get(_STREAMED, {}):
+                frame.obs[name] = file[f"{_STREAMED}/{name}"][:]
+            if _STREAMED in file:
+                del file[_STREAMED]
+            for name, values in (("obs", frame.obs), ("var", frame.var), ("uns", dict(frame.uns))):
+                write_elem(file, name, values)
+            for name, values in frame.obsm.items():
+                write_elem(file, f"obsm/{name}", values)
+            for name in ("varm", "obsp", "varp"):
+                write_elem(file, name, {})
+            self.close()
+            _to_disk(self.path)
+            self._journal.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self) -> h5py.File:
+        if self._file is None:
+            import h5py
+
+            self._file = h5py.File(self.path, "r+")
+        return self._file
+
+    def _lay_out(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Give every array its full size and its place in the file, without writing any of it."""
+        import h5py
+
+        self.close()
+        with h5py.File(self.path, "w") as file:
+            _encode(file, "anndata", "0.1.0")
+            for name in ("layers", "obsm"):
+                _encode(file.create_group(name), "dict", "0.1.0")
+            for key, value in arrays.items():
+                _encode(_empty(file, key, (self.locations, *value.shape[1:]), value.dtype), "array", "0.2.0")
+        reserve(self.path, self.path.stat().st_size)
+
+    def _note(self, rows: int) -> None:
+        self._journal.write_text(f"{self._name} {rows}\n", encoding="utf-8")
+
+    def _rows_on_disk(self) -> int:
+        """Rows that an earlier run has finished."""
+        with contextlib.suppress(OSError, ValueError):
+            name, _, rows = self._journal.read_text(encoding="utf-8").strip().rpartition(" ")
+            if name == self._name and self.path.is_file():
+                return int(rows)
+        return 0
+
+
+def _empty(file: h5py.File, key: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
+    """A dataset whose chunks have their locations in the file from now on, and hold whatever lies there."""
+    import h5py
+
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    chunks = tuple(min(most, size) for most, size in zip((LOCATIONS_PER_CHUNK, GENES_A_CHUNK), shape, strict=False))
+    return file.create_dataset(
+        key, shape, dtype, chunks=chunks if len(shape) == 2 else None, dcpl=layout, fill_time="never"
+    )
+
+
+def _encode(thing: h5py.HLObject, kind: str, version: str) -> None:
+    """Say what AnnData should read it as."""
+    thing.attrs["encoding-type"], thing.attrs["encoding-version"] = kind, version
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,130 @@
+"""How genes are named: Ensembl ids or symbols, human or mouse; and why two lists do not meet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ENSEMBL = re.compile(r"ENS([A-Z]{3,4})?G\d{11}(\.\d+)?")
+"""Gene ids: ENSG00000141510, ENSMUSG00000059552.14. The letters name the species; none means human."""
+
+SPECIES = {"": "human", "MUS": "mouse", "RNO": "rat", "DAR": "zebrafish", "SSC": "pig", "MMU": "macaque"}
+
+NEXT_TO_NOTHING = 0.05
+"""Share of the shorter list below which two lists that are named differently count as strangers."""
+
+MOST = 0.6
+"""Share of the names that must fit a pattern for the list to be called after it."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a list of genes is named.
+
+    Parameters
+    ----------
+    kind : {"ensembl", "symbol", "number"}
+    species : str or None
+        As far as the names tell: by the letters of an Ensembl id, or by case (TP53 human, Trp53 mouse).
+    """
+
+    kind: str
+    species: str | None
+
+    def __str__(self) -> str:
+        what = {"ensembl": "Ensembl ids", "symbol": "gene symbols", "number": "numbers"}[self.kind]
+        return f"{self.species} {what}" if self.species else what
+
+
+def naming_of(genes: Sequence[str]) -> Naming:
+    """Tell how genes are named, by what most of the names look like.
+
+    Parameters
+    ----------
+    genes : sequence of str
+    """
+    names = [str(gene) for gene in genes if gene]
+    if not names:
+        return Naming("symbol", None)
+    ids = [match for match in map(ENSEMBL.fullmatch, names) if match]
+    if len(ids) > MOST * len(names):
+        letters = [match.group(1) or "" for match in ids]
+        most_common = max(sorted(set(letters)), key=letters.count)
+        return Naming("ensembl", SPECIES.get(most_common))
+    if sum(name.isdigit() for name in names) > MOST * len(names):
+        return Naming("number", None)
+    worded = [name for name in names if sum(map(str.isalpha, name)) >= 3]
+    upper = sum(name.upper() == name for name in worded)
+    title = sum(any(map(str.islower, name)) and "orf" not in name for name in worded)  # human: C1orf159
+    if worded and upper > MOST * len(worded):
+        return Naming("symbol", "human")
+    if worded and title > MOST * len(worded):
+        return Naming("symbol", "mouse")
+    return Naming("symbol", None)
+
+
+def are_strangers(left: Sequence[str], right: Sequence[str]) -> bool:
+    """Whether two lists of genes do not meet: they share nothing, or next to nothing and are written differently.
+
+    The second is how two species look: human and mouse both have a C3 and an F5, and hardly another name.
+
+    Parameters
+    ----------
+    left, right : sequence of str
+        Gene names, none of them empty lists.
+    """
+    ours, theirs = set(left), set(right)
+    shared = len(ours & theirs)
+    if shared >= NEXT_TO_NOTHING * min(len(ours), len(theirs)):
+        return shared == 0
+    return shared == 0 or naming_of(left) != naming_of(right)
+
+
+def explain_no_shared_genes(left: Sequence[str], right: Sequence[str]) -> str:
+    """One or two sentences on why two lists of genes do not meet, with the hint: the hint of `NoSharedGenes`.
+
+    Parameters
+    ----------
+    left, right : sequence of str
+        Gene names. The sentence speaks of "the first" and "the second".
+    """
+    if not len(left) or not len(right):
+        return f"The {'first' if not len(left) else 'second'} names no genes at all."
+    ours, theirs = naming_of(left), naming_of(right)
+    shown = f"{_example(left, ours)} against {_example(right, theirs)}"
+    if ours.kind != theirs.kind:
+        return (
+            f"The first uses {ours}, the second {theirs} ({shown}); "
+            "name both alike, best by gene symbol, before reading them."
+        )
+    if ours.kind == "ensembl":
+        if ours.species != theirs.species:
+            return f"The first uses {ours}, the second {theirs} ({shown}); map one to its orthologues first."
+        bare = {_bare(gene) for gene in left} & {_bare(gene) for gene in right}
+        if bare:
+            return f"{len(bare)} meet once the version is cut off ({shown}); cut off what follows the dot."
+    folded = {str(gene).upper() for gene in left} & {str(gene).upper() for gene in right}
+    if folded:
+        species = ""
+        if {ours.species, theirs.species} == {"human", "mouse"}:
+            species = f", as {ours.species} and {theirs.species} genes are written"
+        return (
+            f"{len(folded)} names meet when upper and lower case are ignored ({shown}){species}; "
+            "use sections of one species, or map one to its orthologues first."
+        )
+    alike = f"Both look like {ours}" if ours == theirs else f"The names look like {ours} and {theirs}"
+    return f"{alike} ({shown}); check that both come from the same kind of assay."
+
+
+def _example(genes: Sequence[str], naming: Naming) -> str:
+    """A name that shows the naming: the first that fits it."""
+    for gene in genes:
+        name = str(gene)
+        if (ENSEMBL.fullmatch(name) is not None) == (naming.kind == "ensembl") and len(name) > 2:
+            return name
+    return str(genes[0])
+
+
+def _bare(gene: str) -> str:
+    return str(gene).split(".", 1)[0]

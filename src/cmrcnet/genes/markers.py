@@ -1,0 +1,295 @@
+"""Marker genes: published signatures of an organ's tissues and cells, kept as versioned YAML with their sources.
+
+    breast = markers("breast")
+    breast.measured(section.genes)     # signature -> its genes, as this cohort writes them
+    marker_genes(genes, "breast")      # the gene set "MG": their union
+
+Each file under ``markers/`` names its sources. A signature says whether it was compared with a table or text of its
+source (`checked`) or is a choice of genes that the source is known for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from cmrcnet.errors import BadFile, BadOption, NoSharedGenes, UnknownName
+from cmrcnet.genes.gene_naming import naming_of
+from cmrcnet.slides.section import Cohort
+
+FORMAT = 1
+SHARED = "shared"
+"""File of signatures that several organs use; it is no organ."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A publication.
+
+    Parameters
+    ----------
+    cite : str
+        Author, title, journal and year.
+    doi : str
+        Empty where it is not known for certain.
+    """
+
+    cite: str
+    doi: str = ""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Genes that stand for one tissue, cell or state.
+
+    Parameters
+    ----------
+    name, about : str
+    genes : tuple of str
+        Human symbols.
+    mouse : tuple of str
+        Mouse symbols, or empty: then the human ones are matched by name, in whichever case.
+    sources : tuple of Source
+        Where it was published; the first is the main one.
+    checked : bool
+        Whether the genes were compared with a table or the text of the source.
+    regions : tuple of str
+        Words in a region's label where the signature is expected to be high.
+    """
+
+    name: str
+    about: str
+    genes: tuple[str, ...]
+    mouse: tuple[str, ...]
+    sources: tuple[Source, ...]
+    checked: bool
+    regions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MarkerList:
+    """The signatures of one organ.
+
+    Parameters
+    ----------
+    organ : str
+    version : int
+        Goes up with every change of a gene.
+    signatures : dict of str to Signature
+        In the order of the file, shared ones last.
+    words : tuple of str
+        By which a cohort's `disease` tells the organ.
+    aliases : dict of str to tuple of str
+        Older names of a gene.
+    """
+
+    organ: str
+    version: int
+    signatures: dict[str, Signature]
+    words: tuple[str, ...]
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def measured(self, genes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Which genes of each signature a cohort measures, in the cohort's own spelling.
+
+        A gene is found by its symbol, else by an older name of it, else by either in another case (ERBB2, Erbb2),
+        as human and mouse orthologues are mostly named.
+
+        Parameters
+        ----------
+        genes : sequence of str
+            What the cohort measures: gene symbols.
+
+        Returns
+        -------
+        dict of str to tuple of str
+            Every signature; an empty tuple where none of its genes was measured.
+
+        Raises
+        ------
+        BadOption
+            When the genes are Ensembl ids.
+        """
+        naming = naming_of(genes)
+        if naming.kind != "symbol":
+            raise BadOption("genes", str(naming), "gene symbols, which marker lists are written in")
+        known = dict.fromkeys(genes)
+        folded: dict[str, str] = {}
+        for gene in genes:
+            folded.setdefault(gene.upper(), gene)
+        mouse = naming.species == "mouse"
+
+        def find(gene: str) -> str | None:
+            names = (gene, *self.aliases.get(gene.upper(), ()))
+            exact = next((name for name in names if name in known), None)
+            return exact or next((folded[name.upper()] for name in names if name.upper() in folded), None)
+
+        return {
+            name: tuple(
+                dict.fromkeys(
+                    found
+                    for gene in (signature.mouse if mouse and signature.mouse else signature.genes)
+                    if (found := find(gene)) is not None
+                )
+            )
+            for name, signature in self.signatures.items()
+        }
+
+    def expected_in(self, label: str) -> tuple[str, ...]:
+        """Names of the signatures that should be high in a region of this label, such as ``immune : APC, B-cell``."""
+        spoken = label.lower()
+        return tuple(
+            name for name, signature in self.signatures.items() if any(word in spoken for word in signature.regions)
+        )
+
+
+def marker_organs() -> tuple[str, ...]:
+    """Organs that have a marker list, sorted."""
+    folder = resources.files("cmrcnet") / "expression" / "markers"
+    names = (entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return tuple(sorted(name.replace("_", " ") for name in names if name != SHARED))
+
+
+@cache
+def markers(organ: str) -> MarkerList:
+    """The marker list of an organ.
+
+    Parameters
+    ----------
+    organ : str
+        As `marker_organs` names it; an underscore or a hyphen serves as the space of "spinal cord".
+
+    Raises
+    ------
+    UnknownName
+        With the organs that there are.
+    """
+    name = re.sub(r"[\s_-]+", " ", organ.strip().lower())
+    if name not in marker_organs():
+        raise UnknownName("marker list for the organ", organ, marker_organs(), "Give genes of your own as a list.")
+    own, shared = _read(name.replace(" ", "_")), _read(SHARED)
+    missing = [also for also in own.get("also", []) if also not in shared["signatures"]]
+    if missing:
+        raise BadFile(f"{name}.yaml", "a marker list", f"shared.yaml has no {missing[0]}")
+    signatures = {key: _signature(key, value, own["sources"]) for key, value in own["signatures"].items()}
+    signatures |= {key: _signature(key, shared["signatures"][key], shared["sources"]) for key in own.get("also", [])}
+    aliases = {gene.upper(): tuple(old) for gene, old in (shared["aliases"] | own.get("aliases", {})).items()}
+    return MarkerList(own["organ"], int(own["version"]), signatures, tuple(own["words"]), aliases)
+
+
+def organ_of(*words: str) -> str:
+    """Tell the organ from a cohort's words, such as its `disease` column.
+
+    Parameters
+    ----------
+    *words : str
+        Texts in which the name of an organ or of its disease occurs as a whole word.
+
+    Raises
+    ------
+    UnknownName
+        No organ or several are named.
+    """
+    text = " ".join(words).lower()
+    named = [
+        organ
+        for organ in marker_organs()
+        if any(re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])", text) for word in markers(organ).words)
+    ]
+    if len(named) != 1:
+        why = f"It speaks of {' and '.join(named)}. " if named else ""
+        raise UnknownName(
+            "single organ named in", " ".join(words), marker_organs(), f"{why}Say which one it is (organ)."
+        )
+    return named[0]
+
+
+def organ_of_cohort(cohort: Cohort) -> str:
+    """Tell a cohort's organ from the columns `organ`, `disease` and `site` of its file; no section is read.
+
+    Parameters
+    ----------
+    cohort : Cohort
+
+    Raises
+    ------
+    UnknownName
+    """
+    texts = dict.fromkeys(
+        entry.facts[column]
+        for entry in cohort.entries
+        for column in ("organ", "disease", "site")
+        if column in entry.facts
+    )
+    return organ_of(*texts)
+
+
+def marker_genes(genes: Sequence[str], organ: str | MarkerList) -> tuple[str, ...]:
+    """The gene set "MG": every gene of the organ's signatures that was measured.
+
+    Parameters
+    ----------
+    genes : sequence of str
+        Genes that every training section measures (the set "all").
+    organ : str or MarkerList
+
+    Returns
+    -------
+    tuple of str
+        In the order of the list, each once, as the cohort spells them.
+
+    Raises
+    ------
+    UnknownName, BadOption, NoSharedGenes
+    """
+    chosen = organ if isinstance(organ, MarkerList) else markers(organ)
+    union = tuple(dict.fromkeys(gene for found in chosen.measured(genes).values() for gene in found))
+    if not union:
+        raise NoSharedGenes(f"The {chosen.organ} markers", "the training sections")
+    return union
+
+
+def source_lines(chosen: MarkerList, signatures: Iterable[str] | None = None) -> list[str]:
+    """One line a source, for a report: what it is, its DOI where known, and which signatures are from it.
+
+    Parameters
+    ----------
+    chosen : MarkerList
+    signatures : iterable of str, optional
+        All of them when left out.
+    """
+    used: dict[Source, list[str]] = {}
+    for name in chosen.signatures if signatures is None else signatures:
+        for source in chosen.signatures[name].sources:
+            used.setdefault(source, []).append(name)
+    return [
+        f"{source.cite}{f' (doi:{source.doi})' if source.doi else ''}: {', '.join(names)}"
+        for source, names in used.items()
+    ]
+
+
+def _read(name: str) -> dict[str, Any]:
+    content = (resources.files("cmrcnet") / "expression" / "markers" / f"{name}.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(content)
+    if values.get("format") != FORMAT:
+        raise BadFile(f"{name}.yaml", "a marker list", f"its format is {values.get('format')}, not {FORMAT}")
+    return values
+
+
+def _signature(name: str, values: Mapping[str, Any], sources: Mapping[str, Mapping[str, str]]) -> Signature:
+    keys = [values["source"], *values.get("more_sources", [])]
+    return Signature(
+        name,
+        values["about"],
+        tuple(values["genes"]),
+        tuple(values.get("mouse", [])),
+        tuple(Source(sources[key]["cite"], sources[key].get("doi", "")) for key in keys),
+        bool(values["checked"]),
+        tuple(values["regions"]),
+    )

@@ -1,0 +1,319 @@
+"""The prediction table: the one contract between predicting and everything that reads predictions.
+
+The file is one thing: what a table holds, how it is filled, and how it is checked.
+
+=============================== ====================================================================================
+``X``                           predicted log-normalised expression, float32, (locations, genes); NaN where there is no
+                                prediction: no neighbour's section measured the gene. Never infinite
+``layers["spread"]``            deviation of the measured expression among the neighbours, float32; NaN where X is;
+                                absent in the table of a student, which has no neighbours
+``obs``                         ``x_um y_um`` (level-0 pixel times scale), ``similarity`` (mean cosine to the
+                                neighbours, NaN where there are none), ``in_tissue`` (1 or 0), ``confidence`` (0 to 1:
+                                share of validation spots that looked harder; NaN: not measured); of a model that
+                                knows its
+                                limits ``interval_scale``, ``in_domain`` (1 or 0), and ``refused`` where asked for
+``var``                         ``symbol``, ``ensembl_id`` (either may be empty), ``reliability`` (held-out Pearson;
+                                NaN: not measured), ``reliability_is`` ("held-out Pearson", "validation Pearson",
+                                "validation
+                                Pearson of the teacher" or "not measured"); gene cards: ``reliability_low``, ``_high``
+                                (95 % interval), ``_null``, ``_sections``, ``grade`` (A to D, "not measured");
+                                ``interval_low``, ``interval_high``
+``layers["lower"], ["upper"]``  where asked for: the interval, ``X + interval_scale * interval_low`` (not below 0)
+                                and ``X + interval_scale * interval_high``; NaN: none can be given
+``obsm["spatial"]``             x, y of each centre in level-0 pixels: scanpy and squidpy plot it at once
+``obsm["neighbour_ids"]``       rows of the bank that were averaged, most similar first; absent where there are none
+``obsm["neighbour_similarity"]``  cosine of each
+``obsm["neighbour_weight"]``    weight of each in the average, summing to 1
+``obsm["patient_weights"]``               share of that weight per patient, in the order of
+``uns["cmrcnet"]["bank_patients"]``
+``uns["spatial"]``              a small picture of the slide and its scale, as scanpy wants it
+``uns["cmrcnet"]``              ``format``, ``units`` of X, ``slide``, ``slide_fingerprint``, ``slide_width_px``,
+                                ``slide_height_px``, ``mpp``, ``spot_diameter_um``, ``version``, and all
+                                provenance given
+=============================== ====================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from cmrcnet.errors import DamagedArtefact, ShapeMismatch
+from cmrcnet.genes.gene_naming import ENSEMBL
+from cmrcnet.slides.slide import Slide, known_scale
+from cmrcnet.slides.spots import Spots
+from cmrcnet.slides.thumbnail import thumbnail
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+FORMAT = 1
+PICTURE_PX = 1_200
+"""Longer side of the picture that a table carries, at most."""
+
+STUDENT = "student_fingerprint"
+"""In ``uns["cmrcnet"]`` of a table that a distilled student wrote: it has no neighbours, spread or attributions."""
+
+MEASURED, NOT_MEASURED = "held-out Pearson", "not measured"
+
+_HINT = "predict again with this version of cmrcnet"
+
+
+class Ranked(Protocol):
+    """What the table needs of `search.Neighbours`, a room above this one: both of shape (locations, k)."""
+
+    ids: np.ndarray
+    similarity: np.ndarray
+
+
+def prediction_table(
+    mean: np.ndarray,
+    spread: np.ndarray | None,
+    *,
+    genes: Sequence[str],
+    spots: Spots,
+    slide: Slide,
+    neighbours: Ranked | None,
+    provenance: Mapping[str, Any],
+    reliability: Mapping[str, float] | None = None,
+    confidence: np.ndarray | None = None,
+    in_tissue: np.ndarray | None = None,
+) -> AnnData:
+    """Put a prediction into its table.
+
+    Parameters
+    ----------
+    mean, spread : numpy.ndarray, shape (locations, genes)
+        NaN in both where there is no prediction. `spread` is None where there are no neighbours.
+    genes : sequence of str
+    spots : Spots
+        The locations.
+    slide : Slide
+        Its scale must be known; its picture is read once, made small.
+    neighbours : search.Neighbours or None
+        Bank spots that were averaged.
+    provenance : mapping
+        Fingerprints, k, target_sum, version, ... Goes into ``uns["cmrcnet"]``; what AnnData cannot store is stored as
+        JSON text. ``target_sum`` gives X its units.
+    reliability : mapping of gene to float, optional
+        Held-out Pearson of genes for which it was measured.
+    confidence : numpy.ndarray, shape (locations,), optional
+    in_tissue : numpy.ndarray, shape (locations,), optional
+        When left out, every location that was asked for counts as tissue.
+
+    Returns
+    -------
+    anndata.AnnData
+
+    Raises
+    ------
+    ShapeMismatch, UnknownScale
+    """
+    wanted = (len(spots), len(genes))
+    for name, values in (("mean", mean), ("spread", spread)):
+        if values is not None and values.shape != wanted:
+            raise ShapeMismatch(name, want=wanted, got=values.shape)
+    if neighbours is not None and neighbours.ids.shape[0] != len(spots):
+        raise ShapeMismatch("neighbours", want=(len(spots), "k"), got=neighbours.ids.shape)
+    table = table_frame(
+        genes=genes,
+        spots=spots,
+        slide=slide,
+        similarity=None if neighbours is None else neighbours.similarity.mean(axis=1),
+        provenance=provenance,
+        reliability=reliability,
+        confidence=confidence,
+        in_tissue=in_tissue,
+    )
+    table.X = np.ascontiguousarray(mean, dtype=np.float32)
+    if spread is not None:
+        table.layers["spread"] = np.ascontiguousarray(spread, dtype=np.float32)
+    if neighbours is not None:
+        table.obsm["neighbour_ids"] = neighbours.ids.astype(np.int64)
+        table.obsm["neighbour_similarity"] = neighbours.similarity.astype(np.float32)
+    return table
+
+
+def table_frame(
+    *,
+    genes: Sequence[str],
+    spots: Spots,
+    slide: Slide,
+    similarity: np.ndarray | None,
+    provenance: Mapping[str, Any],
+    reliability: Mapping[str, float] | None = None,
+    confidence: np.ndarray | None = None,
+    in_tissue: np.ndarray | None = None,
+) -> AnnData:
+    """Everything of a prediction table but what grows with locations times genes or neighbours: X is None, no layers.
+
+    Parameters
+    ----------
+    similarity : numpy.ndarray, shape (locations,), or None
+        Mean cosine to the neighbours.
+    genes, spots, slide, provenance, reliability, confidence, in_tissue
+        As `prediction_table`.
+
+    Returns
+    -------
+    anndata.AnnData
+
+    Raises
+    ------
+    UnknownScale
+    """
+    import anndata
+    import pandas as pd
+
+    scale = known_scale(slide)
+    locations = {
+        "x_um": spots.centre_px[:, 0] * scale,
+        "y_um": spots.centre_px[:, 1] * scale,
+        "similarity": np.full(len(spots), np.nan) if similarity is None else np.asarray(similarity),
+        "in_tissue": np.ones(len(spots)) if in_tissue is None else np.asarray(in_tissue),
+        "confidence": np.full(len(spots), np.nan) if confidence is None else np.asarray(confidence),
+    }
+    kinds = {"similarity": np.float32, "in_tissue": np.int64, "confidence": np.float32}
+    table = anndata.AnnData(
+        obs=pd.DataFrame(
+            {name: values.astype(kinds.get(name, np.float64)) for name, values in locations.items()},
+            index=pd.Index(list(spots.barcodes), dtype=object),
+        ),
+        var=_gene_columns(genes, reliability or {}),
+        obsm={"spatial": np.array(spots.centre_px)},
+    )
+    table.uns["spatial"] = {slide.name.replace("/", "_"): _picture(slide, spots.diameter_um / scale)}
+    table.uns["cmrcnet"] = {
+        **{key: _storable(value) for key, value in provenance.items()},
+        "format": FORMAT,
+        "units": units_of(provenance.get("target_sum")),
+        "slide": slide.name,
+        "slide_fingerprint": slide.fingerprint(),
+        "slide_width_px": int(slide.width_px),
+        "slide_height_px": int(slide.height_px),
+        "mpp": scale,
+        "spot_diameter_um": float(spots.diameter_um),
+        "version": str(provenance.get("version") or _version()),
+    }
+    return table
+
+
+def units_of(target_sum: float | str | None) -> str:
+    """What the numbers in X are, in words."""
+    if target_sum is None:
+        return "log1p of normalised counts"
+    if target_sum == "median":
+        return "log1p of counts scaled to the median library size of each section"
+    return f"log1p of counts per {float(target_sum):,.10g}"
+
+
+def check_prediction_table(table: AnnData) -> None:
+    """Refuse a table that does not keep the contract.
+
+    Parameters
+    ----------
+    table : anndata.AnnData
+
+    Raises
+    ------
+    DamagedArtefact
+        With the first point that is not kept.
+    """
+    for why in _breaches(table):
+        raise DamagedArtefact("The prediction table", why, _HINT)
+
+
+def _breaches(table: AnnData):
+    """Every point of the contract that the table does not keep, one sentence each."""
+    ours = table.uns.get("cmrcnet")
+    if ours is None:
+        yield 'uns["cmrcnet"] is missing'
+        return
+    if int(ours.get("format", 0)) != FORMAT:
+        yield f"its format is {ours.get('format')}, and this version reads {FORMAT}"
+    for key in ("units", "slide", "slide_fingerprint", "mpp", "spot_diameter_um", "version"):
+        if key not in ours:
+            yield f'uns["cmrcnet"] lacks {key}'
+    for holder, name, keys in (
+        (table.obs, "obs", ("x_um", "y_um", "similarity", "in_tissue", "confidence")),
+        (table.var, "var", ("symbol", "ensembl_id", "reliability", "reliability_is")),
+        (table.layers, "layers", () if STUDENT in ours else ("spread",)),
+        (table.obsm, "obsm", ("spatial",)),
+        (table.uns, "uns", ("spatial",)),
+    ):
+        missing = [key for key in keys if key not in holder]
+        if missing:
+            yield f"{name} lacks {', '.join(missing)}"
+            return
+    if not table.obs_names.is_unique or not table.var_names.is_unique:
+        yield "locations or genes are named twice"
+    if np.shape(table.obsm["spatial"]) != (table.n_obs, 2):
+        yield f'obsm["spatial"] has shape {np.shape(table.obsm["spatial"])}; wanted {(table.n_obs, 2)}'
+        return
+    spread = table.layers.get("spread")
+    for name, values in (("X", table.X), ('layers["spread"]', spread)):
+        if values is None:
+            continue
+        values = np.asarray(values)
+        if values.dtype != np.float32:
+            yield f"{name} is {values.dtype}; wanted float32"
+        elif np.isinf(values).any():
+            yield f"{name} holds infinite values"
+    if spread is not None:
+        if not np.array_equal(np.isnan(np.asarray(table.X)), np.isnan(np.asarray(spread))):
+            yield 'X and layers["spread"] are not NaN at the same locations'
+        if (np.asarray(spread) < 0).any():
+            yield 'layers["spread"] holds negative values'
+    microns = np.asarray(table.obsm["spatial"]) * float(ours.get("mpp", np.nan))
+    if not np.allclose(microns, table.obs[["x_um", "y_um"]].to_numpy(), rtol=1e-6, atol=1e-3):
+        yield "x_um and y_um do not match the centres and the scale"
+    if ("neighbour_ids" in table.obsm) != ("neighbour_similarity" in table.obsm) or (
+        "neighbour_ids" in table.obsm
+        and np.shape(table.obsm["neighbour_ids"]) != np.shape(table.obsm["neighbour_similarity"])
+    ):
+        yield "neighbour_ids and neighbour_similarity do not match"
+
+
+def _gene_columns(genes: Sequence[str], reliability: Mapping[str, float]):
+    import pandas as pd
+
+    ids = [bool(ENSEMBL.fullmatch(gene)) for gene in genes]
+    measured = np.array([reliability.get(gene, np.nan) for gene in genes], dtype=np.float32)
+    return pd.DataFrame(
+        {
+            "symbol": ["" if is_id else gene for gene, is_id in zip(genes, ids, strict=True)],
+            "ensembl_id": [gene if is_id else "" for gene, is_id in zip(genes, ids, strict=True)],
+            "reliability": measured,
+            "reliability_is": np.where(np.isfinite(measured), MEASURED, NOT_MEASURED),
+        },
+        index=pd.Index(list(genes), dtype=object),
+    )
+
+
+def _picture(slide: Slide, diameter_px: float) -> dict[str, Any]:
+    """The slide made small, laid out as scanpy's and Space Ranger's ``uns["spatial"][library]``."""
+    downsample = max(1.0, max(slide.width_px, slide.height_px) / PICTURE_PX)
+    return {
+        "images": {"hires": thumbnail(slide, downsample)},
+        "scalefactors": {"tissue_hires_scalef": 1 / downsample, "spot_diameter_fullres": float(diameter_px)},
+        "metadata": {},
+    }
+
+
+def _storable(value: Any) -> Any:
+    """A value that an .h5ad file can hold in `uns`: plain ones as they are, others as JSON text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if isinstance(value, str | bool | int | float) else json.dumps(value, sort_keys=True, default=str)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("cmrcnet")
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "unknown"

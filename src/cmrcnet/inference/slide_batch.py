@@ -1,0 +1,214 @@
+"""Predict many slides, one after the other: what is done is skipped, and a broken slide does not stop the others.
+
+Several processes, on several machines that share the disk, may work on one folder: a slide that another one is at is
+passed over.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from glob import has_magic
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cmrcnet.errors import BadOption, CmrcnetError, DiskFull, NoSuchFile, OutputExists, OutputInUse, Unwritable
+from cmrcnet.storage.atomic import atomic_file, refuse_existing
+
+if TYPE_CHECKING:
+    from cmrcnet.inference.predictors import Predictor
+    from cmrcnet.storage.cache import TokenCache
+
+log = logging.getLogger("cmrcnet")
+
+ENDINGS = (
+    ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".dcm", ".tif", ".tiff", ".btf",
+    ".jpg", ".jpeg", ".png",
+)  # fmt: skip
+"""What counts as a slide in a folder; a pattern takes whatever it names."""
+
+PREDICTED, DONE_BEFORE, ELSEWHERE, BROKEN = "predicted", "done before", "under way elsewhere", "broken"
+
+
+@dataclass(frozen=True)
+class SlideOutcome:
+    """What became of one slide: a row of summary.csv."""
+
+    slide: str
+    table: str
+    status: Literal["predicted", "done before", "under way elsewhere", "broken"]
+    locations: int | None = None
+    genes: int | None = None
+    seconds: float | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """What became of all of them."""
+
+    outcomes: tuple[SlideOutcome, ...]
+    summary: Path
+
+    @property
+    def broken(self) -> tuple[SlideOutcome, ...]:
+        """The slides that could not be predicted."""
+        return tuple(outcome for outcome in self.outcomes if outcome.status == BROKEN)
+
+    def to_text(self) -> str:
+        """What to tell at the end."""
+        kinds = (PREDICTED, DONE_BEFORE, ELSEWHERE, BROKEN)
+        count = {status: sum(o.status == status for o in self.outcomes) for status in kinds}
+        if not count[ELSEWHERE]:
+            del count[ELSEWHERE]
+        lines = [
+            f"{len(self.outcomes)} slides: {', '.join(f'{number} {status}' for status, number in count.items())}.",
+            *(f"Broken: {outcome.slide}: {outcome.problem}" for outcome in self.broken),
+            f"Summary: {self.summary}",
+        ]
+        return "\n".join(lines)
+
+
+def slides_of(source: Path) -> list[Path] | None:
+    """The slides in a folder or of a pattern, sorted; None where `source` is one file.
+
+    Parameters
+    ----------
+    source : Path
+
+    Raises
+    ------
+    NoSuchFile
+        A folder or pattern without any slide.
+    """
+    if source.is_dir():
+        found = sorted(path for path in source.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
+        what = f"Slides ({' '.join(ENDINGS)}) in"
+    elif has_magic(str(source)) and not source.exists():
+        named = Path(source.anchor or ".").glob(str(source.relative_to(source.anchor)))
+        found, what = sorted(path for path in named if path.is_file()), "A slide like"
+    else:
+        return None
+    if not found:
+        raise NoSuchFile(source, what)
+    return found
+
+
+def predict_slides(
+    predictor: Predictor,
+    slides: Sequence[Path],
+    folder: Path,
+    *,
+    genes: Sequence[str] | None = None,
+    grid_um: float = 100.0,
+    batch: int | Literal["auto"] = "auto",
+    mpp: float | None = None,
+    cache: TokenCache | None = None,
+    overwrite: bool = False,
+) -> BatchOutcome:
+    """Predict each slide into a table of its name.
+
+    Parameters
+    ----------
+    predictor : Predictor
+        A model with its bank, or a student.
+    slides : sequence of Path
+    folder : Path
+        Made when it is not there. ``summary.csv`` is written anew after every slide; of several processes it tells
+        what the last one to write has seen, so run the command once more when all are done.
+    genes, grid_um, batch, mpp, cache
+        As `predict` and `open_slide`.
+    overwrite : bool
+        Predict again what is done.
+
+    Raises
+    ------
+    ForeignBank, UnknownName, TooFew, BadOption
+        What would be wrong with every slide.
+    DiskFull, Unwritable
+        What would go wrong with every later slide.
+    """
+    from cmrcnet.inference.gene_columns import columns_of
+
+    predictor.check()
+    columns_of(genes, predictor.genes)
+    if folder.exists() and not folder.is_dir():
+        raise OutputExists(folder, "it is a file, and many slides need a folder")
+    summary = folder / "summary.csv"
+    refuse_existing(summary, overwrite=True)
+    outcomes: list[SlideOutcome] = []
+    for number, (slide, table) in enumerate(zip(slides, _tables(slides, folder), strict=True), start=1):
+        log.info("Slide %d of %d: %s", number, len(slides), slide.name)
+        start = time.monotonic()
+        try:
+            outcome = _predict_one(predictor, slide, table, genes, grid_um, batch, mpp, cache, overwrite)
+        except (DiskFull, Unwritable):
+            raise
+        except OutputInUse:
+            outcome = SlideOutcome(str(slide), table.name, ELSEWHERE)
+        except CmrcnetError as error:
+            outcome = SlideOutcome(str(slide), table.name, BROKEN, problem=str(error))
+            log.warning("warning: %s is passed over: %s", slide.name, error)
+        seconds = round(time.monotonic() - start, 1)
+        outcomes.append(dataclasses.replace(outcome, seconds=seconds))
+        _write_summary(summary, outcomes)
+    return BatchOutcome(tuple(outcomes), summary)
+
+
+def _predict_one(
+    predictor: Predictor,
+    slide: Path,
+    table: Path,
+    genes: Sequence[str] | None,
+    grid_um: float,
+    batch: int | Literal["auto"],
+    mpp: float | None,
+    cache: TokenCache | None,
+    overwrite: bool,
+) -> SlideOutcome:
+    from cmrcnet.inference.slide_job import predict_to_file
+    from cmrcnet.slides.slide_files import open_slide
+
+    with open_slide(slide, mpp=mpp) as picture:
+        wanted = predictor.facts() | {"slide_fingerprint": picture.fingerprint(), "spot_diameter_um": grid_um}
+        if table.exists() and not overwrite:
+            size = _size_if_the_same(table, wanted, predictor.genes if genes is None else list(dict.fromkeys(genes)))
+            return SlideOutcome(str(slide), table.name, DONE_BEFORE, *size)
+        plan = predictor.plan(picture, genes=genes, grid_um=grid_um)
+        predict_to_file(plan, table, cache=cache, batch=batch)
+    return SlideOutcome(str(slide), table.name, PREDICTED, len(plan.locations), len(plan.columns))
+
+
+def _size_if_the_same(table: Path, wanted: dict, genes: Sequence[str]) -> tuple[int, int]:
+    """Locations and genes of a table that is there, if it is what would be predicted now; else `OutputExists`."""
+    from cmrcnet.export.stored_prediction import StoredPrediction
+
+    with StoredPrediction(table) as found:
+        other = [name for name, value in wanted.items() if found.facts.get(name) != value]
+        if other or found.genes != list(genes):
+            why = f"it differs in {', '.join([*other, *([] if found.genes == list(genes) else ['genes'])])}"
+            raise OutputExists(table, f"{why}; choose another folder or pass --overwrite")
+        return len(found), len(found.genes)
+
+
+def _tables(slides: Sequence[Path], folder: Path) -> list[Path]:
+    """The table of each slide: of its name without the ending, or with it where two would be the same."""
+    stems = [slide.stem for slide in slides]
+    names = [stem if stems.count(stem) == 1 else slide.name for slide, stem in zip(slides, stems, strict=True)]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadOption(
+                "slide", name, want="slides of different names; those of several folders one folder at a time"
+            )
+    return [folder / f"{name}.h5ad" for name in names]
+
+
+def _write_summary(path: Path, outcomes: Iterable[SlideOutcome]) -> None:
+    with atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, [field.name for field in dataclasses.fields(SlideOutcome)])
+        rows.writeheader()
+        rows.writerows(dataclasses.asdict(outcome) for outcome in outcomes)

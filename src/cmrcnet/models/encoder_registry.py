@@ -1,0 +1,263 @@
+"""Image encoders by name: short names with cards, any timm network, any timm network on the model hub."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cmrcnet.errors import BadOption, UnknownName
+from cmrcnet.models.dinov2_names import to_timm as from_transformers
+from cmrcnet.models.efficientnet_lite import embedded_weights, to_timm
+from cmrcnet.models.encoder_weights import (
+    fetch_from_hub,
+    fit_weights,
+    random_weights,
+    read_safetensors,
+    require_hub,
+    translate_hub_errors,
+)
+from cmrcnet.models.image_encoder import EncoderOrigin, ImageEncoder, block_outputs, blocks_of
+from cmrcnet.models.pretrained_config import PretrainedConfig
+from cmrcnet.models.pretrained_configs import CARDS, WITHHELD
+from cmrcnet.models.torchvision_compat import import_timm
+
+_PREFIXES = "or timm:NAME for any timm network, or hf-hub:ORG/NAME for one on the model hub"
+
+
+def image_encoders() -> tuple[str, ...]:
+    """Short names of the encoders that have a card, the embedded one first."""
+    return tuple(CARDS)
+
+
+def pretrained_config(name: str) -> PretrainedConfig:
+    """The card of an encoder; that of ``timm:`` and ``hf-hub:`` names is made by looking at the network.
+
+    Raises
+    ------
+    UnknownName, WeightsMissing
+    """
+    if name in CARDS:
+        return CARDS[name]
+    if name.startswith(("timm:", "hf-hub:")):
+        return _look_at(_timm_network(name, pretrained=False, settings={}), name)
+    hint = WITHHELD.get(name.lower().replace("-", "").replace("_", ""), f"Give one of these, {_PREFIXES}")
+    raise UnknownName("encoder", name, image_encoders(), f"{hint}.")
+
+
+def create_image_encoder(
+    name: str,
+    *,
+    weights: str | Path = "pretrained",
+    blocks: Sequence[int] = (),
+    depth: int | None = None,
+    heads: int | None = None,
+    seed: int = 0,
+) -> ImageEncoder:
+    """Build an encoder, in evaluation mode, on the CPU.
+
+    Parameters
+    ----------
+    name : str
+        A short name (`image_encoders`), ``timm:NAME``, or ``hf-hub:ORG/NAME``. A plain timm vision transformer made
+        for another patch size is built for 224 px, its position embedding resampled.
+    weights : str
+        "pretrained"; "random"; or the path of a local safetensors file.
+    blocks : sequence of int
+        Blocks whose tokens are joined, counted from 0; empty: the last output.
+    depth, heads : int or None
+        Number of transformer blocks, and of attention heads, where not the network's own. A shallower pretrained
+        network keeps its first blocks; other heads cannot be had with pretrained weights.
+    seed : int
+        Of random weights.
+
+    Returns
+    -------
+    ImageEncoder
+
+    Raises
+    ------
+    UnknownName
+        If there is no such encoder.
+    WeightsMissing
+        If its weights are not at hand; the sentence says how to get them.
+    PickleRefused, DamagedWeights
+        If a local file is no safetensors file, is truncated, or holds another network's weights.
+    BadOption
+        If the network has no such blocks, depth or heads.
+    """
+    weights, blocks = str(weights), tuple(blocks)
+    if heads is not None and weights == "pretrained":
+        raise BadOption("model.encoder_heads", heads, "nothing, unless the weights are random or a file of your own")
+    settings: dict[str, Any] = {}
+    if depth is not None:
+        settings["depth"] = depth
+    if heads is not None:
+        settings["num_heads"] = heads
+    if name in CARDS:
+        card, backbone = _from_card(CARDS[name], weights, settings, seed)
+    else:
+        card, backbone = _from_timm(name, weights, settings, seed)
+    origin = EncoderOrigin(name, weights, blocks, depth, heads, seed)
+    if card.grid is not None:
+        backbone = backbone.to(memory_format=torch.channels_last)  # a third faster on a CPU
+    return ImageEncoder(backbone, card, blocks, origin).eval()
+
+
+def _from_card(
+    card: PretrainedConfig, weights: str, settings: dict[str, Any], seed: int
+) -> tuple[PretrainedConfig, nn.Module]:
+    given = _weights_of(card, weights)  # first: what is missing is said before a large network is built
+    backbone = random_weights(lambda: _build(card.architecture, {**dict(card.settings), **settings}, card.name), seed)
+    depth = settings.get("depth")
+    if given is not None:
+        fit_weights(backbone, given, card.source if weights == "pretrained" else weights, depth)
+    return (card if depth is None else replace(card, blocks=card.blocks[:1] * depth)), backbone
+
+
+def _weights_of(card: PretrainedConfig, weights: str) -> dict[str, torch.Tensor] | None:
+    """Weights under timm's names, or None when they shall be random."""
+    if weights == "random":
+        return None
+    if weights == "pretrained" and card.name == "efficientnet-lite0":
+        return to_timm(embedded_weights())
+    if weights != "pretrained":
+        given = read_safetensors(weights, card.name)
+    elif card.repository is not None:
+        given = fetch_from_hub(card.repository, card.name)
+    else:
+        given = _timm_network(card.source, True, dict(card.settings)).state_dict()
+    return from_transformers(given) if card.name == "phikon-v2" else given
+
+
+def _from_timm(name: str, weights: str, settings: dict[str, Any], seed: int) -> tuple[PretrainedConfig, nn.Module]:
+    if not name.startswith(("timm:", "hf-hub:")):
+        pretrained_config(name)  # raises: nobody knows it
+    if weights == "pretrained" and not settings:
+        backbone = _timm_network(name, True, {})
+        return _look_at(backbone, name), backbone
+    given = None
+    if weights == "pretrained":
+        given = _timm_network(name, True, {}).state_dict()
+    elif weights != "random":
+        given = read_safetensors(weights, name)
+    backbone = random_weights(lambda: _timm_network(name, False, settings), seed)
+    if given is not None:
+        fit_weights(backbone, given, name if weights == "pretrained" else weights, settings.get("depth"))
+    return _look_at(backbone, name), backbone
+
+
+def _timm_network(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
+    """A timm network by ``timm:NAME`` or ``hf-hub:ORG/NAME``."""
+    timm = import_timm()
+    kind, _, rest = name.partition(":")
+    if kind == "hf-hub":
+        require_hub(rest, name)
+        with translate_hub_errors(rest, name):
+            return _build(name, settings, name, pretrained)
+    if not timm.is_model(rest):
+        close = difflib.get_close_matches(rest, timm.list_models(), n=5, cutoff=0.3)
+        raise UnknownName("timm network", rest, close, "timm.list_models() lists them all.")
+    if pretrained:
+        repository = (timm.get_pretrained_cfg(rest, allow_unregistered=False) or _Nothing).hf_hub_id or f"timm/{rest}"
+        require_hub(repository, name)
+        with translate_hub_errors(repository, name):
+            return _build(rest, {**_for_224(rest), **settings}, name, pretrained=True)
+    return _build(rest, {**_for_224(rest), **settings}, name)
+
+
+class _Nothing:
+    hf_hub_id = None
+
+
+def _for_224(network: str) -> dict[str, Any]:
+    """A plain vision transformer takes any image size that its patches divide: build it for 224 px."""
+    timm = import_timm()
+    cfg = timm.get_pretrained_cfg(network)
+    side = cfg.input_size[-1] if cfg is not None else 224
+    plain = timm.model_entrypoint(network).__module__ == "timm.models.vision_transformer"
+    patch = next((int(part[5:]) for part in network.split("_") if part.startswith("patch") and part[5:].isdigit()), 0)
+    return {"img_size": 224} if plain and side != 224 and patch and 224 % patch == 0 else {}
+
+
+def _build(architecture: str, settings: dict[str, Any], name: str, pretrained: bool = False) -> nn.Module:
+    timm = import_timm()
+    layers = {
+        key: getattr(home, settings[key])
+        for key, home in (("mlp_layer", timm.layers), ("act_layer", nn))
+        if key in settings
+    }
+    for key in ("depth", "num_heads"):
+        if key in settings and (not isinstance(settings[key], int) or settings[key] < 1):
+            raise BadOption(f"model.encoder_{key.removeprefix('num_')}", settings[key], "a whole number, 1 or more")
+    try:
+        backbone = timm.create_model(architecture, pretrained=pretrained, num_classes=0, **{**settings, **layers})
+    except TypeError as error:
+        unknown = [key for key in ("depth", "num_heads") if key in settings and f"'{key}'" in str(error)]
+        if not unknown:
+            raise
+        option = f"model.encoder_{unknown[0].removeprefix('num_')}"
+        raise BadOption(option, settings[unknown[0]], f"nothing: {name} is not a plain vision transformer") from error
+    except (AssertionError, ValueError) as error:
+        if "num_heads" not in settings:
+            raise
+        raise BadOption("model.encoder_heads", settings["num_heads"], f"a divisor of {name}'s width") from error
+    return backbone
+
+
+def _look_at(backbone: nn.Module, name: str) -> PretrainedConfig:
+    """Write a card by running one blank patch through the network."""
+    cfg = getattr(backbone, "pretrained_cfg", {}) or {}
+    side = _side(backbone, cfg)
+    modules = blocks_of(backbone)
+    training = backbone.training
+    backbone.eval()
+    with torch.no_grad():
+        blank = torch.zeros(1, 3, side, side)
+        last = backbone.forward_features(blank)
+        each = block_outputs(backbone, range(len(modules)), blank) if modules else []
+    backbone.train(training)
+    if not isinstance(last, torch.Tensor) or last.ndim not in (3, 4):
+        raise BadOption("model.encoder", name, "a network that gives one feature map or one row of tokens")
+    maps_last = str(getattr(backbone, "output_fmt", "")).endswith("NHWC")
+    registers = getattr(backbone, "reg_token", None)
+    register = int(registers.shape[1]) if last.ndim == 3 and isinstance(registers, torch.Tensor) else 0
+    prefix = int(getattr(backbone, "num_prefix_tokens", 0)) if last.ndim == 3 else 0
+    grid = None
+    if last.ndim == 4:
+        grid = tuple(last.shape[1:3]) if maps_last else tuple(last.shape[2:])
+    return PretrainedConfig(
+        name=name,
+        source=name,
+        licence=str(cfg.get("license") or "unknown: see the network's own card"),
+        architecture=str(cfg.get("architecture") or name.partition(":")[2]),
+        patch_px=side,
+        any_size=last.ndim == 4 and not cfg.get("fixed_input_size", False),
+        mean=tuple(cfg.get("mean", (0.5, 0.5, 0.5))),
+        std=tuple(cfg.get("std", (0.5, 0.5, 0.5))),
+        n_tokens=grid[0] * grid[1] if grid else last.shape[1] - register,
+        dim=_width(last, maps_last),
+        grid=grid,
+        blocks=tuple(_width(output, maps_last) for output in each),
+        class_tokens=prefix - register,
+        register_tokens=register,
+        note="its scale is the config's: nobody has said at which scale it was trained",
+    )
+
+
+def _width(output: torch.Tensor, maps_last: bool) -> int:
+    return output.shape[1] if output.ndim == 4 and not maps_last else output.shape[-1]
+
+
+def _side(backbone: nn.Module, cfg: dict[str, Any]) -> int:
+    embed = getattr(backbone, "patch_embed", None)
+    size = getattr(embed, "img_size", None)
+    if size is not None:
+        return int(size[0] if isinstance(size, tuple | list) else size)
+    fixed = cfg.get("fixed_input_size", False)
+    return int(cfg.get("input_size", (3, 224, 224))[-1]) if fixed else 224

@@ -1,0 +1,235 @@
+"""Do a section's spots lie where its picture says? The stated arrangement against shifted, turned and mirrored ones.
+
+Tissue and counts vary together: dense tissue yields more transcripts, and its leading expression components follow
+what is stained. Five plain colour statistics under each spot explain log depth, log number of genes and two expression
+components by ridge regression, scored by the leave-one-out R2 (exact, from the hat matrix). The same is asked of
+arrangements that could have been meant; one that fits much better AND covers the tissue as well is told. Shuffled
+pairs show without any picture: expression that varied smoothly over the section no longer does (Moran's I).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import sparse
+
+from cmrcnet.genes.normalize import library_sizes, normalize
+from cmrcnet.qc.finding import Finding
+from cmrcnet.qc.under_spots import SpotMaps
+
+FEWEST_SPOTS = 50
+"""With fewer, chance arrangements fit as well as true ones: nothing is said."""
+STEP_UM, REACH_UM = 100.0, 500.0
+"""Shifts are tried on a grid of this step, to this distance in x and y."""
+GAIN = 0.08
+"""By how much R2 another arrangement must beat the stated one. Twice that when there are fewer than 150 spots."""
+FIT = 0.12
+"""R2 that the other arrangement must reach at least; sound sections of over 150 spots reach 0.19 and more."""
+NO_FIT = 0.05
+"""R2 of at most this, or of the best permuted pairs, explains nothing."""
+TISSUE_LOST = 0.03
+"""The other arrangement may lie on tissue by this much less."""
+SMOOTH_Z = 3.5
+"""Below this z of Moran's I in every target the expression is as rough as a shuffled one."""
+PERMUTATIONS = 99
+MOST_SPOTS = 1_500
+"""More spots than this are thinned at random (seed 0)."""
+SHRINK = 1.0
+
+TURNS: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
+    "turned by 90 degrees": ((0, -1), (1, 0)),
+    "turned by 180 degrees": ((-1, 0), (0, -1)),
+    "turned by 270 degrees": ((0, 1), (-1, 0)),
+    "mirrored left to right": ((-1, 0), (0, 1)),
+    "mirrored top to bottom": ((1, 0), (0, -1)),
+    "with x and y exchanged": ((0, 1), (1, 0)),
+    "mirrored at the other diagonal": ((0, -1), (-1, 0)),
+}
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How well the stated locations fit, and what fits best.
+
+    Parameters
+    ----------
+    verdict : {"fits", "shuffled", "misaligned", "cannot tell"}
+        "fits": the stated arrangement explains something, and no other one much more.
+    stated : float
+        Leave-one-out R2 of the stated arrangement, mean over targets.
+    permuted : float
+        The largest R2 of `PERMUTATIONS` permuted ones.
+    best : float
+        R2 of the best other arrangement that lies on tissue as well.
+    best_is : str
+    smooth_z : float
+        Largest z of Moran's I among the targets.
+    spots : int
+    """
+
+    verdict: Literal["fits", "shuffled", "misaligned", "cannot tell"]
+    stated: float = float("nan")
+    permuted: float = float("nan")
+    best: float = float("nan")
+    best_is: str = ""
+    smooth_z: float = float("nan")
+    spots: int = 0
+
+
+def judge_arrangement(maps: SpotMaps, centre_px: np.ndarray, counts: sparse.csr_matrix) -> Arrangement:
+    """Compare the stated arrangement of a section's spots with others.
+
+    Parameters
+    ----------
+    maps : SpotMaps
+    centre_px : numpy.ndarray, shape (spots, 2)
+        x, y in level-0 pixels.
+    counts : sparse matrix, shape (spots, genes)
+
+    Returns
+    -------
+    Arrangement
+    """
+    random = np.random.default_rng(0)
+    used = np.flatnonzero(library_sizes(counts) > 0)
+    if len(used) < FEWEST_SPOTS:
+        return Arrangement("cannot tell", spots=len(used))
+    if len(used) > MOST_SPOTS:
+        used = np.sort(random.choice(used, MOST_SPOTS, replace=False))
+    locations, targets = np.asarray(centre_px)[used], expression_targets(counts[used])
+    features, covered = maps.at(locations)
+    stated = loo_r2(features, targets)
+    shuffles = [random.permutation(len(used)) for _ in range(PERMUTATIONS)]
+    permuted = max(loo_r2(features, targets[order]) for order in shuffles)
+    smooth = _smoothness(locations, targets, shuffles)
+    best, best_is = -np.inf, ""
+    for name, other in _others(locations, maps):
+        features, share = maps.at(other)
+        if share.mean() >= covered.mean() - TISSUE_LOST:
+            score = loo_r2(features, targets)
+            if score > best:
+                best, best_is = score, name
+    verdict = _verdict(stated, permuted, best, smooth, len(used))
+    return Arrangement(verdict, stated, permuted, float(best), best_is, smooth, len(used))
+
+
+def arrangement_finding(name: str, seen: Arrangement) -> Finding | None:
+    """The finding of one section, or None where all is well or nothing can be told.
+
+    Parameters
+    ----------
+    name : str
+    seen : Arrangement
+    """
+    if seen.verdict == "shuffled":
+        return Finding(
+            "shuffled",
+            (name,),
+            seen.smooth_z,
+            SMOOTH_Z,
+            f"The spots of {name} look shuffled: neighbouring spots are no more alike than permuted ones (Moran's I "
+            f"z = {seen.smooth_z:.1f}; sound sections have {SMOOTH_Z:g} and more) and the picture explains nothing of "
+            f"the counts (R2 {seen.stated:.2f}); check that the counts' spot names and the spot file belong together.",
+        )
+    if seen.verdict == "misaligned":
+        return Finding(
+            "misaligned",
+            (name,),
+            seen.best - seen.stated,
+            _gain(seen.spots),
+            f"The spots of {name} may not lie where they are said to: {seen.best_is} they fit its picture better (R2 "
+            f"of depth and expression {seen.best:.2f} against {seen.stated:.2f}); look at the spots on the picture.",
+        )
+    return None
+
+
+def expression_targets(counts: sparse.csr_matrix) -> np.ndarray:
+    """Log depth, log number of genes, and two principal components of the 500 most variable genes, standardised.
+
+    Parameters
+    ----------
+    counts : sparse matrix, shape (spots, genes)
+
+    Returns
+    -------
+    numpy.ndarray, shape (spots, 4), float64
+    """
+    logged = normalize(counts)
+    square = np.asarray(logged.multiply(logged).mean(axis=0)).ravel()
+    variance = square - np.asarray(logged.mean(axis=0)).ravel() ** 2
+    chosen = logged[:, np.argsort(-variance, kind="stable")[:500]].toarray().astype(np.float64)
+    left, size, _ = np.linalg.svd(chosen - chosen.mean(axis=0), full_matrices=False)
+    genes = np.diff(sparse.csr_matrix(counts).indptr)
+    parts = np.zeros((len(chosen), 2))
+    parts[:, : min(2, len(size))] = (left * size)[:, :2]
+    targets = np.column_stack([np.log1p(library_sizes(counts)), np.log1p(genes), parts])
+    deviation = targets.std(axis=0)
+    return (targets - targets.mean(axis=0)) / np.where(deviation > 1e-9, deviation, 1)
+
+
+def loo_r2(features: np.ndarray, targets: np.ndarray) -> float:
+    """Leave-one-out R2 of a ridge regression with intercept, mean over the targets.
+
+    The residual of a spot left out is ``r / (1 - h)`` with its leverage h (Allen 1974, PRESS).
+
+    Parameters
+    ----------
+    features : numpy.ndarray, shape (spots, features)
+    targets : numpy.ndarray, shape (spots, targets)
+        Standardised.
+    """
+    values = features.astype(np.float64) - features.mean(axis=0)
+    deviation = values.std(axis=0)
+    values /= np.where(deviation > 1e-6, deviation, 1)
+    solved = np.linalg.solve(values.T @ values + SHRINK * np.eye(values.shape[1]), values.T)
+    leverage = (values * solved.T).sum(axis=1) + 1 / len(values)
+    left_out = (targets - targets.mean(axis=0) - values @ (solved @ targets)) / (1 - leverage)[:, None]
+    return float(1 - (left_out**2).mean())
+
+
+def _gain(spots: int) -> float:
+    return GAIN if spots >= 150 else 2 * GAIN
+
+
+def _verdict(
+    stated: float, permuted: float, best: float, smooth: float, spots: int
+) -> Literal["fits", "shuffled", "misaligned", "cannot tell"]:
+    if spots < FEWEST_SPOTS:
+        return "cannot tell"
+    if best >= max(FIT, 2 * permuted) and best - stated >= _gain(spots):
+        return "misaligned"
+    if smooth < SMOOTH_Z and stated <= max(permuted, NO_FIT):
+        return "shuffled"
+    return "fits" if stated >= max(FIT, permuted) else "cannot tell"
+
+
+def _others(locations: np.ndarray, maps: SpotMaps):
+    """Every other arrangement tried: its name, and the locations (spots, 2)."""
+    steps = np.arange(-REACH_UM, REACH_UM + 1, STEP_UM)
+    for x in steps:
+        for y in steps:
+            if x or y:
+                yield f"shifted by {x:.0f} um in x and {y:.0f} um in y", locations + np.array([x, y]) / maps.mpp
+    for about, middle in (
+        ("their own middle", (locations.min(axis=0) + locations.max(axis=0)) / 2),
+        ("the middle of the picture", np.array(maps.size_px) / 2),
+    ):
+        for name, turn in TURNS.items():
+            yield f"{name} about {about}", (locations - middle) @ np.array(turn, float).T + middle
+
+
+def _smoothness(locations: np.ndarray, targets: np.ndarray, shuffles: list[np.ndarray]) -> float:
+    """Largest z of Moran's I (four targets, up to six neighbours within 1.6 times the usual distance)."""
+    from scipy.spatial import cKDTree
+
+    distance, near = cKDTree(locations).query(locations, k=min(7, len(locations)))
+    close = distance[:, 1:] < 1.6 * np.median(distance[:, 1])
+    weight = close / np.maximum(close.sum(axis=1, keepdims=True), 1)
+
+    def moran(values: np.ndarray) -> np.ndarray:
+        return (values * (values[near[:, 1:]] * weight[..., None]).sum(axis=1)).mean(axis=0)
+
+    null = np.array([moran(targets[order]) for order in shuffles])
+    return float(((moran(targets) - null.mean(axis=0)) / np.maximum(null.std(axis=0), 1e-9)).max())

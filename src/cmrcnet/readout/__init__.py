@@ -1,1 +1,0 @@
-"""From what is seen of a spot to expression components: ridge, kernel ridge, and their blend with retrieval."""

@@ -1,0 +1,162 @@
+"""Plain pictures through Pillow: JPEG, PNG and a few more, decoded when first read."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import threading
+import weakref
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from cmrcnet.errors import BadFile
+from cmrcnet.slides.rgb import over_white
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "JPEG2000")
+LARGEST_PX = 1 << 30
+"""A picture is decoded whole, at 4 bytes a pixel; beyond 4 GiB a tiled slide is the answer."""
+HELD_BYTES = 800_000_000
+"""Decoded pictures are kept up to this sum (two of 9,300 x 9,900 px); the one read last always is."""
+
+_LAST_MARK = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+_DECODING = (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, MemoryError)
+
+_holders: list[weakref.ref[PicturePixels]] = []  # those that hold a decoded picture, read longest ago first
+_lock = threading.RLock()
+
+
+class PicturePixels:
+    """Pixels of one picture; see `PixelSource`. There is one level.
+
+    The pixels are taken as stored: an EXIF orientation is NOT applied, because spot coordinates refer to the stored
+    pixels, and no colour profile is applied. Transparent pixels are laid on white. A picture of more than 8 bits a
+    channel is refused when it is grey (nobody knows which value is white).
+
+    A decoded picture is kept until `close`, until the object goes, or until other pictures need the room.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._picture = None
+        self.mpp = None
+        with self._opened() as picture:
+            self.sizes = (picture.size,)
+            mark = _LAST_MARK.get(picture.format)
+            if picture.mode.startswith(("I", "F")):
+                raise BadFile(path, "a slide", "it holds more than 8 bits a pixel; convert it to 8-bit RGB")
+        if mark is not None and not _ends(path, mark):
+            raise BadFile(path, "a picture", "it is truncated (its end is missing); copy or download it again")
+
+    def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
+        """See `PixelSource.region`."""
+        piece = self._decoded().crop((left, top, left + width, top + height))
+        if piece.mode == "RGB":
+            return np.asarray(piece).copy()
+        if piece.has_transparency_data:
+            rgba = np.asarray(piece.convert("RGBA"))
+            return over_white(rgba[..., :3], rgba[..., 3])
+        return np.asarray(piece.convert("RGB")).copy()
+
+    def close(self) -> None:
+        """See `PixelSource.close`."""
+        with _lock:
+            self._picture = None
+            _holders[:] = [ref for ref in _holders if ref() is not None and ref() is not self]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_picture": None}
+
+    def _decoded(self):
+        """The decoded picture. Only one is decoded at a time, so that memory holds at most one beyond the budget."""
+        picture = self._picture  # our own reference: another thread may make room meanwhile
+        if picture is not None and _holders and _holders[-1]() is self:
+            return picture
+        with _lock:
+            picture = self._picture
+            if picture is None:
+                _make_room(self)
+                with self._opened() as picture:
+                    try:
+                        picture.load()
+                    except _DECODING as error:
+                        raise BadFile(self.path, "a picture", f"its pixels cannot be decoded ({error})") from error
+                self._picture = picture
+            _holders[:] = [ref for ref in _holders if ref() is not None and ref() is not self]
+            _holders.append(weakref.ref(self))
+        return picture
+
+    @contextmanager
+    def _opened(self) -> Iterator:
+        """The picture with its header read, or `BadFile`; the file is closed at the end, decoded pixels stay."""
+        from PIL import Image, UnidentifiedImageError
+
+        with _lock:
+            # Pillow takes a large slide for an attack. The limit is a global of Pillow's, so it is put back at once;
+            # ours is below.
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                picture = Image.open(self.path, formats=FORMATS)
+            except UnidentifiedImageError as error:
+                raise BadFile(
+                    self.path, "a slide", "it is neither a whole-slide format, a TIFF, nor a picture (JPEG, PNG)"
+                ) from error
+            except _DECODING as error:
+                raise BadFile(self.path, "a picture", str(error)) from error
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+        try:
+            if picture.width * picture.height > LARGEST_PX:
+                raise BadFile(
+                    self.path,
+                    "a picture",
+                    f"{picture.width} x {picture.height} px are too many to decode whole; convert it to a tiled "
+                    "pyramidal TIFF (vips tiffsave --tile --pyramid)",
+                )
+            yield picture
+        finally:
+            if picture.fp is not None:
+                picture.fp.close()
+
+
+def _make_room(wanting: PicturePixels) -> None:
+    """Let the pictures read longest ago go until a new one fits the budget."""
+    held = [source for ref in _holders if (source := ref()) is not None and source is not wanting]
+    room = HELD_BYTES - _bytes(wanting)
+    while held and sum(_bytes(source) for source in held) > room:
+        held.pop(0).close()
+
+
+def _bytes(source: PicturePixels) -> int:
+    """What a decoded picture takes: Pillow keeps RGB in 4 bytes a pixel."""
+    width, height = source.sizes[0]
+    return 4 * width * height
+
+
+def _ends(path: Path, mark: bytes) -> bool:
+    """Whether the mark that ends every whole file of this format stands behind the start of the pixels."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.rfind(mark, _pixels_start(content)) >= 0
+
+
+def _pixels_start(content: mmap.mmap) -> int:
+    """Where the compressed pixels of a JPEG begin; 0 for another format.
+
+    The segments before them are stepped over: the preview that a camera or scanner puts there is a whole JPEG of its
+    own, with its own mark of an end. Each is 0xFF, its kind, and its length in two bytes (ITU T.81, B.1.1).
+    """
+    place = 2
+    if content[:2] != b"\xff\xd8":
+        return 0
+    while content[place : place + 1] == b"\xff" and len(content) >= place + 4:
+        kind = content[place + 1]
+        if kind == 0xDA:  # start of scan
+            return place
+        if kind == 0xFF:  # filler
+            place += 1
+        else:
+            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return min(place, len(content))

@@ -1,1 +1,0 @@
-"""Whether to believe a prediction: how certain each place is, how far each gene can go, and what the bank knows."""

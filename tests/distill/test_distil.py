@@ -1,0 +1,288 @@
+"""A student beside its teacher: close, the same again, and honest about what it was told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cmrcnet.datasets.synthetic import synthetic_cohort
+from cmrcnet.distill import distil as distil_module
+from cmrcnet.distill import teacher as teacher_module
+from cmrcnet.distill.distil import distil
+from cmrcnet.distill.student_config import StudentLook
+from cmrcnet.distill.student_report import sections_to_leave_out
+from cmrcnet.errors import BadOption, ForeignBank, SeenInTraining, UnknownName
+from cmrcnet.inference.predict import predict
+from cmrcnet.inference.student_predict import predict_by_student
+from cmrcnet.retrieval.bank import ReferenceBank, build_bank
+from cmrcnet.slides.section import Cohort
+from cmrcnet.testing import assert_prediction_table
+from tests.distill.small_teacher import averaging, cohort, on_components
+from tests.inference.small_model import noise_slide, small_cohort, small_model
+
+GRID_UM = 200.0
+
+
+@pytest.fixture(autouse=True)
+def _one_section_in_the_card(monkeypatch):
+    monkeypatch.setattr(distil_module, "LEFT_OUT", 1)
+    monkeypatch.setattr("cmrcnet.distill.speed.LOCATIONS", 8)
+    monkeypatch.setattr("cmrcnet.distill.speed.ENCODED", 4)
+
+
+def student_of(taught, **options):
+    model, bank = taught
+    return distil(model, bank, options.pop("cohort", cohort()), **({"grid_um": GRID_UM} | options))
+
+
+@pytest.fixture(scope="module")
+def student():
+    patch = pytest.MonkeyPatch()
+    patch.setattr(distil_module, "LEFT_OUT", 2)
+    patch.setattr("cmrcnet.distill.speed.LOCATIONS", 8)
+    patch.setattr("cmrcnet.distill.speed.ENCODED", 4)
+    found = student_of(on_components())
+    patch.undo()
+    return found
+
+
+def alike(student, model, bank, section) -> float:
+    """Mean correlation, over genes that vary, of student and teacher at the spots of a section."""
+    said = predict(model, bank, section.slide, spots=section.spots, genes=student.genes).X
+    learnt = predict_by_student(student, section.slide, spots=section.spots).X
+    varies = (said.std(axis=0) > 1e-3) & (learnt.std(axis=0) > 1e-3)
+    return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(said.T[varies], learnt.T[varies], strict=True)]))
+
+
+def test_a_student_of_a_linear_teacher_says_what_its_teacher_says():
+    """Ridge asks no neighbours, so the whole bank may answer."""
+    model, bank = on_components("ridge")
+    student = student_of((model, bank))
+    assert alike(student, model, bank, cohort().read(cohort().sections[0])) > 0.999
+    assert student.card["left_out"]["mean"]["student_with_teacher"] > 0.8
+
+
+def test_a_student_of_an_averaging_teacher_knows_all_its_genes():
+    """How close it comes is asked of a trained teacher, in `tests/test_students.py`."""
+    taught = averaging()
+    student = student_of(taught)
+    assert student.genes == taught[1].genes and student.basis.directions.shape == (student.card["head"]["rank"], 80)
+
+
+def test_the_same_seed_gives_the_same_student_whatever_the_order_of_the_cohort(student):
+    turned = Cohort("turned", tuple(reversed(cohort().entries)))
+    assert student_of(on_components(), cohort=turned).fingerprint == student.fingerprint
+    assert student_of(on_components(), seed=1).fingerprint != student.fingerprint
+
+
+def test_no_section_answers_for_itself(monkeypatch):
+    """Every search that teaches, or judges, is made in a bank without the section that is asked about."""
+    asked, found = [], teacher_module._Answers.__init__
+
+    def noting(self, model, bank, lesson, genes):
+        asked.append((lesson.sections, bank.sections))
+        found(self, model, bank, lesson, genes)
+
+    monkeypatch.setattr(teacher_module._Answers, "__init__", noting)
+    student_of(averaging(), grid_um=GRID_UM)
+    assert len(asked) >= 2 * len(cohort())
+    assert all(not set(mine) & set(answering) for mine, answering in asked)
+    assert all(len(mine) == 1 for mine, _ in asked)
+
+
+def test_what_a_section_measured_does_not_reach_its_own_lesson():
+    """The obvious path: scramble a section's expression, and the answers to its own spots stay."""
+    model, bank = averaging()
+    first = bank.parts[0]
+    noise = first.expression.copy()
+    noise.data = np.random.default_rng(0).uniform(1, 5, len(noise.data)).astype(np.float32)
+    other = type(first)(
+        first.section, first.patient, first.spots, first.vectors[::-1].copy(), noise, first.genes, first.measures_all
+    )
+    changed = ReferenceBank((other, *bank.parts[1:]), bank.model_fingerprint, bank.target_sum)
+    lesson = _lesson_of(first.section)
+    answers = [teacher_module._Answers(model, teacher_module.without(b, lesson.sections), lesson, bank.genes)
+               for b in (bank, changed)]  # fmt: skip
+    np.testing.assert_array_equal(*(each.expression(slice(0, 80)) for each in answers))
+    tempted = teacher_module._Answers(model, changed, lesson, bank.genes).expression(slice(0, 80))
+    assert not np.array_equal(tempted, answers[0].expression(slice(0, 80)))
+
+
+def _lesson_of(name: str):
+    from cmrcnet.distill.distillation_set import gather_lessons
+    from cmrcnet.inference.feature_spec import plain_sight
+
+    model, bank = averaging()
+    sight = plain_sight(model.encoder, model.config)
+    lessons, _ = gather_lessons(model, bank, cohort(), (), sight, grid_um=0, seed=0, cache=None)
+    return next(lesson for lesson in lessons if lesson.sections == (name,))
+
+
+def test_a_head_that_is_judged_on_a_section_has_learnt_nothing_of_it(monkeypatch):
+    model, bank = averaging()
+    units, fit = [], distil_module.fit_head
+
+    def noting(exercises, seed):
+        units.append({each.unit for each in exercises})
+        return fit(exercises, seed)
+
+    monkeypatch.setattr(distil_module, "fit_head", noting)
+    student = student_of((model, bank))
+    (row,) = student.card["left_out"]["sections"]
+    assert units[0] == set(cohort().sections) and units[1] == set(cohort().sections) - {row["section"]}
+
+
+def test_the_card_holds_what_was_measured(student):
+    card = student.card
+    rows = card["left_out"]["sections"]
+    assert len(rows) == 2 and len({row["patient"] for row in rows}) == 2
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["teacher"] - row["student"])
+        assert row["genes"] <= card["set_size"] == 10 and row["spots"] == 20
+    assert card["left_out"]["mean"]["loss"] == pytest.approx(np.mean([row["loss"] for row in rows]))
+    assert card["test"] is None and "trained on these sections" in card["left_out"]["sentence"]
+    speed = card["speed"]
+    assert speed["student_seconds"] > 0 and speed["teacher_passes"] == speed["student_passes"] == 4
+    assert speed["bank_spots"] == 80 and speed["locations"] == 8 and speed["locations_encoded"] == 4
+    assert card["head"]["locations"] > 80  # the grid counts too
+
+
+def test_the_numbers_of_the_card_are_those_of_the_obvious_path():
+    """Teacher: predict with the bank without the section. Pearson: NumPy's."""
+    taught = on_components("ridge")
+    model, bank = taught
+    (row,) = student_of(taught).card["left_out"]["sections"]
+    section = cohort().read(row["section"])
+    without = teacher_module.without(bank, (section.name,))
+    genes = distil_module.scored_genes(model, without, cohort())
+    said = predict(model, without, section.slide, spots=section.spots, genes=genes).X
+    counts = np.asarray(section.counts.todense(), float)
+    truth = np.log1p(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * 10_000)
+    truth = truth[:, [section.genes.index(gene) for gene in genes]]
+    pearson = [np.corrcoef(t, s)[0, 1] for t, s in zip(truth.T, said.T, strict=True) if t.std() > 0 and s.std() > 1e-6]
+    assert row["teacher"] == pytest.approx(np.mean(pearson), abs=1e-5)
+
+
+def test_sections_that_nobody_has_seen_are_judged_and_others_refused(student):
+    model, bank = on_components()
+    unseen = synthetic_cohort(patients=1, spots=15, genes=80, seed=5)
+    entry = unseen.entries[0]
+    renamed = Cohort.of([_renamed(entry.load(), "NEW", "NOBODY")], "unseen")
+    taught = distil(model, bank, cohort(), grid_um=0, test=renamed)
+    (row,) = taught.card["test"]["sections"]
+    assert row["section"] == "NEW" and row["spots"] == 15 and "has seen these" in taught.card["test"]["sentence"]
+    for test in (cohort(), Cohort.of([_renamed(entry.load(), "NEW", cohort().patients[0])])):
+        with pytest.raises(SeenInTraining):
+            distil(model, bank, cohort(), test=test)
+    again = cohort().read(cohort().sections[0])
+    with pytest.raises(SeenInTraining, match="slide of section NEW"):
+        distil(model, bank, cohort(), grid_um=0, test=Cohort.of([_renamed(again, "NEW", "NOBODY")]))
+
+
+def _renamed(section, name, patient):
+    import dataclasses
+
+    return dataclasses.replace(section, name=name, patient=patient)
+
+
+def test_a_student_may_look_with_less_and_learn_on_further_slides():
+    model, bank = on_components()
+    look = StudentLook(orientations=1, views_um=[80.0])
+    tissue = noise_slide(9, side=500, name="further")
+    student = distil(model, bank, cohort(), slides=[tissue], look=look, grid_um=80)
+    assert student.card["speed"]["student_passes"] == 1 and student.card["speed"]["teacher_passes"] == 4
+    assert tissue.fingerprint() in student.lineage.slides and len(student.lineage.slides) == 5
+    assert student.config.features.views_um == (80.0,)
+    own = distil(model, bank, cohort(), look=StudentLook(encoder="timm:test_vit2", weights="random"), grid_um=0)
+    assert own.encoder.origin.name == "timm:test_vit2" and own.fingerprint != student.fingerprint
+
+
+def test_two_sections_on_one_slide_get_one_grid_that_neither_answers():
+    from cmrcnet.distill.distillation_set import gather_lessons
+    from cmrcnet.inference.feature_spec import plain_sight
+
+    model, _ = averaging()
+    first = cohort().read(cohort().sections[0])
+    halves = [
+        _renamed(first.take(np.arange(10)), "left", "P1"),
+        _renamed(first.take(np.arange(10, 20)), "right", "P2"),
+        cohort().read(cohort().sections[1]),
+    ]
+    both = Cohort.of(halves)
+    bank = build_bank(model, both)
+    sight = plain_sight(model.encoder, model.config)
+    lessons, _ = gather_lessons(model, bank, both, (), sight, grid_um=GRID_UM, seed=0, cache=None)
+    grids = [lesson.sections for lesson in lessons if lesson.spots is None]
+    assert sorted(grids, key=len) == [(halves[2].name,), ("left", "right")]
+    assert [lesson.sections for lesson in lessons if lesson.spots is not None].count(("left",)) == 1
+    assert len({lesson.unit for lesson in lessons}) == 2
+
+
+def test_a_bank_of_one_section_is_used_whole_and_says_so():
+    model, _ = averaging()
+    only = cohort().only(cohort().sections[:1])
+    student = distil(model, build_bank(model, only), only, grid_um=0)
+    assert student.card["left_out"] is None
+    assert "one section only" in student.card["notes"][0] and student.card["head"]["validation_groups"] == 0
+
+
+def test_genes_that_some_sections_measured_are_predicted_everywhere():
+    """B1 did not look for three genes: a teacher is silent where only B1 answers; the student is not."""
+    model = small_model()
+    bank = build_bank(model, small_cohort())
+    student = distil(model, bank, small_cohort(), grid_um=0)
+    assert any(note.startswith("3 genes were measured in some sections only") for note in student.card["notes"])
+    section = small_cohort().read("B1")
+    said = predict_by_student(student, section.slide, spots=section.spots)
+    assert list(said.var_names) == list(bank.genes) and np.isfinite(said.X).all()
+
+
+def test_the_card_is_measured_on_a_section_of_each_patient_first():
+    bank = build_bank(small_model(), small_cohort())  # A1 and A2 of patient A, B1 of patient B
+    assert sections_to_leave_out(bank, 2) == ["A1", "B1"]
+    assert sections_to_leave_out(bank, 5) == ["A1", "B1", "A2"]
+
+
+def test_patients_that_were_dropped_from_the_bank_are_remembered():
+    model, bank = averaging()
+    gone = cohort().patients[0]
+    smaller = teacher_module.without(bank, [p.section for p in bank.parts if p.patient == gone])
+    student = distil(model, smaller, cohort(), grid_um=0)
+    assert gone in student.lineage.patients and gone not in student.lineage.bank_patients
+
+
+def test_what_cannot_be_distilled_is_refused():
+    model, bank = averaging()
+    with pytest.raises(ForeignBank):
+        distil(small_model(seed=3), bank, cohort())
+    with pytest.raises(BadOption, match="has no section"):
+        distil(model, bank, cohort().without(cohort().sections[:1]))
+    moved = Cohort.of([_moved(each) for each in cohort()])
+    with pytest.raises(BadOption, match="other spots"):
+        distil(model, bank, moved)
+    with pytest.raises(BadOption, match="grid_um"):
+        distil(model, bank, cohort(), grid_um=-1.0)
+    with pytest.raises(BadOption, match="grid_um"):
+        distil(model, bank, cohort(), grid_um=0, slides=[noise_slide(9, side=500)])
+    with pytest.raises(BadOption, match="orientations"):
+        distil(model, bank, cohort(), look=StudentLook(orientations=4))  # a plain patch is not turned
+    with pytest.raises(UnknownName):
+        distil(model, bank, cohort(), look=StudentLook(encoder="nobody"))
+
+
+def _moved(section):
+    import dataclasses
+
+    spots = dataclasses.replace(section.spots, centre_px=section.spots.centre_px + 3)
+    return dataclasses.replace(section, spots=spots)
+
+
+def test_a_table_of_a_student_keeps_the_contract(student):
+    section = cohort().read(cohort().sections[0])
+    table = predict_by_student(student, section.slide, grid_um=150)
+    assert_prediction_table(table)
+    assert "spread" not in table.layers and set(table.obsm) == {"spatial"}
+    told = table.uns["cmrcnet"]
+    assert told["student_fingerprint"] == student.fingerprint
+    assert told["model_fingerprint"] == on_components()[0].fingerprint
+    assert "patients_seen" in told and np.isnan(table.obs["similarity"]).all()

@@ -1,0 +1,263 @@
+"""A slide predicted into a file: the same table as in memory, whatever happened on the way."""
+
+from __future__ import annotations
+
+import errno
+from types import SimpleNamespace
+
+import anndata
+import numpy as np
+import pytest
+
+from cmrcnet.errors import BadFile, DiskFull, NoRoom, OutputInUse
+from cmrcnet.export.table_file import TableFile
+from cmrcnet.features import parts, resumable
+from cmrcnet.features.spot_tokens import spot_tokens
+from cmrcnet.inference import blocks as blocks_module
+from cmrcnet.inference import slide_job
+from cmrcnet.inference.plan import plan_prediction
+from cmrcnet.inference.predict import predict
+from cmrcnet.inference.slide_job import LOCK, predict_to_file
+from cmrcnet.retrieval.bank import build_bank
+from cmrcnet.search.exact import ExactSearch
+from cmrcnet.slides.slide import ArraySlide
+from cmrcnet.storage.file_lock import file_lock
+from cmrcnet.testing import assert_prediction_table
+from tests.inference.small_model import noise_slide, small_cohort, small_model
+
+SIDE = 800
+GRID_UM = 66.0
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """Tissue for 36 locations 66 um apart: three parts of features, three blocks of the table."""
+    return noise_slide(3, side=SIDE).read(0, 0, SIDE, SIDE)
+
+
+@pytest.fixture
+def slide(pixels):
+    return ArraySlide(pixels, 0.5, "slide")
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    monkeypatch.setattr(parts, "PART", 16)
+    monkeypatch.setattr(blocks_module, "chunk_size", lambda genes: 16)
+
+
+@pytest.fixture
+def table(model, bank, slide):
+    """What `predict` returns."""
+    return predict(model, bank, slide, grid_um=GRID_UM)
+
+
+@pytest.fixture
+def encoded(model, monkeypatch) -> list[int]:
+    """How many patches the encoder has seen, call by call."""
+    seen, prepare = [], type(model.encoder).prepare
+
+    def counting(self, patches):
+        seen.append(len(patches))
+        return prepare(self, patches)
+
+    monkeypatch.setattr(type(model.encoder), "prepare", counting)
+    return seen
+
+
+def plan_of(model, bank, slide, **options):
+    return plan_prediction(model, bank, slide, grid_um=GRID_UM, **options)
+
+
+def assert_same(written, table) -> None:
+    """Every number and every word of two prediction tables."""
+    np.testing.assert_array_equal(written.X, table.X)
+    np.testing.assert_array_equal(written.layers["spread"], table.layers["spread"])
+    for name in table.obsm:
+        np.testing.assert_array_equal(written.obsm[name], table.obsm[name])
+    np.testing.assert_array_equal(written.obs.to_numpy(), table.obs.to_numpy())
+    assert list(written.obs_names) == list(table.obs_names) and list(written.var_names) == list(table.var_names)
+    ours, theirs = dict(written.uns["cmrcnet"]), dict(table.uns["cmrcnet"])
+    assert ours.pop("neighbour_spots").equals(theirs.pop("neighbour_spots"))
+    assert ours == theirs
+
+
+def test_the_file_holds_the_table_that_predict_returns(model, bank, slide, table, tmp_path):
+    plan = plan_of(model, bank, slide)
+    assert len(plan.locations) > parts.PART
+    written = anndata.read_h5ad(predict_to_file(plan, tmp_path / "p.h5ad"))
+    assert_prediction_table(written)
+    assert_same(written, table)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
+
+
+def test_views_neighbourhood_and_standardisation_are_those_of_the_whole_slide(slide, tmp_path, encoded):
+    """The obvious path: all tokens of all locations in memory, embedded, and the same bank searched."""
+    model = small_model(views=True)
+    bank = build_bank(model, small_cohort())
+    plan = plan_of(model, bank, slide)
+    out = predict_to_file(plan, tmp_path / "p.h5ad")
+    assert sum(encoded) == 2 * len(plan.locations)
+    assert_same(anndata.read_h5ad(out), predict(model, bank, slide, grid_um=GRID_UM))
+    tokens = spot_tokens(model.encoder, slide, plan.locations.centre_px, model.config)
+    wanted = ExactSearch(bank.vectors).nearest(model.embed_tokens(tokens), plan.head.k)
+    found = anndata.read_h5ad(out).obsm["neighbour_similarity"]
+    np.testing.assert_allclose(found, wanted.similarity, atol=1e-5)
+
+
+def test_stopped_between_views_it_goes_on(slide, tmp_path, monkeypatch, encoded):
+    model = small_model(views=True)
+    bank = build_bank(model, small_cohort())
+    plan, out = plan_of(model, bank, slide), tmp_path / "p.h5ad"
+    keep, kept = resumable.ResumableFeatures.keep, []
+
+    def stops(self, rows, *given):
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+        kept.append(rows)
+        keep(self, rows, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(resumable.ResumableFeatures, "keep", stops)
+        predict_to_file(plan, out)
+    before = sum(encoded)
+    predict_to_file(plan, out)
+    assert sum(encoded) - before == 2 * len(plan.locations) - 3 * parts.PART
+    assert_same(anndata.read_h5ad(out), predict(model, bank, slide, grid_um=GRID_UM))
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_stopped_at_any_block_it_goes_on_behind_it(model, bank, slide, table, tmp_path, monkeypatch, encoded, at):
+    plan, out = plan_of(model, bank, slide), tmp_path / "p.h5ad"
+    write, rows = TableFile.write, []
+
+    def stops(self, block, *given, **named):
+        if len(rows) == at:
+            raise KeyboardInterrupt
+        rows.append(block)
+        write(self, block, *given, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TableFile, "write", stops)
+        predict_to_file(plan, out)
+    assert not out.exists() and sum(encoded) == len(plan.locations)
+    later = []
+    monkeypatch.setattr(
+        TableFile, "write", lambda self, block, *a, **b: (later.append(block), write(self, block, *a, **b))
+    )
+    predict_to_file(plan_of(model, bank, slide), out)
+    assert sum(encoded) == len(plan.locations)  # none twice
+    assert [block.start for block in rows + later] == list(range(0, len(plan.locations), 16))
+    assert_same(anndata.read_h5ad(out), table)
+
+
+def test_stopped_while_encoding_no_finished_part_is_encoded_again(
+    model, bank, slide, table, tmp_path, monkeypatch, encoded
+):
+    plan, out = plan_of(model, bank, slide), tmp_path / "p.h5ad"
+    keep = resumable.ResumableFeatures.keep
+
+    def stops(self, rows, *given):
+        keep(self, rows, *given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(resumable.ResumableFeatures, "keep", stops)
+        predict_to_file(plan, out)
+    assert sum(encoded) == parts.PART
+    predict_to_file(plan, out)
+    assert sum(encoded) == len(plan.locations)
+    assert_same(anndata.read_h5ad(out), table)
+
+
+def test_a_draft_of_other_genes_keeps_the_features_and_of_another_slide_nothing(
+    model, bank, slide, tmp_path, monkeypatch, encoded
+):
+    def stops(self, frame):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "p.h5ad"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TableFile, "finish", stops)
+        predict_to_file(plan_of(model, bank, slide), out)
+    once = sum(encoded)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TableFile, "finish", stops)
+        predict_to_file(plan_of(model, bank, slide, genes=["GENE3", "GENE1"]), out)
+    assert sum(encoded) == once
+    other = noise_slide(4, side=SIDE)
+    predict_to_file(plan_of(model, bank, other, genes=["GENE3", "GENE1"]), out)
+    assert sum(encoded) > once
+    assert_same(anndata.read_h5ad(out), predict(model, bank, other, grid_um=GRID_UM, genes=["GENE3", "GENE1"]))
+
+
+@pytest.mark.parametrize("where", ["reserve", "_to_disk"])
+def test_a_full_disk_leaves_no_table_and_keeps_what_was_encoded(
+    model, bank, slide, table, tmp_path, monkeypatch, encoded, where
+):
+    plan, out = plan_of(model, bank, slide), tmp_path / "p.h5ad"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(DiskFull, match=r"The disk is full: .* was not written"):
+        patch.setattr(f"cmrcnet.export.table_file.{where}", full)
+        predict_to_file(plan, out)
+    assert not out.exists() and not list(tmp_path.rglob("table.h5ad"))
+    predict_to_file(plan, out)
+    assert sum(encoded) == len(plan.locations)
+    assert_same(anndata.read_h5ad(out), table)
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_encoded(
+    model, bank, slide, tmp_path, monkeypatch, encoded
+):
+    plan = plan_of(model, bank, slide)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(NoRoom, match=r"p\.h5ad takes about .* GB while it is made, and 0\.0 GB are free there"):
+        predict_to_file(plan, tmp_path / "p.h5ad")
+    assert encoded == [] and list(tmp_path.iterdir()) == []
+
+
+def test_what_another_process_is_writing_is_left_to_it(model, bank, slide, tmp_path, encoded):
+    work = tmp_path / "p.h5ad.partial"
+    work.mkdir()
+    (work / "theirs").touch()
+    with file_lock(work / LOCK), pytest.raises(OutputInUse, match=r"p\.h5ad is being written by another process; wait"):
+        predict_to_file(plan_of(model, bank, slide), tmp_path / "p.h5ad")
+    assert encoded == [] and sorted(path.name for path in work.iterdir()) == [LOCK, "theirs"]
+
+
+def test_a_slide_that_breaks_on_the_way_leaves_nothing(model, bank, slide, tmp_path, monkeypatch):
+    plan = plan_of(model, bank, slide)
+    read = slide.read
+
+    def broken(x, y, *size):
+        if y > SIDE // 2:
+            raise BadFile("slide.svs", "a slide", "its pixels cannot be decoded")
+        return read(x, y, *size)
+
+    monkeypatch.setattr(slide, "read", broken)
+    with pytest.raises(BadFile, match="its pixels cannot be decoded"):
+        predict_to_file(plan, tmp_path / "p.h5ad")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_else_a_block_says_becomes_layers_and_columns(model, bank, slide, tmp_path, monkeypatch):
+    """Intervals and alarms come this way: the same in memory and on disk, also behind a stop."""
+    whole = blocks_module.predict_blocks
+
+    def saying_more(plan, features, *, start=0):
+        for block in whole(plan, features, start=start):
+            block.layers["low"] = block.mean - block.spread
+            block.obs["alarm"] = np.arange(block.rows.start, block.rows.stop, dtype=np.float32)
+            block.obsm["patient_weights"] = np.column_stack([block.obs["alarm"]] * 3)
+            yield block
+
+    monkeypatch.setattr(slide_job, "predict_blocks", saying_more)
+    monkeypatch.setattr("cmrcnet.inference.predict.predict_blocks", saying_more)
+    written = anndata.read_h5ad(predict_to_file(plan_of(model, bank, slide), tmp_path / "p.h5ad"))
+    np.testing.assert_array_equal(written.layers["low"], written.X - written.layers["spread"])
+    np.testing.assert_array_equal(written.obs["alarm"], np.arange(written.n_obs))
+    np.testing.assert_array_equal(written.obsm["patient_weights"][:, 2], np.arange(written.n_obs))
+    assert_same(written, predict(model, bank, slide, grid_um=GRID_UM))

@@ -1,0 +1,155 @@
+"""A student on a slide: the same table in memory and on disk, whatever the blocks, and behind a stop."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pytest
+
+from cmrcnet.analysis.attribution import attribution
+from cmrcnet.errors import NoAttribution, SpotsOffImage, TooFew, UnknownName
+from cmrcnet.export.table_file import TableFile
+from cmrcnet.features import parts
+from cmrcnet.features.spot_tokens import spot_tokens
+from cmrcnet.inference import blocks as blocks_module
+from cmrcnet.inference.predictors import StudentPredictor
+from cmrcnet.inference.slide_batch import predict_slides
+from cmrcnet.inference.slide_job import LOCK, predict_to_file
+from cmrcnet.inference.student_plan import plan_student
+from cmrcnet.inference.student_predict import predict_by_student
+from cmrcnet.slides.spots import Spots
+from cmrcnet.storage.file_lock import file_lock
+from cmrcnet.testing import assert_prediction_table
+from tests.inference.small_model import noise_slide
+from tests.models.test_student import GENES, small_student
+
+SIDE = 800
+GRID_UM = 66.0
+
+
+@pytest.fixture(scope="module")
+def student():
+    return small_student()
+
+
+@pytest.fixture(scope="module")
+def slide():
+    return noise_slide(3, side=SIDE)
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    monkeypatch.setattr(parts, "PART", 16)
+    monkeypatch.setattr(blocks_module, "chunk_size", lambda genes: 16)
+
+
+def test_it_equals_the_obvious_path(student, slide):
+    """All tokens at once, their mean, reduced, through the head, onto the genes."""
+    table = predict_by_student(student, slide, grid_um=GRID_UM)
+    tokens = np.asarray(spot_tokens(student.encoder, slide, table.obsm["spatial"], student.config), np.float32)
+    wanted = student.predict(tokens.mean(axis=1), np.arange(len(GENES)))
+    np.testing.assert_allclose(table.X, wanted, atol=1e-3)
+    assert list(table.var_names) == list(GENES)
+
+
+def test_the_file_holds_the_table_that_is_returned(student, slide, tmp_path):
+    table = predict_by_student(student, slide, grid_um=GRID_UM)
+    plan = plan_student(student, slide, grid_um=GRID_UM)
+    written = anndata.read_h5ad(predict_to_file(plan, tmp_path / "p.h5ad"))
+    assert_prediction_table(written)
+    np.testing.assert_array_equal(written.X, table.X)
+    np.testing.assert_array_equal(written.obs.to_numpy(), table.obs.to_numpy())
+    assert dict(written.uns["cmrcnet"]) == dict(table.uns["cmrcnet"])
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
+
+
+@pytest.mark.parametrize("block", [1, 7, 4096])
+def test_blocks_change_no_number(student, slide, monkeypatch, block):
+    whole = predict_by_student(student, slide, grid_um=GRID_UM)
+    monkeypatch.setattr(blocks_module, "chunk_size", lambda genes: block)
+    np.testing.assert_allclose(predict_by_student(student, slide, grid_um=GRID_UM).X, whole.X, atol=1e-4)
+
+
+def test_chosen_genes_are_those_of_all(student, slide):
+    whole = predict_by_student(student, slide, grid_um=GRID_UM)
+    some = predict_by_student(student, slide, grid_um=GRID_UM, genes=["GENE7", "GENE2"])
+    assert list(some.var_names) == ["GENE7", "GENE2"]
+    np.testing.assert_allclose(some.X, whole[:, ["GENE7", "GENE2"]].X, atol=1e-5)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_stopped_at_any_block_it_goes_on_behind_it(student, slide, tmp_path, monkeypatch, at):
+    out, write, written, seen = tmp_path / "p.h5ad", TableFile.write, [], []
+
+    def stops(self, rows, *given, **named):
+        if len(written) == at:
+            raise KeyboardInterrupt
+        written.append(rows)
+        write(self, rows, *given, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TableFile, "write", stops)
+        predict_to_file(plan_student(student, slide, grid_um=GRID_UM), out)
+    assert not out.exists() and (tmp_path / "p.h5ad.partial").is_dir()
+    prepare = type(student.encoder).prepare
+    monkeypatch.setattr(type(student.encoder), "prepare", lambda self, given: seen.append(1) or prepare(self, given))
+    predict_to_file(plan_student(student, slide, grid_um=GRID_UM), out)
+    assert seen == []  # nothing is encoded twice
+    np.testing.assert_array_equal(anndata.read_h5ad(out).X, predict_by_student(student, slide, grid_um=GRID_UM).X)
+
+
+def test_the_state_of_another_student_is_never_gone_on_with(student, slide, tmp_path, monkeypatch):
+    out, write = tmp_path / "p.h5ad", TableFile.write
+
+    def stops(self, rows, *given, **named):
+        if rows.start:
+            raise KeyboardInterrupt
+        write(self, rows, *given, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TableFile, "write", stops)
+        predict_to_file(plan_student(small_student(seed=1), slide, grid_um=GRID_UM), out)
+    predict_to_file(plan_student(student, slide, grid_um=GRID_UM), out)
+    np.testing.assert_array_equal(anndata.read_h5ad(out).X, predict_by_student(student, slide, grid_um=GRID_UM).X)
+
+
+def test_there_is_no_receipt(student, slide):
+    table = predict_by_student(student, slide, grid_um=200)
+    with pytest.raises(NoAttribution, match="predict with MODEL and --bank"):
+        attribution(table, table.obs_names[0])
+    with pytest.raises(UnknownName):
+        attribution(table, "nowhere")
+
+
+def test_many_slides_share_a_student(student, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "slides").mkdir()
+    for seed, name in enumerate(("one", "two")):
+        Image.fromarray(noise_slide(seed).read(0, 0, 400, 400)).save(tmp_path / "slides" / f"{name}.png")
+    slides = sorted((tmp_path / "slides").iterdir())
+    how = {"mpp": 0.5, "grid_um": 66.0}
+    first = predict_slides(StudentPredictor(student), slides, tmp_path / "out", **how)
+    assert [outcome.status for outcome in first.outcomes] == ["predicted", "predicted"]
+    again = predict_slides(StudentPredictor(student), slides, tmp_path / "out", **how)
+    assert [outcome.status for outcome in again.outcomes] == ["done before", "done before"]
+    (tmp_path / "out" / "one.h5ad").unlink()
+    work = tmp_path / "out" / "one.h5ad.partial"
+    work.mkdir()
+    with file_lock(work / LOCK):
+        beside = predict_slides(StudentPredictor(student), slides, tmp_path / "out", **how)
+    assert [outcome.status for outcome in beside.outcomes] == ["under way elsewhere", "done before"]
+    assert "0 predicted, 1 done before, 1 under way elsewhere, 0 broken" in beside.to_text() and not beside.broken
+    last = predict_slides(StudentPredictor(student), slides, tmp_path / "out", **how)
+    assert [outcome.status for outcome in last.outcomes] == ["predicted", "done before"]
+    other = predict_slides(StudentPredictor(small_student(seed=1)), slides, tmp_path / "out", **how)
+    assert len(other.broken) == 2 and "student_fingerprint" in other.broken[0].problem
+
+
+def test_what_cannot_be_predicted_is_refused(student, slide):
+    with pytest.raises(UnknownName):
+        predict_by_student(student, slide, genes=["NOBODY"])
+    with pytest.raises(TooFew):
+        predict_by_student(student, slide, genes=[])
+    with pytest.raises(SpotsOffImage):
+        predict_by_student(student, slide, spots=Spots(("far",), np.array([[9000.0, 10.0]]), 55.0))

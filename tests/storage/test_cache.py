@@ -1,0 +1,105 @@
+"""The cache's folder: where it lies, how large it may grow."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import pytest
+
+from cmrcnet.errors import BadOption
+from cmrcnet.storage.cache import IN_USE_SECONDS, TokenCache
+from tests.features.conftest import files_in
+
+
+def put(cache: TokenCache, name: str, age_hours: float = 0.0) -> None:
+    values = np.zeros((10, 100), np.float16)
+    cache.put("tokens", name, values.shape, np.float16, [values])
+    then = time.time() - age_hours * 3600
+    os.utime(cache.folder / "tokens" / name[:2] / f"{name}.npy", (then, then))
+
+
+def test_the_default_lies_where_the_variable_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("CMRCNET_CACHE", str(tmp_path / "here"))
+    monkeypatch.setenv("CMRCNET_CACHE_GB", "2.5")
+    cache = TokenCache.default()
+    assert (cache.folder, cache.most_bytes) == (tmp_path / "here", 2_500_000_000)
+    assert not cache.folder.exists()  # asking makes nothing
+
+
+def test_without_the_variable_it_lies_among_the_users_caches(monkeypatch):
+    import platformdirs
+
+    monkeypatch.delenv("CMRCNET_CACHE")
+    monkeypatch.delenv("CMRCNET_CACHE_GB", raising=False)
+    cache = TokenCache.default()
+    assert str(cache.folder) == platformdirs.user_cache_dir("cmrcnet")
+    assert cache.most_bytes == 64_000_000_000
+
+
+@pytest.mark.parametrize("size", ["much", "0", "-3", "nan"])
+def test_a_size_that_is_none_is_refused(monkeypatch, size):
+    monkeypatch.setenv("CMRCNET_CACHE_GB", size)
+    with pytest.raises(BadOption, match="CMRCNET_CACHE_GB"):
+        TokenCache.default()
+
+
+def test_size_and_clear(cache):
+    assert cache.size_bytes() == 0
+    put(cache, "aa")
+    put(cache, "bb")
+    cache.remember("place", "digest")
+    assert cache.size_bytes() > 2 * 2000
+    assert cache.clear() > 4000
+    assert cache.size_bytes() == 0
+    assert cache.recall("place") is None
+
+
+def test_what_was_used_longest_ago_goes_first(cache):
+    for name, age in (("oldest", 30), ("older", 20), ("old", 10)):
+        put(cache, name, age)
+    one = cache.size_bytes() // 3
+    assert cache.trim(2 * one) == one
+    assert [path.stem for path in files_in(cache, "tokens")] == ["old", "older"]
+
+
+def test_use_counts_not_age(cache):
+    put(cache, "oldest", 30)
+    put(cache, "older", 20)
+    assert cache.get("tokens", "oldest", (10, 100), np.float16) is not None
+    cache.trim(cache.size_bytes() - 1)
+    assert [path.stem for path in files_in(cache, "tokens")] == ["oldest"]
+
+
+def test_what_a_running_job_may_map_stays(cache):
+    put(cache, "mapped", 0.9 * IN_USE_SECONDS / 3600)
+    assert cache.trim(0) == 0
+
+
+def test_a_limit_is_kept_while_writing(tmp_path):
+    cache = TokenCache(tmp_path, most_bytes=5000)
+    for number in range(6):
+        put(cache, f"n{number}", 10 - number)
+    put(cache, "last")
+    assert cache.size_bytes() <= 5000
+    assert cache.get("tokens", "last", None, np.float16) is not None
+
+
+def test_drafts_of_killed_processes_go_after_a_day(cache):
+    put(cache, "aa")
+    for name, age in ((".x.tmp-1.npy", 25), (".y.tmp-2.npy", 1)):
+        path = cache.folder / "tokens" / "aa" / name
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age * 3600,) * 2)
+    cache.trim(10**9)
+    assert [path.name for path in files_in(cache, "tokens")] == [".y.tmp-2.npy", "aa.npy"]
+
+
+def test_other_peoples_files_in_the_folder_are_left_alone(cache):
+    cache.folder.mkdir()
+    (cache.folder / "thesis.docx").write_text("years")
+    put(cache, "aa", 100)
+    assert cache.size_bytes() < 3000
+    cache.clear()
+    assert (cache.folder / "thesis.docx").exists()

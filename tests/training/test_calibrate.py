@@ -1,0 +1,159 @@
+"""What a training knows of its limits, and what predictions then say of themselves."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pytest
+from scipy import sparse
+
+from cmrcnet.errors import BadOption, CmrcnetWarning, DamagedArtefact, DamagedWeights, NotCalibrated
+from cmrcnet.genes.table import check_prediction_table
+from cmrcnet.inference.predict import predict
+from cmrcnet.models.trained_model import TrainedModel
+from cmrcnet.retrieval.bank import build_bank
+from cmrcnet.slides.slide import ArraySlide
+from cmrcnet.training import fit as fit_module
+from cmrcnet.training.calibrate import _moments, _offset_share, _side
+from cmrcnet.training.validation_split import ValidationSplit
+
+
+@pytest.fixture(scope="module")
+def table(model, bank, cohort, cache):
+    section = cohort.read(cohort.sections[1])
+    return predict(model, bank, section.slide, spots=section.spots, intervals=True, refuse=0.4, cache=cache)
+
+
+def test_it_rests_on_every_unit_validation_once(model, cohort):
+    facts = model.trust.reliability.calibration.facts
+    assert (facts["units"], facts["unit"], facts["sections"], facts["spots"]) == (3, "patient", 3, 72)
+    assert facts["names"] == sorted(cohort.patients)
+    assert model.trust.domain.facts["sections"] == 3
+    assert len(model.trust.reliability.cards.genes) == 120
+
+
+def test_what_tissue_shows_gets_a_good_grade_and_most_intervals_are_finite(model):
+    reliability = model.trust.reliability
+    table = reliability.cards.table(model.panel.genes)
+    assert (table["grade"].isin(["A", "B", "C"])).sum() > 5
+    assert np.isfinite(reliability.calibration.low).mean() > 0.9
+    assert np.nanmax(reliability.calibration.low) <= 0 <= np.nanmin(reliability.calibration.high)
+
+
+def test_levels_and_loadings_are_those_of_the_other_units():
+    """Whatever the validation unit measured, what its own expression is read from stays the same."""
+    rng = np.random.default_rng(0)
+    section_of, measured = np.repeat([0, 1, 2], 6), np.ones((3, 4), bool)
+    scores, expression = rng.normal(size=(18, 2)), rng.poisson(1.0, (18, 4)).astype(np.float32)
+    split = ValidationSplit(np.arange(6, 12), np.r_[0:6, 12:18], "B")
+    columns = [np.arange(4)] * 3
+
+    def side():
+        moments = _moments(sparse.csc_matrix(expression), columns, section_of, scores)
+        return _side(split, np.arange(18), section_of, moments, columns, measured)
+
+    first = side()
+    expression[6:12] += 5
+    second = side()
+    np.testing.assert_array_equal(first.out, np.arange(6, 12))
+    np.testing.assert_array_equal(first.levels.loadings, second.levels.loadings)
+    np.testing.assert_allclose(first.levels.level, (expression[:6].mean(0) + expression[12:].mean(0)) / 2, rtol=1e-5)
+
+
+def test_the_share_of_the_units_offset_by_hand():
+    residual = np.array([[1.0, 3.0], [1.0, -3.0], [-1.0, np.nan], [-1.0, np.nan]])
+    found = _offset_share(residual, np.full(4, 0.25), np.array(["A", "A", "B", "B"]))
+    np.testing.assert_allclose(found, [1, 0])
+
+
+def test_it_comes_back_from_disk_and_leaves_the_fingerprint_alone(model, tmp_path):
+    model.save(tmp_path / "model")
+    again = TrainedModel.load(tmp_path / "model")
+    assert again.fingerprint == model.fingerprint
+    mine, there = model.trust.arrays(), again.trust.arrays()
+    assert mine.keys() == there.keys()
+    for name, values in mine.items():
+        np.testing.assert_array_equal(there[name], values)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "model.json", "weights.safetensors", "trust.safetensors"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "said"),
+    [
+        (lambda path: path.unlink(), DamagedArtefact, r"trust\.safetensors is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), DamagedWeights, r"trust\.safetensors are damaged"),
+    ],
+)
+def test_a_damaged_account_is_refused(model, tmp_path, harm, error, said):
+    model.save(tmp_path / "model")
+    harm(tmp_path / "model" / "trust.safetensors")
+    with pytest.raises(error, match=said):
+        TrainedModel.load(tmp_path / "model")
+
+
+def test_a_prediction_tells_how_far_to_believe_it(table, model, tmp_path):
+    check_prediction_table(table)
+    obs, var = table.obs, table.var
+    assert obs["confidence"].between(0, 1).all() and (obs["interval_scale"] > 0).all()
+    np.testing.assert_array_equal(obs["refused"], (obs["confidence"] < 0.4).astype(int))
+    lower, upper = table.layers["lower"], table.layers["upper"]
+    factor = obs["interval_scale"].to_numpy()[:, None]
+    np.testing.assert_allclose(upper, table.X + factor * var["interval_high"].to_numpy(), rtol=1e-4, atol=1e-5)
+    known = np.isfinite(lower)
+    assert known.mean() > 0.9 and (lower[known] >= 0).all() and (lower[known] <= table.X[known] + 1e-5).all()
+    assert set(var["grade"]) <= {"A", "B", "C", "D", "not measured"}
+    assert set(var["reliability_is"]) <= {"validation Pearson", "not measured"}
+    told = table.uns["cmrcnet"]
+    assert told["intervals"] == model.trust.reliability.calibration.sentence
+    assert told["cards"].startswith("Validation Pearson over 3 sections") and told["refuse"] == 0.4
+    table.copy().write_h5ad(tmp_path / "p.h5ad")
+    again = anndata.read_h5ad(tmp_path / "p.h5ad")
+    np.testing.assert_array_equal(again.layers["upper"], upper)
+    assert int(again.uns["cmrcnet"]["alarm"]["raised"]) == 0
+
+
+def test_intervals_are_layers_only_when_asked_for(model, bank, cohort, cache, table):
+    section = cohort.read(cohort.sections[1])
+    plain = predict(model, bank, section.slide, spots=section.spots, cache=cache)
+    assert set(plain.layers) == {"spread"} and "refused" not in plain.obs
+    np.testing.assert_allclose(plain.obs["interval_scale"], table.obs["interval_scale"], rtol=1e-5)
+
+
+def test_another_way_of_reading_out_was_not_calibrated(model, bank, cohort, cache):
+    section = cohort.read(cohort.sections[0])
+    ridge = predict(model, bank, section.slide, spots=section.spots, head="ridge", cache=cache)
+    assert ridge.obs["confidence"].isna().all() and "interval_scale" not in ridge.obs
+    assert "head ridge was asked for" in ridge.uns["cmrcnet"]["intervals"]
+    with pytest.raises(NotCalibrated, match=r"no calibrated intervals: they were calibrated for head ensemble, k 10"):
+        predict(model, bank, section.slide, spots=section.spots, k=3, intervals=True, cache=cache)
+    with pytest.raises(BadOption, match=r"refuse is 30; wanted a share between 0 and 1"):
+        predict(model, bank, section.slide, spots=section.spots, refuse=30, cache=cache)
+
+
+def test_another_bank_is_said(model, cohort, cache):
+    fewer = build_bank(model, cohort.only(cohort.sections[:2]), cache=cache)
+    section = cohort.read(cohort.sections[2])
+    table = predict(model, fewer, section.slide, spots=section.spots, cache=cache)
+    assert "The bank does not hold the sections of training" in table.uns["cmrcnet"]["intervals"]
+
+
+def test_exchanged_channels_are_heard(model, bank, cohort, cache):
+    section = cohort.read(cohort.sections[0])
+    pixels = section.slide.read(0, 0, section.slide.width_px, section.slide.height_px)
+    wrong = ArraySlide(pixels[..., ::-1].copy(), section.slide.mpp, "wrong")
+    with pytest.warns(CmrcnetWarning, match="wrong looks as if its red and blue channels were exchanged"):
+        table = predict(model, bank, wrong, spots=section.spots, cache=cache)
+    assert (table.obs["in_domain"] == 0).all()
+    assert (table.uns["cmrcnet"]["alarm"]["kind"], table.uns["cmrcnet"]["alarm"]["raised"]) == ("red-blue", 1)
+
+
+def test_a_config_that_holds_in_one_unit_says_that_it_cannot_calibrate(cohort, config, cache):
+    model = fit_module.fit(cohort, config, cache=cache)
+    assert model.trust.domain is not None and model.trust.reliability is None
+    bank, section = build_bank(model, cohort, cache=cache), cohort.read(cohort.sections[0])
+    with pytest.raises(NotCalibrated, match="its config does not hold in each unit in turn; train with a config"):
+        predict(model, bank, section.slide, spots=section.spots, intervals=True, cache=cache)
+    silent = fit_module.fit(cohort, config, cache=cache, trust=False)
+    assert silent.trust is None and silent.fingerprint == model.fingerprint
