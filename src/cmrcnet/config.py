@@ -206,8 +206,8 @@ class TrainConfig:
     """auto, cpu, cuda, cuda:1, mps."""
     augment: bool = True
     """Random flips and right-angle rotations of the patches (of the encoder's token grid, when it is frozen)."""
-    validation: Literal["unit", "each", "spots", "none"] = "unit"
-    """What chooses the epoch. unit: a whole training patient (or section: see `evaluation.unit`);
+    validation: Literal["group", "each", "spots", "none"] = "group"
+    """What chooses the epoch. group: a whole training patient (or section: see `evaluation.group_by`);
     each: every one of them in turn (at most 5 groups), by the mean score, for trainings of seconds;
     spots: random spots of the training sections (released); none: the last epoch is kept."""
     select_by: Literal["pearson", "objective"] = "pearson"
@@ -267,7 +267,7 @@ class HeadConfig:
 class EvaluationConfig:
     """How predictions are scored."""
 
-    unit: Literal["patient", "section"] = "patient"
+    group_by: Literal["patient", "section"] = "patient"
     """What is left out of training in each fold. Released: section, also where sections share a patient."""
     set_size: int = 50
     """Genes in HEG (highest mean) and in HVG (most variable), chosen on the training sections of each fold."""

@@ -595,7 +595,7 @@ def evaluate(
     config: str = "default",
     set_: list[str] | None = None,
     protocol: Literal["strict", "paper"] = "strict",
-    unit: Literal["patient", "section"] | None = None,
+    group_by: Literal["patient", "section"] | None = None,
     methods: list[str] | None = None,
     seeds: int = 1,
     folds: list[str] | None = None,
@@ -618,7 +618,7 @@ def evaluate(
     protocol : {"strict", "paper"}
         strict: scored genes are fixed on training sections. paper: as published studies do it, a section left out, HEG
         and HVG those of the test truth, the panel chosen on all sections; stamped on the report.
-    unit : {"patient", "section"}, optional
+    group_by : {"patient", "section"}, optional
         What each fold leaves out. Leaving out a section while its patient trains is stamped on the report.
     methods : list of str, optional
         Methods to compare, with spaces or commas between them; all that ship when left out.
@@ -633,7 +633,9 @@ def evaluate(
     overwrite : bool
         Replace OUT.
     """
-    run = _evaluate(cohort, out, config, set_, protocol, unit, _each(methods), seeds, folds, workers, resume, overwrite)
+    run = _evaluate(
+        cohort, out, config, set_, protocol, group_by, _each(methods), seeds, folds, workers, resume, overwrite
+    )
     from cmrcnet.evaluation.facts import time_text
 
     print(run.to_text())
@@ -655,7 +657,7 @@ def sweep(
     only: list[str] | None = None,
     methods: list[str] | None = None,
     protocol: Literal["strict", "paper"] = "strict",
-    unit: Literal["patient", "section"] | None = None,
+    group_by: Literal["patient", "section"] | None = None,
     seeds: int = 1,
     folds: list[str] | None = None,
     workers: int | Literal["auto"] = "auto",
@@ -688,7 +690,7 @@ def sweep(
         Methods to run in each cell besides cmrcnet.
     protocol : {"strict", "paper"}
         As in `cmrcnet evaluate`.
-    unit : {"patient", "section"}, optional
+    group_by : {"patient", "section"}, optional
         What each fold leaves out.
     seeds : int
         Run every cell with so many seeds.
@@ -730,7 +732,7 @@ def sweep(
         TokenCache.default(),
         methods=_each(methods) or (),
         protocol=protocol,
-        unit=unit,
+        unit=group_by,
         seeds=seeds,
         only=folds,
         workers=workers,
@@ -750,7 +752,7 @@ def transfer(
     config: str = "default",
     set_: list[str] | None = None,
     methods: list[str] | None = None,
-    unit: Literal["patient", "section"] | None = None,
+    group_by: Literal["patient", "section"] | None = None,
     seeds: int = 1,
     workers: int | Literal["auto"] = "auto",
     resume: bool = False,
@@ -772,7 +774,7 @@ def transfer(
         Single settings over the config.
     methods : list of str, optional
         Methods to run besides cmrcnet.
-    unit : {"patient", "section"}, optional
+    group_by : {"patient", "section"}, optional
         What each fold inside a cohort leaves out; sections where a cohort has one patient.
     seeds : int
         Run everything with so many seeds.
@@ -800,7 +802,7 @@ def transfer(
         folder,
         TokenCache.default(),
         methods=_each(methods) or (),
-        unit=unit,
+        unit=group_by,
         seeds=seeds,
         workers=workers,
     )
@@ -995,7 +997,7 @@ def _evaluate(
     config: str,
     set_: list[str] | None = None,
     protocol: Literal["strict", "paper"] = "strict",
-    unit: Literal["patient", "section"] | None = None,
+    group_by: Literal["patient", "section"] | None = None,
     methods: list[str] | None = None,
     seeds: int = 1,
     folds: list[str] | None = None,
@@ -1020,7 +1022,7 @@ def _evaluate(
         plan,
         methods=methods,
         protocol=protocol,
-        unit=unit,
+        unit=group_by,
         seeds=seeds,
         only=folds,
         workers=workers,

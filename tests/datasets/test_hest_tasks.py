@@ -48,7 +48,7 @@ def test_the_config_is_the_default_with_what_the_data_ask_for(name):
     assert config.panel.kind == ("shared" if task.technology == "Xenium" else default.panel.kind)
     assert (config.model, config.train, config.head) == (default.model, default.train, default.head)
     patients = {sample.patient for sample in task.samples}
-    assert config.evaluation.unit == ("patient" if len(patients) > 1 else "section")
+    assert config.evaluation.group_by == ("patient" if len(patients) > 1 else "section")
 
 
 @pytest.mark.parametrize("name", PATIENTS)

@@ -27,8 +27,8 @@ def test_paper_scores_by_heg_and_hvg_of_the_test_truth_and_by_nothing_else_of_it
 
 
 def test_paper_leaves_out_sections_and_chooses_its_panel_on_all():
-    config = PAPER.apply(Config.load("tiny").override({"evaluation.unit": "patient", "panel.sections": "training"}))
-    assert (config.evaluation.unit, config.panel.sections) == ("section", "all")
+    config = PAPER.apply(Config.load("tiny").override({"evaluation.group_by": "patient", "panel.sections": "training"}))
+    assert (config.evaluation.group_by, config.panel.sections) == ("section", "all")
 
 
 def test_protocols_go_by_name():

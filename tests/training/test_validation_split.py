@@ -14,11 +14,13 @@ from tests.training.conftest import made_up_pairs
 
 
 def plan(**settings) -> Config:
-    return Config().override({f"train.{k}" if k != "unit" else "evaluation.unit": v for k, v in settings.items()})
+    return Config().override(
+        {f"train.{k}" if k != "group_by" else "evaluation.group_by": v for k, v in settings.items()}
+    )
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 50), kind=st.sampled_from(["unit", "spots", "none"]))
+@given(seed=st.integers(0, 50), kind=st.sampled_from(["group", "spots", "none"]))
 def test_validation_and_rest_share_nothing_and_make_up_all(seed, kind):
     pairs = made_up_pairs(patients="ABC")
     found = choose_validation(pairs, plan(validation=kind, seed=seed))
@@ -39,7 +41,7 @@ def test_a_whole_patient_is_validation_and_seeds_choose_which():
 
 
 def test_by_section_one_section_is_validation():
-    found = {choose_validation(made_up_pairs(), plan(unit="section", seed=seed)).name for seed in range(30)}
+    found = {choose_validation(made_up_pairs(), plan(group_by="section", seed=seed)).name for seed in range(30)}
     assert found == {"section S0", "section S1", "section S2"}
 
 

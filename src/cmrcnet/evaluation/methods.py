@@ -178,7 +178,7 @@ class TrainingData:
 
         With a single training patient it is sections all the same.
         """
-        if self.config.evaluation.unit == "section" or len(self.cohort.patients) < 2:
+        if self.config.evaluation.group_by == "section" or len(self.cohort.patients) < 2:
             return self.section_of
         patient = {name: self.cohort.patient_of(name) for name in self.cohort.sections}
         return np.array([patient[name] for name in self.section_of])

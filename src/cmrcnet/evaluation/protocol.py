@@ -61,7 +61,7 @@ def evaluate(
         left out (see `method_registry.shipped_methods`).
     protocol : {"strict", "paper"}
     unit : {"patient", "section"}, optional
-        In place of the config's `evaluation.unit`.
+        In place of the config's `evaluation.group_by`.
     seeds : int
         Everything is run with the config's seed and the ones that follow it; scores are means over seeds first.
     only : sequence of str, optional
@@ -84,7 +84,7 @@ def evaluate(
     """
     config = under_protocol(config, protocol, unit)
     cohort = remembered(cohort)
-    every = folds(cohort, config.evaluation.unit)
+    every = folds(cohort, config.evaluation.group_by)
     run_folds, run_seeds = only_folds(every, only), seeds_of(config, seeds)
     shelf = None if folder is None else folder.shelf()
     study = Study(config, tuple(chosen_methods(methods)), run_folds, run_seeds, protocol, folder, shelf=shelf)
@@ -111,9 +111,9 @@ def under_protocol(config: Config, protocol: ProtocolName, unit: Unit | None = N
         Patients left out under `paper`.
     """
     rules = protocol_named(protocol)
-    if "evaluation.unit" in rules.settings and unit == "patient":
+    if "evaluation.group_by" in rules.settings and unit == "patient":
         raise BadOption("unit", unit, f"section, or nothing, with the protocol {protocol}")
-    return rules.apply(config if unit is None else config.override({"evaluation.unit": unit}))
+    return rules.apply(config if unit is None else config.override({"evaluation.group_by": unit}))
 
 
 def begin(study: Study, described: list[dict[str, Any]]) -> None:
@@ -161,7 +161,7 @@ def collect(
     genes = genes_over_seeds(genes, len(study.seeds))
     tested = [section for fold in study.folds for section in fold.test]
     stamp = Stamp(
-        unit=config.evaluation.unit,
+        unit=config.evaluation.group_by,
         patients=len(cohort.only(tested).patients),
         sections=len(tested),
         folds=len(study.folds),

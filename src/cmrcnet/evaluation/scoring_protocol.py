@@ -76,7 +76,7 @@ PAPER = ScoringProtocol(
     "As papers of this field score: one section is left out at a time, the panel is chosen on all sections, and HEG "
     "and HVG are those of the test section's own truth",
     "the test section's own truth, as in the paper",
-    {"evaluation.unit": "section", "panel.sections": "all"},
+    {"evaluation.group_by": "section", "panel.sections": "all"},
 )
 PROTOCOLS = {protocol.name: protocol for protocol in (STRICT, PAPER)}
 

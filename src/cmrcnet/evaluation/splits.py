@@ -56,11 +56,11 @@ def folds(cohort: Cohort, unit: Unit = "patient") -> tuple[Fold, ...]:
         For another unit.
     """
     if unit not in ("patient", "section"):
-        raise BadOption("evaluation.unit", unit, "patient or section")
+        raise BadOption("evaluation.group_by", unit, "patient or section")
     names = cohort.patients if unit == "patient" else cohort.sections
     if len(names) < 2:
         hint = (
-            f"leave out sections instead (evaluation.unit: section), or add a {unit}"
+            f"leave out sections instead (evaluation.group_by: section), or add a {unit}"
             if unit == "patient" and len(cohort.sections) > 1
             else f"add a {unit} to the cohort"
         )

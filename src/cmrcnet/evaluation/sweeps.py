@@ -146,7 +146,7 @@ def sweep(
             begin(study, described[kind])
         for number, parts, features_s in run_studies(studies, cohort, cache, workers) if studies else ():
             study, cell = studies[number], waiting[number]
-            every = len(folds(cohort, study.config.evaluation.unit))
+            every = len(folds(cohort, study.config.evaluation.group_by))
             run = collect(cohort, study, parts, described[kind], features_s, every)
             assert study.folder is not None
             study.folder.finish()
@@ -169,7 +169,7 @@ def _study(
     return Study(
         config,
         methods,
-        only_folds(folds(cohort, config.evaluation.unit), only),
+        only_folds(folds(cohort, config.evaluation.group_by), only),
         seeds_of(config, seeds),
         protocol,
         folder.cell(cell.config),

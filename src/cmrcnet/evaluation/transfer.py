@@ -116,7 +116,7 @@ def transfer(
 
     if not tests:
         raise TooFew("test cohorts", 0, 1, "name a cohort.csv to test on behind the one to train on")
-    config = config.override({"panel.sections": "training"} | ({} if unit is None else {"evaluation.unit": unit}))
+    config = config.override({"panel.sections": "training"} | ({} if unit is None else {"evaluation.group_by": unit}))
     chosen = tuple(chosen_methods([MAIN, *(each for each in methods if each != MAIN)]))
     cohort, members = joined(train, tests)
     cohort = remembered(cohort)
@@ -129,18 +129,18 @@ def transfer(
     folder.begin(identity | {"settings": [[method.name for method in chosen], seeds]})
 
     def study(fold_list: tuple[Fold, ...], unit_here: Unit, sets: Sets | None, name: str) -> Study:
-        here = config.override({"evaluation.unit": unit_here})
+        here = config.override({"evaluation.group_by": unit_here})
         return Study(here, chosen, fold_list, seeds_of(here, seeds), "strict", None, sets, tables=False)
 
     wanted: dict[str, Study] = {}
     for name, side in sides.items():
-        own = _unit(side, config.evaluation.unit)
+        own = _unit(side, config.evaluation.group_by)
         if len(side.sections if own == "section" else side.patients) > 1:
             wanted[f"inside {name}"] = study(folds(side, own), own, scored.get(name), name)
     for name in rest:
         test = sides[name]
         fold = Fold(name, sides[first].sections, test.sections, test.patients, patient_disjoint=True)
-        wanted[f"to {name}"] = study((fold,), config.evaluation.unit, scored[name], name)
+        wanted[f"to {name}"] = study((fold,), config.evaluation.group_by, scored[name], name)
 
     found: dict[str, pd.DataFrame] = {}
     waiting: list[str] = []

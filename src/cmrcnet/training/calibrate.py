@@ -68,8 +68,8 @@ def fit_trust(
     validation : ValidationParts or None
         Without it there are no intervals and no cards.
     """
-    units = pairs.units(config.evaluation.unit)
-    unit = "section" if config.evaluation.unit == "section" or len(set(pairs.patients)) < 2 else "patient"
+    units = pairs.units(config.evaluation.group_by)
+    unit = "section" if config.evaluation.group_by == "section" or len(set(pairs.patients)) < 2 else "patient"
     gathered = _Gathered(pairs, config.panel.target_sum) if validation is not None else None
     looks, moves = [], []
     for section in cohort:

@@ -47,7 +47,7 @@ class ValidationSplit:
 
 
 def choose_validation(pairs: Pairs, config: Config) -> ValidationSplit:
-    """Choose what is held in, by `train.validation`, `evaluation.unit` and the seed.
+    """Choose what is held in, by `train.validation`, `evaluation.group_by` and the seed.
 
     With one training patient a section is held in. With one training section there is no unit to hold in; loose spots
     of the section that is trained on would only choose the epoch that knows that section best, so the last epoch is
@@ -62,7 +62,7 @@ def choose_validation(pairs: Pairs, config: Config) -> ValidationSplit:
         return _split(rng.permutation(everything)[:count], everything, f"{count} random spots", rng)
 
     labels, unit = pairs.patients, "patient"
-    if config.evaluation.unit == "section" or len(set(labels)) < 2:
+    if config.evaluation.group_by == "section" or len(set(labels)) < 2:
         labels, unit = pairs.sections, "section"
     units = list(dict.fromkeys(labels))
     if len(units) < 2:
@@ -86,7 +86,7 @@ def each_validation_group(pairs: Pairs, config: Config) -> tuple[ValidationSplit
     ----------
     pairs : Pairs
     config : Config
-        Its `evaluation.unit`, and the seed that draws the groups.
+        Its `evaluation.group_by`, and the seed that draws the groups.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def each_validation_group(pairs: Pairs, config: Config) -> tuple[ValidationSplit
     """
     everything = np.arange(len(pairs))
     rng = np.random.default_rng([config.train.seed, _DRAW])
-    unit = pairs.units(config.evaluation.unit)
+    unit = pairs.units(config.evaluation.group_by)
     names = list(dict.fromkeys(unit.tolist()))
     if len(names) < 2:
         warnings.warn(
