@@ -15,7 +15,7 @@ from cmrcnet.config import HeadConfig
 from cmrcnet.errors import BadOption, ForeignBank, NoTissue, SpotsOffImage, TooFew, UnknownName, UnknownScale
 from cmrcnet.features.encode import encode_patches
 from cmrcnet.genes.table import check_prediction_table
-from cmrcnet.inference import blocks as blocks_module
+from cmrcnet.inference import chunks as chunks_module
 from cmrcnet.inference.head import bag_row_sums, read_out
 from cmrcnet.inference.predict import predict
 from cmrcnet.readers.cohort import read_cohort
@@ -105,7 +105,7 @@ def test_permuting_places_permutes_predictions(model, bank, table, seed):
 
 @pytest.mark.parametrize("at_once", [1, 3, 1024])
 def test_batches_change_nothing(model, bank, table, monkeypatch, at_once):
-    monkeypatch.setattr(blocks_module, "chunk_size", lambda genes: at_once)
+    monkeypatch.setattr(chunks_module, "chunk_size", lambda genes: at_once)
     other = predict(model, bank, noise_slide(9), spots=SPOTS)
     np.testing.assert_allclose(other.X, table.X, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(other.obsm["neighbour_ids"], table.obsm["neighbour_ids"])

@@ -13,7 +13,7 @@ from cmrcnet.errors import BadFile, DiskFull, NoRoom, OutputInUse
 from cmrcnet.export.table_file import TableFile
 from cmrcnet.features import parts, resumable
 from cmrcnet.features.spot_tokens import spot_tokens
-from cmrcnet.inference import blocks as blocks_module
+from cmrcnet.inference import chunks as chunks_module
 from cmrcnet.inference import slide_job
 from cmrcnet.inference.plan import plan_prediction
 from cmrcnet.inference.predict import predict
@@ -43,7 +43,7 @@ def slide(pixels):
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
     monkeypatch.setattr(parts, "PART", 16)
-    monkeypatch.setattr(blocks_module, "chunk_size", lambda genes: 16)
+    monkeypatch.setattr(chunks_module, "chunk_size", lambda genes: 16)
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_a_slide_that_breaks_on_the_way_leaves_nothing(model, bank, slide, tmp_p
 
 def test_what_else_a_block_says_becomes_layers_and_columns(model, bank, slide, tmp_path, monkeypatch):
     """Intervals and alarms come this way: the same in memory and on disk, also behind a stop."""
-    whole = blocks_module.predict_blocks
+    whole = chunks_module.predict_blocks
 
     def saying_more(plan, features, *, start=0):
         for block in whole(plan, features, start=start):

@@ -11,7 +11,7 @@ from cmrcnet.errors import NoAttribution, SpotsOffImage, TooFew, UnknownName
 from cmrcnet.export.table_file import TableFile
 from cmrcnet.features import parts
 from cmrcnet.features.spot_tokens import spot_tokens
-from cmrcnet.inference import blocks as blocks_module
+from cmrcnet.inference import chunks as chunks_module
 from cmrcnet.inference.predictors import StudentPredictor
 from cmrcnet.inference.slide_batch import predict_slides
 from cmrcnet.inference.slide_job import LOCK, predict_to_file
@@ -40,7 +40,7 @@ def slide():
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
     monkeypatch.setattr(parts, "PART", 16)
-    monkeypatch.setattr(blocks_module, "chunk_size", lambda genes: 16)
+    monkeypatch.setattr(chunks_module, "chunk_size", lambda genes: 16)
 
 
 def test_it_equals_the_obvious_path(student, slide):
@@ -66,7 +66,7 @@ def test_the_file_holds_the_table_that_is_returned(student, slide, tmp_path):
 @pytest.mark.parametrize("block", [1, 7, 4096])
 def test_blocks_change_no_number(student, slide, monkeypatch, block):
     whole = predict_by_student(student, slide, grid_um=GRID_UM)
-    monkeypatch.setattr(blocks_module, "chunk_size", lambda genes: block)
+    monkeypatch.setattr(chunks_module, "chunk_size", lambda genes: block)
     np.testing.assert_allclose(predict_by_student(student, slide, grid_um=GRID_UM).X, whole.X, atol=1e-4)
 
 

@@ -29,11 +29,11 @@ from cmrcnet.errors import (
     Unwritable,
 )
 from cmrcnet.heads.gene_decoder import SectionStatistics
-from cmrcnet.inference import bank as bank_module
-from cmrcnet.inference import bank_edit
 from cmrcnet.inference.plan import plan_prediction
 from cmrcnet.inference.predict import predict
 from cmrcnet.inference.slide_job import predict_to_file
+from cmrcnet.retrieval import bank as bank_module
+from cmrcnet.retrieval import edit as bank_edit
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.retrieval.edit import add_sections, drop_sections, merge_banks, search_anew
 from cmrcnet.retrieval.manifest import Manifest
@@ -278,7 +278,7 @@ def test_two_edits_at_once_are_refused(model, tmp_path):
     drop_sections(tmp_path / "bank", ["A1"])
 
 
-@pytest.mark.parametrize("where", ["bank_part._sha256", "bank_part.write_array", "bank_search.write_array"])
+@pytest.mark.parametrize("where", ["bank_part._sha256", "bank_part.write_array", "bank_index.write_array"])
 def test_a_full_disk_changes_nothing(model, tmp_path, monkeypatch, where):
     build_bank(model, cohort("A1", "B1")).save(tmp_path / "bank", search=KINDS[1])
     before = files_of(tmp_path / "bank")
@@ -286,7 +286,7 @@ def test_a_full_disk_changes_nothing(model, tmp_path, monkeypatch, where):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(f"cmrcnet.inference.{where}", full)
+    monkeypatch.setattr(f"cmrcnet.retrieval.{where}", full)
     with pytest.raises(DiskFull, match=r"The disk is full: .* was not written and nothing half-written is left"):
         add_sections(tmp_path / "bank", model, cohort("C1"))
     assert files_of(tmp_path / "bank") == before
