@@ -58,7 +58,7 @@ def test_every_flag_arrives_in_its_function(verb):
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_tells_every_parameter(verb, capsys):
     assert cli.main([*verb.split(), "--help"]) == 0
-    shown = capsys.headerr().out
+    shown = capsys.readouterr().out
     for name in inspect.signature(cli.VERBS[verb]).parameters:
         assert f"--{name.strip('_').replace('_', '-')}" in shown
 
@@ -91,7 +91,7 @@ def test_help_tells_every_parameter(verb, capsys):
 def test_a_refusal_is_one_sentence_and_exit_code_two(words, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(words) == cli.USER_ERROR
-    said = capsys.headerr().err.strip()
+    said = capsys.readouterr().err.strip()
     assert sentence in said
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
@@ -102,7 +102,7 @@ def test_an_interrupt_has_its_own_exit_code(capsys):
         raise KeyboardInterrupt
 
     assert cli.main(["stop"], verbs={"stop": verb}) == cli.INTERRUPTED
-    assert "--resume" in capsys.headerr().err
+    assert "--resume" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_a_sentence(capsys):
@@ -110,7 +110,7 @@ def test_a_full_disk_is_a_sentence(capsys):
         raise OSError(28, "No space left on device", "somewhere/table.h5ad")
 
     assert cli.main(["write"], verbs={"write": verb}) == cli.USER_ERROR
-    assert "The disk is full: somewhere/table.h5ad" in capsys.headerr().err
+    assert "The disk is full: somewhere/table.h5ad" in capsys.readouterr().err
 
 
 def test_faults_of_our_own_are_not_disguised():
@@ -132,7 +132,7 @@ def test_a_config_that_is_printed_can_be_loaded_again(capsys, tmp_path):
     from cmrcnet.config import Config
 
     assert cli.main(["presets", "paper"]) == 0
-    (tmp_path / "mine.yaml").write_text(capsys.headerr().out)
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
     assert Config.load(tmp_path / "mine.yaml") == Config.load("paper")
 
 
@@ -154,4 +154,4 @@ def test_our_warnings_are_plain_lines(capfd):
         assert cli.main(["warn"], verbs={"warn": verb}) == 0
     finally:
         warnings.filters[:], warnings.showwarning = before
-    assert "warning: the run only guesses" in capfd.headerr().err
+    assert "warning: the run only guesses" in capfd.readouterr().err

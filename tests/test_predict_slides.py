@@ -42,9 +42,9 @@ def run(place: Path, *words: object) -> int:
 
 
 def refused(capsys, place: Path, *words: object) -> str:
-    capsys.headerr()
+    capsys.readouterr()
     assert run(place, *words) == cli.USER_ERROR
-    said = capsys.headerr().err
+    said = capsys.readouterr().err
     assert "Traceback" not in said and len(said.strip().splitlines()) == 1
     return said
 
@@ -56,7 +56,7 @@ def test_a_batch_skips_what_is_done_and_isolates_what_is_broken(place, tmp_path,
     (slides / "broken.png").write_bytes((slides / "one.png").read_bytes()[:3000])
     Image.fromarray(np.full((400, 400, 3), 250, np.uint8)).save(slides / "empty.png")
     assert run(place, slides, "--out", out) == cli.PROBLEMS_FOUND
-    said = capsys.headerr().out
+    said = capsys.readouterr().out
     assert "4 slides: 2 predicted, 0 done before, 2 broken." in said and "No tissue was found on empty" in said
     assert sorted(path.name for path in out.iterdir()) == ["one.h5ad", "summary.csv", "two.h5ad"]
     rows = {Path(row["slide"]).stem: row for row in csv.DictReader((out / "summary.csv").open())}
@@ -71,7 +71,7 @@ def test_a_batch_skips_what_is_done_and_isolates_what_is_broken(place, tmp_path,
     for name in ("broken", "empty"):
         (slides / f"{name}.png").unlink()
     assert run(place, slides, "--out", out) == 0
-    assert "2 slides: 0 predicted, 2 done before, 0 broken." in capsys.headerr().out
+    assert "2 slides: 0 predicted, 2 done before, 0 broken." in capsys.readouterr().out
     assert (out / "one.h5ad").stat().st_mtime_ns == before
     single = tmp_path / "one.h5ad"
     assert run(place, slides / "one.png", "--out", single) == 0
@@ -82,7 +82,7 @@ def test_a_pattern_is_a_batch_and_a_table_of_other_settings_is_not_taken_for_don
     pattern, out = place / "pictures" / "o*.png", tmp_path / "out"
     assert run(place, pattern, "--out", out) == 0
     assert run(place, pattern, "--out", out, "--k", 2) == cli.PROBLEMS_FOUND
-    assert "it differs in k; choose another folder or pass --overwrite" in capsys.headerr().out
+    assert "it differs in k; choose another folder or pass --overwrite" in capsys.readouterr().out
     assert run(place, pattern, "--out", out, "--k", 2, "--overwrite") == 0
     assert anndata.read_h5ad(out / "one.h5ad").obsm["neighbour_ids"].shape[1] == 2
 

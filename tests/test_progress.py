@@ -74,7 +74,7 @@ def test_a_log_gets_no_bar(capsys):
     with metered("encode", 3, "patches") as meter:
         meter.advance(3)
     assert type(meter) is Meter
-    assert capsys.headerr() == ("", "")
+    assert capsys.readouterr() == ("", "")
 
 
 class Terminal(io.StringIO):

@@ -49,9 +49,9 @@ def taught(place: Path) -> list[object]:
 
 
 def refused(capsys, *words: object) -> str:
-    capsys.headerr()
+    capsys.readouterr()
     assert run(*words) == cli.USER_ERROR
-    said = capsys.headerr().err
+    said = capsys.readouterr().err
     assert "Traceback" not in said and len(said.strip().splitlines()) == 1
     return said
 
@@ -154,12 +154,12 @@ def test_a_folder_of_slides_may_be_learnt_on(place, tmp_path, capsys):
     shutil.copy(place / "cohort" / "P4S1.jpg", slides)
     words = ["--slides", slides, "--mpp", 1, "--grid-um", 200, "--out", tmp_path / "student"]
     assert run(*taught(place), *words) == 0
-    said = capsys.headerr().out
+    said = capsys.readouterr().out
     assert "times faster" in said and "each left out" in said and "Student written to" in said
     assert len(Student.load(tmp_path / "student").lineage.slides) == 4
 
 
 def test_help_says_what_a_student_is_and_that_it_remembers(capsys):
     assert cli.main(["distil", "--help"]) == 0
-    said = " ".join(capsys.headerr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
     assert "predicts without bank and search" in said and "still in the student" in said

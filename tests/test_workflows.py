@@ -41,9 +41,9 @@ def place(tmp_path_factory) -> Path:
 
 def _refused(words: list[str], capsys) -> str:
     """The sentence of a refusal."""
-    capsys.headerr()
+    capsys.readouterr()
     assert cli.main([str(word) for word in words]) == cli.USER_ERROR
-    said = capsys.headerr().err
+    said = capsys.readouterr().err
     assert "Traceback" not in said
     return said
 
@@ -94,9 +94,9 @@ def test_a_place_is_explained_on_a_sheet_and_as_a_list(place, tmp_path, capsys):
     spot = anndata.read_h5ad(table).obs_names[3]
     sheet, bare = tmp_path / "sheet.png", tmp_path / "list.csv"
     explain = ["explain", table, "--spot", spot, "--out"]
-    capsys.headerr()
+    capsys.readouterr()
     assert cli.main([str(w) for w in [*explain, sheet, "--cohort", csv, "--genes", "TUMOUR001", "TUMOUR002"]]) == 0
-    assert "The prediction is the weighted mean of these spots, and of nothing else." in capsys.headerr().out
+    assert "The prediction is the weighted mean of these spots, and of nothing else." in capsys.readouterr().out
     assert sheet.read_bytes().startswith(b"\x89PNG")
     assert cli.main([str(w) for w in [*explain, bare]]) == 0
     listed = pd.read_csv(bare)
@@ -127,15 +127,15 @@ def test_evaluate_leaves_a_run_folder_and_a_report(place, tmp_path):
 
 def test_inspect_says_what_it_is(place, capsys):
     assert cli.main(["inspect", str(place / "cohort" / "cohort.csv")]) == 0
-    said = capsys.headerr().out
+    said = capsys.readouterr().out
     assert "P3S1" in said and "Problems: none" in said
 
 
 def test_doctor_and_encoders_answer(capsys):
     assert cli.main(["doctor"]) == 0
-    assert "embedded encoder" in capsys.headerr().out
+    assert "embedded encoder" in capsys.readouterr().out
     assert cli.main(["encoders"]) == 0
-    assert "efficientnet-lite0" in capsys.headerr().out
+    assert "efficientnet-lite0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["train", "index", "predict", "evaluate"])
@@ -183,9 +183,9 @@ def test_a_bank_is_edited_and_predicts_as_one_built_afresh(place, tmp_path, caps
     csv, model, bank = place / "cohort" / "cohort.csv", place / "model", tmp_path / "bank"
 
     def run(*words: object) -> str:
-        capsys.headerr()
+        capsys.readouterr()
         assert cli.main([str(word) for word in words]) == 0
-        return capsys.headerr().out
+        return capsys.readouterr().out
 
     run("index", model, csv, "--out", bank, "--without", "P3", "--search", "ivf", "--recall", "0.9")
     said = run("bank", "list", bank)
@@ -326,7 +326,7 @@ def test_the_demo_ends_with_a_report(place, tmp_path, capsys):
     )
     words = ["demo", "--out", out, "--data", csv, "--config", config]
     assert cli.main([str(word) for word in words]) == 0
-    said = capsys.headerr().out
+    said = capsys.readouterr().out
     assert f"Open {out / 'report.html'}" in said
     assert f"Model written to {out / 'model'} (" in said and "tmp" not in said
     assert json.loads((out / "demo.json").read_text())["format"] == 1

@@ -105,12 +105,12 @@ def test_the_verb_reads_one_table_or_a_run_folder(csv, tmp_path, capsys):
         table.write_h5ad(tmp_path / "run" / "predictions" / f"{name}.h5ad")
     out = tmp_path / "found.csv"
     assert cli.main(["localise", str(tmp_path / "run"), str(csv), "--merge", "--out", str(out)]) == 0
-    said = capsys.headerr().out
+    said = capsys.readouterr().out
     assert "Mean over 2 sections" in said and "Markers: breast, version 1." in said and "Staaf J et al." in said
     assert set(pd.read_csv(out).section) == {"S1", "S2"}
     one = tmp_path / "run" / "predictions" / "S1.h5ad"
     assert cli.main(["localise", str(one), str(csv)]) == 0
-    assert "Section S1" in capsys.headerr().out
+    assert "Section S1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -125,4 +125,4 @@ def test_the_verb_reads_one_table_or_a_run_folder(csv, tmp_path, capsys):
 def test_what_the_verb_refuses(csv, monkeypatch, capsys, words, sentence):
     monkeypatch.chdir(csv.parent)
     assert cli.main(["localise", words[0], "cohort.csv", *words[1:]]) == cli.USER_ERROR
-    assert sentence in capsys.headerr().err
+    assert sentence in capsys.readouterr().err

@@ -177,9 +177,9 @@ def test_the_verb_fetches_and_says_what_comes_next(hub, tmp_path, monkeypatch, c
     out = tmp_path / "skcm"
     words = ["fetch", "hest", "--task", "SKCM", "--out", str(out)]
     assert cli.main(words) == cli.USER_ERROR
-    assert "CC BY-NC-SA 4.0" in capsys.headerr().err
+    assert "CC BY-NC-SA 4.0" in capsys.readouterr().err
     assert cli.main([*words, "--accept-licence"]) == 0
-    assert f"cmrcnet evaluate {out / 'cohort.csv'} --config hest-skcm" in capsys.headerr().out
+    assert f"cmrcnet evaluate {out / 'cohort.csv'} --config hest-skcm" in capsys.readouterr().out
 
 
 # --- the hub itself, its library's calls held to their true signatures, nothing on the network ------------------------

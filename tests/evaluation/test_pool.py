@@ -133,9 +133,9 @@ def test_a_killed_evaluation_leaves_no_worker_and_goes_on_where_it_was(tmp_path,
     assert not out.exists()
     kept = {path.parent: path.stat().st_mtime_ns for path in partial.glob("parts/*/*/*/part.json")}
     assert cli.main([*command, "--out", str(out)]) == cli.USER_ERROR
-    assert "--resume" in capsys.headerr().err
+    assert "--resume" in capsys.readouterr().err
     assert kept and cli.main([*command, "--out", str(out), "--resume"]) == 0
-    assert "Time: features" in capsys.headerr().out
+    assert "Time: features" in capsys.readouterr().out
     assert cli.main([*command, "--out", str(tmp_path / "whole"), "--workers", "1"]) == 0
     assert (out / "scores.csv").read_bytes() == (tmp_path / "whole" / "scores.csv").read_bytes()
     assert (out / "genes.csv").read_bytes() == (tmp_path / "whole" / "genes.csv").read_bytes()

@@ -38,9 +38,9 @@ def test_inspect_runs_them_and_quick_does_not(sections, tmp_path, capsys):
     twice = Cohort.of([sections[0], replace(shuffled(sections[0]), name="again")])
     csv = str(write_cohort(twice, tmp_path / "cohort", image="png"))
     assert cli.main(["inspect", csv, "--quick"]) == 0
-    assert "Problems: none" in capsys.headerr().out
+    assert "Problems: none" in capsys.readouterr().out
     assert cli.main(["inspect", csv]) == cli.PROBLEMS_FOUND
-    said = capsys.headerr().out
+    said = capsys.readouterr().out
     notes, problems = said.split("Problems: ")
     assert "look shuffled" in notes and "hold the same counts" in problems and "look shuffled" not in problems
 
@@ -59,7 +59,7 @@ def test_other_problems_come_before_the_detectors(sections, tmp_path, capsys):
     csv = write_cohort(Cohort.of(sections[:2]), tmp_path / "cohort")
     (tmp_path / "cohort" / "P1S1.jpg").unlink()
     assert cli.main(["inspect", str(csv)]) == cli.PROBLEMS_FOUND
-    assert "mend the problems first" in capsys.headerr().out
+    assert "mend the problems first" in capsys.readouterr().out
 
 
 @pytest.mark.shared
