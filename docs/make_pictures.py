@@ -25,7 +25,7 @@ def draw(cohort: Path, prediction: Path, name: str, gene: str, out: Path) -> Non
     target_sum = float(table.uns["cmrcnet"]["target_sum"])
     truth = cmrcnet.normalize(section.counts, target_sum)[:, section.genes.index(gene)].toarray().ravel()
     column = list(table.var_names).index(gene)
-    guess, spread = np.asarray(table.X)[:, column], np.asarray(table.layers["spread"])[:, column]
+    guess, spread = np.asarray(table.X)[:, column], np.asarray(table.layers["neighbour_std"])[:, column]
     shrink = section.slide.width_px / 1200
     tissue = thumbnail(section.slide, shrink)
     x, y = (section.spots.centre_px / (section.slide.width_px / tissue.shape[1])).T

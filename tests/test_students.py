@@ -104,7 +104,7 @@ def test_it_predicts_without_a_bank(place, tmp_path, capsys):
 def test_what_only_a_bank_can_do_is_refused_in_one_sentence(place, tmp_path, capsys):
     csv, out = place / "cohort" / "cohort.csv", tmp_path / "p.h5ad"
     words = ["predict", place / "student", csv, "--section", "P4S1", "--out", out]
-    for more in (["--bank", place / "bank"], ["--k", 5], ["--intervals"], ["--refuse", 0.3]):
+    for more in (["--bank", place / "bank"], ["--k", 5], ["--intervals"], ["--abstain", 0.3]):
         assert "which has no bank" in refused(capsys, *words, *more)
     assert not out.exists()
     assert "only a student needs none" in refused(capsys, "predict", place / "model", *words[2:])

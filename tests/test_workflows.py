@@ -60,7 +60,7 @@ def test_a_plain_picture_becomes_a_table_that_scanpy_plots(place, tmp_path):
     assert cli.main([str(word) for word in words]) == 0
     table = scanpy.read_h5ad(out)
     assert table.n_vars == 80 and table.n_obs > 40
-    assert np.isfinite(table.X).all() and (table.layers["spread"] >= 0).all()
+    assert np.isfinite(table.X).all() and (table.layers["neighbour_std"] >= 0).all()
     scanpy.pl.spatial(table, color=table.var_names[0], show=False)
 
 

@@ -303,7 +303,7 @@ def predict(
     grid_um: float = 100.0,
     batch: int | Literal["auto"] = "auto",
     intervals: bool = False,
-    refuse: float | None = None,
+    abstain: float | None = None,
     mpp: float | None = None,
     overwrite: bool = False,
 ) -> Path | bool:
@@ -341,8 +341,8 @@ def predict(
         Patches that go through the encoder at once; auto suits the device.
     intervals : bool
         Write the calibrated 90 % interval of every value as well (layers lower and upper); three times the size.
-    refuse : float, optional
-        Mark locations that are less certain than this share of validation training spots: --refuse 0.3.
+    abstain : float, optional
+        Mark locations that are less certain than this share of validation training spots: --abstain 0.3.
     mpp : float, optional
         Micrometres per level-0 pixel, where the slide does not say.
     overwrite : bool
@@ -366,7 +366,7 @@ def predict(
             if value is not None:
                 raise BadOption(name, str(value), "nothing together with many slides")
         done = predict_slides(
-            _predictor(model, bank, k, intervals, refuse),
+            _predictor(model, bank, k, intervals, abstain),
             slides,
             out,
             genes=chosen,
@@ -379,7 +379,7 @@ def predict(
         print(done.to_text())
         return out if not done.broken else False
     picture, locations = _where_to_predict(slide, section, spots, mpp)
-    plan = _predictor(model, bank, k, intervals, refuse).plan(
+    plan = _predictor(model, bank, k, intervals, abstain).plan(
         picture,
         spots=locations,
         mask=None if mask is None else read_mask(mask, picture),
@@ -1069,13 +1069,13 @@ def _sections_named(cohort: Cohort, names: list[str], option: str) -> list[str]:
     return found
 
 
-def _predictor(model: Path, bank: Path | None, k: int | None, intervals: bool, refuse: float | None) -> Predictor:
+def _predictor(model: Path, bank: Path | None, k: int | None, intervals: bool, abstain: float | None) -> Predictor:
     """A model with its bank, or a student, which takes no bank and none of the bank's options."""
     from cmrcnet.inference.predictors import BankPredictor, StudentPredictor
     from cmrcnet.models.student import FILE, Student
 
     if (model / FILE).is_file():
-        for name, value in (("bank", bank), ("k", k), ("intervals", intervals), ("refuse", refuse)):
+        for name, value in (("bank", bank), ("k", k), ("intervals", intervals), ("abstain", abstain)):
             if value not in (None, False):
                 given = str(value) if isinstance(value, Path) else value
                 raise BadOption(f"--{name}", given, f"nothing with a student ({model}), which has no bank")
@@ -1086,7 +1086,7 @@ def _predictor(model: Path, bank: Path | None, k: int | None, intervals: bool, r
     from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.retrieval.bank import ReferenceBank
 
-    return BankPredictor(TrainedModel.load(model), ReferenceBank.load(bank), k, intervals, refuse)
+    return BankPredictor(TrainedModel.load(model), ReferenceBank.load(bank), k, intervals, abstain)
 
 
 def _where_to_predict(slide: Path, section: str | None, spots: Path | None, mpp: float | None):

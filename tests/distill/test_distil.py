@@ -281,7 +281,7 @@ def test_a_table_of_a_student_keeps_the_contract(student):
     section = cohort().read(cohort().sections[0])
     table = predict_by_student(student, section.slide, grid_um=150)
     assert_prediction_table(table)
-    assert "spread" not in table.layers and set(table.obsm) == {"spatial"}
+    assert "neighbour_std" not in table.layers and set(table.obsm) == {"spatial"}
     told = table.uns["cmrcnet"]
     assert told["student_fingerprint"] == student.fingerprint
     assert told["model_fingerprint"] == on_components()[0].fingerprint

@@ -44,7 +44,7 @@ def test_panel_weights_bank_and_predictions_do_not_depend_on_held_out_counts(sma
     run = evaluate(scrambled(small_run.cohort), small_config, methods=["cmrcnet", "ridge"], cache=small_cache)
     before, after = small_run.run.predictions[HELD_OUT], run.predictions[HELD_OUT]
     np.testing.assert_array_equal(before.X, after.X)
-    np.testing.assert_array_equal(before.layers["spread"], after.layers["spread"])
+    np.testing.assert_array_equal(before.layers["neighbour_std"], after.layers["neighbour_std"])
     np.testing.assert_array_equal(before.obsm["neighbour_ids"], after.obsm["neighbour_ids"])
 
     def learnt(facts: dict) -> list[dict]:

@@ -25,9 +25,9 @@ def run():
         table.X = values
         table.obs["confidence"] = np.where(np.arange(table.n_obs) < half, 0.9, 0.2)
         table.obs["interval_scale"] = 1.0
-        table.obs["in_domain"] = 1
+        table.obs["in_distribution"] = 1
         table.var["interval_low"], table.var["interval_high"] = -100.0, 100.0
-        table.uns["cmrcnet"]["alarm"] = {"raised": 0, "kind": "", "sentence": "s", "distance": 3.0, "limit": 45.0}
+        table.uns["cmrcnet"]["ood"] = {"raised": 0, "kind": "", "sentence": "s", "distance": 3.0, "limit": 45.0}
         table.uns["cmrcnet"]["intervals"] = "90% intervals <b>of tests</b>."
     return run
 

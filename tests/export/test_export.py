@@ -74,7 +74,7 @@ def test_spatialdata_reads_the_store(prediction, tmp_path):
     store = spatialdata.read_zarr(tmp_path / "a.zarr")
     table, wanted = store.tables["cmrcnet_tiles"], gradient_table()
     np.testing.assert_array_equal(table.X, wanted.X)
-    np.testing.assert_array_equal(table.layers["spread"], wanted.layers["spread"])
+    np.testing.assert_array_equal(table.layers["neighbour_std"], wanted.layers["neighbour_std"])
     assert list(table.obs_names) == list(wanted.obs_names) and list(table.var_names) == list(wanted.var_names)
     assert table.uns["cmrcnet"]["units"] == wanted.uns["cmrcnet"]["units"]
     assert store.images["he"].shape == (3, 500, 700)

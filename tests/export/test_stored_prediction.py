@@ -19,7 +19,7 @@ def test_it_gives_what_the_table_holds(prediction):
     for gene in prediction.genes:
         np.testing.assert_array_equal(prediction.column(gene), table[:, gene].X[:, 0])
     np.testing.assert_array_equal(prediction.rows(slice(3, 9)), table.X[3:9])
-    np.testing.assert_array_equal(prediction.rows(slice(3, 9), "spread"), table.layers["spread"][3:9])
+    np.testing.assert_array_equal(prediction.rows(slice(3, 9), "neighbour_std"), table.layers["neighbour_std"][3:9])
     assert prediction.slide_px == (700, 500) and prediction.side_px == 100
     picture, step = prediction.picture
     assert picture.shape == (500, 700, 3) and step == 1
@@ -38,7 +38,7 @@ def test_what_is_no_prediction_is_refused(tmp_path):
     later = gradient_table()
     later.uns["cmrcnet"]["format"] = 99
     later.write_h5ad(tmp_path / "later.h5ad")
-    with pytest.raises(BadFile, match="its format is 99, and this version reads 1"):
+    with pytest.raises(BadFile, match="its format is 99, and this version reads 2"):
         StoredPrediction(tmp_path / "later.h5ad")
 
 

@@ -20,7 +20,7 @@ def write(file: TableFile, table: anndata.AnnData, rows: slice) -> None:
     file.write(
         rows,
         table.X[rows],
-        layers={"spread": table.layers["spread"][rows]},
+        layers={"neighbour_std": table.layers["neighbour_std"][rows]},
         obsm=neighbours,
         obs={"number": np.arange(rows.start, rows.stop, dtype=np.int32)},
     )
@@ -36,7 +36,7 @@ def test_a_file_of_blocks_is_the_table(tmp_path):
     file.finish(frame_of(table))
     found = anndata.read_h5ad(tmp_path / "t.h5ad")
     np.testing.assert_array_equal(found.X, table.X)
-    np.testing.assert_array_equal(found.layers["spread"], table.layers["spread"])
+    np.testing.assert_array_equal(found.layers["neighbour_std"], table.layers["neighbour_std"])
     np.testing.assert_array_equal(found.obs["number"], np.arange(table.n_obs))
     assert set(found.obsm) == set(table.obsm) and set(found.uns) == set(table.uns)
     assert [path.name for path in tmp_path.iterdir()] == ["t.h5ad"]

@@ -30,7 +30,7 @@ def table_of(**changes):
     found = Neighbours(random.integers(0, 90, (5, 4)), random.random((5, 4)).astype(np.float32))
     options = {
         "mean": random.random((5, 3)),
-        "spread": random.random((5, 3)).astype(np.float32),
+        "neighbour_std": random.random((5, 3)).astype(np.float32),
         "genes": GENES,
         "spots": SPOTS,
         "slide": slide(),
@@ -38,7 +38,7 @@ def table_of(**changes):
         "provenance": PROVENANCE,
     }
     options.update(changes)
-    return prediction_table(options.pop("mean"), options.pop("spread"), **options)
+    return prediction_table(options.pop("mean"), options.pop("neighbour_std"), **options)
 
 
 def test_it_keeps_the_contract_also_on_disk():
@@ -49,7 +49,7 @@ def test_it_keeps_the_contract_also_on_disk():
 def test_a_gene_without_a_prediction_is_nan_in_mean_and_spread_alike():
     values = np.random.default_rng(2).random((5, 3)).astype(np.float32)
     values[1, 2] = np.nan
-    assert_prediction_table(table_of(mean=values, spread=values.copy()))
+    assert_prediction_table(table_of(mean=values, neighbour_std=values.copy()))
 
 
 def test_places_are_given_in_pixels_and_micrometres():
@@ -85,7 +85,7 @@ def test_the_units_of_x_and_all_provenance_travel_along(tmp_path):
     table_of().write_h5ad(tmp_path / "t.h5ad")
     ours = anndata.read_h5ad(tmp_path / "t.h5ad").uns["cmrcnet"]
     assert ours["units"] == "log1p of counts per 10,000"
-    assert (ours["format"], ours["k"], ours["model"]) == (1, 50, "f00d")
+    assert (ours["format"], ours["k"], ours["model"]) == (2, 50, "f00d")
     assert ours["patients"] == '["P1", "P2"]'
     assert ours["slide_fingerprint"] == slide().fingerprint()
     assert "median" in units_of("median")
@@ -97,7 +97,9 @@ def test_the_picture_lies_under_the_spots():
     pixels[1990:2010, 990:1010] = (200, 0, 0)
     spots = Spots(("a",), np.array([[1000.0, 2000.0]]), 100.0)
     shape = np.zeros((1, 3), np.float32)
-    table = table_of(mean=shape, spread=shape, spots=spots, neighbours=None, slide=ArraySlide(pixels, 0.5, "plate 1/A"))
+    table = table_of(
+        mean=shape, neighbour_std=shape, spots=spots, neighbours=None, slide=ArraySlide(pixels, 0.5, "plate 1/A")
+    )
     library = table.uns["spatial"]["plate 1_A"]  # a slash would open a group in the file
     image, scale = library["images"]["hires"], library["scalefactors"]["tissue_hires_scalef"]
     assert max(image.shape) == 1200
@@ -131,7 +133,7 @@ def test_the_usual_tools_plot_it(plotter, tmp_path):
     plt.close("all")
 
 
-@pytest.mark.parametrize("which", ["mean", "spread"])
+@pytest.mark.parametrize("which", ["mean", "neighbour_std"])
 def test_a_table_of_another_shape_is_refused(which):
     with pytest.raises(ShapeMismatch, match=rf"{which} has shape \(5, 2\); wanted \(5, 3\)"):
         table_of(**{which: np.zeros((5, 2), np.float32)})
@@ -158,14 +160,14 @@ def _set(table, name, value):
         (lambda t: t.uns.pop("cmrcnet"), "is missing"),
         (lambda t: t.uns["cmrcnet"].update(format=9), "its format is 9"),
         (lambda t: t.uns["cmrcnet"].pop("units"), "lacks units"),
-        (lambda t: t.layers.pop("spread"), "layers lacks spread"),
+        (lambda t: t.layers.pop("neighbour_std"), "layers lacks neighbour_std"),
         (lambda t: t.obsm.pop("spatial"), "obsm lacks spatial"),
         (lambda t: t.var.drop(columns="reliability", inplace=True), "var lacks reliability"),
         (lambda t: _set(t, ("obs", "x_um"), t.obs["x_um"] * 2), "do not match the centres"),
         (lambda t: t.X.__setitem__((0, 0), np.inf), "X holds infinite values"),
-        (lambda t: t.layers["spread"].__setitem__((0, 0), np.inf), "spread.* holds infinite values"),
-        (lambda t: t.X.__setitem__((0, 0), np.nan), 'X and layers."spread". are not NaN at the same locations'),
-        (lambda t: t.layers["spread"].__setitem__((0, 0), -1), "spread.* holds negative"),
+        (lambda t: t.layers["neighbour_std"].__setitem__((0, 0), np.inf), "neighbour_std.* holds infinite values"),
+        (lambda t: t.X.__setitem__((0, 0), np.nan), 'X and layers."neighbour_std". are not NaN at the same locations'),
+        (lambda t: t.layers["neighbour_std"].__setitem__((0, 0), -1), "neighbour_std.* holds negative"),
         (lambda t: setattr(t, "X", np.asarray(t.X, np.float64)), "X is float64"),
         (lambda t: t.obsm.pop("neighbour_ids"), "neighbour_ids and neighbour_similarity"),
     ],

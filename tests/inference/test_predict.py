@@ -123,7 +123,7 @@ def test_a_bank_from_disk_predicts_the_same(model, bank, table, tmp_path):
     bank.save(tmp_path / "bank")
     other = predict(model, ReferenceBank.load(tmp_path / "bank"), noise_slide(9), spots=SPOTS)
     np.testing.assert_array_equal(other.X, table.X)
-    np.testing.assert_array_equal(other.layers["spread"], table.layers["spread"])
+    np.testing.assert_array_equal(other.layers["neighbour_std"], table.layers["neighbour_std"])
     assert other.uns["cmrcnet"]["bank_fingerprint"] == bank.fingerprint
 
 
@@ -132,7 +132,7 @@ def test_chosen_genes_are_the_same_numbers_in_the_order_asked(model, bank, table
     other = predict(model, bank, noise_slide(9), spots=SPOTS, genes=genes)
     assert list(other.var_names) == genes
     np.testing.assert_array_equal(other.X, table[:, genes].X)
-    np.testing.assert_array_equal(other.layers["spread"], table[:, genes].layers["spread"])
+    np.testing.assert_array_equal(other.layers["neighbour_std"], table[:, genes].layers["neighbour_std"])
 
 
 @pytest.mark.parametrize("off", [[400.0, 10.0], [10.0, -1.0]])
@@ -146,7 +146,7 @@ def test_k_and_weighting_can_be_chosen(model, bank):
     one = predict(model, bank, noise_slide(9), spots=SPOTS, k=1, genes=["GENE0", "GENE5"])
     nearest = one.obsm["neighbour_ids"][:, 0]
     np.testing.assert_array_equal(one.X, bank.expression.toarray()[nearest][:, [0, 5]])
-    assert (one.layers["spread"] == 0).all()
+    assert (one.layers["neighbour_std"] == 0).all()
     every = predict(model, bank, noise_slide(9), spots=SPOTS, k=24, weighting="mean", genes=["GENE0"])
     np.testing.assert_allclose(every.X, bank.expression.toarray()[:, :1].mean(), rtol=1e-5)
     assert (every.uns["cmrcnet"]["k"], every.uns["cmrcnet"]["weighting"]) == (24, "mean")
@@ -166,7 +166,7 @@ def test_a_gene_that_no_neighbour_measured_is_unknown_and_not_zero(model):
         table = predict(model, bank, noise_slide(9), spots=SPOTS, k=1)
         unknown = bank.spots["section"].to_numpy()[table.obsm["neighbour_ids"][:, 0]] == lacking
         np.testing.assert_array_equal(np.isnan(table[:, "GENE11"].X[:, 0]), unknown)
-        np.testing.assert_array_equal(np.isnan(table[:, "GENE11"].layers["spread"][:, 0]), unknown)
+        np.testing.assert_array_equal(np.isnan(table[:, "GENE11"].layers["neighbour_std"][:, 0]), unknown)
         assert np.isfinite(table[:, "GENE0"].X).all()
         check_prediction_table(table)
         seen |= set(unknown.tolist())

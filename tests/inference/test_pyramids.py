@@ -106,4 +106,4 @@ def test_real_tissue(her2st_csv, tmp_path, write):
     found, wanted = (predict(model, bank, each, spots=spots, k=24) for each in (slide, plain(pixels)))
     (from_level,), (from_whole,) = (crop_patches(each, spots.centre_px, model.scale) for each in (slide, plain(pixels)))
     assert np.abs(from_level.astype(float) - from_whole.astype(float)).mean() < GREY_LEVELS
-    assert np.abs(found.X - wanted.X).max() < SPREAD_SHARE * wanted.layers["spread"].mean()
+    assert np.abs(found.X - wanted.X).max() < SPREAD_SHARE * wanted.layers["neighbour_std"].mean()

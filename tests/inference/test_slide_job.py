@@ -72,7 +72,7 @@ def plan_of(model, bank, slide, **options):
 def assert_same(written, table) -> None:
     """Every number and every word of two prediction tables."""
     np.testing.assert_array_equal(written.X, table.X)
-    np.testing.assert_array_equal(written.layers["spread"], table.layers["spread"])
+    np.testing.assert_array_equal(written.layers["neighbour_std"], table.layers["neighbour_std"])
     for name in table.obsm:
         np.testing.assert_array_equal(written.obsm[name], table.obsm[name])
     np.testing.assert_array_equal(written.obs.to_numpy(), table.obs.to_numpy())
@@ -257,7 +257,7 @@ def test_what_else_a_block_says_becomes_layers_and_columns(model, bank, slide, t
     monkeypatch.setattr(slide_job, "predict_blocks", saying_more)
     monkeypatch.setattr("cmrcnet.inference.predict.predict_blocks", saying_more)
     written = anndata.read_h5ad(predict_to_file(plan_of(model, bank, slide), tmp_path / "p.h5ad"))
-    np.testing.assert_array_equal(written.layers["low"], written.X - written.layers["spread"])
+    np.testing.assert_array_equal(written.layers["low"], written.X - written.layers["neighbour_std"])
     np.testing.assert_array_equal(written.obs["alarm"], np.arange(written.n_obs))
     np.testing.assert_array_equal(written.obsm["patient_weights"][:, 2], np.arange(written.n_obs))
     assert_same(written, predict(model, bank, slide, grid_um=GRID_UM))

@@ -21,7 +21,7 @@ from cmrcnet.training.validation_split import ValidationSplit
 @pytest.fixture(scope="module")
 def table(model, bank, cohort, cache):
     section = cohort.read(cohort.sections[1])
-    return predict(model, bank, section.slide, spots=section.spots, intervals=True, refuse=0.4, cache=cache)
+    return predict(model, bank, section.slide, spots=section.spots, intervals=True, abstain=0.4, cache=cache)
 
 
 def test_it_rests_on_every_unit_validation_once(model, cohort):
@@ -97,7 +97,7 @@ def test_a_prediction_tells_how_far_to_believe_it(table, model, tmp_path):
     check_prediction_table(table)
     obs, var = table.obs, table.var
     assert obs["confidence"].between(0, 1).all() and (obs["interval_scale"] > 0).all()
-    np.testing.assert_array_equal(obs["refused"], (obs["confidence"] < 0.4).astype(int))
+    np.testing.assert_array_equal(obs["abstained"], (obs["confidence"] < 0.4).astype(int))
     lower, upper = table.layers["lower"], table.layers["upper"]
     factor = obs["interval_scale"].to_numpy()[:, None]
     np.testing.assert_allclose(upper, table.X + factor * var["interval_high"].to_numpy(), rtol=1e-4, atol=1e-5)
@@ -107,17 +107,17 @@ def test_a_prediction_tells_how_far_to_believe_it(table, model, tmp_path):
     assert set(var["reliability_is"]) <= {"validation Pearson", "not measured"}
     told = table.uns["cmrcnet"]
     assert told["intervals"] == model.trust.reliability.calibration.sentence
-    assert told["cards"].startswith("Validation Pearson over 3 sections") and told["refuse"] == 0.4
+    assert told["gene_reliability"].startswith("Validation Pearson over 3 sections") and told["abstain"] == 0.4
     table.copy().write_h5ad(tmp_path / "p.h5ad")
     again = anndata.read_h5ad(tmp_path / "p.h5ad")
     np.testing.assert_array_equal(again.layers["upper"], upper)
-    assert int(again.uns["cmrcnet"]["alarm"]["raised"]) == 0
+    assert int(again.uns["cmrcnet"]["ood"]["raised"]) == 0
 
 
 def test_intervals_are_layers_only_when_asked_for(model, bank, cohort, cache, table):
     section = cohort.read(cohort.sections[1])
     plain = predict(model, bank, section.slide, spots=section.spots, cache=cache)
-    assert set(plain.layers) == {"spread"} and "refused" not in plain.obs
+    assert set(plain.layers) == {"neighbour_std"} and "abstained" not in plain.obs
     np.testing.assert_allclose(plain.obs["interval_scale"], table.obs["interval_scale"], rtol=1e-5)
 
 
@@ -128,8 +128,8 @@ def test_another_way_of_reading_out_was_not_calibrated(model, bank, cohort, cach
     assert "head ridge was asked for" in ridge.uns["cmrcnet"]["intervals"]
     with pytest.raises(NotCalibrated, match=r"no calibrated intervals: they were calibrated for head ensemble, k 10"):
         predict(model, bank, section.slide, spots=section.spots, k=3, intervals=True, cache=cache)
-    with pytest.raises(BadOption, match=r"refuse is 30; wanted a share between 0 and 1"):
-        predict(model, bank, section.slide, spots=section.spots, refuse=30, cache=cache)
+    with pytest.raises(BadOption, match=r"abstain is 30; wanted a share between 0 and 1"):
+        predict(model, bank, section.slide, spots=section.spots, abstain=30, cache=cache)
 
 
 def test_another_bank_is_said(model, cohort, cache):
@@ -145,8 +145,8 @@ def test_exchanged_channels_are_heard(model, bank, cohort, cache):
     wrong = ArraySlide(pixels[..., ::-1].copy(), section.slide.mpp, "wrong")
     with pytest.warns(CmrcnetWarning, match="wrong looks as if its red and blue channels were exchanged"):
         table = predict(model, bank, wrong, spots=section.spots, cache=cache)
-    assert (table.obs["in_domain"] == 0).all()
-    assert (table.uns["cmrcnet"]["alarm"]["kind"], table.uns["cmrcnet"]["alarm"]["raised"]) == ("red-blue", 1)
+    assert (table.obs["in_distribution"] == 0).all()
+    assert (table.uns["cmrcnet"]["ood"]["kind"], table.uns["cmrcnet"]["ood"]["raised"]) == ("red-blue", 1)
 
 
 def test_a_config_that_holds_in_one_unit_says_that_it_cannot_calibrate(cohort, config, cache):

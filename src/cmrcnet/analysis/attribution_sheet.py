@@ -122,9 +122,9 @@ def _head(sheet: Sheet, table: AnnData, found: Attribution) -> None:
         )
     sheet.text(LEFT, 1.09, "   ·   ".join(facts), 10.5)
     warnings = []
-    if not obs.get("in_domain", 1):
+    if not obs.get("in_distribution", 1):
         warnings.append("outside what the model knows")
-    if obs.get("refused", 0):
+    if obs.get("abstained", 0):
         warnings.append("refused: too uncertain")
     if warnings:
         words = "  ·  ".join(warnings)
@@ -185,7 +185,7 @@ def _patient_weights(sheet: Sheet, found: Attribution) -> None:
 
 def _foot_lines(table: AnnData, found: Attribution, tissue: MatchedTissue) -> list[str]:
     said = [found.sentence]
-    alarm = table.uns["cmrcnet"].get("alarm")
+    alarm = table.uns["cmrcnet"].get("ood")
     if alarm is not None and int(alarm["raised"]):
         said.append(str(alarm["sentence"]))
     if tissue.missing:

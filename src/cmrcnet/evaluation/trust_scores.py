@@ -88,7 +88,7 @@ def trust_scores(run: EvaluationRun, gene_set: str = "HVG") -> pd.DataFrame:
 
     rows = []
     for section, table in run.predictions.items():
-        if "interval_scale" in table.obs or "alarm" in table.uns["cmrcnet"]:
+        if "interval_scale" in table.obs or "ood" in table.uns["cmrcnet"]:
             genes = _genes(run, section, gene_set)
             rows.append(_of_section(run, section, table, genes) | {"gene_set": gene_set})
     head = ["section", "patient", "gene_set", "n_genes", "coverage", "width", "refused", "alarm", "distance", "limit"]
@@ -98,10 +98,10 @@ def trust_scores(run: EvaluationRun, gene_set: str = "HVG") -> pd.DataFrame:
 def _of_section(run: EvaluationRun, section: str, table: AnnData, genes: list[str]) -> dict[str, object]:
     measured = run.cohort.read(section)
     found: dict[str, object] = {"section": section, "patient": measured.patient, "n_genes": len(genes)}
-    alarm = table.uns["cmrcnet"].get("alarm")
+    alarm = table.uns["cmrcnet"].get("ood")
     if alarm is not None:
         found |= {"alarm": str(alarm["kind"]), "distance": float(alarm["distance"]), "limit": float(alarm["limit"])}
-        found["outside"] = float(1 - table.obs["in_domain"].mean())
+        found["outside"] = float(1 - table.obs["in_distribution"].mean())
     if "interval_scale" not in table.obs or not genes:
         return found
     mine = table[:, genes]

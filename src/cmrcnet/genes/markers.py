@@ -151,7 +151,7 @@ class MarkerList:
 
 def marker_organs() -> tuple[str, ...]:
     """Organs that have a marker list, sorted."""
-    folder = resources.files("cmrcnet") / "expression" / "markers"
+    folder = resources.files("cmrcnet") / "genes" / "markers"
     names = (entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     return tuple(sorted(name.replace("_", " ") for name in names if name != SHARED))
 
@@ -275,7 +275,7 @@ def source_lines(chosen: MarkerList, signatures: Iterable[str] | None = None) ->
 
 
 def _read(name: str) -> dict[str, Any]:
-    content = (resources.files("cmrcnet") / "expression" / "markers" / f"{name}.yaml").read_text(encoding="utf-8")
+    content = (resources.files("cmrcnet") / "genes" / "markers" / f"{name}.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(content)
     if values.get("format") != FORMAT:
         raise BadFile(f"{name}.yaml", "a marker list", f"its format is {values.get('format')}, not {FORMAT}")

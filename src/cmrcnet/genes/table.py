@@ -2,35 +2,33 @@
 
 The file is one thing: what a table holds, how it is filled, and how it is checked.
 
-=============================== ====================================================================================
-``X``                           predicted log-normalised expression, float32, (locations, genes); NaN where there is no
-                                prediction: no neighbour's section measured the gene. Never infinite
-``layers["spread"]``            deviation of the measured expression among the neighbours, float32; NaN where X is;
-                                absent in the table of a student, which has no neighbours
-``obs``                         ``x_um y_um`` (level-0 pixel times scale), ``similarity`` (mean cosine to the
-                                neighbours, NaN where there are none), ``in_tissue`` (1 or 0), ``confidence`` (0 to 1:
-                                share of validation spots that looked harder; NaN: not measured); of a model that
-                                knows its
-                                limits ``interval_scale``, ``in_domain`` (1 or 0), and ``refused`` where asked for
-``var``                         ``symbol``, ``ensembl_id`` (either may be empty), ``reliability`` (held-out Pearson;
-                                NaN: not measured), ``reliability_is`` ("held-out Pearson", "validation Pearson",
-                                "validation
-                                Pearson of the teacher" or "not measured"); gene cards: ``reliability_low``, ``_high``
-                                (95 % interval), ``_null``, ``_sections``, ``grade`` (A to D, "not measured");
-                                ``interval_low``, ``interval_high``
-``layers["lower"], ["upper"]``  where asked for: the interval, ``X + interval_scale * interval_low`` (not below 0)
-                                and ``X + interval_scale * interval_high``; NaN: none can be given
-``obsm["spatial"]``             x, y of each centre in level-0 pixels: scanpy and squidpy plot it at once
-``obsm["neighbour_ids"]``       rows of the bank that were averaged, most similar first; absent where there are none
-``obsm["neighbour_similarity"]``  cosine of each
-``obsm["neighbour_weight"]``    weight of each in the average, summing to 1
-``obsm["patient_weights"]``               share of that weight per patient, in the order of
-``uns["cmrcnet"]["bank_patients"]``
-``uns["spatial"]``              a small picture of the slide and its scale, as scanpy wants it
-``uns["cmrcnet"]``              ``format``, ``units`` of X, ``slide``, ``slide_fingerprint``, ``slide_width_px``,
-                                ``slide_height_px``, ``mpp``, ``spot_diameter_um``, ``version``, and all
-                                provenance given
-=============================== ====================================================================================
+=================================  =================================================================================
+``X``                              predicted log-normalised expression, float32, (locations, genes); NaN where there is
+                                   no prediction: no neighbour's section measured the gene. Never infinite
+``layers["neighbour_std"]``        standard deviation of the measured expression among the neighbours, float32; NaN
+                                   where X is; absent in the table of a student, which has no neighbours
+``layers["lower"], ["upper"]``     optional: the interval, ``X + interval_scale * interval_low`` (not below 0) and
+                                   ``X + interval_scale * interval_high``; NaN where none can be given
+``obs``                            ``x_um y_um`` (level-0 pixel times scale), ``similarity`` (mean cosine to the
+                                   neighbours, NaN without neighbours), ``in_tissue`` (1 or 0), ``confidence`` (0 to 1:
+                                   share of validation spots that looked harder; NaN: not measured); with a calibrated
+                                   model ``interval_scale``, ``in_distribution`` (1 or 0) and, optional, ``abstained``
+``var``                            ``symbol``, ``ensembl_id`` (either may be empty), ``reliability`` (held-out Pearson;
+                                   NaN: not measured), ``reliability_is`` ("held-out Pearson", "validation Pearson",
+                                   "validation Pearson of the teacher" or "not measured"); with gene reliability
+                                   ``reliability_low``, ``_high`` (95 % interval), ``_null``, ``_sections``, ``grade``
+                                   (A to D, "not measured"); ``interval_low``, ``interval_high``
+``obsm["spatial"]``                x, y of each centre in level-0 pixels, as scanpy and squidpy expect it
+``obsm["neighbour_ids"]``          rows of the bank that were averaged, most similar first; absent without neighbours
+``obsm["neighbour_similarity"]``   cosine of each
+``obsm["neighbour_weight"]``       weight of each in the average, summing to 1
+``obsm["patient_weights"]``        share of that weight per patient, in the order of
+                                   ``uns["cmrcnet"]["bank_patients"]``
+``uns["spatial"]``                 a small picture of the slide and its scale, in scanpy's layout
+``uns["cmrcnet"]``                 ``format``, ``units`` of X, ``slide``, ``slide_fingerprint``, ``slide_width_px``,
+                                   ``slide_height_px``, ``mpp``, ``spot_diameter_um``, ``version``, ``ood`` (raised,
+                                   kind, sentence, distance, limit), and all provenance given
+=================================  =================================================================================
 """
 
 from __future__ import annotations
@@ -50,12 +48,12 @@ from cmrcnet.slides.thumbnail import thumbnail
 if TYPE_CHECKING:
     from anndata import AnnData
 
-FORMAT = 1
+FORMAT = 2
 PICTURE_PX = 1_200
 """Longer side of the picture that a table carries, at most."""
 
 STUDENT = "student_fingerprint"
-"""In ``uns["cmrcnet"]`` of a table that a distilled student wrote: it has no neighbours, spread or attributions."""
+"""In ``uns["cmrcnet"]`` of a table that a distilled student wrote: it has no neighbours and no attribution."""
 
 MEASURED, NOT_MEASURED = "held-out Pearson", "not measured"
 
@@ -71,7 +69,7 @@ class Ranked(Protocol):
 
 def prediction_table(
     mean: np.ndarray,
-    spread: np.ndarray | None,
+    neighbour_std: np.ndarray | None,
     *,
     genes: Sequence[str],
     spots: Spots,
@@ -86,8 +84,8 @@ def prediction_table(
 
     Parameters
     ----------
-    mean, spread : numpy.ndarray, shape (locations, genes)
-        NaN in both where there is no prediction. `spread` is None where there are no neighbours.
+    mean, neighbour_std : numpy.ndarray, shape (locations, genes)
+        NaN in both where there is no prediction. `neighbour_std` is None where there are no neighbours.
     genes : sequence of str
     spots : Spots
         The locations.
@@ -113,7 +111,7 @@ def prediction_table(
     ShapeMismatch, UnknownScale
     """
     wanted = (len(spots), len(genes))
-    for name, values in (("mean", mean), ("spread", spread)):
+    for name, values in (("mean", mean), ("neighbour_std", neighbour_std)):
         if values is not None and values.shape != wanted:
             raise ShapeMismatch(name, want=wanted, got=values.shape)
     if neighbours is not None and neighbours.ids.shape[0] != len(spots):
@@ -129,8 +127,8 @@ def prediction_table(
         in_tissue=in_tissue,
     )
     table.X = np.ascontiguousarray(mean, dtype=np.float32)
-    if spread is not None:
-        table.layers["spread"] = np.ascontiguousarray(spread, dtype=np.float32)
+    if neighbour_std is not None:
+        table.layers["neighbour_std"] = np.ascontiguousarray(neighbour_std, dtype=np.float32)
     if neighbours is not None:
         table.obsm["neighbour_ids"] = neighbours.ids.astype(np.int64)
         table.obsm["neighbour_similarity"] = neighbours.similarity.astype(np.float32)
@@ -240,7 +238,7 @@ def _breaches(table: AnnData):
     for holder, name, keys in (
         (table.obs, "obs", ("x_um", "y_um", "similarity", "in_tissue", "confidence")),
         (table.var, "var", ("symbol", "ensembl_id", "reliability", "reliability_is")),
-        (table.layers, "layers", () if STUDENT in ours else ("spread",)),
+        (table.layers, "layers", () if STUDENT in ours else ("neighbour_std",)),
         (table.obsm, "obsm", ("spatial",)),
         (table.uns, "uns", ("spatial",)),
     ):
@@ -253,8 +251,8 @@ def _breaches(table: AnnData):
     if np.shape(table.obsm["spatial"]) != (table.n_obs, 2):
         yield f'obsm["spatial"] has shape {np.shape(table.obsm["spatial"])}; wanted {(table.n_obs, 2)}'
         return
-    spread = table.layers.get("spread")
-    for name, values in (("X", table.X), ('layers["spread"]', spread)):
+    neighbour_std = table.layers.get("neighbour_std")
+    for name, values in (("X", table.X), ('layers["neighbour_std"]', neighbour_std)):
         if values is None:
             continue
         values = np.asarray(values)
@@ -262,11 +260,11 @@ def _breaches(table: AnnData):
             yield f"{name} is {values.dtype}; wanted float32"
         elif np.isinf(values).any():
             yield f"{name} holds infinite values"
-    if spread is not None:
-        if not np.array_equal(np.isnan(np.asarray(table.X)), np.isnan(np.asarray(spread))):
-            yield 'X and layers["spread"] are not NaN at the same locations'
-        if (np.asarray(spread) < 0).any():
-            yield 'layers["spread"] holds negative values'
+    if neighbour_std is not None:
+        if not np.array_equal(np.isnan(np.asarray(table.X)), np.isnan(np.asarray(neighbour_std))):
+            yield 'X and layers["neighbour_std"] are not NaN at the same locations'
+        if (np.asarray(neighbour_std) < 0).any():
+            yield 'layers["neighbour_std"] holds negative values'
     microns = np.asarray(table.obsm["spatial"]) * float(ours.get("mpp", np.nan))
     if not np.allclose(microns, table.obs[["x_um", "y_um"]].to_numpy(), rtol=1e-6, atol=1e-3):
         yield "x_um and y_um do not match the centres and the scale"

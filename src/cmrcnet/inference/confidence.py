@@ -43,7 +43,7 @@ class Confidence:
         Sentences on what the intervals rest on.
     intervals : bool
         Bounds are asked for as layers.
-    refuse : float or None
+    abstain : float or None
     """
 
     reliability: Reliability | None
@@ -53,7 +53,7 @@ class Confidence:
     genes: tuple[str, ...]
     notes: tuple[str, ...]
     intervals: bool
-    refuse: float | None
+    abstain: float | None
 
     def of_locations(
         self, similarity: np.ndarray, spread: np.ndarray, parts: Mapping[str, np.ndarray], scores: np.ndarray
@@ -84,8 +84,8 @@ class Confidence:
         factor = self.reliability.difficulty.factor(traits)
         confidence = self.reliability.calibration.confidence(factor)
         found = {"confidence": confidence, "interval_scale": factor.astype(np.float32)}
-        if self.refuse is not None:
-            found["refused"] = (confidence < self.refuse).astype(np.int64)
+        if self.abstain is not None:
+            found["abstained"] = (confidence < self.abstain).astype(np.int64)
         return found
 
     def layers(self, mean: np.ndarray, obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -129,7 +129,7 @@ def write_cards(table: AnnData, cards: GeneCards, kind: str) -> None:
     for name in known:
         table.var[name] = known[name].to_numpy()
     table.var["reliability_is"] = np.where(np.isfinite(table.var["reliability"]), kind, NOT_MEASURED)
-    table.uns["cmrcnet"]["cards"] = cards.sentence
+    table.uns["cmrcnet"]["gene_reliability"] = cards.sentence
 
 
 def confidence_of(
@@ -139,7 +139,7 @@ def confidence_of(
     genes: Sequence[str],
     *,
     intervals: bool = False,
-    refuse: float | None = None,
+    abstain: float | None = None,
 ) -> Confidence:
     """What the model can say of predictions that are read from this bank in this way.
 
@@ -153,7 +153,7 @@ def confidence_of(
         That are predicted.
     intervals : bool
         Layers with the bounds are wanted.
-    refuse : float, optional
+    abstain : float, optional
         Mark locations that are less certain than this share of validation spots.
 
     Raises
@@ -162,13 +162,13 @@ def confidence_of(
         Intervals or translate_os_errors are asked for and there is nothing that they could rest on.
     BadOption
     """
-    if refuse is not None and not 0 < refuse < 1:
-        raise BadOption("refuse", refuse, want="a share between 0 and 1, such as 0.3")
+    if abstain is not None and not 0 < abstain < 1:
+        raise BadOption("abstain", abstain, want="a share between 0 and 1, such as 0.3")
     nothing = np.full(len(genes), np.nan, np.float32)
     why = _why_not(model, config)
     if why:
-        if intervals or refuse is not None:
-            raise NotCalibrated("calibrated intervals" if intervals else "locations to refuse", why)
+        if intervals or abstain is not None:
+            raise NotCalibrated("calibrated intervals" if intervals else "abstention", why)
         return Confidence(None, model, nothing, nothing, tuple(genes), (f"No intervals: {why}.",), False, None)
     reliability = model.trust.reliability
     calibration = reliability.calibration
@@ -178,7 +178,7 @@ def confidence_of(
     notes = [calibration.sentence]
     if set(bank.sections) != set(model.provenance.sections):
         notes.append("The bank does not hold the sections of training, for which they were calibrated.")
-    return Confidence(reliability, model, low, high, tuple(genes), tuple(notes), intervals, refuse)
+    return Confidence(reliability, model, low, high, tuple(genes), tuple(notes), intervals, abstain)
 
 
 def _why_not(model: TrainedModel, config: HeadConfig) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def sound_alarm(table: AnnData, trust: Trust | None, slide: Slide, locations: Spots) -> None:
-    """Write ``obs["in_domain"]`` and ``uns["cmrcnet"]["alarm"]``, and warn where the slide is unlike the training's.
+    """Write ``obs["in_distribution"]`` and ``uns["cmrcnet"]["ood"]``, and warn where the slide is out of distribution.
 
     Reads one small patch a location; all locations are kept as nine numbers each, and judged together.
 
@@ -40,8 +40,8 @@ def sound_alarm(table: AnnData, trust: Trust | None, slide: Slide, locations: Sp
     if trust is None or trust.domain is None:
         return
     inside, alarm = trust.domain.judge(appearance(slide, locations.centre_px), slide.name)
-    table.obs["in_domain"] = inside.astype(np.int64)
-    table.uns["cmrcnet"]["alarm"] = {
+    table.obs["in_distribution"] = inside.astype(np.int64)
+    table.uns["cmrcnet"]["ood"] = {
         "raised": int(alarm.raised),
         "kind": alarm.kind,
         "sentence": alarm.sentence,

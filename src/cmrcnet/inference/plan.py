@@ -173,7 +173,7 @@ class PredictionPlan:
             "head": head.kind,
             "head_weights": self.head_weights,
             "with_intervals": int(self.confidence.intervals),
-            "refuse": self.confidence.refuse or 0.0,
+            "abstain": self.confidence.abstain or 0.0,
         }
 
 
@@ -190,7 +190,7 @@ def plan_prediction(
     head: Literal["retrieval", "ridge", "kernel", "ensemble"] | None = None,
     grid_um: float = 100.0,
     intervals: bool = False,
-    refuse: float | None = None,
+    abstain: float | None = None,
 ) -> PredictionPlan:
     """Check what is asked for, find the tissue and lay the locations; parameters and errors as `predict`."""
     config = _head(model, k, weighting, head)
@@ -200,7 +200,7 @@ def plan_prediction(
         raise BadOption("k", k, want=f"at most {len(bank)}, the number of spots in {bank.name}")
     columns = columns_of(genes, bank.genes)
     named = [bank.genes[column] for column in columns]
-    belief = confidence_of(model, bank, config, named, intervals=intervals, refuse=refuse)
+    belief = confidence_of(model, bank, config, named, intervals=intervals, abstain=abstain)
     locations, tissue = make_query_grid(slide, spots, mask, grid_um)
     inside = tissue.contains(locations.centre_px)
     return PredictionPlan(model, bank, slide, locations, inside, columns, config.within(len(bank)), belief)

@@ -38,7 +38,7 @@ def predict(
     head: Literal["retrieval", "ridge", "kernel", "ensemble"] | None = None,
     grid_um: float = 100.0,
     intervals: bool = False,
-    refuse: float | None = None,
+    abstain: float | None = None,
     cache: TokenCache | None = None,
 ) -> AnnData:
     """Predict expression at locations of a slide.
@@ -71,8 +71,8 @@ def predict(
         Distance between the locations of the grid.
     intervals : bool
         Add ``layers["lower"]`` and ``layers["upper"]``: each value's calibrated interval.
-    refuse : float, optional
-        Mark in ``obs["refused"]`` the locations that are less certain than this share of validation training spots.
+    abstain : float, optional
+        Mark in ``obs["abstained"]`` the locations that are less certain than this share of validation training spots.
     cache : TokenCache, optional
         Where what the frozen encoder sees is kept from one call to the next.
 
@@ -100,7 +100,7 @@ def predict(
     Warns
     -----
     CmrcnetWarning
-        The slide does not look like the sections of training (``uns["cmrcnet"]["alarm"]``).
+        The slide does not look like the sections of training (``uns["cmrcnet"]["ood"]``).
     """
     plan = plan_prediction(
         model,
@@ -114,7 +114,7 @@ def predict(
         head=head,
         grid_um=grid_um,
         intervals=intervals,
-        refuse=refuse,
+        abstain=abstain,
     )
     return table_of(plan, cache)
 
@@ -148,7 +148,7 @@ def _joined(plan: Plan, blocks: Iterable[PredictionBlock]) -> AnnData:
     neighbours = None if ids is None else Neighbours(ids, joined.pop(("obsm", "neighbour_similarity")))
     table = prediction_table(
         joined.pop(("", "mean")),
-        joined.pop(("layers", "spread"), None),
+        joined.pop(("layers", "neighbour_std"), None),
         genes=plan.genes,
         spots=plan.locations,
         slide=plan.slide,

@@ -41,7 +41,7 @@ class PredictionBlock:
 
     def stored_layers(self) -> dict[str, np.ndarray]:
         """Every layer of the table, by name."""
-        return ({} if self.spread is None else {"spread": self.spread}) | self.layers
+        return ({} if self.spread is None else {"neighbour_std": self.spread}) | self.layers
 
     def stored_obsm(self) -> dict[str, np.ndarray]:
         """Every array of `obsm`, by name."""

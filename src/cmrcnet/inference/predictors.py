@@ -51,7 +51,7 @@ class BankPredictor:
     bank: ReferenceBank
     k: int | None = None
     intervals: bool = False
-    refuse: float | None = None
+    abstain: float | None = None
 
     @property
     def genes(self) -> Sequence[str]:
@@ -71,7 +71,7 @@ class BankPredictor:
             "bank_fingerprint": self.bank.fingerprint,
             "k": self.model.config.head.within(len(self.bank)).k if self.k is None else self.k,
             "with_intervals": int(self.intervals),
-            "refuse": self.refuse or 0.0,
+            "abstain": self.abstain or 0.0,
         }
 
     def plan(
@@ -96,7 +96,7 @@ class BankPredictor:
             k=self.k,
             grid_um=grid_um,
             intervals=self.intervals,
-            refuse=self.refuse,
+            abstain=self.abstain,
         )
 
 
@@ -112,7 +112,7 @@ class StudentPredictor:
         return self.student.genes
 
     def check(self) -> None:
-        """Nothing to refuse."""
+        """Nothing to abstain from."""
 
     def facts(self) -> dict[str, Any]:
         """What the provenance of its tables says."""
