@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import cmrcnet
 from cmrcnet.config import Config, ModelConfig, PanelConfig, TrainConfig, shipped_presets
-from cmrcnet.errors import BadOption, CmrcnetError, NoSuchFile, UnknownKey, UnknownName
+from cmrcnet.errors import BadOption, CmrcnetError, MissingInput, UnknownName
 
 SRC = Path(cmrcnet.__file__).parent
 SECTIONS = {
@@ -216,7 +216,7 @@ def test_the_dead_knob_test_can_fail():
     ],
 )
 def test_an_unknown_key_is_refused_by_name(values, key):
-    with pytest.raises(UnknownKey, match=f"has the key '{re.escape(key)}', which no config knows; known here: "):
+    with pytest.raises(UnknownName, match=f"has the key '{re.escape(key)}', which is not an option; known: "):
         Config.from_dict(values)
 
 
@@ -297,7 +297,7 @@ def test_an_unknown_config_names_those_that_ship():
 
 
 def test_a_config_file_that_is_not_there(tmp_path):
-    with pytest.raises(NoSuchFile, match="cmrcnet presets"):
+    with pytest.raises(MissingInput, match="cmrcnet presets"):
         Config.load(tmp_path / "mine.yaml")
 
 
@@ -360,7 +360,7 @@ def test_a_setting_given_as_text_becomes_its_type(key, text, value):
 
 @pytest.mark.parametrize("key", ["head.kk", "nonsense", "nonsense.k", "head.k.x"])
 def test_a_setting_of_an_unknown_key_is_refused(key):
-    with pytest.raises(UnknownKey, match=re.escape(key)):
+    with pytest.raises(UnknownName, match=re.escape(key)):
         Config().override({key: "1"})
 
 

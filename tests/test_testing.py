@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cmrcnet.errors import BadCounts
+from cmrcnet.errors import SectionError
 from cmrcnet.slides.slide import ArraySlide
 from cmrcnet.testing import assert_section, assert_slide
 from tests.genes.sections import section_of
@@ -52,7 +52,7 @@ def test_a_slide_that_breaks_the_promise_is_caught(kind, sentence):
 
 def test_a_section_is_checked_for_counts_genes_and_places():
     assert_section(section_of([[1, 2], [0, 4]], "AB"))
-    with pytest.raises(BadCounts, match="fractional"):
+    with pytest.raises(SectionError, match="fractional"):
         assert_section(section_of([[0.5, 2]], "AB"))
     with pytest.raises(AssertionError, match="twice"):
         assert_section(section_of([[1, 2]], "AA"))

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 from cmrcnet import doctor, workflows
-from cmrcnet.errors import CmrcnetError, CmrcnetWarning, DiskFull
+from cmrcnet.errors import CmrcnetError, CmrcnetWarning, NoSpace
 
 VERBS: dict[str, Callable] = {
     "demo": workflows.demo,
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, Callable] =
         return 0
     except OSError as error:
         if error.errno == 28:  # ENOSPC, met outside one of our own writes
-            return _refuse(str(DiskFull(error.filename or "the output")))
+            return _refuse(str(NoSpace(error.filename or "the output")))
         raise
     return PROBLEMS_FOUND if answer is False else 0
 

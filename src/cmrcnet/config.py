@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
-from cmrcnet.errors import BadOption, NoSuchFile, UnknownKey, UnknownName
+from cmrcnet.errors import BadOption, MissingInput, UnknownName
 from cmrcnet.slides.scale import PatchScale
 
 
@@ -353,13 +353,13 @@ class Config:
 
         Raises
         ------
-        UnknownName, NoSuchFile, UnknownKey, BadOption
+        UnknownName, MissingInput, BadOption
         """
         text = str(name)
         if text.endswith((".yaml", ".yml")):
             path = Path(text)
             if not path.is_file():
-                raise NoSuchFile(path, "The config", "run `cmrcnet presets` for those that ship")
+                raise MissingInput(path, "The config", "run `cmrcnet presets` for those that ship")
             return cls.from_dict(_settings(_yaml(path.read_bytes(), text), text), where=text)
         return cls.from_dict({"name": text, **_settings(_shipped(text), text)}, where=f"config {text}")
 
@@ -369,13 +369,13 @@ class Config:
 
         Raises
         ------
-        UnknownName, NoSuchFile, BadOption
+        UnknownName, MissingInput, BadOption
         """
         text = str(name)
         path = Path(text)
         own = text.endswith((".yaml", ".yml"))
         if own and not path.is_file():
-            raise NoSuchFile(path, "The config", "run `cmrcnet presets` for those that ship")
+            raise MissingInput(path, "The config", "run `cmrcnet presets` for those that ship")
         values = _yaml(path.read_bytes(), text) if own else _shipped(text)
         return {key: values[key] for key in _NOT_OPTIONS if key in values}
 
@@ -396,7 +396,7 @@ class Config:
             inner = values
             for parent in parents:
                 if not isinstance(inner.get(parent), dict):
-                    raise UnknownKey(key, sorted(values), "The setting")
+                    raise UnknownName.option(key, sorted(values), "The setting")
                 inner = inner[parent]
             inner[last] = _yaml_value(value) if isinstance(value, str) else value
         return Config.from_dict(values, where="The setting")
@@ -464,7 +464,7 @@ def _build(kind: type, values: dict[str, Any], where: str, prefix: str) -> Any:
     given = {}
     for key, value in values.items():
         if key not in fields:
-            raise UnknownKey(f"{prefix}{key}", sorted(fields), where)
+            raise UnknownName.option(f"{prefix}{key}", sorted(fields), where)
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
             given[key] = _build(hint, value, where, f"{prefix}{key}.")

@@ -1,31 +1,33 @@
-"""Every exception that we raise on purpose. Each says what was wanted, what came, and what to do.
+"""Every exception that cmrcnet raises on purpose, one class for each thing that a caller would do about it.
 
-The command line turns a `CmrcnetError` into one sentence and exit code 2. Every class also inherits the
-built-in exception that a library user would expect to catch. Past 300 lines because it is one thing: every sentence
-of refusal side by side, so that they stay alike.
+The command line prints a `CmrcnetError` as one sentence (what was wanted, what came, what to do) and exits with code 2.
+Each class also inherits the built-in exception that a library user would expect to catch. Sentences that are needed
+in several places are built by the constructors and class methods below; a sentence that is needed once stands where it
+is raised: ``raise BadOption.from_sentence("...")``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 
 class CmrcnetError(Exception):
-    """Anything that the user can mend."""
+    """An error that the user can correct."""
+
+    @classmethod
+    def from_sentence(cls, sentence: str) -> Self:
+        """Make an error with a sentence of its own instead of the one that the constructor builds."""
+        error = cls.__new__(cls, sentence)
+        error.args = (sentence,)
+        return error
 
     def __reduce__(self) -> tuple:  # copies and worker processes keep the sentence, whatever `__init__` takes
-        return _error_again, (type(self), self.args)
-
-
-def _error_again(kind: type[CmrcnetError], args: tuple) -> CmrcnetError:
-    """An error of `kind` that says what the first one said."""
-    error = kind.__new__(kind, *args)
-    error.args = args
-    return error
+        return type(self).from_sentence, self.args
 
 
 class CmrcnetWarning(UserWarning):
-    """Something that the user should know, and that did not stop the work."""
+    """A problem that the user should know of, and that did not stop the work."""
 
 
 def _few(names: Sequence[object], most: int = 5) -> str:
@@ -34,120 +36,186 @@ def _few(names: Sequence[object], most: int = 5) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-# --- options and names -------------------------------------------------------------------------------------------
+# --- options, names and arrays -----------------------------------------------------------------------------------
 
 
 class BadOption(CmrcnetError, ValueError):
-    """A value that an option cannot take."""
+    """An option or argument has a value that is not allowed."""
 
     def __init__(self, option: str, got: object, want: str) -> None:
         super().__init__(f"{option} is {got!r}; wanted {want}.")
 
 
-class UnknownKey(CmrcnetError, KeyError):
-    """A key that a config does not have."""
+class UnknownName(CmrcnetError, KeyError):
+    """A name (of a config, option, encoder, method, gene, section) that does not exist."""
 
-    def __init__(self, key: str, known: Sequence[str], where: str) -> None:
-        super().__init__(f"{where} has the key {key!r}, which no config knows; known here: {', '.join(known)}.")
+    def __init__(self, kind: str, name: str, known: Sequence[str], hint: str = "") -> None:
+        super().__init__(f"There is no {kind} {name!r}; known: {_few(list(known), 30)}. {hint}".strip())
 
     __str__ = Exception.__str__  # KeyError would print the repr
 
-
-class UnknownName(CmrcnetError, KeyError):
-    """A config, encoder, method, gene or section that nobody has heard of."""
-
-    def __init__(self, kind: str, name: str, known: Sequence[str], hint: str = "") -> None:
-        sentence = f"There is no {kind} {name!r}; known: {_few(list(known), 30)}."
-        super().__init__(f"{sentence} {hint}".strip())
-
-    __str__ = Exception.__str__
-
-
-class UnknownSection(UnknownName):
-    """A section that the cohort does not hold."""
-
-    def __init__(self, name: str, known: Sequence[str]) -> None:
-        super().__init__("section", name, known)
-
-
-class NotAMethod(CmrcnetError, TypeError):
-    """Something given as a method of the evaluation that is none."""
-
-    def __init__(self, what: object, why: str) -> None:
-        super().__init__(
-            f"{what} is no method: {why}; wanted a class or object with name, about and fit(training), "
-            "given as module:object."
-        )
-
-
-class MissingExtra(CmrcnetError, ImportError):
-    """A library that only some jobs need is not installed."""
-
-    def __init__(self, library: str, job: str, install: str) -> None:
-        super().__init__(f"{job} needs {library}, which is not installed; run: pip install {install}")
+    @classmethod
+    def option(cls, key: str, known: Sequence[str], where: str) -> Self:
+        """A key in `where` (a config file, a setting) that is not an option."""
+        return cls.from_sentence(f"{where} has the key {key!r}, which is not an option; known: {', '.join(known)}.")
 
 
 class ShapeMismatch(CmrcnetError, ValueError):
-    """An array of another shape than its partner."""
+    """An array has another shape than the array that it belongs to."""
 
     def __init__(self, what: str, want: object, got: object) -> None:
         super().__init__(f"{what} has shape {got}; wanted {want}.")
 
 
-# --- files -------------------------------------------------------------------------------------------------------
+class TooFew(CmrcnetError, ValueError):
+    """Too few sections, patients, spots, locations or genes for the work."""
+
+    def __init__(self, what: str, got: int, want: int, hint: str) -> None:
+        super().__init__(f"{got} {what}, but at least {want} are needed; {hint}.")
 
 
-class BadFile(CmrcnetError, ValueError):
-    """A file that cannot be read as what it should be."""
+class NotAvailable(CmrcnetError, LookupError):
+    """A result was asked for that this model, bank or prediction cannot give."""
 
-    def __init__(self, path: object, want: str, why: str) -> None:
-        super().__init__(f"{path} cannot be read as {want}: {why}.")
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"There are no {what}: {why}.")
 
 
-class NoSuchFile(CmrcnetError, FileNotFoundError):
-    """A file that is not there."""
+class MissingExtra(CmrcnetError, ImportError):
+    """An optional library is not installed."""
+
+    def __init__(self, library: str, job: str, install: str) -> None:
+        super().__init__(f"{job} needs {library}, which is not installed; run: pip install {install}")
+
+
+# --- input files -------------------------------------------------------------------------------------------------
+
+
+class MissingInput(CmrcnetError, FileNotFoundError):
+    """An input file or folder does not exist."""
 
     def __init__(self, path: object, what: str, hint: str = "check the path") -> None:
         super().__init__(f"{what} {path} does not exist; {hint}.")
 
 
-class UnknownFormat(CmrcnetError, ValueError):
-    """A location that no reader recognises, or that more than one does."""
+class BadInput(CmrcnetError, ValueError):
+    """An input file cannot be read as what it should be."""
 
-    def __init__(self, path: object, why: str, known: Sequence[str]) -> None:
-        super().__init__(f"{path}: {why}; give format= (--format), one of: {', '.join(known)}.")
+    def __init__(self, path: object, want: str, why: str) -> None:
+        super().__init__(f"{path} cannot be read as {want}: {why}.")
+
+    @classmethod
+    def columns(cls, path: object, missing: Sequence[str], found: Sequence[str]) -> Self:
+        """A table without columns that it needs."""
+        has = _few(list(found), 12)
+        return cls.from_sentence(f"{path} lacks the column(s) {', '.join(missing)}; it has: {has}.")
+
+    @classmethod
+    def unclear_format(cls, path: object, why: str, known: Sequence[str]) -> Self:
+        """A section that no reader recognises, or that several do."""
+        return cls.from_sentence(f"{path}: {why}; give format= (--format), one of: {', '.join(known)}.")
+
+    @classmethod
+    def mask(cls, path: object, why: str) -> Self:
+        """A tissue mask that does not fit its slide."""
+        want = "give a picture of the whole slide in which tissue is white"
+        return cls.from_sentence(f"The mask {path} does not fit: {why}; {want}.")
 
 
-class MissingColumn(CmrcnetError, ValueError):
-    """A table without a column that it needs."""
+class ScaleError(CmrcnetError, ValueError):
+    """The scale of a slide (micrometres per pixel, mpp) is unknown, or contradicts the slide or its spots."""
 
-    def __init__(self, path: object, missing: Sequence[str], found: Sequence[str]) -> None:
-        super().__init__(f"{path} lacks the column(s) {', '.join(missing)}; it has: {_few(list(found), 12)}.")
+    @classmethod
+    def unknown(cls, slide: str) -> Self:
+        """The slide does not state its scale, and none was given."""
+        return cls(
+            f"{slide} does not say how many micrometres a pixel shows; give it: --mpp 0.5 on the command line, "
+            "the column mpp in the cohort file, or mpp= in open_slide()."
+        )
+
+    @classmethod
+    def contradicted(cls, slide: str, stated: float, evidence: str) -> Self:
+        """The stated scale does not agree with `evidence`."""
+        return cls(f"{slide} is said to show {stated:g} um per px, but {evidence}; correct mpp.")
+
+
+class SectionError(CmrcnetError, ValueError):
+    """The spots or counts of a section are wrong: repeated names, outside the image, not raw counts, empty."""
+
+    @classmethod
+    def repeated_barcodes(cls, barcodes: Sequence[str], where: str = "the spots") -> Self:
+        """Several spots have the same name."""
+        return cls(f"{where} repeat the barcode(s) {_few(list(barcodes))}; each spot needs a name of its own.")
+
+    @classmethod
+    def off_image(cls, section: str, outside: int, total: int, image_px: tuple[int, int], spots_px: str) -> Self:
+        """Spots lie outside their image."""
+        return cls(
+            f"{outside} of {total} spots of {section} lie outside its image ({image_px[0]} x {image_px[1]} px; the "
+            f"spots span {spots_px}); check that image and spot file belong together and use level-0 pixels."
+        )
+
+    @classmethod
+    def not_counts(cls, section: str, why: str) -> Self:
+        """The counts are normalised, negative or not finite."""
+        want = "give the unnormalised whole numbers, 0 or more"
+        return cls(f"The counts of {section} are not raw counts: {why}; {want}.")
+
+    @classmethod
+    def empty(cls, section: str, spots: int, genes: int) -> Self:
+        """A section without spots or without genes."""
+        hint = (
+            "check that the counts and the spot file use the same spot names"
+            if spots == 0
+            else "no gene but controls was counted on any spot, so check that this is the table of raw counts"
+        )
+        return cls(f"{section} holds {spots} spots and {genes} genes after cleaning; {hint}.")
+
+
+class GenesError(CmrcnetError, ValueError):
+    """Two sets of genes do not fit together: no genes in common, or genes that a section did not measure."""
+
+    @classmethod
+    def none_shared(cls, left: str, right: str, hint: str = "", shared: int = 0) -> Self:
+        """Two lists of genes share none, or so few that the names probably belong to two species."""
+        how_many = f"only {shared} gene{'s' if shared > 1 else ''}" if shared else "no genes"
+        return cls(f"{left} and {right} share {how_many}. {hint}".strip())
+
+    @classmethod
+    def not_measured(cls, section: str, missing: Sequence[str], wanted: int, hint: str = "") -> Self:
+        """A section did not measure genes that are asked of it."""
+        return cls(
+            f"{section} lacks {len(missing)} of the {wanted} genes asked for ({_few(list(missing))}); "
+            f"ask only for genes that every section measures. {hint}".strip()
+        )
+
+
+# --- output files and downloads ----------------------------------------------------------------------------------
 
 
 class OutputExists(CmrcnetError, FileExistsError):
-    """An output that is there already."""
+    """The output exists already."""
 
     def __init__(self, path: object, hint: str = "choose another name or pass --overwrite") -> None:
         super().__init__(f"{path} exists already; {hint}.")
 
 
-class OutputInUse(CmrcnetError, OSError):
-    """An output that another process is writing."""
+class InUse(CmrcnetError, OSError):
+    """Another process is writing the same output or bank."""
 
-    def __init__(self, path: object) -> None:
-        super().__init__(f"{path} is being written by another process; wait until it is done, or choose another name.")
+    def __init__(self, path: object, why: str = "is being written by another process") -> None:
+        super().__init__(f"{path} {why}; wait until that is done and run again.")
 
 
 class Unwritable(CmrcnetError, PermissionError):
-    """A location that cannot be written."""
+    """The output cannot be written."""
 
     def __init__(self, path: object, why: str) -> None:
         super().__init__(f"{path} cannot be written: {why}; choose a folder that you may write to.")
 
 
-class DiskFull(CmrcnetError, OSError):
-    """No space left while writing."""
+class NoSpace(CmrcnetError, OSError):
+    """The disk is full, or too small for the output."""
 
     def __init__(self, path: object) -> None:
         super().__init__(
@@ -155,226 +223,85 @@ class DiskFull(CmrcnetError, OSError):
         )
 
 
-class NoRoom(DiskFull):
-    """Less room on the disk than the work will take."""
-
-    def __init__(self, path: object, needed_gb: float, free_gb: float) -> None:
-        CmrcnetError.__init__(
-            self,
-            f"{path} takes about {needed_gb:.1f} GB while it is made, and {free_gb:.1f} GB are free there; free space, "
-            "choose another folder, or choose fewer genes (--genes) or locations (--grid-um).",
-        )
-
-
-# --- downloads ---------------------------------------------------------------------------------------------------
-
-
-class LicenceNotAccepted(CmrcnetError, PermissionError):
-    """Data whose licence the user has not accepted yet."""
-
-    def __init__(self, data: str, licence: str, terms: str) -> None:
-        super().__init__(
-            f"{data} is under {licence} ({terms}); read it, and pass --accept-licence if you keep to it. "
-            "Nothing was fetched."
-        )
-
-
-class AccessRefused(CmrcnetError, PermissionError):
-    """A repository that opens only to users who have asked for access."""
-
-    def __init__(self, repository: str, page: str) -> None:
-        super().__init__(
-            f"{repository} refused access, because it is gated or the token is missing or wrong; accept its terms at "
-            f"{page} while logged in, make a token with read access, and give it by `hf auth login` or in the "
-            "environment variable HF_TOKEN."
-        )
-
-
 class DownloadFailed(CmrcnetError, OSError):
-    """A download that did not arrive whole."""
+    """A download failed, or needs an accepted licence or a login first."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(
             f"{what} was not fetched: {why}; run the same command again, and files that are whole are kept."
         )
 
-
-# --- slides ------------------------------------------------------------------------------------------------------
-
-
-class UnknownScale(CmrcnetError, ValueError):
-    """Nobody has said how large a pixel is."""
-
-    def __init__(self, slide: str) -> None:
-        super().__init__(
-            f"{slide} does not say how many micrometres a pixel shows; give it: --mpp 0.5 on the command line, "
-            "the column mpp in the cohort file, or mpp= in open_slide()."
+    @classmethod
+    def access(cls, repository: str, page: str) -> Self:
+        """A repository that admits only users who have asked for access."""
+        return cls.from_sentence(
+            f"{repository} refused access, because it is gated or the token is missing or wrong; accept its terms at "
+            f"{page} while logged in, make a token with read access, and give it by `hf auth login` or in the "
+            "environment variable HF_TOKEN."
         )
 
 
-class ScaleMismatch(CmrcnetError, ValueError):
-    """A stated scale that the slide or its spots contradict."""
-
-    def __init__(self, slide: str, stated: float, evidence: str) -> None:
-        super().__init__(f"{slide} is said to show {stated:g} um per px, but {evidence}; correct mpp.")
+# --- stored models, banks and runs -------------------------------------------------------------------------------
 
 
-class SpotsOffImage(CmrcnetError, ValueError):
-    """Spots that lie outside their image."""
+class Damaged(CmrcnetError, ValueError):
+    """A stored model, bank, run or prediction is incomplete or was changed."""
 
-    def __init__(self, section: str, outside: int, total: int, image_px: tuple[int, int], spots_px: str) -> None:
-        super().__init__(
-            f"{outside} of {total} spots of {section} lie outside its image ({image_px[0]} x {image_px[1]} px; the "
-            f"spots span {spots_px}); check that image and spot file belong together and use level-0 pixels."
+    def __init__(self, path: object, why: str, hint: str) -> None:
+        super().__init__(f"{path} is incomplete or damaged: {why}; {hint}.")
+
+
+class Incompatible(CmrcnetError, ValueError):
+    """A stored artefact is intact, but belongs to another model or bank, or to another version of cmrcnet."""
+
+    def __init__(self, what: object, why: str, hint: str) -> None:
+        super().__init__(f"{what} cannot be used here: {why}; {hint}.")
+
+    @classmethod
+    def format(cls, path: object, found: object, reads: object, hint: str) -> Self:
+        """An artefact in a format that this version does not read."""
+        return cls.from_sentence(f"{path} has format {found}, and this version reads {reads}; {hint}.")
+
+    @classmethod
+    def bank(cls, bank: object, made_by: str, model: str) -> Self:
+        """A bank that another model made."""
+        return cls.from_sentence(
+            f"The bank {bank} was made by model {made_by[:12]}, not by model {model[:12]}; "
+            "their embeddings do not compare. Run: cmrcnet index MODEL COHORT.csv --out BANK"
+        )
+
+    @classmethod
+    def index(cls, bank: object, why: str) -> Self:
+        """A search index that was made for another bank, or is damaged."""
+        return cls.from_sentence(
+            f"The search index in {bank} does not match its bank: {why}; make it anew: cmrcnet bank search {bank}"
         )
 
 
-class NoTissue(CmrcnetError, ValueError):
-    """A slide on which no tissue was found."""
+class WeightsError(CmrcnetError, ValueError):
+    """Weights of a network are missing, damaged, or in a file that is not safe to load."""
 
-    def __init__(self, slide: str) -> None:
-        super().__init__(
-            f"No tissue was found on {slide}; check the picture, or give the locations to predict yourself."
-        )
+    @classmethod
+    def missing(cls, encoder: str, why: str, hint: str) -> Self:
+        """Weights that are not on this machine."""
+        return cls(f"The weights of encoder {encoder} are missing: {why}; {hint}.")
 
+    @classmethod
+    def damaged(cls, path: object, why: str) -> Self:
+        """Weights that are truncated, changed, or of another network."""
+        return cls(f"The weights {path} are damaged or were changed: {why}; fetch or train them again.")
 
-class BadMask(CmrcnetError, ValueError):
-    """A mask that does not fit its slide."""
-
-    def __init__(self, path: object, why: str) -> None:
-        super().__init__(
-            f"The mask {path} does not fit: {why}; give a picture of the whole slide in which tissue is white."
-        )
-
-
-# --- counts and genes --------------------------------------------------------------------------------------------
-
-
-class DuplicateBarcodes(CmrcnetError, ValueError):
-    """Spots of the same name."""
-
-    def __init__(self, barcodes: Sequence[str], where: str = "the spots") -> None:
-        super().__init__(f"{where} repeat the barcode(s) {_few(list(barcodes))}; each spot needs a name of its own.")
-
-
-class BadCounts(CmrcnetError, ValueError):
-    """Counts that are no counts."""
-
-    def __init__(self, section: str, why: str) -> None:
-        super().__init__(
-            f"The counts of {section} are not raw counts: {why}; give the unnormalised whole numbers, 0 or more."
-        )
-
-
-class EmptySection(CmrcnetError, ValueError):
-    """A section without spots or without genes."""
-
-    def __init__(self, section: str, spots: int, genes: int) -> None:
-        hint = (
-            "check that the counts and the spot file use the same spot names"
-            if spots == 0
-            else "no gene but controls was counted on any spot, so check that this is the table of raw counts"
-        )
-        super().__init__(f"{section} holds {spots} spots and {genes} genes after cleaning; {hint}.")
-
-
-class NoSharedGenes(CmrcnetError, ValueError):
-    """Gene names that do not meet, or only in a few that two species happen to write alike."""
-
-    def __init__(self, left: str, right: str, hint: str = "", shared: int = 0) -> None:
-        how_many = f"only {shared} gene{'s' if shared > 1 else ''}" if shared else "no genes"
-        super().__init__(f"{left} and {right} share {how_many}. {hint}".strip())
-
-
-class GenesMissing(CmrcnetError, ValueError):
-    """A section whose assay did not measure genes that are asked of it."""
-
-    def __init__(self, section: str, missing: Sequence[str], wanted: int, hint: str = "") -> None:
-        super().__init__(
-            f"{section} lacks {len(missing)} of the {wanted} genes asked for ({_few(list(missing))}); "
-            f"ask only for genes that every section measures. {hint}".strip()
-        )
-
-
-class TooFew(CmrcnetError, ValueError):
-    """Too few sections, patients, spots or genes for the job."""
-
-    def __init__(self, what: str, got: int, want: int, hint: str) -> None:
-        super().__init__(f"{got} {what}, but at least {want} are needed; {hint}.")
-
-
-# --- models and banks --------------------------------------------------------------------------------------------
-
-
-class WeightsMissing(CmrcnetError, FileNotFoundError):
-    """Weights that are not at hand."""
-
-    def __init__(self, encoder: str, why: str, hint: str) -> None:
-        super().__init__(f"The weights of encoder {encoder} are not at hand: {why}; {hint}.")
-
-
-class DamagedWeights(CmrcnetError, ValueError):
-    """Weights that are truncated, changed, or of another network."""
-
-    def __init__(self, path: object, why: str) -> None:
-        super().__init__(f"The weights {path} are damaged or were changed: {why}; fetch or train them again.")
-
-
-class PickleRefused(CmrcnetError, ValueError):
-    """A pickle, which can run code when it is loaded."""
-
-    def __init__(self, path: object) -> None:
-        super().__init__(
+    @classmethod
+    def pickle(cls, path: object) -> Self:
+        """A pickle, which can run code when it is loaded."""
+        return cls(
             f"{path} is a pickle (a PyTorch .pt or .pth file), which can run code when loaded; "
             "convert it to safetensors on a machine that trusts it and give that file."
         )
 
 
-class ForeignBank(CmrcnetError, ValueError):
-    """A bank that another model made."""
-
-    def __init__(self, bank: object, made_by: str, model: str) -> None:
-        super().__init__(
-            f"The bank {bank} was made by model {made_by[:12]}, not by model {model[:12]}; "
-            "their embeddings do not compare. Run: cmrcnet index MODEL COHORT.csv --out BANK"
-        )
-
-
-class RecallTooLow(CmrcnetError, ValueError):
-    """A search index that finds fewer of the true neighbours than was asked for."""
-
-    def __init__(self, kind: str, k: int, found: float, wanted: float, parameter: str, value: int) -> None:
-        super().__init__(
-            f"The {kind} index finds {found:.3f} of the {k} nearest spots with {parameter} {value}, and {wanted:g} was "
-            f"asked for; raise --{parameter}, leave it out to have it found, or take --search exact."
-        )
-
-
-class ForeignIndex(CmrcnetError, ValueError):
-    """A search index that was made for another bank."""
-
-    def __init__(self, bank: object, why: str) -> None:
-        super().__init__(
-            f"The search index in {bank} does not match its bank: {why}; make it anew: cmrcnet bank search {bank}"
-        )
-
-
-class BankInUse(CmrcnetError, OSError):
-    """A bank that somebody else is editing."""
-
-    def __init__(self, bank: object, why: str) -> None:
-        super().__init__(f"The bank {bank} {why}; wait until that is done and run again.")
-
-
-class DamagedArtefact(CmrcnetError, ValueError):
-    """A model, bank or run folder that is incomplete, or of a format that this version does not read."""
-
-    def __init__(self, path: object, why: str, hint: str) -> None:
-        super().__init__(f"{path} is not whole: {why}; {hint}.")
-
-
-class SeenInTraining(CmrcnetError, ValueError):
-    """An artefact that has seen the patient that it is tested on."""
+class Leakage(CmrcnetError, ValueError):
+    """A model, bank or student was trained on the patient that it would be tested on."""
 
     def __init__(self, artefact: str, seen: Sequence[str]) -> None:
         super().__init__(
@@ -383,44 +310,29 @@ class SeenInTraining(CmrcnetError, ValueError):
         )
 
 
-class NotCalibrated(CmrcnetError, ValueError):
-    """Intervals or translate_os_errors asked of a model that has nothing to calibrate them on."""
-
-    def __init__(self, what: str, why: str) -> None:
-        super().__init__(f"There are no {what}: {why}.")
-
-
-class NoAttribution(CmrcnetError, LookupError):
-    """A attribution asked of a prediction that has none."""
-
-    def __init__(self, slide: str) -> None:
-        super().__init__(
-            f"The prediction of {slide} was made by a student, which has no attributions; predict with "
-            f"MODEL and --bank "
-            "for these."
-        )
+# --- runs --------------------------------------------------------------------------------------------------------
 
 
 class CannotResume(CmrcnetError, ValueError):
-    """A run that cannot be taken up again."""
+    """An interrupted run cannot be continued."""
 
     def __init__(self, path: object, why: str) -> None:
         super().__init__(f"The run in {path} cannot be resumed: {why}; pass --overwrite to start afresh.")
 
 
 class WorkerDied(CmrcnetError, ChildProcessError):
-    """A worker process that ended without an answer."""
+    """A worker process ended without a result."""
 
     def __init__(self, job: str, exit_code: object) -> None:
         super().__init__(
-            f"The worker process that ran {job} ended without an answer (exit code {exit_code}), most often for want "
-            "of memory or because a script starts workers outside `if __name__ == '__main__':`; run again with "
+            f"The worker process that ran {job} ended without a result (exit code {exit_code}), most often because "
+            "memory ran out or because a script starts workers outside `if __name__ == '__main__':`; run again with "
             "fewer workers (--workers 1), and --resume keeps what is finished."
         )
 
 
 class Diverged(CmrcnetError, ArithmeticError):
-    """A training whose numbers are no longer finite."""
+    """The training loss is no longer finite."""
 
     def __init__(self, epoch: int) -> None:
         super().__init__(

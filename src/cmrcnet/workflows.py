@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cmrcnet.config import Config, shipped_presets
-from cmrcnet.errors import BadFile, BadOption, NoSuchFile, UnknownSection
+from cmrcnet.errors import BadInput, BadOption, MissingInput, UnknownName
 from cmrcnet.storage.atomic import atomic_file, atomic_folder, final_path, refuse_existing
 
 if TYPE_CHECKING:
@@ -1101,7 +1101,7 @@ def _where_to_predict(slide: Path, section: str | None, spots: Path | None, mpp:
         found = read_cohort(slide).read(section)
         return found.slide, found.spots
     if not slide.exists():
-        raise NoSuchFile(slide, "The slide")
+        raise MissingInput(slide, "The slide")
     if slide.suffix == ".csv":
         raise BadOption("slide", str(slide), "a slide, or a cohort.csv together with --section NAME")
     picture = open_slide(slide, mpp=mpp)
@@ -1120,20 +1120,20 @@ def _predicted_sections(prediction: Path, section: str | None) -> dict[str, AnnD
     if prediction.is_dir():
         files = {file.stem: file for file in sorted(folder.glob("*.h5ad"))}
         if not files:
-            raise NoSuchFile(folder, "The prediction tables of the run in", "give a finished run folder or an .h5ad")
+            raise MissingInput(folder, "The prediction tables of the run in", "give a finished run folder or an .h5ad")
         if section is not None:
             if section not in files:
-                raise UnknownSection(section, tuple(files))
+                raise UnknownName("section", section, tuple(files))
             files = {section: files[section]}
     elif prediction.is_file():
         files = {section or prediction.stem: prediction}
     else:
-        raise NoSuchFile(prediction, "The prediction table")
+        raise MissingInput(prediction, "The prediction table")
     try:
         return {name: anndata.read_h5ad(file) for name, file in files.items()}
     except (OSError, KeyError, ValueError) as error:
         lines = str(error).splitlines()
-        raise BadFile(prediction, "a prediction table", lines[0][:120] if lines else type(error).__name__) from error
+        raise BadInput(prediction, "a prediction table", lines[0][:120] if lines else type(error).__name__) from error
 
 
 def _gene_list(genes: list[str] | None) -> list[str] | None:

@@ -13,7 +13,7 @@ from PIL import Image
 from cmrcnet.analysis.attribution import attribution
 from cmrcnet.analysis.attribution_sheet import attribution_sheet
 from cmrcnet.analysis.matched_tissue import matched_tissue
-from cmrcnet.errors import DamagedArtefact, UnknownName
+from cmrcnet.errors import Damaged, UnknownName
 from cmrcnet.genes.normalize import normalize
 from cmrcnet.inference.predict import predict
 from cmrcnet.retrieval.bank import build_bank
@@ -69,7 +69,7 @@ def test_an_unknown_place_and_an_old_table_are_refused(table):
     with pytest.raises(UnknownName, match=r"There is no place in the prediction 'spot9'; known: spot0, spot1"):
         attribution(table, "spot9")
     del table.obsm["neighbour_weight"]
-    with pytest.raises(DamagedArtefact, match=r"it lacks neighbour_weight, so nothing can be explained; predict again"):
+    with pytest.raises(Damaged, match=r"it lacks neighbour_weight, so nothing can be explained; predict again"):
         attribution(table, "spot0")
 
 

@@ -18,7 +18,7 @@ from cmrcnet.analysis.localisation import (
     over_sections,
     signature_scores,
 )
-from cmrcnet.errors import BadOption, NoSharedGenes, TooFew
+from cmrcnet.errors import BadOption, GenesError, TooFew
 
 
 def planted(seed=0, n=80, effect=2.0):
@@ -64,7 +64,7 @@ def test_scores_by_hand():
 
 
 def test_a_table_that_has_none_of_the_genes():
-    with pytest.raises(NoSharedGenes, match=r"The signatures and the expression table share no genes"):
+    with pytest.raises(GenesError, match=r"The signatures and the expression table share no genes"):
         signature_scores(pd.DataFrame({"A": [1.0, 2.0]}), {"s": ["Z"]})
 
 

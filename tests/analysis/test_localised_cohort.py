@@ -9,7 +9,7 @@ import pytest
 
 from cmrcnet import cli
 from cmrcnet.analysis.localised_cohort import localisation_text, localise_cohort
-from cmrcnet.errors import NoSharedGenes, TooFew
+from cmrcnet.errors import GenesError, TooFew
 from cmrcnet.genes.markers import markers
 from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.readers.region_table import read_cohort_regions
@@ -94,7 +94,7 @@ def test_nothing_to_compare(csv):
     with pytest.raises(TooFew, match=r"0 sections are both predicted and labelled"):
         localise_cohort({"S9": None}, cohort, regions, markers("breast"))
     tables = predicted(cohort, genes=["ACTB", "GAPDH", "RPLP0"])
-    with pytest.raises(NoSharedGenes, match=r"The breast markers and the prediction of S1"):
+    with pytest.raises(GenesError, match=r"The breast markers and the prediction of S1"):
         localise_cohort(tables, cohort, regions, markers("breast"))
 
 

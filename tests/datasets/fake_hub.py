@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from cmrcnet.datasets.hub import RemoteFile
-from cmrcnet.errors import DownloadFailed, NoSuchFile
+from cmrcnet.errors import DownloadFailed, MissingInput
 
 
 class FolderHub:
@@ -25,7 +25,7 @@ class FolderHub:
     def describe(self, commit, paths):
         for path in paths:
             if not (self.root / path).is_file():
-                raise NoSuchFile(f"hub/{path}", "The file", "it is not in the repository")
+                raise MissingInput(f"hub/{path}", "The file", "it is not in the repository")
         return [self._describe(path) for path in paths]
 
     def _describe(self, path):

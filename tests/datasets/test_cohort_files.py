@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort, synthetic_slide, synthetic_truth, write_cohort, write_slide
-from cmrcnet.errors import BadOption, OutputExists, UnknownScale
+from cmrcnet.errors import BadOption, OutputExists, ScaleError
 from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.slides.slide import ArraySlide
 from cmrcnet.slides.slide_files import open_slide
@@ -95,7 +95,7 @@ def test_a_slide_is_written_as_one_picture_and_its_scale_is_returned(name, tmp_p
 
 def test_what_cannot_be_written_is_refused(cohort, tmp_path):
     slide = ArraySlide(np.zeros((4, 4, 3), np.uint8), None, "no scale")
-    with pytest.raises(UnknownScale, match="no scale"):
+    with pytest.raises(ScaleError, match="no scale"):
         write_slide(slide, tmp_path / "a.png")
     with pytest.raises(BadOption, match="ends in"):
         write_slide(cohort.read("P1S1").slide, tmp_path / "a.docx")

@@ -17,13 +17,11 @@ from cmrcnet.datasets.fetch import fetch_hest
 from cmrcnet.datasets.hest_tasks import hest_task
 from cmrcnet.datasets.hub import HuggingFaceHub, RemoteFile
 from cmrcnet.errors import (
-    AccessRefused,
-    BadFile,
+    BadInput,
     BadOption,
     DownloadFailed,
-    LicenceNotAccepted,
     MissingExtra,
-    NoSuchFile,
+    MissingInput,
     OutputExists,
 )
 from cmrcnet.readers.cohort import read_cohort
@@ -73,7 +71,7 @@ def test_slides_are_fetched_only_when_asked_for(hub, tmp_path):
 
 
 def test_without_the_licence_nothing_is_fetched(hub, tmp_path):
-    with pytest.raises(LicenceNotAccepted, match=r"CC BY-NC-SA 4.0 .*no commercial use.*--accept-licence"):
+    with pytest.raises(DownloadFailed, match=r"CC BY-NC-SA 4.0 .*no commercial use.*--accept-licence"):
         fetch_hest("SKCM", tmp_path / "skcm", hub=hub)
     assert hub.fetched == [] and not (tmp_path / "skcm").exists()
 
@@ -148,13 +146,13 @@ def test_folders_that_are_not_ours_or_hold_another_task_are_left_alone(hub, tmp_
     with pytest.raises(BadOption, match=r"revision is 'v9'; wanted c0ffee.*, with which .* was begun"):
         fetch(hub, tmp_path / "skcm", revision="v9")
     (tmp_path / "skcm" / "fetch.json").write_text("{")
-    with pytest.raises(BadFile, match=r"the record of a fetch"):
+    with pytest.raises(BadInput, match=r"the record of a fetch"):
         fetch(hub, tmp_path / "skcm")
 
 
 def test_a_sample_that_the_repository_lacks(hub, tmp_path):
     (hub.root / "st" / "TENX117.h5ad").unlink()
-    with pytest.raises(NoSuchFile, match=r"st/TENX117.h5ad does not exist"):
+    with pytest.raises(MissingInput, match=r"st/TENX117.h5ad does not exist"):
         fetch(hub, tmp_path / "skcm")
 
 
@@ -216,7 +214,7 @@ def test_what_the_hub_says_of_a_file(library):
         RemoteFile("st/A.h5ad", 9, "sha256", "a" * 64),
     ]
     with pytest.raises(
-        NoSuchFile, match=r"MahmoodLab/hest/st/B.h5ad does not exist; it is not in the repository at abc"
+        MissingInput, match=r"MahmoodLab/hest/st/B.h5ad does not exist; it is not in the repository at abc"
     ):
         hub.describe("abc", ["st/B.h5ad"])
 
@@ -235,7 +233,7 @@ def test_a_gated_repository_says_how_to_get_in(library, tmp_path):
     hub = HuggingFaceHub("MahmoodLab/hest")
     for kind in ("GatedRepoError", "RepositoryNotFoundError", "HfHubHTTPError"):
         library.hf_hub_download.side_effect = refusal(getattr(library.errors, kind))
-        with pytest.raises(AccessRefused, match=r"https://huggingface.co/datasets/MahmoodLab/hest .*HF_TOKEN"):
+        with pytest.raises(DownloadFailed, match=r"https://huggingface.co/datasets/MahmoodLab/hest .*HF_TOKEN"):
             hub.download("abc", "st/A.h5ad", tmp_path)
 
 

@@ -7,7 +7,7 @@ import yaml
 
 from cmrcnet.config import Config
 from cmrcnet.datasets.hest_tasks import hest_task, hest_tasks
-from cmrcnet.errors import BadOption, MissingColumn, NoSuchFile, UnknownKey, UnknownName
+from cmrcnet.errors import BadInput, BadOption, MissingInput, UnknownName
 from cmrcnet.genes.markers import markers, organ_of
 
 # HEST metadata v1.3.0; None: unknown.
@@ -89,10 +89,10 @@ def test_a_task_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "sentence"),
     [
-        ({"samples": "away"}, MissingColumn, r"lacks the column\(s\) samples"),
+        ({"samples": "away"}, BadInput, r"lacks the column\(s\) samples"),
         ({"samples": {}}, BadOption, r"sample ids, each with its patient"),
         ({"samples": {"../../etc": 1}}, BadOption, r"because they become file names"),
-        ({"colour": "red"}, UnknownKey, r"'task.colour'"),
+        ({"colour": "red"}, UnknownName, r"'task.colour'"),
         ({"format": 2}, BadOption, r"task.format is 2; wanted 1"),
         ({"notes": {"B9": "?"}}, BadOption, r"notes on samples of the task only"),
     ],
@@ -105,7 +105,7 @@ def test_bad_tasks(tmp_path, changes, error, sentence):
 def test_what_is_no_task(tmp_path):
     with pytest.raises(UnknownName, match=r"'LUAD'; known: COAD, IDC, LYMPH_IDC, PSC, READ, SKCM"):
         hest_task("LUAD")
-    with pytest.raises(NoSuchFile):
+    with pytest.raises(MissingInput):
         hest_task(tmp_path / "nowhere.yaml")
     (tmp_path / "plain.yaml").write_text("about: no task in here\n")
     with pytest.raises(BadOption, match=r"a section in .*plain.yaml that names the samples"):
@@ -121,10 +121,10 @@ def test_extends_is_one_step_and_no_knob(tmp_path):
     with pytest.raises(UnknownName, match=r"There is no config 'nonsense'"):
         Config.load(path)
     path.write_text("extends: default\nmodel: {temperatur: 1}\n")
-    with pytest.raises(UnknownKey, match=r"model.temperatur"):
+    with pytest.raises(UnknownName, match=r"model.temperatur"):
         Config.load(path)
     path.write_text("extends: default\nhead: {k: 7}\n")
     mine, default = Config.load(path), Config.load("default")
     assert (mine.head.k, mine.head.weighting) == (7, default.head.weighting)
-    with pytest.raises(UnknownKey):
+    with pytest.raises(UnknownName):
         Config.from_dict({"extends": "default"})

@@ -11,7 +11,7 @@ from cmrcnet.distill import teacher as teacher_module
 from cmrcnet.distill.distil import distil
 from cmrcnet.distill.student_config import StudentLook
 from cmrcnet.distill.student_report import sections_to_leave_out
-from cmrcnet.errors import BadOption, ForeignBank, SeenInTraining, UnknownName
+from cmrcnet.errors import BadOption, Incompatible, Leakage, UnknownName
 from cmrcnet.inference.predict import predict
 from cmrcnet.inference.student_predict import predict_by_student
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
@@ -172,10 +172,10 @@ def test_sections_that_nobody_has_seen_are_judged_and_others_refused(student):
     (row,) = taught.card["test"]["sections"]
     assert row["section"] == "NEW" and row["spots"] == 15 and "has seen these" in taught.card["test"]["sentence"]
     for test in (cohort(), Cohort.of([_renamed(entry.load(), "NEW", cohort().patients[0])])):
-        with pytest.raises(SeenInTraining):
+        with pytest.raises(Leakage):
             distil(model, bank, cohort(), test=test)
     again = cohort().read(cohort().sections[0])
-    with pytest.raises(SeenInTraining, match="slide of section NEW"):
+    with pytest.raises(Leakage, match="slide of section NEW"):
         distil(model, bank, cohort(), grid_um=0, test=Cohort.of([_renamed(again, "NEW", "NOBODY")]))
 
 
@@ -253,7 +253,7 @@ def test_patients_that_were_dropped_from_the_bank_are_remembered():
 
 def test_what_cannot_be_distilled_is_refused():
     model, bank = averaging()
-    with pytest.raises(ForeignBank):
+    with pytest.raises(Incompatible):
         distil(small_model(seed=3), bank, cohort())
     with pytest.raises(BadOption, match="has no section"):
         distil(model, bank, cohort().without(cohort().sections[:1]))

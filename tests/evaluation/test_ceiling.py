@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cmrcnet.errors import BadCounts, BadOption
+from cmrcnet.errors import BadOption, SectionError
 from cmrcnet.evaluation import ceiling as module
 from cmrcnet.evaluation.ceiling import Ceilings, noise_ceiling, spearman_brown
 from cmrcnet.genes.correlation import pearson_per_gene
@@ -91,7 +91,7 @@ def test_spearman_brown_by_hand():
 
 
 def test_expression_in_place_of_counts_and_no_split_are_refused():
-    with pytest.raises(BadCounts):
+    with pytest.raises(SectionError):
         noise_ceiling(sparse.csr_matrix([[0.5, 1.0]]), seed=0)
     with pytest.raises(BadOption, match="repeats is 0"):
         noise_ceiling(sparse.csr_matrix([[1, 2]]), seed=0, repeats=0)

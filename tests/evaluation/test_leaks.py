@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cmrcnet.errors import SeenInTraining
+from cmrcnet.errors import Leakage
 from cmrcnet.evaluation.bench import Bench
 from cmrcnet.evaluation.features import PooledFeatures
 from cmrcnet.evaluation.method_registry import chosen_methods, shipped_methods
@@ -103,5 +103,5 @@ def test_a_model_that_has_seen_the_test_section_is_refused(small_cohort, small_c
     sets = gene_sets(small_cohort, panel.target_sum, size=12)
     features = PooledFeatures(small_config, small_cache)
     data = TrainingData(small_cohort, wrong, small_config, panel, sets, features, small_cache)
-    with pytest.raises(SeenInTraining, match="The model of fold P1 has seen section P1S1, patient P1 in training"):
+    with pytest.raises(Leakage, match="The model of fold P1 has seen section P1S1, patient P1 in training"):
         TrainedCMRCNet().fit(data)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmrcnet.errors import BadOption, NotAMethod, UnknownName
+from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation.baselines import GeneMean
 from cmrcnet.evaluation.method_registry import chosen_methods, method_of, shipped_methods
 from cmrcnet.evaluation.protocol import evaluate
@@ -60,10 +60,10 @@ def test_an_object_ready_made_is_taken_as_it_is(module_here):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("nowhere_at_all:Thing", "nowhere_at_all:Thing is no method: there is no module nowhere_at_all"),
+        ("nowhere_at_all:Thing", "nowhere_at_all:Thing is not a method: there is no module nowhere_at_all"),
         ("flawed:Missing", "the module flawed has no Missing"),
         ("flawed:", "the module flawed has no object of an empty name"),
-        (":Thing", "'' is no name of a module"),
+        (":Thing", "'' is not the name of a module"),
         ("flawed:Nameless", "its name is None, not a text"),
         ("flawed:Silent", "its about is '  ', not a text"),
         ("flawed:Unfit", "it has no fit"),
@@ -80,7 +80,7 @@ def test_what_is_no_method_is_refused_in_one_sentence(module_here, name, sentenc
         "class Greedy:\n    name, about = 'x', 'y'\n    def fit(self, training, more): ...\n"
         "class Needy:\n    name, about = 'x', 'y'\n    def __init__(self, a): ...\n    def fit(self, training): ...\n",
     )
-    with pytest.raises(NotAMethod, match=re.escape(sentence)):
+    with pytest.raises(BadOption, match=re.escape(sentence)):
         method_of(name)
 
 

@@ -65,7 +65,7 @@ def test_an_error_in_a_worker_arrives_as_itself(small_cohort, small_config, smal
 
 
 def test_a_worker_that_dies_is_told_in_a_sentence(small_cohort, small_config, small_cache):
-    with pytest.raises(WorkerDied, match=r"dying in fold P1, seed 0 ended without an answer \(exit code 9\)"):
+    with pytest.raises(WorkerDied, match=r"dying in fold P1, seed 0 ended without a result \(exit code 9\)"):
         evaluate(small_cohort, small_config, methods=[Dying()], only=["P1", "P2"], cache=small_cache, workers=2)
 
 

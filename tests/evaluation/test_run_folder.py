@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrcnet.errors import CannotResume, DamagedArtefact, OutputExists
+from cmrcnet.errors import CannotResume, Damaged, OutputExists
 from cmrcnet.evaluation.run_folder import Part, RunFolder, _file_name, _section_of
 
 IDENTITY = {"config": {"a": 1}, "cohort": "x"}
@@ -135,7 +135,7 @@ def test_a_folder_of_the_users_is_never_removed(tmp_path, name, options):
 
 
 def test_a_run_that_is_not_done_cannot_be_finished(tmp_path):
-    with pytest.raises(DamagedArtefact, match="the run is not finished"):
+    with pytest.raises(Damaged, match="the run is not finished"):
         begun(tmp_path / "run").finish()
 
 
@@ -144,7 +144,7 @@ def test_a_truncated_part_is_reported(tmp_path):
     folder.keep("f", "m", 0, part())
     (file,) = folder.working.rglob("part.json")
     file.write_text('{"format": 1')
-    with pytest.raises(DamagedArtefact, match=r"part\.json is not whole"):
+    with pytest.raises(Damaged, match=r"part\.json is incomplete or damaged"):
         folder.part("f", "m")
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort
-from cmrcnet.errors import NoSharedGenes
+from cmrcnet.errors import GenesError
 from cmrcnet.evaluation import scoring
 from cmrcnet.evaluation.ceiling import noise_ceiling
 from cmrcnet.evaluation.methods import Prediction
@@ -146,5 +146,5 @@ def test_the_truth_of_a_section_is_worked_out_once_for_all_methods_of_a_fold(coh
 
 
 def test_a_section_of_other_genes_is_refused():
-    with pytest.raises(NoSharedGenes):
+    with pytest.raises(GenesError):
         truth_of(section_of([[1, 2], [2, 1]], "AB"), ("C", "D"), 1e4)

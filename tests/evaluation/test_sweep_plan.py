@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cmrcnet.config import Config, shipped_presets
-from cmrcnet.errors import BadOption, UnknownKey, UnknownName
+from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation.sweep_plan import BASE, plan_over, preset_plan, read_axes, shipped_sweeps, shown, value_of
 
 
@@ -34,7 +34,7 @@ def test_what_is_no_key_and_values_is_refused(over, sentence):
 
 
 def test_an_unknown_key_is_refused_with_the_known_ones():
-    with pytest.raises(UnknownKey, match=r"'head\.kk', which no config knows; known here: variance_rescaling, k, "):
+    with pytest.raises(UnknownName, match=r"'head\.kk', which is not an option; known: variance_rescaling, k, "):
         plan_over(Config.load("tiny"), {"head.kk": [1]})
 
 

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cmrcnet.errors import BadFile, NoSuchFile, TooFew, UnknownName
+from cmrcnet.errors import BadInput, Incompatible, MissingInput, TooFew, UnknownName
 from cmrcnet.export import shown_genes
 from cmrcnet.export.shown_genes import genes_to_show
 from cmrcnet.export.stored_prediction import StoredPrediction
@@ -26,19 +26,19 @@ def test_it_gives_what_the_table_holds(prediction):
 
 
 def test_what_is_no_prediction_is_refused(tmp_path):
-    with pytest.raises(NoSuchFile, match=r"The prediction table .* does not exist; write one: cmrcnet predict"):
+    with pytest.raises(MissingInput, match=r"The prediction table .* does not exist; write one: cmrcnet predict"):
         StoredPrediction(tmp_path / "none.h5ad")
     (tmp_path / "text.h5ad").write_text("no HDF5")
-    with pytest.raises(BadFile, match=r"it is no \.h5ad, or one that was cut short"):
+    with pytest.raises(BadInput, match=r"it is no \.h5ad, or one that was cut short"):
         StoredPrediction(tmp_path / "text.h5ad")
     with h5py.File(tmp_path / "other.h5ad", "w") as file:
         file["X"] = np.zeros((2, 2))
-    with pytest.raises(BadFile, match="cmrcnet did not write it"):
+    with pytest.raises(BadInput, match="cmrcnet did not write it"):
         StoredPrediction(tmp_path / "other.h5ad")
     later = gradient_table()
     later.uns["cmrcnet"]["format"] = 99
     later.write_h5ad(tmp_path / "later.h5ad")
-    with pytest.raises(BadFile, match="its format is 99, and this version reads 2"):
+    with pytest.raises(Incompatible, match="has format 99, and this version reads 2"):
         StoredPrediction(tmp_path / "later.h5ad")
 
 

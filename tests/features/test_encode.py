@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmrcnet.errors import BadOption, DiskFull, UnknownScale
+from cmrcnet.errors import BadOption, NoSpace, ScaleError
 from cmrcnet.features import encode, parts
 from cmrcnet.features.encode import encode_patches
 from cmrcnet.slides.patches import crop_patches
@@ -151,7 +151,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(encoder, slide, cen
         return real(self, target)
 
     monkeypatch.setattr(type(cache.folder), "replace", full)
-    with pytest.raises(DiskFull, match="free space and run again"):
+    with pytest.raises(NoSpace, match="free space and run again"):
         encode_patches(encoder, slide, centres, SCALE, cache=cache)
     assert files_in(cache, shelf) == []
 
@@ -213,7 +213,7 @@ def test_no_places_give_no_tokens(encoder, slide, cache, cached):
 def test_bad_requests_are_refused(encoder, slide, pixels, centres):
     with pytest.raises(BadOption, match="batch is 0"):
         encode_patches(encoder, slide, centres, SCALE, batch=0)
-    with pytest.raises(UnknownScale, match="mpp"):
+    with pytest.raises(ScaleError, match="mpp"):
         encode_patches(encoder, ArraySlide(pixels, None, "unknown"), centres, SCALE)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrcnet.errors import DiskFull
+from cmrcnet.errors import NoSpace
 from cmrcnet.features import parts
 from cmrcnet.features.parts import part_slices
 from cmrcnet.features.resumable import ResumableFeatures
@@ -89,5 +89,5 @@ def test_a_disk_without_room_says_so_at_once(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(DiskFull):
+    with pytest.raises(NoSpace):
         ResumableFeatures(SHAPE, "a", tmp_path / "tmp")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from cmrcnet.errors import BadOption, NoSharedGenes, UnknownName
+from cmrcnet.errors import BadOption, GenesError, UnknownName
 from cmrcnet.genes.markers import (
     marker_genes,
     marker_organs,
@@ -82,7 +82,7 @@ def test_ensembl_ids_are_refused_with_the_reason():
 def test_the_marker_set_is_the_union_in_the_order_of_the_list():
     genes = ["GRB7", "CD3D", "EPCAM", "COL1A1", "KRT8", *PADDING]
     assert marker_genes(genes, "breast") == ("EPCAM", "KRT8", "GRB7", "CD3D", "COL1A1")
-    with pytest.raises(NoSharedGenes, match=r"The liver markers and the training sections share no genes"):
+    with pytest.raises(GenesError, match=r"The liver markers and the training sections share no genes"):
         marker_genes(PADDING, "liver")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
-from cmrcnet.errors import BadCounts, BadOption
+from cmrcnet.errors import BadOption, SectionError
 from cmrcnet.genes.normalize import check_counts, normalize
 
 COUNTS = np.array([[3, 0, 1], [0, 0, 0], [5, 5, 10]])
@@ -83,13 +83,15 @@ def test_whole_numbers_of_any_type_are_counts(kind):
 def test_the_first_offender_is_named(value, word):
     counts = COUNTS.astype(float)
     counts[2, 1] = counts[2, 2] = value
-    with pytest.raises(BadCounts, match=rf"A1 are not raw counts: 2 values are {word}.* spot s3, gene TP53") as refusal:
+    with pytest.raises(
+        SectionError, match=rf"A1 are not raw counts: 2 values are {word}.* spot s3, gene TP53"
+    ) as refusal:
         check_counts(sparse.csr_matrix(counts), "A1", barcodes=["s1", "s2", "s3"], genes=["ACTB", "TP53", "CD3E"])
     assert "whole numbers" in str(refusal.value)
 
 
 def test_without_names_the_offender_has_a_number():
-    with pytest.raises(BadCounts, match="spot number 1, gene number 2"):
+    with pytest.raises(SectionError, match="spot number 1, gene number 2"):
         check_counts(np.array([[1, -1]]), "A1")
 
 
@@ -102,5 +104,5 @@ def test_it_says_what_the_numbers_look_like():
         (shares * 1e4, "scaled to a library size of 10,000"),
         ((counts - counts.mean(0)) / counts.std(0), "centred or scaled"),
     ):
-        with pytest.raises(BadCounts, match=looks):
+        with pytest.raises(SectionError, match=looks):
             check_counts(table, "A1")

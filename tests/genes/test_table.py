@@ -8,7 +8,7 @@ import anndata
 import numpy as np
 import pytest
 
-from cmrcnet.errors import DamagedArtefact, ShapeMismatch, UnknownScale
+from cmrcnet.errors import Damaged, ScaleError, ShapeMismatch
 from cmrcnet.genes.table import check_prediction_table, prediction_table, units_of
 from cmrcnet.search.neighbours import Neighbours
 from cmrcnet.slides.slide import ArraySlide
@@ -145,7 +145,7 @@ def test_neighbours_of_other_places_are_refused():
 
 
 def test_a_slide_of_unknown_scale_is_refused():
-    with pytest.raises(UnknownScale, match="mpp"):
+    with pytest.raises(ScaleError, match="mpp"):
         table_of(slide=slide(mpp=None))
 
 
@@ -176,5 +176,5 @@ def test_each_broken_point_of_the_contract_is_named(spoil, sentence):
     table = table_of()
     check_prediction_table(table)
     spoil(table)
-    with pytest.raises(DamagedArtefact, match=sentence):
+    with pytest.raises(Damaged, match=sentence):
         check_prediction_table(table)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.config import HeadConfig
-from cmrcnet.errors import BadOption, ForeignBank, NoTissue, SpotsOffImage, TooFew, UnknownName, UnknownScale
+from cmrcnet.errors import BadOption, Incompatible, ScaleError, SectionError, TooFew, UnknownName
 from cmrcnet.features.encode import encode_patches
 from cmrcnet.genes.table import check_prediction_table
 from cmrcnet.inference import chunks as chunks_module
@@ -138,7 +138,7 @@ def test_chosen_genes_are_the_same_numbers_in_the_order_asked(model, bank, table
 @pytest.mark.parametrize("off", [[400.0, 10.0], [10.0, -1.0]])
 def test_a_place_outside_the_picture_is_refused(model, bank, off):
     spots = Spots(("in", "out"), np.array([[200.0, 200.0], off]), 55.0)
-    with pytest.raises(SpotsOffImage, match=r"1 of 2 spots of .* lie outside its image \(400 x 400 px; the spots"):
+    with pytest.raises(SectionError, match=r"1 of 2 spots of .* lie outside its image \(400 x 400 px; the spots"):
         predict(model, bank, noise_slide(9), spots=spots)
 
 
@@ -194,11 +194,11 @@ def test_bad_input_is_refused(model, bank):
         predict(model, bank, slide, spots=SPOTS, weighting="median")
     with pytest.raises(TooFew, match="0 locations to predict"):
         predict(model, bank, slide, spots=SPOTS.take(np.arange(0)))
-    with pytest.raises(ForeignBank):
+    with pytest.raises(Incompatible):
         predict(small_model(seed=1), bank, slide, spots=SPOTS)
-    with pytest.raises(NoTissue):
+    with pytest.raises(TooFew):
         predict(model, bank, ArraySlide(np.full((500, 500, 3), 250, np.uint8), 0.5, "blank"))
-    with pytest.raises(UnknownScale):
+    with pytest.raises(ScaleError):
         predict(model, bank, ArraySlide(np.zeros((500, 500, 3), np.uint8)), spots=SPOTS)
 
 

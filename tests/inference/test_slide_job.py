@@ -9,7 +9,7 @@ import anndata
 import numpy as np
 import pytest
 
-from cmrcnet.errors import BadFile, DiskFull, NoRoom, OutputInUse
+from cmrcnet.errors import BadInput, InUse, NoSpace
 from cmrcnet.export.table_file import TableFile
 from cmrcnet.features import parts, resumable
 from cmrcnet.features.spot_tokens import spot_tokens
@@ -200,7 +200,7 @@ def test_a_full_disk_leaves_no_table_and_keeps_what_was_encoded(
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(DiskFull, match=r"The disk is full: .* was not written"):
+    with monkeypatch.context() as patch, pytest.raises(NoSpace, match=r"The disk is full: .* was not written"):
         patch.setattr(f"cmrcnet.export.table_file.{where}", full)
         predict_to_file(plan, out)
     assert not out.exists() and not list(tmp_path.rglob("table.h5ad"))
@@ -214,7 +214,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_encoded(
 ):
     plan = plan_of(model, bank, slide)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(NoRoom, match=r"p\.h5ad takes about .* GB while it is made, and 0\.0 GB are free there"):
+    with pytest.raises(NoSpace, match=r"p\.h5ad takes about .* GB while it is made, and 0\.0 GB are free there"):
         predict_to_file(plan, tmp_path / "p.h5ad")
     assert encoded == [] and list(tmp_path.iterdir()) == []
 
@@ -223,7 +223,7 @@ def test_what_another_process_is_writing_is_left_to_it(model, bank, slide, tmp_p
     work = tmp_path / "p.h5ad.partial"
     work.mkdir()
     (work / "theirs").touch()
-    with file_lock(work / LOCK), pytest.raises(OutputInUse, match=r"p\.h5ad is being written by another process; wait"):
+    with file_lock(work / LOCK), pytest.raises(InUse, match=r"p\.h5ad is being written by another process; wait"):
         predict_to_file(plan_of(model, bank, slide), tmp_path / "p.h5ad")
     assert encoded == [] and sorted(path.name for path in work.iterdir()) == [LOCK, "theirs"]
 
@@ -234,11 +234,11 @@ def test_a_slide_that_breaks_on_the_way_leaves_nothing(model, bank, slide, tmp_p
 
     def broken(x, y, *size):
         if y > SIDE // 2:
-            raise BadFile("slide.svs", "a slide", "its pixels cannot be decoded")
+            raise BadInput("slide.svs", "a slide", "its pixels cannot be decoded")
         return read(x, y, *size)
 
     monkeypatch.setattr(slide, "read", broken)
-    with pytest.raises(BadFile, match="its pixels cannot be decoded"):
+    with pytest.raises(BadInput, match="its pixels cannot be decoded"):
         predict_to_file(plan, tmp_path / "p.h5ad")
     assert list(tmp_path.iterdir()) == []
 

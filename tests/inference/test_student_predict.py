@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.analysis.attribution import attribution
-from cmrcnet.errors import NoAttribution, SpotsOffImage, TooFew, UnknownName
+from cmrcnet.errors import NotAvailable, SectionError, TooFew, UnknownName
 from cmrcnet.export.table_file import TableFile
 from cmrcnet.features import parts
 from cmrcnet.features.spot_tokens import spot_tokens
@@ -115,7 +115,7 @@ def test_the_state_of_another_student_is_never_gone_on_with(student, slide, tmp_
 
 def test_there_is_no_receipt(student, slide):
     table = predict_by_student(student, slide, grid_um=200)
-    with pytest.raises(NoAttribution, match="predict with MODEL and --bank"):
+    with pytest.raises(NotAvailable, match="predict with MODEL and --bank"):
         attribution(table, table.obs_names[0])
     with pytest.raises(UnknownName):
         attribution(table, "nowhere")
@@ -151,5 +151,5 @@ def test_what_cannot_be_predicted_is_refused(student, slide):
         predict_by_student(student, slide, genes=["NOBODY"])
     with pytest.raises(TooFew):
         predict_by_student(student, slide, genes=[])
-    with pytest.raises(SpotsOffImage):
+    with pytest.raises(SectionError):
         predict_by_student(student, slide, spots=Spots(("far",), np.array([[9000.0, 10.0]]), 55.0))

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from cmrcnet.errors import (
-    DamagedArtefact,
-    DamagedWeights,
-    NoSuchFile,
+    Damaged,
+    Incompatible,
+    MissingInput,
     OutputExists,
-    PickleRefused,
     ShapeMismatch,
-    WeightsMissing,
+    WeightsError,
 )
 from cmrcnet.models.encoder_registry import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
@@ -155,10 +154,10 @@ def test_a_frozen_encoder_is_named_not_stored_and_checked(tmp_path):
     assert TrainedModel.load(tmp_path / "model").fingerprint == model.fingerprint
     other = create_image_encoder("timm:test_vit", weights="random", seed=9)
     save_file(other.backbone.state_dict(), file)
-    with pytest.raises(DamagedArtefact, match="give back the weights that it was trained with"):
+    with pytest.raises(Damaged, match="give back the weights that it was trained with"):
         TrainedModel.load(tmp_path / "model")
     file.unlink()
-    with pytest.raises(WeightsMissing, match="there is no file"):
+    with pytest.raises(WeightsError, match="there is no file"):
         TrainedModel.load(tmp_path / "model")
     assert TrainedModel.load(tmp_path / "model", encoder=source).fingerprint == model.fingerprint
 
@@ -186,7 +185,7 @@ def test_a_trained_embedded_encoder_survives_its_memory_layout(tmp_path):
 def test_an_encoder_of_ones_own_must_be_passed(model, tmp_path):
     own = ImageEncoder(model.encoder.backbone, model.encoder.card)
     TrainedModel(model.network, own, model.panel, model.config, model.provenance).save(tmp_path / "model")
-    with pytest.raises(DamagedArtefact, match="encoder="):
+    with pytest.raises(Damaged, match="encoder="):
         TrainedModel.load(tmp_path / "model")
     assert TrainedModel.load(tmp_path / "model", encoder=own).panel == model.panel
 
@@ -227,14 +226,14 @@ def test_provenance_is_plain_json():
 
 
 def test_no_model(tmp_path):
-    with pytest.raises(NoSuchFile, match="cmrcnet train"):
+    with pytest.raises(MissingInput, match="cmrcnet train"):
         TrainedModel.load(tmp_path / "nothing")
 
 
 def test_truncated_weights(folder):
     path = folder / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DamagedWeights, match="bytes where"):
+    with pytest.raises(WeightsError, match="bytes where"):
         TrainedModel.load(folder)
 
 
@@ -243,19 +242,19 @@ def test_one_changed_byte_in_the_weights(folder):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DamagedWeights, match="not what was written"):
+    with pytest.raises(WeightsError, match="not what was written"):
         TrainedModel.load(folder)
 
 
 def test_a_pickle_in_the_place_of_the_weights(folder):
     torch.save({"a": torch.zeros(1)}, folder / "weights.safetensors")
-    with pytest.raises(PickleRefused, match="can run code"):
+    with pytest.raises(WeightsError, match="can run code"):
         TrainedModel.load(folder)
 
 
 def test_missing_weights(folder):
     (folder / "weights.safetensors").unlink()
-    with pytest.raises(DamagedArtefact, match=r"weights\.safetensors is missing"):
+    with pytest.raises(Damaged, match=r"weights\.safetensors is missing"):
         TrainedModel.load(folder)
 
 
@@ -270,14 +269,14 @@ def test_a_model_of_the_first_format_is_read_and_knows_nothing_of_its_limits(mod
 
 def test_a_newer_format(folder):
     edit(folder, lambda facts: facts.update(format=3))
-    with pytest.raises(DamagedArtefact, match=r"format 3.*reads up to 2.*upgrade cmrcnet"):
+    with pytest.raises(Incompatible, match=r"format 3.*reads up to 2.*upgrade cmrcnet"):
         TrainedModel.load(folder)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "x"}', '{"format": 1}', '{"format": 1, "weights": 3}'])
 def test_a_broken_model_json(folder, content):
     (folder / "model.json").write_text(content)
-    with pytest.raises(DamagedArtefact, match=r"model\.json"):
+    with pytest.raises(Damaged, match=r"model\.json"):
         TrainedModel.load(folder)
 
 
@@ -297,5 +296,5 @@ def test_a_broken_model_json(folder, content):
 )
 def test_a_changed_model_json(folder, change):
     edit(folder, change)
-    with pytest.raises(DamagedArtefact, match="restore it from a copy"):
+    with pytest.raises(Damaged, match="restore it from a copy"):
         TrainedModel.load(folder)

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from cmrcnet.errors import BadCounts, BadFile, BadOption, MissingColumn, NoSuchFile, TooFew, UnknownFormat
+from cmrcnet.errors import BadInput, BadOption, MissingInput, SectionError, TooFew
 from cmrcnet.readers import cohort as cohort_file
 from cmrcnet.readers.cohort import cohort_rows, read_cohort
 from tests.readers.written_formats import as_visium, made_up, write_hest, write_image, write_legacy, write_visium
@@ -103,21 +103,25 @@ def test_controls_reach_the_reader(folder):
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        (("section,patient", "section,person"), MissingColumn, "cohort.csv lacks the column.s. patient"),
-        (("counts,", "countz,"), MissingColumn, "lacks the column.s. counts"),
+        (("section,patient", "section,person"), BadInput, "cohort.csv lacks the column.s. patient"),
+        (("counts,", "countz,"), BadInput, "lacks the column.s. counts"),
         (("A2,A,,", "A1,A,,"), BadOption, r"line 3 \(A1\): section is 'A1'; wanted a name of its own \(.*line 2"),
         (("A2,A,,", "A2,,,"), BadOption, r"line 3 \(A2\): patient is ''; wanted a name"),
         (("A2,A,,", ",A,,"), BadOption, "line 3: section is ''; wanted a name"),
-        (("B,visium", "B,vizium"), UnknownFormat, r"line 4 \(B1\): .* there is no format 'vizium'"),
-        (("st/A2_counts", "st/A9_counts"), NoSuchFile, r"line 3 \(A2\): The counts .*A9_counts.tsv.gz does not exist"),
-        (("fullres.png", "full.png"), NoSuchFile, r"line 4 \(B1\): The image .*full.png does not exist"),
-        (("st/A1_spots.tsv", "st/A7_spots.tsv"), NoSuchFile, r"line 2 \(A1\): The spot file .* does not exist"),
+        (("B,visium", "B,vizium"), BadInput, r"line 4 \(B1\): .* there is no format 'vizium'"),
+        (
+            ("st/A2_counts", "st/A9_counts"),
+            MissingInput,
+            r"line 3 \(A2\): The counts .*A9_counts.tsv.gz does not exist",
+        ),
+        (("fullres.png", "full.png"), MissingInput, r"line 4 \(B1\): The image .*full.png does not exist"),
+        (("st/A1_spots.tsv", "st/A7_spots.tsv"), MissingInput, r"line 2 \(A1\): The spot file .* does not exist"),
         (("st/A1.png,4,", "st/A1.png,four,"), BadOption, r"line 2 \(A1\): mpp is 'four'; wanted a number"),
         (("st/A1.png,4,", "st/A1.png,-4,"), BadOption, r"line 2 \(A1\): mpp is '-4'; wanted a number"),
         (("4,100,", "4,0,"), BadOption, r"line 2 \(A1\): spot_diameter_um is '0'"),
         (("st/A2_counts.tsv.gz,st/A2_spots.tsv", "st/A1_counts.tsv.gz,st/A1_spots.tsv"), BadOption, "entered once"),
         (("hest,", ","), BadOption, r"line 5 \(H1\): counts is ''; wanted the path"),
-        (("hest,", "st,"), UnknownFormat, r"line 5 \(H1\): .*st: no reader recognises it"),
+        (("hest,", "st,"), BadInput, r"line 5 \(H1\): .*st: no reader recognises it"),
     ],
 )
 def test_faults_are_named_by_line_before_anything_is_read(folder, monkeypatch, change, error, said):
@@ -138,13 +142,13 @@ def test_several_faults_are_counted_and_all_listed(folder):
 
 
 def test_no_cohort_at_all(tmp_path):
-    with pytest.raises(NoSuchFile, match=r"does not exist"):
+    with pytest.raises(MissingInput, match=r"does not exist"):
         read_cohort(tmp_path / "cohort.csv")
-    with pytest.raises(BadFile, match=r"empty"):
+    with pytest.raises(BadInput, match=r"empty"):
         read_cohort(write(tmp_path, ""))
     with pytest.raises(TooFew, match=r"0 sections in .*cohort.csv, but at least 1"):
         read_cohort(write(tmp_path, HEADER))
-    with pytest.raises(BadFile, match=r"no UTF-8 text"):
+    with pytest.raises(BadInput, match=r"no UTF-8 text"):
         read_cohort(write(tmp_path, HEADER + "\u00c4,A,,x,,,,,\n", encoding="latin-1"))
 
 
@@ -154,7 +158,7 @@ def test_faults_inside_the_counts_show_when_the_section_is_read(folder):
     write_legacy(folder / "st", made, "A2")
     cohort = read_cohort(write(folder, HEADER + ROWS))
     assert len(cohort.read("A1").spots) == 30
-    with pytest.raises(BadCounts, match=r"counts of A2"):
+    with pytest.raises(SectionError, match=r"counts of A2"):
         cohort.read("A2")
 
 
@@ -171,9 +175,9 @@ def test_the_real_cohorts(her2st_csv, als_csv):
 
 
 def test_errors_keep_their_kind_and_sentence_on_the_way():
-    error = NoSuchFile("a.jpg", "The image")
+    error = MissingInput("a.jpg", "The image")
     told = cohort_file.located(error, "cohort.csv, line 2 (A)", " And more.")
-    assert type(told) is NoSuchFile and str(told) == f"cohort.csv, line 2 (A): {error} And more."
+    assert type(told) is MissingInput and str(told) == f"cohort.csv, line 2 (A): {error} And more."
     assert str(error) == "The image a.jpg does not exist; check the path."
     again = pickle.loads(pickle.dumps(told))
-    assert type(again) is NoSuchFile and str(again) == str(told)
+    assert type(again) is MissingInput and str(again) == str(told)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrcnet.errors import BadFile, NoSuchFile
+from cmrcnet.errors import BadInput, MissingInput
 from cmrcnet.readers.count_table import first_names, read_count_table
 from tests.readers.written_formats import cut
 
@@ -79,25 +79,25 @@ def test_first_names_are_found_without_reading_on(her2st_csv):
 
 def test_damage_is_named(tmp_path):
     path = tmp_path / "c.tsv"
-    with pytest.raises(NoSuchFile, match=r"counts file .* does not exist"):
+    with pytest.raises(MissingInput, match=r"counts file .* does not exist"):
         read_count_table(path)
     path.write_text("id\tA\tB\n1x1\t5\t0\n1x2\t5\n")
-    with pytest.raises(BadFile, match=r"row 2 has 2 cells, the first row 3; is it cut off"):
+    with pytest.raises(BadInput, match=r"row 2 has 2 cells, the first row 3; is it cut off"):
         read_count_table(path)
     path.write_text("id\tA\tB\n1x1\t5\tmany\n")
-    with pytest.raises(BadFile, match=r"row 1 holds 'many', which is no number"):
+    with pytest.raises(BadInput, match=r"row 1 holds 'many', which is no number"):
         read_count_table(path)
     path.write_text("id\tA\tB\tC\tD\n1x1\t5\t1\n")
-    with pytest.raises(BadFile, match=r"first line has 5 cells, the others 3"):
+    with pytest.raises(BadInput, match=r"first line has 5 cells, the others 3"):
         read_count_table(path)
     path.write_text("id\tA\n")
-    with pytest.raises(BadFile, match=r"holds no row"):
+    with pytest.raises(BadInput, match=r"holds no row"):
         read_count_table(path)
     path.write_text("nothing here\n")
-    with pytest.raises(BadFile, match=r"fewer than two names"):
+    with pytest.raises(BadInput, match=r"fewer than two names"):
         read_count_table(path)
     path.write_bytes(b"id\t\xff\xfe\n1x1\t5\n")
-    with pytest.raises(BadFile, match=r"UTF-8"):
+    with pytest.raises(BadInput, match=r"UTF-8"):
         read_count_table(path)
 
 
@@ -108,5 +108,5 @@ def test_a_truncated_gzip_is_named(tmp_path):
     with gzip.open(path, "wt") as file:
         file.write("\t".join(["", *(f"G{i}" for i in range(500))]) + "\n" + "\n".join(rows) + "\n")
     cut(path)
-    with pytest.raises(BadFile, match=r"gzip file is truncated or damaged"):
+    with pytest.raises(BadInput, match=r"gzip file is truncated or damaged"):
         read_count_table(path)

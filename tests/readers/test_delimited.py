@@ -7,7 +7,7 @@ import gzip
 import numpy as np
 import pytest
 
-from cmrcnet.errors import BadFile, MissingColumn, NoSuchFile
+from cmrcnet.errors import BadInput, MissingInput
 from cmrcnet.readers.delimited import read_table
 
 PLAIN = "spot,pixel_x\na,1.5\nb,2\n"
@@ -58,7 +58,7 @@ def test_a_table_without_a_header(tmp_path):
 def test_what_is_no_table_is_refused(tmp_path, content, said):
     path = tmp_path / "t.csv"
     path.write_bytes(content)
-    with pytest.raises(BadFile, match=said):
+    with pytest.raises(BadInput, match=said):
         read_table(path, "a table")
 
 
@@ -66,9 +66,9 @@ def test_cells_that_are_no_numbers_are_named_by_line(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("spot,pixel_x\na,1\nb,two\nc,inf\n")
     table = read_table(path, "a table")
-    with pytest.raises(BadFile, match=r"line 3 has 'two' as pixel_x, which is no number"):
+    with pytest.raises(BadInput, match=r"line 3 has 'two' as pixel_x, which is no number"):
         table.numbers("pixel_x")
-    with pytest.raises(MissingColumn, match=r"lacks the column.s. pixel_y; it has: spot, pixel_x"):
+    with pytest.raises(BadInput, match=r"lacks the column.s. pixel_y; it has: spot, pixel_x"):
         table.numbers("pixel_y")
-    with pytest.raises(NoSuchFile, match=r"does not exist"):
+    with pytest.raises(MissingInput, match=r"does not exist"):
         read_table(tmp_path / "absent.csv", "a table")

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from cmrcnet.errors import NoSuchFile, UnknownFormat
+from cmrcnet.errors import BadInput, MissingInput
 from cmrcnet.readers.inspection import inspect
 from tests.readers.written_formats import as_visium, cut, made_up, write_image, write_legacy, write_visium
 
@@ -151,9 +151,9 @@ def test_a_slide(tmp_path):
 
 
 def test_nothing_to_look_at(tmp_path):
-    with pytest.raises(NoSuchFile, match=r"does not exist"):
+    with pytest.raises(MissingInput, match=r"does not exist"):
         inspect(tmp_path / "nowhere")
-    with pytest.raises(UnknownFormat, match=r"no reader recognises it"):
+    with pytest.raises(BadInput, match=r"no reader recognises it"):
         inspect(tmp_path)
 
 

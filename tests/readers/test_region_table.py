@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cmrcnet.errors import BadFile, DuplicateBarcodes, MissingColumn, NoSuchFile, TooFew
+from cmrcnet.errors import BadInput, MissingInput, SectionError, TooFew
 from cmrcnet.readers.region_table import read_cohort_regions, read_regions
 from tests.readers.written_formats import made_up, write_legacy
 
@@ -31,14 +31,14 @@ def test_labels_by_barcode_and_empty_ones_left_out(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "error", "sentence"),
     [
-        ("spot\tcolour\n1x2\tred\n", MissingColumn, r"lacks the column\(s\) region; it has: spot, colour"),
-        ("region\ncancer\n", MissingColumn, r"lacks the column\(s\) spot \(or x and y\)"),
-        ("spot\tregion\n1x2\ta\n1x2\tb\n", DuplicateBarcodes, r"S1_regions.tsv repeat the barcode\(s\) 1x2"),
-        ("spot\tregion\n1x2\ta\n\tb\n", BadFile, r"line 3 names no spot"),
-        ("x\ty\tregion\n1\t\ta\n", BadFile, r"line 2 names no spot"),
-        ("spot\tregion\n1x2\t\n", BadFile, r"no spot has a label"),
-        ("spot\tregion\n", BadFile, r"no spot has a label"),
-        ("", BadFile, r"it is empty"),
+        ("spot\tcolour\n1x2\tred\n", BadInput, r"lacks the column\(s\) region; it has: spot, colour"),
+        ("region\ncancer\n", BadInput, r"lacks the column\(s\) spot \(or x and y\)"),
+        ("spot\tregion\n1x2\ta\n1x2\tb\n", SectionError, r"S1_regions.tsv repeat the barcode\(s\) 1x2"),
+        ("spot\tregion\n1x2\ta\n\tb\n", BadInput, r"line 3 names no spot"),
+        ("x\ty\tregion\n1\t\ta\n", BadInput, r"line 2 names no spot"),
+        ("spot\tregion\n1x2\t\n", BadInput, r"no spot has a label"),
+        ("spot\tregion\n", BadInput, r"no spot has a label"),
+        ("", BadInput, r"it is empty"),
     ],
 )
 def test_bad_tables_are_refused_with_the_reason(tmp_path, text, error, sentence):
@@ -47,7 +47,7 @@ def test_bad_tables_are_refused_with_the_reason(tmp_path, text, error, sentence)
 
 
 def test_a_table_that_is_not_there(tmp_path):
-    with pytest.raises(NoSuchFile, match=r"wanted: a table of regions"):
+    with pytest.raises(MissingInput, match=r"wanted: a table of regions"):
         read_regions(tmp_path / "nowhere.tsv")
 
 
@@ -71,13 +71,13 @@ def test_a_cohort_without_regions_says_so(tmp_path):
     path = cohort_of_two(tmp_path, ("S2", ""))
     text = path.read_text()
     path.write_text(text.replace("regions\n", "site\n"))
-    with pytest.raises(MissingColumn, match=r"lacks the column\(s\) regions"):
+    with pytest.raises(BadInput, match=r"lacks the column\(s\) regions"):
         read_cohort_regions(path)
     path.write_text(text.replace("S1_regions.tsv", ""))
     with pytest.raises(TooFew, match=r"fill in its column regions"):
         read_cohort_regions(path)
     path.write_text(text.replace("S1_regions.tsv", "lost.tsv"))
-    with pytest.raises(NoSuchFile, match=r"lost.tsv does not exist"):
+    with pytest.raises(MissingInput, match=r"lost.tsv does not exist"):
         read_cohort_regions(path)
 
 

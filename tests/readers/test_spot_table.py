@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cmrcnet.errors import BadFile, DuplicateBarcodes, MissingColumn, NoSuchFile, TooFew
+from cmrcnet.errors import BadInput, MissingInput, SectionError, TooFew
 from cmrcnet.readers.registry import read_section
 from cmrcnet.readers.spot_table import read_spots
 
@@ -30,9 +30,9 @@ def test_rows_are_numbered_where_there_are_no_names(tmp_path):
 @pytest.mark.parametrize(
     ("text", "error", "sentence"),
     [
-        ("spot,pixel_x\na,1\n", MissingColumn, "lacks the column.s. pixel_y"),
-        ("spot,pixel_x,pixel_y\na,1,2\na,3,4\n", DuplicateBarcodes, "repeat the barcode.s. a"),
-        ("spot,pixel_x,pixel_y\na,1,left\n", BadFile, "which is no number"),
+        ("spot,pixel_x\na,1\n", BadInput, "lacks the column.s. pixel_y"),
+        ("spot,pixel_x,pixel_y\na,1,2\na,3,4\n", SectionError, "repeat the barcode.s. a"),
+        ("spot,pixel_x,pixel_y\na,1,left\n", BadInput, "which is no number"),
         ("spot,pixel_x,pixel_y,selected\na,1,2,0\n", TooFew, "0 spots in .*a.csv, but at least 1"),
     ],
 )
@@ -42,7 +42,7 @@ def test_refusals(tmp_path, text, error, sentence):
 
 
 def test_a_missing_table(tmp_path):
-    with pytest.raises(NoSuchFile, match="does not exist"):
+    with pytest.raises(MissingInput, match="does not exist"):
         read_spots(tmp_path / "nowhere.csv")
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort, write_cohort
-from cmrcnet.errors import BadOption, NoSuchFile
+from cmrcnet.errors import BadOption, MissingInput
 from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.retrieval.bank_cohort import cohort_of_bank
@@ -45,7 +45,7 @@ def test_the_sections_come_from_all_files_that_the_bank_was_built_from(tmp_path)
 def test_what_is_not_known_or_not_there_is_said(tmp_path):
     with pytest.raises(BadOption, match=r"--cohort is 'left out'; wanted the cohort.csv .* where section S0 is"):
         cohort_of_bank(bank_from(""))
-    with pytest.raises(NoSuchFile, match=r"The cohort of section S0 .*gone.csv does not exist; .* --cohort FILE"):
+    with pytest.raises(MissingInput, match=r"The cohort of section S0 .*gone.csv does not exist; .* --cohort FILE"):
         cohort_of_bank(bank_from(str(tmp_path / "gone.csv")))
     write_cohort(synthetic_cohort(patients=2, spots=12, genes=24, seed=1), tmp_path / "c")
     with pytest.raises(BadOption, match="wanted a file that names section S0"):

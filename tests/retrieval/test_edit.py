@@ -17,13 +17,12 @@ import pytest
 
 from cmrcnet.errors import (
     BadOption,
-    BankInUse,
     CmrcnetWarning,
-    DamagedArtefact,
-    DiskFull,
-    ForeignBank,
-    ForeignIndex,
-    NoSuchFile,
+    Damaged,
+    Incompatible,
+    InUse,
+    MissingInput,
+    NoSpace,
     TooFew,
     UnknownName,
     Unwritable,
@@ -212,7 +211,7 @@ def test_a_search_that_was_edited_away_is_one_clear_error(model, tmp_path):
     reader, early = ReferenceBank.load(tmp_path / "bank"), ReferenceBank.load(tmp_path / "bank")
     early.searcher()
     drop_sections(tmp_path / "bank", ["A1"])
-    with pytest.raises(BankInUse, match=r"The bank .* was edited after it was opened; .* run again"):
+    with pytest.raises(InUse, match=r"The bank .* was edited after it was opened; .* run again"):
         reader.searcher()
     assert early.searcher().nearest(np.eye(1, 16, dtype=np.float32), 75).ids.shape == (1, 75)
 
@@ -231,7 +230,7 @@ def test_an_index_that_does_not_match_is_refused_and_can_be_made_anew(model, tmp
         else:
             path.write_bytes(path.read_bytes()[:-30] + bytes(30))
     with pytest.raises(
-        ForeignIndex, match=r"The search index in .*bank does not match .*: cmrcnet bank search .*bank$"
+        Incompatible, match=r"The search index in .*bank does not match .*: cmrcnet bank search .*bank$"
     ):
         ReferenceBank.load(tmp_path / "bank").searcher()
     search_anew(tmp_path / "bank", kind)
@@ -251,7 +250,7 @@ def test_a_damaged_section_can_be_dropped(model, tmp_path):
     bank = build_bank(model, cohort("A1", "B1", "C1"))
     bank.save(tmp_path / "bank", search=KINDS[1])
     (tmp_path / "bank" / "parts" / bank.parts[1].fingerprint / "vectors.npy").unlink()
-    with pytest.raises(DamagedArtefact, match=r"vectors.npy of section B1 is missing; .*bank drop .*bank 'B1'"):
+    with pytest.raises(Damaged, match=r"vectors.npy of section B1 is missing; .*bank drop .*bank 'B1'"):
         ReferenceBank.load(tmp_path / "bank")
     drop_sections(tmp_path / "bank", ["B1"])
     assert ReferenceBank.load(tmp_path / "bank").sections == ("A1", "C1")
@@ -271,7 +270,7 @@ def test_two_edits_at_once_are_refused(model, tmp_path):
     other = context.Process(target=_hold, args=(tmp_path / "bank", ready, done))
     other.start()
     assert ready.wait(30)
-    with pytest.raises(BankInUse, match=r"The bank .* is being edited by another process; wait"):
+    with pytest.raises(InUse, match=r"The bank .* is being edited by another process; wait"):
         drop_sections(tmp_path / "bank", ["A1"])
     done.set()
     other.join(30)
@@ -287,7 +286,7 @@ def test_a_full_disk_changes_nothing(model, tmp_path, monkeypatch, where):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(f"cmrcnet.retrieval.{where}", full)
-    with pytest.raises(DiskFull, match=r"The disk is full: .* was not written and nothing half-written is left"):
+    with pytest.raises(NoSpace, match=r"The disk is full: .* was not written and nothing half-written is left"):
         add_sections(tmp_path / "bank", model, cohort("C1"))
     assert files_of(tmp_path / "bank") == before
 
@@ -330,7 +329,7 @@ def test_a_users_own_file_in_the_folder_is_let_alone(model, tmp_path):
 
 def test_refusals(model, tmp_path):
     folder = tmp_path / "bank"
-    with pytest.raises(NoSuchFile, match=r"The bank .* does not exist"):
+    with pytest.raises(MissingInput, match=r"The bank .* does not exist"):
         drop_sections(folder, ["A1"])
     build_bank(model, cohort("A1", "B1")).save(folder)
     before = files_of(folder)
@@ -342,7 +341,7 @@ def test_refusals(model, tmp_path):
         add_sections(folder, model, cohort("A1"))
     with pytest.raises(TooFew, match="0 sections to add"):
         add_sections(folder, model, Cohort("none", ()))
-    with pytest.raises(ForeignBank, match="was made by model"):
+    with pytest.raises(Incompatible, match="was made by model"):
         add_sections(folder, small_model(seed=1), cohort("C1"))
     assert files_of(folder) == before
 
@@ -353,15 +352,15 @@ def test_merging_counts_a_shared_section_once(model, tmp_path):
     other = build_bank(model, Cohort.of([small_section("A1", "patient-A", seed=9)]))
     with pytest.raises(BadOption, match="section is 'A1'; wanted each section named once in a bank"):
         merge_banks([one, other])
-    with pytest.raises(ForeignBank):
+    with pytest.raises(Incompatible):
         merge_banks([one, build_bank(small_model(seed=1), cohort("C1"))])
 
 
 def test_a_search_that_cannot_be_kept_gives_way_to_exact_search(model, tmp_path, monkeypatch):
-    from cmrcnet.errors import RecallTooLow
+    from cmrcnet.errors import NotAvailable
 
     def too_low(*_):
-        raise RecallTooLow("hnsw", 50, 0.5, 0.95, "breadth", 8)
+        raise NotAvailable("hnsw", 50, 0.5, 0.95, "breadth", 8)
 
     build_bank(model, cohort("A1", "B1", "C1")).save(tmp_path / "bank", search=KINDS[3])
     monkeypatch.setattr(bank_edit, "build_search", too_low)

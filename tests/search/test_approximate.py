@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrcnet.errors import BadOption, MissingExtra, RecallTooLow, ShapeMismatch
+from cmrcnet.errors import BadOption, MissingExtra, NotAvailable, ShapeMismatch
 from cmrcnet.search import cells as cells_module
 from cmrcnet.search import search_config
 from cmrcnet.search.build import build_search
@@ -106,7 +106,7 @@ def test_too_little_recall_says_what_to_raise(kind, fixed, parameter):
     wanted = (
         rf"The {kind} index finds 0\.\d+ of the \d+ nearest .* {parameter} 1, and 0.999 was .*; raise --{parameter}"
     )
-    with pytest.raises(RecallTooLow, match=wanted):
+    with pytest.raises(NotAvailable, match=wanted):
         build_search(noise, SearchConfig(kind=kind, recall=0.999, **fixed))
 
 

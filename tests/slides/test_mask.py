@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cmrcnet.errors import ShapeMismatch, UnknownScale
+from cmrcnet.errors import ScaleError, ShapeMismatch
 from cmrcnet.slides.mask import TissueMask, find_tissue
 from cmrcnet.slides.slide import ArraySlide
 from cmrcnet.slides.slide_files import open_slide
@@ -160,7 +160,7 @@ def test_a_mask_is_true_and_false():
 
 
 def test_without_a_scale_there_is_no_mask():
-    with pytest.raises(UnknownScale, match="--mpp"):
+    with pytest.raises(ScaleError, match="--mpp"):
         find_tissue(ArraySlide(glass()))
 
 

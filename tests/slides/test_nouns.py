@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from cmrcnet.errors import BadOption, DuplicateBarcodes, EmptySection, ShapeMismatch, UnknownScale, UnknownSection
+from cmrcnet.errors import BadOption, ScaleError, SectionError, ShapeMismatch, UnknownName
 from cmrcnet.slides.scale import PatchScale
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 from cmrcnet.slides.slide import ArraySlide, Slide, crop_white, known_scale, white_outside
@@ -56,7 +56,7 @@ def test_each_spot_has_a_place_and_a_name_of_its_own():
         Spots(("a", "b"), np.zeros((3, 2)), 100.0)
     with pytest.raises(ShapeMismatch, match=r"wanted \(1, 2\)"):
         Spots(("a",), np.zeros((1, 3)), 100.0)
-    with pytest.raises(DuplicateBarcodes, match=r"repeat the barcode\(s\) a, b;"):
+    with pytest.raises(SectionError, match=r"repeat the barcode\(s\) a, b;"):
         Spots(("b", "a", "c", "a", "b"), np.zeros((5, 2)), 100.0)
 
 
@@ -132,7 +132,7 @@ def test_pixels_are_rgb_uint8(bad):
 
 def test_an_unknown_scale_is_an_error_with_a_remedy():
     assert known_scale(ArraySlide(PIXELS, 0.25)) == 0.25
-    with pytest.raises(UnknownScale, match=r"C6 does not say how many micrometres .*mpp= in open_slide\(\)"):
+    with pytest.raises(ScaleError, match=r"C6 does not say how many micrometres .*mpp= in open_slide\(\)"):
         known_scale(ArraySlide(PIXELS, name="C6"))
 
 
@@ -167,7 +167,7 @@ def test_a_section_has_a_row_a_spot_and_a_column_a_gene():
         section(genes=("a", "b", "c"))
     with pytest.raises(ShapeMismatch, match=r"counts of C6 has shape \(2, 2\); wanted \(3, 2\)"):
         section(counts=sparse.csr_matrix((2, 2)))
-    with pytest.raises(EmptySection, match="C6 holds 3 spots and 0 genes"):
+    with pytest.raises(SectionError, match="C6 holds 3 spots and 0 genes"):
         section(counts=sparse.csr_matrix((3, 0)), genes=())
 
 
@@ -200,7 +200,7 @@ def test_a_cohort_keeps_the_order_it_was_given():
 
 def test_a_section_that_the_cohort_lacks():
     for ask in (cohort().read, cohort().patient_of, lambda name: cohort().only(["C6", name])):
-        with pytest.raises(UnknownSection, match=r"There is no section 'D1'; known: C6, B4, C2"):
+        with pytest.raises(UnknownName, match=r"There is no section 'D1'; known: C6, B4, C2"):
             ask("D1")
     with pytest.raises(BadOption, match=r"section is 'C6'; wanted each section named once"):
         Cohort.of([section("C6"), section("C6"), section("B4")])

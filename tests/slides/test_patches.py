@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cmrcnet.errors import BadOption, NoTissue, ShapeMismatch, UnknownScale
+from cmrcnet.errors import BadOption, ScaleError, ShapeMismatch, TooFew
 from cmrcnet.slides.mask import TissueMask
 from cmrcnet.slides.patches import crop_patches, patch_grid
 from cmrcnet.slides.scale import PatchScale
@@ -192,7 +192,7 @@ def test_no_places_give_no_batches():
 
 def test_bad_calls_are_refused_at_once_not_at_the_first_batch():
     slide = ArraySlide(PIXELS, 0.5)
-    with pytest.raises(UnknownScale, match="array does not say how many micrometres"):
+    with pytest.raises(ScaleError, match="array does not say how many micrometres"):
         crop_patches(ArraySlide(PIXELS), LOCATIONS, SAME)
     with pytest.raises(ShapeMismatch, match=r"centre_px has shape \(20, 3\); wanted \(patches, 2\)"):
         crop_patches(slide, np.zeros((20, 3)), SAME)
@@ -229,7 +229,7 @@ def test_grid_places_lie_on_tissue_on_the_slide_and_a_pitch_apart(pitch, seed):
     mask = TissueMask(np.random.default_rng(seed).random((60, 100)) < 0.5, 10.0)
     try:
         spots = patch_grid(slide, mask, pitch_um=pitch)
-    except NoTissue:
+    except TooFew:
         assert pitch > 20  # a fine grid always meets tissue here
         return
     assert mask.contains(spots.centre_px).all()
@@ -243,11 +243,11 @@ def test_grid_places_lie_on_tissue_on_the_slide_and_a_pitch_apart(pitch, seed):
 
 def test_no_tissue_no_grid():
     slide, _ = half_tissue()
-    with pytest.raises(NoTissue, match="No tissue was found on half; check the picture"):
+    with pytest.raises(TooFew, match="No tissue was found on half; check the picture"):
         patch_grid(slide, TissueMask(np.zeros((60, 100), bool), 10.0))
     with pytest.raises(BadOption, match="pitch_um is 0"):
         patch_grid(*half_tissue(), pitch_um=0)
-    with pytest.raises(UnknownScale):
+    with pytest.raises(ScaleError):
         patch_grid(ArraySlide(PIXELS), half_tissue()[1])
 
 

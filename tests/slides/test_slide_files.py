@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cmrcnet.errors import BadFile, BadOption, NoSuchFile, ScaleMismatch, UnknownScale
+from cmrcnet.errors import BadInput, BadOption, MissingInput, ScaleError
 from cmrcnet.slides.slide import ArraySlide, Slide, known_scale
 from cmrcnet.slides.slide_files import open_slide
 
@@ -260,7 +260,7 @@ def test_what_is_no_scale_is_not_taken_for_one(tmp_path):
     for file in files:
         slide = open_slide(file)
         assert slide.mpp is None, file.name
-        with pytest.raises(UnknownScale, match=f"{slide.name} does not say how many micrometres .* --mpp 0.5"):
+        with pytest.raises(ScaleError, match=f"{slide.name} does not say how many micrometres .* --mpp 0.5"):
             known_scale(slide)
 
 
@@ -269,7 +269,7 @@ def test_a_stated_scale_overrides_the_files_own_unless_they_are_far_apart(tmp_pa
     assert scale_of(path, mpp=0.52) == 0.52
     assert scale_of(path, mpp=0.7) == 0.7
     for stated in (2.0, 0.25):
-        with pytest.raises(ScaleMismatch, match=f"a is said to show {stated:g} um per px, .* metadata says 0.499"):
+        with pytest.raises(ScaleError, match=f"a is said to show {stated:g} um per px, .* metadata says 0.499"):
             open_slide(path, mpp=stated)
     assert scale_of(save_png(tmp_path / "b.png"), mpp=2) == 2.0
 
@@ -341,7 +341,7 @@ def test_the_folder_of_an_mrxs_slide_counts(tmp_path):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(NoSuchFile, match=r"The slide .*nowhere.jpg does not exist; check the path"):
+    with pytest.raises(MissingInput, match=r"The slide .*nowhere.jpg does not exist; check the path"):
         open_slide(tmp_path / "nowhere.jpg")
 
 
@@ -357,7 +357,7 @@ def test_what_is_no_image(tmp_path):
         "junk.tif": "header is damaged|holds no image",
         ".": "it is a folder",
     }.items():
-        with pytest.raises(BadFile, match=why):
+        with pytest.raises(BadInput, match=why):
             open_slide(tmp_path / name)
 
 
@@ -374,18 +374,20 @@ def test_a_truncated_file_is_never_read_as_something_else(tmp_path, kind):
     path = next(tmp_path.iterdir())
     for share in (0.001, 0.03, 0.1, 0.3, 0.5, 0.6, 0.8, 0.95, 0.995):
         path.write_bytes(whole)
-        with pytest.raises(BadFile, match=r"truncated|damaged|cannot be decoded|holds no image|picture|OpenSlide says"):
+        with pytest.raises(
+            BadInput, match=r"truncated|damaged|cannot be decoded|holds no image|picture|OpenSlide says"
+        ):
             open_slide(cut(path, share)).read(0, 0, 603, 401)
 
 
 def test_a_truncated_jpeg_fails_when_it_is_opened(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(PIXELS).save(path)
-    with pytest.raises(BadFile, match=r"a.jpg cannot be read as a picture: it is truncated"):
+    with pytest.raises(BadInput, match=r"a.jpg cannot be read as a picture: it is truncated"):
         open_slide(cut(path, 0.6))
     start, rest = path.read_bytes()[:2], path.read_bytes()[2:]
     path.write_bytes(start + b"\xff\xfe\0\4\xff\xd9" + rest)  # the mark of an end in a comment, as in EXIF previews
-    with pytest.raises(BadFile, match=r"a.jpg cannot be read as a picture: it is truncated"):
+    with pytest.raises(BadInput, match=r"a.jpg cannot be read as a picture: it is truncated"):
         open_slide(path)
 
 
@@ -407,7 +409,7 @@ def test_damage_inside_a_tiff_is_reported_where_it_is_read(tmp_path):
     path.write_bytes(bytes(content))
     slide = open_slide(path)
     np.testing.assert_array_equal(slide.read(0, 0, 100, 100), PIXELS[:100, :100])
-    with pytest.raises(BadFile, match="its pixels cannot be decoded"):
+    with pytest.raises(BadInput, match="its pixels cannot be decoded"):
         slide.read(3 * 128, 0, 50, 50)
     np.testing.assert_array_equal(slide.read(0, 0, 100, 100), PIXELS[:100, :100])
 
@@ -420,7 +422,7 @@ def test_a_damaged_tile_in_openslides_hands(tmp_path):
     content[place : place + 60] = b"\0" * 60
     path.write_bytes(bytes(content))
     slide = open_slide(path)
-    with pytest.raises(BadFile, match="its pixels cannot be decoded"):
+    with pytest.raises(BadInput, match="its pixels cannot be decoded"):
         slide.read(0, 0, 50, 50)
     np.testing.assert_array_equal(slide.read(300, 300, 50, 50), PIXELS[300:350, 300:350])
 
@@ -441,7 +443,7 @@ def test_images_that_are_no_slide(tmp_path):
         "markers.ome.tif": "it has 7 channels",
         "deep.png": "more than 8 bits a pixel",
     }.items():
-        with pytest.raises(BadFile, match=why):
+        with pytest.raises(BadInput, match=why):
             open_slide(tmp_path / name)
 
 
@@ -467,7 +469,7 @@ def test_a_picture_too_large_to_decode_says_what_to_do(tmp_path, monkeypatch):
     from cmrcnet.slides import picture_pixels
 
     monkeypatch.setattr(picture_pixels, "LARGEST_PX", 1000)
-    with pytest.raises(BadFile, match=r"603 x 401 px are too many .* tiled pyramidal TIFF"):
+    with pytest.raises(BadInput, match=r"603 x 401 px are too many .* tiled pyramidal TIFF"):
         open_slide(save_png(tmp_path / "a.png"))
 
 

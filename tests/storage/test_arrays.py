@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrcnet.errors import BadFile, DiskFull, Unwritable
+from cmrcnet.errors import BadInput, NoSpace, Unwritable
 from cmrcnet.storage.arrays import open_array, write_array
 
 
@@ -77,7 +77,7 @@ def test_a_foreign_file_is_absent(tmp_path):
 @pytest.mark.parametrize(
     ("fault", "seen", "sentence"),
     [
-        (OSError(errno.ENOSPC, "full"), DiskFull, "The disk is full"),
+        (OSError(errno.ENOSPC, "full"), NoSpace, "The disk is full"),
         (OSError(errno.EACCES, "no"), Unwritable, "cannot be written"),
         (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
     ],
@@ -107,5 +107,5 @@ def test_a_map_outlives_its_file(tmp_path, values):
 
 def test_a_disk_that_gives_back_something_else_is_noticed(tmp_path, values, monkeypatch):
     monkeypatch.setattr("cmrcnet.storage.arrays._is_whole", lambda *_: False)
-    with pytest.raises(BadFile, match="gives back something else"):
+    with pytest.raises(BadInput, match="gives back something else"):
         write_array(tmp_path / "a.npy", values.shape, np.float16, [values])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cmrcnet.errors import BadOption, CmrcnetError, DiskFull, OutputExists, Unwritable
+from cmrcnet.errors import BadOption, CmrcnetError, NoSpace, OutputExists, Unwritable
 from cmrcnet.storage.atomic import (
     atomic_file,
     atomic_folder,
@@ -76,7 +76,7 @@ def full_disk() -> list[Exception]:
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, refusal):
     for path, write in ((tmp_path / "a.npy", atomic_file), (tmp_path / "model", atomic_folder)):
         sentence = r"The disk is full: .* was not written and nothing half-written"
-        with pytest.raises(DiskFull, match=sentence), write(path) as tmp:
+        with pytest.raises(NoSpace, match=sentence), write(path) as tmp:
             (tmp if write is atomic_file else tmp / "weights").write_text("half")
             raise refusal
     assert names(tmp_path) == []
@@ -84,7 +84,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, refusal):
 
 def test_a_full_disk_names_the_file_as_it_would_be_called(tmp_path):
     with (
-        pytest.raises(DiskFull, match=r"full: \S*/bank/part\.npy was not written"),
+        pytest.raises(NoSpace, match=r"full: \S*/bank/part\.npy was not written"),
         atomic_folder(tmp_path / "bank") as tmp,
         translate_os_errors(tmp / "part.npy"),
     ):
@@ -93,7 +93,7 @@ def test_a_full_disk_names_the_file_as_it_would_be_called(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
 def test_a_really_full_device(tmp_path):
-    with pytest.raises(DiskFull), atomic_file(tmp_path / "a.txt") as tmp:
+    with pytest.raises(NoSpace), atomic_file(tmp_path / "a.txt") as tmp:
         tmp.write_text("x")
         with Path("/dev/full").open("w") as file:
             file.write("y")
@@ -127,7 +127,7 @@ def test_a_refusal_to_read_something_else_is_not_blamed_on_the_output(tmp_path):
 
 
 def test_our_own_errors_pass_as_they_are(tmp_path):
-    for failure in (OutputExists("x"), DiskFull("y"), BadOption("k", 0, "1")):
+    for failure in (OutputExists("x"), NoSpace("y"), BadOption("k", 0, "1")):
         with pytest.raises(type(failure)) as caught, atomic_file(tmp_path / "a"):
             raise failure
         assert caught.value is failure

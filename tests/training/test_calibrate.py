@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cmrcnet.errors import BadOption, CmrcnetWarning, DamagedArtefact, DamagedWeights, NotCalibrated
+from cmrcnet.errors import BadOption, CmrcnetWarning, Damaged, NotAvailable, WeightsError
 from cmrcnet.genes.table import check_prediction_table
 from cmrcnet.inference.predict import predict
 from cmrcnet.models.trained_model import TrainedModel
@@ -82,8 +82,8 @@ def test_it_comes_back_from_disk_and_leaves_the_fingerprint_alone(model, tmp_pat
 @pytest.mark.parametrize(
     ("harm", "error", "said"),
     [
-        (lambda path: path.unlink(), DamagedArtefact, r"trust\.safetensors is missing"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), DamagedWeights, r"trust\.safetensors are damaged"),
+        (lambda path: path.unlink(), Damaged, r"trust\.safetensors is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), WeightsError, r"trust\.safetensors are damaged"),
     ],
 )
 def test_a_damaged_account_is_refused(model, tmp_path, harm, error, said):
@@ -126,7 +126,7 @@ def test_another_way_of_reading_out_was_not_calibrated(model, bank, cohort, cach
     ridge = predict(model, bank, section.slide, spots=section.spots, head="ridge", cache=cache)
     assert ridge.obs["confidence"].isna().all() and "interval_scale" not in ridge.obs
     assert "head ridge was asked for" in ridge.uns["cmrcnet"]["intervals"]
-    with pytest.raises(NotCalibrated, match=r"no calibrated intervals: they were calibrated for head ensemble, k 10"):
+    with pytest.raises(NotAvailable, match=r"no calibrated intervals: they were calibrated for head ensemble, k 10"):
         predict(model, bank, section.slide, spots=section.spots, k=3, intervals=True, cache=cache)
     with pytest.raises(BadOption, match=r"abstain is 30; wanted a share between 0 and 1"):
         predict(model, bank, section.slide, spots=section.spots, abstain=30, cache=cache)
@@ -153,7 +153,7 @@ def test_a_config_that_holds_in_one_unit_says_that_it_cannot_calibrate(cohort, c
     model = fit_module.fit(cohort, config, cache=cache)
     assert model.trust.domain is not None and model.trust.reliability is None
     bank, section = build_bank(model, cohort, cache=cache), cohort.read(cohort.sections[0])
-    with pytest.raises(NotCalibrated, match="its config does not hold in each unit in turn; train with a config"):
+    with pytest.raises(NotAvailable, match="its config does not hold in each unit in turn; train with a config"):
         predict(model, bank, section.slide, spots=section.spots, intervals=True, cache=cache)
     silent = fit_module.fit(cohort, config, cache=cache, trust=False)
     assert silent.trust is None and silent.fingerprint == model.fingerprint

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrcnet.errors import BadOption, MissingColumn, UnknownName
+from cmrcnet.errors import BadInput, BadOption, UnknownName
 from cmrcnet.uncertainty.predictability import (
     NOT_MEASURED,
     GradeRule,
@@ -141,7 +141,7 @@ def test_the_same_seed_gives_the_same_table():
 
 def test_bad_input():
     table = frame(g=[0.1, 0.2])
-    with pytest.raises(MissingColumn, match=r"lacks the column\(s\) pearson"):
+    with pytest.raises(BadInput, match=r"lacks the column\(s\) pearson"):
         graded(table.drop(columns="pearson"))
     with pytest.raises(UnknownName, match=r"'other'; known: m"):
         predictability(table, PATIENT, method="other")

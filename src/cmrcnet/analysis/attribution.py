@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cmrcnet.errors import DamagedArtefact, NoAttribution, UnknownName
+from cmrcnet.errors import Damaged, NotAvailable, UnknownName
 from cmrcnet.genes.table import STUDENT
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ def attribution(table: AnnData, place: str) -> Attribution:
     ------
     UnknownName
         No such place.
-    NoAttribution
+    NotAvailable
         A student made the prediction.
-    DamagedArtefact
+    Damaged
         The table names no neighbours, or is of an older version.
     """
     names = list(map(str, table.obs_names))
@@ -93,11 +93,14 @@ def attribution(table: AnnData, place: str) -> Attribution:
         raise UnknownName("place in the prediction", place, names)
     told: dict[str, Any] = table.uns.get("cmrcnet", {})
     if STUDENT in told:
-        raise NoAttribution(str(told.get("slide", "this slide")))
+        raise NotAvailable.from_sentence(
+            f"The prediction of {told.get('slide', 'this slide')} was made by a student, which has no attributions; "
+            "predict with MODEL and --bank for these."
+        )
     lacking = [key for key in ("neighbour_ids", "neighbour_similarity", "neighbour_weight") if key not in table.obsm]
     if lacking or "neighbour_spots" not in told or "head_weights" not in told:
         why = f"it lacks {', '.join(lacking) or 'neighbour_spots or head_weights'}, so nothing can be explained"
-        raise DamagedArtefact("The prediction table", why, _HINT)
+        raise Damaged("The prediction table", why, _HINT)
     row = names.index(place)
     ids = np.asarray(table.obsm["neighbour_ids"][row])
     spots = told["neighbour_spots"].loc[[str(each) for each in ids]].reset_index(drop=True)

@@ -61,7 +61,7 @@ def attribution_sheet(
     ------
     UnknownName
         No such place, or no such gene.
-    DamagedArtefact
+    Damaged
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg

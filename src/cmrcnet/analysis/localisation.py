@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cmrcnet.errors import BadOption, NoSharedGenes, TooFew
+from cmrcnet.errors import BadOption, GenesError, TooFew
 from cmrcnet.genes.normalize import normalize
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def signature_scores(
 
     Raises
     ------
-    NoSharedGenes
+    GenesError
         When no gene of any signature is there.
     """
     import pandas as pd
@@ -66,7 +66,9 @@ def signature_scores(
     known = set(names)
     there = [gene for gene in wanted if gene in known]
     if not there:
-        raise NoSharedGenes("The signatures", "the expression table", "Match them with markers(organ).measured(genes).")
+        raise GenesError.none_shared(
+            "The signatures", "the expression table", "Match them with markers(organ).measured(genes)."
+        )
     part = expression[:, there].to_df() if hasattr(expression, "var_names") else expression[there]
     values = part.to_numpy(dtype=np.float64)
     spread = values.std(axis=0)
@@ -164,7 +166,7 @@ def localise(
 
     Raises
     ------
-    NoSharedGenes, TooFew, BadOption
+    GenesError, TooFew, BadOption
     """
     import pandas as pd
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from cmrcnet.analysis.localisation import coarse, localise, measured_expression, over_sections
-from cmrcnet.errors import NoSharedGenes, TooFew
+from cmrcnet.errors import GenesError, TooFew
 from cmrcnet.genes.markers import MarkerList
 from cmrcnet.slides.section import Cohort
 
@@ -49,7 +49,7 @@ def localise_cohort(
 
     Raises
     ------
-    TooFew, NoSharedGenes
+    TooFew, GenesError
     """
     import pandas as pd
 
@@ -63,7 +63,7 @@ def localise_cohort(
         signatures = chosen.measured([gene for gene in map(str, prediction.var_names) if gene in known])
         signatures = {signature: genes for signature, genes in signatures.items() if genes}
         if not signatures:
-            raise NoSharedGenes(f"The {chosen.organ} markers", f"the prediction of {name}")
+            raise GenesError.none_shared(f"The {chosen.organ} markers", f"the prediction of {name}")
         truth = measured_expression(
             section, (gene for genes in signatures.values() for gene in genes), _target_sum(prediction)
         )

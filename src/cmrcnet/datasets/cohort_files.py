@@ -71,7 +71,7 @@ def write_slide(slide: Slide, path: Path | str) -> tuple[Path, float]:
 
     Raises
     ------
-    BadOption, UnknownScale
+    BadOption, ScaleError
     """
     path = Path(path)
     if path.suffix.lower() not in _PICTURES:

@@ -14,7 +14,7 @@ from typing import Any
 
 from cmrcnet.datasets.hest_tasks import HestTask, hest_task
 from cmrcnet.datasets.hub import Hub, HuggingFaceHub, RemoteFile, sha256_of
-from cmrcnet.errors import BadFile, BadOption, DownloadFailed, LicenceNotAccepted, OutputExists
+from cmrcnet.errors import BadInput, BadOption, DownloadFailed, OutputExists
 from cmrcnet.storage.atomic import atomic_file
 
 log = logging.getLogger("cmrcnet")
@@ -66,13 +66,16 @@ def fetch_hest(
 
     Raises
     ------
-    UnknownName, LicenceNotAccepted, OutputExists, BadOption, BadFile, MissingExtra, AccessRefused, DownloadFailed,
-    NoSuchFile
+    UnknownName, DownloadFailed, OutputExists, BadOption, BadInput, MissingExtra,
+    MissingInput
     """
     chosen, out = hest_task(task), Path(out)
     terms = LICENCES.get(chosen.licence, chosen.page)
     if not accept_licence:
-        raise LicenceNotAccepted(f"HEST's {chosen.name} ({chosen.page})", chosen.licence, terms)
+        raise DownloadFailed.from_sentence(
+            f"HEST's {chosen.name} ({chosen.page}) is under {chosen.licence} ({terms}); read it, and pass "
+            "--accept-licence if you keep to it. Nothing was fetched."
+        )
     before = _record_in(out, chosen)
     log.info("%s of %s: licence %s, accepted (%s).", chosen.name, chosen.repository, chosen.licence, terms)
     hub = HuggingFaceHub(chosen.repository) if hub is None else hub
@@ -101,7 +104,7 @@ def _record_in(out: Path, task: HestTask) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         known = (record["format"], record["repository"], record["task"], record["commit"], record["revision"])
     except (ValueError, KeyError, TypeError) as error:
-        raise BadFile(path, "the record of a fetch", f"it is damaged ({error}); choose another folder") from error
+        raise BadInput(path, "the record of a fetch", f"it is damaged ({error}); choose another folder") from error
     if known[:3] != (FORMAT, task.repository, task.name):
         raise OutputExists(out, f"it holds {known[2]} of {known[1]}, so choose another name")
     return record

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cmrcnet.config import Config, shipped_presets
-from cmrcnet.errors import BadOption, MissingColumn, UnknownKey, UnknownName
+from cmrcnet.errors import BadInput, BadOption, UnknownName
 
 FORMAT = 1
 PREFIX = "hest-"
@@ -98,7 +98,7 @@ def hest_task(name: str | Path) -> HestTask:
 
     Raises
     ------
-    UnknownName, NoSuchFile, BadOption, MissingColumn, UnknownKey
+    UnknownName, MissingInput, BadOption, BadInput
     """
     text = str(name)
     if text.endswith((".yaml", ".yml")):
@@ -119,10 +119,10 @@ def _task(config: str, values: Any) -> HestTask:
         raise BadOption("task", values, f"a section in {config} that names the samples (see the config hest-coad)")
     missing = [key for key in _WANTED if key not in values]
     if missing:
-        raise MissingColumn(f"The section task of {config}", missing, list(values))
+        raise BadInput.columns(f"The section task of {config}", missing, list(values))
     unknown = [key for key in values if key not in (*_WANTED, *_OPTIONAL)]
     if unknown:
-        raise UnknownKey(f"task.{unknown[0]}", (*_WANTED, *_OPTIONAL), config)
+        raise UnknownName.option(f"task.{unknown[0]}", (*_WANTED, *_OPTIONAL), config)
     if values["format"] != FORMAT:
         raise BadOption("task.format", values["format"], f"{FORMAT}, the one that this version reads")
     samples, notes = values["samples"], values.get("notes") or {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cmrcnet.errors import AccessRefused, DownloadFailed, MissingExtra, NoSuchFile
+from cmrcnet.errors import DownloadFailed, MissingExtra, MissingInput
 
 _AT_ONCE = 1 << 22
 
@@ -98,14 +98,14 @@ class HuggingFaceHub:
 
         Raises
         ------
-        NoSuchFile, AccessRefused, DownloadFailed
+        MissingInput, DownloadFailed
         """
         with self._refusals(f"the list of {self.repository}"):
             found = self._api.get_paths_info(self.repository, list(paths), revision=commit, repo_type="dataset")
         by_path = {file.path: file for file in found}
         missing = [path for path in paths if path not in by_path]
         if missing:
-            raise NoSuchFile(
+            raise MissingInput(
                 f"{self.repository}/{missing[0]}", "The file", f"it is not in the repository at {commit[:12]}"
             )
         files = []
@@ -121,7 +121,7 @@ class HuggingFaceHub:
 
         Raises
         ------
-        AccessRefused, DownloadFailed
+        DownloadFailed
         """
         with self._refusals(path):
             self._library.hf_hub_download(
@@ -135,13 +135,17 @@ class HuggingFaceHub:
         try:
             yield
         except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.LocalTokenNotFoundError) as error:
-            raise AccessRefused(self.repository, f"https://huggingface.co/datasets/{self.repository}") from error
+            raise DownloadFailed.access(
+                self.repository, f"https://huggingface.co/datasets/{self.repository}"
+            ) from error
         except errors.RevisionNotFoundError as error:
             raise DownloadFailed(what, "the repository has no such revision") from error
         except errors.HfHubHTTPError as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status in (401, 403):
-                raise AccessRefused(self.repository, f"https://huggingface.co/datasets/{self.repository}") from error
+                raise DownloadFailed.access(
+                    self.repository, f"https://huggingface.co/datasets/{self.repository}"
+                ) from error
             raise DownloadFailed(what, f"the hub answered with status {status}") from error
         except (errors.EntryNotFoundError, getattr(errors, "HTTPError", ConnectionError), OSError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):

@@ -14,7 +14,7 @@ from cmrcnet.distill.speed import measure_speed
 from cmrcnet.distill.student_config import StudentLook, look_of
 from cmrcnet.distill.student_report import CAVEAT, HONEST, compare, scored_genes, sections_to_leave_out, summary
 from cmrcnet.distill.teacher import Taught, teach, without
-from cmrcnet.errors import BadOption, SeenInTraining
+from cmrcnet.errors import BadOption, Leakage
 from cmrcnet.evaluation.contamination import refuse_seen
 from cmrcnet.inference.feature_spec import plain_sight, sight_of_model
 from cmrcnet.models.student import Lineage, Student
@@ -77,13 +77,13 @@ def distil(
 
     Raises
     ------
-    ForeignBank
+    Incompatible
         Another model made the bank.
-    SeenInTraining
+    Leakage
         The test cohort holds a section, patient or slide that somebody has seen.
     BadOption
         The cohort is not the one that the bank was built from; a look that no config can say.
-    UnknownScale, NoTissue, WeightsMissing, Diverged
+    ScaleError, TooFew, WeightsError, Diverged
     """
     bank.require_model(model)
     if not 0 <= grid_um < np.inf:
@@ -146,10 +146,10 @@ def distil(
 
 
 def _refuse_seen_slides(test: Cohort, seen: Sequence[str]) -> None:
-    """Refuse a test section whose slide the student has learnt on, though without counts: `SeenInTraining`."""
+    """Refuse a test section whose slide the student has learnt on, though without counts: `Leakage`."""
     for section in test:
         if section.slide.fingerprint() in seen:
-            raise SeenInTraining("The student", [f"the slide of section {section.name}"])
+            raise Leakage("The student", [f"the slide of section {section.name}"])
 
 
 def _lecture(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmrcnet.errors import BadOption, NoTissue
+from cmrcnet.errors import BadOption, TooFew
 from cmrcnet.heads.pca import FeaturePCA, fit_pca
 from cmrcnet.inference.feature_spec import Sight, sight_of_model
 from cmrcnet.inference.location_features import LocationFeatures
@@ -193,7 +193,7 @@ def _of_slides(slides: Sequence[Slide], grid_um: float, known: set[str]) -> list
 def _grid(slide: Slide, grid_um: float) -> Spots | None:
     try:
         return patch_grid(slide, find_tissue(slide), pitch_um=grid_um)
-    except NoTissue:  # its spots are enough
+    except TooFew:  # its spots are enough
         return None
 
 

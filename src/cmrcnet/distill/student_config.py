@@ -46,7 +46,7 @@ def look_of(model: TrainedModel, look: StudentLook) -> tuple[ImageEncoder, Confi
     ------
     BadOption
         What no config can say, as orientations without views.
-    UnknownName, WeightsMissing, PickleRefused, DamagedWeights
+    UnknownName, WeightsError
     """
     encoder, settings = model.encoder, {}
     if look.encoder is not None:

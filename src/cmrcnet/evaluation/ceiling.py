@@ -58,7 +58,7 @@ def noise_ceiling(
 
     Raises
     ------
-    BadCounts, BadOption
+    SectionError, BadOption
     """
     if repeats < 1:
         raise BadOption("repeats", repeats, want="a number of splits, 1 or more")

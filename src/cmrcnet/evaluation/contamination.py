@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cmrcnet.errors import SeenInTraining
+from cmrcnet.errors import Leakage
 
 
 def refuse_seen(
@@ -28,10 +28,10 @@ def refuse_seen(
 
     Raises
     ------
-    SeenInTraining
+    Leakage
     """
     in_sections, in_patients = set(seen_sections), set(seen_patients)
     seen = [f"section {name}" for name in sections if name in in_sections]
     seen += [f"patient {name}" for name in patients if name in in_patients]
     if seen:
-        raise SeenInTraining(artefact, seen)
+        raise Leakage(artefact, seen)

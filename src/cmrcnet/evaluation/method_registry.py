@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from cmrcnet.errors import BadOption, NotAMethod, UnknownName
+from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation.methods import Method
 
 _ROOM = "cmrcnet.evaluation"
@@ -63,7 +63,7 @@ def method_of(name: str) -> Method:
     ------
     UnknownName
         No method of this name ships.
-    NotAMethod
+    BadOption
         The module or the object is not there, or the object lacks a name, an about or a fit.
     """
     if name in _SHIPPED:
@@ -78,7 +78,7 @@ def chosen_methods(methods: Sequence[str | Method] | None) -> list[Method]:
 
     Raises
     ------
-    UnknownName, NotAMethod
+    UnknownName, BadOption
     BadOption
         None at all, or two of one name.
     """
@@ -95,13 +95,13 @@ def _made(label: str, where: str) -> Method:
     found: object = _module(label, module_name)
     for part in object_name.split("."):
         if not part or not hasattr(found, part):
-            raise NotAMethod(label, f"the module {module_name} has no {object_name or 'object of an empty name'}")
+            raise _not_a_method(label, f"the module {module_name} has no {object_name or 'object of an empty name'}")
         found = getattr(found, part)
     if isinstance(found, type) or inspect.isfunction(found):
         try:
             found = found()
         except TypeError as error:
-            raise NotAMethod(label, f"it cannot be made without arguments ({error})") from error
+            raise _not_a_method(label, f"it cannot be made without arguments ({error})") from error
     return _checked(found, label)
 
 
@@ -112,9 +112,16 @@ def _module(label: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the user's module is there, and something that it imports is not: its own sentence says what
-        raise NotAMethod(label, f"there is no module {error.name}, also not in the current folder") from error
+        raise _not_a_method(label, f"there is no module {error.name}, also not in the current folder") from error
     except (ValueError, TypeError) as error:  # an empty name, a relative name
-        raise NotAMethod(label, f"{name!r} is no name of a module") from error
+        raise _not_a_method(label, f"{name!r} is not the name of a module") from error
+
+
+def _not_a_method(label: object, why: str) -> BadOption:
+    return BadOption.from_sentence(
+        f"{label} is not a method: {why}; wanted a class or object with name, about and fit(training), given as "
+        "module:object."
+    )
 
 
 @contextmanager
@@ -132,13 +139,13 @@ def _checked(found: object, label: object) -> Method:
     for attribute in ("name", "about"):
         value = getattr(found, attribute, None)
         if not isinstance(value, str) or not value.strip():
-            raise NotAMethod(label, f"its {attribute} is {value!r}, not a text")
+            raise _not_a_method(label, f"its {attribute} is {value!r}, not a text")
     fit = getattr(found, "fit", None)
     if not callable(fit):
-        raise NotAMethod(label, "it has no fit")
+        raise _not_a_method(label, "it has no fit")
     try:
         inspect.signature(fit).bind(None)
     except (TypeError, ValueError) as error:
-        raise NotAMethod(label, f"its fit does not take the training data alone ({error})") from error
+        raise _not_a_method(label, f"its fit does not take the training data alone ({error})") from error
     assert isinstance(found, Method)
     return found

@@ -80,7 +80,7 @@ def evaluate(
 
     Raises
     ------
-    TooFew, UnknownName, NotAMethod, BadOption, CannotResume, WorkerDied
+    TooFew, UnknownName, BadOption, CannotResume, WorkerDied
     """
     config = under_protocol(config, protocol, unit)
     cohort = remembered(cohort)

@@ -153,7 +153,7 @@ class RunFolder:
 
         Raises
         ------
-        DamagedArtefact
+        Damaged
         """
         if not (path / "run.json").exists():
             return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import NoSharedGenes
+from cmrcnet.errors import GenesError
 from cmrcnet.evaluation.ceiling import Ceilings
 from cmrcnet.evaluation.methods import Prediction
 from cmrcnet.evaluation.metrics import Undefined, over_genes, score_genes, score_sets
@@ -237,7 +237,7 @@ def truth_of(section: Section, genes: Sequence[str], target_sum: float | Literal
     known = set(section.genes)
     measured = tuple(gene for gene in genes if section.absent_genes == "zero" or gene in known)
     if not measured or known.isdisjoint(measured):
-        raise NoSharedGenes(f"Section {section.name}", "the training sections")
+        raise GenesError.none_shared(f"Section {section.name}", "the training sections")
     return measured, GenePanel(measured, target_sum, {"kind": "evaluation"}).select(section)
 
 

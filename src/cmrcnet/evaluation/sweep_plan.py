@@ -88,7 +88,7 @@ def plan_over(
 
     Raises
     ------
-    BadOption, UnknownKey
+    BadOption, UnknownName
         No key, no value, a value that the key cannot take, or a key that no config has.
     """
     if not over:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from cmrcnet.config import Config
-from cmrcnet.errors import NoSharedGenes, SeenInTraining, TooFew
+from cmrcnet.errors import GenesError, Leakage, TooFew
 from cmrcnet.evaluation.facts import describe
 from cmrcnet.evaluation.interval import mean_interval
 from cmrcnet.evaluation.method_registry import chosen_methods
@@ -106,9 +106,9 @@ def transfer(
 
     Raises
     ------
-    NoSharedGenes
+    GenesError
         With the reason: Ensembl ids against symbols, another species.
-    SeenInTraining
+    Leakage
         A test section is a training section under whatever name.
     TooFew, CannotResume, WorkerDied
     """
@@ -207,12 +207,12 @@ def shared_sets(train: Cohort, test: Cohort, config: Config) -> dict[str, tuple[
 
     Raises
     ------
-    NoSharedGenes
+    GenesError
     """
     ours, theirs = _measured(train), set(_measured(test))
     if theirs.isdisjoint(ours) or are_strangers(ours, sorted(theirs)):
         hint = explain_no_shared_genes(ours, sorted(theirs))
-        raise NoSharedGenes(train.name, "the test cohort", hint, shared=len(theirs.intersection(ours)))
+        raise GenesError.none_shared(train.name, "the test cohort", hint, shared=len(theirs.intersection(ours)))
     ranked = gene_sets(train, config.panel.target_sum, size=_EVERY)
     kept = {name: tuple(gene for gene in genes if gene in theirs) for name, genes in ranked.items()}
     return {name: genes if name == "all" else genes[: config.evaluation.set_size] for name, genes in kept.items()}
@@ -241,7 +241,7 @@ def _refuse_twins(train: Cohort, tests: Sequence[Cohort]) -> None:
     for test in tests:
         twins = [f"section {section.name}" for section in test if _content(section) in seen]
         if twins:
-            raise SeenInTraining(f"The cohort {train.name}", twins)
+            raise Leakage(f"The cohort {train.name}", twins)
 
 
 def _content(section: Section) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmrcnet.errors import CannotResume, DamagedArtefact, OutputExists
+from cmrcnet.errors import CannotResume, Damaged, OutputExists
 from cmrcnet.storage.atomic import atomic_file, refuse_existing, replace_folder
 from cmrcnet.storage.hashing import fingerprint
 
@@ -94,7 +94,7 @@ class WorkFolder:
             Folders that are of no more use.
         """
         if not (self.partial / last).exists():
-            raise DamagedArtefact(self.partial, "the run is not finished", "go on with it: --resume")
+            raise Damaged(self.partial, "the run is not finished", "go on with it: --resume")
         if self.path.exists() and not self._overwrite:
             raise OutputExists(self.path)
         replace_folder(self.partial, self.path)
@@ -112,9 +112,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
     Raises
     ------
-    DamagedArtefact
+    Damaged
     """
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise DamagedArtefact(file, str(error), "run again with --overwrite") from error
+        raise Damaged(file, str(error), "run again with --overwrite") from error

@@ -71,7 +71,7 @@ def export(
 
     Raises
     ------
-    BadOption, UnknownName, TooFew, MissingExtra, OutputExists, Unwritable, DiskFull
+    BadOption, UnknownName, TooFew, MissingExtra, OutputExists, Unwritable, NoSpace
     """
     ending = ending_of(path)
     if ending == STORE:

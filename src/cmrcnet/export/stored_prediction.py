@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cmrcnet.errors import BadFile, NoSuchFile, UnknownName
+from cmrcnet.errors import BadInput, Incompatible, MissingInput, UnknownName
 from cmrcnet.genes.table import FORMAT
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ class StoredPrediction:
 
     Raises
     ------
-    NoSuchFile
-    BadFile
+    MissingInput
+    BadInput
         It is no prediction table, or one of another format.
     """
 
@@ -35,13 +35,13 @@ class StoredPrediction:
 
         self.path = Path(path)
         if not self.path.is_file():
-            raise NoSuchFile(
+            raise MissingInput(
                 path, "The prediction table", "write one: cmrcnet predict MODEL SLIDE --bank BANK --out OUT"
             )
         try:
             self._file = h5py.File(self.path, "r")
         except OSError as error:
-            raise BadFile(path, "a prediction table", "it is no .h5ad, or one that was cut short") from error
+            raise BadInput(path, "a prediction table", "it is no .h5ad, or one that was cut short") from error
         try:
             self.obs: pd.DataFrame = read_elem(self._file["obs"])
             self.var: pd.DataFrame = read_elem(self._file["var"])
@@ -50,10 +50,10 @@ class StoredPrediction:
             number = int(self.facts["format"])
         except (KeyError, OSError, ValueError) as error:
             self.close()
-            raise BadFile(path, "a prediction table", "cmrcnet did not write it") from error
+            raise BadInput(path, "a prediction table", "cmrcnet did not write it") from error
         if number != FORMAT:
             self.close()
-            raise BadFile(path, "a prediction table", f"its format is {number}, and this version reads {FORMAT}")
+            raise Incompatible.format(path, number, FORMAT, "predict again")
 
     def __len__(self) -> int:
         return len(self.obs)

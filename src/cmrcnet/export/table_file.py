@@ -72,7 +72,7 @@ class TableFile:
 
         Raises
         ------
-        DiskFull, Unwritable
+        NoSpace, Unwritable
         """
         if rows.start != self.written:
             raise RuntimeError(f"rows {rows.start} follow {self.written}")
@@ -118,7 +118,7 @@ class TableFile:
 
         Raises
         ------
-        DiskFull, Unwritable
+        NoSpace, Unwritable
         """
         from anndata.io import write_elem
 

@@ -70,8 +70,8 @@ def encode_patches(
 
     Raises
     ------
-    UnknownScale
-    DiskFull
+    ScaleError
+    NoSpace
         There is no room for the cache. Training must not hold all tokens in memory, so this does not go on without.
     Unwritable
         The cache's folder; set CMRCNET_CACHE to another.

@@ -51,7 +51,7 @@ class PatchStore:
 
         Raises
         ------
-        UnknownScale, DiskFull, Unwritable
+        ScaleError, NoSpace, Unwritable
         """
         centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
         shape = (len(centres), scale.size_px, scale.size_px, 3)

@@ -71,7 +71,7 @@ class ResumableFeatures:
 
         Raises
         ------
-        DiskFull, Unwritable
+        NoSpace, Unwritable
         """
         body = np.ascontiguousarray(values, np.float32)
         if self._folder is None:

@@ -58,7 +58,7 @@ def spot_tokens(
 
     Raises
     ------
-    UnknownScale, DiskFull, Unwritable
+    ScaleError, NoSpace, Unwritable
     """
     features, run = config.features, config.train
     if not features.views_um:

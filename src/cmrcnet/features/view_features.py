@@ -119,7 +119,7 @@ def view_parts(
 
     Raises
     ------
-    UnknownScale, DiskFull, Unwritable
+    ScaleError, NoSpace, Unwritable
     """
     centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
     where = choose_device(device)

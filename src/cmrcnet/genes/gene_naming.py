@@ -82,7 +82,7 @@ def are_strangers(left: Sequence[str], right: Sequence[str]) -> bool:
 
 
 def explain_no_shared_genes(left: Sequence[str], right: Sequence[str]) -> str:
-    """One or two sentences on why two lists of genes do not meet, with the hint: the hint of `NoSharedGenes`.
+    """One or two sentences on why two lists of genes do not meet, with the hint: the hint of `GenesError`.
 
     Parameters
     ----------

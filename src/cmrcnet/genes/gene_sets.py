@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadOption, NoSharedGenes
+from cmrcnet.errors import BadOption, GenesError
 from cmrcnet.genes.measured import MeasuredGenes
 from cmrcnet.genes.morans_i import morans_i
 from cmrcnet.genes.normalize import normalize
@@ -60,7 +60,7 @@ def gene_sets(
 
     Raises
     ------
-    NoSharedGenes
+    GenesError
         Also when no gene of a list is measured in every section.
     BadOption
     """
@@ -103,7 +103,9 @@ def gene_sets(
     own = {name: tuple(gene for gene in genes if gene in known) for name, genes in lists.items()}
     for name, genes in own.items():
         if not genes:
-            raise NoSharedGenes(f"The gene list {name}", "these sections", "Are its genes named in the same way?")
+            raise GenesError.none_shared(
+                f"The gene list {name}", "these sections", "Are its genes named in the same way?"
+            )
     return chosen | own | {EVERYTHING: shared}
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from cmrcnet.errors import BadFile, BadOption, NoSharedGenes, UnknownName
+from cmrcnet.errors import BadInput, BadOption, GenesError, UnknownName
 from cmrcnet.genes.gene_naming import naming_of
 from cmrcnet.slides.section import Cohort
 
@@ -176,7 +176,7 @@ def markers(organ: str) -> MarkerList:
     own, shared = _read(name.replace(" ", "_")), _read(SHARED)
     missing = [also for also in own.get("also", []) if also not in shared["signatures"]]
     if missing:
-        raise BadFile(f"{name}.yaml", "a marker list", f"shared.yaml has no {missing[0]}")
+        raise BadInput(f"{name}.yaml", "a marker list", f"shared.yaml has no {missing[0]}")
     signatures = {key: _signature(key, value, own["sources"]) for key, value in own["signatures"].items()}
     signatures |= {key: _signature(key, shared["signatures"][key], shared["sources"]) for key in own.get("also", [])}
     aliases = {gene.upper(): tuple(old) for gene, old in (shared["aliases"] | own.get("aliases", {})).items()}
@@ -246,12 +246,12 @@ def marker_genes(genes: Sequence[str], organ: str | MarkerList) -> tuple[str, ..
 
     Raises
     ------
-    UnknownName, BadOption, NoSharedGenes
+    UnknownName, BadOption, GenesError
     """
     chosen = organ if isinstance(organ, MarkerList) else markers(organ)
     union = tuple(dict.fromkeys(gene for found in chosen.measured(genes).values() for gene in found))
     if not union:
-        raise NoSharedGenes(f"The {chosen.organ} markers", "the training sections")
+        raise GenesError.none_shared(f"The {chosen.organ} markers", "the training sections")
     return union
 
 
@@ -278,7 +278,7 @@ def _read(name: str) -> dict[str, Any]:
     content = (resources.files("cmrcnet") / "genes" / "markers" / f"{name}.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(content)
     if values.get("format") != FORMAT:
-        raise BadFile(f"{name}.yaml", "a marker list", f"its format is {values.get('format')}, not {FORMAT}")
+        raise BadInput(f"{name}.yaml", "a marker list", f"its format is {values.get('format')}, not {FORMAT}")
     return values
 
 

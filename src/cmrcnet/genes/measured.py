@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cmrcnet.errors import NoSharedGenes
+from cmrcnet.errors import GenesError
 from cmrcnet.genes.gene_naming import are_strangers, explain_no_shared_genes
 from cmrcnet.slides.section import Section
 
@@ -24,13 +24,13 @@ class MeasuredGenes:
 
         Raises
         ------
-        NoSharedGenes
+        GenesError
             It shares no gene with the sections before it, or only the few that two species write alike.
         """
         genes, known = frozenset(section.genes), list(self._order)
         if known and are_strangers(known, section.genes):
             hint = explain_no_shared_genes(known, section.genes)
-            raise NoSharedGenes(self._name, section.name, hint, shared=len(genes & self._order.keys()))
+            raise GenesError.none_shared(self._name, section.name, hint, shared=len(genes & self._order.keys()))
         self._name = self._name or section.name
         for gene in section.genes:
             self._order.setdefault(gene, len(self._order))
@@ -42,9 +42,9 @@ class MeasuredGenes:
 
         Raises
         ------
-        NoSharedGenes
+        GenesError
         """
         shared = tuple(gene for gene in self._order if all(gene in assay for assay in self._assays))
         if not shared:
-            raise NoSharedGenes(self._name, "the other sections", "No gene is measured in all of them.")
+            raise GenesError.none_shared(self._name, "the other sections", "No gene is measured in all of them.")
         return shared

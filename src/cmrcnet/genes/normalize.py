@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadCounts, BadOption
+from cmrcnet.errors import BadOption, SectionError
 
 
 def check_counts(
@@ -30,7 +30,7 @@ def check_counts(
 
     Raises
     ------
-    BadCounts
+    SectionError
     """
     matrix = counts if sparse.issparse(counts) else sparse.csr_matrix(np.asarray(counts))
     values = matrix.data if hasattr(matrix, "data") and matrix.format in ("csr", "csc", "coo") else matrix.tocsr().data
@@ -50,7 +50,7 @@ def check_counts(
     value = table.data[first]
     spot = barcodes[table.row[first]] if barcodes is not None else f"number {table.row[first] + 1}"
     gene = genes[table.col[first]] if genes is not None else f"number {table.col[first] + 1}"
-    raise BadCounts(
+    raise SectionError.not_counts(
         section_name,
         f"{bad.sum():,} values are {_fault(value)}, the first ({value:g}) at spot {spot}, gene {gene}"
         f"{_looks_like(matrix.tocsr())}",

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.config import PanelConfig
-from cmrcnet.errors import BadOption, GenesMissing, TooFew
+from cmrcnet.errors import BadOption, GenesError, TooFew
 from cmrcnet.genes.gene_naming import are_strangers, explain_no_shared_genes
 from cmrcnet.genes.measured import MeasuredGenes
 from cmrcnet.genes.normalize import library_sizes, log_scaled, normalize, scale_factors
@@ -65,7 +65,7 @@ class GenePanel:
 
         Raises
         ------
-        GenesMissing
+        GenesError
             The section's assay did not measure some of the genes. A gene that is merely not listed because nobody
             found it (``absent_genes="zero"``) is 0; but a section that lists none of a whole panel (or next to none,
             as another species does) names its genes otherwise, and is refused too.
@@ -75,7 +75,7 @@ class GenePanel:
         strangers = len(self.genes) >= _TOO_MANY_TO_MISS and are_strangers(self.genes, section.genes)
         if missing and (section.absent_genes != "zero" or strangers):
             hint = explain_no_shared_genes(self.genes, section.genes) if strangers else ""
-            raise GenesMissing(section.name, missing, len(self.genes), hint)
+            raise GenesError.not_measured(section.name, missing, len(self.genes), hint)
         found = [(column_of[gene], place) for place, gene in enumerate(self.genes) if gene in column_of]
         columns, locations = np.array(found, dtype=np.int64).reshape(-1, 2).T
         picker = sparse.csr_matrix(
@@ -115,7 +115,7 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
 
     Raises
     ------
-    NoSharedGenes, GenesMissing, TooFew, BadOption
+    GenesError, TooFew, BadOption
     """
     measured, rankings = MeasuredGenes(), []
     for section in cohort:
@@ -127,7 +127,7 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
         lacking = [gene for gene in config.genes if gene not in set(shared)]
         if lacking:
             hint = explain_no_shared_genes(config.genes, shared) if len(lacking) == len(config.genes) else ""
-            raise GenesMissing(cohort.name, lacking, len(config.genes), hint)
+            raise GenesError.not_measured(cohort.name, lacking, len(config.genes), hint)
         genes: Sequence[str] = config.genes
     elif config.kind == "shared":
         genes = shared

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from cmrcnet.errors import DamagedArtefact, ShapeMismatch
+from cmrcnet.errors import Damaged, ShapeMismatch
 from cmrcnet.genes.gene_naming import ENSEMBL
 from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.slides.spots import Spots
@@ -108,7 +108,7 @@ def prediction_table(
 
     Raises
     ------
-    ShapeMismatch, UnknownScale
+    ShapeMismatch, ScaleError
     """
     wanted = (len(spots), len(genes))
     for name, values in (("mean", mean), ("neighbour_std", neighbour_std)):
@@ -161,7 +161,7 @@ def table_frame(
 
     Raises
     ------
-    UnknownScale
+    ScaleError
     """
     import anndata
     import pandas as pd
@@ -217,11 +217,11 @@ def check_prediction_table(table: AnnData) -> None:
 
     Raises
     ------
-    DamagedArtefact
+    Damaged
         With the first point that is not kept.
     """
     for why in _breaches(table):
-        raise DamagedArtefact("The prediction table", why, _HINT)
+        raise Damaged("The prediction table", why, _HINT)
 
 
 def _breaches(table: AnnData):

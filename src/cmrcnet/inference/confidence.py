@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmrcnet.config import HeadConfig
-from cmrcnet.errors import BadOption, NotCalibrated
+from cmrcnet.errors import BadOption, NotAvailable
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.uncertainty.calibration import Reliability
 from cmrcnet.uncertainty.conformal import bounds
@@ -158,7 +158,7 @@ def confidence_of(
 
     Raises
     ------
-    NotCalibrated
+    NotAvailable
         Intervals or translate_os_errors are asked for and there is nothing that they could rest on.
     BadOption
     """
@@ -168,7 +168,7 @@ def confidence_of(
     why = _why_not(model, config)
     if why:
         if intervals or abstain is not None:
-            raise NotCalibrated("calibrated intervals" if intervals else "abstention", why)
+            raise NotAvailable("calibrated intervals" if intervals else "abstention", why)
         return Confidence(None, model, nothing, nothing, tuple(genes), (f"No intervals: {why}.",), False, None)
     reliability = model.trust.reliability
     calibration = reliability.calibration

@@ -85,17 +85,17 @@ def predict(
 
     Raises
     ------
-    ForeignBank
+    Incompatible
         Another model made the bank.
     UnknownName, TooFew
         A gene that the bank does not have; no genes or no locations at all.
     BadOption
         k is larger than the bank.
-    SpotsOffImage
+    SectionError
         A location whose centre lies outside the slide: there is nothing to look at.
-    NotCalibrated
+    NotAvailable
         Intervals or translate_os_errors are asked of a model that has nothing to calibrate them on.
-    UnknownScale, NoTissue
+    ScaleError, TooFew
 
     Warns
     -----

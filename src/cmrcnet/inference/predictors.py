@@ -59,7 +59,7 @@ class BankPredictor:
         return self.bank.genes
 
     def check(self) -> None:
-        """Refuse another model's bank (`ForeignBank`) and a k that the bank does not hold (`BadOption`)."""
+        """Refuse another model's bank (`Incompatible`) and a k that the bank does not hold (`BadOption`)."""
         self.bank.require_model(self.model)
         if self.k is not None and not 1 <= self.k <= len(self.bank):
             raise BadOption("k", self.k, want=f"1 to {len(self.bank)}, the number of spots in {self.bank.name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cmrcnet.errors import SpotsOffImage, TooFew
+from cmrcnet.errors import SectionError, TooFew
 from cmrcnet.slides.mask import TissueMask, find_tissue
 from cmrcnet.slides.patches import patch_grid
 from cmrcnet.slides.slide import Slide
@@ -28,9 +28,9 @@ def make_query_grid(
     ------
     TooFew
         No location at all.
-    SpotsOffImage
+    SectionError
         A location whose centre lies outside the slide: there is nothing to look at.
-    UnknownScale, NoTissue
+    ScaleError, TooFew
     """
     tissue = find_tissue(slide) if mask is None else mask
     locations = patch_grid(slide, tissue, pitch_um=grid_um) if spots is None else spots
@@ -43,10 +43,10 @@ def make_query_grid(
 
 
 def _require_on_slide(locations: Spots, slide: Slide) -> None:
-    """Refuse locations outside the picture, where a patch is nothing but padding: `SpotsOffImage`."""
+    """Refuse locations outside the picture, where a patch is nothing but padding: `SectionError`."""
     size = (slide.width_px, slide.height_px)
     outside = ~((locations.centre_px >= 0) & (locations.centre_px < size)).all(axis=1)
     if outside.any():
         (left, top), (right, bottom) = locations.centre_px.min(axis=0), locations.centre_px.max(axis=0)
         span = f"x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}"
-        raise SpotsOffImage(slide.name, int(outside.sum()), len(locations), size, span)
+        raise SectionError.off_image(slide.name, int(outside.sum()), len(locations), size, span)

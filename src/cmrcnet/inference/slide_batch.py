@@ -16,7 +16,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cmrcnet.errors import BadOption, CmrcnetError, DiskFull, NoSuchFile, OutputExists, OutputInUse, Unwritable
+from cmrcnet.errors import BadOption, CmrcnetError, InUse, MissingInput, NoSpace, OutputExists, Unwritable
 from cmrcnet.storage.atomic import atomic_file, refuse_existing
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def slides_of(source: Path) -> list[Path] | None:
 
     Raises
     ------
-    NoSuchFile
+    MissingInput
         A folder or pattern without any slide.
     """
     if source.is_dir():
@@ -94,7 +94,7 @@ def slides_of(source: Path) -> list[Path] | None:
     else:
         return None
     if not found:
-        raise NoSuchFile(source, what)
+        raise MissingInput(source, what)
     return found
 
 
@@ -127,9 +127,9 @@ def predict_slides(
 
     Raises
     ------
-    ForeignBank, UnknownName, TooFew, BadOption
+    Incompatible, UnknownName, TooFew, BadOption
         What would be wrong with every slide.
-    DiskFull, Unwritable
+    NoSpace, Unwritable
         What would go wrong with every later slide.
     """
     from cmrcnet.inference.gene_columns import columns_of
@@ -146,9 +146,9 @@ def predict_slides(
         start = time.monotonic()
         try:
             outcome = _predict_one(predictor, slide, table, genes, grid_um, batch, mpp, cache, overwrite)
-        except (DiskFull, Unwritable):
+        except (NoSpace, Unwritable):
             raise
-        except OutputInUse:
+        except InUse:
             outcome = SlideOutcome(str(slide), table.name, ELSEWHERE)
         except CmrcnetError as error:
             outcome = SlideOutcome(str(slide), table.name, BROKEN, problem=str(error))

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cmrcnet.errors import CmrcnetError, DiskFull, NoRoom, OutputInUse
+from cmrcnet.errors import CmrcnetError, InUse, NoSpace
 from cmrcnet.export.export import STORE, export
 from cmrcnet.export.spatial_store import require_spatialdata
 from cmrcnet.export.stored_prediction import StoredPrediction
@@ -52,13 +52,13 @@ def predict_to_file(
 
     Raises
     ------
-    OutputInUse
+    InUse
         Another process is writing it.
-    NoRoom
+    NoSpace
         The disk is too small, before anything is encoded.
-    DiskFull
+    NoSpace
         Nothing of `out` is left; what was encoded is kept, and the same call goes on from there.
-    Unwritable, BadFile
+    Unwritable, BadInput
     MissingExtra
         .zarr without spatialdata, before anything is encoded.
     """
@@ -70,7 +70,7 @@ def predict_to_file(
         work.mkdir(exist_ok=True)
     with file_lock(work / LOCK) as mine:
         if not mine:
-            raise OutputInUse(out)
+            raise InUse(out)
         _write(plan, out, work, cache, batch)
     return out
 
@@ -87,7 +87,7 @@ def _write(plan: Plan, out: Path, work: Path, cache: TokenCache | None, batch: i
         else:
             with translate_os_errors(out):
                 tmp.replace(out)
-    except DiskFull:
+    except NoSpace:
         tmp.unlink(missing_ok=True)
         raise
     except CmrcnetError:
@@ -97,7 +97,7 @@ def _write(plan: Plan, out: Path, work: Path, cache: TokenCache | None, batch: i
 
 
 def _require_room(plan: Plan, out: Path, work: Path) -> None:
-    """Refuse a disk that is too small before anything is encoded: `NoRoom`."""
+    """Refuse a disk that is too small before anything is encoded: `NoSpace`."""
     with translate_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
@@ -105,7 +105,10 @@ def _require_room(plan: Plan, out: Path, work: Path) -> None:
     place = 4 * plan.sight.numbers_kept + plan.bytes_per_location * (2 if out.suffix == STORE else 1)
     needed = place * len(plan.locations) - kept
     if needed > free:
-        raise NoRoom(out, needed / 1e9, free / 1e9)
+        raise NoSpace.from_sentence(
+            f"{out} takes about {needed / 1e9:.1f} GB while it is made, and {free / 1e9:.1f} GB are free there; free "
+            "space, choose another folder, or choose fewer genes (--genes) or locations (--grid-um)."
+        )
 
 
 def _fill(plan: Plan, features: LocationFeatures, tmp: Path) -> None:

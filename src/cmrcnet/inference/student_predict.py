@@ -56,7 +56,7 @@ def predict_by_student(
     ------
     UnknownName, TooFew
         Genes that the teacher's bank does not know; no genes; no locations.
-    SpotsOffImage, UnknownScale, NoTissue
+    SectionError, ScaleError, TooFew
 
     Warns
     -----

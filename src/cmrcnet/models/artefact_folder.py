@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmrcnet.errors import DamagedArtefact, DamagedWeights, NoSuchFile, PickleRefused
+from cmrcnet.errors import Damaged, Incompatible, MissingInput, WeightsError
 from cmrcnet.models.encoder_weights import looks_like_pickle
 from cmrcnet.storage.atomic import atomic_folder
 from cmrcnet.storage.hashing import fingerprint
@@ -66,7 +66,7 @@ def write_artefact(
 
     Raises
     ------
-    OutputExists, DiskFull, Unwritable
+    OutputExists, NoSpace, Unwritable
     """
     there = {name: content for name, content in contents.items() if content is not None}
     said = {**facts, **{name: sealed(content) for name, content in there.items()}}
@@ -92,19 +92,17 @@ def read_facts(path: Path, what: str, verb: str, newest: int) -> dict[str, Any]:
 
     Raises
     ------
-    NoSuchFile, DamagedArtefact
+    MissingInput, Damaged, Incompatible
     """
     if not path.is_file():
-        raise NoSuchFile(path, what, f"give a folder that `cmrcnet {verb}` wrote")
+        raise MissingInput(path, what, f"give a folder that `cmrcnet {verb}` wrote")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         number = int(facts["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise changed(path.parent, f"{path.name} cannot be read") from error
     if number > newest:
-        raise DamagedArtefact(
-            path.parent, f"it has format {number}, and this version reads up to {newest}", "upgrade cmrcnet"
-        )
+        raise Incompatible.format(path.parent, number, f"up to {newest}", "upgrade cmrcnet")
     return facts
 
 
@@ -123,7 +121,7 @@ def read_tensors(path: Path, facts: Mapping[str, Any], what: str, said_in: str) 
 
     Raises
     ------
-    DamagedArtefact, DamagedWeights, PickleRefused
+    Damaged, WeightsError
     """
     from safetensors.torch import load
 
@@ -131,18 +129,18 @@ def read_tensors(path: Path, facts: Mapping[str, Any], what: str, said_in: str) 
         raise changed(path.parent, f"{path.name} is missing")
     content = path.read_bytes()
     if looks_like_pickle(content[:2]):
-        raise PickleRefused(path)
+        raise WeightsError.pickle(path)
     try:
         size, checksum = facts[what]["bytes"], facts[what]["checksum"]
     except (KeyError, TypeError) as error:
         raise changed(path.parent, f"{said_in} names no {what}") from error
     if len(content) != size:
-        raise DamagedWeights(path, f"{len(content)} bytes where {size} were written")
+        raise WeightsError.damaged(path, f"{len(content)} bytes where {size} were written")
     if fingerprint(content) != checksum:
-        raise DamagedWeights(path, "the content is not what was written")
+        raise WeightsError.damaged(path, "the content is not what was written")
     return load(content)
 
 
-def changed(folder: Path, why: str) -> DamagedArtefact:
+def changed(folder: Path, why: str) -> Damaged:
     """The error for a folder that is not what was written."""
-    return DamagedArtefact(folder, why, "train it again or restore it from a copy")
+    return Damaged(folder, why, "train it again or restore it from a copy")

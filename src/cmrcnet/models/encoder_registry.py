@@ -40,7 +40,7 @@ def pretrained_config(name: str) -> PretrainedConfig:
 
     Raises
     ------
-    UnknownName, WeightsMissing
+    UnknownName, WeightsError
     """
     if name in CARDS:
         return CARDS[name]
@@ -84,9 +84,9 @@ def create_image_encoder(
     ------
     UnknownName
         If there is no such encoder.
-    WeightsMissing
+    WeightsError
         If its weights are not at hand; the sentence says how to get them.
-    PickleRefused, DamagedWeights
+    WeightsError
         If a local file is no safetensors file, is truncated, or holds another network's weights.
     BadOption
         If the network has no such blocks, depth or heads.

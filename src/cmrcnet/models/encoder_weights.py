@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
-from cmrcnet.errors import DamagedWeights, PickleRefused, WeightsMissing
+from cmrcnet.errors import WeightsError
 
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
@@ -24,11 +24,11 @@ def read_safetensors(path: str | Path, encoder: str = "") -> dict[str, Tensor]:
 
     Raises
     ------
-    WeightsMissing
+    WeightsError
         If there is no such file.
-    PickleRefused
+    WeightsError
         If it is a pickle (a PyTorch .pt or .pth file).
-    DamagedWeights
+    WeightsError
         If it is truncated, or no safetensors file.
     """
     from safetensors import SafetensorError
@@ -36,19 +36,19 @@ def read_safetensors(path: str | Path, encoder: str = "") -> dict[str, Tensor]:
 
     path = Path(path)
     if not path.is_file():
-        raise WeightsMissing(
+        raise WeightsError.missing(
             encoder or path.stem, f"there is no file {path}", "check the path, or use weights: pretrained or random"
         )
     with path.open("rb") as stream:
         head = stream.read(9)
     if looks_like_pickle(head):
-        raise PickleRefused(path)
+        raise WeightsError.pickle(path)
     if len(head) < 9 or head[8:] != b"{" or int.from_bytes(head[:8], "little") > _LARGEST_HEADER:
-        raise DamagedWeights(path, "it is not a safetensors file")
+        raise WeightsError.damaged(path, "it is not a safetensors file")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedWeights(path, str(error)) from error
+        raise WeightsError.damaged(path, str(error)) from error
 
 
 def looks_like_pickle(head: bytes) -> bool:
@@ -64,7 +64,7 @@ def fetch_from_hub(repository: str, encoder: str) -> dict[str, Tensor]:
 
     Raises
     ------
-    WeightsMissing
+    WeightsError
         If the hub cannot be reached, or the terms were not accepted.
     """
     from cmrcnet.models.torchvision_compat import import_timm
@@ -82,7 +82,7 @@ def require_hub(repository: str, encoder: str) -> None:
 
     Raises
     ------
-    WeightsMissing
+    WeightsError
         If nothing of `repository` is in the hub's cache, and the hub's name cannot even be looked up.
     """
     import huggingface_hub
@@ -102,13 +102,13 @@ def require_hub(repository: str, encoder: str) -> None:
 
 @contextmanager
 def translate_hub_errors(repository: str, encoder: str):
-    """Turn the ways in which a model hub says no into `WeightsMissing` with what to do."""
+    """Turn the ways in which a model hub says no into `WeightsError` with what to do."""
     from huggingface_hub import errors as hub
 
     try:
         yield
     except hub.GatedRepoError as error:
-        raise WeightsMissing(
+        raise WeightsError.missing(
             encoder,
             f"{repository} is gated",
             f"accept its licence at https://huggingface.co/{repository}, create a token there and set HF_TOKEN, "
@@ -117,7 +117,7 @@ def translate_hub_errors(repository: str, encoder: str):
     except (hub.RepositoryNotFoundError, hub.EntryNotFoundError) as error:
         if isinstance(error, hub.LocalEntryNotFoundError):
             raise _unreachable(repository, encoder) from error
-        raise WeightsMissing(
+        raise WeightsError.missing(
             encoder,
             f"the model hub shows no weights for {repository}",
             "check the name; a private or gated repository also needs HF_TOKEN and an accepted licence",
@@ -134,7 +134,7 @@ def fit_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: objec
 
     Raises
     ------
-    DamagedWeights
+    WeightsError
         With the keys that are missing, left over, of another shape, or not finite.
     """
     wanted = backbone.state_dict()
@@ -145,10 +145,10 @@ def fit_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: objec
         given = _converted_by_timm(weights, backbone, given, depth)
     differences = _differences(wanted, given)
     if differences:
-        raise DamagedWeights(where, f"they do not fit {type(backbone).__name__}: {differences}")
+        raise WeightsError.damaged(where, f"they do not fit {type(backbone).__name__}: {differences}")
     broken = sorted(key for key, value in given.items() if value.is_floating_point() and not value.isfinite().all())
     if broken:
-        raise DamagedWeights(where, f"{broken[0]} holds values that are not finite")
+        raise WeightsError.damaged(where, f"{broken[0]} holds values that are not finite")
     backbone.load_state_dict(given, strict=True)
 
 
@@ -188,9 +188,9 @@ def _converted_by_timm(weights, backbone: nn.Module, fallback: dict[str, Tensor]
     return {key: value for key, value in converted.items() if depth is None or not _past_depth(key, depth)}
 
 
-def _unreachable(repository: str, encoder: str) -> WeightsMissing:
+def _unreachable(repository: str, encoder: str) -> WeightsError:
     offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the model hub cannot be reached"
-    return WeightsMissing(
+    return WeightsError.missing(
         encoder,
         f"{offline} and {repository} is not in its cache",
         "run once where the hub can be reached, or give the path of a local safetensors file "

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cmrcnet.errors import DamagedArtefact
+from cmrcnet.errors import Incompatible
 from cmrcnet.models.artefact_folder import tensors_of, under
 from cmrcnet.models.encoder_registry import create_image_encoder
 from cmrcnet.models.image_encoder import EncoderOrigin, ImageEncoder
@@ -55,12 +55,12 @@ def rebuild_encoder(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], fol
 
     Raises
     ------
-    DamagedArtefact
+    Incompatible
         It was one of the user's own.
-    WeightsMissing
+    WeightsError
     """
     if facts["origin"] is None:
-        raise DamagedArtefact(folder, "its encoder was one of your own", "pass it: load(folder, encoder=...)")
+        raise Incompatible(folder, "its encoder was one of your own", "pass it: load(folder, encoder=...)")
     origin = EncoderOrigin(**facts["origin"] | {"blocks": tuple(facts["origin"]["blocks"])})
     encoder = create_image_encoder(
         origin.name,
@@ -77,10 +77,10 @@ def rebuild_encoder(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], fol
 
 
 def require_encoder(encoder: ImageEncoder, facts: Mapping[str, Any], folder: Path) -> None:
-    """Refuse an encoder that is not the one that a folder speaks of: `DamagedArtefact`."""
+    """Refuse an encoder that is not the one that the folder names: `Incompatible`."""
     wanted = facts["fingerprint"]
     if encoder.fingerprint() != wanted:
-        raise DamagedArtefact(
+        raise Incompatible(
             folder,
             f"it was trained on tokens of encoder {wanted[:12]}, but {encoder.card.name} as it is here is "
             f"{encoder.fingerprint()[:12]}",

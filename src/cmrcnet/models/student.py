@@ -183,7 +183,7 @@ class Student:
 
         Raises
         ------
-        OutputExists, DiskFull, Unwritable
+        OutputExists, NoSpace, Unwritable
         """
         from safetensors.torch import save
 
@@ -216,11 +216,11 @@ class Student:
 
         Raises
         ------
-        NoSuchFile, DamagedArtefact
+        MissingInput, Damaged
             If there is no student, or one of a newer format, or `student.json` was changed.
-        DamagedWeights, PickleRefused
+        WeightsError
             If the weights are truncated or changed.
-        WeightsMissing
+        WeightsError
             If the frozen encoder's weights are not at hand.
         """
         folder = Path(folder)

@@ -197,7 +197,7 @@ class TrainedModel:
 
         Raises
         ------
-        OutputExists, DiskFull, Unwritable
+        OutputExists, NoSpace, Unwritable
         """
         from safetensors.torch import save
 
@@ -232,11 +232,11 @@ class TrainedModel:
 
         Raises
         ------
-        NoSuchFile, DamagedArtefact
+        MissingInput, Damaged
             If there is no model, or one of a newer format, or `model.json` was changed.
-        DamagedWeights, PickleRefused
+        WeightsError
             If the weights are truncated or changed.
-        WeightsMissing
+        WeightsError
             If the frozen encoder's weights are not at hand.
         """
         folder = Path(folder)

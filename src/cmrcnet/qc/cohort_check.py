@@ -32,7 +32,7 @@ def check_cohort(cohort: Cohort) -> tuple[Finding, ...]:
 
     Raises
     ------
-    UnknownScale
+    ScaleError
     """
     return findings_of([_summarized(entry.load()) for entry in tracked(cohort.entries, "check", unit="sections")])
 

@@ -78,7 +78,7 @@ def summarize_section(section: Section) -> SectionSummary:
 
     Raises
     ------
-    UnknownScale
+    ScaleError
     """
     mpp = known_scale(section.slide)
     maps = SpotMaps.of(section.slide, section.spots.diameter_um)

@@ -53,7 +53,7 @@ class SpotMaps:
 
         Raises
         ------
-        UnknownScale
+        ScaleError
         """
         mpp = known_scale(slide)
         downsample = max(1.0, MAP_MPP / mpp)

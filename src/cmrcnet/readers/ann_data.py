@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadCounts, BadFile, BadOption, CmrcnetError, NoSuchFile
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, SectionError
 from cmrcnet.readers import visium
 from cmrcnet.readers.raw_section import RawSection, SectionSource, neighbour_distance_px
 from cmrcnet.readers.registry import register_reader
@@ -48,7 +48,7 @@ def read_ann_data(source: SectionSource) -> RawSection:
 
     Raises
     ------
-    BadFile, BadCounts, BadOption, ScaleMismatch
+    BadInput, SectionError, BadOption, ScaleError
     """
     table = read_h5ad(source.path)
     name = source.name or source.path.stem
@@ -107,14 +107,14 @@ def read_h5ad(path: Path) -> AnnData:
 
     Raises
     ------
-    NoSuchFile, BadFile
+    MissingInput, BadInput
     """
     import warnings
 
     import anndata
 
     if not Path(path).is_file():
-        raise NoSuchFile(path, "The AnnData file")
+        raise MissingInput(path, "The AnnData file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # names that repeat: we look for them ourselves
@@ -123,7 +123,7 @@ def read_h5ad(path: Path) -> AnnData:
         raise
     except Exception as error:  # anndata and h5py raise a dozen kinds for a damaged file
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise BadFile(path, WHAT, f"the file is truncated, damaged or of another kind ({lines[0][:120]})") from error
+        raise BadInput(path, WHAT, f"the file is truncated, damaged or of another kind ({lines[0][:120]})") from error
 
 
 def raw_counts(table: AnnData, name: str) -> tuple[sparse.csr_matrix, tuple[str, ...], str]:
@@ -144,7 +144,7 @@ def raw_counts(table: AnnData, name: str) -> tuple[sparse.csr_matrix, tuple[str,
 
     Raises
     ------
-    BadCounts
+    SectionError
         When none of them holds whole numbers.
     """
     locations = []
@@ -161,7 +161,9 @@ def raw_counts(table: AnnData, name: str) -> tuple[sparse.csr_matrix, tuple[str,
         if fault is None:
             return counts, tuple(str(gene) for gene in names), where
         why.append(f"{where} holds {fault}")
-    raise BadCounts(name, "; ".join(why) + ' (put the raw counts in layers["counts"])' if why else "there are none")
+    raise SectionError.not_counts(
+        name, "; ".join(why) + ' (put the raw counts in layers["counts"])' if why else "there are none"
+    )
 
 
 def spatial_centres(table: AnnData, path: Path) -> np.ndarray:
@@ -169,14 +171,14 @@ def spatial_centres(table: AnnData, path: Path) -> np.ndarray:
 
     Raises
     ------
-    BadFile
+    BadInput
     """
     if "spatial" not in table.obsm:
         held = ", ".join(table.obsm.keys()) or "nothing"
-        raise BadFile(path, WHAT, f'it has no spot positions: obsm["spatial"] is missing (obsm holds {held})')
+        raise BadInput(path, WHAT, f'it has no spot positions: obsm["spatial"] is missing (obsm holds {held})')
     centres = np.asarray(table.obsm["spatial"], dtype=np.float64)
     if centres.ndim != 2 or centres.shape[1] < 2:
-        raise BadFile(path, WHAT, f'obsm["spatial"] has shape {centres.shape}; wanted (spots, 2)')
+        raise BadInput(path, WHAT, f'obsm["spatial"] has shape {centres.shape}; wanted (spots, 2)')
     return centres[:, :2]
 
 
@@ -199,7 +201,7 @@ def _library(table: AnnData, path: Path, needed: bool) -> dict:
         return {}
     if len(libraries) > 1:
         if needed:
-            raise BadFile(
+            raise BadInput(
                 path, WHAT, f'uns["spatial"] holds {len(libraries)} libraries; write one file a section, or give image'
             )
         return {}

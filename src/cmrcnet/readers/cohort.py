@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from cmrcnet.errors import BadOption, CmrcnetError, MissingColumn, TooFew
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError, TooFew
 from cmrcnet.readers.delimited import Table, read_table
 from cmrcnet.readers.raw_section import RawSection, SectionSource
 from cmrcnet.readers.registry import lacks, read_raw
@@ -96,7 +96,7 @@ def read_cohort(csv: Path | str, *, controls: Literal["drop", "keep"] = "drop", 
 
     Raises
     ------
-    NoSuchFile, BadFile, MissingColumn, BadOption, UnknownFormat, TooFew
+    MissingInput, BadInput, BadOption, TooFew
         Named by line. When there are several, the first is raised and the others are counted;
         `cmrcnet inspect` lists them all.
     """
@@ -118,14 +118,14 @@ def cohort_rows(csv: Path | str) -> tuple[CohortRow, ...]:
 
     Raises
     ------
-    NoSuchFile, BadFile, MissingColumn, TooFew
+    MissingInput, BadInput, TooFew
     """
     table = _scale_column_renamed(read_table(Path(csv), WHAT))
     missing = [column for column in ("section", "patient") if column not in table.columns]
     if not {"counts", "path"} & set(table.columns):
         missing.append("counts")
     if missing:
-        raise MissingColumn(table.path, missing, table.columns)
+        raise BadInput.columns(table.path, missing, table.columns)
     if not len(table):
         raise TooFew(f"sections in {csv}", 0, 1, "write one row a section")
     rows = [_row(table, i) for i in range(len(table))]

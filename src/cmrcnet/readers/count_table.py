@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadFile, NoSuchFile
+from cmrcnet.errors import BadInput, MissingInput
 from cmrcnet.readers.delimited import GZIP_MAGIC
 
 WHAT = "a table of counts"
@@ -53,20 +53,20 @@ def read_count_table(path: Path, block_bytes: int = BLOCK_BYTES) -> CountTable:
 
     Raises
     ------
-    NoSuchFile, BadFile
+    MissingInput, BadInput
     """
     path = Path(path)
     if not path.is_file():
-        raise NoSuchFile(path, "The counts file")
+        raise MissingInput(path, "The counts file")
     try:
         with _opened(path) as file:
             return _read(file, path, block_bytes)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadFile(path, WHAT, f"the gzip file is truncated or damaged ({error})") from error
+        raise BadInput(path, WHAT, f"the gzip file is truncated or damaged ({error})") from error
     except UnicodeDecodeError as error:
-        raise BadFile(path, WHAT, "it is no UTF-8 text") from error
+        raise BadInput(path, WHAT, "it is no UTF-8 text") from error
     except OSError as error:
-        raise BadFile(path, WHAT, str(error)) from error
+        raise BadInput(path, WHAT, str(error)) from error
 
 
 def first_names(path: Path, lines: int = 4) -> tuple[list[str], list[str]]:
@@ -96,7 +96,7 @@ def _read(file, path: Path, block_bytes: int) -> CountTable:
     delimiter = _delimiter(header)
     columns = [_name(cell) for cell in header.rstrip(b"\r\n").split(delimiter)]
     if len(columns) < 2:
-        raise BadFile(path, WHAT, "its first line holds fewer than two names")
+        raise BadInput(path, WHAT, "its first line holds fewer than two names")
     names: list[str] = []
     blocks: list[sparse.csr_matrix] = []
     cells = None
@@ -112,11 +112,11 @@ def _read(file, path: Path, block_bytes: int) -> CountTable:
         names += ids
         blocks.append(values)
     if not names:
-        raise BadFile(path, WHAT, "it holds no row")
+        raise BadInput(path, WHAT, "it holds no row")
     if cells == len(columns):
         columns = columns[1:]
     elif cells != len(columns) + 1:
-        raise BadFile(path, WHAT, f"its first line has {len(columns)} cells, the others {cells}")
+        raise BadInput(path, WHAT, f"its first line has {len(columns)} cells, the others {cells}")
     return CountTable(tuple(names), tuple(columns), sparse.csr_matrix(sparse.vstack(blocks, format="csr")))
 
 
@@ -128,7 +128,9 @@ def _block(text: bytes, delimiter: bytes, cells: int, path: Path, before: int) -
     wrong = np.flatnonzero(np.diff(line_ends, prepend=-1) != cells)
     if len(wrong):
         has = int(np.diff(line_ends, prepend=-1)[wrong[0]])
-        raise BadFile(path, WHAT, f"row {before + wrong[0] + 1} has {has} cells, the first row {cells}; is it cut off?")
+        raise BadInput(
+            path, WHAT, f"row {before + wrong[0] + 1} has {has} cells, the first row {cells}; is it cut off?"
+        )
     starts = np.empty_like(ends)
     starts[0], starts[1:] = 0, ends[:-1] + 1
     lengths = ends - starts
@@ -157,7 +159,7 @@ def _number(cell: bytes, path: Path, row: int) -> float:
         return float(text)
     except ValueError:
         shown = text[:30].decode("utf-8", "replace")
-        raise BadFile(path, WHAT, f"row {row} holds {shown!r}, which is no number") from None
+        raise BadInput(path, WHAT, f"row {row} holds {shown!r}, which is no number") from None
 
 
 def _delimiter(header: bytes) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.errors import BadFile, MissingColumn, NoSuchFile
+from cmrcnet.errors import BadInput, MissingInput
 
 GZIP_MAGIC = b"\x1f\x8b"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -47,10 +47,10 @@ class Table:
         return len(self.rows)
 
     def require(self, columns: Sequence[str]) -> None:
-        """Raise `MissingColumn` unless all `columns` are there."""
+        """Raise `BadInput` unless all `columns` are there."""
         missing = [column for column in columns if column not in self.columns]
         if missing:
-            raise MissingColumn(self.path, missing, self.columns)
+            raise BadInput.columns(self.path, missing, self.columns)
 
     def text(self, column: str) -> list[str]:
         """One column as text."""
@@ -62,7 +62,7 @@ class Table:
 
         Raises
         ------
-        BadFile
+        BadInput
             When a cell is no finite number.
         """
         cells = self.text(column)
@@ -73,7 +73,7 @@ class Table:
         if not np.isfinite(values).all():
             for cell, line in zip(cells, self.lines, strict=True):
                 if not _finite(cell, self.decimal_comma):
-                    raise BadFile(
+                    raise BadInput(
                         self.path, "a table of spots", f"line {line} has {cell!r} as {column}, which is no number"
                     )
         return values
@@ -96,7 +96,7 @@ def read_table(path: Path, what: str, *, columns: Sequence[str] | None = None) -
 
     Raises
     ------
-    NoSuchFile, BadFile
+    MissingInput, BadInput
     """
     text = _text(path, what)
     first = text.lstrip("\n").split("\n", 1)[0]
@@ -113,14 +113,14 @@ def read_table(path: Path, what: str, *, columns: Sequence[str] | None = None) -
                 names = _header(cells, path, what)
                 continue
             if len(cells) > len(names) and any(cells[len(names) :]):
-                raise BadFile(path, what, f"line {reader.line_num} has {len(cells)} cells, not {len(names)}")
+                raise BadInput(path, what, f"line {reader.line_num} has {len(cells)} cells, not {len(names)}")
             cells += [""] * (len(names) - len(cells))
             rows.append(dict(zip(names, cells, strict=False)))
             lines.append(reader.line_num)
     except csv.Error as error:
-        raise BadFile(path, what, f"line {reader.line_num}: {error}") from error
+        raise BadInput(path, what, f"line {reader.line_num}: {error}") from error
     if names is None:
-        raise BadFile(path, what, "it is empty")
+        raise BadInput(path, what, "it is empty")
     return Table(Path(path), names, tuple(rows), tuple(lines), delimiter == ";")
 
 
@@ -129,18 +129,18 @@ def read_bytes(path: Path, what: str) -> bytes:
 
     Raises
     ------
-    NoSuchFile, BadFile
+    MissingInput, BadInput
     """
     path = Path(path)
     if not path.is_file():
-        raise NoSuchFile(path, f"The file (wanted: {what})")
+        raise MissingInput(path, f"The file (wanted: {what})")
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if content[:2] == GZIP_MAGIC else content
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadFile(path, what, f"the gzip file is truncated or damaged ({error})") from error
+        raise BadInput(path, what, f"the gzip file is truncated or damaged ({error})") from error
     except OSError as error:
-        raise BadFile(path, what, str(error)) from error
+        raise BadInput(path, what, str(error)) from error
 
 
 def _text(path: Path, what: str) -> str:
@@ -149,9 +149,9 @@ def _text(path: Path, what: str) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise BadFile(path, what, "it is no UTF-8 text (in Excel, save it as 'CSV UTF-8')") from error
+        raise BadInput(path, what, "it is no UTF-8 text (in Excel, save it as 'CSV UTF-8')") from error
     if "\0" in text:
-        raise BadFile(path, what, "it is no text")
+        raise BadInput(path, what, "it is no text")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -160,7 +160,7 @@ def _header(cells: list[str], path: Path, what: str) -> tuple[str, ...]:
         cells = cells[:-1]
     twice = sorted({name for name in cells if cells.count(name) > 1})
     if twice:
-        raise BadFile(path, what, f"two columns are named {twice[0]!r}")
+        raise BadInput(path, what, f"two columns are named {twice[0]!r}")
     return tuple(cells)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.errors import BadFile, BadOption, CmrcnetError, DuplicateBarcodes, NoSuchFile, ScaleMismatch, UnknownScale
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, ScaleError, SectionError
 from cmrcnet.readers.ann_data import raw_counts, read_h5ad, spatial_centres
 from cmrcnet.readers.patch_slide import WHAT as PATCH_FILE
 from cmrcnet.readers.patch_slide import PatchSlide
@@ -48,7 +48,9 @@ def missing_parts(source: SectionSource) -> list[CmrcnetError]:
     except CmrcnetError as error:
         return [error]
     if source.image is None and place.slide is None and place.patches is None:
-        return [NoSuchFile(place.root / "patches" / f"{place.id}.h5", "The patch file", "nor is there a slide in wsis")]
+        return [
+            MissingInput(place.root / "patches" / f"{place.id}.h5", "The patch file", "nor is there a slide in wsis")
+        ]
     return []
 
 
@@ -63,7 +65,7 @@ def read_hest(source: SectionSource) -> RawSection:
 
     Raises
     ------
-    NoSuchFile, BadFile, BadCounts, BadOption, DuplicateBarcodes, UnknownScale, ScaleMismatch
+    MissingInput, BadInput, SectionError, BadOption, ScaleError
     """
     place = _place(source)
     table = read_h5ad(place.table)
@@ -72,7 +74,9 @@ def read_hest(source: SectionSource) -> RawSection:
     counts, genes, _ = raw_counts(table, name)
     barcodes = [str(barcode) for barcode in table.obs_names]
     if len(set(barcodes)) < len(barcodes):
-        raise DuplicateBarcodes(sorted({b for b in barcodes if barcodes.count(b) > 1}), f"the spots of {name}")
+        raise SectionError.repeated_barcodes(
+            sorted({b for b in barcodes if barcodes.count(b) > 1}), f"the spots of {name}"
+        )
     centres = spatial_centres(table, place.table)
     notes: list[str] = []
     rows = np.arange(len(barcodes))
@@ -93,7 +97,7 @@ def read_hest(source: SectionSource) -> RawSection:
         slide, centres = open_slide(image, mpp=mpp, name=name), centres[rows]
     else:
         if mpp is None:
-            raise UnknownScale(name)
+            raise ScaleError.unknown(name)
         to_patch_px = mpp / PATCH_MPP
         corners = np.round(patches.corner_px * to_patch_px).astype(np.int64)
         slide = PatchSlide(place.patches, corners, PATCH_MPP, name)
@@ -183,7 +187,7 @@ def _metadata(path: Path | None) -> dict:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise BadFile(path, "HEST metadata (JSON)", str(error).splitlines()[0]) from error
+        raise BadInput(path, "HEST metadata (JSON)", str(error).splitlines()[0]) from error
     return facts if isinstance(facts, dict) else {}
 
 
@@ -198,11 +202,11 @@ def _read_patches(path: Path) -> _Patches:
             count, side = file["img"].shape[:2]
     except (OSError, KeyError, ValueError) as error:
         why = str(error).splitlines()[0][:120]
-        raise BadFile(path, PATCH_FILE, f"the file is truncated, damaged or of another kind ({why})") from error
+        raise BadInput(path, PATCH_FILE, f"the file is truncated, damaged or of another kind ({why})") from error
     if not len(barcodes) == len(corners) == count:
-        raise BadFile(path, PATCH_FILE, f"{len(barcodes)} barcodes, {len(corners)} coords and {count} patches")
+        raise BadInput(path, PATCH_FILE, f"{len(barcodes)} barcodes, {len(corners)} coords and {count} patches")
     if len(set(barcodes)) < count:
-        raise DuplicateBarcodes(sorted({b for b in barcodes if barcodes.count(b) > 1}), path.name)
+        raise SectionError.repeated_barcodes(sorted({b for b in barcodes if barcodes.count(b) > 1}), path.name)
     return _Patches(path, barcodes, corners, int(side))
 
 
@@ -237,7 +241,7 @@ def _scale(
             break
     mpp = stated or written or from_patches
     if mpp and from_patches and not 1 / SCALE_FACTOR <= mpp / from_patches <= SCALE_FACTOR:
-        raise ScaleMismatch(
+        raise ScaleError.contradicted(
             name,
             mpp,
             f"its patches of {patches.side_px * PATCH_MPP:g} um lie on it as for {from_patches:.3g}",

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import CmrcnetError, NoSharedGenes, NoSuchFile, UnknownFormat, UnknownScale
+from cmrcnet.errors import BadInput, CmrcnetError, GenesError, MissingInput, ScaleError
 from cmrcnet.genes.features import clean_features
 from cmrcnet.genes.gene_naming import are_strangers, explain_no_shared_genes, naming_of
 from cmrcnet.readers.cohort import CohortRow, cohort_rows, is_cohort_file, located
@@ -116,18 +116,18 @@ def inspect(source: Path | str, *, mpp: float | None = None, format: str | None 
 
     Raises
     ------
-    NoSuchFile, UnknownFormat
+    MissingInput, BadInput
         When there is nothing to look at, or no telling what it is.
     """
     path = Path(source)
     if not path.exists():
-        raise NoSuchFile(path, "The thing to inspect")
+        raise MissingInput(path, "The thing to inspect")
     if format is None and is_cohort_file(path):
         return _look_at_cohort(path, mpp)
     place = section_source(path, mpp=mpp)
     try:
         reader = reader_of(place, format)
-    except UnknownFormat:
+    except BadInput:
         if format is not None or path.is_dir() or path.name.lower().endswith(TABLE_ENDINGS):
             raise
         return _look_at_slide(path, mpp)
@@ -217,7 +217,7 @@ def _look_at_slide(path: Path, mpp: float | None) -> Inspection:
         slide = open_slide(path, mpp=mpp)
     except CmrcnetError as error:
         return Inspection("slide", str(path), (), problems=(str(error),))
-    problems = () if slide.mpp is not None else (str(UnknownScale(slide.name)),)
+    problems = () if slide.mpp is not None else (str(ScaleError.unknown(slide.name)),)
     return Inspection("slide", str(path), tuple(_slide_rows(slide)), problems=problems)
 
 
@@ -267,7 +267,11 @@ def _strangers(genes_of: dict[str, tuple[str, ...]]) -> list[str]:
     first, *others = genes_of
     ours = genes_of[first]
     return [
-        str(NoSharedGenes(first, other, explain_no_shared_genes(ours, theirs), shared=len(set(ours) & set(theirs))))
+        str(
+            GenesError.none_shared(
+                first, other, explain_no_shared_genes(ours, theirs), shared=len(set(ours) & set(theirs))
+            )
+        )
         for other in others
         if are_strangers(ours, theirs := genes_of[other])
     ]

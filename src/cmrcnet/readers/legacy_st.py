@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadFile, BadOption, CmrcnetError, DuplicateBarcodes
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError, SectionError
 from cmrcnet.readers.count_table import CountTable, first_names, read_count_table
 from cmrcnet.readers.delimited import Table, read_table
 from cmrcnet.readers.raw_section import RawSection, SectionSource
@@ -80,7 +80,7 @@ def read_legacy_st(source: SectionSource) -> RawSection:
 
     Raises
     ------
-    BadFile, MissingColumn, DuplicateBarcodes
+    BadInput, SectionError
     """
     from cmrcnet.slides.slide_files import open_slide
 
@@ -174,7 +174,7 @@ def _matched(
             if shared > best_shared:
                 best, best_shared = (names, turned), shared
     if best is None:
-        raise BadFile(
+        raise BadInput(
             table.path,
             f"the spot file of {path.name}",
             f"it names spots like {candidates[0][0] if candidates[0] else 'none'}, the counts like "
@@ -197,7 +197,7 @@ def _shared(barcodes: list[str], names: list[str], notes: list[str]) -> tuple[np
     for ids, where in ((barcodes, "the counts"), (names, "the lines of the spot file")):
         twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) != len(ids) else []
         if twice:
-            raise DuplicateBarcodes(twice, where)
+            raise SectionError.repeated_barcodes(twice, where)
     place = {name: i for i, name in enumerate(names)}
     rows = np.array([i for i, barcode in enumerate(barcodes) if barcode in place], dtype=np.int64)
     listed = np.array([place[barcodes[i]] for i in rows], dtype=np.int64)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.errors import BadMask, NoSuchFile
+from cmrcnet.errors import BadInput, MissingInput
 from cmrcnet.slides.mask import TissueMask
 from cmrcnet.slides.slide import Slide
 from cmrcnet.slides.slide_files import open_slide
@@ -31,22 +31,22 @@ def read_mask(path: Path, slide: Slide) -> TissueMask:
 
     Raises
     ------
-    NoSuchFile, BadFile
-    BadMask
+    MissingInput, BadInput
+    BadInput
         It has other proportions than the slide, nothing of it is tissue, or it is larger than the slide.
     """
     path = Path(path)
     if not path.exists():
-        raise NoSuchFile(path, "The mask")
+        raise MissingInput(path, "The mask")
     picture = open_slide(path)
     width, height = picture.width_px, picture.height_px
     step = max(slide.width_px / width, slide.height_px / height)
     size = f"{width} x {height} px, and {slide.name} {slide.width_px} x {slide.height_px} px"
     if abs(slide.width_px / step - width) > 1 or abs(slide.height_px / step - height) > 1:
-        raise BadMask(path, f"its proportions are not the slide's ({size})")
+        raise BadInput.mask(path, f"its proportions are not the slide's ({size})")
     if step < 1 or max(width, height) > LARGEST_SIDE_PX:
-        raise BadMask(path, f"it is too large ({size}); make it smaller, to a few micrometres a pixel")
+        raise BadInput.mask(path, f"it is too large ({size}); make it smaller, to a few micrometres a pixel")
     bright = picture.read(0, 0, width, height).max(axis=2) > 127
     if not bright.any():
-        raise BadMask(path, "nothing of it is brighter than mid-grey, so nothing is tissue")
+        raise BadInput.mask(path, "nothing of it is brighter than mid-grey, so nothing is tissue")
     return TissueMask(np.ascontiguousarray(bright), step)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmrcnet.errors import BadFile, NoSuchFile, UnknownName
+from cmrcnet.errors import BadInput, MissingInput, UnknownName
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,7 +31,7 @@ def read_location(path: Path, place: str) -> AnnData:
 
     Raises
     ------
-    NoSuchFile, BadFile
+    MissingInput, BadInput
     UnknownName
         No such place.
     """
@@ -40,7 +40,7 @@ def read_location(path: Path, place: str) -> AnnData:
     from anndata.io import read_elem
 
     if not path.is_file():
-        raise NoSuchFile(path, "The prediction table")
+        raise MissingInput(path, "The prediction table")
     try:
         with h5py.File(path, "r") as file:
             obs = read_elem(file["obs"])
@@ -56,5 +56,5 @@ def read_location(path: Path, place: str) -> AnnData:
                 )
     except (OSError, KeyError, TypeError) as error:
         lines = str(error).splitlines()
-        raise BadFile(path, "a prediction table", lines[0][:120] if lines else type(error).__name__) from error
+        raise BadInput(path, "a prediction table", lines[0][:120] if lines else type(error).__name__) from error
     raise UnknownName("place in the prediction", place, names)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.errors import BadFile, ShapeMismatch
+from cmrcnet.errors import BadInput, ShapeMismatch
 from cmrcnet.slides.slide import WHITE
 from cmrcnet.storage.hashing import fingerprint_stream
 
@@ -59,7 +59,7 @@ class PatchSlide:
                 self._file["img"]
             except (OSError, KeyError) as error:
                 self._file = None
-                raise BadFile(self.path, WHAT, "the file is truncated, damaged or lacks img") from error
+                raise BadInput(self.path, WHAT, "the file is truncated, damaged or lacks img") from error
         return self._file["img"]
 
     def __getstate__(self) -> dict:
@@ -95,7 +95,7 @@ class PatchSlide:
         try:
             pixels = self._images[row]
         except OSError as error:
-            raise BadFile(self.path, WHAT, f"patch {row} cannot be read; the file is truncated or damaged") from error
+            raise BadInput(self.path, WHAT, f"patch {row} cannot be read; the file is truncated or damaged") from error
         if by == 1:
             return pixels
         small = self.side_px // by

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cmrcnet.errors import BadFile, DuplicateBarcodes, MissingColumn, TooFew
+from cmrcnet.errors import BadInput, SectionError, TooFew
 from cmrcnet.readers.cohort import cohort_rows
 from cmrcnet.readers.delimited import Table, read_table
 
@@ -38,23 +38,23 @@ def read_regions(path: Path | str) -> pd.Series:
 
     Raises
     ------
-    NoSuchFile, BadFile, MissingColumn, DuplicateBarcodes
+    MissingInput, BadInput, SectionError
     """
     path = Path(path)
     table = read_table(path, WHAT)
     column = next((name for name in LABEL_COLUMNS if name in table.columns), None)
     if column is None:
-        raise MissingColumn(path, ["region"], table.columns)
+        raise BadInput.columns(path, ["region"], table.columns)
     names = _names(table)
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if repeated:
-        raise DuplicateBarcodes(repeated, path.name)
+        raise SectionError.repeated_barcodes(repeated, path.name)
     nameless = [line for name, line in zip(names, table.lines, strict=True) if not name]
     if nameless:
-        raise BadFile(path, WHAT, f"line {nameless[0]} names no spot")
+        raise BadInput(path, WHAT, f"line {nameless[0]} names no spot")
     labels = table.text(column)
     if not any(labels):
-        raise BadFile(path, WHAT, "no spot has a label")
+        raise BadInput(path, WHAT, "no spot has a label")
     kept = [(name, label) for name, label in zip(names, labels, strict=True) if label]
     return pd.Series([label for _, label in kept], index=[name for name, _ in kept], name=path.name, dtype=object)
 
@@ -74,12 +74,12 @@ def read_cohort_regions(csv: Path | str) -> dict[str, pd.Series]:
 
     Raises
     ------
-    MissingColumn, TooFew, NoSuchFile, BadFile, DuplicateBarcodes
+    BadInput, TooFew, MissingInput, SectionError
     """
     csv = Path(csv)
     rows = cohort_rows(csv)
     if all(COLUMN not in row.facts for row in rows):
-        raise MissingColumn(csv, [COLUMN], sorted({name for row in rows for name in row.facts}))
+        raise BadInput.columns(csv, [COLUMN], sorted({name for row in rows for name in row.facts}))
     found = {row.source.name: row.facts[COLUMN] for row in rows if row.facts.get(COLUMN) and row.source.name}
     if not found:
         raise TooFew(f"sections of {csv.name} name a table of regions", 0, 1, "fill in its column regions")
@@ -92,4 +92,4 @@ def _names(table: Table) -> list[str]:
             return table.text(column)
     if "x" in table.columns and "y" in table.columns:
         return [f"{x}x{y}" if x and y else "" for x, y in zip(table.text("x"), table.text("y"), strict=True)]
-    raise MissingColumn(table.path, ["spot (or x and y)"], table.columns)
+    raise BadInput.columns(table.path, ["spot (or x and y)"], table.columns)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cmrcnet.errors import BadOption, CmrcnetError, NoSuchFile, UnknownFormat
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput
 from cmrcnet.readers.raw_section import RawSection, SectionSource
 from cmrcnet.slides.section import Section
 
@@ -94,16 +94,16 @@ def sniff(path: Path) -> str:
 
     Raises
     ------
-    NoSuchFile, UnknownFormat
-        `UnknownFormat` when no reader fits or when several do.
+    MissingInput, BadInput
+        `BadInput` when no reader fits or when several do.
     """
     if not path.exists():
-        raise NoSuchFile(path, "The section")
+        raise MissingInput(path, "The section")
     fitting = [reader.name for reader in _readers().values() if reader.recognises(path)]
     if len(fitting) == 1:
         return fitting[0]
     why = f"it could be {' or '.join(fitting)}" if fitting else "no reader recognises it"
-    raise UnknownFormat(path, why, reader_formats())
+    raise BadInput.unclear_format(path, why, reader_formats())
 
 
 def reader_of(source: SectionSource, format: str | None = None) -> Reader:
@@ -111,10 +111,10 @@ def reader_of(source: SectionSource, format: str | None = None) -> Reader:
 
     Raises
     ------
-    NoSuchFile, UnknownFormat
+    MissingInput, BadInput
     """
     if format and format not in _readers():
-        raise UnknownFormat(source.path, f"there is no format {format!r}", reader_formats())
+        raise BadInput.unclear_format(source.path, f"there is no format {format!r}", reader_formats())
     return _readers()[format or sniff(source.path)]
 
 
@@ -123,7 +123,7 @@ def lacks(source: SectionSource, format: str | None = None) -> list[CmrcnetError
     problems: list[CmrcnetError] = []
     for path, what in ((source.path, "The counts"), (source.spots, "The spot file"), (source.image, "The image")):
         if path is not None and not path.exists():
-            problems.append(NoSuchFile(path, what))
+            problems.append(MissingInput(path, what))
     for option in ("mpp", "spot_diameter_um"):
         value = getattr(source, option)
         if value is not None and not 0 < value < float("inf"):
@@ -185,9 +185,9 @@ def read_section(
 
     Raises
     ------
-    NoSuchFile, UnknownFormat, BadFile, MissingColumn, BadOption
+    MissingInput, BadInput, BadOption
         Of the files.
-    DuplicateBarcodes, BadCounts, EmptySection, UnknownScale, ScaleMismatch, SpotsOffImage
+    SectionError, ScaleError
         Of what they hold.
     """
     from cmrcnet.readers.section_checks import checked_section

@@ -10,14 +10,11 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import (
-    BadFile,
+    BadInput,
     CmrcnetError,
-    DuplicateBarcodes,
-    EmptySection,
-    ScaleMismatch,
+    ScaleError,
+    SectionError,
     ShapeMismatch,
-    SpotsOffImage,
-    UnknownScale,
 )
 from cmrcnet.genes.features import clean_features
 from cmrcnet.genes.normalize import check_counts
@@ -45,8 +42,8 @@ def problems_of(raw: RawSection) -> list[CmrcnetError]:
             check(raw)
         except CmrcnetError as error:
             problems.append(error)
-            if isinstance(error, EmptySection | ShapeMismatch):
-                break  # nothing more can be said
+            if check in (check_size, check_not_blank):
+                break  # the other checks need spots, genes and counts
     return problems
 
 
@@ -69,7 +66,7 @@ def checked_section(
 
     Raises
     ------
-    DuplicateBarcodes, BadCounts, EmptySection, UnknownScale, SpotsOffImage, ScaleMismatch
+    SectionError, ScaleError
     """
     for check in CHECKS:
         check(raw)
@@ -106,7 +103,7 @@ def check_size(raw: RawSection) -> None:
     if raw.centre_px.shape != (wanted[0], 2):
         raise ShapeMismatch(f"centres of {raw.name}", want=(wanted[0], 2), got=raw.centre_px.shape)
     if 0 in wanted:
-        raise EmptySection(raw.name, *wanted)
+        raise SectionError.empty(raw.name, *wanted)
 
 
 def check_barcodes(raw: RawSection) -> None:
@@ -114,7 +111,7 @@ def check_barcodes(raw: RawSection) -> None:
     seen: set[str] = set()
     twice = [barcode for barcode in raw.barcodes if barcode in seen or seen.add(barcode)]
     if twice:
-        raise DuplicateBarcodes(sorted(set(twice)), f"the spots of {raw.name}")
+        raise SectionError.repeated_barcodes(sorted(set(twice)), f"the spots of {raw.name}")
 
 
 def check_raw_counts(raw: RawSection) -> None:
@@ -125,26 +122,26 @@ def check_raw_counts(raw: RawSection) -> None:
 def check_not_blank(raw: RawSection) -> None:
     """Something was counted at all."""
     if not raw.counts.count_nonzero():
-        raise EmptySection(raw.name, spots=raw.counts.shape[0], genes=0)
+        raise SectionError.empty(raw.name, spots=raw.counts.shape[0], genes=0)
 
 
 def check_scale_known(raw: RawSection) -> None:
     """Somebody has said how large a pixel is."""
     if raw.slide.mpp is None:
-        raise UnknownScale(raw.slide.name)
+        raise ScaleError.unknown(raw.slide.name)
 
 
 def check_on_image(raw: RawSection) -> None:
     """At most `MOST_OFF_IMAGE` of the spots have their centre outside the picture."""
     if not np.isfinite(raw.centre_px).all():
-        raise BadFile(raw.name, "a section", "some spots have no position")
+        raise BadInput(raw.name, "a section", "some spots have no position")
     inside = _inside(raw)
     off = int((~inside).sum())
     if off > MOST_OFF_IMAGE * len(inside):
         low, high = raw.centre_px.min(axis=0), raw.centre_px.max(axis=0)
         span = (f"x {low[0]:.0f} to {high[0]:.0f}", f"y {low[1]:.0f} to {high[1]:.0f}")
         size = (raw.slide.width_px, raw.slide.height_px)
-        raise SpotsOffImage(raw.name, off, len(inside), size, f"{span[0]}, {span[1]}")
+        raise SectionError.off_image(raw.name, off, len(inside), size, f"{span[0]}, {span[1]}")
 
 
 def check_scale(raw: RawSection) -> None:
@@ -159,7 +156,7 @@ def check_scale(raw: RawSection) -> None:
     if not least / SCALE_FACTOR <= pitch_um <= most * SCALE_FACTOR:
         apart = f"{least:g} um" if least == most else f"{least:g} to {most:g} um"
         fits = f"{least / pitch_px:.3g}" if least == most else f"{least / pitch_px:.3g} to {most / pitch_px:.3g}"
-        raise ScaleMismatch(
+        raise ScaleError.contradicted(
             raw.slide.name,
             raw.slide.mpp,
             f"then the spots of {raw.name} would lie {pitch_um:.0f} um apart, and their assay puts them {apart} apart "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.errors import MissingColumn, TooFew
+from cmrcnet.errors import BadInput, TooFew
 from cmrcnet.readers.delimited import Table, read_table
 from cmrcnet.slides.spots import Spots
 
@@ -32,7 +32,7 @@ def read_spots(path: Path | str, *, diameter_um: float = SPOT_UM) -> Spots:
 
     Raises
     ------
-    NoSuchFile, BadFile, MissingColumn, DuplicateBarcodes, TooFew
+    MissingInput, BadInput, SectionError, TooFew
     """
     path = Path(path)
     table = read_table(path, "a table of spots")
@@ -56,10 +56,10 @@ def spot_names(table: Table) -> list[list[str]]:
 
 
 def required_spot_names(table: Table) -> list[list[str]]:
-    """As `spot_names`, or `MissingColumn`: counts are matched to spots by name."""
+    """As `spot_names`, or `BadInput`: counts are matched to spots by name."""
     found = spot_names(table)
     if not found:
-        raise MissingColumn(table.path, ["spot (or x and y)"], table.columns)
+        raise BadInput.columns(table.path, ["spot (or x and y)"], table.columns)
     return found
 
 

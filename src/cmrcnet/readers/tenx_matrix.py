@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadFile, NoSuchFile
+from cmrcnet.errors import BadInput, MissingInput
 from cmrcnet.readers.delimited import read_bytes
 
 GENES = "Gene Expression"
@@ -47,7 +47,7 @@ def read_tenx_matrix(path: Path) -> TenxMatrix:
 
     Raises
     ------
-    NoSuchFile, BadFile
+    MissingInput, BadInput
     """
     return _read_folder(path) if Path(path).is_dir() else _read_h5(path)
 
@@ -56,7 +56,7 @@ def _read_h5(path: Path) -> TenxMatrix:
     import h5py
 
     if not Path(path).is_file():
-        raise NoSuchFile(path, "The count matrix")
+        raise MissingInput(path, "The count matrix")
     try:
         with h5py.File(path, "r") as file:
             if "matrix" in file:
@@ -65,16 +65,16 @@ def _read_h5(path: Path) -> TenxMatrix:
             else:  # CellRanger 2: one group a genome
                 genomes = [name for name in file if isinstance(file[name], h5py.Group) and "gene_names" in file[name]]
                 if len(genomes) != 1:
-                    raise BadFile(path, H5, f"it holds no group 'matrix' and {len(genomes)} genomes")
+                    raise BadInput(path, H5, f"it holds no group 'matrix' and {len(genomes)} genomes")
                 group = file[genomes[0]]
                 names, types = _texts(group["gene_names"]), [GENES] * len(group["gene_names"])
             barcodes = _texts(group["barcodes"])
             shape = tuple(int(n) for n in group["shape"][:])
             matrix = sparse.csc_matrix((group["data"][:], group["indices"][:], group["indptr"][:]), shape=shape)
-    except BadFile:
+    except BadInput:
         raise
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise BadFile(path, H5, f"the file is truncated, damaged or of another kind ({_short(error)})") from error
+        raise BadInput(path, H5, f"the file is truncated, damaged or of another kind ({_short(error)})") from error
     return _matrix(path, H5, barcodes, names, types, matrix)
 
 
@@ -95,7 +95,7 @@ def _read_folder(path: Path) -> TenxMatrix:
         else:
             matrix = mmread(matrix_path)
     except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
-        raise BadFile(matrix_path, FOLDER, f"the file is truncated or damaged ({_short(error)})") from error
+        raise BadInput(matrix_path, FOLDER, f"the file is truncated or damaged ({_short(error)})") from error
     return _matrix(path, FOLDER, barcodes, names, types, sparse.csc_matrix(matrix))
 
 
@@ -104,7 +104,7 @@ def _matrix(
 ) -> TenxMatrix:
     """Features x barcodes as stored, turned; genes only."""
     if matrix.shape != (len(names), len(barcodes)) or len(types) != len(names):
-        raise BadFile(
+        raise BadInput(
             path, what, f"{len(names)} features and {len(barcodes)} barcodes do not fit {matrix.shape} counts"
         )
     genes = np.flatnonzero([kind == GENES for kind in types])
@@ -121,14 +121,16 @@ def _one_of(folder: Path, *names: str) -> Path:
         for path in (folder / f"{name}.gz", folder / name):
             if path.is_file():
                 return path
-    raise NoSuchFile(folder / names[0], "The file", "a 10x matrix folder holds matrix.mtx, barcodes.tsv, features.tsv")
+    raise MissingInput(
+        folder / names[0], "The file", "a 10x matrix folder holds matrix.mtx, barcodes.tsv, features.tsv"
+    )
 
 
 def _lines(path: Path) -> list[str]:
     try:
         text = read_bytes(path, FOLDER).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadFile(path, FOLDER, "it is no UTF-8 text") from error
+        raise BadInput(path, FOLDER, "it is no UTF-8 text") from error
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 
 

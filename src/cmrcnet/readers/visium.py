@@ -20,14 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.errors import (
-    BadFile,
+    BadInput,
     BadOption,
     CmrcnetError,
-    DuplicateBarcodes,
-    MissingColumn,
-    NoSuchFile,
-    ScaleMismatch,
-    UnknownFormat,
+    MissingInput,
+    ScaleError,
+    SectionError,
 )
 from cmrcnet.readers.delimited import Table, read_bytes, read_table
 from cmrcnet.readers.raw_section import RawSection, SectionSource, neighbour_distance_px
@@ -59,12 +57,14 @@ def missing_parts(source: SectionSource) -> list[CmrcnetError]:
     """Matrix, positions, scale factors or picture that are not there."""
     outs = _outs(source.path)
     if (outs / "binned_outputs").is_dir():
-        return [UnknownFormat(source.path, "it is Visium HD (binned_outputs), which is not read yet", ["visium"])]
+        return [
+            BadInput.unclear_format(source.path, "it is Visium HD (binned_outputs), which is not read yet", ["visium"])
+        ]
     problems: list[CmrcnetError] = []
     if _matrix_place(outs, source.path) is None:
-        problems.append(NoSuchFile(outs / f"{MATRICES[0]}.h5", "The count matrix", "nor is there a matrix folder"))
+        problems.append(MissingInput(outs / f"{MATRICES[0]}.h5", "The count matrix", "nor is there a matrix folder"))
     if source.spots is None and _positions_file(outs) is None:
-        problems.append(NoSuchFile(outs / "spatial" / "tissue_positions.csv", "The file of spot positions"))
+        problems.append(MissingInput(outs / "spatial" / "tissue_positions.csv", "The file of spot positions"))
     if source.image is None and not (outs / "spatial" / "tissue_hires_image.png").is_file():
         problems.append(BadOption("image", None, want="the full-resolution picture, which Space Ranger does not copy"))
     return problems
@@ -81,7 +81,7 @@ def read_visium(source: SectionSource) -> RawSection:
 
     Raises
     ------
-    NoSuchFile, BadFile, MissingColumn, BadOption, UnknownFormat, DuplicateBarcodes, ScaleMismatch
+    MissingInput, BadInput, BadOption, SectionError, ScaleError
     """
     from cmrcnet.slides.slide_files import open_slide
 
@@ -93,7 +93,9 @@ def read_visium(source: SectionSource) -> RawSection:
 
     listed = positions.text("barcode")
     if len(set(listed)) < len(listed):
-        raise DuplicateBarcodes(sorted({b for b in listed if listed.count(b) > 1}), f"{positions.path.name}")
+        raise SectionError.repeated_barcodes(
+            sorted({b for b in listed if listed.count(b) > 1}), f"{positions.path.name}"
+        )
     pixels = np.column_stack([positions.numbers("pxl_col_in_fullres"), positions.numbers("pxl_row_in_fullres")])
     place = dict(zip(listed, range(len(listed)), strict=True))
     under_tissue = positions.numbers("in_tissue") == 1
@@ -151,7 +153,7 @@ def visium_scale(
 
     Raises
     ------
-    ScaleMismatch
+    ScaleError
         When measured and written scale differ by more than `WRITTEN_FACTOR`.
     """
     if stated is not None:
@@ -167,7 +169,7 @@ def visium_scale(
         )
     measured = PITCH_UM[0] / pitch_px
     if written is not None and not 1 / WRITTEN_FACTOR <= measured / written <= WRITTEN_FACTOR:
-        raise ScaleMismatch(
+        raise ScaleError.contradicted(
             slide,
             written,
             f"by spot_diameter_fullres, but the locations of its array are {pitch_px:.1f} px apart, which makes "
@@ -185,16 +187,16 @@ def read_positions(path: Path) -> Table:
 
     Raises
     ------
-    NoSuchFile, BadFile, MissingColumn
+    MissingInput, BadInput
     """
     if path.suffix == ".parquet":
-        raise BadFile(path, "spot positions", "parquet positions belong to Visium HD, which is not read yet")
+        raise BadInput(path, "spot positions", "parquet positions belong to Visium HD, which is not read yet")
     text = read_bytes(path, "spot positions")
     has_header = b"in_tissue" in text.split(b"\n", 1)[0]
     table = read_table(path, "spot positions", columns=None if has_header else POSITION_COLUMNS)
     missing = [column for column in POSITION_COLUMNS if column not in table.columns]
     if missing:
-        raise MissingColumn(path, missing, table.columns)
+        raise BadInput.columns(path, missing, table.columns)
     return table
 
 
@@ -203,7 +205,7 @@ def read_scale_factors(path: Path) -> dict[str, float]:
 
     Raises
     ------
-    BadFile
+    BadInput
     """
     if not path.is_file():
         return {}
@@ -211,7 +213,7 @@ def read_scale_factors(path: Path) -> dict[str, float]:
         values = json.loads(path.read_text(encoding="utf-8"))
         return {key: float(value) for key, value in values.items() if isinstance(value, int | float) and value > 0}
     except (ValueError, AttributeError, OSError) as error:
-        raise BadFile(path, "Space Ranger's scale factors", str(error).splitlines()[0]) from error
+        raise BadInput(path, "Space Ranger's scale factors", str(error).splitlines()[0]) from error
 
 
 def _outs(path: Path) -> Path:
@@ -245,7 +247,7 @@ def _picture(image: Path | None, outs: Path, factors: dict[str, float]) -> tuple
     if key is None:
         return image, 1.0
     if key not in factors:
-        raise BadFile(outs / "spatial" / "scalefactors_json.json", "Space Ranger's scale factors", f"it lacks {key}")
+        raise BadInput(outs / "spatial" / "scalefactors_json.json", "Space Ranger's scale factors", f"it lacks {key}")
     return image, factors[key]
 
 

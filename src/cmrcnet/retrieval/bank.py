@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cmrcnet.errors import BadOption, BankInUse, DamagedArtefact, ForeignBank, ForeignIndex, ShapeMismatch, TooFew
+from cmrcnet.errors import BadOption, Damaged, Incompatible, InUse, ShapeMismatch, TooFew
 from cmrcnet.heads.gene_decoder import GeneDecoder, fit_gene_decoder
 from cmrcnet.progress import tracked
 from cmrcnet.retrieval.bank_index import open_search, write_search
@@ -161,26 +161,26 @@ class ReferenceBank:
 
         Raises
         ------
-        BankInUse
+        InUse
             The bank was edited between opening it and asking for the search.
-        ForeignIndex
+        Incompatible
             The stored index is damaged, or was made for another bank.
         MissingExtra
         """
         if "_searcher" not in self.__dict__:
             try:
                 found = open_search(Path(self.name), self.search, self.fingerprint, self.vectors)
-            except ForeignIndex as error:
+            except Incompatible as error:
                 if Manifest.read(Path(self.name)).search != self.search:
-                    raise BankInUse(self.name, "was edited after it was opened") from error
+                    raise InUse(self.name, "was edited after it was opened") from error
                 raise
             self.__dict__["_searcher"] = found
         return self.__dict__["_searcher"]
 
     def require_model(self, model: TrainedModel) -> None:
-        """Refuse a model that did not make this bank: `ForeignBank`."""
+        """Refuse a model that did not make this bank: `Incompatible`."""
         if model.fingerprint != self.model_fingerprint:
-            raise ForeignBank(self.name, self.model_fingerprint, model.fingerprint)
+            raise Incompatible.bank(self.name, self.model_fingerprint, model.fingerprint)
 
     @cached_property
     def _columns(self) -> list[np.ndarray]:
@@ -205,8 +205,8 @@ class ReferenceBank:
 
         Raises
         ------
-        OutputExists, Unwritable, DiskFull
-        RecallTooLow, MissingExtra
+        OutputExists, Unwritable, NoSpace
+        NotAvailable, MissingExtra
         """
         with atomic_folder(Path(folder), overwrite) as tmp:
             facts = tuple(part.write(tmp / PARTS / part.fingerprint) for part in self.parts)
@@ -230,8 +230,8 @@ class ReferenceBank:
 
         Raises
         ------
-        NoSuchFile
-        DamagedArtefact
+        MissingInput
+        Damaged
             A file is missing, cut short or changed, or of another format.
         """
         folder = Path(folder)
@@ -239,10 +239,10 @@ class ReferenceBank:
             manifest = Manifest.read(folder)
             try:
                 return cls._open(folder, manifest)
-            except DamagedArtefact:
+            except Damaged:
                 if Manifest.read(folder) == manifest:
                     raise
-        raise DamagedArtefact(folder, "it was edited again and again while it was read", "wait for that, and run again")
+        raise Damaged(folder, "it was edited again and again while it was read", "wait for that, and run again")
 
     @classmethod
     def _open(cls, folder: Path, manifest: Manifest) -> ReferenceBank:
@@ -280,9 +280,9 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
 
     Raises
     ------
-    GenesMissing
+    GenesError
         A section that does not measure the model's panel.
-    BadCounts, TooFew, DiskFull
+    SectionError, TooFew, NoSpace
     """
     if len(cohort) == 0:
         raise TooFew("sections for the bank", 0, 1, "name at least one section with measured spots")

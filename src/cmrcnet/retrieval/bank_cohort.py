@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from cmrcnet.errors import BadOption, NoSuchFile
+from cmrcnet.errors import BadOption, MissingInput
 from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.slides.section import Cohort
@@ -27,7 +27,7 @@ def cohort_of_bank(bank: ReferenceBank, *, controls: Literal["drop", "keep"] = "
     BadOption
         The bank does not know (it was built from sections in memory, or by an older version), or the file names the
         section no more.
-    NoSuchFile
+    MissingInput
         The file is not there any more.
     """
     read: dict[str, Cohort] = {}
@@ -37,7 +37,7 @@ def cohort_of_bank(bank: ReferenceBank, *, controls: Literal["drop", "keep"] = "
             want = f"the cohort.csv that the bank was built from: it does not remember where section {part.section} is"
             raise BadOption("--cohort", "left out", want=want)
         if not Path(part.source).is_file():
-            raise NoSuchFile(Path(part.source), f"The cohort of section {part.section}", _HINT)
+            raise MissingInput(Path(part.source), f"The cohort of section {part.section}", _HINT)
         if part.source not in read:
             read[part.source] = read_cohort(part.source, controls=controls)
         if part.section not in read[part.source].sections:

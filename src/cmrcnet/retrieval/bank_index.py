@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cmrcnet.errors import ForeignIndex
+from cmrcnet.errors import Incompatible
 from cmrcnet.retrieval.manifest import SEARCH
 from cmrcnet.search.build import BuiltSearch
 from cmrcnet.search.cells import Cells
@@ -47,7 +47,7 @@ def write_search(folder: Path, built: BuiltSearch, bank: str, wanted: float) -> 
 
     Raises
     ------
-    DiskFull, Unwritable
+    NoSpace, Unwritable
     """
     if isinstance(built.searcher, ExactSearch):
         return None
@@ -103,7 +103,7 @@ def open_search(folder: Path, facts: dict[str, Any] | None, bank: str, vectors: 
 
     Raises
     ------
-    ForeignIndex
+    Incompatible
         A file is missing or damaged, or was made for another bank.
     MissingExtra
     """
@@ -114,7 +114,9 @@ def open_search(folder: Path, facts: dict[str, Any] | None, bank: str, vectors: 
     if facts["kind"] == "hnsw":
         return GraphSearch(vectors, arrays["graph"], arrays["rows"], effort)
     if len(arrays["cell_of_spot"]) != len(vectors):
-        raise ForeignIndex(folder, f"it knows {len(arrays['cell_of_spot']):,} spots, and the bank has {len(vectors):,}")
+        raise Incompatible.index(
+            folder, f"it knows {len(arrays['cell_of_spot']):,} spots, and the bank has {len(vectors):,}"
+        )
     cells = Cells(np.array(arrays["sums"]), np.array(arrays["counts"]))
     return InvertedFile(vectors, cells, arrays["cell_of_spot"], effort, compressed=facts["kind"] == "ivf-compressed")
 
@@ -130,7 +132,7 @@ def stored_arrays(folder: Path, facts: dict[str, Any], bank: str) -> dict[str, n
 
     Raises
     ------
-    ForeignIndex
+    Incompatible
     """
     arrays = {}
     for name, (shape, dtype) in facts["arrays"].items():
@@ -138,10 +140,10 @@ def stored_arrays(folder: Path, facts: dict[str, Any], bank: str) -> dict[str, n
         found = open_array(path, tuple(shape), np.dtype(dtype))
         if found is None:
             why = "is cut short, changed or of another shape" if path.exists() else "is missing"
-            raise ForeignIndex(folder, f"{name}.npy {why}")
+            raise Incompatible.index(folder, f"{name}.npy {why}")
         arrays[name] = found
     if _name(bank, arrays) != facts["name"]:
-        raise ForeignIndex(folder, "it was made for another bank, or for this one before it was changed")
+        raise Incompatible.index(folder, "it was made for another bank, or for this one before it was changed")
     return arrays
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import DamagedArtefact, ShapeMismatch
+from cmrcnet.errors import Damaged, ShapeMismatch
 from cmrcnet.heads.gene_decoder import SectionStatistics
 from cmrcnet.search.stacked_columns import csc_of
 from cmrcnet.storage.arrays import open_array, write_array
@@ -102,7 +102,7 @@ class BankPart:
         return fingerprint_stream([names, *(np.asarray(self.spots[c], str) for c in LOCATION_COLUMNS), *arrays])
 
     def require_genes(self, first: int, last: int) -> None:
-        """Refuse damage in the expression of genes `first` to `last` (not included): `DamagedArtefact`.
+        """Refuse damage in the expression of genes `first` to `last` (not included): `Damaged`.
 
         Each is looked at once in the life of this object.
         """
@@ -111,7 +111,7 @@ class BankPart:
         for gene in np.flatnonzero(~self._seen_whole[first:last]) + first:
             if _crc_of_gene(self.expression, gene) != self.gene_checks[gene]:
                 why = f"the expression of gene {self.genes[gene]} in section {self.section} is corrupt"
-                raise DamagedArtefact(self.where, why, self.hint)
+                raise Damaged(self.where, why, self.hint)
             self._seen_whole[gene] = True
 
     @cached_property
@@ -145,8 +145,8 @@ class BankPart:
 
         Raises
         ------
-        DiskFull, Unwritable
-        DamagedArtefact
+        NoSpace, Unwritable
+        Damaged
             What is copied is corrupt.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ class BankPart:
 
         Raises
         ------
-        DamagedArtefact
+        Damaged
             A file is missing, cut short or changed.
         """
         bank = folder.parents[1]
@@ -202,15 +202,15 @@ class BankPart:
             if found is None:
                 there = (folder / name).exists()
                 why = "is cut short, changed or of another shape" if there else "is missing"
-                raise DamagedArtefact(bank, f"{name} of section {section} {why}", hint)
+                raise Damaged(bank, f"{name} of section {section} {why}", hint)
             return found
 
         def small(name: str) -> Path:
             path = folder / name
             if not path.is_file():
-                raise DamagedArtefact(bank, f"{name} of section {section} is missing", hint)
+                raise Damaged(bank, f"{name} of section {section} is missing", hint)
             if _sha256(path) != facts["sha256"][name]:
-                raise DamagedArtefact(bank, f"{name} of section {section} is cut short or changed", hint)
+                raise Damaged(bank, f"{name} of section {section} is cut short or changed", hint)
             return path
 
         path, key = small("genes.json"), facts["sha256"]["genes.json"]

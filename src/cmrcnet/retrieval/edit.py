@@ -24,12 +24,11 @@ import numpy as np
 
 from cmrcnet.errors import (
     BadOption,
-    BankInUse,
     CmrcnetWarning,
-    DamagedArtefact,
-    ForeignBank,
-    ForeignIndex,
-    RecallTooLow,
+    Damaged,
+    Incompatible,
+    InUse,
+    NotAvailable,
     TooFew,
     UnknownName,
 )
@@ -74,13 +73,13 @@ def add_sections(folder: Path, model: TrainedModel, cohort: Cohort) -> tuple[str
 
     Raises
     ------
-    ForeignBank, BankInUse, NoSuchFile, DamagedArtefact, DiskFull
+    Incompatible, InUse, MissingInput, Damaged, NoSpace
     BadOption
         A section of that name is in the bank.
     """
     with _editing(folder) as manifest:
         if manifest.model != model.fingerprint:
-            raise ForeignBank(folder, manifest.model, model.fingerprint)
+            raise Incompatible.bank(folder, manifest.model, model.fingerprint)
         known = {facts["section"] for facts in manifest.parts}
         again = [section for section in cohort.sections if section in known]
         if again:
@@ -119,7 +118,7 @@ def drop_sections(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
         Neither a section nor a patient of the bank.
     TooFew
         No section would be left.
-    BankInUse, NoSuchFile, DamagedArtefact, DiskFull
+    InUse, MissingInput, Damaged, NoSpace
     """
     with _editing(folder) as manifest:
         for name in names:
@@ -162,7 +161,7 @@ def search_anew(folder: Path, config: SearchConfig) -> Manifest:
 
     Raises
     ------
-    RecallTooLow, MissingExtra, BankInUse, NoSuchFile, DamagedArtefact, DiskFull
+    NotAvailable, MissingExtra, InUse, MissingInput, Damaged, NoSpace
     """
     with _editing(folder) as manifest:
         bank = ReferenceBank._open(folder, replace(manifest, search=None))
@@ -181,7 +180,7 @@ def merge_banks(banks: Sequence[ReferenceBank]) -> ReferenceBank:
 
     Raises
     ------
-    ForeignBank
+    Incompatible
         Of different models.
     BadOption
         One name for different sections.
@@ -189,7 +188,7 @@ def merge_banks(banks: Sequence[ReferenceBank]) -> ReferenceBank:
     first = banks[0]
     for bank in banks[1:]:
         if (bank.model_fingerprint, bank.target_sum) != (first.model_fingerprint, first.target_sum):
-            raise ForeignBank(bank.name, bank.model_fingerprint, first.model_fingerprint)
+            raise Incompatible.bank(bank.name, bank.model_fingerprint, first.model_fingerprint)
     parts = {part.fingerprint: part for bank in banks for part in bank.parts}
     return ReferenceBank(tuple(parts.values()), first.model_fingerprint, first.target_sum)
 
@@ -200,7 +199,7 @@ def _editing(folder: Path) -> Iterator[Manifest]:
     Manifest.read(folder)
     with file_lock(folder / LOCK) as mine:
         if not mine:
-            raise BankInUse(folder, "is being edited by another process")
+            raise InUse(folder, "is being edited by another process")
         manifest = Manifest.read(folder)
         _sweep(folder, manifest)
         try:
@@ -236,13 +235,13 @@ def _search_after(folder: Path, before: Manifest, after: Manifest, added: Stacke
         try:
             arrays = _edited_cells(folder, before, {facts["name"] for facts in gone}, added)
             return rewrite_search(folder, before.search, arrays, after.fingerprint, changed)
-        except (ForeignIndex, DamagedArtefact):
+        except (Incompatible, Damaged):
             pass  # what is left of it cannot be edited: it is made anew
     bank = ReferenceBank._open(folder, replace(after, search=None))
     config = SearchConfig(kind=kind, recall=before.search["recall_wanted"])
     try:
         return write_search(folder, build_search(bank.vectors, config), after.fingerprint, config.recall)
-    except RecallTooLow as error:
+    except NotAvailable as error:
         warnings.warn(f"{error} The bank is searched exactly from now on.", CmrcnetWarning, stacklevel=2)
         return None
 

@@ -28,7 +28,7 @@ def embed_part(model: TrainedModel, section: Section, source: str = "") -> BankP
 
     Raises
     ------
-    GenesMissing, BadCounts
+    GenesError, SectionError
     BadOption
         The model makes vectors that are not finite.
     """

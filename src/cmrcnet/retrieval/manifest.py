@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cmrcnet.errors import DamagedArtefact, NoSuchFile
+from cmrcnet.errors import Damaged, Incompatible, MissingInput
 from cmrcnet.storage.atomic import atomic_file
 from cmrcnet.storage.hashing import fingerprint
 
@@ -75,7 +75,7 @@ class Manifest:
 
         Raises
         ------
-        DiskFull, Unwritable
+        NoSpace, Unwritable
         """
         facts = {
             "format": FORMAT,
@@ -102,24 +102,26 @@ class Manifest:
 
         Raises
         ------
-        NoSuchFile
-        DamagedArtefact
-            It is missing, changed, or of another format.
+        MissingInput
+        Damaged
+            It is missing or changed.
+        Incompatible
+            It has another format.
         """
         path = folder / NAME
         if not folder.is_dir():
-            raise NoSuchFile(folder, "The bank", "build one: cmrcnet index MODEL COHORT.csv --out BANK")
+            raise MissingInput(folder, "The bank", "build one: cmrcnet index MODEL COHORT.csv --out BANK")
         if not path.is_file():
-            raise DamagedArtefact(folder, f"{NAME} is missing", _HINT)
+            raise Damaged(folder, f"{NAME} is missing", _HINT)
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DamagedArtefact(folder, f"{NAME} is cut short or changed", _HINT) from error
+            raise Damaged(folder, f"{NAME} is cut short or changed", _HINT) from error
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             was = facts.get("format") if isinstance(facts, dict) else None
-            raise DamagedArtefact(folder, f"its format is {was}, and this version reads {FORMAT}", _HINT)
+            raise Incompatible.format(folder, was, FORMAT, _HINT)
         if fingerprint({key: value for key, value in facts.items() if key != "check"}) != facts.get("check"):
-            raise DamagedArtefact(folder, f"{NAME} was changed", _HINT)
+            raise Damaged(folder, f"{NAME} was changed", _HINT)
         wanted = ("model", "target_sum", "dim", "rank", "search")
         return cls(parts=tuple(facts["parts"]), **{key: facts[key] for key in wanted})
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cmrcnet.errors import RecallTooLow
+from cmrcnet.errors import NotAvailable
 from cmrcnet.search.cells import Cells, cells_for
 from cmrcnet.search.effort import Effort
 from cmrcnet.search.exact import ExactSearch
@@ -61,7 +61,7 @@ def build_search(
 
     Raises
     ------
-    RecallTooLow
+    NotAvailable
         With the probes or the breadth that were asked for, or with the widest walk.
     MissingExtra
     BadOption
@@ -79,7 +79,11 @@ def build_search(
         value, recall[k] = _enough(searcher, held_out, k, tried, config.recall)
         steps.append((k, value))
         if recall[k] < config.recall:
-            raise RecallTooLow(kind, k, recall[k], config.recall, parameter, value)
+            raise NotAvailable.from_sentence(
+                f"The {kind} index finds {recall[k]:.3f} of the {k} nearest spots with {parameter} {value}, and "
+                f"{config.recall:g} was asked for; raise --{parameter}, leave it out to have it found, or take "
+                "--search exact."
+            )
     put_in()
     searcher.effort = Effort(tuple(steps))
     return BuiltSearch(kind, searcher, recall, len(held_out.queries))

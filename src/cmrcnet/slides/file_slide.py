@@ -29,7 +29,7 @@ class PixelSource(Protocol):
     mpp: float | None
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
-        """Pixels (height, width, 3) of a region in pixels of `level` that lies wholly on it, or `BadFile`."""
+        """Pixels (height, width, 3) of a region in pixels of `level` that lies wholly on it, or `BadInput`."""
         ...
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class FileSlide:
 
         Raises
         ------
-        BadFile
+        BadInput
             The pixels cannot be decoded.
         """
         if not 0 <= level < len(self.downsamples):

@@ -95,7 +95,7 @@ def find_tissue(slide: Slide) -> TissueMask:
 
     Raises
     ------
-    UnknownScale
+    ScaleError
     """
     from scipy import ndimage
     from skimage.morphology import disk

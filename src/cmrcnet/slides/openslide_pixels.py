@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.errors import BadFile
+from cmrcnet.errors import BadInput
 from cmrcnet.slides.rgb import over_white
 from cmrcnet.slides.stored_scale import mean_scale, plausible_scale
 
@@ -43,7 +43,7 @@ class OpenSlidePixels:
             tile = self._slide.read_region((round(left * step), round(top * step)), level, (width, height))
         except openslide.OpenSlideError as error:
             self.close()  # OpenSlide refuses every later read once one has failed
-            raise BadFile(self.path, "a slide", f"its pixels cannot be decoded ({error})") from error
+            raise BadInput(self.path, "a slide", f"its pixels cannot be decoded ({error})") from error
         pixels = np.asarray(tile)
         return over_white(pixels[..., :3], pixels[..., 3])
 
@@ -62,4 +62,4 @@ class OpenSlidePixels:
         try:
             return openslide.OpenSlide(str(self.path))
         except openslide.OpenSlideError as error:
-            raise BadFile(self.path, "a slide", f"OpenSlide says: {error}") from error
+            raise BadInput(self.path, "a slide", f"OpenSlide says: {error}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmrcnet.errors import BadOption, NoTissue, ShapeMismatch
+from cmrcnet.errors import BadOption, ShapeMismatch, TooFew
 from cmrcnet.slides.scale import PatchScale
 from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.slides.spots import Spots
@@ -47,7 +47,7 @@ def crop_patches(slide: Slide, centre_px: np.ndarray, scale: PatchScale, *, batc
 
     Raises
     ------
-    UnknownScale
+    ScaleError
         At once, not when the first batch is asked for.
     """
     centres = np.asarray(centre_px, dtype=np.float64)
@@ -122,8 +122,8 @@ def patch_grid(slide: Slide, mask: TissueMask, *, pitch_um: float = 100.0, diame
 
     Raises
     ------
-    UnknownScale
-    NoTissue
+    ScaleError
+    TooFew
         No place of the grid is on tissue.
     """
     if not 0 < pitch_um < math.inf:
@@ -135,6 +135,8 @@ def patch_grid(slide: Slide, mask: TissueMask, *, pitch_um: float = 100.0, diame
     centres = (np.column_stack([column, row]) + 0.5) * pitch_px
     kept = np.flatnonzero(mask.contains(centres))
     if len(kept) == 0:
-        raise NoTissue(slide.name)
+        raise TooFew.from_sentence(
+            f"No tissue was found on {slide.name}; check the picture, or give the locations to predict yourself."
+        )
     barcodes = tuple(f"x{column[i]:05d}y{row[i]:05d}" for i in kept)
     return Spots(barcodes, centres[kept], pitch_um if diameter_um is None else diameter_um)

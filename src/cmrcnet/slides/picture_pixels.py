@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.errors import BadFile
+from cmrcnet.errors import BadInput
 from cmrcnet.slides.rgb import over_white
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "JPEG2000")
@@ -47,9 +47,9 @@ class PicturePixels:
             self.sizes = (picture.size,)
             mark = _LAST_MARK.get(picture.format)
             if picture.mode.startswith(("I", "F")):
-                raise BadFile(path, "a slide", "it holds more than 8 bits a pixel; convert it to 8-bit RGB")
+                raise BadInput(path, "a slide", "it holds more than 8 bits a pixel; convert it to 8-bit RGB")
         if mark is not None and not _ends(path, mark):
-            raise BadFile(path, "a picture", "it is truncated (its end is missing); copy or download it again")
+            raise BadInput(path, "a picture", "it is truncated (its end is missing); copy or download it again")
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """See `PixelSource.region`."""
@@ -83,7 +83,7 @@ class PicturePixels:
                     try:
                         picture.load()
                     except _DECODING as error:
-                        raise BadFile(self.path, "a picture", f"its pixels cannot be decoded ({error})") from error
+                        raise BadInput(self.path, "a picture", f"its pixels cannot be decoded ({error})") from error
                 self._picture = picture
             _holders[:] = [ref for ref in _holders if ref() is not None and ref() is not self]
             _holders.append(weakref.ref(self))
@@ -91,7 +91,7 @@ class PicturePixels:
 
     @contextmanager
     def _opened(self) -> Iterator:
-        """The picture with its header read, or `BadFile`; the file is closed at the end, decoded pixels stay."""
+        """The picture with its header read, or `BadInput`; the file is closed at the end, decoded pixels stay."""
         from PIL import Image, UnidentifiedImageError
 
         with _lock:
@@ -101,16 +101,16 @@ class PicturePixels:
             try:
                 picture = Image.open(self.path, formats=FORMATS)
             except UnidentifiedImageError as error:
-                raise BadFile(
+                raise BadInput(
                     self.path, "a slide", "it is neither a whole-slide format, a TIFF, nor a picture (JPEG, PNG)"
                 ) from error
             except _DECODING as error:
-                raise BadFile(self.path, "a picture", str(error)) from error
+                raise BadInput(self.path, "a picture", str(error)) from error
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
         try:
             if picture.width * picture.height > LARGEST_PX:
-                raise BadFile(
+                raise BadInput(
                     self.path,
                     "a picture",
                     f"{picture.width} x {picture.height} px are too many to decode whole; convert it to a tiled "

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadOption, EmptySection, ShapeMismatch, UnknownSection
+from cmrcnet.errors import BadOption, SectionError, ShapeMismatch, UnknownName
 from cmrcnet.slides.slide import Slide
 from cmrcnet.slides.spots import Spots
 
@@ -55,7 +55,7 @@ class Section:
                 f"counts of {self.name}", want=(len(self.spots), len(self.genes)), got=self.counts.shape
             )
         if 0 in self.counts.shape:
-            raise EmptySection(self.name, spots=self.counts.shape[0], genes=self.counts.shape[1])
+            raise SectionError.empty(self.name, spots=self.counts.shape[0], genes=self.counts.shape[1])
 
     def take(self, rows: np.ndarray) -> Section:
         """The same section with only the spots at `rows` (indices or a boolean mask)."""
@@ -147,7 +147,7 @@ class Cohort:
         for entry in self.entries:
             if entry.section == section:
                 return entry
-        raise UnknownSection(section, known=self.sections)
+        raise UnknownName("section", section, self.sections)
 
 
 def _itself(section: Section) -> Section:

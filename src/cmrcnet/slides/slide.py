@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from cmrcnet.errors import BadOption, ShapeMismatch, UnknownScale
+from cmrcnet.errors import BadOption, ScaleError, ShapeMismatch
 from cmrcnet.storage.hashing import fingerprint
 
 WHITE = 255
@@ -57,9 +57,9 @@ class Slide(Protocol):
 
 
 def known_scale(slide: Slide) -> float:
-    """The slide's micrometres per pixel, or `UnknownScale` with the hint."""
+    """The slide's micrometres per pixel, or `ScaleError` with the hint."""
     if slide.mpp is None:
-        raise UnknownScale(slide.name)
+        raise ScaleError.unknown(slide.name)
     return float(slide.mpp)
 
 

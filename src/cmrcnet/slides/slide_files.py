@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.errors import BadFile, BadOption, NoSuchFile, ScaleMismatch
+from cmrcnet.errors import BadInput, BadOption, MissingInput, ScaleError
 from cmrcnet.slides.file_slide import FileSlide, PixelSource
 from cmrcnet.slides.slide import ArraySlide, Slide
 
@@ -27,7 +27,7 @@ def open_slide(source: str | Path | np.ndarray, *, mpp: float | None = None, nam
         neither an EXIF orientation nor a colour profile is applied.
     mpp : float, optional
         Micrometres that one level-0 pixel shows. It overrides what the file says; without both, `Slide.mpp`
-        is None and whatever needs a scale raises `UnknownScale`.
+        is None and whatever needs a scale raises `ScaleError`.
     name : str, optional
         Name of the slide; the file's name without its ending by default.
 
@@ -38,10 +38,10 @@ def open_slide(source: str | Path | np.ndarray, *, mpp: float | None = None, nam
 
     Raises
     ------
-    NoSuchFile, BadFile
+    MissingInput, BadInput
         Not there; or truncated, no image, or an image of a kind that is no H&E slide (16-bit grey, a stack).
         Damage inside the pixels of a file shows when they are first read.
-    ScaleMismatch
+    ScaleError
         The stated scale differs from the file's own by more than a factor of 1.5.
     """
     if mpp is not None and not 0 < float(mpp) < float("inf"):
@@ -56,7 +56,7 @@ def open_slide(source: str | Path | np.ndarray, *, mpp: float | None = None, nam
     elif pixels.mpp is not None:
         factor = max(mpp / pixels.mpp, pixels.mpp / mpp)
         if factor > LARGEST_DISAGREEMENT:
-            raise ScaleMismatch(name, mpp, f"its own metadata says {pixels.mpp:g}")
+            raise ScaleError.contradicted(name, mpp, f"its own metadata says {pixels.mpp:g}")
     return FileSlide(path, pixels, None if mpp is None else float(mpp), name)
 
 
@@ -65,13 +65,13 @@ def _pixel_source(path: Path) -> PixelSource:
     from cmrcnet.slides.openslide_pixels import OpenSlidePixels, openslide_vendor
 
     if not path.exists():
-        raise NoSuchFile(path, "The slide")
+        raise MissingInput(path, "The slide")
     if path.is_dir():
-        raise BadFile(path, "a slide", "it is a folder; give the slide's file")
+        raise BadInput(path, "a slide", "it is a folder; give the slide's file")
     with path.open("rb") as file:
         head = file.read(4)
     if not head:
-        raise BadFile(path, "a slide", "it is empty")
+        raise BadInput(path, "a slide", "it is empty")
     if head not in _TIFF_SIGNATURES:
         if openslide_vendor(path) is not None:
             return OpenSlidePixels(path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cmrcnet.errors import DuplicateBarcodes, ShapeMismatch
+from cmrcnet.errors import SectionError, ShapeMismatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Spots:
         if len(set(self.barcodes)) != len(self.barcodes):
             seen: set[str] = set()
             twice = sorted({b for b in self.barcodes if b in seen or seen.add(b)})
-            raise DuplicateBarcodes(twice)
+            raise SectionError.repeated_barcodes(twice)
 
     def __len__(self) -> int:
         return len(self.barcodes)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cmrcnet.errors import BadFile
+from cmrcnet.errors import BadInput
 from cmrcnet.slides.rgb import grey_to_rgb, over_white
 from cmrcnet.slides.stored_scale import UNIT_UM, mean_scale, plausible_scale
 from cmrcnet.slides.tiff_whole import is_whole
@@ -37,12 +37,12 @@ def tiff_facts(path: Path) -> TiffFacts:
 
     Raises
     ------
-    BadFile
+    BadInput
         It is no TIFF, or a truncated one.
     """
     with _open(path) as tiff:
         if not is_whole(tiff, path):
-            raise BadFile(path, "a TIFF", "it is truncated (parts beyond its end are missing); copy it again")
+            raise BadInput(path, "a TIFF", "it is truncated (parts beyond its end are missing); copy it again")
         page = tiff.pages[0]
         return TiffFacts(tiff.is_ome, page.dtype == np.uint8)
 
@@ -65,9 +65,9 @@ class TiffPixels:
                 self._planes = tuple(_check(level, path) for level in levels)
                 self.mpp = _scale(tiff, tiff.series[self._series])
             except _DECODING as error:
-                if isinstance(error, BadFile):
+                if isinstance(error, BadInput):
                     raise
-                raise BadFile(path, "a TIFF", f"its header is damaged ({error})") from error
+                raise BadInput(path, "a TIFF", f"its header is damaged ({error})") from error
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """See `PixelSource.region`."""
@@ -84,9 +84,9 @@ class TiffPixels:
                 stored = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
                 return _to_rgb(stored, page)
             except _DECODING as error:
-                if isinstance(error, BadFile):
+                if isinstance(error, BadInput):
                     raise
-                raise BadFile(self.path, "a TIFF", f"its pixels cannot be decoded ({error})") from error
+                raise BadInput(self.path, "a TIFF", f"its pixels cannot be decoded ({error})") from error
 
     def close(self) -> None:
         """See `PixelSource.close`."""
@@ -149,7 +149,7 @@ class TiffPixels:
         file.seek(page.dataoffsets[index])
         data = file.read(size)
         if len(data) < size:
-            raise BadFile(self.path, "a TIFF", "it is truncated (pixels are missing at its end)")
+            raise BadInput(self.path, "a TIFF", "it is truncated (pixels are missing at its end)")
         decoded, _, shape = page.keyframe.decode(
             data, index, jpegtables=page.jpegtables, jpegheader=page.keyframe.jpegheader
         )
@@ -185,8 +185,8 @@ def _open(path: Path):
         if len(tiff.pages) and tiff.pages[0].imagewidth:
             return tiff
     except (tifffile.TiffFileError, *_DECODING) as error:
-        raise BadFile(path, "a TIFF", f"its header is damaged ({error})") from error
-    raise BadFile(path, "a TIFF", "it holds no image")
+        raise BadInput(path, "a TIFF", f"its header is damaged ({error})") from error
+    raise BadInput(path, "a TIFF", "it holds no image")
 
 
 def _size(level) -> tuple[int, int]:
@@ -198,29 +198,29 @@ def _largest(tiff, path: Path) -> int:
     """Number of the series with the most pixels (labels and overviews are smaller)."""
     areas = [math.prod(_size(series)) if "Y" in series.axes and "X" in series.axes else 0 for series in tiff.series]
     if not areas or max(areas) == 0:
-        raise BadFile(path, "a TIFF", "it holds no image")
+        raise BadInput(path, "a TIFF", "it holds no image")
     return areas.index(max(areas))
 
 
 def _check(level, path: Path) -> int:
-    """How many pages make the channels of a level: 1, or one page a channel; `BadFile` for what is no colour image."""
+    """How many pages make the channels of a level: 1, or one page a channel; `BadInput` for what is no colour image."""
     page = level.keyframe
     if any(one is None for one in level.pages):
-        raise BadFile(path, "a TIFF", "some of its pages are missing; copy or download it again")
+        raise BadInput(path, "a TIFF", "some of its pages are missing; copy or download it again")
     if level.dtype != np.uint8 or page.bitspersample != 8:
         kind = f"{page.bitspersample}-bit {np.dtype(level.dtype).name}" if level.dtype is not None else "unknown"
-        raise BadFile(path, "a slide", f"its pixels are {kind}; convert it to 8-bit RGB")
+        raise BadInput(path, "a slide", f"its pixels are {kind}; convert it to 8-bit RGB")
     beyond = [f"{axis} = {n}" for axis, n in zip(level.axes, level.shape, strict=True) if axis not in "YXSC" and n > 1]
     if beyond:
-        raise BadFile(path, "a slide", f"it is a stack ({', '.join(beyond)}); save one plane as RGB")
+        raise BadInput(path, "a slide", f"it is a stack ({', '.join(beyond)}); save one plane as RGB")
     channels = level.shape[level.axes.index("C")] if "C" in level.axes else 1
     samples = page.samplesperpixel * (channels if channels > 1 and len(level.pages) > 1 else 1)
     if samples not in (1, 3, 4) or (samples > 1 and channels > 1 and page.samplesperpixel > 1):
-        raise BadFile(path, "a slide", f"it has {samples} channels; an H&E slide has 3 (RGB)")
+        raise BadInput(path, "a slide", f"it has {samples} channels; an H&E slide has 3 (RGB)")
     if page.photometric not in (_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR) or (
         page.photometric == _YCBCR and page.compression not in _JPEG
     ):
-        raise BadFile(path, "a slide", f"its colours are {page.photometric!r}; convert it to RGB")
+        raise BadInput(path, "a slide", f"its colours are {page.photometric!r}; convert it to RGB")
     return len(level.pages) if channels > 1 and len(level.pages) > 1 else 1
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.errors import BadFile
+from cmrcnet.errors import BadInput
 from cmrcnet.storage.atomic import atomic_file
 
 _MARK = b"cmrcnet1"
@@ -35,8 +35,8 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Ite
 
     Raises
     ------
-    DiskFull, Unwritable
-    BadFile
+    NoSpace, Unwritable
+    BadInput
         The disk gives back something else than was written.
     """
     dtype = np.dtype(dtype)
@@ -59,7 +59,7 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Ite
     if written is None:
         written = open_array(path, shape, dtype)
     if written is None:
-        raise BadFile(path, "the array that was just written to it", "the disk gives back something else")
+        raise BadInput(path, "the array that was just written to it", "the disk gives back something else")
     return written
 
 

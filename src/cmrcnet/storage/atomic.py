@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cmrcnet.errors import CmrcnetError, DiskFull, OutputExists, Unwritable
+from cmrcnet.errors import CmrcnetError, NoSpace, OutputExists, Unwritable
 
 OUR_FOLDERS = (
     "model.json", "bank.json", "student.json", "run.json", "demo.json", "sweep.json", "transfer.json",
@@ -55,7 +55,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Raises
     ------
-    DiskFull, Unwritable
+    NoSpace, Unwritable
     """
     path = Path(path)
     tmp = path.with_name(f".{path.stem}.tmp-{uuid.uuid4().hex[:8]}{path.suffix}")
@@ -76,7 +76,7 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises
     ------
-    OutputExists, DiskFull, Unwritable
+    OutputExists, NoSpace, Unwritable
     """
     path = Path(path)
     refuse_existing(path, overwrite)
@@ -113,7 +113,7 @@ def translate_os_errors(path: Path) -> Iterator[None]:
 
     Raises
     ------
-    DiskFull, Unwritable
+    NoSpace, Unwritable
     """
     try:
         yield
@@ -121,7 +121,7 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if _means_full_disk(error):
-            raise DiskFull(final_path(path)) from error
+            raise NoSpace(final_path(path)) from error
         if isinstance(error, OSError) and error.errno in _FORBIDDEN and _concerns(error, path):
             raise Unwritable(final_path(path), os.strerror(error.errno).lower()) from error
         raise

@@ -89,7 +89,7 @@ class TokenCache:
 
         Raises
         ------
-        DiskFull
+        NoSpace
             There is no room; nothing half-written is left.
         Unwritable
         """

@@ -31,7 +31,7 @@ def file_lock(lock: Path) -> Iterator[bool]:
 
     Raises
     ------
-    Unwritable, DiskFull
+    Unwritable, NoSpace
     """
     with translate_os_errors(lock.parent):
         file = lock.open("w")

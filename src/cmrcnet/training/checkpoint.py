@@ -105,7 +105,7 @@ class Checkpoints:
 
         Raises
         ------
-        DiskFull, Unwritable
+        NoSpace, Unwritable
         """
         from safetensors.torch import save_file
 

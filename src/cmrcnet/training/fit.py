@@ -99,7 +99,7 @@ def fit(
         Fewer than two spots to train on.
     CannotResume
         The state is damaged, or was started with another config, panel, encoder or cohort.
-    Diverged, DiskFull, Unwritable
+    Diverged, NoSpace, Unwritable
 
     Warns
     -----

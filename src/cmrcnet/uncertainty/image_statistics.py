@@ -46,7 +46,7 @@ def appearance(slide: Slide, centre_px: np.ndarray) -> np.ndarray:
 
     Raises
     ------
-    UnknownScale
+    ScaleError
     """
     found = [traits_of(patches) for patches in looks(slide, centre_px)]
     return np.concatenate(found) if found else np.empty((0, len(TRAITS)), np.float32)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmrcnet.errors import BadOption, MissingColumn, UnknownName
+from cmrcnet.errors import BadInput, BadOption, UnknownName
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,14 +124,14 @@ def predictability(
 
     Raises
     ------
-    MissingColumn, UnknownName
+    BadInput, UnknownName
     """
     import pandas as pd
 
     rule = rule or GradeRule()
     missing = [name for name in ("method", "section", "gene", "pearson") if name not in genes]
     if missing:
-        raise MissingColumn("The gene table", missing, list(genes.columns))
+        raise BadInput.columns("The gene table", missing, list(genes.columns))
     by_section = _by_section(genes, method, "pearson")
     names, sections = list(by_section.index), list(by_section.columns)
     unknown = [section for section in sections if section not in patient_of]
