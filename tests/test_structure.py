@@ -191,11 +191,11 @@ NOUNS_ON_DISK = {
     "retrieval.manifest.Manifest": "one file",
     "retrieval.bank_index": "the search's folder in a bank",
     "retrieval.edit": "a bank is edited in its folder",
-    "evaluation.run_folder.RunFolder": "a folder of results",
-    "evaluation.work_folder": "a folder that takes long to make",
-    "evaluation.model_shelf.ModelShelf": "a folder of models that a sweep shares",
-    "evaluation.sweep_folder.SweepFolder": "a folder of results",
-    "evaluation.report": "writes the report",
+    "evaluation.protocol.run_folder.RunFolder": "a folder of results",
+    "evaluation.protocol.work_folder": "a folder that takes long to make",
+    "evaluation.protocol.model_shelf.ModelShelf": "a folder of models that a sweep shares",
+    "evaluation.sweep.sweep_folder.SweepFolder": "a folder of results",
+    "evaluation.report.evaluation_report": "writes the report",
 }
 
 

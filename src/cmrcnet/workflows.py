@@ -16,7 +16,7 @@ from cmrcnet.storage.atomic import atomic_file, atomic_folder, final_path, refus
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cmrcnet.evaluation.protocol import EvaluationRun
+    from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
     from cmrcnet.inference.predictors import Predictor
     from cmrcnet.readers.inspection import Inspection
     from cmrcnet.search.search_config import SearchConfig
@@ -636,7 +636,7 @@ def evaluate(
     run = _evaluate(
         cohort, out, config, set_, protocol, group_by, _each(methods), seeds, folds, workers, resume, overwrite
     )
-    from cmrcnet.evaluation.facts import time_text
+    from cmrcnet.evaluation.protocol.run_metadata import time_text
 
     print(run.to_text())
     print(time_text(run.facts["time"]))
@@ -703,7 +703,7 @@ def sweep(
     overwrite : bool
         Replace OUT.
     """
-    from cmrcnet.evaluation.sweep_plan import plan_over, preset_plan, read_axes
+    from cmrcnet.evaluation.sweep.sweep_plan import plan_over, preset_plan, read_axes
 
     base = _config(config, set_)
     if sum([bool(over), preset is not None, ablate]) != 1:
@@ -714,9 +714,9 @@ def sweep(
         plan = preset_plan(base, preset or "ablation")
     plan = plan.only(only)
 
-    from cmrcnet.evaluation.sweep_folder import SweepFolder
-    from cmrcnet.evaluation.sweep_report import write_sweep
-    from cmrcnet.evaluation.sweeps import sweep as run_sweep
+    from cmrcnet.evaluation.sweep.run_sweep import sweep as run_sweep
+    from cmrcnet.evaluation.sweep.sweep_folder import SweepFolder
+    from cmrcnet.evaluation.sweep.sweep_report import write_sweep
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.storage.cache import TokenCache
 
@@ -787,9 +787,9 @@ def transfer(
     """
     plan = _config(config, set_)
 
-    from cmrcnet.evaluation.sweep_folder import SweepFolder
-    from cmrcnet.evaluation.transfer import transfer as run_transfer
-    from cmrcnet.evaluation.transfer_report import write_transfer
+    from cmrcnet.evaluation.sweep.sweep_folder import SweepFolder
+    from cmrcnet.evaluation.sweep.transfer import transfer as run_transfer
+    from cmrcnet.evaluation.sweep.transfer_report import write_transfer
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.storage.cache import TokenCache
 
@@ -920,7 +920,7 @@ def demo(*, out: Path = Path("demo"), data: Path | None = None, config: str = "t
     import json
 
     from cmrcnet.datasets.synthetic import synthetic_cohort, synthetic_slide, write_cohort, write_slide
-    from cmrcnet.evaluation.report import write_report
+    from cmrcnet.evaluation.report.evaluation_report import write_report
     from cmrcnet.readers.cohort import read_cohort
 
     with atomic_folder(out, overwrite) as folder:
@@ -1008,10 +1008,10 @@ def _evaluate(
     """Run the protocol into a run folder and write its report."""
     plan = _config(config, set_)
 
-    from cmrcnet.evaluation.protocol import evaluate as run_protocol
-    from cmrcnet.evaluation.report import write_report
-    from cmrcnet.evaluation.run_folder import RunFolder
-    from cmrcnet.evaluation.trust_scores import trust_scores
+    from cmrcnet.evaluation.metrics.trust_scores import trust_scores
+    from cmrcnet.evaluation.protocol.evaluate import evaluate as run_protocol
+    from cmrcnet.evaluation.protocol.run_folder import RunFolder
+    from cmrcnet.evaluation.report.evaluation_report import write_report
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.storage.cache import TokenCache
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from cmrcnet.config import Config
 from cmrcnet.datasets.synthetic import synthetic_cohort
-from cmrcnet.evaluation.evaluation_run import EvaluationRun
-from cmrcnet.evaluation.methods import Location, Prediction, TrainingData
-from cmrcnet.evaluation.protocol import evaluate
-from cmrcnet.evaluation.scoring import truth_of
+from cmrcnet.evaluation.methods.method import Location, Prediction, TrainingData
+from cmrcnet.evaluation.metrics.scoring import truth_of
+from cmrcnet.evaluation.protocol.evaluate import evaluate
+from cmrcnet.evaluation.protocol.evaluation_run import EvaluationRun
 from cmrcnet.genes.table import prediction_table
 from cmrcnet.slides.section import Cohort
 

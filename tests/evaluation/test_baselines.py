@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import ShapeMismatch, UnknownName
-from cmrcnet.evaluation.baselines import PENALTIES, SAME, GeneMean, RandomSpots, RidgeOnFeatures, choose_penalty
-from cmrcnet.evaluation.features import PooledFeatures
-from cmrcnet.evaluation.methods import Location, Prediction, TrainingData, location_of
-from cmrcnet.evaluation.splits import folds
+from cmrcnet.evaluation.methods.baselines import PENALTIES, SAME, GeneMean, RandomSpots, RidgeOnFeatures, choose_penalty
+from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
+from cmrcnet.evaluation.methods.method import Location, Prediction, TrainingData, location_of
+from cmrcnet.evaluation.protocol.folds import folds
 from cmrcnet.genes.gene_sets import gene_sets
 from cmrcnet.genes.normalize import normalize
 from cmrcnet.genes.panel import choose_panel

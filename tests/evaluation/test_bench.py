@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cmrcnet.config import Config
-from cmrcnet.evaluation.bench import _NOT_FEATURES, features_name
+from cmrcnet.evaluation.protocol.fold_runner import _NOT_FEATURES, features_name
 
 
 def test_configs_with_the_same_features_share_them():

@@ -7,8 +7,8 @@ import pytest
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, SectionError
-from cmrcnet.evaluation import ceiling as module
-from cmrcnet.evaluation.ceiling import Ceilings, noise_ceiling, spearman_brown
+from cmrcnet.evaluation.metrics import noise_ceiling as module
+from cmrcnet.evaluation.metrics.noise_ceiling import Ceilings, noise_ceiling, spearman_brown
 from cmrcnet.genes.correlation import pearson_per_gene
 from cmrcnet.genes.normalize import normalize
 from tests.genes.sections import section_of

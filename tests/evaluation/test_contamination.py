@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cmrcnet.errors import Leakage
-from cmrcnet.evaluation.contamination import refuse_seen
+from cmrcnet.evaluation.protocol.contamination import refuse_seen
 
 SEEN = {"seen_sections": ("s1", "s2"), "seen_patients": ("p1",)}
 
@@ -33,8 +33,8 @@ def test_the_section_protocol_allows_the_patient_but_never_the_section():
 def test_a_bank_that_holds_the_test_section_is_refused_although_its_model_is_clean(
     small_cohort, small_config, small_cache
 ):
-    from cmrcnet.evaluation.retrieval import _refuse_contaminated
-    from cmrcnet.evaluation.splits import folds
+    from cmrcnet.evaluation.methods.trained_cmrcnet import _refuse_contaminated
+    from cmrcnet.evaluation.protocol.folds import folds
     from cmrcnet.retrieval.bank import build_bank
     from cmrcnet.training.fit import fit
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cmrcnet.evaluation.colour import colour_statistics
-from cmrcnet.evaluation.features import PooledFeatures
+from cmrcnet.evaluation.methods.colour import colour_statistics
+from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.slides.patches import crop_patches
 
 

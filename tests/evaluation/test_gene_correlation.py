@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import sparse
 
 from cmrcnet.errors import ShapeMismatch, TooFew
-from cmrcnet.evaluation.gene_correlation import (
+from cmrcnet.evaluation.metrics.gene_correlation import (
     GeneCorrelation,
     cluster_order,
     gene_correlation,

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from cmrcnet.errors import BadOption, UnknownName
-from cmrcnet.evaluation.intervals import intervals, paired_differences, too_few_to_rank, units_of
+from cmrcnet.evaluation.metrics.intervals import intervals, paired_differences, too_few_to_rank, units_of
 
 
 def scores_of(values: dict[str, dict[str, list[float]]]) -> pd.DataFrame:

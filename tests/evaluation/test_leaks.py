@@ -7,14 +7,14 @@ import pytest
 from scipy import sparse
 
 from cmrcnet.errors import Leakage
-from cmrcnet.evaluation.bench import Bench
-from cmrcnet.evaluation.features import PooledFeatures
-from cmrcnet.evaluation.method_registry import chosen_methods, shipped_methods
-from cmrcnet.evaluation.methods import TrainingData, location_of
-from cmrcnet.evaluation.protocol import evaluate
-from cmrcnet.evaluation.retrieval import TrainedCMRCNet
-from cmrcnet.evaluation.splits import Fold, folds
-from cmrcnet.evaluation.study import FoldPlanner, Study, only_folds
+from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
+from cmrcnet.evaluation.methods.method import TrainingData, location_of
+from cmrcnet.evaluation.methods.method_registry import chosen_methods, shipped_methods
+from cmrcnet.evaluation.methods.trained_cmrcnet import TrainedCMRCNet
+from cmrcnet.evaluation.protocol.evaluate import evaluate
+from cmrcnet.evaluation.protocol.experiment import FoldPlanner, Study, only_folds
+from cmrcnet.evaluation.protocol.fold_runner import Bench
+from cmrcnet.evaluation.protocol.folds import Fold, folds
 from cmrcnet.genes.gene_sets import gene_sets
 from cmrcnet.genes.panel import choose_panel
 from cmrcnet.slides.section import Cohort, Section

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import TooFew, UnknownName
-from cmrcnet.evaluation.matched_sets import NEAREST, matched_sets
+from cmrcnet.evaluation.metrics.matched_sets import NEAREST, matched_sets
 
 MEANS = {f"g{i}": float(i) for i in range(100)}
 

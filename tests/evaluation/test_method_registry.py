@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import BadOption, UnknownName
-from cmrcnet.evaluation.baselines import GeneMean
-from cmrcnet.evaluation.method_registry import chosen_methods, method_of, shipped_methods
-from cmrcnet.evaluation.protocol import evaluate
+from cmrcnet.evaluation.methods.baselines import GeneMean
+from cmrcnet.evaluation.methods.method_registry import chosen_methods, method_of, shipped_methods
+from cmrcnet.evaluation.protocol.evaluate import evaluate
 
 PAGES = Path(__file__).resolve().parents[2] / "docs"
 
@@ -102,7 +102,7 @@ def test_names_are_refused_when_unknown_or_double():
 def test_names_are_known_without_waking_torch():
     import subprocess
 
-    line = "import sys; from cmrcnet.evaluation.method_registry import shipped_methods; shipped_methods(); "
+    line = "import sys; from cmrcnet.evaluation.methods.method_registry import shipped_methods; shipped_methods(); "
     done = subprocess.run(
         [sys.executable, "-c", line + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True
     )
@@ -110,8 +110,8 @@ def test_names_are_known_without_waking_torch():
 
 
 def test_depth_reaches_only_a_method_that_says_it_is_a_diagnostic(small_cohort, small_config, small_cache):
-    from cmrcnet.evaluation.features import PooledFeatures
-    from cmrcnet.evaluation.methods import DiagnosticLocation, Location, location_of
+    from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
+    from cmrcnet.evaluation.methods.method import DiagnosticLocation, Location, location_of
 
     section = small_cohort.read("P1S1")
     features = PooledFeatures(small_config, small_cache)
@@ -129,9 +129,9 @@ def test_depth_reaches_only_a_method_that_says_it_is_a_diagnostic(small_cohort, 
 
 
 def test_the_depth_null_predicts_no_place_without_depth(small_cohort, small_config, small_cache):
-    from cmrcnet.evaluation.features import PooledFeatures
-    from cmrcnet.evaluation.methods import location_of
-    from cmrcnet.evaluation.rivals.depth_null import Line
+    from cmrcnet.evaluation.methods.depth_null import Line
+    from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
+    from cmrcnet.evaluation.methods.method import location_of
 
     line = Line(("a", "b"), 2.0, np.array([1.0, -1.0]), np.array([5.0, 5.0]))
     section = small_cohort.read("P1S1")

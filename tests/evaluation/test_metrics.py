@@ -13,8 +13,8 @@ from scipy import sparse
 from scipy.stats import pearsonr
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.evaluation import metrics
-from cmrcnet.evaluation.metrics import by_patient, over_genes, over_patients, score_genes, score_sets
+from cmrcnet.evaluation.metrics import gene_metrics as metrics
+from cmrcnet.evaluation.metrics.gene_metrics import by_patient, over_genes, over_patients, score_genes, score_sets
 
 TRUTH = np.array([[0.0, 1.0, 2.0, 5.0], [1.0, 1.0, 0.0, 5.5], [2.0, 1.0, 4.0, 7.0]])
 GUESS = np.array([[0.0, 1.0, 4.0, 3.0], [2.0, 3.0, 3.0, 3.0], [1.0, 2.0, 1.0, 3.0]])

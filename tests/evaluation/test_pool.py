@@ -15,11 +15,11 @@ import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort, write_cohort
 from cmrcnet.errors import BadOption, TooFew, WorkerDied
-from cmrcnet.evaluation.baselines import GeneMean
-from cmrcnet.evaluation.pool import _Line, sendable
-from cmrcnet.evaluation.protocol import evaluate
-from cmrcnet.evaluation.run_folder import RunFolder
-from cmrcnet.evaluation.threads import choose_workers, cores
+from cmrcnet.evaluation.methods.baselines import GeneMean
+from cmrcnet.evaluation.protocol.evaluate import evaluate
+from cmrcnet.evaluation.protocol.pool import _Line, sendable
+from cmrcnet.evaluation.protocol.run_folder import RunFolder
+from cmrcnet.evaluation.protocol.threads import choose_workers, cores
 
 pytestmark = pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
 

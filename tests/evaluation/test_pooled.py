@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.evaluation.pooled import PooledPearson
+from cmrcnet.evaluation.metrics.pooled import PooledPearson
 from cmrcnet.genes.correlation import pearson_per_gene
 
 

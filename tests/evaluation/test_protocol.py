@@ -11,13 +11,13 @@ import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort
 from cmrcnet.errors import BadOption, UnknownName
-from cmrcnet.evaluation import protocol
-from cmrcnet.evaluation.evaluation_run import EvaluationRun
-from cmrcnet.evaluation.methods import Location, Method, Prediction, TrainingData
-from cmrcnet.evaluation.metrics import METRICS, over_genes
-from cmrcnet.evaluation.protocol import evaluate
-from cmrcnet.evaluation.run_folder import RunFolder
-from cmrcnet.evaluation.scoring import SET_METRICS
+from cmrcnet.evaluation.methods.method import Location, Method, Prediction, TrainingData
+from cmrcnet.evaluation.metrics.gene_metrics import METRICS, over_genes
+from cmrcnet.evaluation.metrics.scoring import SET_METRICS
+from cmrcnet.evaluation.protocol import evaluate as protocol
+from cmrcnet.evaluation.protocol.evaluate import evaluate
+from cmrcnet.evaluation.protocol.evaluation_run import EvaluationRun
+from cmrcnet.evaluation.protocol.run_folder import RunFolder
 from cmrcnet.genes.correlation import pearson_per_gene
 from cmrcnet.genes.gene_sets import gene_sets
 from cmrcnet.genes.normalize import normalize
@@ -217,7 +217,7 @@ def test_an_unknown_method_and_a_method_named_twice_are_refused(small_cohort, sm
 
 
 def test_counts_beyond_the_memory_budget_are_read_again(small_cohort):
-    from cmrcnet.evaluation.section_memory import remembered
+    from cmrcnet.evaluation.protocol.section_memory import remembered
 
     cohort = remembered(small_cohort, most_bytes=0)
     assert cohort.read("P1S1").counts.shape == small_cohort.read("P1S1").counts.shape

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.evaluation.rank_metrics import detection_auc, spearman_per_gene
+from cmrcnet.evaluation.metrics.rank_metrics import detection_auc, spearman_per_gene
 
 few_values = arrays(np.float64, (9, 3), elements=st.integers(0, 4).map(float))
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cmrcnet.evaluation.bench import Bench
-from cmrcnet.evaluation.methods import location_of
-from cmrcnet.evaluation.splits import folds
-from cmrcnet.evaluation.study import FoldPlanner, Study
+from cmrcnet.evaluation.methods.method import location_of
+from cmrcnet.evaluation.protocol.experiment import FoldPlanner, Study
+from cmrcnet.evaluation.protocol.fold_runner import Bench
+from cmrcnet.evaluation.protocol.folds import folds
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 
 _NOT_FOLLOWED = (types.ModuleType, types.FrameType, type, str, bytes, int, float)
@@ -58,7 +58,7 @@ def handed(small_cohort, small_config, small_cache):
     """Bench, a task, and what its method is handed, after every section was read."""
     bench = Bench(small_cohort, small_cache)
     bench.warm(small_config)
-    from cmrcnet.evaluation.baselines import GeneMean
+    from cmrcnet.evaluation.methods.baselines import GeneMean
 
     study = Study(small_config, (GeneMean(),), folds(bench.cohort)[:1], (0,))
     (task,) = study.tasks(0, FoldPlanner(bench.cohort))

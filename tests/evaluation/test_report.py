@@ -15,19 +15,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmrcnet.evaluation.evaluation_run import EvaluationRun
-from cmrcnet.evaluation.gene_correlation import gene_correlation
-from cmrcnet.evaluation.intervals import intervals, paired_differences
-from cmrcnet.evaluation.report import write_report
-from cmrcnet.evaluation.report_correlation import _pairs, correlated_genes
-from cmrcnet.evaluation.report_figures import curve_svg, map_jpeg, tissue_view
-from cmrcnet.evaluation.report_genes import gene_explorer, gene_frame, gene_means, marker_table
-from cmrcnet.evaluation.report_maps import _genes_to_show
-from cmrcnet.evaluation.report_methods import between, signed
-from cmrcnet.evaluation.report_page import table
-from cmrcnet.evaluation.report_tables import strip
-from cmrcnet.evaluation.retrieval import kept_reading
-from cmrcnet.evaluation.verdict import number, verdict
+from cmrcnet.evaluation.methods.trained_cmrcnet import kept_reading
+from cmrcnet.evaluation.metrics.gene_correlation import gene_correlation
+from cmrcnet.evaluation.metrics.intervals import intervals, paired_differences
+from cmrcnet.evaluation.protocol.evaluation_run import EvaluationRun
+from cmrcnet.evaluation.protocol.summary import number, verdict
+from cmrcnet.evaluation.report.evaluation_report import write_report
+from cmrcnet.evaluation.report.page import table
+from cmrcnet.evaluation.report.report_correlation import _pairs, correlated_genes
+from cmrcnet.evaluation.report.report_figures import curve_svg, map_jpeg, tissue_view
+from cmrcnet.evaluation.report.report_genes import gene_explorer, gene_frame, gene_means, marker_table
+from cmrcnet.evaluation.report.report_maps import _genes_to_show
+from cmrcnet.evaluation.report.report_methods import between, signed
+from cmrcnet.evaluation.report.report_tables import strip
 from cmrcnet.slides.section import Cohort
 from cmrcnet.uncertainty.predictability import predictability
 from tests.evaluation.made_run import made_cohort, made_run
@@ -224,7 +224,7 @@ def test_genes_of_named_sets_come_first_and_a_gene_seen_in_one_spot_last(small_r
 
 
 def test_the_explorer_carries_no_more_than_it_says(small_run, monkeypatch):
-    monkeypatch.setattr("cmrcnet.evaluation.report_genes.MOST_GENES", 7)
+    monkeypatch.setattr("cmrcnet.evaluation.report.report_genes.MOST_GENES", 7)
     html = gene_explorer(small_run.run)
     assert len(embedded(html)["rows"]) == 7 and "7 of 60 scored genes" in html
 

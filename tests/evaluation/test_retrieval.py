@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cmrcnet.evaluation.retrieval import permuted
+from cmrcnet.evaluation.methods.trained_cmrcnet import permuted
 
 
 def test_pairs_are_shuffled_within_each_section_and_nothing_else_changes(small_cohort):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import CannotResume, Damaged, OutputExists
-from cmrcnet.evaluation.run_folder import Part, RunFolder, _file_name, _section_of
+from cmrcnet.evaluation.protocol.run_folder import Part, RunFolder, _file_name, _section_of
 
 IDENTITY = {"config": {"a": 1}, "cohort": "x"}
 SCORES = pd.DataFrame(

@@ -8,15 +8,15 @@ import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort
 from cmrcnet.errors import GenesError
-from cmrcnet.evaluation import scoring
-from cmrcnet.evaluation.ceiling import noise_ceiling
-from cmrcnet.evaluation.methods import Prediction
-from cmrcnet.evaluation.metrics import METRICS, over_genes
-from cmrcnet.evaluation.rank_metrics import spearman_per_gene
-from cmrcnet.evaluation.scoring import GENE_COLUMNS, SET_METRICS, Scorer, truth_of
-from cmrcnet.evaluation.scoring_protocol import PAPER
-from cmrcnet.evaluation.set_metrics import gene_gene_correlation, recall_of_highest
-from cmrcnet.evaluation.ssim import ssim_per_gene, ssim_windows
+from cmrcnet.evaluation.methods.method import Prediction
+from cmrcnet.evaluation.metrics import scoring
+from cmrcnet.evaluation.metrics.gene_metrics import METRICS, over_genes
+from cmrcnet.evaluation.metrics.noise_ceiling import noise_ceiling
+from cmrcnet.evaluation.metrics.rank_metrics import spearman_per_gene
+from cmrcnet.evaluation.metrics.scoring import GENE_COLUMNS, SET_METRICS, Scorer, truth_of
+from cmrcnet.evaluation.metrics.set_metrics import gene_gene_correlation, recall_of_highest
+from cmrcnet.evaluation.metrics.ssim import ssim_per_gene, ssim_windows
+from cmrcnet.evaluation.protocol.scoring_protocol import PAPER
 from cmrcnet.genes.correlation import pearson_per_gene
 from cmrcnet.genes.gene_sets import gene_sets
 from cmrcnet.genes.morans_i import morans_i

@@ -8,7 +8,7 @@ from scipy import sparse
 
 from cmrcnet.config import Config
 from cmrcnet.errors import UnknownName
-from cmrcnet.evaluation.scoring_protocol import PAPER, STRICT, protocol_named
+from cmrcnet.evaluation.protocol.scoring_protocol import PAPER, STRICT, protocol_named
 
 GENES = ("low", "high", "varies", "noisy")
 TRUTH = sparse.csr_matrix(np.array([[0.1, 5.0, 0.0, 1.0], [0.0, 5.1, 4.0, 1.5]]))

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from cmrcnet.errors import BadOption
-from cmrcnet.evaluation.metrics import over_patients
-from cmrcnet.evaluation.protocol import evaluate
-from cmrcnet.evaluation.seeds import genes_over_seeds, over_seeds
+from cmrcnet.evaluation.metrics.gene_metrics import over_patients
+from cmrcnet.evaluation.metrics.seeds import genes_over_seeds, over_seeds
+from cmrcnet.evaluation.protocol.evaluate import evaluate
 
 
 def scores(rows) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.evaluation.set_metrics import gene_gene_correlation, recall_of_highest, share_of_ceiling
+from cmrcnet.evaluation.metrics.set_metrics import gene_gene_correlation, recall_of_highest, share_of_ceiling
 
 
 def test_recall_counts_the_highest_that_are_found():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import BadOption, TooFew
-from cmrcnet.evaluation.splits import folds, patient_disjoint
+from cmrcnet.evaluation.protocol.folds import folds, patient_disjoint
 from cmrcnet.slides.section import Cohort, CohortEntry
 
 

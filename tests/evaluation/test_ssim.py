@@ -7,8 +7,8 @@ import pytest
 from skimage.metrics import structural_similarity
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.evaluation import ssim as module
-from cmrcnet.evaluation.ssim import ssim_per_gene, ssim_windows
+from cmrcnet.evaluation.metrics import ssim as module
+from cmrcnet.evaluation.metrics.ssim import ssim_per_gene, ssim_windows
 from cmrcnet.genes.spot_lattice import SpotLattice, snap_to_lattice
 
 SIDE = 16

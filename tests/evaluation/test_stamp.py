@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from cmrcnet.evaluation.scoring_protocol import PAPER
-from cmrcnet.evaluation.stamp import Stamp
+from cmrcnet.evaluation.protocol.protocol_info import Stamp
+from cmrcnet.evaluation.protocol.scoring_protocol import PAPER
 
 PLAIN = Stamp("patient", 6, 9, 6, True, False, 50, "skip")
 

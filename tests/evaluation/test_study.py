@@ -8,8 +8,8 @@ def test_torch_is_loaded_before_the_openmp_library_of_scanpys_compiled_loops():
     code = (
         "import sys\n"
         "from cmrcnet.datasets.synthetic import synthetic_cohort\n"
-        "from cmrcnet.evaluation.splits import folds\n"
-        "from cmrcnet.evaluation.study import FoldPlanner\n"
+        "from cmrcnet.evaluation.protocol.folds import folds\n"
+        "from cmrcnet.evaluation.protocol.experiment import FoldPlanner\n"
         "from cmrcnet.config import Config\n"
         "assert 'numba' not in sys.modules\n"
         "cohort = synthetic_cohort(patients=2, spots=12, genes=40, seed=1)\n"

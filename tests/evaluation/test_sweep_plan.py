@@ -6,7 +6,7 @@ import pytest
 
 from cmrcnet.config import Config, shipped_presets
 from cmrcnet.errors import BadOption, UnknownName
-from cmrcnet.evaluation.sweep_plan import BASE, plan_over, preset_plan, read_axes, shipped_sweeps, shown, value_of
+from cmrcnet.evaluation.sweep.sweep_plan import BASE, plan_over, preset_plan, read_axes, shipped_sweeps, shown, value_of
 
 
 def test_values_are_read_as_yaml():

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from cmrcnet.errors import CannotResume, OutputExists
-from cmrcnet.evaluation.interval import mean_interval
-from cmrcnet.evaluation.sweep_folder import SweepFolder
-from cmrcnet.evaluation.sweep_plan import plan_over
-from cmrcnet.evaluation.sweep_report import plot, write_sweep
-from cmrcnet.evaluation.sweeps import sweep
+from cmrcnet.evaluation.metrics.interval import mean_interval
+from cmrcnet.evaluation.sweep.run_sweep import sweep
+from cmrcnet.evaluation.sweep.sweep_folder import SweepFolder
+from cmrcnet.evaluation.sweep.sweep_plan import plan_over
+from cmrcnet.evaluation.sweep.sweep_report import plot, write_sweep
 from cmrcnet.training import fit as training
 
 pytestmark = pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
@@ -41,7 +41,7 @@ def trainings(monkeypatch):
 def test_cells_that_differ_in_the_head_share_a_training_and_are_scored_as_if_alone(
     tmp_path, small_cohort, quick, small_cache, trainings
 ):
-    from cmrcnet.evaluation.protocol import evaluate
+    from cmrcnet.evaluation.protocol.evaluate import evaluate
 
     plan = plan_over(quick, {"head.k": [10, 20]})
     options = {"only": ["P1", "P2"]}
@@ -116,8 +116,8 @@ def test_an_interval_holds_the_mean_and_the_values_hold_the_interval():
     ("keys", "grid"), [({"head.k": ["10", "500"]}, True), ({"model.targets": ["soft", "hard"]}, False)]
 )
 def test_a_plot_is_a_picture_whatever_varies(keys, grid):
-    from cmrcnet.evaluation.sweep_plan import SweepPlan
-    from cmrcnet.evaluation.sweeps import SweepRun
+    from cmrcnet.evaluation.sweep.run_sweep import SweepRun
+    from cmrcnet.evaluation.sweep.sweep_plan import SweepPlan
 
     ((key, values),) = keys.items()
     rows = [

@@ -10,11 +10,11 @@ import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort
 from cmrcnet.errors import GenesError, Leakage, TooFew
-from cmrcnet.evaluation.splits import folds
-from cmrcnet.evaluation.study import FoldPlanner
-from cmrcnet.evaluation.sweep_folder import SweepFolder
-from cmrcnet.evaluation.transfer import joined, shared_sets, transfer
-from cmrcnet.evaluation.transfer_report import write_transfer
+from cmrcnet.evaluation.protocol.experiment import FoldPlanner
+from cmrcnet.evaluation.protocol.folds import folds
+from cmrcnet.evaluation.sweep.sweep_folder import SweepFolder
+from cmrcnet.evaluation.sweep.transfer import joined, shared_sets, transfer
+from cmrcnet.evaluation.sweep.transfer_report import write_transfer
 from cmrcnet.slides.section import Cohort
 
 pytestmark = pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cmrcnet.evaluation.report_trust import coverage_svg, risk_svg, trust_report
-from cmrcnet.evaluation.scoring import truth_of
-from cmrcnet.evaluation.trust_scores import KEPT, gene_coverage, risk_column, risk_curve, trust_scores
+from cmrcnet.evaluation.metrics.scoring import truth_of
+from cmrcnet.evaluation.metrics.trust_scores import KEPT, gene_coverage, risk_column, risk_curve, trust_scores
+from cmrcnet.evaluation.report.report_trust import coverage_svg, risk_svg, trust_report
 from tests.evaluation.made_run import made_cohort, made_run
 
 

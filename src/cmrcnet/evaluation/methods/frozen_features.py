@@ -1,0 +1,115 @@
+"""The frozen features that every baseline sees: the mean of the config's image tokens. Beside them, poorer ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cmrcnet.config import Config
+from cmrcnet.evaluation.methods.colour import WIDTH, colour_statistics
+from cmrcnet.slides.slide import Slide
+from cmrcnet.slides.spots import Spots
+from cmrcnet.storage.hashing import fingerprint
+
+if TYPE_CHECKING:
+    from cmrcnet.models.image_encoder import ImageEncoder
+    from cmrcnet.storage.cache import TokenCache
+
+_SPOTS_AT_A_TIME = 256
+_COLOUR_FORMAT = 1  # counts up when the same patches would give other statistics
+
+
+class PooledFeatures:
+    """Features of any location on any slide, computed once and remembered.
+
+    They come from the config's encoder as it is before any training, also where the config trains it: frozen
+    features know no expression, so the test section's may be computed like any other's.
+
+    Parameters
+    ----------
+    config : Config
+    cache : TokenCache or None
+    """
+
+    def __init__(self, config: Config, cache: TokenCache | None) -> None:
+        self._config, self._cache = config, cache
+        self._encoders: dict[str, ImageEncoder] = {}
+        self._known: dict[tuple[str, str], np.ndarray] = {}
+
+    def of(self, slide: Slide, spots: Spots) -> np.ndarray:
+        """The config's features: mean token of each spot's patch, or all its views: (spots, dim) float32."""
+        if self._config.features.views_um:
+            return self._once("views", slide, spots, lambda: self._views(slide, spots))
+        return self._once("pooled", slide, spots, lambda: self._pool(self._encoder("pooled"), slide, spots))
+
+    def last_layer(self, slide: Slide, spots: Spots) -> np.ndarray:
+        """Mean token of the encoder's last output, one patch a spot, as HEST-Bench takes it: (spots, dim) float32."""
+        return self._once("last", slide, spots, lambda: self._pool(self._encoder("last"), slide, spots))
+
+    def untrained(self, slide: Slide, spots: Spots) -> np.ndarray:
+        """Mean token of the same encoder and blocks with random weights, one patch a spot: (spots, dim) float32."""
+        return self._once("untrained", slide, spots, lambda: self._pool(self._encoder("untrained"), slide, spots))
+
+    def colour(self, slide: Slide, spots: Spots) -> np.ndarray:
+        """Mean, deviation and 16-bin histogram of each channel of each spot's patch: (spots, 54) float32."""
+        return self._once("colour", slide, spots, lambda: self._colour(slide, spots))
+
+    def _once(self, kind: str, slide: Slide, spots: Spots, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        key = kind, fingerprint(slide.fingerprint(), spots.centre_px)
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
+
+    def _views(self, slide: Slide, spots: Spots) -> np.ndarray:
+        from cmrcnet.features.spot_tokens import spot_tokens
+
+        tokens = spot_tokens(self._encoder("pooled"), slide, spots.centre_px, self._config, cache=self._cache)
+        return np.asarray(tokens, np.float32).reshape(len(tokens), -1)
+
+    def _pool(self, encoder: ImageEncoder, slide: Slide, spots: Spots) -> np.ndarray:
+        from cmrcnet.features.encode import encode_patches
+
+        tokens = encode_patches(
+            encoder,
+            slide,
+            spots.centre_px,
+            self._config.patch,
+            cache=self._cache,
+            device=self._config.train.device,
+            precision=self._config.train.precision,
+        )
+        blocks = range(0, len(tokens), _SPOTS_AT_A_TIME)
+        return np.concatenate([np.asarray(tokens[b : b + _SPOTS_AT_A_TIME], np.float32).mean(axis=1) for b in blocks])
+
+    def _colour(self, slide: Slide, spots: Spots) -> np.ndarray:
+        from cmrcnet.features.patch_names import place_name
+        from cmrcnet.slides.patches import crop_patches
+
+        name = fingerprint("colour", _COLOUR_FORMAT, place_name(slide, spots.centre_px, self._config.patch))
+        shape = (len(spots), WIDTH)
+        known = self._cache.get("tokens", name, shape, np.float32) if self._cache is not None else None
+        if known is not None:
+            return np.array(known)
+        patches = crop_patches(slide, spots.centre_px, self._config.patch)
+        found = np.concatenate([colour_statistics(some) for some in patches])
+        if self._cache is not None:
+            self._cache.put("tokens", name, shape, np.float32, [found])
+        return found
+
+    def _encoder(self, kind: str) -> ImageEncoder:
+        if kind not in self._encoders:
+            from cmrcnet.models.encoder_registry import create_image_encoder
+
+            model = self._config.model
+            # Where the config's own encoder is random, the untrained one has other random weights.
+            self._encoders[kind] = create_image_encoder(
+                model.encoder,
+                weights="random" if kind == "untrained" else model.weights,
+                blocks=() if kind == "last" else model.blocks,
+                depth=model.encoder_depth,
+                heads=model.encoder_heads,
+                seed=self._config.train.seed + (1 if kind == "untrained" else 0),
+            )
+        return self._encoders[kind]

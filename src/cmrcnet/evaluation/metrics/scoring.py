@@ -1,0 +1,245 @@
+"""All scores of a method on the test sections of a fold: per gene, per set of genes, pooled over sections.
+
+Here the truth is known. Nothing of this file is ever handed to a method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scipy import sparse
+
+from cmrcnet.errors import GenesError
+from cmrcnet.evaluation.methods.method import Prediction
+from cmrcnet.evaluation.metrics.gene_metrics import Undefined, over_genes, score_genes, score_sets
+from cmrcnet.evaluation.metrics.noise_ceiling import Ceilings
+from cmrcnet.evaluation.metrics.pooled import PooledPearson
+from cmrcnet.evaluation.metrics.rank_metrics import spearman_per_gene
+from cmrcnet.evaluation.metrics.set_metrics import gene_gene_correlation, recall_of_highest, share_of_ceiling
+from cmrcnet.evaluation.metrics.ssim import ssim_per_gene, ssim_windows
+from cmrcnet.evaluation.protocol.scoring_protocol import STRICT, ScoringProtocol
+from cmrcnet.genes.gene_sets import EVERYTHING, LEAST_DETECTED
+from cmrcnet.genes.morans_i import morans_i
+from cmrcnet.genes.panel import GenePanel
+from cmrcnet.genes.spot_graph import spot_graph
+from cmrcnet.genes.spot_lattice import snap_to_lattice
+from cmrcnet.slides.section import Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SET_METRICS = ("ceiling", "pearson_share", "gene_gene_error", "gene_gene_agreement", "svg_recall", "pooled_pearson")
+"""Metrics of a set as a whole, beside the means of `metrics.METRICS`.
+
+``ceiling``: mean noise ceiling of the genes. ``pearson_share``: mean Pearson by mean ceiling, over genes that have
+both. ``gene_gene_error`` and ``gene_gene_agreement``: see `set_metrics.gene_gene_correlation`; not for all genes.
+``svg_recall``: of the set of all genes only, among genes counted in a tenth of the spots or more. ``pooled_pearson``:
+over all test spots of the fold at once.
+"""
+GENE_COLUMNS = ("section", "gene", "pearson", "mse", "mean", "variance", "detected", "sets", "ceiling")
+"""What `genes.csv` keeps of each gene; every further column would weigh a row a method, section and gene."""
+
+
+@dataclass(frozen=True, eq=False)
+class SectionTruth:
+    """What scoring knows of one test section, worked out once for all methods.
+
+    Parameters
+    ----------
+    genes : tuple of str
+        Genes of the training sections that this section measured.
+    expression : scipy.sparse.csc_matrix, shape (spots, genes)
+        Log-normalised; library sizes are over all genes of the section.
+    graph, windows : scipy.sparse.csr_matrix, shape (spots, spots)
+        Neighbours, and windows of the structural similarity.
+    moran, ceiling : numpy.ndarray, shape (genes,)
+        Moran's I of the truth, and its noise ceiling.
+    """
+
+    genes: tuple[str, ...]
+    expression: sparse.csc_matrix
+    graph: sparse.csr_matrix
+    windows: sparse.csr_matrix
+    moran: np.ndarray
+    ceiling: np.ndarray
+
+
+class Scorer:
+    """Scores predictions of test sections; remembers the truth of the sections of one fold.
+
+    Parameters
+    ----------
+    target_sum : float or "median"
+        The config's library size.
+    undefined : {"skip", "zero"}
+    set_size : int
+        Genes that SVG recall looks for, and genes of the truth's own sets under ``paper``.
+    protocol : ScoringProtocol
+    seed : int
+        Of the splits behind the noise ceiling: not the seed of a training, so that all share one yardstick.
+    """
+
+    def __init__(
+        self,
+        target_sum: float | Literal["median"] = 10_000.0,
+        *,
+        undefined: Undefined = "skip",
+        set_size: int = 50,
+        protocol: ScoringProtocol = STRICT,
+        seed: int = 0,
+    ) -> None:
+        self.target_sum, self.undefined, self.set_size, self.protocol = target_sum, undefined, set_size, protocol
+        self._ceilings = Ceilings(target_sum, seed=seed)
+        self._genes: Sequence[str] = ()
+        self._kept: dict[str, SectionTruth] = {}
+
+    def begin(self, sets: Mapping[str, Sequence[str]]) -> FoldScores:
+        """Start scoring one method in one fold, whose sets these are (``all`` among them)."""
+        return FoldScores(self, sets)
+
+    def truth(self, section: Section, genes: Sequence[str]) -> SectionTruth:
+        """The truth of a section, for those of `genes` that it measured."""
+        if tuple(genes) != self._genes:  # another fold
+            self._genes, self._kept = tuple(genes), {}
+        if section.name not in self._kept:
+            measured, expression = truth_of(section, self._genes, self.target_sum)
+            expression = sparse.csc_matrix(expression)
+            graph = spot_graph(section.spots.centre_px)
+            ceilings = self._ceilings.of(section)
+            self._kept[section.name] = SectionTruth(
+                measured,
+                expression,
+                graph,
+                ssim_windows(snap_to_lattice(section.spots.centre_px)),
+                morans_i(expression, graph),
+                np.array([ceilings.get(gene, np.nan) for gene in measured]),
+            )
+        return self._kept[section.name]
+
+
+class FoldScores:
+    """Scores of one method in one fold, section after section. Made by `Scorer.begin`."""
+
+    def __init__(self, scorer: Scorer, sets: Mapping[str, Sequence[str]]) -> None:
+        self._scorer, self._sets = scorer, sets
+        self._rows: list[dict[str, Any]] = []
+        self._pooled = PooledPearson(sets[EVERYTHING])
+        self._seen: list[tuple[str, str]] = []  # sections and their patients
+        self._measured: set[str] = set()
+        self._scored_sets: dict[str, dict[str, None]] = {name: {} for name in sets}
+
+    def add(self, section: Section, prediction: Prediction) -> pd.DataFrame:
+        """Score one section.
+
+        Parameters
+        ----------
+        section : Section
+        prediction : Prediction
+
+        Returns
+        -------
+        pandas.DataFrame
+            `GENE_COLUMNS`, one row a gene.
+        """
+        scorer, truth = self._scorer, self._scorer.truth(section, self._sets[EVERYTHING])
+        guess = prediction.take(truth.genes)
+        sets = scorer.protocol.scored_sets(self._sets, truth.genes, truth.expression, scorer.set_size)
+        table = score_genes(truth.expression, guess, truth.genes)
+        said = morans_i(guess, truth.graph)
+        table["moran_error"] = np.abs(said - truth.moran)
+        table["ceiling"] = truth.ceiling
+        column = {gene: place for place, gene in enumerate(truth.genes)}
+        members = {name: [column[gene] for gene in genes if gene in column] for name, genes in sets.items()}
+        named = sorted({place for name, locations in members.items() if name != EVERYTHING for place in locations})
+        true, predicted = truth.expression[:, named].toarray(), guess[:, named]
+        for name, values in (
+            ("spearman", spearman_per_gene(true, predicted)),
+            ("ssim", ssim_per_gene(true, predicted, truth.windows)),
+        ):
+            table[name] = np.nan
+            table.loc[named, name] = values
+
+        head = {"section": section.name, "patient": section.patient}
+        rows = score_sets(table, sets, scorer.undefined) + self._of_sets(table, truth, guess, said, members)
+        self._rows += [head | row for row in rows]
+        self._pooled.add(truth.expression, guess, truth.genes)
+        self._seen.append((section.name, section.patient))
+        self._measured.update(truth.genes)
+        for name, genes in sets.items():
+            self._scored_sets[name] |= dict.fromkeys(genes)
+
+        of_gene: dict[str, list[str]] = {}
+        for name, genes in sets.items():
+            for gene in genes if name != EVERYTHING else ():
+                of_gene.setdefault(gene, []).append(name)
+        table["sets"] = [" ".join(of_gene.get(gene, ())) for gene in truth.genes]
+        table.insert(0, "section", section.name)
+        return table[list(GENE_COLUMNS)]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of `scores.csv` without method and fold: `section, patient, gene_set, metric, value, n_genes, ...`.
+
+        The pooled correlation has one row a set; its `section` and `patient` name all that were pooled, joined by
+        `` + ``.
+        """
+        pooled = dict(zip(self._pooled.genes, self._pooled.values().tolist(), strict=True))
+        head = {
+            "section": " + ".join(section for section, _ in self._seen),
+            "patient": " + ".join(dict.fromkeys(patient for _, patient in self._seen)),
+        }
+        found = []
+        for name, genes in self._scored_sets.items():
+            values = np.array([pooled[gene] for gene in genes if gene in self._measured])
+            found.append(head | _row(name, "pooled_pearson", *over_genes(values, self._scorer.undefined)))
+        return self._rows + found
+
+    def _of_sets(
+        self,
+        table: pd.DataFrame,
+        truth: SectionTruth,
+        guess: np.ndarray,
+        said: np.ndarray,
+        members: Mapping[str, list[int]],
+    ) -> list[dict[str, Any]]:
+        """Scores that a set has as a whole."""
+        scorer, rows = self._scorer, []
+        pearson = table["pearson"].to_numpy()
+        if scorer.undefined == "zero":
+            pearson = np.nan_to_num(pearson)
+        for name, locations in members.items():
+            rows.append(_row(name, "ceiling", *over_genes(truth.ceiling[locations])))
+            share, left_out = share_of_ceiling(pearson[locations], truth.ceiling[locations])
+            rows.append(_row(name, "pearson_share", share, len(locations), left_out))
+            if name == EVERYTHING:
+                common = table["detected"].to_numpy() >= LEAST_DETECTED
+                recall, undefined = recall_of_highest(truth.moran[common], said[common], scorer.set_size)
+                rows.append(_row(name, "svg_recall", recall, int(common.sum()), undefined))
+            else:
+                true = truth.expression[:, locations].toarray()
+                error, agreement, left_out = gene_gene_correlation(true, guess[:, locations])
+                rows.append(_row(name, "gene_gene_error", error, len(locations), left_out))
+                rows.append(_row(name, "gene_gene_agreement", agreement, len(locations), left_out))
+        return rows
+
+
+def truth_of(section: Section, genes: Sequence[str], target_sum: float | Literal["median"]):
+    """Measured log-normalised expression of those of `genes` that the section measured.
+
+    Returns
+    -------
+    genes : tuple of str
+    expression : scipy.sparse.csr_matrix, shape (spots, genes)
+        Library sizes are over all genes of the section.
+    """
+    known = set(section.genes)
+    measured = tuple(gene for gene in genes if section.absent_genes == "zero" or gene in known)
+    if not measured or known.isdisjoint(measured):
+        raise GenesError.none_shared(f"Section {section.name}", "the training sections")
+    return measured, GenePanel(measured, target_sum, {"kind": "evaluation"}).select(section)
+
+
+def _row(name: str, metric: str, value: float, n_genes: int, n_undefined: int) -> dict[str, Any]:
+    return {"gene_set": name, "metric": metric, "value": value, "n_genes": n_genes, "n_undefined": n_undefined}
