@@ -43,13 +43,13 @@ from typing import Any
 
 PACKAGE = "cmrcnet"
 
-FEATURES = ("encoding", "evaluation.features")
+FEATURES = ("features", "evaluation.features", "evaluation.methods.features")
 """Modules, or folders of modules, that read slides to make the encoder's input."""
 
-PLUMBING = ("tissue.patches", "tissue.thumbnail")
+PLUMBING = ("slides.patches", "slides.thumbnail", "slides.slide")
 """Modules that read slides for others."""
 
-SETTINGS_FLAG = "--recipe"
+SETTINGS_FLAG = "--config"
 """The command line's option that takes the name of shipped settings (`--settings` here)."""
 
 SHORT = ("--set", "train.epochs=2", "readout.k=10")
