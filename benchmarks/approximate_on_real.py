@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.config import Config
-from cmrcnet.genes.correlation import pearson_per_gene
-from cmrcnet.genes.normalize import normalize
+from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.inference.predict import predict
 from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank

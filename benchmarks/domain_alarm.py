@@ -16,9 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.readers.cohort import read_cohort
-from cmrcnet.uncertainty.image_statistics import LOOK, looks, traits_of
-from cmrcnet.uncertainty.out_of_distribution import Domain, fit_domain
-from cmrcnet.uncertainty.perturbations import SHIFTS, moves_of
+from cmrcnet.uncertainty.ood import LOOK, SHIFTS, Domain, fit_domain, looks, moves_of, traits_of
 
 SOUND, OTHER = "as it is", "another organ"
 

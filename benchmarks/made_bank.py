@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import sparse
 
 from cmrcnet.config import Config
-from cmrcnet.genes.panel import GenePanel
+from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.models.cmrcnet import CMRCNet
 from cmrcnet.models.encoder_registry import create_image_encoder
 from cmrcnet.models.trained_model import Provenance, TrainedModel

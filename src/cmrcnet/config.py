@@ -2,7 +2,7 @@
 
 The frozen dataclasses below are the only place where a default lives. A YAML file overrides them; a key that they
 do not have is an error; a test holds that every field is read somewhere. A file may start from a shipped config
-(`extends: default`) and may say which data it is for (`task`, read by `datasets.hest_tasks`); neither is a option. The
+(`extends: default`) and may say which data it is for (`task`, read by `datasets.hest`); neither is a option. The
 switches that restore the behaviour of the released code (docs/paper/deviations.md) are marked "Released:". Past 300
 lines because it is one thing: all options side by side, so that nobody looks for a second list.
 """
@@ -177,7 +177,7 @@ class TargetConfig:
     gene_rank: int = 10
     """Components that the gene encoder sees, when there are `ranks`."""
     depth_weights: bool = False
-    """Weigh spots by how deeply they were sequenced (`genes.spot_weights`) where the heads are fitted."""
+    """Weigh spots by how deeply they were sequenced (`genes.normalise`) where the heads are fitted."""
 
     def __post_init__(self) -> None:
         _require(all(rank >= 1 for rank in self.ranks), "target.ranks", self.ranks, "numbers of components, 1 or more")

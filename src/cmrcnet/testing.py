@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmrcnet.genes.normalize import check_counts
+from cmrcnet.genes.normalise import check_counts
 from cmrcnet.genes.table import check_prediction_table
 from cmrcnet.slides.section import Section
 from cmrcnet.slides.slide import WHITE, Slide, known_scale

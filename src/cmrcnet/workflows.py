@@ -513,8 +513,8 @@ def export(
     overwrite : bool
         Replace TO.
     """
-    from cmrcnet.export.export import ending_of
-    from cmrcnet.export.export import export as write
+    from cmrcnet.export.formats import ending_of
+    from cmrcnet.export.formats import export as write
     from cmrcnet.export.stored_prediction import StoredPrediction
     from cmrcnet.slides.slide_files import open_slide
 
@@ -848,7 +848,7 @@ def localise(
             raise BadOption("out", str(out), "a file name that ends in .csv")
         refuse_existing(out, overwrite)
 
-    from cmrcnet.analysis.localised_cohort import localisation_text, localise_cohort
+    from cmrcnet.analysis.localisation import localisation_text, localise_cohort
     from cmrcnet.genes.markers import markers, organ_of_cohort, source_lines
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.readers.region_table import read_cohort_regions
@@ -892,8 +892,7 @@ def fetch(
     accept_licence : bool
         You have read the licence of the data (CC BY-NC-SA 4.0) and keep to it.
     """
-    from cmrcnet.datasets.fetch import fetch_hest
-    from cmrcnet.datasets.hest_tasks import hest_task
+    from cmrcnet.datasets.hest import fetch_hest, hest_task
 
     table = fetch_hest(task, out, accept_licence=accept_licence, slides=slides, revision=revision)
     print(f"Cohort written to {table}. Next: cmrcnet evaluate {table} --config {hest_task(task).config} --out RUN")

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmrcnet.analysis.attribution import attribution
+from cmrcnet.analysis.attribution import attribution, matched_tissue
 from cmrcnet.analysis.attribution_sheet import attribution_sheet
-from cmrcnet.analysis.matched_tissue import matched_tissue
 from cmrcnet.errors import Damaged, UnknownName
-from cmrcnet.genes.normalize import normalize
+from cmrcnet.genes.normalise import normalize
 from cmrcnet.inference.predict import predict
 from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.slides.patches import crop_patches

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from cmrcnet import cli
-from cmrcnet.analysis.localised_cohort import localisation_text, localise_cohort
+from cmrcnet.analysis.localisation import localisation_text, localise_cohort
 from cmrcnet.errors import GenesError, TooFew
 from cmrcnet.genes.markers import markers
 from cmrcnet.readers.cohort import read_cohort

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from cmrcnet import cli
-from cmrcnet.datasets.fetch import fetch_hest
-from cmrcnet.datasets.hest_tasks import hest_task
+from cmrcnet.datasets.hest import fetch_hest, hest_task
 from cmrcnet.datasets.hub import HuggingFaceHub, RemoteFile
 from cmrcnet.errors import (
     BadInput,
@@ -171,7 +170,7 @@ def test_hest_files_made_of_a_real_section(her2st_csv, tmp_path):
 
 
 def test_the_verb_fetches_and_says_what_comes_next(hub, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("cmrcnet.datasets.fetch.HuggingFaceHub", lambda repository: hub)
+    monkeypatch.setattr("cmrcnet.datasets.hest.HuggingFaceHub", lambda repository: hub)
     out = tmp_path / "skcm"
     words = ["fetch", "hest", "--task", "SKCM", "--out", str(out)]
     assert cli.main(words) == cli.USER_ERROR

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cmrcnet.config import Config
-from cmrcnet.datasets.hest_tasks import hest_task, hest_tasks
+from cmrcnet.datasets.hest import hest_task, hest_tasks
 from cmrcnet.errors import BadInput, BadOption, MissingInput, UnknownName
 from cmrcnet.genes.markers import markers, organ_of
 

@@ -15,12 +15,11 @@ from cmrcnet.datasets.synthetic import (
     synthetic_slide,
     synthetic_truth,
 )
-from cmrcnet.datasets.synthetic_anatomy import TRAITS, Anatomy, TissuePlan
-from cmrcnet.datasets.synthetic_counts import GROUP_SHARES, synthetic_genes
-from cmrcnet.datasets.synthetic_tissue import staining_of
+from cmrcnet.datasets.synthetic_anatomy import GROUP_SHARES, TRAITS, Anatomy, TissuePlan, synthetic_genes
+from cmrcnet.datasets.synthetic_image import staining_of
 from cmrcnet.errors import BadOption
-from cmrcnet.genes.correlation import pearson_per_gene
-from cmrcnet.genes.normalize import normalize
+from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.slides.section import Section
 from cmrcnet.testing import assert_section, assert_slide
 

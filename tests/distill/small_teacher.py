@@ -11,12 +11,11 @@ from cmrcnet.config import Config
 from cmrcnet.datasets.synthetic import synthetic_cohort
 from cmrcnet.features.spot_tokens import spot_tokens
 from cmrcnet.genes.components import find_components
-from cmrcnet.genes.panel import GenePanel
+from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.heads.ensemble import Ensemble
 from cmrcnet.heads.head import Head
-from cmrcnet.heads.kernel import KernelRidge
 from cmrcnet.heads.pca import fit_pca
-from cmrcnet.heads.ridge import Ridge
+from cmrcnet.heads.ridge import KernelRidge, Ridge
 from cmrcnet.models.cmrcnet import CMRCNet
 from cmrcnet.models.encoder_registry import create_image_encoder
 from cmrcnet.models.trained_model import Provenance, TrainedModel

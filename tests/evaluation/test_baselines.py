@@ -10,9 +10,8 @@ from cmrcnet.evaluation.methods.baselines import PENALTIES, SAME, GeneMean, Rand
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.methods.method import Location, Prediction, TrainingData, location_of
 from cmrcnet.evaluation.protocol.folds import folds
-from cmrcnet.genes.gene_sets import gene_sets
-from cmrcnet.genes.normalize import normalize
-from cmrcnet.genes.panel import choose_panel
+from cmrcnet.genes.gene_sets import choose_panel, gene_sets
+from cmrcnet.genes.normalise import normalize
 
 
 @pytest.fixture(scope="module")

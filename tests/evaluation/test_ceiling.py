@@ -9,8 +9,8 @@ from scipy import sparse
 from cmrcnet.errors import BadOption, SectionError
 from cmrcnet.evaluation.metrics import noise_ceiling as module
 from cmrcnet.evaluation.metrics.noise_ceiling import Ceilings, noise_ceiling, spearman_brown
-from cmrcnet.genes.correlation import pearson_per_gene
-from cmrcnet.genes.normalize import normalize
+from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 from tests.genes.sections import section_of
 
 

@@ -15,8 +15,7 @@ from cmrcnet.evaluation.protocol.evaluate import evaluate
 from cmrcnet.evaluation.protocol.experiment import FoldPlanner, Study, only_folds
 from cmrcnet.evaluation.protocol.fold_runner import Bench
 from cmrcnet.evaluation.protocol.folds import Fold, folds
-from cmrcnet.genes.gene_sets import gene_sets
-from cmrcnet.genes.panel import choose_panel
+from cmrcnet.genes.gene_sets import choose_panel, gene_sets
 from cmrcnet.slides.section import Cohort, Section
 
 # A hundred spots and a few epochs: the collapse meter rightly doubts what these networks have learnt.

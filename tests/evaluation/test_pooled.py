@@ -10,7 +10,7 @@ from scipy import sparse
 
 from cmrcnet.errors import ShapeMismatch
 from cmrcnet.evaluation.metrics.pooled import PooledPearson
-from cmrcnet.genes.correlation import pearson_per_gene
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 
 
 @settings(max_examples=30, deadline=None)

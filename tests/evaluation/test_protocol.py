@@ -18,9 +18,9 @@ from cmrcnet.evaluation.protocol import evaluate as protocol
 from cmrcnet.evaluation.protocol.evaluate import evaluate
 from cmrcnet.evaluation.protocol.evaluation_run import EvaluationRun
 from cmrcnet.evaluation.protocol.run_folder import RunFolder
-from cmrcnet.genes.correlation import pearson_per_gene
 from cmrcnet.genes.gene_sets import gene_sets
-from cmrcnet.genes.normalize import normalize
+from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.slides.section import Cohort, Section
 from tests.evaluation.conftest import SMALL_METHODS
 
@@ -183,7 +183,7 @@ def test_sections_of_one_patient_on_both_sides_are_stamped_everywhere(small_conf
 
 
 def test_a_panel_from_all_sections_is_given_to_the_folds_and_stamped(small_cohort, small_config, small_cache):
-    from cmrcnet.genes.panel import choose_panel
+    from cmrcnet.genes.gene_sets import choose_panel
 
     leaking = small_config.override({"panel.sections": "all", "panel.n_hvg": 10})
     method = Watching()

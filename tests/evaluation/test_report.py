@@ -29,7 +29,7 @@ from cmrcnet.evaluation.report.report_maps import _genes_to_show
 from cmrcnet.evaluation.report.report_methods import between, signed
 from cmrcnet.evaluation.report.report_tables import strip
 from cmrcnet.slides.section import Cohort
-from cmrcnet.uncertainty.predictability import predictability
+from cmrcnet.uncertainty.gene_reliability import predictability
 from tests.evaluation.made_run import made_cohort, made_run
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}

@@ -17,12 +17,9 @@ from cmrcnet.evaluation.metrics.scoring import GENE_COLUMNS, SET_METRICS, Scorer
 from cmrcnet.evaluation.metrics.set_metrics import gene_gene_correlation, recall_of_highest
 from cmrcnet.evaluation.metrics.ssim import ssim_per_gene, ssim_windows
 from cmrcnet.evaluation.protocol.scoring_protocol import PAPER
-from cmrcnet.genes.correlation import pearson_per_gene
 from cmrcnet.genes.gene_sets import gene_sets
-from cmrcnet.genes.morans_i import morans_i
-from cmrcnet.genes.normalize import normalize
-from cmrcnet.genes.spot_graph import spot_graph
-from cmrcnet.genes.spot_lattice import snap_to_lattice
+from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.spatial_stats import morans_i, pearson_per_gene, snap_to_lattice, spot_graph
 from tests.genes.sections import section_of
 
 

@@ -9,7 +9,7 @@ from skimage.metrics import structural_similarity
 from cmrcnet.errors import ShapeMismatch
 from cmrcnet.evaluation.metrics import ssim as module
 from cmrcnet.evaluation.metrics.ssim import ssim_per_gene, ssim_windows
-from cmrcnet.genes.spot_lattice import SpotLattice, snap_to_lattice
+from cmrcnet.genes.spatial_stats import SpotLattice, snap_to_lattice
 
 SIDE = 16
 LOCATIONS = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).reshape(-1, 2).astype(float)

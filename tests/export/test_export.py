@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import BadOption, MissingExtra, OutputExists, UnknownName
-from cmrcnet.export.export import export
+from cmrcnet.export.formats import export
 from cmrcnet.slides.slide import ArraySlide
 from tests.export.conftest import COLUMNS, MPP, PITCH_PX, ROWS, gradient_table
 
@@ -47,7 +47,7 @@ def test_a_raster_has_a_pixel_a_place_and_its_size(prediction, tmp_path):
 
 
 def test_places_that_share_a_pixel_are_averaged(prediction):
-    from cmrcnet.export.gene_rasters import raster
+    from cmrcnet.export.gene_maps import raster
 
     prediction.centre_px[:] = [10.0, 10.0]
     found = raster(prediction, np.arange(34, dtype=np.float32))

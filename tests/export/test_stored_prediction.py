@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import BadInput, Incompatible, MissingInput, TooFew, UnknownName
-from cmrcnet.export import shown_genes
-from cmrcnet.export.shown_genes import genes_to_show
-from cmrcnet.export.stored_prediction import StoredPrediction
+from cmrcnet.export import stored_prediction
+from cmrcnet.export.stored_prediction import StoredPrediction, genes_to_show
 from tests.export.conftest import GENES, gradient_table
 
 
@@ -45,8 +44,8 @@ def test_what_is_no_prediction_is_refused(tmp_path):
 def test_genes_are_those_named_or_those_that_vary_most(prediction, monkeypatch):
     assert genes_to_show(prediction, None) == list(GENES)
     assert genes_to_show(prediction, ["DOWN", "ACROSS", "DOWN"]) == ["DOWN", "ACROSS"]
-    monkeypatch.setattr(shown_genes, "FEW", 2)
-    monkeypatch.setattr(shown_genes, "SHOWN", 2)
+    monkeypatch.setattr(stored_prediction, "FEW", 2)
+    monkeypatch.setattr(stored_prediction, "SHOWN", 2)
     assert genes_to_show(prediction, None) == ["ACROSS", "DOWN"]
     with pytest.raises(UnknownName, match="There is no gene in the prediction 'ACTB'; known: ACROSS, DOWN"):
         genes_to_show(prediction, ["ACTB"])

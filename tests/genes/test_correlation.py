@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.genes import correlation
-from cmrcnet.genes.correlation import pearson_per_gene
+from cmrcnet.genes import spatial_stats
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_it_is_the_textbook_value(tables):
 def test_blocks_and_sparse_tables_change_nothing(tables, form, block, monkeypatch):
     truth, guess = tables
     expected = pearson_per_gene(truth, guess)
-    monkeypatch.setattr(correlation, "_GENES_AT_A_TIME", block)
+    monkeypatch.setattr(spatial_stats, "_GENES_AT_A_TIME", block)
     np.testing.assert_allclose(pearson_per_gene(form(truth), guess), expected, rtol=1e-12)
     np.testing.assert_allclose(pearson_per_gene(truth, form(guess)), expected, rtol=1e-12)
 

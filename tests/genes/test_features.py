@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, ShapeMismatch
-from cmrcnet.genes.features import clean_features, kind_of_control
+from cmrcnet.genes.naming import clean_features, kind_of_control
 
 CONTROLS = {
     "__ambiguous.Dst.AC123072.1": "ambiguous",

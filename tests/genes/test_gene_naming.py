@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cmrcnet.genes.gene_naming import are_strangers, explain_no_shared_genes, naming_of
+from cmrcnet.genes.naming import are_strangers, explain_no_shared_genes, naming_of
 
 HUMAN = ["TP53", "EGFR", "C1orf159", "MT-CO1", "KRT19", "HLA-A"]
 MOUSE = ["Trp53", "Egfr", "2810021J22Rik", "mt-Co1", "Krt19", "Gm3095"]

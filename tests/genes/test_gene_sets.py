@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import BadOption, GenesError
-from cmrcnet.genes.gene_sets import gene_sets, sets_of_truth
-from cmrcnet.genes.morans_i import morans_i
-from cmrcnet.genes.normalize import normalize
-from cmrcnet.genes.panel import GenePanel
-from cmrcnet.genes.spot_graph import spot_graph
+from cmrcnet.genes.gene_sets import GenePanel, gene_sets, sets_of_truth
+from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.spatial_stats import morans_i, spot_graph
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.slides.spots import Spots
 from tests.genes.sections import section_of

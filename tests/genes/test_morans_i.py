@@ -8,9 +8,8 @@ from scanpy.metrics import morans_i as scanpy_morans_i
 from scipy import sparse
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.genes import morans_i as module
-from cmrcnet.genes.morans_i import morans_i
-from cmrcnet.genes.spot_graph import spot_graph
+from cmrcnet.genes import spatial_stats as module
+from cmrcnet.genes.spatial_stats import morans_i, spot_graph
 
 SQUARE = np.stack(np.meshgrid(np.arange(6), np.arange(5)), -1).reshape(-1, 2).astype(float)
 HEXAGONAL = np.array([[c + 0.5 * (r % 2), r * 0.75**0.5] for r in range(6) for c in range(5)])

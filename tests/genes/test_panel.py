@@ -12,8 +12,8 @@ import pytest
 
 from cmrcnet.config import PanelConfig
 from cmrcnet.errors import BadOption, GenesError, TooFew
-from cmrcnet.genes.normalize import normalize
-from cmrcnet.genes.panel import GenePanel, choose_panel, most_variable
+from cmrcnet.genes.gene_sets import GenePanel, choose_panel, most_variable
+from cmrcnet.genes.normalise import normalize
 from cmrcnet.slides.section import Cohort, CohortEntry
 from tests.genes.sections import section_of
 
@@ -207,7 +207,7 @@ def test_choosing_genes_leaves_the_thread_count_of_the_process_alone():
     code = (
         "import torch\n"
         "from cmrcnet.datasets.synthetic import synthetic_cohort\n"
-        "from cmrcnet.genes.panel import choose_panel\n"
+        "from cmrcnet.genes.gene_sets import choose_panel\n"
         "from cmrcnet.config import PanelConfig\n"
         "choose_panel(synthetic_cohort(patients=1, spots=12, genes=40, seed=1), PanelConfig(n_hvg=10))\n"
         "print(torch.get_num_threads())\n"

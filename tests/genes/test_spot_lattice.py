@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrcnet.genes.spot_lattice import pitch_of, snap_to_lattice
+from cmrcnet.genes.spatial_stats import pitch_of, snap_to_lattice
 
 SHAPES = {"square": np.eye(2), "hexagonal": np.array([[1.0, 0.0], [0.5, 0.75**0.5]])}
 

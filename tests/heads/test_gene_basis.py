@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cmrcnet.heads.gene_basis import GeneBasis, basis_of_decoder, basis_of_predictions
-from cmrcnet.heads.gene_decoder import GeneDecoder
+from cmrcnet.heads.gene_decoder import GeneBasis, GeneDecoder, basis_of_decoder, basis_of_predictions
 
 RNG = np.random.default_rng(0)
 

@@ -8,12 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.heads import kernel
-from cmrcnet.heads.ensemble import Ensemble, component_weights_of, fit_ensemble
-from cmrcnet.heads.kernel import kernel_path, kernel_ridge
+from cmrcnet.heads import ridge
+from cmrcnet.heads.ensemble import Ensemble, choose, component_weights_of, fit_ensemble, mean_pearson
 from cmrcnet.heads.pca import fit_pca
-from cmrcnet.heads.ridge import PENALTIES, ridge_path
-from cmrcnet.heads.validation import choose, mean_pearson
+from cmrcnet.heads.ridge import PENALTIES, kernel_path, kernel_ridge, ridge_path
 
 
 def data(seed: int = 0, spots: int = 30, features: int = 5, rank: int = 2):
@@ -65,7 +63,7 @@ def test_weights_divide_the_penalty_of_kernel_ridge():
 
 def test_the_path_gives_what_each_setting_gives_alone():
     inputs, scores = data()
-    for setting, found in zip(kernel.settings(), kernel_path(inputs, scores, 0), strict=True):
+    for setting, found in zip(ridge.settings(), kernel_path(inputs, scores, 0), strict=True):
         alone = kernel_ridge(inputs, scores, 0, setting)
         np.testing.assert_allclose(found.predict(inputs), alone.predict(inputs), atol=1e-5)
 
@@ -73,7 +71,7 @@ def test_the_path_gives_what_each_setting_gives_alone():
 def test_few_landmarks_come_near_to_all_of_them(monkeypatch):
     inputs, scores = data(spots=120, features=2)
     whole = kernel_ridge(inputs, scores, 0, (0.25, 0.1)).predict(inputs)
-    monkeypatch.setattr(kernel, "LANDMARKS", 60)
+    monkeypatch.setattr(ridge, "LANDMARKS", 60)
     few = kernel_ridge(inputs, scores, 0, (0.25, 0.1))
     assert len(few.landmarks) == 60
     assert np.corrcoef(few.predict(inputs)[:, 0], whole[:, 0])[0, 1] > 0.99
@@ -83,7 +81,7 @@ def test_blocks_change_no_prediction(monkeypatch):
     inputs, scores = data()
     found = kernel_ridge(inputs, scores, 0, (1.0, 0.1))
     whole = found.predict(inputs)
-    monkeypatch.setattr(kernel, "_SPOTS_AT_A_TIME", 7)
+    monkeypatch.setattr(ridge, "_SPOTS_AT_A_TIME", 7)
     np.testing.assert_allclose(found.predict(inputs), whole, atol=1e-6)
     np.testing.assert_allclose(kernel_ridge(inputs, scores, 0, (1.0, 0.1)).predict(inputs), whole, atol=1e-4)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from cmrcnet.config import Config, ModelConfig
-from cmrcnet.genes.panel import GenePanel
+from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.models.cmrcnet import CMRCNet
 from cmrcnet.models.encoder_registry import create_image_encoder
 from cmrcnet.models.trained_model import Provenance, TrainedModel

@@ -11,7 +11,7 @@ import torch
 
 from cmrcnet.config import Config
 from cmrcnet.errors import Damaged, MissingInput, OutputExists, ShapeMismatch, WeightsError
-from cmrcnet.heads.gene_basis import GeneBasis
+from cmrcnet.heads.gene_decoder import GeneBasis
 from cmrcnet.heads.pca import FeaturePCA
 from cmrcnet.models.encoder_registry import create_image_encoder
 from cmrcnet.models.student import Lineage, Student

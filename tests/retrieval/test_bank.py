@@ -25,7 +25,7 @@ from cmrcnet.errors import (
     ShapeMismatch,
     TooFew,
 )
-from cmrcnet.genes.normalize import normalize
+from cmrcnet.genes.normalise import normalize
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cmrcnet.errors import BadOption, ShapeMismatch
 from cmrcnet.features.encode import encode_patches
-from cmrcnet.genes.panel import GenePanel
+from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.training.data import Pairs, read_pairs
 from tests.training.conftest import made_up_pairs
 

@@ -8,9 +8,8 @@ import torch
 from scipy import sparse
 
 from cmrcnet.errors import CmrcnetWarning, TooFew
-from cmrcnet.genes.correlation import pearson_per_gene
-from cmrcnet.genes.gene_sets import gene_sets
-from cmrcnet.genes.panel import GenePanel, choose_panel
+from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.search.average import average
 from cmrcnet.search.exact import ExactSearch

@@ -144,7 +144,7 @@ def test_the_state_of_another_run_is_refused(cohort, cache, config, tmp_path, ch
     with pytest.raises(KeyboardInterrupt):
         fit(cohort, config, cache=cache, checkpoints=Stopping(tmp_path / "state", "search", 1))
     sections = cohort if change else cohort.without(["P3S1"])
-    from cmrcnet.genes.panel import choose_panel
+    from cmrcnet.genes.gene_sets import choose_panel
 
     panel = choose_panel(cohort, config.panel)
     with pytest.raises(CannotResume, match=f"the {named} changed since it was started; pass --overwrite"):

@@ -106,8 +106,8 @@ def test_the_sentence_says_what_is_promised_and_what_not():
     start = "90% intervals, split-conformal, calibrated on "
     assert calibration(9, patients=9).sentence == f"{start}9 validation patients (12 sections, 3,456 spots)."
     end = "what differs between patients is widened by Student's t instead."
-    few = f"{start}3 validation patients (12 sections, 3,456 spots). A promise for new patients "
-    f"would need 9 of them; {end}"
+    few = f"{start}3 validation patients (12 sections, 3,456 spots). A promise for new patients would need 9 of them;"
+    few = f"{few} {end}"
     assert calibration().sentence == few
     one = calibration(4, "section", 1).sentence
     assert one.startswith(

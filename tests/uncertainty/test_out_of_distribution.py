@@ -7,9 +7,20 @@ import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort
 from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.uncertainty.image_statistics import DETAIL_UM, TRAITS, appearance, traits_of
-from cmrcnet.uncertainty.out_of_distribution import SLIDE_FLOOR, UNTRIED, Domain, fit_domain
-from cmrcnet.uncertainty.perturbations import SHIFTS, evenly, looks, moves_of
+from cmrcnet.uncertainty.ood import (
+    DETAIL_UM,
+    SHIFTS,
+    SLIDE_FLOOR,
+    TRAITS,
+    UNTRIED,
+    Domain,
+    appearance,
+    evenly,
+    fit_domain,
+    looks,
+    moves_of,
+    traits_of,
+)
 
 
 @pytest.fixture(scope="module")

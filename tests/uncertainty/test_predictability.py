@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import BadInput, BadOption, UnknownName
-from cmrcnet.uncertainty.predictability import (
+from cmrcnet.uncertainty.gene_reliability import (
     NOT_MEASURED,
     GradeRule,
     grade_counts,

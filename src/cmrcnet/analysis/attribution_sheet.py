@@ -1,24 +1,200 @@
-"""One sheet that explains one predicted place: its patch, the measured tissue behind it, and what that tissue says."""
+"""The paper of a attribution: a page measured in inches, its colours, and pictures in frames.
+
+Genes of a attribution: what the spots measured, their mean, the prediction and its interval, a strip a gene.
+
+One sheet that explains one predicted place: its patch, the measured tissue behind it, and what that tissue says.
+"""
 
 from __future__ import annotations
 
 import io
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cmrcnet.analysis.attribution import Attribution, attribution
-from cmrcnet.analysis.gene_strips import GENES_AT, ROW, draw_genes
-from cmrcnet.analysis.matched_tissue import MatchedTissue, matched_tissue
-from cmrcnet.analysis.sheet import DPI, INK, LEFT, MARK, RIGHT, WARN, WIDE, Sheet, cut, frame, show_patch
+from cmrcnet.analysis.attribution import Attribution, MatchedTissue, attribution, matched_tissue
 from cmrcnet.errors import TooFew, UnknownName
 from cmrcnet.slides.section import Cohort
 from cmrcnet.slides.slide import Slide
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+INK, SOFT, LINE, WASH, MARK, WARN, SPOT = "#1c2430", "#5a6675", "#dde3ea", "#f5f7fa", "#7a2e8e", "#8a4b00", "#7d8896"
+WIDE, LEFT, RIGHT, DPI = 14.0, 0.5, 13.5, 130
+"""Width, left and right edge in inches; pixels an inch."""
+
+
+class Sheet:
+    """A page measured in inches from its upper left corner.
+
+    Parameters
+    ----------
+    drawing : matplotlib.figure.Figure
+        `WIDE` wide.
+    high : float
+        Its height.
+    """
+
+    def __init__(self, drawing: Any, high: float) -> None:
+        self._drawing, self._high = drawing, high
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Any:
+        """Axes of a size, at a location."""
+        return self._drawing.add_axes((left / WIDE, 1 - (top + height) / self._high, width / WIDE, height / self._high))
+
+    def text(
+        self,
+        left: float,
+        top: float,
+        words: str,
+        size: float,
+        color: str = SOFT,
+        *,
+        bold: bool = False,
+        ha: str = "left",
+        va: str = "baseline",
+        spacing: float = 1.4,
+        boxed: bool = False,
+    ) -> None:
+        """Words at a location; boxed ones warn."""
+        box = {"boxstyle": "round,pad=0.45", "facecolor": "#fff4e0", "edgecolor": "#f0d3a2"} if boxed else None
+        self._drawing.text(
+            left / WIDE, 1 - top / self._high, words, fontsize=size, color=color, weight="bold" if bold else "normal",
+            ha=ha, va=va, linespacing=spacing, bbox=box,
+        )  # fmt: skip
+
+
+def show_patch(axes: Any, patch: np.ndarray | None, instead: str) -> None:
+    """A patch in its frame, or words in its place."""
+    if patch is None:
+        axes.set_facecolor(WASH)
+        axes.text(0.5, 0.5, instead, transform=axes.transAxes, ha="center", va="center", color=SOFT, fontsize=8.5)
+    else:
+        axes.imshow(patch, interpolation="antialiased")
+    frame(axes)
+
+
+def frame(axes: Any, color: str = LINE, width: float = 1.0) -> None:
+    """A thin frame, no ticks."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set(color=color, linewidth=width)
+
+
+def cut(name: object, most: int = 13) -> str:
+    """A name that fits."""
+    word = str(name)
+    return word if len(word) <= most else f"{word[: most - 1]}…"
+
+
+GENES_AT, ROW = 4.75, 0.48
+"""Inches: where the genes start, and how high each is."""
+
+_TURN = 2.399963
+"""The golden angle spreads dots evenly, and the same every time."""
+
+
+def draw_genes(sheet: Sheet, table: AnnData, found: Attribution, genes: Sequence[str], tissue: MatchedTissue) -> None:
+    """A strip a gene: what the spots measured, their mean, the prediction and its interval; and the first matches."""
+    weight, at_hand = found.spots["weight"].to_numpy(), bool(np.isfinite(tissue.expression).any())
+    columns = [list(map(str, table.var_names)).index(gene) for gene in genes]
+    predicted = np.asarray(table.X[found.row], np.float64)[columns]
+    lower, upper = _interval(table, found.row, columns, predicted)
+    everything = np.concatenate([tissue.expression.ravel(), upper, predicted, [0.1]])
+    reach = 1.04 * float(np.nanmax(everything))
+    strip, width = 2.4, 4.9 if at_hand else 9.6
+    over = f"measured in the {len(weight)} spots, and predicted here" if at_hand else "predicted here"
+    sheet.text(LEFT, GENES_AT - 0.1, "gene", 9)
+    sheet.text(strip, GENES_AT - 0.1, over, 9)
+    sheet.text(strip + width + 0.5, GENES_AT - 0.1, "predicted", 9, ha="center")
+    if at_hand:
+        sheet.text(strip + width + 1.5, GENES_AT - 0.1, "mean of spots", 9, ha="center")
+        sheet.text(9.85, GENES_AT - 0.1, "measured in these matches", 9)
+        first = tissue.expression[: len(tissue.patches)].T
+        _table_of_values(sheet.axes(9.85, GENES_AT, RIGHT - 9.85, ROW * len(genes)), first, reach)
+    for number, gene in enumerate(genes):
+        top = GENES_AT + number * ROW
+        sheet.text(LEFT, top + 0.19, gene, 11.5, INK, bold=True, va="center")
+        sheet.text(LEFT, top + 0.37, _card(table, columns[number]), 7.6, va="center")
+        axes = sheet.axes(strip, top + 0.04, width, ROW - 0.08)
+        axes.set(xlim=(-0.02 * reach, reach))
+        mean = _strip(axes, tissue.expression[:, number], weight, predicted[number], lower[number], upper[number])
+        axes.tick_params(axis="x", labelbottom=number == len(genes) - 1, length=0, labelsize=8, colors=SOFT)
+        words = f"{predicted[number]:.2f}"
+        sheet.text(strip + width + 0.5, top + ROW / 2, words, 11, MARK, bold=True, ha="center", va="center")
+        if at_hand:
+            words = f"{mean:.2f}" if np.isfinite(mean) else "–"
+            sheet.text(strip + width + 1.5, top + ROW / 2, words, 11, INK, ha="center", va="center")
+    key = sheet.axes(strip, GENES_AT + ROW * len(genes) + 0.34, 4.9, 0.2)
+    _legend(key, at_hand, bool(np.isfinite(lower).any()))
+
+
+def _strip(axes: Any, values: np.ndarray, weight: np.ndarray, predicted: float, lower: float, upper: float) -> float:
+    """Draw one gene, and give the weighted mean of the spots."""
+    axes.set_ylim(-1, 1)
+    axes.set_yticks([])
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    axes.axhline(0, color=LINE, lw=1, zorder=0)
+    jitter = 0.55 * np.sin(np.arange(len(values)) * _TURN)
+    axes.scatter(values, jitter, s=8 + 900 * weight, color=SPOT, alpha=0.45, linewidths=0, zorder=1)
+    if np.isfinite(lower):
+        axes.plot([lower, upper], [0, 0], color=MARK, lw=2.2, alpha=0.45, solid_capstyle="butt", zorder=2)
+    known = np.isfinite(values)
+    mean = float((weight[known] * values[known]).sum() / weight[known].sum()) if known.any() else np.nan
+    axes.plot([mean, mean], [-0.8, 0.8], color=INK, lw=1.8, zorder=3)
+    axes.plot(predicted, 0, "D", ms=7.5, color=MARK, mec="white", mew=1, zorder=4)
+    return mean
+
+
+def _table_of_values(axes: Any, cells: np.ndarray, reach: float) -> None:
+    """Measured values (genes, matches), shaded and written."""
+    axes.imshow(np.ma.masked_invalid(cells), cmap="Purples", vmin=0, vmax=reach, aspect="auto")
+    for (row, column), value in np.ndenumerate(cells):
+        words = f"{value:.1f}" if np.isfinite(value) else "–"
+        colour = "white" if np.isfinite(value) and value > 0.55 * reach else INK
+        axes.text(column, row, words, ha="center", va="center", fontsize=8.6, color=colour)
+    axes.set_xticks(range(cells.shape[1]), [str(number + 1) for number in range(cells.shape[1])])
+    axes.set_yticks([])
+    axes.set_xticks(np.arange(-0.5, cells.shape[1]), minor=True)
+    axes.set_yticks(np.arange(-0.5, cells.shape[0]), minor=True)
+    axes.grid(which="minor", color="white", lw=2)
+    axes.tick_params(which="both", length=0, labelsize=8, colors=SOFT)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+
+
+def _legend(axes: Any, at_hand: bool, interval: bool) -> None:
+    """What the marks of a strip are."""
+    marks = [({"marker": "D", "color": MARK, "ms": 5.5}, "the prediction")]
+    if interval:
+        marks.append(({"marker": "_", "color": MARK, "ms": 12, "mew": 2.2, "alpha": 0.5}, "90 % interval"))
+    if at_hand:
+        marks.append(({"marker": "o", "color": SPOT, "ms": 5, "alpha": 0.6}, "a measured spot"))
+        marks.append(({"marker": "|", "color": INK, "ms": 9, "mew": 1.8}, "their weighted mean"))
+    axes.set(xlim=(0, 1), ylim=(-1, 1))
+    axes.axis("off")
+    for number, (mark, words) in enumerate(marks):
+        axes.plot(0.25 * number + 0.01, 0, ls="", **mark)
+        axes.text(0.25 * number + 0.035, 0, words, fontsize=8.4, color=SOFT, va="center")
+
+
+def _interval(table: AnnData, row: int, columns: list[int], predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if "interval_scale" not in table.obs or "interval_low" not in table.var:
+        return np.full(len(columns), np.nan), np.full(len(columns), np.nan)
+    factor = float(table.obs["interval_scale"].iloc[row])
+    low, high = (table.var[name].to_numpy(np.float64)[columns] for name in ("interval_low", "interval_high"))
+    return np.maximum(predicted + factor * low, 0), predicted + factor * high
+
+
+def _card(table: AnnData, column: int) -> str:
+    card = table.var.iloc[column]
+    if "grade" not in card or not np.isfinite(card["reliability"]):
+        return "reliability not measured"
+    return f"grade {card['grade']}, validation Pearson {card['reliability']:.2f}"
+
 
 SHOWN = 8
 """Matches whose patches and values are shown."""

@@ -13,9 +13,8 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.datasets.cohort_files import write_cohort, write_slide
-from cmrcnet.datasets.synthetic_anatomy import Anatomy, TissuePlan
-from cmrcnet.datasets.synthetic_counts import draw_counts, expected_shares, synthetic_genes
-from cmrcnet.datasets.synthetic_tissue import paint
+from cmrcnet.datasets.synthetic_anatomy import Anatomy, TissuePlan, draw_counts, expected_shares, synthetic_genes
+from cmrcnet.datasets.synthetic_image import paint
 from cmrcnet.errors import BadOption
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 from cmrcnet.slides.slide import ArraySlide

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from cmrcnet.genes.correlation import pearson_per_gene
 from cmrcnet.genes.gene_sets import gene_sets
-from cmrcnet.genes.normalize import normalize
+from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.inference.plan import plan_prediction
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from cmrcnet.distill.distillation_set import Lesson
-from cmrcnet.heads.gene_basis import GeneBasis, basis_of_decoder, basis_of_predictions
+from cmrcnet.heads.gene_decoder import GeneBasis, basis_of_decoder, basis_of_predictions
 from cmrcnet.inference.bank_chunk import component_scores
 from cmrcnet.inference.feature_spec import split
 from cmrcnet.inference.head import read_out

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from cmrcnet.errors import BadInput, BadOption, GenesError, UnknownName
-from cmrcnet.genes.gene_naming import naming_of
+from cmrcnet.genes.naming import naming_of
 from cmrcnet.slides.section import Cohort
 
 FORMAT = 1

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from cmrcnet.errors import Damaged, ShapeMismatch
-from cmrcnet.genes.gene_naming import ENSEMBL
+from cmrcnet.genes.naming import ENSEMBL
 from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.slides.spots import Spots
 from cmrcnet.slides.thumbnail import thumbnail

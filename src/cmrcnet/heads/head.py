@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from cmrcnet.heads.ensemble import Ensemble
-from cmrcnet.heads.kernel import KernelRidge
 from cmrcnet.heads.pca import FeaturePCA
-from cmrcnet.heads.ridge import Ridge
+from cmrcnet.heads.ridge import KernelRidge, Ridge
 
 RETRIEVAL, RIDGE, KERNEL = "retrieval", "ridge", "kernel"
 

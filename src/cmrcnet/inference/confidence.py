@@ -17,9 +17,8 @@ from cmrcnet.errors import BadOption, NotAvailable
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.uncertainty.calibration import Reliability
 from cmrcnet.uncertainty.conformal import bounds
-from cmrcnet.uncertainty.gene_reliability import VALIDATION, GeneCards
+from cmrcnet.uncertainty.gene_reliability import NOT_MEASURED, VALIDATION, GeneCards
 from cmrcnet.uncertainty.nonconformity import difficulty_traits
-from cmrcnet.uncertainty.predictability import NOT_MEASURED
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cmrcnet.errors import TooFew, UnknownName
-from cmrcnet.genes.gene_naming import explain_no_shared_genes
+from cmrcnet.genes.naming import explain_no_shared_genes
 
 
 def columns_of(wanted: Sequence[str] | None, known: Sequence[str]) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from cmrcnet.errors import CmrcnetWarning
 from cmrcnet.slides.slide import Slide
 from cmrcnet.slides.spots import Spots
-from cmrcnet.uncertainty.image_statistics import appearance
+from cmrcnet.uncertainty.ood import appearance
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cmrcnet.errors import CmrcnetError, InUse, NoSpace
-from cmrcnet.export.export import STORE, export
+from cmrcnet.export.formats import STORE, export
 from cmrcnet.export.spatial_store import require_spatialdata
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.export.table_file import TableFile

@@ -19,7 +19,7 @@ import torch
 
 from cmrcnet.config import Config
 from cmrcnet.errors import CmrcnetError, ShapeMismatch
-from cmrcnet.heads.gene_basis import GeneBasis
+from cmrcnet.heads.gene_decoder import GeneBasis
 from cmrcnet.heads.pca import FeaturePCA
 from cmrcnet.models.artefact_folder import (
     as_tensors,

@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 from cmrcnet.config import Config
 from cmrcnet.errors import CmrcnetError, ShapeMismatch
 from cmrcnet.genes.components import ExpressionComponents
-from cmrcnet.genes.panel import GenePanel
+from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.heads.head import Head
 from cmrcnet.models.artefact_folder import (
     as_tensors,

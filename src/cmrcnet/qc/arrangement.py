@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.genes.normalize import library_sizes, normalize
+from cmrcnet.genes.normalise import library_sizes, normalize
 from cmrcnet.qc.finding import Finding
 from cmrcnet.qc.under_spots import SpotMaps
 

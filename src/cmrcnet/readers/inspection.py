@@ -14,8 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, CmrcnetError, GenesError, MissingInput, ScaleError
-from cmrcnet.genes.features import clean_features
-from cmrcnet.genes.gene_naming import are_strangers, explain_no_shared_genes, naming_of
+from cmrcnet.genes.naming import are_strangers, clean_features, explain_no_shared_genes, naming_of
 from cmrcnet.readers.cohort import CohortRow, cohort_rows, is_cohort_file, located
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import lacks, reader_of, section_source

@@ -16,8 +16,8 @@ from cmrcnet.errors import (
     SectionError,
     ShapeMismatch,
 )
-from cmrcnet.genes.features import clean_features
-from cmrcnet.genes.normalize import check_counts
+from cmrcnet.genes.naming import clean_features
+from cmrcnet.genes.normalise import check_counts
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.slides.section import Section
 from cmrcnet.slides.spots import Spots

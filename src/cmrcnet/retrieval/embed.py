@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmrcnet.errors import BadOption
-from cmrcnet.genes.normalize import check_counts, normalize
+from cmrcnet.genes.normalise import check_counts, normalize
 from cmrcnet.heads.gene_decoder import SectionStatistics
 from cmrcnet.retrieval.bank_part import BankPart
 from cmrcnet.slides.section import Section

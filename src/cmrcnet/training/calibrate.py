@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from cmrcnet.config import Config
 from cmrcnet.genes.components import loadings_of
-from cmrcnet.genes.correlation import pearson_per_gene
-from cmrcnet.genes.normalize import normalize
+from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.heads.gene_decoder import GeneDecoder, SectionStatistics, fit_gene_decoder
 from cmrcnet.heads.head import Head
 from cmrcnet.slides.section import Cohort, Section
@@ -37,10 +37,8 @@ from cmrcnet.uncertainty.conformal import (
     widening,
 )
 from cmrcnet.uncertainty.gene_reliability import make_cards
-from cmrcnet.uncertainty.image_statistics import appearance
 from cmrcnet.uncertainty.nonconformity import Difficulty, difficulty_traits, fit_difficulty
-from cmrcnet.uncertainty.out_of_distribution import fit_domain
-from cmrcnet.uncertainty.perturbations import evenly, moves_of
+from cmrcnet.uncertainty.ood import appearance, evenly, fit_domain, moves_of
 
 log = logging.getLogger("cmrcnet")
 

@@ -11,8 +11,8 @@ from scipy import sparse
 
 from cmrcnet.errors import BadOption, ShapeMismatch
 from cmrcnet.genes.components import ExpressionComponents
-from cmrcnet.genes.panel import GenePanel
-from cmrcnet.genes.spot_weights import spot_weights
+from cmrcnet.genes.gene_sets import GenePanel
+from cmrcnet.genes.normalise import spot_weights
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.storage.hashing import fingerprint
 

@@ -29,8 +29,7 @@ from cmrcnet.features.device import Precision, choose_device, choose_precision
 from cmrcnet.features.patch_store import PatchStore
 from cmrcnet.features.spot_tokens import spot_tokens
 from cmrcnet.genes.components import ExpressionComponents, find_components
-from cmrcnet.genes.gene_sets import gene_sets
-from cmrcnet.genes.panel import GenePanel, choose_panel
+from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
 from cmrcnet.models.encoder_registry import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.models.trained_model import Provenance, TrainedModel

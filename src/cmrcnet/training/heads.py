@@ -10,12 +10,10 @@ from threadpoolctl import threadpool_limits
 
 from cmrcnet.config import Config
 from cmrcnet.genes.components import loadings_of
-from cmrcnet.heads.ensemble import Ensemble, component_weights_of, fit_ensemble
+from cmrcnet.heads.ensemble import Ensemble, choose, component_weights_of, fit_ensemble
 from cmrcnet.heads.head import KERNEL, RETRIEVAL, RIDGE, Head
-from cmrcnet.heads.kernel import kernel_path, kernel_ridge, settings
 from cmrcnet.heads.pca import fit_pca
-from cmrcnet.heads.ridge import PENALTIES, ridge_path
-from cmrcnet.heads.validation import choose
+from cmrcnet.heads.ridge import PENALTIES, kernel_path, kernel_ridge, ridge_path, settings
 from cmrcnet.training.cross_search import CrossSearch
 from cmrcnet.training.data import Pairs
 

@@ -11,7 +11,7 @@ import numpy as np
 from cmrcnet.uncertainty.conformal import Calibration
 from cmrcnet.uncertainty.gene_reliability import GeneCards
 from cmrcnet.uncertainty.nonconformity import Difficulty
-from cmrcnet.uncertainty.out_of_distribution import Domain
+from cmrcnet.uncertainty.ood import Domain
 
 
 @dataclass(frozen=True, eq=False)

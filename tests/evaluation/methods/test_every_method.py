@@ -11,10 +11,9 @@ from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.methods.method import DiagnosticLocation, Location, Method, TrainingData, location_of
 from cmrcnet.evaluation.methods.method_registry import method_of, shipped_methods
 from cmrcnet.evaluation.protocol.folds import folds
-from cmrcnet.genes.correlation import pearson_per_gene
-from cmrcnet.genes.gene_sets import gene_sets
-from cmrcnet.genes.normalize import normalize
-from cmrcnet.genes.panel import choose_panel
+from cmrcnet.genes.gene_sets import choose_panel, gene_sets
+from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 
 TRAINED_NETWORKS = {"cmrcnet", "contrastive-only", "permuted-pairs"}
 """Trained by the config itself; test_protocol and test_leaks run them."""

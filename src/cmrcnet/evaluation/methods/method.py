@@ -19,7 +19,7 @@ from cmrcnet.config import Config
 from cmrcnet.errors import ShapeMismatch, UnknownName
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.protocol.folds import Fold
-from cmrcnet.genes.panel import GenePanel
+from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.slides.slide import Slide
 from cmrcnet.slides.spots import Spots

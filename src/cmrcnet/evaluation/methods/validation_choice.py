@@ -9,7 +9,7 @@ import numpy as np
 
 from cmrcnet.evaluation.methods.method import TrainingData
 from cmrcnet.evaluation.metrics.gene_metrics import over_genes
-from cmrcnet.genes.correlation import pearson_per_gene
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 
 Candidate = TypeVar("Candidate", bound=Hashable)
 

@@ -15,8 +15,8 @@ from scipy import sparse
 from cmrcnet.errors import ShapeMismatch
 from cmrcnet.evaluation.metrics.rank_metrics import detection_auc
 from cmrcnet.evaluation.metrics.seeds import over_seeds
-from cmrcnet.genes.correlation import pearson_per_gene, varies
 from cmrcnet.genes.gene_sets import EVERYTHING
+from cmrcnet.genes.spatial_stats import pearson_per_gene, varies
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadOption
-from cmrcnet.genes.normalize import check_counts, library_sizes, scale_factors
+from cmrcnet.genes.normalise import check_counts, library_sizes, scale_factors
 from cmrcnet.slides.section import Section
 
 REPEATS = 10

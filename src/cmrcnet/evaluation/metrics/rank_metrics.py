@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.genes.correlation import pearson_per_gene
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 
 
 def spearman_per_gene(truth: np.ndarray, guess: np.ndarray) -> np.ndarray:

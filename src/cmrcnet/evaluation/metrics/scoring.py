@@ -21,11 +21,8 @@ from cmrcnet.evaluation.metrics.rank_metrics import spearman_per_gene
 from cmrcnet.evaluation.metrics.set_metrics import gene_gene_correlation, recall_of_highest, share_of_ceiling
 from cmrcnet.evaluation.metrics.ssim import ssim_per_gene, ssim_windows
 from cmrcnet.evaluation.protocol.scoring_protocol import STRICT, ScoringProtocol
-from cmrcnet.genes.gene_sets import EVERYTHING, LEAST_DETECTED
-from cmrcnet.genes.morans_i import morans_i
-from cmrcnet.genes.panel import GenePanel
-from cmrcnet.genes.spot_graph import spot_graph
-from cmrcnet.genes.spot_lattice import snap_to_lattice
+from cmrcnet.genes.gene_sets import EVERYTHING, LEAST_DETECTED, GenePanel
+from cmrcnet.genes.spatial_stats import morans_i, snap_to_lattice, spot_graph
 from cmrcnet.slides.section import Section
 
 if TYPE_CHECKING:

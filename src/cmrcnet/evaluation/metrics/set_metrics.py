@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.genes.correlation import varies
+from cmrcnet.genes.spatial_stats import varies
 
 
 def recall_of_highest(truth: np.ndarray, guess: np.ndarray, size: int = 50) -> tuple[float, int]:

@@ -7,8 +7,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.genes.correlation import varies
-from cmrcnet.genes.spot_lattice import SpotLattice
+from cmrcnet.genes.spatial_stats import SpotLattice, varies
 
 _SIGMA = 1.5
 _REACH = 5  # 3.5 standard deviations, rounded: an 11 x 11 window

@@ -16,8 +16,7 @@ from cmrcnet.evaluation.protocol.folds import Fold
 from cmrcnet.evaluation.protocol.model_shelf import ModelShelf
 from cmrcnet.evaluation.protocol.run_folder import Part, RunFolder
 from cmrcnet.evaluation.protocol.scoring_protocol import ProtocolName, Sets
-from cmrcnet.genes.gene_sets import EVERYTHING, gene_sets
-from cmrcnet.genes.panel import GenePanel, choose_panel
+from cmrcnet.genes.gene_sets import EVERYTHING, GenePanel, choose_panel, gene_sets
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.hashing import fingerprint
 

@@ -16,7 +16,7 @@ from cmrcnet.config import Config
 from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
-    from cmrcnet.genes.panel import GenePanel
+    from cmrcnet.genes.gene_sets import GenePanel
     from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.slides.section import Cohort
 

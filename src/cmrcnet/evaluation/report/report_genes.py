@@ -11,7 +11,7 @@ from cmrcnet.evaluation.protocol.summary import number
 from cmrcnet.evaluation.report.page import folded, stamp_line, table, text
 from cmrcnet.evaluation.report.report_methods import first_method
 from cmrcnet.genes.markers import MarkerList, markers, organ_of_cohort
-from cmrcnet.uncertainty.predictability import GRADES, grade_counts, predictability
+from cmrcnet.uncertainty.gene_reliability import GRADES, grade_counts, predictability
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -29,9 +29,8 @@ from cmrcnet.evaluation.protocol.section_memory import remembered
 from cmrcnet.evaluation.protocol.summary import number
 from cmrcnet.evaluation.protocol.threads import Workers
 from cmrcnet.evaluation.sweep.sweep_folder import SweepFolder
-from cmrcnet.genes.gene_naming import are_strangers, explain_no_shared_genes
-from cmrcnet.genes.gene_sets import gene_sets
-from cmrcnet.genes.measured import MeasuredGenes
+from cmrcnet.genes.gene_sets import MeasuredGenes, gene_sets
+from cmrcnet.genes.naming import are_strangers, explain_no_shared_genes
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 from cmrcnet.storage.hashing import fingerprint
 

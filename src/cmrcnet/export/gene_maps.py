@@ -1,15 +1,66 @@
-"""Heat-maps of chosen genes over the slide, as one PNG."""
+"""Locations as GeoJSON that QuPath reads: one tile a location, its predicted expression as measurements.
+
+In QuPath: File, Import objects, from file; then Measure, Show measurement maps. Coordinates are level-0 pixels.
+
+Heat-maps of chosen genes over the slide, as one PNG.
+
+Chosen genes as an OME-TIFF: one channel a gene, one pixel a location, float32, with its size in micrometres.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.export.shown_genes import genes_to_show
-from cmrcnet.export.stored_prediction import StoredPrediction
+from cmrcnet.export.stored_prediction import StoredPrediction, genes_to_show
+
+DIGITS = 5
+"""Significant digits of a measurement."""
+
+
+def write_geojson(prediction: StoredPrediction, path: Path, genes: Sequence[str] | None = None) -> None:
+    """Write a FeatureCollection, place by place.
+
+    Parameters
+    ----------
+    prediction : StoredPrediction
+    path : Path
+    genes : sequence of str, optional
+        Those that vary most when left out.
+    """
+    shown = genes_to_show(prediction, genes)
+    values = np.column_stack([prediction.column(gene) for gene in shown])
+    family = uuid.uuid5(uuid.NAMESPACE_URL, str(prediction.facts["slide_fingerprint"]))
+    similarity, half = prediction.obs["similarity"].to_numpy(), prediction.side_px / 2
+    with path.open("w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        for row, barcode in enumerate(prediction.obs.index):
+            said = {"similarity": similarity[row], **dict(zip(shown, values[row], strict=True))}
+            feature = {
+                "type": "Feature",
+                "id": str(uuid.uuid5(family, barcode)),
+                "geometry": {"type": "Polygon", "coordinates": [_square(*prediction.centre_px[row], half)]},
+                "properties": {
+                    "objectType": "tile",
+                    "name": barcode,
+                    # JSON knows no NaN: what is not known is not said.
+                    "measurements": {k: float(f"{v:.{DIGITS}g}") for k, v in said.items() if np.isfinite(v)},
+                },
+            }
+            file.write((",\n" if row else "\n") + json.dumps(feature))
+        file.write("\n]}\n")
+
+
+def _square(x: float, y: float, half: float) -> list[list[float]]:
+    """The corners of a location, the first one again at the end."""
+    corners = ((-half, -half), (half, -half), (half, half), (-half, half), (-half, -half))
+    return [[round(x + across, 2), round(y + down, 2)] for across, down in corners]
+
 
 PANEL_INCHES, DPI = 3.6, 160
 COLUMNS = 4
@@ -100,3 +151,57 @@ def _scale_bar(ax, window: tuple[float, float, float, float], mpp: float) -> Non
     start, y = left + 0.03 * (right - left), bottom - 0.035 * (bottom - top)
     ax.plot([start, start + length / mpp], [y, y], color="black", linewidth=3, solid_capstyle="butt")
     ax.text(start, y - 0.015 * (bottom - top), text, fontsize=8, color="black", va="bottom")
+
+
+def write_ome_tiff(prediction: StoredPrediction, path: Path, genes: Sequence[str] | None = None) -> None:
+    """Write the rasters of `raster`.
+
+    Parameters
+    ----------
+    prediction : StoredPrediction
+    path : Path
+    genes : sequence of str, optional
+        Those that vary most when left out.
+    """
+    import tifffile
+
+    shown = genes_to_show(prediction, genes)
+    pixel_um = float(prediction.facts["spot_diameter_um"])
+    planes = np.stack([raster(prediction, prediction.column(gene)) for gene in shown])
+    tifffile.imwrite(
+        path,
+        planes,
+        ome=True,
+        photometric="minisblack",
+        compression="deflate",
+        tile=(256, 256) if min(planes.shape[1:]) > 256 else None,
+        metadata={
+            "axes": "CYX",
+            "Channel": {"Name": shown},
+            "PhysicalSizeX": pixel_um,
+            "PhysicalSizeXUnit": "µm",
+            "PhysicalSizeY": pixel_um,
+            "PhysicalSizeYUnit": "µm",
+        },
+    )
+
+
+def raster(prediction: StoredPrediction, values: np.ndarray) -> np.ndarray:
+    """Values of the locations laid out as they lie on the slide: (height, width) float32.
+
+    A pixel is as large as a location, and the picture spans the slide from its top left corner. Where nothing was
+    predicted it is NaN; where several locations share a pixel, their mean.
+
+    Parameters
+    ----------
+    prediction : StoredPrediction
+    values : array, shape (locations,)
+    """
+    size = np.ceil(np.array(prediction.slide_px) / prediction.side_px - 1e-6).astype(int)
+    column, row = np.minimum(np.floor(prediction.centre_px / prediction.side_px).astype(int), size - 1).T
+    known = np.isfinite(values)
+    where = row[known] * size[0] + column[known]
+    count = np.bincount(where, minlength=size.prod())
+    total = np.bincount(where, values[known], minlength=size.prod())
+    mean = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+    return mean.reshape(size[1], size[0]).astype(np.float32)

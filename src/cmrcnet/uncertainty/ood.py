@@ -1,4 +1,22 @@
-"""Is this slide, and is each location on it, like what the model has learnt from? And if not, which shift is it like?
+"""What a patch looks like before any encoder or standardisation: colour, and how much detail there is of each size.
+
+With D the optical density ``-log10((v + 1) / 256)`` of each channel, and the grey density g (mean of the channels)
+halved again and again by 2 x 2 means (the Haar pyramid, Mallat 1989)::
+
+    strength   = log mean (D_red + D_green + D_blue)
+    red, blue  = mean D_red, D_blue over the mean of all three, as shares
+    contrast   = log deviation of D_red - D_blue
+    detail_j   = log mean square of what the j-th halving takes away        from 1 to 16 um
+
+The default config standardises features within a slide, so that stain and scanner fall away; these numbers keep them.
+
+Shifts that are planted on sound sections, to learn where each one moves the look of a patch.
+
+A wrong scale is planted by reading patches that show half or twice as much; blur and exchanged channels on the
+patches themselves. What a shift does to a section's median traits is much the same on every section, so that a new
+slide can be asked: would it look like the bank's if this shift were taken away?
+
+Is this slide, and is each location on it, like what the model has learnt from? And if not, which shift is it like?
 
 With m the median traits (`appearance`) of a slide, and over the training sections their centre c, their covariance B
 around it (shrunk, below) and the covariance W of spots within a section::
@@ -19,14 +37,168 @@ without it, the slide would be near the bank's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cmrcnet.uncertainty.image_statistics import TRAITS
-from cmrcnet.uncertainty.perturbations import SHIFTS
+from cmrcnet.slides.patches import crop_patches
+from cmrcnet.slides.scale import PatchScale
+from cmrcnet.slides.slide import Slide
+
+LOOK = PatchScale(size_px=128, mpp=1.0)
+"""One um a pixel: fine enough for nuclei, and cheap to read."""
+DETAIL_UM = (1, 2, 4, 8, 16)
+"""Size of a pixel before each halving."""
+TRAITS = ("strength", "red", "blue", "contrast", *(f"detail_{size}_um" for size in DETAIL_UM))
+"""Names of the numbers of a patch, in their order."""
+
+_FAINT = 1e-6
+
+
+def appearance(slide: Slide, centre_px: np.ndarray) -> np.ndarray:
+    """The traits of the patch around each centre.
+
+    Parameters
+    ----------
+    slide : Slide
+    centre_px : array, shape (locations, 2)
+        x, y in level-0 pixels.
+
+    Returns
+    -------
+    numpy.ndarray, shape (locations, traits), float32
+
+    Raises
+    ------
+    ScaleError
+    """
+    found = [traits_of(patches) for patches in looks(slide, centre_px)]
+    return np.concatenate(found) if found else np.empty((0, len(TRAITS)), np.float32)
+
+
+def looks(slide: Slide, centre_px: np.ndarray, scale: PatchScale = LOOK) -> Iterator[np.ndarray]:
+    """Patches (patches, 128, 128, 3) uint8, some at a time."""
+    return crop_patches(slide, centre_px, scale)
+
+
+def traits_of(patches: np.ndarray) -> np.ndarray:
+    """The traits of patches.
+
+    Parameters
+    ----------
+    patches : array, shape (patches, side, side, 3), uint8
+        The side is a multiple of 32; a pixel shows 1 um.
+
+    Returns
+    -------
+    numpy.ndarray, shape (patches, traits), float32
+    """
+    density = -np.log10((patches.astype(np.float32) + 1) / 256)
+    mean = density.mean(axis=(1, 2))
+    total = mean.sum(axis=1)
+    share = mean / np.maximum(total, _FAINT)[:, None]
+    contrast = (density[..., 0] - density[..., 2]).std(axis=(1, 2))
+    colour = [np.log(total + 1e-3), share[:, 0], share[:, 2], np.log(contrast + 1e-3)]
+    return np.column_stack([*colour, *_details(density.mean(axis=3))]).astype(np.float32)
+
+
+def _details(grey: np.ndarray) -> list[np.ndarray]:
+    """Log mean square of what each halving takes away, one array (patches,) a size."""
+    found = []
+    for _ in DETAIL_UM:
+        patches, height, width = grey.shape
+        blocks = grey.reshape(patches, height // 2, 2, width // 2, 2)
+        half = blocks.mean(axis=(2, 4))
+        found.append(np.log(((blocks - half[:, :, None, :, None]) ** 2).mean(axis=(1, 2, 3, 4)) + _FAINT))
+        grey = half
+    return found
+
+
+MOST_LOCATIONS = 64
+"""Locations of a section on which shifts are planted."""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One kind of shift.
+
+    Parameters
+    ----------
+    name : str
+        One word, for tables.
+    looks_like : str
+        The end of the sentence "It looks as if ...".
+    scale : PatchScale
+        What is read in place of `LOOK`.
+    change : callable
+        Patches (patches, side, side, 3) uint8 in and out.
+    """
+
+    name: str
+    looks_like: str
+    scale: PatchScale = LOOK
+    change: Callable[[np.ndarray], np.ndarray] = lambda patches: patches
+
+
+def _blurred(sigma_um: float) -> Callable[[np.ndarray], np.ndarray]:
+    def blur(patches: np.ndarray) -> np.ndarray:
+        from scipy.ndimage import gaussian_filter
+
+        return gaussian_filter(patches, (0, sigma_um / LOOK.mpp, sigma_um / LOOK.mpp, 0))
+
+    return blur
+
+
+def _in_order(*channels: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda patches: patches[..., list(channels)]
+
+
+SHIFTS = (
+    Shift(
+        "too large",
+        "its mpp were about twice too large: cells show at twice their size; check the scale",
+        LOOK.showing(LOOK.side_um / 2),
+    ),
+    Shift(
+        "too small",
+        "its mpp were about half of what is true: cells show at half their size; check the scale",
+        LOOK.showing(LOOK.side_um * 2),
+    ),
+    Shift("blur", "it were out of focus or saved at a lower resolution; scan it again", change=_blurred(2.0)),
+    Shift("strong blur", "it were far out of focus or greatly enlarged; scan it again", change=_blurred(4.0)),
+    Shift("red-blue", "its red and blue channels were exchanged (BGR read as RGB)", change=_in_order(2, 1, 0)),
+    Shift("red-green", "its red and green channels were exchanged", change=_in_order(1, 0, 2)),
+    Shift("green-blue", "its green and blue channels were exchanged", change=_in_order(0, 2, 1)),
+)
+"""The kinds, in the order of `moves_of`."""
+
+
+def moves_of(slide: Slide, centre_px: np.ndarray) -> np.ndarray:
+    """By how much each shift moves the median traits of a section: (shifts, traits) float64.
+
+    Parameters
+    ----------
+    slide : Slide
+    centre_px : array, shape (locations, 2)
+        At most `MOST_LOCATIONS` of them, evenly picked, are looked at.
+    """
+    picked = evenly(centre_px, MOST_LOCATIONS)
+    plain = np.concatenate(list(looks(slide, picked)))
+    sound = np.median(traits_of(plain), axis=0)
+    found = []
+    for shift in SHIFTS:
+        patches = plain if shift.scale == LOOK else np.concatenate(list(looks(slide, picked, shift.scale)))
+        found.append(np.median(traits_of(shift.change(patches)), axis=0) - sound)
+    return np.array(found, np.float64)
+
+
+def evenly(centre_px: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the locations, evenly picked in their order."""
+    rows = np.unique(np.linspace(0, len(centre_px) - 1, min(most, len(centre_px))).astype(np.intp))
+    return np.asarray(centre_px, np.float64)[rows]
+
 
 PRIOR_SECTIONS = 2.0
 """``p``: the allowance counts as so many sections."""

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmrcnet.errors import BadOption
-from cmrcnet.export.gene_rasters import write_ome_tiff
-from cmrcnet.export.geojson import write_geojson
-from cmrcnet.export.heat_maps import write_heat_maps
+from cmrcnet.export.gene_maps import write_geojson, write_heat_maps, write_ome_tiff
 from cmrcnet.export.spatial_store import write_spatial_data
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.slides.slide import Slide
