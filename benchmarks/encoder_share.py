@@ -34,9 +34,10 @@ from cmrcnet.config import Config
 from cmrcnet.features.batch_size import choose_batch
 from cmrcnet.inference.plan import plan_prediction
 from cmrcnet.inference.slide_job import predict_to_file
-from cmrcnet.slides.mask import find_tissue
-from cmrcnet.slides.patches import crop_patches, patch_grid
-from cmrcnet.slides.slide_files import open_slide
+from cmrcnet.slides.patches import crop_patches
+from cmrcnet.slides.query_grid import patch_grid
+from cmrcnet.slides.slide import open_slide
+from cmrcnet.slides.tissue_mask import find_tissue
 
 GENES, SPOTS = 15_000, 5_000
 MOST = 0.20

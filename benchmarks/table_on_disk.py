@@ -32,8 +32,8 @@ from cmrcnet.features.parts import part_slices
 from cmrcnet.inference import slide_job
 from cmrcnet.inference.location_features import LocationFeatures
 from cmrcnet.inference.plan import plan_prediction
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.slides.spots import Spots
 
 GENES, SPOTS, K = 18_000, 5_000, 50
 LOCATIONS = (10_000, 100_000)

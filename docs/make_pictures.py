@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import cmrcnet
-from cmrcnet.slides.thumbnail import thumbnail
+from cmrcnet.slides.patches import thumbnail
 
 
 def draw(cohort: Path, prediction: Path, name: str, gene: str, out: Path) -> None:

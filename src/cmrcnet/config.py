@@ -20,7 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from cmrcnet.errors import BadOption, MissingInput, UnknownName
-from cmrcnet.slides.scale import PatchScale
+from cmrcnet.slides.slide import PatchScale
 
 
 def _require(ok: bool, option: str, got: object, want: str) -> None:

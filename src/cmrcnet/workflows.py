@@ -357,7 +357,7 @@ def predict(
         refuse_existing(out, overwrite)
 
     from cmrcnet.inference.slide_job import predict_to_file
-    from cmrcnet.readers.mask_picture import read_mask
+    from cmrcnet.readers.annotations import read_mask
     from cmrcnet.storage.cache import TokenCache
 
     chosen = _gene_list(genes)
@@ -463,7 +463,7 @@ def distil(
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.retrieval.bank import ReferenceBank
     from cmrcnet.retrieval.bank_cohort import cohort_of_bank
-    from cmrcnet.slides.slide_files import open_slide
+    from cmrcnet.slides.slide import open_slide
     from cmrcnet.storage.cache import TokenCache
 
     trained = TrainedModel.load(model)
@@ -516,7 +516,7 @@ def export(
     from cmrcnet.export.formats import ending_of
     from cmrcnet.export.formats import export as write
     from cmrcnet.export.stored_prediction import StoredPrediction
-    from cmrcnet.slides.slide_files import open_slide
+    from cmrcnet.slides.slide import open_slide
 
     ending_of(to)
     refuse_existing(to, overwrite)
@@ -566,9 +566,9 @@ def explain(
 
     from cmrcnet.analysis.attribution import attribution
     from cmrcnet.analysis.attribution_sheet import attribution_sheet
+    from cmrcnet.readers.ann_data import read_location
     from cmrcnet.readers.cohort import read_cohort
-    from cmrcnet.readers.one_location import read_location
-    from cmrcnet.slides.slide_files import open_slide
+    from cmrcnet.slides.slide import open_slide
 
     table = read_location(prediction, spot)
     with atomic_file(out) as tmp:
@@ -850,8 +850,8 @@ def localise(
 
     from cmrcnet.analysis.localisation import localisation_text, localise_cohort
     from cmrcnet.genes.markers import markers, organ_of_cohort, source_lines
+    from cmrcnet.readers.annotations import read_cohort_regions
     from cmrcnet.readers.cohort import read_cohort
-    from cmrcnet.readers.region_table import read_cohort_regions
 
     tables = _predicted_sections(prediction, section)
     regions, sections = read_cohort_regions(cohort), read_cohort(cohort)
@@ -1091,7 +1091,7 @@ def _predictor(model: Path, bank: Path | None, k: int | None, intervals: bool, a
 def _where_to_predict(slide: Path, section: str | None, spots: Path | None, mpp: float | None):
     """The slide and, where they were given, the locations on it. A section's counts go no further than here."""
     from cmrcnet.readers.cohort import read_cohort
-    from cmrcnet.slides.slide_files import open_slide
+    from cmrcnet.slides.slide import open_slide
 
     if section is not None:
         for name, value in (("spots", spots), ("mpp", mpp)):
@@ -1106,7 +1106,7 @@ def _where_to_predict(slide: Path, section: str | None, spots: Path | None, mpp:
     picture = open_slide(slide, mpp=mpp)
     if spots is None:
         return picture, None
-    from cmrcnet.readers.spot_table import read_spots
+    from cmrcnet.readers.annotations import read_spots
 
     return picture, read_spots(spots)
 

@@ -17,8 +17,7 @@ from cmrcnet.genes.normalise import normalize
 from cmrcnet.inference.predict import predict
 from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.slides.patches import crop_patches
-from cmrcnet.slides.scale import PatchScale
-from cmrcnet.slides.slide import ArraySlide
+from cmrcnet.slides.slide import ArraySlide, PatchScale
 from tests.inference.small_model import GENES, locations, noise_slide, small_cohort, small_model
 
 

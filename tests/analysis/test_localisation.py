@@ -181,8 +181,8 @@ def test_coarse_labels(label, short):
 @pytest.mark.shared
 def test_the_measured_tumour_signature_finds_the_cancer_of_her2st(her2st_csv):
     from cmrcnet.genes.markers import markers
+    from cmrcnet.readers.annotations import read_cohort_regions
     from cmrcnet.readers.cohort import read_cohort
-    from cmrcnet.readers.region_table import read_cohort_regions
 
     section = read_cohort(her2st_csv).read("C6")
     signatures = markers("breast").measured(section.genes)

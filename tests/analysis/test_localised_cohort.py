@@ -11,8 +11,8 @@ from cmrcnet import cli
 from cmrcnet.analysis.localisation import localisation_text, localise_cohort
 from cmrcnet.errors import GenesError, TooFew
 from cmrcnet.genes.markers import markers
+from cmrcnet.readers.annotations import read_cohort_regions
 from cmrcnet.readers.cohort import read_cohort
-from cmrcnet.readers.region_table import read_cohort_regions
 from tests.readers.written_formats import made_up, write_legacy
 
 GENES = ["ERBB2", "GRB7", "MIEN1", "CD3D", "CD8A", "KRT8", "ACTB", "GAPDH", "RPLP0", "TPT1", "B2M", "EEF2"]

@@ -10,8 +10,7 @@ import pytest
 from cmrcnet.datasets.synthetic import synthetic_cohort, synthetic_slide, synthetic_truth, write_cohort, write_slide
 from cmrcnet.errors import BadOption, OutputExists, ScaleError
 from cmrcnet.readers.cohort import read_cohort
-from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.slides.slide_files import open_slide
+from cmrcnet.slides.slide import ArraySlide, open_slide
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def test_any_number_of_spots_can_be_had(spots):
 
 
 def test_spots_lie_on_tissue_and_the_tissue_mask_agrees(cohort):
-    from cmrcnet.slides.mask import find_tissue
+    from cmrcnet.slides.tissue_mask import find_tissue
 
     section = cohort.read("P1S1")
     anatomy = Anatomy(TissuePlan.from_text(section.facts["synthetic"]))

@@ -11,8 +11,8 @@ import pytest
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.genes.table import prediction_table
 from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.slides.spots import Spots
 
 COLUMNS, ROWS, PITCH_PX, MPP = 7, 5, 100, 0.5
 GENES = ("ACROSS", "DOWN", "UNMEASURED")

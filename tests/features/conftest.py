@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmrcnet.slides.scale import PatchScale
-from cmrcnet.slides.slide import ArraySlide
+from cmrcnet.slides.slide import ArraySlide, PatchScale
 from cmrcnet.storage.cache import TokenCache
 
 SCALE = PatchScale(size_px=16, mpp=0.5)

@@ -12,8 +12,7 @@ from cmrcnet.features.spot_tokens import spot_tokens, token_count
 from cmrcnet.features.view_features import oriented, view_features
 from cmrcnet.models.encoder_registry import create_image_encoder
 from cmrcnet.slides.patches import crop_patches
-from cmrcnet.slides.scale import PatchScale
-from cmrcnet.slides.slide import ArraySlide
+from cmrcnet.slides.slide import ArraySlide, PatchScale
 from cmrcnet.storage.cache import TokenCache
 
 SCALE = PatchScale(size_px=160, mpp=0.7)

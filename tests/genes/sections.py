@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.slides.section import Section
+from cmrcnet.slides.section import Section, Spots
 from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.slides.spots import Spots
 
 
 def section_of(counts, genes, name="A1", patient="P", absent_genes="unmeasured") -> Section:

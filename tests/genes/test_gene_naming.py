@@ -66,7 +66,7 @@ def test_two_panels_of_one_species_may_share_a_single_gene():
 
 
 def test_real_sections_of_two_species(her2st_csv, als_csv):
-    from cmrcnet.readers.count_table import first_names
+    from cmrcnet.readers.tables import first_names
 
     human = first_names(her2st_csv.parent / "C6_counts.tsv.gz")[1]
     mouse = first_names(als_csv.parent / "CN63_E2_counts.tsv.gz")[1]

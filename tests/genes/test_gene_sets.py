@@ -9,8 +9,7 @@ from cmrcnet.errors import BadOption, GenesError
 from cmrcnet.genes.gene_sets import GenePanel, gene_sets, sets_of_truth
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.genes.spatial_stats import morans_i, spot_graph
-from cmrcnet.slides.section import Cohort, Section
-from cmrcnet.slides.spots import Spots
+from cmrcnet.slides.section import Cohort, Section, Spots
 from tests.genes.sections import section_of
 
 GENES = [f"G{number}" for number in range(20)]

@@ -11,8 +11,8 @@ import pytest
 from cmrcnet.errors import Damaged, ScaleError, ShapeMismatch
 from cmrcnet.genes.table import check_prediction_table, prediction_table, units_of
 from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.slides.spots import Spots
 from cmrcnet.testing import assert_prediction_table
 
 GENES = ("TP53", "ENSG00000141510.14", "CD3E")

@@ -11,9 +11,8 @@ from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.models.cmrcnet import CMRCNet
 from cmrcnet.models.encoder_registry import create_image_encoder
 from cmrcnet.models.trained_model import Provenance, TrainedModel
-from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.slides.section import Cohort, Section, Spots
 from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.slides.spots import Spots
 
 GENES = tuple(f"GENE{number}" for number in range(12))
 PANEL = GENES[:6]

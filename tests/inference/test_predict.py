@@ -22,9 +22,8 @@ from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.search.average import average
 from cmrcnet.search.neighbours import Neighbours
-from cmrcnet.slides.section import Cohort
+from cmrcnet.slides.section import Cohort, Spots
 from cmrcnet.slides.slide import ArraySlide, Slide
-from cmrcnet.slides.spots import Spots
 from cmrcnet.storage.cache import TokenCache
 from tests.inference.small_model import GENES, locations, noise_slide, small_model, small_section
 

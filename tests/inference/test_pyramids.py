@@ -16,9 +16,7 @@ from cmrcnet.inference.predict import predict
 from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.slides.patches import crop_patches
-from cmrcnet.slides.scale import PatchScale
-from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.slides.slide_files import open_slide
+from cmrcnet.slides.slide import ArraySlide, PatchScale, open_slide
 from tests.inference.small_model import locations, small_cohort, small_model
 from tests.slides.slide_making import tissue_picture, write_aperio, write_ome_pyramid, write_tiled_pyramid
 

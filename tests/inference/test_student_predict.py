@@ -17,7 +17,7 @@ from cmrcnet.inference.slide_batch import predict_slides
 from cmrcnet.inference.slide_job import LOCK, predict_to_file
 from cmrcnet.inference.student_plan import plan_student
 from cmrcnet.inference.student_predict import predict_by_student
-from cmrcnet.slides.spots import Spots
+from cmrcnet.slides.section import Spots
 from cmrcnet.storage.file_lock import file_lock
 from cmrcnet.testing import assert_prediction_table
 from tests.inference.small_model import noise_slide

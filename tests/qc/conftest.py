@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort
-from cmrcnet.qc.section_summary import SectionSummary, summarize_section
+from cmrcnet.qc.cohort_check import summarize_section
+from cmrcnet.qc.section_summary import SectionSummary
 from cmrcnet.slides.section import Section
 
 

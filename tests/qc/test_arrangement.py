@@ -17,7 +17,7 @@ from cmrcnet.qc.arrangement import (
     judge_arrangement,
     loo_r2,
 )
-from cmrcnet.qc.under_spots import SpotMaps
+from cmrcnet.qc.section_summary import SpotMaps
 
 
 @pytest.fixture(scope="module")

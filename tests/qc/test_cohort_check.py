@@ -10,10 +10,9 @@ import pytest
 from cmrcnet import check_cohort, cli, read_cohort
 from cmrcnet.datasets.synthetic import write_cohort
 from cmrcnet.qc.arrangement import judge_arrangement
-from cmrcnet.qc.cohort_check import findings_of
-from cmrcnet.qc.donors import sex_of, switched_genes
-from cmrcnet.qc.section_summary import summarize_section
-from cmrcnet.qc.under_spots import SpotMaps
+from cmrcnet.qc.cohort_check import findings_of, summarize_section
+from cmrcnet.qc.identity import sex_of, switched_genes
+from cmrcnet.qc.section_summary import SpotMaps
 from cmrcnet.slides.section import Cohort
 
 

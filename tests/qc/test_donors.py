@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cmrcnet.qc.donors import donor_findings, sex_of, switched_genes
+from cmrcnet.qc.identity import donor_findings, sex_of, switched_genes
 
 GENES = [f"G{i}" for i in range(400)]
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cmrcnet.qc.duplicates import ALIKE, duplicate_findings, equal_rows, picture_likeness
-from cmrcnet.qc.section_summary import summarize_section
+from cmrcnet.qc.cohort_check import summarize_section
+from cmrcnet.qc.identity import ALIKE, duplicate_findings, equal_rows, picture_likeness
 from cmrcnet.slides.section import Section
 
 
@@ -77,7 +77,7 @@ def test_another_picture_is_not(scene):
 
 
 def test_the_shift_is_scored_by_the_plain_correlation(scene):
-    from cmrcnet.qc.duplicates import _best_shift
+    from cmrcnet.qc.identity import _best_shift
 
     noisy = scene[5:, 3:] + np.random.default_rng(0).normal(0, 0.05, (55, 47))
     by_hand = np.corrcoef(scene[5:, 3:].ravel(), noisy.ravel())[0, 1]

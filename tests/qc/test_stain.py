@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cmrcnet.qc.stain import colour_angle, stain_findings
-from cmrcnet.qc.under_spots import optical_density
+from cmrcnet.qc.appearance import colour_angle, stain_findings
+from cmrcnet.qc.section_summary import optical_density
 
 HE = np.array([0.23, 0.28, 0.16])
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cmrcnet.qc.texture import OCTAVES, octaves_moved, scale_findings, texture_curve
+from cmrcnet.qc.appearance import OCTAVES, octaves_moved, scale_findings, texture_curve
 from cmrcnet.slides.slide import ArraySlide
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import BadInput, MissingInput
-from cmrcnet.readers.count_table import first_names, read_count_table
+from cmrcnet.readers.tables import first_names, read_count_table
 from tests.readers.written_formats import cut
 
 

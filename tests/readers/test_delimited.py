@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import BadInput, MissingInput
-from cmrcnet.readers.delimited import read_table
+from cmrcnet.readers.tables import read_table
 
 PLAIN = "spot,pixel_x\na,1.5\nb,2\n"
 

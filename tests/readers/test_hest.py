@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import BadInput, BadOption, MissingInput, ScaleError
-from cmrcnet.readers.patch_slide import PatchSlide
+from cmrcnet.readers.hest import PatchSlide
 from cmrcnet.readers.registry import read_section, sniff
 from tests.readers.written_formats import as_visium, cut, made_up, write_hest
 
@@ -72,7 +72,7 @@ def test_patches_alone_serve_as_the_slide_pixel_for_pixel(tmp_path, tissue):
 
 def test_cropped_patches_of_a_patch_slide_are_the_stored_ones(tmp_path, tissue):
     from cmrcnet.slides.patches import crop_patches
-    from cmrcnet.slides.scale import PatchScale
+    from cmrcnet.slides.slide import PatchScale
 
     root = write_hest(tmp_path, tissue, slide=False)
     section = read_section(root)

@@ -8,7 +8,7 @@ import pytest
 from cmrcnet.analysis.attribution import attribution
 from cmrcnet.errors import BadInput, MissingInput, UnknownName
 from cmrcnet.inference.predict import predict
-from cmrcnet.readers.one_location import read_location
+from cmrcnet.readers.ann_data import read_location
 from cmrcnet.retrieval.bank import build_bank
 from tests.inference.small_model import locations, noise_slide, small_cohort, small_model
 

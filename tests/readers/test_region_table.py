@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cmrcnet.errors import BadInput, MissingInput, SectionError, TooFew
-from cmrcnet.readers.region_table import read_cohort_regions, read_regions
+from cmrcnet.readers.annotations import read_cohort_regions, read_regions
 from tests.readers.written_formats import made_up, write_legacy
 
 

@@ -16,7 +16,7 @@ from cmrcnet.errors import (
     SectionError,
     ShapeMismatch,
 )
-from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
+from cmrcnet.readers.registry import RawSection, neighbour_distance_px
 from cmrcnet.readers.section_checks import checked_section, problems_of
 from cmrcnet.slides.slide import ArraySlide
 from tests.readers.written_formats import made_up

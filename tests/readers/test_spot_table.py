@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import BadInput, MissingInput, SectionError, TooFew
+from cmrcnet.readers.annotations import read_spots
 from cmrcnet.readers.registry import read_section
-from cmrcnet.readers.spot_table import read_spots
 
 
 def _written(path, text):

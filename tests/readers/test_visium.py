@@ -16,8 +16,7 @@ from cmrcnet.errors import (
     SectionError,
 )
 from cmrcnet.readers.registry import read_section, sniff
-from cmrcnet.readers.tenx_matrix import read_tenx_matrix
-from cmrcnet.readers.visium import visium_scale
+from cmrcnet.readers.visium import read_tenx_matrix, visium_scale
 from tests.readers.written_formats import as_visium, cut, made_up, write_10x_h5, write_image, write_visium
 
 

@@ -87,7 +87,7 @@ def from_shared(csv: Path, section: str, side_px: int = 1800) -> Made:
         genes=genes,
         counts=counts.loc[list(spots.index)].to_numpy(),
         image=image,
-        mpp=float(row["mpp"]),
+        mpp=float(row["um_per_px"]),
         pitch_um=200.0,
     )
 

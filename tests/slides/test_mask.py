@@ -9,9 +9,8 @@ import pytest
 from scipy import ndimage
 
 from cmrcnet.errors import ScaleError, ShapeMismatch
-from cmrcnet.slides.mask import TissueMask, find_tissue
-from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.slides.slide_files import open_slide
+from cmrcnet.slides.slide import ArraySlide, open_slide
+from cmrcnet.slides.tissue_mask import TissueMask, find_tissue
 
 from .slide_making import tissue_picture, write_tiled_pyramid
 
@@ -175,7 +174,7 @@ def test_real_spots_lie_on_real_tissue(request, sections):
         with (cohort.parent / row["spots"]).open() as file:
             spots = [spot for spot in csv.DictReader(file, delimiter="\t") if spot.get("selected", "1") == "1"]
         centres = np.array([[float(spot["pixel_x"]), float(spot["pixel_y"])] for spot in spots])
-        with open_slide(cohort.parent / row["image"], mpp=float(row["mpp"])) as slide:
+        with open_slide(cohort.parent / row["image"], mpp=float(row["um_per_px"])) as slide:
             mask = find_tissue(slide)
         assert mask.contains(centres).mean() > 0.95
         assert mask.share < 0.33  # and the glass is not tissue

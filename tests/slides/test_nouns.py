@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, ScaleError, SectionError, ShapeMismatch, UnknownName
-from cmrcnet.slides.scale import PatchScale
-from cmrcnet.slides.section import Cohort, CohortEntry, Section
-from cmrcnet.slides.slide import ArraySlide, Slide, crop_white, known_scale, white_outside
-from cmrcnet.slides.spots import Spots
+from cmrcnet.slides.section import Cohort, CohortEntry, Section, Spots
+from cmrcnet.slides.slide import ArraySlide, PatchScale, Slide, crop_white, known_scale, white_outside
 
 # --- scale -------------------------------------------------------------------------------------------------------
 

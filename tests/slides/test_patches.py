@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cmrcnet.errors import BadOption, ScaleError, ShapeMismatch, TooFew
-from cmrcnet.slides.mask import TissueMask
-from cmrcnet.slides.patches import crop_patches, patch_grid
-from cmrcnet.slides.scale import PatchScale
-from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.slides.slide_files import open_slide
+from cmrcnet.slides.patches import crop_patches
+from cmrcnet.slides.query_grid import patch_grid
+from cmrcnet.slides.slide import ArraySlide, PatchScale, open_slide
+from cmrcnet.slides.tissue_mask import TissueMask
 
 from .slide_making import halved, tissue_picture, write_aperio, write_ome_pyramid, write_tiled_pyramid
 

@@ -11,8 +11,7 @@ import tifffile
 from PIL import Image
 
 from cmrcnet.errors import BadInput, BadOption, MissingInput, ScaleError
-from cmrcnet.slides.slide import ArraySlide, Slide, known_scale
-from cmrcnet.slides.slide_files import open_slide
+from cmrcnet.slides.slide import ArraySlide, Slide, known_scale, open_slide
 
 from .slide_making import halved, tissue_picture, write_aperio, write_ome_pyramid, write_tiled_pyramid
 
@@ -307,7 +306,7 @@ def test_a_fingerprint_names_the_content_not_the_place(tmp_path):
 
 
 def test_a_large_file_is_named_by_samples(tmp_path, monkeypatch):
-    from cmrcnet.slides import file_fingerprint as ours
+    from cmrcnet.slides import slide as ours
 
     for name, size in {"WHOLE_BYTES": 1000, "END_BYTES": 100, "SAMPLE_BYTES": 10, "SAMPLES": 8}.items():
         monkeypatch.setattr(ours, name, size)
@@ -327,7 +326,7 @@ def test_a_large_file_is_named_by_samples(tmp_path, monkeypatch):
 
 
 def test_the_folder_of_an_mrxs_slide_counts(tmp_path):
-    from cmrcnet.slides.file_fingerprint import file_fingerprint
+    from cmrcnet.slides.slide import file_fingerprint
 
     (tmp_path / "a.mrxs").write_bytes(b"front")
     (tmp_path / "a").mkdir()
@@ -466,18 +465,18 @@ def test_pillows_limit_for_large_pictures_does_not_stop_a_slide(tmp_path, monkey
 
 
 def test_a_picture_too_large_to_decode_says_what_to_do(tmp_path, monkeypatch):
-    from cmrcnet.slides import picture_pixels
+    from cmrcnet.slides import backends
 
-    monkeypatch.setattr(picture_pixels, "LARGEST_PX", 1000)
+    monkeypatch.setattr(backends, "LARGEST_PX", 1000)
     with pytest.raises(BadInput, match=r"603 x 401 px are too many .* tiled pyramidal TIFF"):
         open_slide(save_png(tmp_path / "a.png"))
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch):
-    from cmrcnet.slides import picture_pixels
+    from cmrcnet.slides import backends
 
-    monkeypatch.setattr(picture_pixels, "_holders", [])
-    monkeypatch.setattr(picture_pixels, "HELD_BYTES", 2.5 * 4 * PIXELS[..., 0].size)  # room for two
+    monkeypatch.setattr(backends, "_holders", [])
+    monkeypatch.setattr(backends, "HELD_BYTES", 2.5 * 4 * PIXELS[..., 0].size)  # room for two
     slides = [open_slide(save_png(tmp_path / f"{number}.png")) for number in range(4)]
 
     def held() -> list[bool]:
@@ -493,14 +492,14 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
     slides[1].close()
     assert held() == [True, False, False, False]
     slides.clear()
-    assert [ref() for ref in picture_pixels._holders] == [None]  # a slide that is gone holds nothing
+    assert [ref() for ref in backends._holders] == [None]  # a slide that is gone holds nothing
 
 
 def test_a_tiff_keeps_few_tiles(tmp_path, monkeypatch):
-    from cmrcnet.slides import tiff_pixels
+    from cmrcnet.slides import tiff
 
     tile_bytes = 128 * 128 * 3
-    monkeypatch.setattr(tiff_pixels, "HELD_BYTES", 3 * tile_bytes)
+    monkeypatch.setattr(tiff, "HELD_BYTES", 3 * tile_bytes)
     slide = open_slide(write_ome_pyramid(tmp_path / "a.ome.tif", PIXELS))
     np.testing.assert_array_equal(slide.read(0, 0, 603, 401), PIXELS)
     assert sum(tile.nbytes for tile in slide._source._held.values()) <= 3 * tile_bytes

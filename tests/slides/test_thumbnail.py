@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 
 from cmrcnet.errors import BadOption
-from cmrcnet.slides import thumbnail as ours
-from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.slides.slide_files import open_slide
-from cmrcnet.slides.thumbnail import fitting_level, thumbnail
+from cmrcnet.slides import patches as ours
+from cmrcnet.slides.patches import fitting_level, thumbnail
+from cmrcnet.slides.slide import ArraySlide, open_slide
 
 from .slide_making import halved, tissue_picture, write_tiled_pyramid
 

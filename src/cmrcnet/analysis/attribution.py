@@ -17,9 +17,8 @@ from cmrcnet.errors import Damaged, NotAvailable, UnknownName
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.genes.table import STUDENT
 from cmrcnet.slides.patches import crop_patches
-from cmrcnet.slides.scale import PatchScale
 from cmrcnet.slides.section import Cohort, Section
-from cmrcnet.slides.slide import Slide, known_scale
+from cmrcnet.slides.slide import PatchScale, Slide, known_scale
 
 if TYPE_CHECKING:
     import pandas as pd

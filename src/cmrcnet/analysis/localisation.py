@@ -147,7 +147,7 @@ def localise(
     prediction : pandas.DataFrame (spots, genes) or anndata.AnnData
         A prediction table.
     regions : pandas.Series or mapping of barcode to label
-        Labels of the section's spots; `readers.region_table.read_regions` gives it. Spots without one are left out.
+        Labels of the section's spots; `readers.annotations.read_regions` gives it. Spots without one are left out.
     signatures : mapping of str to sequence of str
         ``markers(organ).measured(genes)``, or your own.
     truth : pandas.DataFrame (spots, genes) or anndata.AnnData, optional
@@ -324,7 +324,7 @@ def localise_cohort(
     cohort : Cohort
         Gives the measured expression, which is the ceiling. Sections are read one at a time.
     regions : mapping of section to labels
-        As `readers.region_table.read_cohort_regions` gives them.
+        As `readers.annotations.read_cohort_regions` gives them.
     chosen : MarkerList
         Signatures are scored on the genes that were predicted; the ceiling on the same ones.
     merge : bool

@@ -16,9 +16,8 @@ from cmrcnet.datasets.cohort_files import write_cohort, write_slide
 from cmrcnet.datasets.synthetic_anatomy import Anatomy, TissuePlan, draw_counts, expected_shares, synthetic_genes
 from cmrcnet.datasets.synthetic_image import paint
 from cmrcnet.errors import BadOption
-from cmrcnet.slides.section import Cohort, CohortEntry, Section
+from cmrcnet.slides.section import Cohort, CohortEntry, Section, Spots
 from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.slides.spots import Spots
 
 __all__ = [
     "SyntheticTruth",

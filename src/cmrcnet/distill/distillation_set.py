@@ -20,15 +20,14 @@ from cmrcnet.heads.pca import FeaturePCA, fit_pca
 from cmrcnet.inference.feature_spec import Sight, sight_of_model
 from cmrcnet.inference.location_features import LocationFeatures
 from cmrcnet.models.trained_model import TrainedModel
-from cmrcnet.readers.patch_slide import PatchSlide
+from cmrcnet.readers.hest import PatchSlide
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.retrieval.bank_part import BankPart
 from cmrcnet.retrieval.temporary_store import open_shelf
-from cmrcnet.slides.mask import find_tissue
-from cmrcnet.slides.patches import patch_grid
-from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.slides.query_grid import patch_grid
+from cmrcnet.slides.section import Cohort, Section, Spots
 from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.spots import Spots
+from cmrcnet.slides.tissue_mask import find_tissue
 
 if TYPE_CHECKING:
     from cmrcnet.storage.cache import TokenCache

@@ -15,8 +15,8 @@ from cmrcnet.inference.student_plan import plan_student
 from cmrcnet.models.student import Student
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.spots import Spots
 
 LOCATIONS, ENCODED = 512, 16
 """Locations that search and head are timed on, and those of them that are encoded as well, at most."""

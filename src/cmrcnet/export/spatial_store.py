@@ -21,8 +21,8 @@ import numpy as np
 
 from cmrcnet.errors import MissingExtra
 from cmrcnet.export.stored_prediction import StoredPrediction
+from cmrcnet.slides.patches import thumbnail
 from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.thumbnail import thumbnail
 
 if TYPE_CHECKING:
     import zarr

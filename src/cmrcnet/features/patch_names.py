@@ -8,10 +8,8 @@ from importlib.metadata import version
 
 import numpy as np
 
-from cmrcnet.slides import patches, thumbnail
-from cmrcnet.slides import slide as slide_reading
-from cmrcnet.slides.scale import PatchScale
-from cmrcnet.slides.slide import Slide
+from cmrcnet.slides import patches
+from cmrcnet.slides.slide import PatchScale, Slide, white_outside
 from cmrcnet.storage.hashing import fingerprint
 
 
@@ -35,6 +33,6 @@ def content_name(block_digests: list[str]) -> str:
 def _cropper() -> str:
     """Name of the code that cuts patches. When it changes, what was remembered of its work is forgotten."""
     try:
-        return fingerprint(*(inspect.getsource(module) for module in (patches, thumbnail, slide_reading)))
+        return fingerprint(*(inspect.getsource(code) for code in (patches, white_outside)))
     except OSError:  # installed without sources
         return version("cmrcnet")

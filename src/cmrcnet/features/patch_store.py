@@ -10,8 +10,7 @@ import numpy as np
 from cmrcnet.features.patch_names import place_name
 from cmrcnet.progress import metered
 from cmrcnet.slides.patches import crop_patches
-from cmrcnet.slides.scale import PatchScale
-from cmrcnet.slides.slide import Slide
+from cmrcnet.slides.slide import PatchScale, Slide
 from cmrcnet.storage.cache import TokenCache
 
 

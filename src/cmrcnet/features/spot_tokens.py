@@ -21,8 +21,7 @@ from cmrcnet.config import Config, FeaturesConfig
 from cmrcnet.features.encode import encode_patches
 from cmrcnet.features.section_tokens import SectionTokens
 from cmrcnet.features.view_features import view_parts
-from cmrcnet.slides.scale import PatchScale
-from cmrcnet.slides.slide import Slide, known_scale
+from cmrcnet.slides.slide import PatchScale, Slide, known_scale
 
 if TYPE_CHECKING:
     from cmrcnet.models.image_encoder import ImageEncoder

@@ -15,8 +15,7 @@ from cmrcnet.features.patch_names import place_name
 from cmrcnet.features.read_ahead import map_ahead, reading_threads
 from cmrcnet.progress import metered
 from cmrcnet.slides.patches import crop_patches
-from cmrcnet.slides.scale import PatchScale
-from cmrcnet.slides.slide import Slide
+from cmrcnet.slides.slide import PatchScale, Slide
 from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:

@@ -41,9 +41,9 @@ import numpy as np
 
 from cmrcnet.errors import Damaged, ShapeMismatch
 from cmrcnet.genes.naming import ENSEMBL
+from cmrcnet.slides.patches import thumbnail
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide, known_scale
-from cmrcnet.slides.spots import Spots
-from cmrcnet.slides.thumbnail import thumbnail
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmrcnet.errors import CmrcnetWarning
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.spots import Spots
 from cmrcnet.uncertainty.ood import appearance
 
 if TYPE_CHECKING:

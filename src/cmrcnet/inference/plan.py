@@ -16,11 +16,11 @@ from cmrcnet.inference.confidence import Confidence, confidence_of
 from cmrcnet.inference.feature_spec import Sight, sight_of_model
 from cmrcnet.inference.gene_columns import columns_of
 from cmrcnet.inference.ood_flag import sound_alarm
-from cmrcnet.inference.query_grid import make_query_grid
 from cmrcnet.retrieval.bank import ReferenceBank
-from cmrcnet.slides.mask import TissueMask
+from cmrcnet.slides.query_grid import make_query_grid
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.spots import Spots
+from cmrcnet.slides.tissue_mask import TissueMask
 
 if TYPE_CHECKING:
     import pandas as pd

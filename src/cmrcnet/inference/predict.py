@@ -14,9 +14,9 @@ from cmrcnet.inference.plan import Plan, plan_prediction
 from cmrcnet.inference.prediction_chunk import PredictionBlock
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.search.neighbours import Neighbours
-from cmrcnet.slides.mask import TissueMask
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.spots import Spots
+from cmrcnet.slides.tissue_mask import TissueMask
 
 if TYPE_CHECKING:
     from anndata import AnnData

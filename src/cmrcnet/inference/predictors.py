@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from cmrcnet.models.student import Student
     from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.retrieval.bank import ReferenceBank
-    from cmrcnet.slides.mask import TissueMask
+    from cmrcnet.slides.section import Spots
     from cmrcnet.slides.slide import Slide
-    from cmrcnet.slides.spots import Spots
+    from cmrcnet.slides.tissue_mask import TissueMask
 
 
 class Predictor(Protocol):

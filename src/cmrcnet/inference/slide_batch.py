@@ -171,7 +171,7 @@ def _predict_one(
     overwrite: bool,
 ) -> SlideOutcome:
     from cmrcnet.inference.slide_job import predict_to_file
-    from cmrcnet.slides.slide_files import open_slide
+    from cmrcnet.slides.slide import open_slide
 
     with open_slide(slide, mpp=mpp) as picture:
         wanted = predictor.facts() | {"slide_fingerprint": picture.fingerprint(), "spot_diameter_um": grid_um}

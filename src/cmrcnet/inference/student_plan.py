@@ -15,10 +15,10 @@ from cmrcnet.inference.feature_spec import Sight, plain_sight
 from cmrcnet.inference.gene_columns import columns_of
 from cmrcnet.inference.ood_flag import sound_alarm
 from cmrcnet.inference.prediction_chunk import PredictionBlock
-from cmrcnet.inference.query_grid import make_query_grid
-from cmrcnet.slides.mask import TissueMask
+from cmrcnet.slides.query_grid import make_query_grid
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.spots import Spots
+from cmrcnet.slides.tissue_mask import TissueMask
 
 if TYPE_CHECKING:
     from anndata import AnnData

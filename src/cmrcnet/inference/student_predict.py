@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from cmrcnet.inference.predict import table_of
 from cmrcnet.inference.student_plan import plan_student
-from cmrcnet.slides.mask import TissueMask
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.spots import Spots
+from cmrcnet.slides.tissue_mask import TissueMask
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -38,7 +38,7 @@ from cmrcnet.models.cmrcnet import CMRCNet
 from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.models.provenance import Provenance
 from cmrcnet.models.rebuild_encoder import encoder_facts, kept_weights, rebuild_encoder, require_encoder
-from cmrcnet.slides.scale import PatchScale
+from cmrcnet.slides.slide import PatchScale
 from cmrcnet.storage.hashing import fingerprint, fingerprint_stream
 from cmrcnet.uncertainty.calibration import Trust
 

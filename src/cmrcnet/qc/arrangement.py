@@ -16,8 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.genes.normalise import library_sizes, normalize
-from cmrcnet.qc.finding import Finding
-from cmrcnet.qc.under_spots import SpotMaps
+from cmrcnet.qc.section_summary import Finding, SpotMaps
 
 FEWEST_SPOTS = 50
 """With fewer, chance arrangements fit as well as true ones: nothing is said."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from cmrcnet.progress import tracked
-from cmrcnet.qc.arrangement import arrangement_finding
-from cmrcnet.qc.donors import donor_findings
-from cmrcnet.qc.duplicates import duplicate_findings
-from cmrcnet.qc.finding import Finding
-from cmrcnet.qc.section_summary import SectionSummary, summarize_section
-from cmrcnet.qc.stain import stain_findings
-from cmrcnet.qc.texture import scale_findings
-from cmrcnet.slides.section import Cohort
+from cmrcnet.qc.appearance import scale_findings, stain_findings, texture_curve
+from cmrcnet.qc.arrangement import arrangement_finding, judge_arrangement
+from cmrcnet.qc.identity import donor_findings, duplicate_findings
+from cmrcnet.qc.section_summary import MOST_SPOTS, PICTURE_UM, TOP_GENES, Finding, SectionSummary, SpotMaps
+from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.slides.slide import known_scale
 
 
 def check_cohort(cohort: Cohort) -> tuple[Finding, ...]:
@@ -64,3 +64,48 @@ def _summarized(section) -> SectionSummary:
         close = getattr(section.slide, "close", None)
         if close is not None:
             close()
+
+
+def summarize_section(section: Section) -> SectionSummary:
+    """Look at a section once and keep little.
+
+    Parameters
+    ----------
+    section : Section
+
+    Returns
+    -------
+    SectionSummary
+
+    Raises
+    ------
+    ScaleError
+    """
+    mpp = known_scale(section.slide)
+    maps = SpotMaps.of(section.slide, section.spots.diameter_um)
+    totals = np.asarray(section.counts.sum(axis=0), np.float64).ravel()
+    columns = np.argsort(-totals, kind="stable")[:TOP_GENES]
+    deep = np.argsort(-np.asarray(section.counts.sum(axis=1)).ravel(), kind="stable")[:MOST_SPOTS]
+    return SectionSummary(
+        name=section.name,
+        patient=section.patient,
+        slide=section.slide.fingerprint(),
+        centre_px=np.array(section.spots.centre_px),
+        diameter_um=section.spots.diameter_um,
+        pitch_um=_pitch(section.spots.centre_px, mpp),
+        picture=maps.around(section.spots.centre_px, PICTURE_UM),
+        colour=maps.colour(section.spots.centre_px),
+        texture=texture_curve(section.slide, section.spots.centre_px),
+        arrangement=judge_arrangement(maps, section.spots.centre_px, section.counts),
+        totals=dict(zip(section.genes, totals.tolist(), strict=True)),
+        top={section.genes[column]: place for place, column in enumerate(columns)},
+        rows=section.counts[deep][:, columns].toarray().astype(np.int64),
+    )
+
+
+def _pitch(centre_px: np.ndarray, mpp: float) -> float | None:
+    from scipy.spatial import cKDTree
+
+    if len(centre_px) < 2:
+        return None
+    return float(np.median(cKDTree(centre_px).query(centre_px, k=2)[0][:, 1]) * mpp)

@@ -1,16 +1,59 @@
-"""What the detectors keep of a section once its pixels and counts are gone: small pictures and short vectors."""
+"""Findings, and what the detectors keep of a section: maps of its slide, small pictures and short vectors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cmrcnet.qc.arrangement import Arrangement, judge_arrangement
-from cmrcnet.qc.texture import texture_curve
-from cmrcnet.qc.under_spots import SpotMaps
-from cmrcnet.slides.section import Section
-from cmrcnet.slides.slide import known_scale
+from cmrcnet.slides.patches import thumbnail
+from cmrcnet.slides.slide import Slide, known_scale
+from cmrcnet.slides.tissue_mask import find_tissue
+
+if TYPE_CHECKING:
+    from cmrcnet.qc.arrangement import Arrangement
+
+Kind = Literal[
+    "duplicated counts",
+    "duplicated picture",
+    "shared picture",
+    "same donor",
+    "sexes differ",
+    "stain",
+    "scale",
+    "shuffled",
+    "misaligned",
+]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a detector found.
+
+    Parameters
+    ----------
+    kind : str
+        Which detector spoke; see `Kind`.
+    sections : tuple of str
+        The sections concerned, in the cohort's order.
+    value : float
+        What was measured; the sentence says in which unit.
+    threshold : float
+        Where the finding begins.
+    sentence : str
+        What was measured and what to do.
+    certain : bool
+        A problem (True), or a suspicion that a person must judge (False).
+    """
+
+    kind: Kind
+    sections: tuple[str, ...]
+    value: float
+    threshold: float
+    sentence: str
+    certain: bool = False
+
 
 PICTURE_UM = 80.0
 """Micrometres a pixel of the kept grey picture of the spots' surroundings: 6.5 mm are 81 px."""
@@ -65,46 +108,132 @@ class SectionSummary:
     rows: np.ndarray
 
 
-def summarize_section(section: Section) -> SectionSummary:
-    """Look at a section once and keep little.
+MAP_MPP = 8.0
+"""A map pixel: about one cell."""
+
+AROUND_UM = 150.0
+"""Colour is judged within this distance of a spot; the picture kept reaches so far beyond the outermost spots."""
+
+
+@dataclass(frozen=True, eq=False)
+class SpotMaps:
+    """A slide averaged over discs of a spot's size.
 
     Parameters
     ----------
-    section : Section
-
-    Returns
-    -------
-    SectionSummary
-
-    Raises
-    ------
-    ScaleError
+    density : numpy.ndarray, shape (height, width, 3), float32
+        Optical density log10(256 / (value + 1)) of R, G, B at about 8 um per pixel.
+    features : numpy.ndarray, shape (height, width, 5), float32
+        Means over a disc: optical density (all channels), haematoxylin, eosin (Ruifrok & Johnston 2001, by
+        scikit-image), red minus blue density, and the log of the density's standard deviation.
+    tissue : numpy.ndarray, shape (height, width), float32
+        Share of the disc that is tissue.
+    mask : numpy.ndarray, shape (height, width), bool
+    downsample : float
+        Level-0 pixels a map pixel.
+    mpp : float
+        Of level 0.
+    size_px : tuple of int
+        Width, height of level 0.
     """
-    mpp = known_scale(section.slide)
-    maps = SpotMaps.of(section.slide, section.spots.diameter_um)
-    totals = np.asarray(section.counts.sum(axis=0), np.float64).ravel()
-    columns = np.argsort(-totals, kind="stable")[:TOP_GENES]
-    deep = np.argsort(-np.asarray(section.counts.sum(axis=1)).ravel(), kind="stable")[:MOST_SPOTS]
-    return SectionSummary(
-        name=section.name,
-        patient=section.patient,
-        slide=section.slide.fingerprint(),
-        centre_px=np.array(section.spots.centre_px),
-        diameter_um=section.spots.diameter_um,
-        pitch_um=_pitch(section.spots.centre_px, mpp),
-        picture=maps.around(section.spots.centre_px, PICTURE_UM),
-        colour=maps.colour(section.spots.centre_px),
-        texture=texture_curve(section.slide, section.spots.centre_px),
-        arrangement=judge_arrangement(maps, section.spots.centre_px, section.counts),
-        totals=dict(zip(section.genes, totals.tolist(), strict=True)),
-        top={section.genes[column]: place for place, column in enumerate(columns)},
-        rows=section.counts[deep][:, columns].toarray().astype(np.int64),
-    )
+
+    density: np.ndarray
+    features: np.ndarray
+    tissue: np.ndarray
+    mask: np.ndarray
+    downsample: float
+    mpp: float
+    size_px: tuple[int, int]
+
+    @classmethod
+    def of(cls, slide: Slide, diameter_um: float) -> SpotMaps:
+        """Read a slide, made small.
+
+        Raises
+        ------
+        ScaleError
+        """
+        mpp = known_scale(slide)
+        downsample = max(1.0, MAP_MPP / mpp)
+        small, mask = thumbnail(slide, downsample), find_tissue(slide).pixels
+        return cls.of_picture(small, mask, downsample, mpp, (slide.width_px, slide.height_px), diameter_um)
+
+    @classmethod
+    def of_picture(
+        cls,
+        small: np.ndarray,
+        mask: np.ndarray,
+        downsample: float,
+        mpp: float,
+        size_px: tuple[int, int],
+        diameter_um: float,
+    ) -> SpotMaps:
+        """The maps of a small picture (height, width, 3) and its tissue (height, width)."""
+        from skimage.color import rgb2hed
+
+        density = optical_density(small)
+        stains = rgb2hed(small).astype(np.float32)
+        disc = _disc(diameter_um / 2 / (mpp * downsample))
+        grey = density.mean(axis=2)
+        mean = _mean(grey, disc)
+        rough = np.sqrt(np.maximum(_mean(grey * grey, disc) - mean * mean, 0))
+        features = [
+            mean,
+            _mean(stains[..., 0], disc),
+            _mean(stains[..., 1], disc),
+            _mean(density[..., 0] - density[..., 2], disc),
+            np.log(rough + 1e-3),
+        ]
+        tissue = np.clip(_mean(mask.astype(np.float32), disc), 0, 1)
+        return cls(density, np.stack(features, axis=2), tissue, mask, downsample, mpp, size_px)
+
+    def at(self, centre_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features (locations, 5) and tissue share (locations,) of the map pixel that holds each location; off the
+        slide: 0."""
+        cell = np.floor(centre_px / self.downsample).astype(np.intp)
+        height, width = self.tissue.shape
+        inside = (cell >= 0).all(axis=1) & (cell[:, 0] < width) & (cell[:, 1] < height)
+        column, row = np.clip(cell, 0, (width - 1, height - 1)).T
+        return self.features[row, column], np.where(inside, self.tissue[row, column], 0.0)
+
+    def colour(self, centre_px: np.ndarray) -> np.ndarray:
+        """Median optical density (3,) of tissue within `AROUND_UM` of a spot; of all pixels there if none is tissue."""
+        from scipy import ndimage
+
+        far = np.ones(self.mask.shape, bool)
+        cell = np.clip((centre_px / self.downsample).astype(np.intp), 0, (far.shape[1] - 1, far.shape[0] - 1))
+        far[cell[:, 1], cell[:, 0]] = False
+        near = ndimage.distance_transform_edt(far) <= AROUND_UM / (self.mpp * self.downsample)
+        chosen = near & self.mask if (near & self.mask).any() else near
+        return np.median(self.density[chosen], axis=0)
+
+    def around(self, centre_px: np.ndarray, um: float) -> np.ndarray:
+        """Grey optical density of the spots' bounding box at `um` micrometres a pixel, float32."""
+        from PIL import Image
+
+        reach = AROUND_UM / self.mpp
+        low = np.maximum((centre_px.min(axis=0) - reach) / self.downsample, 0).astype(int)
+        high = np.ceil((centre_px.max(axis=0) + reach) / self.downsample).astype(int)
+        grey = self.density[low[1] : max(high[1], low[1] + 1), low[0] : max(high[0], low[0] + 1)].mean(axis=2)
+        factor = self.mpp * self.downsample / um
+        size = (max(1, round(grey.shape[1] * factor)), max(1, round(grey.shape[0] * factor)))
+        return np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BOX), np.float32)
 
 
-def _pitch(centre_px: np.ndarray, mpp: float) -> float | None:
-    from scipy.spatial import cKDTree
+def optical_density(rgb: np.ndarray) -> np.ndarray:
+    """Beer and Lambert: log10(256 / (value + 1)), float32, 0 for white."""
+    return -np.log10((rgb.astype(np.float32) + 1) / 256)
 
-    if len(centre_px) < 2:
-        return None
-    return float(np.median(cKDTree(centre_px).query(centre_px, k=2)[0][:, 1]) * mpp)
+
+def _disc(radius_px: float) -> np.ndarray:
+    reach = int(max(1, radius_px))
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    disc = (x * x + y * y <= max(radius_px, 1.0) ** 2).astype(np.float32)
+    return disc / disc.sum()
+
+
+def _mean(values: np.ndarray, disc: np.ndarray) -> np.ndarray:
+    from scipy.signal import fftconvolve
+
+    reach = disc.shape[0] // 2
+    return fftconvolve(np.pad(values, reach, mode="edge"), disc, mode="valid").astype(np.float32)

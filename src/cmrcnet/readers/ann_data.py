@@ -1,13 +1,13 @@
-"""Any AnnData file with spot positions: `.h5ad` with `obsm["spatial"]`.
+"""AnnData files: a section as `.h5ad` with `obsm["spatial"]`, and one row of a prediction table.
 
 Picture
-    `image` (positions are its level-0 pixels), or the one `hires` picture in `uns["spatial"]`, onto which the
-    positions are brought with its scale factor.
+    `image` (positions are its level-0 pixels), or the one `hires` picture in `uns["spatial"]`, to which the positions
+    are scaled by its scale factor.
 Counts
     The first of `layers["counts"]`, `raw` and `X` that holds whole numbers. A file that holds only normalised values
-    is refused: no one can take a logarithm back without the library sizes.
+    is refused: they cannot be converted back without the library sizes.
 Scale
-    `mpp` of the user; else what the picture says; else, for Visium (Space Ranger's scale factors are in the
+    `mpp` of the user; else what the picture states; else, for Visium (Space Ranger's scale factors are in the
     file), as in `visium`; else `spot_diameter_um` over `spot_diameter_fullres`. Otherwise it is unknown, an error.
 """
 
@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, SectionError
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, SectionError, UnknownName
 from cmrcnet.readers import visium
-from cmrcnet.readers.raw_section import RawSection, SectionSource, neighbour_distance_px
-from cmrcnet.readers.registry import register_reader
+from cmrcnet.readers.registry import RawSection, SectionSource, neighbour_distance_px, register_reader
 from cmrcnet.slides.slide import ArraySlide, Slide
 
 if TYPE_CHECKING:
@@ -216,7 +215,7 @@ def _slide(
     source: SectionSource, library: dict, factors: dict[str, float], mpp: float | None, name: str
 ) -> tuple[Slide, float]:
     """The slide, and what positions are multiplied with to lie on it."""
-    from cmrcnet.slides.slide_files import open_slide
+    from cmrcnet.slides.slide import open_slide
 
     if source.image is not None:
         key = visium.SCALED_PICTURES.get(source.image.stem)
@@ -243,3 +242,49 @@ def _patient(table: AnnData) -> str | None:
         if column in table.obs and table.obs[column].nunique() == 1:
             return str(table.obs[column].iloc[0])
     return None
+
+
+def read_location(path: Path, place: str) -> AnnData:
+    """Read a location's row of a prediction table, and what the table tells of all locations.
+
+    Parameters
+    ----------
+    path : Path
+        The .h5ad.
+    place : str
+        Name of the place, as in `obs_names`.
+
+    Returns
+    -------
+    anndata.AnnData
+        One row: X, obs, obsm; var and uns as they are; no layers.
+
+    Raises
+    ------
+    MissingInput, BadInput
+    UnknownName
+        No such place.
+    """
+    import anndata
+    import h5py
+    from anndata.io import read_elem
+
+    if not path.is_file():
+        raise MissingInput(path, "The prediction table")
+    try:
+        with h5py.File(path, "r") as file:
+            obs = read_elem(file["obs"])
+            names = list(map(str, obs.index))
+            if place in names:
+                only = slice(names.index(place), names.index(place) + 1)
+                return anndata.AnnData(
+                    X=np.asarray(file["X"][only]),
+                    obs=obs.iloc[only],
+                    var=read_elem(file["var"]),
+                    obsm={name: np.asarray(values[only]) for name, values in file["obsm"].items()},
+                    uns=read_elem(file["uns"]),
+                )
+    except (OSError, KeyError, TypeError) as error:
+        lines = str(error).splitlines()
+        raise BadInput(path, "a prediction table", lines[0][:120] if lines else type(error).__name__) from error
+    raise UnknownName("place in the prediction", place, names)

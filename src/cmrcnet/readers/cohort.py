@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, TooFew
-from cmrcnet.readers.delimited import Table, read_table
-from cmrcnet.readers.raw_section import RawSection, SectionSource
-from cmrcnet.readers.registry import lacks, read_raw
+from cmrcnet.readers.registry import RawSection, SectionSource, lacks, read_raw
 from cmrcnet.readers.section_checks import checked_section
+from cmrcnet.readers.tables import Table, read_table
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 
 WHAT = "a cohort file"

@@ -16,11 +16,9 @@ from scipy import sparse
 from cmrcnet.errors import BadInput, CmrcnetError, GenesError, MissingInput, ScaleError
 from cmrcnet.genes.naming import are_strangers, clean_features, explain_no_shared_genes, naming_of
 from cmrcnet.readers.cohort import CohortRow, cohort_rows, is_cohort_file, located
-from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
-from cmrcnet.readers.registry import lacks, reader_of, section_source
+from cmrcnet.readers.registry import RawSection, lacks, neighbour_distance_px, reader_of, section_source
 from cmrcnet.readers.section_checks import checked_section, problems_of
-from cmrcnet.slides.scale import PatchScale
-from cmrcnet.slides.slide import Slide
+from cmrcnet.slides.slide import PatchScale, Slide
 
 PATCH = PatchScale()
 TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".gz", ".h5", ".h5ad")
@@ -210,7 +208,7 @@ def _look_at_raw(raw: RawSection, patient: str, whole: bool) -> tuple[SectionLoo
 
 
 def _look_at_slide(path: Path, mpp: float | None) -> Inspection:
-    from cmrcnet.slides.slide_files import open_slide
+    from cmrcnet.slides.slide import open_slide
 
     try:
         slide = open_slide(path, mpp=mpp)

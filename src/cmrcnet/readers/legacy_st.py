@@ -21,11 +21,9 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, SectionError
-from cmrcnet.readers.count_table import CountTable, first_names, read_count_table
-from cmrcnet.readers.delimited import Table, read_table
-from cmrcnet.readers.raw_section import RawSection, SectionSource
-from cmrcnet.readers.registry import register_reader
-from cmrcnet.readers.spot_table import SPOT_UM, required_spot_names, selected_spots
+from cmrcnet.readers.annotations import SPOT_UM, required_spot_names, selected_spots
+from cmrcnet.readers.registry import RawSection, SectionSource, register_reader
+from cmrcnet.readers.tables import CountTable, Table, first_names, read_count_table, read_table
 
 PITCH_UM = (200.0, 200.0)
 SUFFIXES = (".tsv", ".txt", ".csv")
@@ -82,7 +80,7 @@ def read_legacy_st(source: SectionSource) -> RawSection:
     ------
     BadInput, SectionError
     """
-    from cmrcnet.slides.slide_files import open_slide
+    from cmrcnet.slides.slide import open_slide
 
     notes: list[str] = []
     spots_path, image_path = source.spots, source.image

@@ -18,9 +18,8 @@ from cmrcnet.errors import (
 )
 from cmrcnet.genes.naming import clean_features
 from cmrcnet.genes.normalise import check_counts
-from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
-from cmrcnet.slides.section import Section
-from cmrcnet.slides.spots import Spots
+from cmrcnet.readers.registry import RawSection, neighbour_distance_px
+from cmrcnet.slides.section import Section, Spots
 
 MOST_OFF_IMAGE = 0.10
 """Share of spots whose centre may lie outside the picture; they are dropped. More: picture and spots do not fit."""

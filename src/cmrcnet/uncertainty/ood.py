@@ -44,8 +44,7 @@ from typing import Any
 import numpy as np
 
 from cmrcnet.slides.patches import crop_patches
-from cmrcnet.slides.scale import PatchScale
-from cmrcnet.slides.slide import Slide
+from cmrcnet.slides.slide import PatchScale, Slide
 
 LOOK = PatchScale(size_px=128, mpp=1.0)
 """One um a pixel: fine enough for nuclei, and cheap to read."""

@@ -20,7 +20,7 @@ from cmrcnet.evaluation.methods.regression import OutputLayer
 from cmrcnet.evaluation.methods.retrieval_weights import all_by_similarity, averaged, top_k
 from cmrcnet.evaluation.methods.training_loop import random_batches, section_batches
 from cmrcnet.evaluation.methods.triplex import ThreeScales
-from cmrcnet.slides.spots import Spots
+from cmrcnet.slides.section import Spots
 
 similarities = st.lists(st.lists(st.floats(-1, 1, width=32), min_size=5, max_size=5), min_size=1, max_size=4).map(
     lambda rows: np.array(rows, np.float64)

@@ -12,8 +12,8 @@ from torch import Tensor
 from cmrcnet.evaluation.methods.baselines import reduction
 from cmrcnet.evaluation.methods.method import Location, TrainingData
 from cmrcnet.evaluation.methods.neighbourhoods import Neighbourhoods, find_neighbourhoods
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide, known_scale
-from cmrcnet.slides.spots import Spots
 
 
 @dataclass(frozen=True, eq=False)

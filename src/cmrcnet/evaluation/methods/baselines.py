@@ -11,8 +11,8 @@ import numpy as np
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.methods.method import Location, Prediction, TrainingData
 from cmrcnet.evaluation.methods.validation_choice import hvg_of, validation_scores
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.spots import Spots
 from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from scipy import sparse
 
 from cmrcnet.evaluation.methods.method import Location, Prediction, TrainingData
 from cmrcnet.evaluation.methods.validation_choice import hvg_of, validation_scores
-from cmrcnet.slides.spots import Spots
+from cmrcnet.slides.section import Spots
 
 NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from cmrcnet.config import Config
 from cmrcnet.evaluation.methods.colour import WIDTH, colour_statistics
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.spots import Spots
 from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:

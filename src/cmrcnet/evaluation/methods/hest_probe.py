@@ -7,8 +7,8 @@ import numpy as np
 from cmrcnet.evaluation.methods.baselines import COMPONENTS, Linear
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.methods.method import TrainingData
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.spots import Spots
 
 
 class HestProbe:

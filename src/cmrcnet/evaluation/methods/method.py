@@ -20,9 +20,8 @@ from cmrcnet.errors import ShapeMismatch, UnknownName
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.protocol.folds import Fold
 from cmrcnet.genes.gene_sets import GenePanel
-from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.slides.section import Cohort, Section, Spots
 from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.spots import Spots
 
 if TYPE_CHECKING:
     from anndata import AnnData

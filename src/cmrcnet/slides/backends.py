@@ -1,7 +1,8 @@
-"""Plain pictures through Pillow: JPEG, PNG and a few more, decoded when first read."""
+"""Pixels through OpenSlide (whole-slide formats) and Pillow (JPEG, PNG); alpha and stored scale, also for `tiff`."""
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 import threading
@@ -14,7 +15,62 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.errors import BadInput
-from cmrcnet.slides.rgb import over_white
+from cmrcnet.slides.slide import WHITE
+
+
+def openslide_vendor(path: Path) -> str | None:
+    """Which of OpenSlide's formats a file is ("aperio", "generic-tiff", ...), or None."""
+    import openslide
+
+    return openslide.OpenSlide.detect_format(str(path))
+
+
+class OpenSlidePixels:
+    """Pixels through OpenSlide; see `PixelSource`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._open() as slide:
+            self.sizes = tuple((int(width), int(height)) for width, height in slide.level_dimensions)
+            facts = slide.properties
+            scale = mean_scale(facts.get("openslide.mpp-x"), facts.get("openslide.mpp-y"))
+            # Of a plain TIFF OpenSlide derives it from the resolution tags.
+            plain = facts.get("openslide.vendor") == "generic-tiff"
+            self.mpp = plausible_scale(scale) if plain else scale
+        self._slide = None
+
+    def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
+        """See `PixelSource.region`."""
+        import openslide
+
+        if self._slide is None:
+            self._slide = self._open()
+        step = self._slide.level_downsamples[level]
+        try:
+            tile = self._slide.read_region((round(left * step), round(top * step)), level, (width, height))
+        except openslide.OpenSlideError as error:
+            self.close()  # OpenSlide refuses every later read once one has failed
+            raise BadInput(self.path, "a slide", f"its pixels cannot be decoded ({error})") from error
+        pixels = np.asarray(tile)
+        return over_white(pixels[..., :3], pixels[..., 3])
+
+    def close(self) -> None:
+        """See `PixelSource.close`."""
+        if self._slide is not None:
+            self._slide.close()
+            self._slide = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_slide": None}
+
+    def _open(self):
+        import openslide
+
+        try:
+            return openslide.OpenSlide(str(self.path))
+        except openslide.OpenSlideError as error:
+            raise BadInput(self.path, "a slide", f"OpenSlide says: {error}") from error
+
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "JPEG2000")
 LARGEST_PX = 1 << 30
@@ -160,3 +216,60 @@ def _pixels_start(content: mmap.mmap) -> int:
         else:
             place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
     return min(place, len(content))
+
+
+def over_white(colour: np.ndarray, alpha: np.ndarray, premultiplied: bool = False) -> np.ndarray:
+    """Lay partly transparent pixels on white.
+
+    Parameters
+    ----------
+    colour : numpy.ndarray, shape (height, width, 3), uint8
+    alpha : numpy.ndarray, shape (height, width), uint8
+        255 is opaque.
+    premultiplied : bool
+        Whether `colour` was multiplied by alpha already (TIFF: "associated alpha").
+
+    Returns
+    -------
+    numpy.ndarray, shape (height, width, 3), uint8
+    """
+    if alpha.min(initial=WHITE) == WHITE:
+        return np.ascontiguousarray(colour)
+    share = alpha[..., None].astype(np.uint32)
+    own = colour.astype(np.uint32) * (WHITE if premultiplied else share)
+    mixed = (own + WHITE * (WHITE - share) + WHITE // 2) // WHITE
+    return np.minimum(mixed, WHITE).astype(np.uint8)
+
+
+def grey_to_rgb(grey: np.ndarray) -> np.ndarray:
+    """Repeat one channel (height, width) three times."""
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+UNIT_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "Å": 1e-4}
+"""Micrometres in a unit of length, as OME and ImageJ spell them (both code points of the Greek letter)."""
+
+PLAUSIBLE_MPP = (0.05, 10.0)
+"""Resolution tags often hold a printer's 72 or 300 dots per inch (353 and 85 um per px): those are no scale."""
+
+LARGEST_ANISOTROPY = 1.05
+"""Scales of x and y that differ by more than this factor are not a scale."""
+
+
+def mean_scale(x: object, y: object) -> float | None:
+    """One scale from those of x and y (text or number); None unless both are positive and nearly the same."""
+    try:
+        across, down = float(x), float(y)
+    except (TypeError, ValueError):
+        return None
+    if not (0 < across < math.inf and 0 < down < math.inf):
+        return None
+    if max(across, down) / min(across, down) > LARGEST_ANISOTROPY:
+        return None
+    return across if across == down else math.sqrt(across * down)
+
+
+def plausible_scale(mpp: float | None) -> float | None:
+    """The scale, if a microscope or a slide scanner could have made it; else None."""
+    low, high = PLAUSIBLE_MPP
+    return mpp if mpp is not None and low <= mpp <= high else None

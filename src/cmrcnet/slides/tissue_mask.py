@@ -1,4 +1,4 @@
-"""Where on a slide the tissue is."""
+"""Tissue mask of a slide, by colour and roughness."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cmrcnet.errors import ShapeMismatch
+from cmrcnet.slides.patches import thumbnail
 from cmrcnet.slides.slide import Slide, known_scale
-from cmrcnet.slides.thumbnail import thumbnail
 
 MASK_MPP = 8.0
 """A mask pixel: about one cell."""

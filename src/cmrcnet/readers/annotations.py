@@ -1,0 +1,209 @@
+"""Annotations of a slide that users give: spot positions, region labels and tissue masks.
+
+A table of regions has one row a spot; a cohort file names one a section in its column `regions`:
+
+    spot	region
+    9x13	breast glands 1
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cmrcnet.errors import BadInput, MissingInput, SectionError, TooFew
+from cmrcnet.readers.cohort import cohort_rows
+from cmrcnet.readers.tables import Table, read_table
+from cmrcnet.slides.section import Spots
+from cmrcnet.slides.slide import Slide, open_slide
+from cmrcnet.slides.tissue_mask import TissueMask
+
+SPOT_UM = 100.0
+"""Diameter of a spot on first-generation arrays (Ståhl et al., Science 2016)."""
+
+
+def read_spots(path: Path | str, *, diameter_um: float = SPOT_UM) -> Spots:
+    """Read the locations at which a slide is to be predicted. No counts are needed.
+
+    Parameters
+    ----------
+    path : path
+        Text table with `pixel_x` and `pixel_y` (level-0 pixels of the slide); the names in `spot` or `barcode`, or
+        made of `x` and `y`, or else the row's number; only rows whose `selected` is not 0.
+    diameter_um : float
+        Diameter of a spot in micrometres.
+
+    Returns
+    -------
+    Spots
+        In the order of the table.
+
+    Raises
+    ------
+    MissingInput, BadInput, SectionError, TooFew
+    """
+    path = Path(path)
+    table = read_table(path, "a table of spots")
+    centres = np.column_stack([table.numbers("pixel_x"), table.numbers("pixel_y")])
+    ways = spot_names(table)
+    names = ways[0] if ways else [str(i + 1) for i in range(len(table))]
+    selected = selected_spots(table)
+    if not selected.any():
+        raise TooFew(f"spots in {path}", 0, 1, "write one row a spot (rows whose `selected` is 0 do not count)")
+    return Spots(tuple(names), centres, diameter_um).take(selected)
+
+
+def spot_names(table: Table) -> list[list[str]]:
+    """Every way in which a spot table can name its spots, the surest first; none when it has no such columns."""
+    table.require(["pixel_x", "pixel_y"])
+    found = [table.text(column) for column in ("spot", "barcode") if column in table.columns]
+    for x, y in (("x", "y"), ("new_x", "new_y")):
+        if x in table.columns and y in table.columns:
+            found.append([f"{a}x{b}" for a, b in zip(table.text(x), table.text(y), strict=True)])
+    return found
+
+
+def required_spot_names(table: Table) -> list[list[str]]:
+    """As `spot_names`, or `BadInput`: counts are matched to spots by name."""
+    found = spot_names(table)
+    if not found:
+        raise BadInput.columns(table.path, ["spot (or x and y)"], table.columns)
+    return found
+
+
+def selected_spots(table: Table) -> np.ndarray:
+    """Which rows are under tissue, as bool (rows,); all of them in a table that does not say."""
+    if "selected" not in table.columns:
+        return np.ones(len(table), dtype=bool)
+    words = {"true": 1.0, "false": 0.0, "": 1.0}
+    cells = [cell.lower() for cell in table.text("selected")]
+    if all(cell in words for cell in cells):
+        return np.array([words[cell] for cell in cells]) != 0
+    return table.numbers("selected") != 0
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WHAT = "a table of regions"
+LABEL_COLUMNS = ("region", "label", "annotation")
+COLUMN = "regions"
+"""Column of a cohort file that names each section's table."""
+
+
+def read_regions(path: Path | str) -> pd.Series:
+    """Read the region of each spot.
+
+    Parameters
+    ----------
+    path : path
+        Text table with the spot's name in `spot` or `barcode`, or made of `x` and `y`; the label in `region`
+        (or `label`, `annotation`). Spots with an empty label are left out.
+
+    Returns
+    -------
+    pandas.Series
+        Label (text) by barcode, in the order of the table; named after the file.
+
+    Raises
+    ------
+    MissingInput, BadInput, SectionError
+    """
+    import pandas as pd
+
+    path = Path(path)
+    table = read_table(path, WHAT)
+    column = next((name for name in LABEL_COLUMNS if name in table.columns), None)
+    if column is None:
+        raise BadInput.columns(path, ["region"], table.columns)
+    names = _names(table)
+    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if repeated:
+        raise SectionError.repeated_barcodes(repeated, path.name)
+    nameless = [line for name, line in zip(names, table.lines, strict=True) if not name]
+    if nameless:
+        raise BadInput(path, WHAT, f"line {nameless[0]} names no spot")
+    labels = table.text(column)
+    if not any(labels):
+        raise BadInput(path, WHAT, "no spot has a label")
+    kept = [(name, label) for name, label in zip(names, labels, strict=True) if label]
+    return pd.Series([label for _, label in kept], index=[name for name, _ in kept], name=path.name, dtype=object)
+
+
+def read_cohort_regions(csv: Path | str) -> dict[str, pd.Series]:
+    """Read the regions of every section of a cohort file that has them.
+
+    Parameters
+    ----------
+    csv : path
+        A cohort file with a column `regions`: paths relative to it, empty where a section has none.
+
+    Returns
+    -------
+    dict of str to pandas.Series
+        By section, in the order of the file.
+
+    Raises
+    ------
+    BadInput, TooFew, MissingInput, SectionError
+    """
+    csv = Path(csv)
+    rows = cohort_rows(csv)
+    if all(COLUMN not in row.facts for row in rows):
+        raise BadInput.columns(csv, [COLUMN], sorted({name for row in rows for name in row.facts}))
+    found = {row.source.name: row.facts[COLUMN] for row in rows if row.facts.get(COLUMN) and row.source.name}
+    if not found:
+        raise TooFew(f"sections of {csv.name} name a table of regions", 0, 1, "fill in its column regions")
+    return {section: read_regions(csv.parent / name) for section, name in found.items()}
+
+
+def _names(table: Table) -> list[str]:
+    for column in ("spot", "barcode"):
+        if column in table.columns:
+            return table.text(column)
+    if "x" in table.columns and "y" in table.columns:
+        return [f"{x}x{y}" if x and y else "" for x, y in zip(table.text("x"), table.text("y"), strict=True)]
+    raise BadInput.columns(table.path, ["spot (or x and y)"], table.columns)
+
+
+LARGEST_SIDE_PX = 30_000
+"""A finer mask says nothing more about locations some tens of micrometres apart, and would fill the memory."""
+
+
+def read_mask(path: Path, slide: Slide) -> TissueMask:
+    """Read where to predict from a picture of the whole slide, at any size.
+
+    Parameters
+    ----------
+    path : Path
+        PNG, JPEG or TIFF; brighter than mid-grey is tissue.
+    slide : Slide
+        The slide that it belongs to.
+
+    Returns
+    -------
+    TissueMask
+
+    Raises
+    ------
+    MissingInput, BadInput
+    BadInput
+        It has other proportions than the slide, nothing of it is tissue, or it is larger than the slide.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingInput(path, "The mask")
+    picture = open_slide(path)
+    width, height = picture.width_px, picture.height_px
+    step = max(slide.width_px / width, slide.height_px / height)
+    size = f"{width} x {height} px, and {slide.name} {slide.width_px} x {slide.height_px} px"
+    if abs(slide.width_px / step - width) > 1 or abs(slide.height_px / step - height) > 1:
+        raise BadInput.mask(path, f"its proportions are not the slide's ({size})")
+    if step < 1 or max(width, height) > LARGEST_SIDE_PX:
+        raise BadInput.mask(path, f"it is too large ({size}); make it smaller, to a few micrometres a pixel")
+    bright = picture.read(0, 0, width, height).max(axis=2) > 127
+    if not bright.any():
+        raise BadInput.mask(path, "nothing of it is brighter than mid-grey, so nothing is tissue")
+    return TissueMask(np.ascontiguousarray(bright), step)
