@@ -42,7 +42,7 @@ def correlations(
     bank.__dict__["_searcher"] = search
     known = set(bank.genes)
     genes = [gene for gene in section.genes if gene in known]
-    table = predict(model, bank, section.slide, spots=section.spots, genes=genes, head="retrieval", cache=cache)
+    table = predict(model, section.slide, bank=bank, spots=section.spots, genes=genes, head="retrieval", cache=cache)
     column = {gene: number for number, gene in enumerate(section.genes)}
     truth = normalize(section.counts, model.panel.target_sum)[:, [column[gene] for gene in genes]]
     return pearson_per_gene(truth, np.asarray(table.X)), table.obsm["neighbour_ids"]

@@ -27,13 +27,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cmrcnet.inference.plan import plan_prediction
+from cmrcnet.inference.slide_job import predict_to_file
 from large_slide import write_large_slide
 from made_bank import made_bank, made_model
 
 from cmrcnet.config import Config
 from cmrcnet.features.batch_size import choose_batch
-from cmrcnet.inference.plan import plan_prediction
-from cmrcnet.inference.slide_job import predict_to_file
 from cmrcnet.slides.patches import crop_patches
 from cmrcnet.slides.query_grid import patch_grid
 from cmrcnet.slides.slide import open_slide

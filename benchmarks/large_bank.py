@@ -30,10 +30,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from clustered_vectors import vectors
+from cmrcnet.inference.head import read_out, read_out_blocks
 from scipy import sparse
 
 from cmrcnet.config import HeadConfig
-from cmrcnet.inference.head import read_out, read_out_blocks
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.retrieval.bank_part import BankPart
 from cmrcnet.retrieval.edit import drop_sections, search_anew

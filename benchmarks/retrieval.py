@@ -36,9 +36,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from cmrcnet.inference.head import bag_row_sums
 from scipy import sparse
 
-from cmrcnet.inference.head import bag_row_sums
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.retrieval.bank_part import BankPart
 from cmrcnet.search.average import average

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from cmrcnet.inference.plan import plan_prediction
 from made_bank import made_bank, made_model
 from scipy import sparse
 
@@ -31,7 +32,6 @@ from cmrcnet.config import Config
 from cmrcnet.features.parts import part_slices
 from cmrcnet.inference import slide_job
 from cmrcnet.inference.location_features import LocationFeatures
-from cmrcnet.inference.plan import plan_prediction
 from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import ArraySlide
 

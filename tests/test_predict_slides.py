@@ -166,8 +166,8 @@ def test_killed_while_encoding_and_killed_while_writing_it_ends_with_the_same_ta
 def killed(words: list[object], sign: Path, cache: Path) -> None:
     """Run a command and kill -9 it as soon as a file appears; its tables are written 16 locations at a time."""
     code = (
-        "import sys; from cmrcnet import cli; from cmrcnet.inference import chunks;"
-        "chunks.chunk_size = lambda genes: 16; sys.exit(cli.main(sys.argv[1:]))"
+        "import sys; from cmrcnet import cli; from cmrcnet.inference import predict;"
+        "predict.chunk_size = lambda genes: 16; sys.exit(cli.main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words)],

@@ -33,7 +33,6 @@ _HOMES = {
     "training.fit": ["fit"],
     "retrieval.bank": ["ReferenceBank", "build_bank"],
     "inference.predict": ["predict"],
-    "inference.student_predict": ["predict_by_student"],
     "search.exact": ["ExactSearch"],
     "search.neighbours": ["Neighbours"],
     "evaluation.protocol.evaluate": ["evaluate"],

@@ -16,8 +16,8 @@ from cmrcnet.storage.atomic import atomic_file, atomic_folder, final_path, refus
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
-    from cmrcnet.inference.predictors import Predictor
+    from cmrcnet.evaluation.protocol import EvaluationRun
+    from cmrcnet.inference.predictor import PredictOptions, Predictor
     from cmrcnet.readers.inspection import Inspection
     from cmrcnet.search.search_config import SearchConfig
     from cmrcnet.slides.section import Cohort
@@ -342,7 +342,7 @@ def predict(
     intervals : bool
         Write the calibrated 90 % interval of every value as well (layers lower and upper); three times the size.
     abstain : float, optional
-        Mark locations that are less certain than this share of validation training spots: --abstain 0.3.
+        Mark locations that are less certain than this share of validation spots: --abstain 0.3.
     mpp : float, optional
         Micrometres per level-0 pixel, where the slide does not say.
     overwrite : bool
@@ -356,21 +356,21 @@ def predict(
             raise BadOption("out", str(out), "a file name that ends in .h5ad, or .zarr")
         refuse_existing(out, overwrite)
 
-    from cmrcnet.inference.slide_job import predict_to_file
+    from cmrcnet.inference.predict import predict_to_file
+    from cmrcnet.inference.predictor import PredictOptions
     from cmrcnet.readers.annotations import read_mask
     from cmrcnet.storage.cache import TokenCache
 
     chosen = _gene_list(genes)
+    options = {"genes": chosen, "k": k, "grid_um": grid_um, "intervals": intervals, "abstain": abstain}
     if slides is not None:
         for name, value in (("section", section), ("spots", spots), ("mask", mask)):
             if value is not None:
                 raise BadOption(name, str(value), "nothing together with many slides")
         done = predict_slides(
-            _predictor(model, bank, k, intervals, abstain),
+            _predictor(model, bank, PredictOptions(**options)),
             slides,
             out,
-            genes=chosen,
-            grid_um=grid_um,
             batch=batch,
             mpp=mpp,
             cache=TokenCache.default(),
@@ -379,15 +379,10 @@ def predict(
         print(done.to_text())
         return out if not done.broken else False
     picture, locations = _where_to_predict(slide, section, spots, mpp)
-    plan = _predictor(model, bank, k, intervals, abstain).plan(
-        picture,
-        spots=locations,
-        mask=None if mask is None else read_mask(mask, picture),
-        genes=chosen,
-        grid_um=grid_um,
-    )
-    predict_to_file(plan, out, cache=TokenCache.default(), batch=batch)
-    size = _so_many((len(plan.locations), "place"), (len(plan.columns), "gene"))
+    tissue = None if mask is None else read_mask(mask, picture)
+    predictor = _predictor(model, bank, PredictOptions(spots=locations, mask=tissue, **options))
+    count, width = predict_to_file(predictor, picture, out, cache=TokenCache.default(), batch=batch)
+    size = _so_many((count, "location"), (width, "gene"))
     print(f"Prediction written to {final_path(out)} ({size}).")
     return out
 
@@ -1068,24 +1063,24 @@ def _sections_named(cohort: Cohort, names: list[str], option: str) -> list[str]:
     return found
 
 
-def _predictor(model: Path, bank: Path | None, k: int | None, intervals: bool, abstain: float | None) -> Predictor:
+def _predictor(model: Path, bank: Path | None, options: PredictOptions) -> Predictor:
     """A model with its bank, or a student, which takes no bank and none of the bank's options."""
-    from cmrcnet.inference.predictors import BankPredictor, StudentPredictor
+    from cmrcnet.inference.predictor import BANK_OPTIONS, make_predictor
     from cmrcnet.models.student import FILE, Student
 
     if (model / FILE).is_file():
-        for name, value in (("bank", bank), ("k", k), ("intervals", intervals), ("abstain", abstain)):
+        given = {"bank": None if bank is None else str(bank)} | {name: getattr(options, name) for name in BANK_OPTIONS}
+        for name, value in given.items():
             if value not in (None, False):
-                given = str(value) if isinstance(value, Path) else value
-                raise BadOption(f"--{name}", given, f"nothing with a student ({model}), which has no bank")
-        return StudentPredictor(Student.load(model))
+                raise BadOption(f"--{name}", value, f"nothing with a student ({model}), which has no bank")
+        return make_predictor(Student.load(model), None, options)
     if bank is None:
         raise BadOption("--bank", "left out", "the bank folder made with this model; only a student needs none")
 
     from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.retrieval.bank import ReferenceBank
 
-    return BankPredictor(TrainedModel.load(model), ReferenceBank.load(bank), k, intervals, abstain)
+    return make_predictor(TrainedModel.load(model), ReferenceBank.load(bank), options)
 
 
 def _where_to_predict(slide: Path, section: str | None, spots: Path | None, mpp: float | None):

@@ -28,7 +28,7 @@ def bank():
 
 @pytest.fixture
 def table(bank):
-    return predict(small_model(), bank, noise_slide(9), spots=locations(6, seed=3))
+    return predict(small_model(), noise_slide(9), bank=bank, spots=locations(6, seed=3))
 
 
 def size_of(picture: bytes) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from cmrcnet.distill.student_config import StudentLook
 from cmrcnet.distill.student_report import sections_to_leave_out
 from cmrcnet.errors import BadOption, Incompatible, Leakage, UnknownName
 from cmrcnet.inference.predict import predict
-from cmrcnet.inference.student_predict import predict_by_student
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.slides.section import Cohort
 from cmrcnet.testing import assert_prediction_table
@@ -48,8 +47,8 @@ def student():
 
 def alike(student, model, bank, section) -> float:
     """Mean correlation, over genes that vary, of student and teacher at the spots of a section."""
-    said = predict(model, bank, section.slide, spots=section.spots, genes=student.genes).X
-    learnt = predict_by_student(student, section.slide, spots=section.spots).X
+    said = predict(model, section.slide, bank=bank, spots=section.spots, genes=student.genes).X
+    learnt = predict(student, section.slide, spots=section.spots).X
     varies = (said.std(axis=0) > 1e-3) & (learnt.std(axis=0) > 1e-3)
     return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(said.T[varies], learnt.T[varies], strict=True)]))
 
@@ -110,11 +109,11 @@ def test_what_a_section_measured_does_not_reach_its_own_lesson():
 
 def _lesson_of(name: str):
     from cmrcnet.distill.distillation_set import gather_lessons
-    from cmrcnet.inference.feature_spec import plain_sight
+    from cmrcnet.inference.location_features import LocationEncoder
 
     model, bank = averaging()
-    sight = plain_sight(model.encoder, model.config)
-    lessons, _ = gather_lessons(model, bank, cohort(), (), sight, grid_um=0, seed=0, cache=None)
+    encoder = LocationEncoder.of_student(model.encoder, model.config)
+    lessons, _ = gather_lessons(model, bank, cohort(), (), encoder, grid_um=0, seed=0, cache=None)
     return next(lesson for lesson in lessons if lesson.sections == (name,))
 
 
@@ -155,7 +154,7 @@ def test_the_numbers_of_the_card_are_those_of_the_obvious_path():
     section = cohort().read(row["section"])
     without = teacher_module.without(bank, (section.name,))
     genes = distil_module.scored_genes(model, without, cohort())
-    said = predict(model, without, section.slide, spots=section.spots, genes=genes).X
+    said = predict(model, section.slide, bank=without, spots=section.spots, genes=genes).X
     counts = np.asarray(section.counts.todense(), float)
     truth = np.log1p(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * 10_000)
     truth = truth[:, [section.genes.index(gene) for gene in genes]]
@@ -199,7 +198,7 @@ def test_a_student_may_look_with_less_and_learn_on_further_slides():
 
 def test_two_sections_on_one_slide_get_one_grid_that_neither_answers():
     from cmrcnet.distill.distillation_set import gather_lessons
-    from cmrcnet.inference.feature_spec import plain_sight
+    from cmrcnet.inference.location_features import LocationEncoder
 
     model, _ = averaging()
     first = cohort().read(cohort().sections[0])
@@ -210,8 +209,8 @@ def test_two_sections_on_one_slide_get_one_grid_that_neither_answers():
     ]
     both = Cohort.of(halves)
     bank = build_bank(model, both)
-    sight = plain_sight(model.encoder, model.config)
-    lessons, _ = gather_lessons(model, bank, both, (), sight, grid_um=GRID_UM, seed=0, cache=None)
+    encoder = LocationEncoder.of_student(model.encoder, model.config)
+    lessons, _ = gather_lessons(model, bank, both, (), encoder, grid_um=GRID_UM, seed=0, cache=None)
     grids = [lesson.sections for lesson in lessons if lesson.spots is None]
     assert sorted(grids, key=len) == [(halves[2].name,), ("left", "right")]
     assert [lesson.sections for lesson in lessons if lesson.spots is not None].count(("left",)) == 1
@@ -233,7 +232,7 @@ def test_genes_that_some_sections_measured_are_predicted_everywhere():
     student = distil(model, bank, small_cohort(), grid_um=0)
     assert any(note.startswith("3 genes were measured in some sections only") for note in student.card["notes"])
     section = small_cohort().read("B1")
-    said = predict_by_student(student, section.slide, spots=section.spots)
+    said = predict(student, section.slide, spots=section.spots)
     assert list(said.var_names) == list(bank.genes) and np.isfinite(said.X).all()
 
 
@@ -279,7 +278,7 @@ def _moved(section):
 
 def test_a_table_of_a_student_keeps_the_contract(student):
     section = cohort().read(cohort().sections[0])
-    table = predict_by_student(student, section.slide, grid_um=150)
+    table = predict(student, section.slide, grid_um=150)
     assert_prediction_table(table)
     assert "neighbour_std" not in table.layers and set(table.obsm) == {"spatial"}
     told = table.uns["cmrcnet"]

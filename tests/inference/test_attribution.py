@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from cmrcnet.config import HeadConfig
-from cmrcnet.inference.attribution import attributions
 from cmrcnet.inference.predict import predict
+from cmrcnet.inference.predictor import attribution_weights
 from cmrcnet.search.neighbours import Neighbours
 from tests.inference.small_model import locations, noise_slide
 
@@ -16,7 +16,7 @@ def test_votes_are_the_weights_of_each_patients_spots(bank):
     ids = np.array([[0, 23, 15], [16, 17, 18]])
     similarity = np.array([[0.9, 0.8, 0.7], [0.5, 0.5, 0.5]], np.float32)
     config = HeadConfig(weighting="similarity", temperature=0.1)
-    weights, patient_weights = attributions(Neighbours(ids, similarity), bank, config)
+    weights, patient_weights = attribution_weights(Neighbours(ids, similarity), bank, config)
     wanted = np.exp(np.array([9.0, 8, 7]))
     np.testing.assert_allclose(weights[0], wanted / wanted.sum(), rtol=1e-5)
     np.testing.assert_allclose(patient_weights[0], [weights[0, [0, 2]].sum(), weights[0, 1]], rtol=1e-5)
@@ -25,7 +25,7 @@ def test_votes_are_the_weights_of_each_patients_spots(bank):
 
 
 def test_every_prediction_carries_them(model, bank):
-    table = predict(model, bank, noise_slide(9), spots=locations(5, seed=3))
+    table = predict(model, noise_slide(9), bank=bank, spots=locations(5, seed=3))
     assert table.obsm["neighbour_weight"].shape == (5, 4)
     np.testing.assert_allclose(table.obsm["neighbour_weight"].sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(table.obsm["patient_weights"].sum(axis=1), 1, rtol=1e-5)

@@ -15,9 +15,9 @@ from cmrcnet.config import HeadConfig
 from cmrcnet.errors import BadOption, Incompatible, ScaleError, SectionError, TooFew, UnknownName
 from cmrcnet.features.encode import encode_patches
 from cmrcnet.genes.table import check_prediction_table
-from cmrcnet.inference import chunks as chunks_module
-from cmrcnet.inference.head import bag_row_sums, read_out
+from cmrcnet.inference import predict as predict_module
 from cmrcnet.inference.predict import predict
+from cmrcnet.inference.predictor import average_expression, embedding_bag_sums
 from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.search.average import average
@@ -33,7 +33,7 @@ SPOTS = locations(10, seed=3)
 @pytest.fixture(scope="module")
 def table(model, bank):
     """Ten locations, all genes."""
-    return predict(model, bank, noise_slide(9), spots=SPOTS)
+    return predict(model, noise_slide(9), bank=bank, spots=SPOTS)
 
 
 def test_it_equals_the_obvious_path(model, bank, table):
@@ -71,7 +71,7 @@ def test_every_neighbour_can_be_looked_up_without_the_bank(bank, table, tmp_path
 
 
 def test_a_plain_slide_is_predicted_on_a_grid(model, bank):
-    table = predict(model, bank, noise_slide(4, side=900), genes=list(GENES[:3]), grid_um=90.0)
+    table = predict(model, noise_slide(4, side=900), bank=bank, genes=list(GENES[:3]), grid_um=90.0)
     assert table.n_obs >= 9 and (table.obs["in_tissue"] == 1).all()
     assert len(np.unique(table.obs["x_um"])) > 1 and np.diff(np.unique(table.obs["x_um"])).min() == pytest.approx(90)
     check_prediction_table(table)
@@ -80,7 +80,7 @@ def test_a_plain_slide_is_predicted_on_a_grid(model, bank):
 def test_places_beside_the_tissue_are_marked(model, bank):
     pixels = np.full((600, 600, 3), 250, np.uint8)
     pixels[:, :300] = noise_slide(4, side=600).read(0, 0, 300, 600)
-    table = predict(model, bank, ArraySlide(pixels, 0.5), spots=locations(30, side=600), genes=["GENE1"])
+    table = predict(model, ArraySlide(pixels, 0.5), bank=bank, spots=locations(30, side=600), genes=["GENE1"])
     left = table.obsm["spatial"][:, 0] < 300
     assert table.obs["in_tissue"][left].mean() > 0.8 and table.obs["in_tissue"][~left].mean() < 0.3
 
@@ -96,7 +96,7 @@ def test_it_takes_a_slide_and_no_counts():
 @given(seed=st.integers(0, 1000))
 def test_permuting_places_permutes_predictions(model, bank, table, seed):
     order = np.random.default_rng(seed).permutation(len(SPOTS))
-    other = predict(model, bank, noise_slide(9), spots=SPOTS.take(order))
+    other = predict(model, noise_slide(9), bank=bank, spots=SPOTS.take(order))
     assert list(other.obs_names) == [SPOTS.barcodes[i] for i in order]
     np.testing.assert_allclose(other.X, table.X[order], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(other.obsm["neighbour_ids"], table.obsm["neighbour_ids"][order])
@@ -104,8 +104,8 @@ def test_permuting_places_permutes_predictions(model, bank, table, seed):
 
 @pytest.mark.parametrize("at_once", [1, 3, 1024])
 def test_batches_change_nothing(model, bank, table, monkeypatch, at_once):
-    monkeypatch.setattr(chunks_module, "chunk_size", lambda genes: at_once)
-    other = predict(model, bank, noise_slide(9), spots=SPOTS)
+    monkeypatch.setattr(predict_module, "chunk_size", lambda genes: at_once)
+    other = predict(model, noise_slide(9), bank=bank, spots=SPOTS)
     np.testing.assert_allclose(other.X, table.X, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(other.obsm["neighbour_ids"], table.obsm["neighbour_ids"])
 
@@ -113,14 +113,14 @@ def test_batches_change_nothing(model, bank, table, monkeypatch, at_once):
 def test_the_cache_changes_nothing(model, bank, table, tmp_path):
     cache = TokenCache(tmp_path / "cache")
     for _ in range(2):
-        other = predict(model, bank, noise_slide(9), spots=SPOTS, cache=cache)
+        other = predict(model, noise_slide(9), bank=bank, spots=SPOTS, cache=cache)
         np.testing.assert_allclose(other.X, table.X, rtol=1e-4, atol=1e-5)
     assert cache.size_bytes() > 0
 
 
 def test_a_bank_from_disk_predicts_the_same(model, bank, table, tmp_path):
     bank.save(tmp_path / "bank")
-    other = predict(model, ReferenceBank.load(tmp_path / "bank"), noise_slide(9), spots=SPOTS)
+    other = predict(model, noise_slide(9), bank=ReferenceBank.load(tmp_path / "bank"), spots=SPOTS)
     np.testing.assert_array_equal(other.X, table.X)
     np.testing.assert_array_equal(other.layers["neighbour_std"], table.layers["neighbour_std"])
     assert other.uns["cmrcnet"]["bank_fingerprint"] == bank.fingerprint
@@ -128,7 +128,7 @@ def test_a_bank_from_disk_predicts_the_same(model, bank, table, tmp_path):
 
 def test_chosen_genes_are_the_same_numbers_in_the_order_asked(model, bank, table):
     genes = ["NEW1", "GENE3", "GENE0"]
-    other = predict(model, bank, noise_slide(9), spots=SPOTS, genes=genes)
+    other = predict(model, noise_slide(9), bank=bank, spots=SPOTS, genes=genes)
     assert list(other.var_names) == genes
     np.testing.assert_array_equal(other.X, table[:, genes].X)
     np.testing.assert_array_equal(other.layers["neighbour_std"], table[:, genes].layers["neighbour_std"])
@@ -138,15 +138,15 @@ def test_chosen_genes_are_the_same_numbers_in_the_order_asked(model, bank, table
 def test_a_place_outside_the_picture_is_refused(model, bank, off):
     spots = Spots(("in", "out"), np.array([[200.0, 200.0], off]), 55.0)
     with pytest.raises(SectionError, match=r"1 of 2 spots of .* lie outside its image \(400 x 400 px; the spots"):
-        predict(model, bank, noise_slide(9), spots=spots)
+        predict(model, noise_slide(9), bank=bank, spots=spots)
 
 
 def test_k_and_weighting_can_be_chosen(model, bank):
-    one = predict(model, bank, noise_slide(9), spots=SPOTS, k=1, genes=["GENE0", "GENE5"])
+    one = predict(model, noise_slide(9), bank=bank, spots=SPOTS, k=1, genes=["GENE0", "GENE5"])
     nearest = one.obsm["neighbour_ids"][:, 0]
     np.testing.assert_array_equal(one.X, bank.expression.toarray()[nearest][:, [0, 5]])
     assert (one.layers["neighbour_std"] == 0).all()
-    every = predict(model, bank, noise_slide(9), spots=SPOTS, k=24, weighting="mean", genes=["GENE0"])
+    every = predict(model, noise_slide(9), bank=bank, spots=SPOTS, k=24, weighting="mean", genes=["GENE0"])
     np.testing.assert_allclose(every.X, bank.expression.toarray()[:, :1].mean(), rtol=1e-5)
     assert (every.uns["cmrcnet"]["k"], every.uns["cmrcnet"]["weighting"]) == (24, "mean")
 
@@ -162,7 +162,7 @@ def test_a_gene_that_no_neighbour_measured_is_unknown_and_not_zero(model):
             for name in ("A1", "B1")
         ]
         bank = build_bank(model, Cohort.of(sections))
-        table = predict(model, bank, noise_slide(9), spots=SPOTS, k=1)
+        table = predict(model, noise_slide(9), bank=bank, spots=SPOTS, k=1)
         unknown = bank.spots["section"].to_numpy()[table.obsm["neighbour_ids"][:, 0]] == lacking
         np.testing.assert_array_equal(np.isnan(table[:, "GENE11"].X[:, 0]), unknown)
         np.testing.assert_array_equal(np.isnan(table[:, "GENE11"].layers["neighbour_std"][:, 0]), unknown)
@@ -174,31 +174,31 @@ def test_a_gene_that_no_neighbour_measured_is_unknown_and_not_zero(model):
 
 def test_a_config_that_wants_more_spots_than_the_bank_has_takes_them_all(model, bank):
     wide = dataclasses.replace(model, config=model.config.override({"head.k": 500}))
-    table = predict(wide, bank, noise_slide(9), spots=SPOTS)
+    table = predict(wide, noise_slide(9), bank=bank, spots=SPOTS)
     assert table.uns["cmrcnet"]["k"] == 24
-    np.testing.assert_array_equal(table.X, predict(model, bank, noise_slide(9), spots=SPOTS, k=24).X)
+    np.testing.assert_array_equal(table.X, predict(model, noise_slide(9), bank=bank, spots=SPOTS, k=24).X)
 
 
 def test_bad_input_is_refused(model, bank):
     slide = noise_slide(9)
     with pytest.raises(UnknownName, match=r"There is no gene in the bank 'Gene0'; known: GENE0.*names meet when upper"):
-        predict(model, bank, slide, spots=SPOTS, genes=["Gene0"])
+        predict(model, slide, bank=bank, spots=SPOTS, genes=["Gene0"])
     with pytest.raises(TooFew, match="0 genes to predict, but at least 1 are needed"):
-        predict(model, bank, slide, spots=SPOTS, genes=[])
-    with pytest.raises(BadOption, match="k is 25; wanted at most 24, the number of spots in bank"):
-        predict(model, bank, slide, spots=SPOTS, k=25)
+        predict(model, slide, bank=bank, spots=SPOTS, genes=[])
+    with pytest.raises(BadOption, match="k is 25; wanted 1 to 24, the number of spots in bank"):
+        predict(model, slide, bank=bank, spots=SPOTS, k=25)
     with pytest.raises(BadOption, match=r"head.k is 0; wanted a whole number, 1 or more"):
-        predict(model, bank, slide, spots=SPOTS, k=0)
+        predict(model, slide, bank=bank, spots=SPOTS, k=0)
     with pytest.raises(BadOption, match="weighting is 'median'; wanted mean or similarity"):
-        predict(model, bank, slide, spots=SPOTS, weighting="median")
+        predict(model, slide, bank=bank, spots=SPOTS, weighting="median")
     with pytest.raises(TooFew, match="0 locations to predict"):
-        predict(model, bank, slide, spots=SPOTS.take(np.arange(0)))
+        predict(model, slide, bank=bank, spots=SPOTS.take(np.arange(0)))
     with pytest.raises(Incompatible):
-        predict(small_model(seed=1), bank, slide, spots=SPOTS)
+        predict(small_model(seed=1), slide, bank=bank, spots=SPOTS)
     with pytest.raises(TooFew):
-        predict(model, bank, ArraySlide(np.full((500, 500, 3), 250, np.uint8), 0.5, "blank"))
+        predict(model, ArraySlide(np.full((500, 500, 3), 250, np.uint8), 0.5, "blank"), bank=bank)
     with pytest.raises(ScaleError):
-        predict(model, bank, ArraySlide(np.zeros((500, 500, 3), np.uint8)), spots=SPOTS)
+        predict(model, ArraySlide(np.zeros((500, 500, 3), np.uint8)), bank=bank, spots=SPOTS)
 
 
 @settings(max_examples=25, deadline=None)
@@ -209,14 +209,14 @@ def test_torchs_sum_of_rows_equals_scipys(bank, seed, k, weighting):
     neighbours = Neighbours(ids, -np.sort(-rng.random((5, k), np.float32), axis=1))
     given_mask = {"section_of_spot": bank.section_of_spot, "measured": bank.measured}
     slow = average(neighbours, bank.expression, weighting=weighting, temperature=0.3, **given_mask)
-    fast = read_out(neighbours, bank, HeadConfig(k=k, weighting=weighting, temperature=0.3))
+    fast = average_expression(neighbours, bank, HeadConfig(k=k, weighting=weighting, temperature=0.3))
     np.testing.assert_allclose(fast[0], slow[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(fast[1], slow[1], rtol=1e-3, atol=5e-3)
 
 
 def test_the_bag_of_no_places_is_empty():
     empty = np.empty((0, 3), np.int64)
-    assert bag_row_sums(empty, empty.astype(np.float32), 4)(np.ones((4, 2), np.float32)).shape == (0, 2)
+    assert embedding_bag_sums(empty, empty.astype(np.float32), 4)(np.ones((4, 2), np.float32)).shape == (0, 2)
 
 
 def test_real_sections(als_csv, tmp_path):
@@ -230,7 +230,7 @@ def test_real_sections(als_csv, tmp_path):
     bank = ReferenceBank.load(tmp_path / "bank")
     assert len(bank.genes) == len(set(sections.read(first).genes) | set(sections.read(second).genes)) > 10_000
     unseen = cohort.read(other)
-    table = predict(model, bank, unseen.slide, spots=unseen.spots.take(np.arange(8)), k=20)
+    table = predict(model, unseen.slide, bank=bank, spots=unseen.spots.take(np.arange(8)), k=20)
     check_prediction_table(table)
     assert table.shape == (8, len(bank.genes)) and table.obs["in_tissue"].mean() > 0.5
     assert table.X.min() >= 0 and table.X.max() <= max(part.expression.data.max() for part in bank.parts)

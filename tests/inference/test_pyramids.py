@@ -75,7 +75,7 @@ def test_a_view_of_a_reduced_level_is_the_view_of_level_0_within_two_grey_levels
 def test_predictions_equal_those_on_the_plain_picture(model, bank, pixels, tmp_path, write):
     slide = open_slide(write(tmp_path / "slide", pixels), mpp=MPP)
     spots = locations(40, seed=2, side=SIDE)
-    found, wanted = (predict(model, bank, each, spots=spots) for each in (slide, plain(pixels)))
+    found, wanted = (predict(model, each, bank=bank, spots=spots) for each in (slide, plain(pixels)))
     np.testing.assert_array_equal(found.X, wanted.X)
     np.testing.assert_array_equal(found.obsm["neighbour_ids"], wanted.obsm["neighbour_ids"])
 
@@ -85,7 +85,7 @@ def test_the_tissue_found_and_so_the_grid_is_the_same(model, bank, pixels, tmp_p
     sheet = np.full((SIDE, SIDE, 3), 245, np.uint8)
     sheet[200:1000, 300:900] = pixels[200:1000, 300:900]
     slide = open_slide(write(tmp_path / "slide", sheet), mpp=MPP)
-    found, wanted = (predict(model, bank, each, grid_um=60.0) for each in (slide, plain(sheet)))
+    found, wanted = (predict(model, each, bank=bank, grid_um=60.0) for each in (slide, plain(sheet)))
     assert list(found.obs_names) == list(wanted.obs_names)
     np.testing.assert_array_equal(found.X, wanted.X)
 
@@ -101,7 +101,7 @@ def test_real_tissue(her2st_csv, tmp_path, write):
     bank = build_bank(model, small_cohort())
     spots = locations(24, seed=1, side=2000)
     slide = open_slide(write(tmp_path / "slide", pixels), mpp=MPP)
-    found, wanted = (predict(model, bank, each, spots=spots, k=24) for each in (slide, plain(pixels)))
+    found, wanted = (predict(model, each, bank=bank, spots=spots, k=24) for each in (slide, plain(pixels)))
     (from_level,), (from_whole,) = (crop_patches(each, spots.centre_px, model.scale) for each in (slide, plain(pixels)))
     assert np.abs(from_level.astype(float) - from_whole.astype(float)).mean() < GREY_LEVELS
     assert np.abs(found.X - wanted.X).max() < SPREAD_SHARE * wanted.layers["neighbour_std"].mean()

@@ -7,20 +7,19 @@ import numpy as np
 import pytest
 
 from cmrcnet.analysis.attribution import attribution
-from cmrcnet.errors import NotAvailable, SectionError, TooFew, UnknownName
+from cmrcnet.errors import BadOption, NotAvailable, SectionError, TooFew, UnknownName
 from cmrcnet.export.table_file import TableFile
 from cmrcnet.features import parts
 from cmrcnet.features.spot_tokens import spot_tokens
-from cmrcnet.inference import chunks as chunks_module
-from cmrcnet.inference.predictors import StudentPredictor
+from cmrcnet.inference import predict as predict_module
+from cmrcnet.inference.predict import LOCK, predict, predict_to_file
+from cmrcnet.inference.predictor import PredictOptions, make_predictor
 from cmrcnet.inference.slide_batch import predict_slides
-from cmrcnet.inference.slide_job import LOCK, predict_to_file
-from cmrcnet.inference.student_plan import plan_student
-from cmrcnet.inference.student_predict import predict_by_student
+from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.slides.section import Spots
 from cmrcnet.storage.file_lock import file_lock
 from cmrcnet.testing import assert_prediction_table
-from tests.inference.small_model import noise_slide
+from tests.inference.small_model import noise_slide, small_cohort, small_model
 from tests.models.test_student import GENES, small_student
 
 SIDE = 800
@@ -40,12 +39,16 @@ def slide():
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
     monkeypatch.setattr(parts, "PART", 16)
-    monkeypatch.setattr(chunks_module, "chunk_size", lambda genes: 16)
+    monkeypatch.setattr(predict_module, "chunk_size", lambda genes: 16)
+
+
+def predictor_of(student):
+    return make_predictor(student, None, PredictOptions(grid_um=GRID_UM))
 
 
 def test_it_equals_the_obvious_path(student, slide):
     """All tokens at once, their mean, reduced, through the head, onto the genes."""
-    table = predict_by_student(student, slide, grid_um=GRID_UM)
+    table = predict(student, slide, grid_um=GRID_UM)
     tokens = np.asarray(spot_tokens(student.encoder, slide, table.obsm["spatial"], student.config), np.float32)
     wanted = student.predict(tokens.mean(axis=1), np.arange(len(GENES)))
     np.testing.assert_allclose(table.X, wanted, atol=1e-3)
@@ -53,9 +56,9 @@ def test_it_equals_the_obvious_path(student, slide):
 
 
 def test_the_file_holds_the_table_that_is_returned(student, slide, tmp_path):
-    table = predict_by_student(student, slide, grid_um=GRID_UM)
-    plan = plan_student(student, slide, grid_um=GRID_UM)
-    written = anndata.read_h5ad(predict_to_file(plan, tmp_path / "p.h5ad"))
+    table = predict(student, slide, grid_um=GRID_UM)
+    assert predict_to_file(predictor_of(student), slide, tmp_path / "p.h5ad") == table.shape
+    written = anndata.read_h5ad(tmp_path / "p.h5ad")
     assert_prediction_table(written)
     np.testing.assert_array_equal(written.X, table.X)
     np.testing.assert_array_equal(written.obs.to_numpy(), table.obs.to_numpy())
@@ -65,14 +68,14 @@ def test_the_file_holds_the_table_that_is_returned(student, slide, tmp_path):
 
 @pytest.mark.parametrize("block", [1, 7, 4096])
 def test_blocks_change_no_number(student, slide, monkeypatch, block):
-    whole = predict_by_student(student, slide, grid_um=GRID_UM)
-    monkeypatch.setattr(chunks_module, "chunk_size", lambda genes: block)
-    np.testing.assert_allclose(predict_by_student(student, slide, grid_um=GRID_UM).X, whole.X, atol=1e-4)
+    whole = predict(student, slide, grid_um=GRID_UM)
+    monkeypatch.setattr(predict_module, "chunk_size", lambda genes: block)
+    np.testing.assert_allclose(predict(student, slide, grid_um=GRID_UM).X, whole.X, atol=1e-4)
 
 
 def test_chosen_genes_are_those_of_all(student, slide):
-    whole = predict_by_student(student, slide, grid_um=GRID_UM)
-    some = predict_by_student(student, slide, grid_um=GRID_UM, genes=["GENE7", "GENE2"])
+    whole = predict(student, slide, grid_um=GRID_UM)
+    some = predict(student, slide, grid_um=GRID_UM, genes=["GENE7", "GENE2"])
     assert list(some.var_names) == ["GENE7", "GENE2"]
     np.testing.assert_allclose(some.X, whole[:, ["GENE7", "GENE2"]].X, atol=1e-5)
 
@@ -89,13 +92,13 @@ def test_stopped_at_any_block_it_goes_on_behind_it(student, slide, tmp_path, mon
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TableFile, "write", stops)
-        predict_to_file(plan_student(student, slide, grid_um=GRID_UM), out)
+        predict_to_file(predictor_of(student), slide, out)
     assert not out.exists() and (tmp_path / "p.h5ad.partial").is_dir()
     prepare = type(student.encoder).prepare
     monkeypatch.setattr(type(student.encoder), "prepare", lambda self, given: seen.append(1) or prepare(self, given))
-    predict_to_file(plan_student(student, slide, grid_um=GRID_UM), out)
+    predict_to_file(predictor_of(student), slide, out)
     assert seen == []  # nothing is encoded twice
-    np.testing.assert_array_equal(anndata.read_h5ad(out).X, predict_by_student(student, slide, grid_um=GRID_UM).X)
+    np.testing.assert_array_equal(anndata.read_h5ad(out).X, predict(student, slide, grid_um=GRID_UM).X)
 
 
 def test_the_state_of_another_student_is_never_gone_on_with(student, slide, tmp_path, monkeypatch):
@@ -108,13 +111,13 @@ def test_the_state_of_another_student_is_never_gone_on_with(student, slide, tmp_
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TableFile, "write", stops)
-        predict_to_file(plan_student(small_student(seed=1), slide, grid_um=GRID_UM), out)
-    predict_to_file(plan_student(student, slide, grid_um=GRID_UM), out)
-    np.testing.assert_array_equal(anndata.read_h5ad(out).X, predict_by_student(student, slide, grid_um=GRID_UM).X)
+        predict_to_file(predictor_of(small_student(seed=1)), slide, out)
+    predict_to_file(predictor_of(student), slide, out)
+    np.testing.assert_array_equal(anndata.read_h5ad(out).X, predict(student, slide, grid_um=GRID_UM).X)
 
 
 def test_there_is_no_receipt(student, slide):
-    table = predict_by_student(student, slide, grid_um=200)
+    table = predict(student, slide, grid_um=200)
     with pytest.raises(NotAvailable, match="predict with MODEL and --bank"):
         attribution(table, table.obs_names[0])
     with pytest.raises(UnknownName):
@@ -128,28 +131,36 @@ def test_many_slides_share_a_student(student, tmp_path):
     for seed, name in enumerate(("one", "two")):
         Image.fromarray(noise_slide(seed).read(0, 0, 400, 400)).save(tmp_path / "slides" / f"{name}.png")
     slides = sorted((tmp_path / "slides").iterdir())
-    how = {"mpp": 0.5, "grid_um": 66.0}
-    first = predict_slides(StudentPredictor(student), slides, tmp_path / "out", **how)
+    how = {"mpp": 0.5}
+    first = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)
     assert [outcome.status for outcome in first.outcomes] == ["predicted", "predicted"]
-    again = predict_slides(StudentPredictor(student), slides, tmp_path / "out", **how)
+    again = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)
     assert [outcome.status for outcome in again.outcomes] == ["done before", "done before"]
     (tmp_path / "out" / "one.h5ad").unlink()
     work = tmp_path / "out" / "one.h5ad.partial"
     work.mkdir()
     with file_lock(work / LOCK):
-        beside = predict_slides(StudentPredictor(student), slides, tmp_path / "out", **how)
+        beside = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)
     assert [outcome.status for outcome in beside.outcomes] == ["under way elsewhere", "done before"]
     assert "0 predicted, 1 done before, 1 under way elsewhere, 0 broken" in beside.to_text() and not beside.broken
-    last = predict_slides(StudentPredictor(student), slides, tmp_path / "out", **how)
+    last = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)
     assert [outcome.status for outcome in last.outcomes] == ["predicted", "done before"]
-    other = predict_slides(StudentPredictor(small_student(seed=1)), slides, tmp_path / "out", **how)
+    other = predict_slides(predictor_of(small_student(seed=1)), slides, tmp_path / "out", **how)
     assert len(other.broken) == 2 and "student_fingerprint" in other.broken[0].problem
+
+
+def test_a_bank_and_its_options_are_refused(student, slide):
+    for option in ({"k": 3}, {"head": "ridge"}, {"intervals": True}, {"abstain": 0.2}, {"weighting": "mean"}):
+        with pytest.raises(BadOption, match="wanted nothing with a student, which has no bank"):
+            predict(student, slide, **option)
+    with pytest.raises(BadOption, match="bank is 'bank'; wanted nothing with a student"):
+        predict(student, slide, bank=build_bank(small_model(), small_cohort()))
 
 
 def test_what_cannot_be_predicted_is_refused(student, slide):
     with pytest.raises(UnknownName):
-        predict_by_student(student, slide, genes=["NOBODY"])
+        predict(student, slide, genes=["NOBODY"])
     with pytest.raises(TooFew):
-        predict_by_student(student, slide, genes=[])
+        predict(student, slide, genes=[])
     with pytest.raises(SectionError):
-        predict_by_student(student, slide, spots=Spots(("far",), np.array([[9000.0, 10.0]]), 55.0))
+        predict(student, slide, spots=Spots(("far",), np.array([[9000.0, 10.0]]), 55.0))

@@ -16,7 +16,7 @@ from tests.inference.small_model import locations, noise_slide, small_cohort, sm
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     model = small_model()
-    table = predict(model, build_bank(model, small_cohort()), noise_slide(9), spots=locations(6, seed=3))
+    table = predict(model, noise_slide(9), bank=build_bank(model, small_cohort()), spots=locations(6, seed=3))
     path = tmp_path_factory.mktemp("one") / "p.h5ad"
     table.copy().write_h5ad(path)
     return table, path

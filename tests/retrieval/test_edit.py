@@ -28,9 +28,8 @@ from cmrcnet.errors import (
     Unwritable,
 )
 from cmrcnet.heads.gene_decoder import SectionStatistics
-from cmrcnet.inference.plan import plan_prediction
-from cmrcnet.inference.predict import predict
-from cmrcnet.inference.slide_job import predict_to_file
+from cmrcnet.inference.predict import predict, predict_to_file
+from cmrcnet.inference.predictor import PredictOptions, make_predictor
 from cmrcnet.retrieval import bank as bank_module
 from cmrcnet.retrieval import edit as bank_edit
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
@@ -181,15 +180,15 @@ def test_a_reader_keeps_what_it_opened(model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_planned_is_predicted_with_the_bank_as_it_was(model, tmp_path, kind):
+def test_a_predictor_uses_the_bank_as_it_was(model, tmp_path, kind):
     """The search too: encoding a slide takes hours, and the search is not asked before."""
     build_bank(model, cohort("A1", "B1", "C1")).save(tmp_path / "bank", search=kind)
     slide = noise_slide(3, side=400)
-    before = predict(model, ReferenceBank.load(tmp_path / "bank"), slide, grid_um=66.0)
-    plan = plan_prediction(model, ReferenceBank.load(tmp_path / "bank"), slide, grid_um=66.0)
+    before = predict(model, slide, bank=ReferenceBank.load(tmp_path / "bank"), grid_um=66.0)
+    predictor = make_predictor(model, ReferenceBank.load(tmp_path / "bank"), PredictOptions(grid_um=66.0))
     drop_sections(tmp_path / "bank", ["A1"])
-    after = predict_to_file(plan, tmp_path / "p.h5ad")
-    np.testing.assert_array_equal(anndata.read_h5ad(after).X, before.X)
+    predict_to_file(predictor, slide, tmp_path / "p.h5ad")
+    np.testing.assert_array_equal(anndata.read_h5ad(tmp_path / "p.h5ad").X, before.X)
 
 
 def test_a_bank_that_is_edited_while_it_is_opened_is_opened_anew(model, tmp_path, monkeypatch):

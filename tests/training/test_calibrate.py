@@ -21,7 +21,7 @@ from cmrcnet.training.validation_split import ValidationSplit
 @pytest.fixture(scope="module")
 def table(model, bank, cohort, cache):
     section = cohort.read(cohort.sections[1])
-    return predict(model, bank, section.slide, spots=section.spots, intervals=True, abstain=0.4, cache=cache)
+    return predict(model, section.slide, bank=bank, spots=section.spots, intervals=True, abstain=0.4, cache=cache)
 
 
 def test_it_rests_on_every_unit_validation_once(model, cohort):
@@ -116,26 +116,26 @@ def test_a_prediction_tells_how_far_to_believe_it(table, model, tmp_path):
 
 def test_intervals_are_layers_only_when_asked_for(model, bank, cohort, cache, table):
     section = cohort.read(cohort.sections[1])
-    plain = predict(model, bank, section.slide, spots=section.spots, cache=cache)
+    plain = predict(model, section.slide, bank=bank, spots=section.spots, cache=cache)
     assert set(plain.layers) == {"neighbour_std"} and "abstained" not in plain.obs
     np.testing.assert_allclose(plain.obs["interval_scale"], table.obs["interval_scale"], rtol=1e-5)
 
 
 def test_another_way_of_reading_out_was_not_calibrated(model, bank, cohort, cache):
     section = cohort.read(cohort.sections[0])
-    ridge = predict(model, bank, section.slide, spots=section.spots, head="ridge", cache=cache)
+    ridge = predict(model, section.slide, bank=bank, spots=section.spots, head="ridge", cache=cache)
     assert ridge.obs["confidence"].isna().all() and "interval_scale" not in ridge.obs
     assert "head ridge was asked for" in ridge.uns["cmrcnet"]["intervals"]
     with pytest.raises(NotAvailable, match=r"no calibrated intervals: they were calibrated for head ensemble, k 10"):
-        predict(model, bank, section.slide, spots=section.spots, k=3, intervals=True, cache=cache)
+        predict(model, section.slide, bank=bank, spots=section.spots, k=3, intervals=True, cache=cache)
     with pytest.raises(BadOption, match=r"abstain is 30; wanted a share between 0 and 1"):
-        predict(model, bank, section.slide, spots=section.spots, abstain=30, cache=cache)
+        predict(model, section.slide, bank=bank, spots=section.spots, abstain=30, cache=cache)
 
 
 def test_another_bank_is_said(model, cohort, cache):
     fewer = build_bank(model, cohort.only(cohort.sections[:2]), cache=cache)
     section = cohort.read(cohort.sections[2])
-    table = predict(model, fewer, section.slide, spots=section.spots, cache=cache)
+    table = predict(model, section.slide, bank=fewer, spots=section.spots, cache=cache)
     assert "The bank does not hold the sections of training" in table.uns["cmrcnet"]["intervals"]
 
 
@@ -144,8 +144,8 @@ def test_exchanged_channels_are_heard(model, bank, cohort, cache):
     pixels = section.slide.read(0, 0, section.slide.width_px, section.slide.height_px)
     wrong = ArraySlide(pixels[..., ::-1].copy(), section.slide.mpp, "wrong")
     with pytest.warns(CmrcnetWarning, match="wrong looks as if its red and blue channels were exchanged"):
-        table = predict(model, bank, wrong, spots=section.spots, cache=cache)
-    assert (table.obs["in_distribution"] == 0).all()
+        table = predict(model, wrong, bank=bank, spots=section.spots, cache=cache)
+    assert (table.obs["in_domain"] == 0).all()
     assert (table.uns["cmrcnet"]["ood"]["kind"], table.uns["cmrcnet"]["ood"]["raised"]) == ("red-blue", 1)
 
 
@@ -154,6 +154,6 @@ def test_a_config_that_holds_in_one_unit_says_that_it_cannot_calibrate(cohort, c
     assert model.trust.domain is not None and model.trust.reliability is None
     bank, section = build_bank(model, cohort, cache=cache), cohort.read(cohort.sections[0])
     with pytest.raises(NotAvailable, match="its config does not hold in each unit in turn; train with a config"):
-        predict(model, bank, section.slide, spots=section.spots, intervals=True, cache=cache)
+        predict(model, section.slide, bank=bank, spots=section.spots, intervals=True, cache=cache)
     silent = fit_module.fit(cohort, config, cache=cache, trust=False)
     assert silent.trust is None and silent.fingerprint == model.fingerprint

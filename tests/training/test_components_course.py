@@ -45,7 +45,7 @@ def test_the_record_says_what_was_chosen(model):
 @pytest.mark.parametrize("kind", ["retrieval", "ridge", "kernel", "ensemble"])
 def test_each_head_finds_what_tissue_shows(model, bank, cohort, cache, kind):
     section = cohort.read(cohort.sections[0])
-    table = predict(model, bank, section.slide, spots=section.spots, head=kind, cache=cache)
+    table = predict(model, section.slide, bank=bank, spots=section.spots, head=kind, cache=cache)
     assert_prediction_table(table)
     scores = model.components.scores(model.panel.select(section))
     found = model.components.scores(np.asarray(table[:, list(model.panel.genes)].X))
@@ -60,7 +60,7 @@ def test_saving_and_loading_changes_no_prediction(model, bank, cohort, cache, tm
     again, there = TrainedModel.load(tmp_path / "model"), ReferenceBank.load(tmp_path / "bank")
     assert again.fingerprint == model.fingerprint and there.fingerprint == bank.fingerprint
     first, second = (
-        predict(m, b, section.slide, spots=section.spots, cache=cache) for m, b in ((model, bank), (again, there))
+        predict(m, section.slide, bank=b, spots=section.spots, cache=cache) for m, b in ((model, bank), (again, there))
     )
     np.testing.assert_array_equal(np.asarray(first.X), np.asarray(second.X))
 
@@ -97,7 +97,7 @@ def test_one_training_section_gives_middle_settings_and_says_so(cohort, cache, p
     assert "one training section only" in str(said[0].message)
     assert list(model.head.ensemble.weights.values()) == pytest.approx([1 / 3] * 3)
     section = alone.read(alone.sections[0])
-    table = predict(model, build_bank(model, alone), section.slide, spots=section.spots, cache=cache)
+    table = predict(model, section.slide, bank=build_bank(model, alone), spots=section.spots, cache=cache)
     assert np.isfinite(np.asarray(table.X)).all()
 
 
@@ -121,4 +121,4 @@ def test_a_head_that_the_model_does_not_have(cohort, cache, config):
     plain = fit(cohort, config.override({"train.epochs": 1}), cache=cache)
     section = cohort.read(cohort.sections[0])
     with pytest.raises(BadOption, match="components"):
-        predict(plain, build_bank(plain, cohort), section.slide, spots=section.spots, head="ridge", cache=cache)
+        predict(plain, section.slide, bank=build_bank(plain, cohort), spots=section.spots, head="ridge", cache=cache)

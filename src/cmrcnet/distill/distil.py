@@ -15,8 +15,8 @@ from cmrcnet.distill.student_config import StudentLook, look_of
 from cmrcnet.distill.student_report import CAVEAT, HONEST, compare, scored_genes, sections_to_leave_out, summary
 from cmrcnet.distill.teacher import Taught, teach, without
 from cmrcnet.errors import BadOption, Leakage
-from cmrcnet.evaluation.protocol.contamination import refuse_seen
-from cmrcnet.inference.feature_spec import plain_sight, sight_of_model
+from cmrcnet.evaluation.contamination import refuse_seen
+from cmrcnet.inference.location_features import LocationEncoder
 from cmrcnet.models.student import Lineage, Student
 from cmrcnet.models.student_head import StudentHead
 from cmrcnet.models.trained_model import TrainedModel
@@ -99,8 +99,10 @@ def distil(
             patients=test.patients,
         )
     encoder, config = look_of(model, look)
-    sight = plain_sight(encoder, config)
-    lessons, reduction = gather_lessons(model, bank, cohort, slides, sight, grid_um=grid_um, seed=seed, cache=cache)
+    student_encoder = LocationEncoder.of_student(encoder, config)
+    lessons, reduction = gather_lessons(
+        model, bank, cohort, slides, student_encoder, grid_um=grid_um, seed=seed, cache=cache
+    )
     seen_slides = tuple(dict.fromkeys(lesson.slide.fingerprint() for lesson in lessons))
     if test is not None:
         _refuse_seen_slides(test, seen_slides)
@@ -194,8 +196,10 @@ def _tested(
     column = {gene: number for number, gene in enumerate(student.genes)}
     genes, rows = scored_genes(model, bank, cohort), []
     for section in tracked(test, "test", unit="sections"):
-        teacher_sees = seen_by(sight_of_model(model), section.slide, section.spots, cache)
-        student_sees = seen_by(plain_sight(student.encoder, student.config), section.slide, section.spots, cache)
+        teacher_sees = seen_by(LocationEncoder.of_model(model), section.slide, section.spots, cache)
+        student_sees = seen_by(
+            LocationEncoder.of_student(student.encoder, student.config), section.slide, section.spots, cache
+        )
 
         def student_says(genes: Sequence[str], seen: np.ndarray = student_sees) -> np.ndarray:
             return student.predict(seen, np.array([column[gene] for gene in genes]))

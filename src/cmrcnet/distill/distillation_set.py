@@ -17,8 +17,7 @@ import numpy as np
 
 from cmrcnet.errors import BadOption, TooFew
 from cmrcnet.heads.pca import FeaturePCA, fit_pca
-from cmrcnet.inference.feature_spec import Sight, sight_of_model
-from cmrcnet.inference.location_features import LocationFeatures
+from cmrcnet.inference.location_features import LocationEncoder, LocationFeatures
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.readers.hest import PatchSlide
 from cmrcnet.retrieval.bank import ReferenceBank
@@ -84,7 +83,7 @@ def gather_lessons(
     bank: ReferenceBank,
     cohort: Cohort,
     slides: Sequence[Slide],
-    sight: Sight,
+    encoder: LocationEncoder,
     *,
     grid_um: float,
     seed: int,
@@ -102,7 +101,7 @@ def gather_lessons(
         That the bank was built from.
     slides : sequence of Slide
         Further slides.
-    sight : Sight
+    encoder : LocationEncoder
         The student's.
     grid_um : float
         Distance between the locations of the grids; 0: none on the slides of the bank.
@@ -126,31 +125,31 @@ def gather_lessons(
     with open_shelf(cache) as folder:
         looked = []
         for number, each in enumerate(laid):
-            features = LocationFeatures(sight, each.slide, each.locations.centre_px, Path(folder) / str(number))
+            features = LocationFeatures(encoder, each.slide, each.locations.centre_px, Path(folder) / str(number))
             features.encode(cache)
             looked.append(features)
         reduction = fit_pca(_sample(looked, [len(each.locations) for each in laid], seed), seed)
         lessons = []
         for each, features in zip(laid, looked, strict=True):
             blocks = [reduction.apply(features.take(rows)) for rows in _rows(len(each.locations))]
-            teacher_sees = seen_by(sight_of_model(model), each.slide, each.locations, cache)
+            teacher_sees = seen_by(LocationEncoder.of_model(model), each.slide, each.locations, cache)
             spots = each.locations if each.measured else None
             lessons.append(Lesson(each.unit, each.sections, spots, each.slide, teacher_sees, np.concatenate(blocks)))
     return lessons, reduction
 
 
-def seen_by(sight: Sight, slide: Slide, locations: Spots, cache: TokenCache | None) -> np.ndarray:
-    """What a sight gives of all locations of a slide: (locations, width) float32.
+def seen_by(encoder: LocationEncoder, slide: Slide, locations: Spots, cache: TokenCache | None) -> np.ndarray:
+    """What a location encoder gives of all locations of a slide: (locations, width) float32.
 
     Parameters
     ----------
-    sight : Sight
+    encoder : LocationEncoder
     slide : Slide
     locations : Spots
     cache : TokenCache or None
     """
     with open_shelf(cache) as folder:
-        features = LocationFeatures(sight, slide, locations.centre_px, Path(folder) / "features")
+        features = LocationFeatures(encoder, slide, locations.centre_px, Path(folder) / "features")
         features.encode(cache)
         return np.concatenate([features.take(rows) for rows in _rows(len(locations))])
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from cmrcnet.distill.student_config import passes_per_location
 from cmrcnet.inference.location_features import LocationFeatures
-from cmrcnet.inference.plan import Plan, plan_prediction
-from cmrcnet.inference.student_plan import plan_student
+from cmrcnet.inference.predictor import PredictOptions, Predictor, make_predictor
 from cmrcnet.models.student import Student
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
@@ -46,25 +45,24 @@ def measure_speed(
         Plain values. Where both look alike, their encoding is the same work and is timed once.
     """
     few = spots.take(np.arange(min(ENCODED, len(spots))))
-    teacher = plan_prediction(model, bank, slide, spots=few)
-    pupil = plan_student(student, slide, spots=few)
-    plans: dict[str, Plan] = {"teacher": teacher, "student": pupil}
-    alike = _looks(teacher) == _looks(pupil)
-    seen = {name: _encode(plan) for name, plan in plans.items()}
+    options = PredictOptions()
+    predictors = {"teacher": make_predictor(model, bank, options), "student": make_predictor(student, None, options)}
+    alike = _looks(predictors["teacher"]) == _looks(predictors["student"])
+    seen = {name: _encode(predictor, slide, few) for name, predictor in predictors.items()}
     many = np.resize(np.arange(len(few)), LOCATIONS)
-    encoding, saying = dict.fromkeys(plans, np.inf), dict.fromkeys(plans, np.inf)
+    encoding, saying = dict.fromkeys(predictors, np.inf), dict.fromkeys(predictors, np.inf)
     for _ in range(_ROUNDS):
-        for name, plan in plans.items():
-            saying[name] = min(saying[name], _seconds(plan.block, slice(0, LOCATIONS), seen[name][many]) / LOCATIONS)
+        for name, predictor in predictors.items():
+            saying[name] = min(saying[name], _seconds(predictor.predict_chunk, seen[name][many]) / LOCATIONS)
             if name == "teacher" or not alike:
-                encoding[name] = min(encoding[name], _seconds(_encode, plan) / len(few))
+                encoding[name] = min(encoding[name], _seconds(_encode, predictor, slide, few) / len(few))
     if alike:
         encoding["student"] = encoding["teacher"]
-    whole = {name: encoding[name] + saying[name] for name in plans}
+    whole = {name: encoding[name] + saying[name] for name in predictors}
     return {
         "locations": LOCATIONS,
         "locations_encoded": len(few),
-        "k": teacher.head.k,
+        "k": model.config.head.within(len(bank)).k,
         "bank_spots": len(bank),
         "genes": len(bank.genes),
         "search": "exact" if bank.search is None else bank.search["kind"],
@@ -79,17 +77,17 @@ def measure_speed(
     }
 
 
-def _encode(plan: Plan) -> np.ndarray:
-    """Encode the plan's locations, without any cache."""
-    features = LocationFeatures(plan.sight, plan.slide, plan.locations.centre_px)
+def _encode(predictor: Predictor, slide: Slide, locations: Spots) -> np.ndarray:
+    """Features of the locations, without any cache."""
+    features = LocationFeatures(predictor.encoder, slide, locations.centre_px)
     features.encode()
-    return features.take(slice(0, len(plan.locations)))
+    return features.take(slice(0, len(locations)))
 
 
-def _looks(plan: Plan) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _looks(predictor: Predictor) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """What encoding a location depends on."""
-    config = plan.sight.config.to_dict()
-    return plan.sight.encoder.fingerprint(), config["features"], config["patch"]
+    config = predictor.encoder.config.to_dict()
+    return predictor.encoder.encoder.fingerprint(), config["features"], config["patch"]
 
 
 def _seconds(job: Callable[..., object], *given: object) -> float:

@@ -15,8 +15,7 @@ import numpy as np
 
 from cmrcnet.genes.gene_sets import gene_sets
 from cmrcnet.genes.normalise import normalize
-from cmrcnet.genes.spatial_stats import pearson_per_gene
-from cmrcnet.inference.plan import plan_prediction
+from cmrcnet.inference.predictor import PredictOptions, make_predictor
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.slides.section import Cohort, Section
@@ -82,8 +81,7 @@ def compare(
         A row of the card: mean Pearson with the measured expression of teacher and student, the loss (teacher less
         student), the mean correlation of student and teacher, and their mean absolute difference.
     """
-    plan = plan_prediction(model, bank, section.slide, spots=section.spots, genes=genes)
-    teacher = plan.block(slice(0, len(section.spots)), teacher_sees).mean
+    teacher = make_predictor(model, bank, PredictOptions(genes=genes)).predict_chunk(teacher_sees).mean
     student, truth = student_says(genes), _measured(section, genes, bank.target_sum)
     by = {"teacher": pearson_per_gene(truth, teacher), "student": pearson_per_gene(truth, student)}
     defined = np.isfinite(by["teacher"]) & np.isfinite(by["student"])  # both are judged by the same genes

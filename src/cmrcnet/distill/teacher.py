@@ -15,9 +15,7 @@ import numpy as np
 
 from cmrcnet.distill.distillation_set import Lesson
 from cmrcnet.heads.gene_decoder import GeneBasis, basis_of_decoder, basis_of_predictions
-from cmrcnet.inference.bank_chunk import component_scores
-from cmrcnet.inference.feature_spec import split
-from cmrcnet.inference.head import read_out
+from cmrcnet.inference.predictor import average_expression, component_scores, split_features
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.search.neighbours import Neighbours
@@ -103,7 +101,7 @@ class _Answers:
     def __init__(self, model: TrainedModel, bank: ReferenceBank, lesson: Lesson, genes: Sequence[str]) -> None:
         self.model, self.bank, self.lesson = model, bank, lesson
         self.config = model.config.head.within(len(bank))
-        queries, self.reduced = split(lesson.teacher_sees, model)
+        queries, self.reduced = split_features(lesson.teacher_sees, model)
         self.neighbours = bank.searcher().nearest(queries, self.config.k)
         column = {gene: number for number, gene in enumerate(bank.genes)}
         self.column_of = np.array([column.get(gene, -1) for gene in genes])
@@ -121,7 +119,7 @@ class _Answers:
         known = columns >= 0
         found = np.full((len(near.ids), len(columns)), np.nan, np.float32)
         if known.any() and len(found):
-            found[:, known] = read_out(near, self.bank, self.config, columns[known])[0]
+            found[:, known] = average_expression(near, self.bank, self.config, columns[known])[0]
         return found
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:

@@ -1,11 +1,12 @@
-"""How far a prediction is to be believed: what a model learnt of its limits, applied some locations at a time.
+"""Confidence, intervals and the out-of-distribution flag of a prediction, from what the model learnt of its limits.
 
-Nothing here needs all locations and genes at once: a location has one factor, a gene two quantiles, and an interval is
-their product around the prediction.
+Everything applies to some locations at a time: a location has one scale, a gene two quantiles, and an interval is their
+product around the prediction. The flag alone judges all locations of a slide together.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmrcnet.config import HeadConfig
-from cmrcnet.errors import BadOption, NotAvailable
+from cmrcnet.errors import BadOption, CmrcnetWarning, NotAvailable
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.uncertainty.calibration import Reliability
 from cmrcnet.uncertainty.conformal import bounds
@@ -24,32 +25,32 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cmrcnet.models.trained_model import TrainedModel
+    from cmrcnet.uncertainty.ood import Domain
 
 
 @dataclass(frozen=True, eq=False)
 class Confidence:
-    """Certainty of locations, and intervals, for one way of predicting; see `confidence_of`.
+    """Confidence of locations, and intervals, for one way of predicting; see `confidence_of`.
 
     Parameters
     ----------
     reliability : Reliability or None
-        None where there is nothing to say.
+        None where the model has no calibration for this way of predicting.
     model : TrainedModel
     low, high : numpy.ndarray, shape (genes,), float32
-        Of the genes that are predicted.
-    genes : tuple of str
+        Interval quantiles of the genes that are predicted.
     notes : tuple of str
-        Sentences on what the intervals rest on.
+        Sentences on what the intervals are based on.
     intervals : bool
-        Bounds are asked for as layers.
+        Whether bounds are wanted as layers.
     abstain : float or None
+        Confidence below which a location is marked.
     """
 
     reliability: Reliability | None
     model: TrainedModel
     low: np.ndarray
     high: np.ndarray
-    genes: tuple[str, ...]
     notes: tuple[str, ...]
     intervals: bool
     abstain: float | None
@@ -57,14 +58,14 @@ class Confidence:
     def of_locations(
         self, similarity: np.ndarray, spread: np.ndarray, parts: Mapping[str, np.ndarray], scores: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Columns of `obs` for some locations, by name; empty where there is nothing to say.
+        """Columns of `obs` for some locations, by name; empty without a calibration.
 
         Parameters
         ----------
         similarity : array, shape (locations, k)
             Cosine to each neighbour.
         spread : array, shape (locations, rank)
-            Deviation of the neighbours' scores.
+            Standard deviation of the neighbours' scores.
         parts : mapping of str to array, shape (locations, rank)
             From `Head.parts`.
         scores : array, shape (locations, rank)
@@ -87,14 +88,14 @@ class Confidence:
             found["abstained"] = (confidence < self.abstain).astype(np.int64)
         return found
 
-    def layers(self, mean: np.ndarray, obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Layers ``lower`` and ``upper`` of some locations, where they were asked for.
+    def bounds(self, mean: np.ndarray, obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Layers ``lower`` and ``upper`` of some locations, where they are wanted.
 
         Parameters
         ----------
         mean : array, shape (locations, genes)
         obs : mapping
-            What `of_locations` gave for these locations.
+            From `of_locations`, for these locations.
         """
         if not self.intervals or "interval_scale" not in obs:
             return {}
@@ -102,27 +103,26 @@ class Confidence:
         return {"lower": lower, "upper": upper}
 
     def annotate(self, table: AnnData) -> None:
-        """Write the gene cards and what they rest on into a prediction table of these genes."""
+        """Write gene reliability, and what intervals are based on, into a prediction table of these genes."""
         trust = self.model.trust
         if trust is None:
             return
-        told = table.uns["cmrcnet"]
-        told["intervals"] = " ".join(self.notes)
+        table.uns["cmrcnet"]["intervals"] = " ".join(self.notes)
         if trust.reliability is None:
             return
-        write_cards(table, trust.reliability.cards, VALIDATION)
+        write_gene_reliability(table, trust.reliability.cards, VALIDATION)
         table.var["interval_low"], table.var["interval_high"] = self.low, self.high
 
 
-def write_cards(table: AnnData, cards: GeneCards, kind: str) -> None:
-    """Write gene cards, and what they rest on, into a prediction table.
+def write_gene_reliability(table: AnnData, cards: GeneCards, kind: str) -> None:
+    """Write the reliability of genes into a prediction table.
 
     Parameters
     ----------
     table : AnnData
     cards : GeneCards
     kind : str
-        What ``var["reliability_is"]`` says of the genes that have one.
+        Value of ``var["reliability_is"]`` for the genes that have one.
     """
     known = cards.table(list(table.var_names))
     for name in known:
@@ -140,35 +140,36 @@ def confidence_of(
     intervals: bool = False,
     abstain: float | None = None,
 ) -> Confidence:
-    """What the model can say of predictions that are read from this bank in this way.
+    """Confidence and intervals for predictions that are made from this bank in this way.
 
     Parameters
     ----------
     model : TrainedModel
     bank : ReferenceBank
     config : HeadConfig
-        How the prediction is read out; intervals were calibrated for the config's own way only.
+        How predictions are made; intervals are calibrated for the model config's own way only.
     genes : sequence of str
         That are predicted.
     intervals : bool
-        Layers with the bounds are wanted.
+        Whether layers with the bounds are wanted.
     abstain : float, optional
         Mark locations that are less certain than this share of validation spots.
 
     Raises
     ------
     NotAvailable
-        Intervals or translate_os_errors are asked for and there is nothing that they could rest on.
+        Intervals or abstention are requested and the model has no calibration for them.
     BadOption
+        `abstain` is not between 0 and 1.
     """
     if abstain is not None and not 0 < abstain < 1:
         raise BadOption("abstain", abstain, want="a share between 0 and 1, such as 0.3")
-    nothing = np.full(len(genes), np.nan, np.float32)
-    why = _why_not(model, config)
+    why = _why_not_calibrated(model, config)
     if why:
         if intervals or abstain is not None:
             raise NotAvailable("calibrated intervals" if intervals else "abstention", why)
-        return Confidence(None, model, nothing, nothing, tuple(genes), (f"No intervals: {why}.",), False, None)
+        nothing = np.full(len(genes), np.nan, np.float32)
+        return Confidence(None, model, nothing, nothing, (f"No intervals: {why}.",), False, None)
     reliability = model.trust.reliability
     calibration = reliability.calibration
     place = {gene: number for number, gene in enumerate(reliability.cards.genes)}
@@ -177,11 +178,11 @@ def confidence_of(
     notes = [calibration.sentence]
     if set(bank.sections) != set(model.provenance.sections):
         notes.append("The bank does not hold the sections of training, for which they were calibrated.")
-    return Confidence(reliability, model, low, high, tuple(genes), tuple(notes), intervals, abstain)
+    return Confidence(reliability, model, low, high, tuple(notes), intervals, abstain)
 
 
-def _why_not(model: TrainedModel, config: HeadConfig) -> str:
-    """Why nothing can be said of predictions that are read out so; "" where it can."""
+def _why_not_calibrated(model: TrainedModel, config: HeadConfig) -> str:
+    """Why there is no calibration for predictions made in this way; "" where there is one."""
     if model.trust is None:
         return "the model was made without them; train it again"
     if model.trust.reliability is None:
@@ -193,3 +194,34 @@ def _why_not(model: TrainedModel, config: HeadConfig) -> str:
         made = ", ".join(f"{name} {facts[name]}" for name in asked)
         return f"they were calibrated for {made}, and {', '.join(other)} was asked for"
     return ""
+
+
+def flag_out_of_distribution(table: AnnData, domain: Domain, statistics: np.ndarray, slide: str) -> None:
+    """Write ``obs["in_distribution"]`` and ``uns["cmrcnet"]["ood"]``, and warn where the slide is out of distribution.
+
+    Parameters
+    ----------
+    table : AnnData
+        Prediction table of these locations.
+    domain : Domain
+        The out-of-distribution detector of the model.
+    statistics : array, shape (locations, 9)
+        Image statistics of every location.
+    slide : str
+        Name of the slide, for the sentence.
+
+    Warns
+    -----
+    CmrcnetWarning
+    """
+    inside, alarm = domain.judge(statistics, slide)
+    table.obs["in_distribution"] = inside.astype(np.int64)
+    table.uns["cmrcnet"]["ood"] = {
+        "raised": int(alarm.raised),
+        "kind": alarm.kind,
+        "sentence": alarm.sentence,
+        "distance": alarm.distance,
+        "limit": alarm.limit,
+    }
+    if alarm.raised:
+        warnings.warn(alarm.sentence, CmrcnetWarning, stacklevel=4)

@@ -1,35 +1,57 @@
-"""Predict expression on a slide that has none."""
+"""Predict expression on a slide that has none, into a table in memory or a file on disk.
+
+Both are filled by the same code, chunk by chunk. A file needs bounded memory, and a killed run continues: its state
+lies in ``OUT.partial``, the features of the locations (`features.resumable`) and the unfinished table
+(`export.table_file`). Both carry the fingerprint of what they are made from, so that the state of another model, slide,
+grid or bank is never continued.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cmrcnet.genes.table import prediction_table
-from cmrcnet.inference.chunks import predict_blocks
+from cmrcnet.errors import CmrcnetError, InUse, NoSpace
+from cmrcnet.export.formats import STORE, export
+from cmrcnet.export.spatial_store import require_spatialdata
+from cmrcnet.export.stored_prediction import StoredPrediction
+from cmrcnet.export.table_file import TableFile
+from cmrcnet.genes.table import table_frame
+from cmrcnet.inference.confidence import flag_out_of_distribution
 from cmrcnet.inference.location_features import LocationFeatures
-from cmrcnet.inference.plan import Plan, plan_prediction
-from cmrcnet.inference.prediction_chunk import PredictionBlock
-from cmrcnet.retrieval.bank import ReferenceBank
-from cmrcnet.search.neighbours import Neighbours
-from cmrcnet.slides.section import Spots
-from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.tissue_mask import TissueMask
+from cmrcnet.inference.predictor import PredictOptions, Predictor, make_predictor
+from cmrcnet.progress import metered
+from cmrcnet.slides.query_grid import make_query_grid
+from cmrcnet.storage.atomic import translate_os_errors
+from cmrcnet.storage.file_lock import file_lock
+from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.uncertainty.ood import appearance
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from cmrcnet.models.student import Student
     from cmrcnet.models.trained_model import TrainedModel
+    from cmrcnet.retrieval.bank import ReferenceBank
+    from cmrcnet.slides.section import Spots
+    from cmrcnet.slides.slide import Slide
+    from cmrcnet.slides.tissue_mask import TissueMask
     from cmrcnet.storage.cache import TokenCache
+
+LOCK = "lock"
+CHUNK_BYTES = 1 << 27
+"""Approximate size of the predicted expression of one chunk; a handful of such arrays are in memory at once."""
 
 
 def predict(
-    model: TrainedModel,
-    bank: ReferenceBank,
+    model: TrainedModel | Student,
     slide: Slide,
     *,
+    bank: ReferenceBank | None = None,
     spots: Spots | None = None,
     mask: TissueMask | None = None,
     genes: Sequence[str] | None = None,
@@ -43,17 +65,18 @@ def predict(
 ) -> AnnData:
     """Predict expression at locations of a slide.
 
-    Each location's patch is embedded; the `k` bank spots whose gene embedding has the largest cosine to it are looked
-    up, and their measured expression is averaged. A slide holds no counts, so no truth can enter. All that is
-    predicted is held in memory; `inference.slide_job.predict_to_file` writes the same to disk block by block.
+    With a trained model, each location's patch is embedded, the `k` bank spots whose gene embedding has the largest
+    cosine to it are found, and their measured expression is averaged. A student predicts without a bank. A slide holds
+    no counts, so no truth can enter. The table is held in memory; `inference.predict.predict_to_file` writes the same
+    table to disk chunk by chunk.
 
     Parameters
     ----------
-    model : TrainedModel
-    bank : ReferenceBank
-        Made with this model.
+    model : TrainedModel or Student
     slide : Slide
         Its mpp must be known.
+    bank : ReferenceBank, optional
+        Made with this model. Required by a trained model; must be left out with a student.
     spots : Spots, optional
         Locations to predict; a grid over the tissue when left out.
     mask : TissueMask, optional
@@ -65,47 +88,55 @@ def predict(
     weighting : {"mean", "similarity"}, optional
         How they are averaged; the config's choice when left out.
     head : {"retrieval", "ridge", "kernel", "ensemble"}, optional
-        What the prediction is read from; the config's choice when left out. All but retrieval need a model that works
-        on expression components. The neighbours are named whatever the head.
+        What predicts; the config's choice when left out. All but retrieval need a model that works on expression
+        components. The neighbours are named with every head.
     grid_um : float
         Distance between the locations of the grid.
     intervals : bool
         Add ``layers["lower"]`` and ``layers["upper"]``: each value's calibrated interval.
     abstain : float, optional
-        Mark in ``obs["abstained"]`` the locations that are less certain than this share of validation training spots.
+        Mark the locations that are less certain than this share of validation spots.
     cache : TokenCache, optional
-        Where what the frozen encoder sees is kept from one call to the next.
+        Keeps the features of the frozen encoder from one call to the next.
 
     Returns
     -------
     anndata.AnnData
-        The prediction table (`genes.table`). Besides, ``uns["cmrcnet"]["neighbour_spots"]`` tells of every bank
-        row in ``obsm["neighbour_ids"]`` its section, patient, barcode, x and y: the measured tissue behind each
-        prediction, without the bank at hand. A value is NaN where no neighbour's section measured the gene.
+        The prediction table (`genes.table`). Besides, ``uns["cmrcnet"]["neighbour_spots"]`` has section, patient,
+        barcode, x and y of every bank row in ``obsm["neighbour_ids"]``: the measured tissue behind each prediction,
+        without the bank at hand. A value is NaN where no neighbour's section measured the gene. A student's table has
+        neither neighbours nor intervals.
 
     Raises
     ------
+    BadOption
+        A model without a bank; a student with a bank or an option of a bank; k above the number of spots in the bank.
     Incompatible
         Another model made the bank.
     UnknownName, TooFew
         A gene that the bank does not have; no genes or no locations at all.
-    BadOption
-        k is larger than the bank.
     SectionError
-        A location whose centre lies outside the slide: there is nothing to look at.
+        A location whose centre lies outside the slide.
     NotAvailable
-        Intervals or translate_os_errors are asked of a model that has nothing to calibrate them on.
+        Intervals or abstention are requested of a model that has nothing to calibrate them on.
     ScaleError, TooFew
 
     Warns
     -----
     CmrcnetWarning
-        The slide does not look like the sections of training (``uns["cmrcnet"]["ood"]``).
+        The slide is out of distribution for the sections of training (``uns["cmrcnet"]["ood"]``).
+
+    Examples
+    --------
+    >>> import cmrcnet
+    >>> cohort = cmrcnet.synthetic_cohort(patients=2, spots=16, genes=20, seed=0)
+    >>> model = cmrcnet.fit(cohort, cmrcnet.Config.load("tiny"))
+    >>> bank = cmrcnet.build_bank(model, cohort)
+    >>> section = cohort.read(cohort.sections[0])
+    >>> cmrcnet.predict(model, section.slide, bank=bank, spots=section.spots).shape
+    (16, 20)
     """
-    plan = plan_prediction(
-        model,
-        bank,
-        slide,
+    options = PredictOptions(
         spots=spots,
         mask=mask,
         genes=genes,
@@ -116,47 +147,187 @@ def predict(
         intervals=intervals,
         abstain=abstain,
     )
-    return table_of(plan, cache)
+    predictor = make_predictor(model, bank, options)
+    locations, tissue = make_query_grid(slide, spots, mask, grid_um)
+    features = LocationFeatures(predictor.encoder, slide, locations.centre_px)
+    features.encode(cache)
+    table = _TableInMemory(len(locations))
+    return _fill(table, predictor, slide, locations, tissue, features)
 
 
-def table_of(plan: Plan, cache: TokenCache | None = None) -> AnnData:
-    """Encode and predict all that is planned into a table in memory.
+def predict_to_file(
+    predictor: Predictor,
+    slide: Slide,
+    out: Path,
+    *,
+    cache: TokenCache | None = None,
+    batch: int | Literal["auto"] = "auto",
+) -> tuple[int, int]:
+    """Predict and write the table that `predict` returns.
 
     Parameters
     ----------
-    plan : Plan
+    predictor : Predictor
+        From `make_predictor`.
+    slide : Slide
+    out : Path
+        The .h5ad, or .zarr, to write. It appears when it is complete, and replaces what is there.
     cache : TokenCache, optional
+        Keeps the features of the frozen encoder from one call to the next.
+    batch : int or "auto"
+        Patches a forward pass.
+
+    Returns
+    -------
+    tuple of int
+        Number of locations and of genes.
+
+    Raises
+    ------
+    InUse
+        Another process is writing it.
+    NoSpace
+        The disk is too small, before anything is encoded. Or it is full: nothing of `out` is left, what was encoded is
+        kept, and the same call continues from there.
+    Unwritable, BadInput
+    MissingExtra
+        .zarr without spatialdata, before anything is encoded.
+    ScaleError, TooFew, TooFew, SectionError
+        As `predict`.
     """
-    features = LocationFeatures(plan.sight, plan.slide, plan.locations.centre_px)
-    features.encode(cache)
-    return _joined(plan, predict_blocks(plan, features))
+    if out.suffix == STORE:
+        require_spatialdata()
+    options = predictor.options
+    locations, tissue = make_query_grid(slide, options.spots, options.mask, options.grid_um)
+    work = out.with_name(f"{out.name}.partial")
+    with translate_os_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        kept = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+    copies = 2 if out.suffix == STORE else 1
+    each = 4 * predictor.encoder.values_per_location + predictor.bytes_per_location * copies
+    needed = each * len(locations) - kept
+    if needed > free:
+        raise NoSpace.from_sentence(
+            f"{out} takes about {needed / 1e9:.1f} GB while it is made, and {free / 1e9:.1f} GB are free there; free "
+            "space, choose another folder, or choose fewer genes (--genes) or locations (--grid-um)."
+        )
+    with translate_os_errors(out):
+        work.mkdir(exist_ok=True)
+    with file_lock(work / LOCK) as mine:
+        if not mine:
+            raise InUse(out)
+        tmp = work / "table.h5ad"
+        try:
+            features = LocationFeatures(predictor.encoder, slide, locations.centre_px, work / "features")
+            features.encode(cache, batch)
+            table = TableFile(tmp, len(locations), fingerprint(features.name, predictor.genes, predictor.provenance()))
+            try:
+                _fill(table, predictor, slide, locations, tissue, features)
+            finally:
+                table.close()
+            if out.suffix == STORE:
+                with StoredPrediction(tmp) as stored:
+                    export(stored, out, slide=slide, overwrite=True)
+            else:
+                with translate_os_errors(out):
+                    tmp.replace(out)
+        except NoSpace:
+            tmp.unlink(missing_ok=True)
+            raise
+        except CmrcnetError:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+    return len(locations), len(predictor.genes)
 
 
-def _joined(plan: Plan, blocks: Iterable[PredictionBlock]) -> AnnData:
-    """The blocks of all locations as one table."""
-    joined: dict[tuple[str, str], np.ndarray] = {}
-    for block in blocks:
-        parts = {("", "mean"): block.mean}
-        parts |= {("layers", name): values for name, values in block.stored_layers().items()}
-        parts |= {("obs", name): values for name, values in block.obs.items()}
-        parts |= {("obsm", name): values for name, values in block.stored_obsm().items()}
-        for key, values in parts.items():
-            if key not in joined:
-                joined[key] = np.empty((len(plan.locations), *values.shape[1:]), values.dtype)
-            joined[key][block.rows] = values
-    ids = joined.pop(("obsm", "neighbour_ids"), None)
-    neighbours = None if ids is None else Neighbours(ids, joined.pop(("obsm", "neighbour_similarity")))
-    table = prediction_table(
-        joined.pop(("", "mean")),
-        joined.pop(("layers", "neighbour_std"), None),
-        genes=plan.genes,
-        spots=plan.locations,
-        slide=plan.slide,
-        neighbours=neighbours,
-        provenance=plan.provenance(),
-        in_tissue=plan.in_tissue,
+def chunk_size(genes: int) -> int:
+    """Locations of a chunk: as many times 256 as `CHUNK_BYTES` hold, at least 256 and at most 4,096.
+
+    Parameters
+    ----------
+    genes : int
+        Number of genes that are predicted.
+    """
+    return int(np.clip(CHUNK_BYTES // (4 * max(genes, 1)) // 256 * 256, 256, 4_096))
+
+
+def _fill(
+    table: TableFile | _TableInMemory,
+    predictor: Predictor,
+    slide: Slide,
+    locations: Spots,
+    tissue: TissueMask,
+    features: LocationFeatures,
+) -> AnnData:
+    """Predict every chunk that is not written yet, then add what depends on all locations."""
+    count, step = len(locations), chunk_size(len(predictor.genes))
+    with metered(f"predict {slide.name}", count, "locations") as meter:
+        meter.skip(table.written)
+        for start in range(table.written, count, step):
+            rows = slice(start, min(start + step, count))
+            chunk = predictor.predict_chunk(features.take(rows))
+            table.write(rows, chunk.mean, layers=chunk.layers, obsm=chunk.obsm, obs=chunk.obs)
+            del chunk  # before the next one is made
+            meter.advance(rows.stop - rows.start)
+    frame = table_frame(
+        genes=predictor.genes,
+        spots=locations,
+        slide=slide,
+        similarity=table.neighbour_similarity(),
+        provenance=predictor.provenance(),
+        in_tissue=tissue.contains(locations.centre_px),
     )
-    for (place, name), values in joined.items():
-        getattr(table, place)[name] = values
-    plan.annotate(table, np.empty(0, np.int64) if ids is None else np.unique(ids))
-    return table
+    predictor.annotate(frame, table.neighbour_rows())
+    if predictor.trust is not None and predictor.trust.domain is not None:
+        statistics = appearance(slide, locations.centre_px)
+        flag_out_of_distribution(frame, predictor.trust.domain, statistics, slide.name)
+    table.finish(frame)
+    return frame
+
+
+class _TableInMemory:
+    """A prediction table that is filled as `TableFile` is, but in memory.
+
+    Parameters
+    ----------
+    locations : int
+    """
+
+    def __init__(self, locations: int) -> None:
+        self.locations, self.written = locations, 0
+        self._arrays: dict[tuple[str, str], np.ndarray] = {}
+
+    def write(
+        self,
+        rows: slice,
+        mean: np.ndarray,
+        *,
+        layers: Mapping[str, np.ndarray],
+        obsm: Mapping[str, np.ndarray],
+        obs: Mapping[str, np.ndarray],
+    ) -> None:
+        """Write some rows; parameters as `TableFile.write`."""
+        for place, arrays in (("X", {"": mean}), ("layers", layers), ("obsm", obsm), ("obs", obs)):
+            for name, values in arrays.items():
+                if (place, name) not in self._arrays:
+                    self._arrays[place, name] = np.empty((self.locations, *values.shape[1:]), values.dtype)
+                self._arrays[place, name][rows] = values
+
+    def neighbour_similarity(self) -> np.ndarray | None:
+        """Mean cosine to the neighbours of each location; None without neighbours."""
+        similarity = self._arrays.get(("obsm", "neighbour_similarity"))
+        return None if similarity is None else similarity.mean(axis=1)
+
+    def neighbour_rows(self) -> np.ndarray:
+        """Rows of the bank that are a neighbour of any location, each once, sorted."""
+        return np.unique(self._arrays.get(("obsm", "neighbour_ids"), np.empty(0, np.int64)))
+
+    def finish(self, frame: AnnData) -> None:
+        """Put everything that was written into the frame."""
+        for (place, name), values in self._arrays.items():
+            if place == "X":
+                frame.X = values
+            else:
+                getattr(frame, place)[name] = values

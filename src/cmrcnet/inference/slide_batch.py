@@ -10,17 +10,20 @@ import csv
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cmrcnet.errors import BadOption, CmrcnetError, InUse, MissingInput, NoSpace, OutputExists, Unwritable
+from cmrcnet.export.stored_prediction import StoredPrediction
+from cmrcnet.slides.slide import open_slide
 from cmrcnet.storage.atomic import atomic_file, refuse_existing
 
 if TYPE_CHECKING:
-    from cmrcnet.inference.predictors import Predictor
+    from cmrcnet.inference.predictor import Predictor
+    from cmrcnet.slides.slide import Slide
     from cmrcnet.storage.cache import TokenCache
 
 log = logging.getLogger("cmrcnet")
@@ -103,8 +106,6 @@ def predict_slides(
     slides: Sequence[Path],
     folder: Path,
     *,
-    genes: Sequence[str] | None = None,
-    grid_um: float = 100.0,
     batch: int | Literal["auto"] = "auto",
     mpp: float | None = None,
     cache: TokenCache | None = None,
@@ -115,100 +116,75 @@ def predict_slides(
     Parameters
     ----------
     predictor : Predictor
-        A model with its bank, or a student.
+        From `make_predictor`, without spots and mask.
     slides : sequence of Path
     folder : Path
-        Made when it is not there. ``summary.csv`` is written anew after every slide; of several processes it tells
-        what the last one to write has seen, so run the command once more when all are done.
-    genes, grid_um, batch, mpp, cache
-        As `predict` and `open_slide`.
+        Made when it is not there. ``summary.csv`` is written after every slide; with several processes it shows what
+        the last writer has seen, so run the command once more when all are done.
+    batch, mpp, cache
+        As `predict_to_file` and `open_slide`.
     overwrite : bool
         Predict again what is done.
 
     Raises
     ------
-    Incompatible, UnknownName, TooFew, BadOption
-        What would be wrong with every slide.
-    NoSpace, Unwritable
+    BadOption
+        Two slides of one name.
+    NoSpace, Unwritable, OutputExists
         What would go wrong with every later slide.
     """
-    from cmrcnet.inference.gene_columns import columns_of
+    from cmrcnet.inference.predict import predict_to_file
 
-    predictor.check()
-    columns_of(genes, predictor.genes)
     if folder.exists() and not folder.is_dir():
         raise OutputExists(folder, "it is a file, and many slides need a folder")
+    stems = [slide.stem for slide in slides]
+    names = [stem if stems.count(stem) == 1 else slide.name for slide, stem in zip(slides, stems, strict=True)]
+    for name in names:
+        if names.count(name) > 1:
+            want = "slides of different names; those of several folders one folder at a time"
+            raise BadOption("slide", name, want=want)
     summary = folder / "summary.csv"
     refuse_existing(summary, overwrite=True)
     outcomes: list[SlideOutcome] = []
-    for number, (slide, table) in enumerate(zip(slides, _tables(slides, folder), strict=True), start=1):
+    for number, (slide, name) in enumerate(zip(slides, names, strict=True), start=1):
+        table = folder / f"{name}.h5ad"
         log.info("Slide %d of %d: %s", number, len(slides), slide.name)
         start = time.monotonic()
         try:
-            outcome = _predict_one(predictor, slide, table, genes, grid_um, batch, mpp, cache, overwrite)
+            with open_slide(slide, mpp=mpp) as picture:
+                size = None if overwrite else _size_if_done(table, predictor, picture)
+                status = PREDICTED if size is None else DONE_BEFORE
+                if size is None:
+                    size = predict_to_file(predictor, picture, table, cache=cache, batch=batch)
+            outcome = SlideOutcome(str(slide), table.name, status, *size)
         except (NoSpace, Unwritable):
             raise
         except InUse:
             outcome = SlideOutcome(str(slide), table.name, ELSEWHERE)
         except CmrcnetError as error:
             outcome = SlideOutcome(str(slide), table.name, BROKEN, problem=str(error))
-            log.warning("warning: %s is passed over: %s", slide.name, error)
-        seconds = round(time.monotonic() - start, 1)
-        outcomes.append(dataclasses.replace(outcome, seconds=seconds))
-        _write_summary(summary, outcomes)
+            log.warning("warning: %s is skipped: %s", slide.name, error)
+        outcomes.append(dataclasses.replace(outcome, seconds=round(time.monotonic() - start, 1)))
+        with atomic_file(summary) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.DictWriter(file, [field.name for field in dataclasses.fields(SlideOutcome)])
+            rows.writeheader()
+            rows.writerows(dataclasses.asdict(outcome) for outcome in outcomes)
     return BatchOutcome(tuple(outcomes), summary)
 
 
-def _predict_one(
-    predictor: Predictor,
-    slide: Path,
-    table: Path,
-    genes: Sequence[str] | None,
-    grid_um: float,
-    batch: int | Literal["auto"],
-    mpp: float | None,
-    cache: TokenCache | None,
-    overwrite: bool,
-) -> SlideOutcome:
-    from cmrcnet.inference.slide_job import predict_to_file
-    from cmrcnet.slides.slide import open_slide
-
-    with open_slide(slide, mpp=mpp) as picture:
-        wanted = predictor.facts() | {"slide_fingerprint": picture.fingerprint(), "spot_diameter_um": grid_um}
-        if table.exists() and not overwrite:
-            size = _size_if_the_same(table, wanted, predictor.genes if genes is None else list(dict.fromkeys(genes)))
-            return SlideOutcome(str(slide), table.name, DONE_BEFORE, *size)
-        plan = predictor.plan(picture, genes=genes, grid_um=grid_um)
-        predict_to_file(plan, table, cache=cache, batch=batch)
-    return SlideOutcome(str(slide), table.name, PREDICTED, len(plan.locations), len(plan.columns))
-
-
-def _size_if_the_same(table: Path, wanted: dict, genes: Sequence[str]) -> tuple[int, int]:
+def _size_if_done(table: Path, predictor: Predictor, slide: Slide) -> tuple[int, int] | None:
     """Locations and genes of a table that is there, if it is what would be predicted now; else `OutputExists`."""
-    from cmrcnet.export.stored_prediction import StoredPrediction
-
+    if not table.exists():
+        return None
+    wanted = predictor.identity() | {
+        "slide_fingerprint": slide.fingerprint(),
+        "spot_diameter_um": predictor.options.grid_um,
+    }
     with StoredPrediction(table) as found:
         other = [name for name, value in wanted.items() if found.facts.get(name) != value]
-        if other or found.genes != list(genes):
-            why = f"it differs in {', '.join([*other, *([] if found.genes == list(genes) else ['genes'])])}"
-            raise OutputExists(table, f"{why}; choose another folder or pass --overwrite")
+        if found.genes != predictor.genes:
+            other.append("genes")
+        if other:
+            why = f"it differs in {', '.join(other)}; choose another folder or pass --overwrite"
+            raise OutputExists(table, why)
         return len(found), len(found.genes)
-
-
-def _tables(slides: Sequence[Path], folder: Path) -> list[Path]:
-    """The table of each slide: of its name without the ending, or with it where two would be the same."""
-    stems = [slide.stem for slide in slides]
-    names = [stem if stems.count(stem) == 1 else slide.name for slide, stem in zip(slides, stems, strict=True)]
-    for name in names:
-        if names.count(name) > 1:
-            raise BadOption(
-                "slide", name, want="slides of different names; those of several folders one folder at a time"
-            )
-    return [folder / f"{name}.h5ad" for name in names]
-
-
-def _write_summary(path: Path, outcomes: Iterable[SlideOutcome]) -> None:
-    with atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.DictWriter(file, [field.name for field in dataclasses.fields(SlideOutcome)])
-        rows.writeheader()
-        rows.writerows(dataclasses.asdict(outcome) for outcome in outcomes)

@@ -99,7 +99,7 @@ class Retrieval:
         """Every gene of the bank, from the slide and the locations alone."""
         from cmrcnet.inference.predict import predict
 
-        table = predict(self.model, self.bank, place.slide, spots=place.spots, head=self.kind, cache=self.cache)
+        table = predict(self.model, place.slide, bank=self.bank, spots=place.spots, head=self.kind, cache=self.cache)
         return Prediction(tuple(map(str, table.var_names)), np.asarray(table.X, np.float32), table)
 
 

@@ -13,11 +13,9 @@ from cmrcnet.errors import BadInput, InUse, NoSpace
 from cmrcnet.export.table_file import TableFile
 from cmrcnet.features import parts, resumable
 from cmrcnet.features.spot_tokens import spot_tokens
-from cmrcnet.inference import chunks as chunks_module
-from cmrcnet.inference import slide_job
-from cmrcnet.inference.plan import plan_prediction
-from cmrcnet.inference.predict import predict
-from cmrcnet.inference.slide_job import LOCK, predict_to_file
+from cmrcnet.inference import predict as predict_module
+from cmrcnet.inference.predict import LOCK, predict, predict_to_file
+from cmrcnet.inference.predictor import BankPredictor, PredictOptions, make_predictor
 from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.search.exact import ExactSearch
 from cmrcnet.slides.slide import ArraySlide
@@ -27,6 +25,7 @@ from tests.inference.small_model import noise_slide, small_cohort, small_model
 
 SIDE = 800
 GRID_UM = 66.0
+LOCATIONS = 36
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +42,13 @@ def slide(pixels):
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
     monkeypatch.setattr(parts, "PART", 16)
-    monkeypatch.setattr(chunks_module, "chunk_size", lambda genes: 16)
+    monkeypatch.setattr(predict_module, "chunk_size", lambda genes: 16)
 
 
 @pytest.fixture
 def table(model, bank, slide):
     """What `predict` returns."""
-    return predict(model, bank, slide, grid_um=GRID_UM)
+    return predict(model, slide, bank=bank, grid_um=GRID_UM)
 
 
 @pytest.fixture
@@ -65,8 +64,13 @@ def encoded(model, monkeypatch) -> list[int]:
     return seen
 
 
-def plan_of(model, bank, slide, **options):
-    return plan_prediction(model, bank, slide, grid_um=GRID_UM, **options)
+def predictor_of(model, bank, **options):
+    return make_predictor(model, bank, PredictOptions(grid_um=GRID_UM, **options))
+
+
+def written_by(model, bank, slide, out, **options):
+    predict_to_file(predictor_of(model, bank, **options), slide, out)
+    return anndata.read_h5ad(out)
 
 
 def assert_same(written, table) -> None:
@@ -83,9 +87,10 @@ def assert_same(written, table) -> None:
 
 
 def test_the_file_holds_the_table_that_predict_returns(model, bank, slide, table, tmp_path):
-    plan = plan_of(model, bank, slide)
-    assert len(plan.locations) > parts.PART
-    written = anndata.read_h5ad(predict_to_file(plan, tmp_path / "p.h5ad"))
+    predictor = predictor_of(model, bank)
+    assert LOCATIONS > parts.PART
+    assert predict_to_file(predictor, slide, tmp_path / "p.h5ad") == (LOCATIONS, len(bank.genes))
+    written = anndata.read_h5ad(tmp_path / "p.h5ad")
     assert_prediction_table(written)
     assert_same(written, table)
     assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
@@ -95,20 +100,20 @@ def test_views_neighbourhood_and_standardisation_are_those_of_the_whole_slide(sl
     """The obvious path: all tokens of all locations in memory, embedded, and the same bank searched."""
     model = small_model(views=True)
     bank = build_bank(model, small_cohort())
-    plan = plan_of(model, bank, slide)
-    out = predict_to_file(plan, tmp_path / "p.h5ad")
-    assert sum(encoded) == 2 * len(plan.locations)
-    assert_same(anndata.read_h5ad(out), predict(model, bank, slide, grid_um=GRID_UM))
-    tokens = spot_tokens(model.encoder, slide, plan.locations.centre_px, model.config)
-    wanted = ExactSearch(bank.vectors).nearest(model.embed_tokens(tokens), plan.head.k)
-    found = anndata.read_h5ad(out).obsm["neighbour_similarity"]
-    np.testing.assert_allclose(found, wanted.similarity, atol=1e-5)
+    predictor = predictor_of(model, bank)
+    predict_to_file(predictor, slide, tmp_path / "p.h5ad")
+    assert sum(encoded) == 2 * LOCATIONS
+    found = anndata.read_h5ad(tmp_path / "p.h5ad")
+    assert_same(found, predict(model, slide, bank=bank, grid_um=GRID_UM))
+    tokens = spot_tokens(model.encoder, slide, found.obsm["spatial"], model.config)
+    wanted = ExactSearch(bank.vectors).nearest(model.embed_tokens(tokens), predictor.config.k)
+    np.testing.assert_allclose(found.obsm["neighbour_similarity"], wanted.similarity, atol=1e-5)
 
 
 def test_stopped_between_views_it_goes_on(slide, tmp_path, monkeypatch, encoded):
     model = small_model(views=True)
     bank = build_bank(model, small_cohort())
-    plan, out = plan_of(model, bank, slide), tmp_path / "p.h5ad"
+    predictor, out = predictor_of(model, bank), tmp_path / "p.h5ad"
     keep, kept = resumable.ResumableFeatures.keep, []
 
     def stops(self, rows, *given):
@@ -119,16 +124,16 @@ def test_stopped_between_views_it_goes_on(slide, tmp_path, monkeypatch, encoded)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(resumable.ResumableFeatures, "keep", stops)
-        predict_to_file(plan, out)
+        predict_to_file(predictor, slide, out)
     before = sum(encoded)
-    predict_to_file(plan, out)
-    assert sum(encoded) - before == 2 * len(plan.locations) - 3 * parts.PART
-    assert_same(anndata.read_h5ad(out), predict(model, bank, slide, grid_um=GRID_UM))
+    predict_to_file(predictor, slide, out)
+    assert sum(encoded) - before == 2 * LOCATIONS - 3 * parts.PART
+    assert_same(anndata.read_h5ad(out), predict(model, slide, bank=bank, grid_um=GRID_UM))
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_stopped_at_any_block_it_goes_on_behind_it(model, bank, slide, table, tmp_path, monkeypatch, encoded, at):
-    plan, out = plan_of(model, bank, slide), tmp_path / "p.h5ad"
+    predictor, out = predictor_of(model, bank), tmp_path / "p.h5ad"
     write, rows = TableFile.write, []
 
     def stops(self, block, *given, **named):
@@ -139,22 +144,22 @@ def test_stopped_at_any_block_it_goes_on_behind_it(model, bank, slide, table, tm
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TableFile, "write", stops)
-        predict_to_file(plan, out)
-    assert not out.exists() and sum(encoded) == len(plan.locations)
+        predict_to_file(predictor, slide, out)
+    assert not out.exists() and sum(encoded) == LOCATIONS
     later = []
     monkeypatch.setattr(
         TableFile, "write", lambda self, block, *a, **b: (later.append(block), write(self, block, *a, **b))
     )
-    predict_to_file(plan_of(model, bank, slide), out)
-    assert sum(encoded) == len(plan.locations)  # none twice
-    assert [block.start for block in rows + later] == list(range(0, len(plan.locations), 16))
+    predict_to_file(predictor_of(model, bank), slide, out)
+    assert sum(encoded) == LOCATIONS  # none twice
+    assert [block.start for block in rows + later] == list(range(0, LOCATIONS, 16))
     assert_same(anndata.read_h5ad(out), table)
 
 
 def test_stopped_while_encoding_no_finished_part_is_encoded_again(
     model, bank, slide, table, tmp_path, monkeypatch, encoded
 ):
-    plan, out = plan_of(model, bank, slide), tmp_path / "p.h5ad"
+    predictor, out = predictor_of(model, bank), tmp_path / "p.h5ad"
     keep = resumable.ResumableFeatures.keep
 
     def stops(self, rows, *given):
@@ -163,10 +168,10 @@ def test_stopped_while_encoding_no_finished_part_is_encoded_again(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(resumable.ResumableFeatures, "keep", stops)
-        predict_to_file(plan, out)
+        predict_to_file(predictor, slide, out)
     assert sum(encoded) == parts.PART
-    predict_to_file(plan, out)
-    assert sum(encoded) == len(plan.locations)
+    predict_to_file(predictor, slide, out)
+    assert sum(encoded) == LOCATIONS
     assert_same(anndata.read_h5ad(out), table)
 
 
@@ -179,43 +184,43 @@ def test_a_draft_of_other_genes_keeps_the_features_and_of_another_slide_nothing(
     out = tmp_path / "p.h5ad"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TableFile, "finish", stops)
-        predict_to_file(plan_of(model, bank, slide), out)
+        predict_to_file(predictor_of(model, bank), slide, out)
     once = sum(encoded)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TableFile, "finish", stops)
-        predict_to_file(plan_of(model, bank, slide, genes=["GENE3", "GENE1"]), out)
+        predict_to_file(predictor_of(model, bank, genes=["GENE3", "GENE1"]), slide, out)
     assert sum(encoded) == once
     other = noise_slide(4, side=SIDE)
-    predict_to_file(plan_of(model, bank, other, genes=["GENE3", "GENE1"]), out)
+    predict_to_file(predictor_of(model, bank, genes=["GENE3", "GENE1"]), other, out)
     assert sum(encoded) > once
-    assert_same(anndata.read_h5ad(out), predict(model, bank, other, grid_um=GRID_UM, genes=["GENE3", "GENE1"]))
+    assert_same(anndata.read_h5ad(out), predict(model, other, bank=bank, grid_um=GRID_UM, genes=["GENE3", "GENE1"]))
 
 
 @pytest.mark.parametrize("where", ["reserve", "_to_disk"])
 def test_a_full_disk_leaves_no_table_and_keeps_what_was_encoded(
     model, bank, slide, table, tmp_path, monkeypatch, encoded, where
 ):
-    plan, out = plan_of(model, bank, slide), tmp_path / "p.h5ad"
+    predictor, out = predictor_of(model, bank), tmp_path / "p.h5ad"
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(NoSpace, match=r"The disk is full: .* was not written"):
         patch.setattr(f"cmrcnet.export.table_file.{where}", full)
-        predict_to_file(plan, out)
+        predict_to_file(predictor, slide, out)
     assert not out.exists() and not list(tmp_path.rglob("table.h5ad"))
-    predict_to_file(plan, out)
-    assert sum(encoded) == len(plan.locations)
+    predict_to_file(predictor, slide, out)
+    assert sum(encoded) == LOCATIONS
     assert_same(anndata.read_h5ad(out), table)
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_encoded(
     model, bank, slide, tmp_path, monkeypatch, encoded
 ):
-    plan = plan_of(model, bank, slide)
+    predictor = predictor_of(model, bank)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(NoSpace, match=r"p\.h5ad takes about .* GB while it is made, and 0\.0 GB are free there"):
-        predict_to_file(plan, tmp_path / "p.h5ad")
+        predict_to_file(predictor, slide, tmp_path / "p.h5ad")
     assert encoded == [] and list(tmp_path.iterdir()) == []
 
 
@@ -224,12 +229,12 @@ def test_what_another_process_is_writing_is_left_to_it(model, bank, slide, tmp_p
     work.mkdir()
     (work / "theirs").touch()
     with file_lock(work / LOCK), pytest.raises(InUse, match=r"p\.h5ad is being written by another process; wait"):
-        predict_to_file(plan_of(model, bank, slide), tmp_path / "p.h5ad")
+        predict_to_file(predictor_of(model, bank), slide, tmp_path / "p.h5ad")
     assert encoded == [] and sorted(path.name for path in work.iterdir()) == [LOCK, "theirs"]
 
 
 def test_a_slide_that_breaks_on_the_way_leaves_nothing(model, bank, slide, tmp_path, monkeypatch):
-    plan = plan_of(model, bank, slide)
+    predictor = predictor_of(model, bank)
     read = slide.read
 
     def broken(x, y, *size):
@@ -239,25 +244,24 @@ def test_a_slide_that_breaks_on_the_way_leaves_nothing(model, bank, slide, tmp_p
 
     monkeypatch.setattr(slide, "read", broken)
     with pytest.raises(BadInput, match="its pixels cannot be decoded"):
-        predict_to_file(plan, tmp_path / "p.h5ad")
+        predict_to_file(predictor, slide, tmp_path / "p.h5ad")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_else_a_block_says_becomes_layers_and_columns(model, bank, slide, tmp_path, monkeypatch):
-    """Intervals and alarms come this way: the same in memory and on disk, also behind a stop."""
-    whole = chunks_module.predict_blocks
+def test_further_layers_and_columns_of_a_chunk_reach_the_table(model, bank, slide, tmp_path, monkeypatch):
+    """The same in memory and on disk."""
+    plain = BankPredictor.predict_chunk
 
-    def saying_more(plan, features, *, start=0):
-        for block in whole(plan, features, start=start):
-            block.layers["low"] = block.mean - block.spread
-            block.obs["alarm"] = np.arange(block.rows.start, block.rows.stop, dtype=np.float32)
-            block.obsm["patient_weights"] = np.column_stack([block.obs["alarm"]] * 3)
-            yield block
+    def with_more(self, features):
+        chunk = plain(self, features)
+        chunk.layers["low"] = chunk.mean - chunk.layers["neighbour_std"]
+        chunk.obs["first"] = chunk.mean[:, 0]
+        chunk.obsm["patient_weights"] = np.column_stack([chunk.obs["first"]] * 3)
+        return chunk
 
-    monkeypatch.setattr(slide_job, "predict_blocks", saying_more)
-    monkeypatch.setattr("cmrcnet.inference.predict.predict_blocks", saying_more)
-    written = anndata.read_h5ad(predict_to_file(plan_of(model, bank, slide), tmp_path / "p.h5ad"))
+    monkeypatch.setattr(BankPredictor, "predict_chunk", with_more)
+    written = written_by(model, bank, slide, tmp_path / "p.h5ad")
     np.testing.assert_array_equal(written.layers["low"], written.X - written.layers["neighbour_std"])
-    np.testing.assert_array_equal(written.obs["alarm"], np.arange(written.n_obs))
-    np.testing.assert_array_equal(written.obsm["patient_weights"][:, 2], np.arange(written.n_obs))
-    assert_same(written, predict(model, bank, slide, grid_um=GRID_UM))
+    np.testing.assert_array_equal(written.obs["first"], written.X[:, 0])
+    np.testing.assert_array_equal(written.obsm["patient_weights"][:, 2], written.X[:, 0])
+    assert_same(written, predict(model, slide, bank=bank, grid_um=GRID_UM))

@@ -1,0 +1,500 @@
+"""Predictors: what a model with its bank, or a distilled student, predicts from the features of locations.
+
+A `Predictor` holds everything that does not depend on the slide: genes, head, calibration. It is made, and every option
+checked, before any slide is read; `inference.predict` runs it over a slide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch.nn.functional import embedding_bag
+
+from cmrcnet.config import HeadConfig
+from cmrcnet.errors import BadOption, TooFew, UnknownName
+from cmrcnet.genes.naming import explain_no_shared_genes
+from cmrcnet.genes.table import STUDENT
+from cmrcnet.inference.confidence import confidence_of, write_gene_reliability
+from cmrcnet.inference.location_features import LocationEncoder
+from cmrcnet.models.student import Student
+from cmrcnet.models.trained_model import TrainedModel
+from cmrcnet.retrieval.bank import ReferenceBank
+from cmrcnet.search.average import average, neighbour_weights
+from cmrcnet.search.neighbours import Neighbours
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cmrcnet.slides.section import Spots
+    from cmrcnet.slides.tissue_mask import TissueMask
+    from cmrcnet.uncertainty.calibration import Trust
+
+BANK_OPTIONS = ("k", "weighting", "head", "intervals", "abstain")
+"""Options that a student does not have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What to predict, where and how. Parameters as `predict`.
+
+    Examples
+    --------
+    >>> from cmrcnet.inference.predictor import PredictOptions
+    >>> PredictOptions(grid_um=50, k=20).genes is None
+    True
+    """
+
+    spots: Spots | None = None
+    mask: TissueMask | None = None
+    genes: Sequence[str] | None = None
+    k: int | None = None
+    weighting: Literal["mean", "similarity"] | None = None
+    head: Literal["retrieval", "ridge", "kernel", "ensemble"] | None = None
+    grid_um: float = 100.0
+    intervals: bool = False
+    abstain: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionChunk:
+    """Predictions of consecutive locations; layers, obs and obsm go into the table under their names.
+
+    Parameters
+    ----------
+    mean : numpy.ndarray, shape (locations, genes), float32
+        NaN where there is no prediction: no neighbour's section measured the gene.
+    layers : dict of array, shape (locations, genes), float32
+    obs : dict of array, shape (locations,)
+    obsm : dict of array, shape (locations, columns)
+    """
+
+    mean: np.ndarray
+    layers: dict[str, np.ndarray] = field(default_factory=dict)
+    obs: dict[str, np.ndarray] = field(default_factory=dict)
+    obsm: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Predictor(ABC):
+    """Predicts genes from features of locations; see `make_predictor`.
+
+    Attributes
+    ----------
+    options : PredictOptions
+    genes : list of str
+        The genes to predict, in the requested order.
+    columns : numpy.ndarray, shape (genes,), int
+        Their columns among all genes that the bank or the student has.
+    encoder : LocationEncoder
+        Makes the features of locations.
+    trust : Trust or None
+        What the model knows of its limits.
+    bytes_per_location : int
+        Approximate size of a location in the table.
+    """
+
+    options: PredictOptions
+    genes: list[str]
+    columns: np.ndarray
+    encoder: LocationEncoder
+    trust: Trust | None
+    bytes_per_location: int
+
+    @abstractmethod
+    def predict_chunk(self, features: np.ndarray) -> PredictionChunk:
+        """Predict some locations.
+
+        Parameters
+        ----------
+        features : array, shape (locations, width)
+            From this predictor's `encoder`.
+        """
+
+    @abstractmethod
+    def annotate(self, table: AnnData, neighbour_rows: np.ndarray) -> None:
+        """Add what describes the whole table: gene reliability, and where the neighbours come from.
+
+        Parameters
+        ----------
+        table : anndata.AnnData
+            A prediction table, or its frame: X and layers are not used.
+        neighbour_rows : array of int
+            Rows of the bank that are a neighbour of any location, each once.
+        """
+
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """What the table stores about where its predictions come from."""
+
+    def identity(self) -> dict[str, Any]:
+        """The part of `provenance` by which a table of the same model and options is recognised."""
+        keys = ("model_fingerprint", "bank_fingerprint", STUDENT, "k", "weighting", "head", "with_intervals", "abstain")
+        return {key: value for key, value in self.provenance().items() if key in keys}
+
+
+class BankPredictor(Predictor):
+    """Predicts from a model and its reference bank.
+
+    Each location's embedding is searched in the bank; the measured expression of its neighbours is averaged and, by a
+    model that works on expression components, combined with its ridge and kernel heads.
+
+    Parameters
+    ----------
+    model : TrainedModel
+    bank : ReferenceBank
+        Made with this model.
+    options : PredictOptions
+
+    Raises
+    ------
+    Incompatible
+        Another model made the bank.
+    UnknownName, TooFew
+        A gene that the bank does not have; an empty list of genes.
+    BadOption
+        k is above the number of spots; a head that the model does not have; an unknown weighting.
+    NotAvailable
+        Intervals or abstention are requested and the model has nothing to calibrate them on.
+    """
+
+    def __init__(self, model: TrainedModel, bank: ReferenceBank, options: PredictOptions) -> None:
+        config = head_config(model, options)
+        bank.require_model(model)
+        self._index = bank.searcher()  # opened now, so that later edits of the bank's folder do not matter
+        if options.k is not None and not 1 <= options.k <= len(bank):
+            raise BadOption("k", options.k, want=f"1 to {len(bank)}, the number of spots in {bank.name}")
+        self.model, self.bank, self.options = model, bank, options
+        self.columns = gene_columns(options.genes, bank.genes)
+        self.genes = [bank.genes[column] for column in self.columns]
+        how = {"intervals": options.intervals, "abstain": options.abstain}
+        self.confidence = confidence_of(model, bank, config, self.genes, **how)
+        self.config = config.within(len(bank))
+        self.encoder, self.trust = LocationEncoder.of_model(model), model.trust
+        layers = 4 if self.confidence.intervals else 2
+        self.bytes_per_location = 4 * layers * len(self.columns) + 16 * self.config.k
+
+    def predict_chunk(self, features: np.ndarray) -> PredictionChunk:
+        """Search the bank for some locations, and average or combine; parameters as `Predictor.predict_chunk`."""
+        bank, config, head = self.bank, self.config, self.model.head
+        queries, reduced = split_features(features, self.model)
+        neighbours = self._index.nearest(queries, config.k)
+        mean, spread = average_expression(neighbours, bank, config, self.columns)
+        obs: dict[str, np.ndarray] = {}
+        if head is not None and reduced is not None and bank.scores is not None and bank.levels is not None:
+            scores, varied, parts = component_scores(self.model, bank, config, neighbours, reduced)
+            unmeasured = np.isnan(mean)
+            mean = bank.levels.expression(
+                scores,
+                self.columns,
+                covariance=head.ensemble.covariance,
+                variance_rescaling=config.variance_rescaling,
+            )
+            mean[unmeasured] = np.nan
+            obs = self.confidence.of_locations(neighbours.similarity, varied, parts, scores)
+        weights, patient_weights = attribution_weights(neighbours, bank, config)
+        obsm = {
+            "neighbour_ids": neighbours.ids.astype(np.int64, copy=False),
+            "neighbour_similarity": neighbours.similarity,
+            "neighbour_weight": weights,
+            "patient_weights": patient_weights,
+        }
+        return PredictionChunk(mean, {"neighbour_std": spread} | self.confidence.bounds(mean, obs), obs, obsm)
+
+    def annotate(self, table: AnnData, neighbour_rows: np.ndarray) -> None:
+        """Add the origin of the neighbours and the gene reliability; parameters as `Predictor.annotate`."""
+        origin = self.bank.spots.iloc[neighbour_rows].astype({"section": object, "patient": object, "barcode": object})
+        origin.index = neighbour_rows.astype(str).astype(object)  # AnnData stores text indices only
+        table.uns["cmrcnet"]["neighbour_spots"] = origin
+        self.confidence.annotate(table)
+
+    def provenance(self) -> dict[str, Any]:
+        """Fingerprints of model and bank, the bank's sections and patients, and how the prediction was made."""
+        model, bank, config = self.model, self.bank, self.config
+        shares = {config.kind: 1.0}
+        if config.kind == "ensemble":
+            shares = {name: round(float(share), 4) for name, share in model.head.ensemble.weights.items()}
+        return {
+            "model_fingerprint": model.fingerprint,
+            "bank_fingerprint": bank.fingerprint,
+            "bank_sections": list(bank.sections),
+            "bank_patients": list(bank.patients),
+            "config": model.config.name,
+            "target_sum": bank.target_sum,
+            "patch_px": model.config.patch.size_px,
+            "patch_mpp": model.config.patch.mpp,
+            "k": config.k,
+            "weighting": config.weighting,
+            "temperature": config.temperature,
+            "head": config.kind,
+            "head_weights": shares,
+            "with_intervals": int(self.confidence.intervals),
+            "abstain": self.confidence.abstain or 0.0,
+        }
+
+
+class StudentPredictor(Predictor):
+    """Predicts by a distilled student: no bank, no neighbours, no intervals.
+
+    Parameters
+    ----------
+    student : Student
+    options : PredictOptions
+        Those of a bank must be left out.
+
+    Raises
+    ------
+    UnknownName, TooFew
+        A gene that the student does not have; an empty list of genes.
+    BadOption
+        An option of a bank.
+    """
+
+    def __init__(self, student: Student, options: PredictOptions) -> None:
+        for name in BANK_OPTIONS:
+            value = getattr(options, name)
+            if value not in (None, False):
+                raise BadOption(name, value, want="nothing with a student, which has no bank")
+        self.student, self.options = student, options
+        self.columns = gene_columns(options.genes, student.genes)
+        self.genes = [student.genes[column] for column in self.columns]
+        self.encoder, self.trust = LocationEncoder.of_student(student.encoder, student.config), student.trust
+        self.bytes_per_location = 4 * len(self.columns)
+
+    def predict_chunk(self, features: np.ndarray) -> PredictionChunk:
+        """Apply the student's head to some locations; parameters as `Predictor.predict_chunk`."""
+        return PredictionChunk(self.student.predict(features, self.columns))
+
+    def annotate(self, table: AnnData, neighbour_rows: np.ndarray) -> None:
+        """Add the teacher's gene reliability; parameters as `Predictor.annotate`, and there are no neighbours."""
+        table.uns["cmrcnet"]["intervals"] = "No intervals: they were calibrated for the teacher, not for its student."
+        if self.trust is not None and self.trust.reliability is not None:
+            write_gene_reliability(table, self.trust.reliability.cards, "validation Pearson of the teacher")
+
+    def provenance(self) -> dict[str, Any]:
+        """Fingerprints of the student and its teacher, and every section and patient that either has seen."""
+        student, taught = self.student, self.student.lineage
+        return {
+            STUDENT: student.fingerprint,
+            "model_fingerprint": taught.model_fingerprint,
+            "bank_fingerprint": taught.bank_fingerprint,
+            "bank_sections": list(taught.bank_sections),
+            "bank_patients": list(taught.bank_patients),
+            "sections_seen": list(taught.sections),
+            "patients_seen": list(taught.patients),
+            "config": student.config.name,
+            "target_sum": student.target_sum,
+            "patch_px": student.config.patch.size_px,
+            "patch_mpp": student.config.patch.mpp,
+        }
+
+
+def make_predictor(model: TrainedModel | Student, bank: ReferenceBank | None, options: PredictOptions) -> Predictor:
+    """Make the predictor of a model with its bank, or of a student.
+
+    Parameters
+    ----------
+    model : TrainedModel or Student
+    bank : ReferenceBank or None
+        Required by a `TrainedModel`; None with a `Student`.
+    options : PredictOptions
+
+    Raises
+    ------
+    BadOption
+        A model without a bank, or a student with one; other errors as `BankPredictor` and `StudentPredictor`.
+    """
+    if isinstance(model, Student):
+        if bank is not None:
+            raise BadOption("bank", bank.name, want="nothing with a student, which has no bank")
+        return StudentPredictor(model, options)
+    if bank is None:
+        raise BadOption("bank", None, want="the reference bank made with this model; only a student needs none")
+    return BankPredictor(model, bank, options)
+
+
+def head_config(model: TrainedModel, options: PredictOptions) -> HeadConfig:
+    """The head of the model's config, with the given options in its place.
+
+    Parameters
+    ----------
+    model : TrainedModel
+    options : PredictOptions
+
+    Raises
+    ------
+    BadOption
+    """
+    if options.weighting not in (None, "mean", "similarity"):
+        raise BadOption("weighting", options.weighting, want="mean or similarity")
+    if options.head not in (None, "retrieval") and model.head is None:
+        raise BadOption("head", options.head, want="retrieval: this model does not work on expression components")
+    if options.head not in (None, "retrieval", "ridge", "kernel", "ensemble"):
+        raise BadOption("head", options.head, want="retrieval, ridge, kernel or ensemble")
+    given = {"kind": options.head, "k": options.k, "weighting": options.weighting}
+    return dataclasses.replace(model.config.head, **{name: value for name, value in given.items() if value is not None})
+
+
+def gene_columns(wanted: Sequence[str] | None, known: Sequence[str]) -> np.ndarray:
+    """Columns of the genes `wanted`, in that order and each once; of all genes for None.
+
+    Parameters
+    ----------
+    wanted : sequence of str or None
+    known : sequence of str
+        Genes of the bank, or of the student.
+
+    Returns
+    -------
+    numpy.ndarray, shape (columns,), int64
+
+    Raises
+    ------
+    TooFew
+        An empty list.
+    UnknownName
+        A gene that is not known; with the reason, where none of the genes is.
+    """
+    if wanted is None:
+        return np.arange(len(known))
+    genes = list(dict.fromkeys([wanted] if isinstance(wanted, str) else wanted))
+    if not genes:
+        raise TooFew("genes to predict", 0, 1, "name some, or leave them out for all that the bank measured")
+    column = {gene: number for number, gene in enumerate(known)}
+    unknown = [gene for gene in genes if gene not in column]
+    if unknown:
+        same = [gene for gene in known if gene.upper() == unknown[0].upper()]
+        alike = same or difflib.get_close_matches(unknown[0], known, n=5) or list(known[:5])
+        hint = explain_no_shared_genes(genes, known) if len(unknown) == len(genes) else ""
+        raise UnknownName("gene in the bank", unknown[0], alike, hint)
+    return np.array([column[gene] for gene in genes])
+
+
+def split_features(features: np.ndarray, model: TrainedModel) -> tuple[np.ndarray, np.ndarray | None]:
+    """Split a model's features of locations into its embedding and the inputs of its heads.
+
+    Parameters
+    ----------
+    features : array, shape (locations, embedding + components)
+        From `LocationEncoder.of_model`.
+    model : TrainedModel
+
+    Returns
+    -------
+    queries : numpy.ndarray, shape (locations, embedding), float32
+        To search the bank with.
+    reduced : numpy.ndarray, shape (locations, components), float32, or None
+        Inputs of the heads; None where the model has none.
+    """
+    length = model.config.model.embedding_dim
+    queries = np.ascontiguousarray(features[:, :length])
+    return queries, None if model.head is None else np.ascontiguousarray(features[:, length:])
+
+
+def component_scores(
+    model: TrainedModel, bank: ReferenceBank, config: HeadConfig, neighbours: Neighbours, reduced: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Predict expression component scores of some locations, by a model that works on components.
+
+    Parameters
+    ----------
+    model : TrainedModel
+    bank : ReferenceBank
+        Whose spots have scores.
+    config : HeadConfig
+        Kind of head, weighting and temperature.
+    neighbours : Neighbours
+        Rows of the bank, of these locations.
+    reduced : array, shape (locations, components)
+        From `split_features`.
+
+    Returns
+    -------
+    scores : numpy.ndarray, shape (locations, rank), float32
+    neighbour_std : numpy.ndarray, shape (locations, rank), float32
+        Standard deviation of the neighbours' scores.
+    parts : dict of array, shape (locations, rank)
+        Prediction of each head alone.
+    """
+    how = {"weighting": config.weighting, "temperature": config.temperature}
+    retrieved, varied = average(neighbours, bank.scores, **how)
+    parts = model.head.parts(reduced, retrieved)
+    return model.head.combine(parts, config.kind), varied, parts
+
+
+def average_expression(
+    neighbours: Neighbours, bank: ReferenceBank, config: HeadConfig, columns: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average the neighbours' measured expression.
+
+    Parameters
+    ----------
+    neighbours : Neighbours
+        (queries, k) rows of the bank.
+    bank : ReferenceBank
+    config : HeadConfig
+        Weighting and temperature.
+    columns : array of int, optional
+        Columns of the bank to average, in this order; all when left out.
+
+    Returns
+    -------
+    mean, neighbour_std : numpy.ndarray, shape (queries, columns), float32
+        NaN where no neighbour's section measured the gene.
+    """
+    return average(
+        neighbours,
+        bank.expression,
+        columns=columns,
+        weighting=config.weighting,
+        temperature=config.temperature,
+        section_of_spot=bank.section_of_spot,
+        measured=bank.measured,
+        row_sums=embedding_bag_sums,
+    )
+
+
+def embedding_bag_sums(ids: np.ndarray, weights: np.ndarray, bank: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Sum rows by torch's embedding bag: on a CPU the fastest of those that `benchmarks/retrieval.py` compares.
+
+    Parameters
+    ----------
+    ids, weights : arrays, shape (queries, k)
+    bank : int
+        Rows of every dense block.
+    """
+    rows, weight = torch.from_numpy(np.ascontiguousarray(ids)), torch.from_numpy(weights)
+    return lambda block: embedding_bag(rows, torch.from_numpy(block), mode="sum", per_sample_weights=weight).numpy()
+
+
+def attribution_weights(
+    neighbours: Neighbours, bank: ReferenceBank, config: HeadConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbour weights and per-patient weight totals of some locations.
+
+    Parameters
+    ----------
+    neighbours : Neighbours
+        Of these locations.
+    bank : ReferenceBank
+    config : HeadConfig
+        Weighting and temperature.
+
+    Returns
+    -------
+    weights : numpy.ndarray, shape (locations, k), float32
+        Of each neighbour, summing to 1: ``obsm["neighbour_weight"]``.
+    patient_weights : numpy.ndarray, shape (locations, patients), float32
+        Sum of the weights per patient, in the order of `bank.patients`: ``obsm["patient_weights"]``.
+    """
+    weights = neighbour_weights(neighbours, config.weighting, config.temperature)
+    row_of = {patient: row for row, patient in enumerate(bank.patients)}
+    patient = np.array([row_of[part.patient] for part in bank.parts])[bank.section_of_spot[neighbours.ids]]
+    slot = np.arange(len(patient))[:, None] * len(row_of) + patient
+    totals = np.bincount(slot.ravel(), weights.ravel(), minlength=len(patient) * len(row_of))
+    return weights, totals.reshape(len(patient), len(row_of)).astype(np.float32)
