@@ -27,13 +27,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cmrcnet.inference.plan import plan_prediction
-from cmrcnet.inference.slide_job import predict_to_file
 from large_slide import write_large_slide
 from made_bank import made_bank, made_model
 
 from cmrcnet.config import Config
 from cmrcnet.features.batch_size import choose_batch
+from cmrcnet.inference.predict import predict_to_file
+from cmrcnet.inference.predictor import PredictOptions, make_predictor
 from cmrcnet.slides.patches import crop_patches
 from cmrcnet.slides.query_grid import patch_grid
 from cmrcnet.slides.slide import open_slide
@@ -55,8 +55,8 @@ def measure(slide_path: Path, folder: Path, locations: int, rounds: int) -> dict
     def whole() -> float:
         start = time.perf_counter()
         with open_slide(slide_path) as slide:
-            plan = plan_prediction(model, bank, slide, spots=chosen)
-            predict_to_file(plan, folder / "table.h5ad")
+            predictor = make_predictor(model, bank, PredictOptions(spots=chosen))
+            predict_to_file(predictor, slide, folder / "table.h5ad")
         (folder / "table.h5ad").unlink()
         return time.perf_counter() - start
 
@@ -91,10 +91,10 @@ def measure(slide_path: Path, folder: Path, locations: int, rounds: int) -> dict
 
 STEPS = {
     "tissue": ("mask.py", "find_tissue"),
-    "wait for patches, encode, keep": ("place_features.py", "encode"),
+    "wait for patches, encode, keep": ("location_features.py", "encode"),
     "encode": ("encode.py", "encode"),
     "search": ("exact.py", "nearest"),
-    "read out": ("head.py", "read_out"),
+    "average": ("predictor.py", "average_expression"),
     "write": ("table_file.py", "write"),
     "finish the table": ("table_file.py", "finish"),
 }

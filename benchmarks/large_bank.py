@@ -30,14 +30,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from clustered_vectors import vectors
-from cmrcnet.inference.head import read_out, read_out_blocks
 from scipy import sparse
 
 from cmrcnet.config import HeadConfig
+from cmrcnet.inference.predictor import average_expression, embedding_bag_sums
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.retrieval.bank_part import BankPart
 from cmrcnet.retrieval.edit import drop_sections, search_anew
 from cmrcnet.retrieval.manifest import PARTS, Manifest
+from cmrcnet.search.average import average_blocks
 from cmrcnet.search.search_config import SearchConfig
 from cmrcnet.search.stacked_columns import csc_of
 
@@ -80,13 +81,21 @@ def predict(folder: Path, locations: int, out: Path) -> dict:
     searched = time.perf_counter()
     shape = (len(bank.genes), locations)  # a gene a row: a block of genes is one piece of the file
     files = [np.lib.format.open_memmap(out / f"{name}.npy", "w+", np.float32, shape) for name in ("mean", "spread")]
-    for place, *block in read_out_blocks(neighbours, bank, config):
+    for place, *block in average_blocks(
+        neighbours,
+        bank.expression,
+        weighting=config.weighting,
+        temperature=config.temperature,
+        section_of_spot=bank.section_of_spot,
+        measured=bank.measured,
+        row_sums=embedding_bag_sums,
+    ):
         for file, values in zip(files, block, strict=True):
             file[place] = values.T
             file.base.madvise(4)  # MADV_DONTNEED: what is written leaves this process; the system writes it to disk
     averaged = time.perf_counter()
     few = np.random.default_rng(0).choice(GENES, 50, replace=False)
-    read_out(neighbours, bank, config, few)
+    average_expression(neighbours, bank, config, few)
     return {
         "locations": locations,
         "spots": len(bank),

@@ -36,9 +36,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from cmrcnet.inference.head import bag_row_sums
 from scipy import sparse
 
+from cmrcnet.inference.predictor import embedding_bag_sums
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.retrieval.bank_part import BankPart
 from cmrcnet.search.average import average
@@ -92,7 +92,7 @@ def released_way(queries: np.ndarray, vectors: np.ndarray, expression: np.ndarra
 def our_way(queries: np.ndarray, bank: ReferenceBank, k: int, with_std: bool = False) -> np.ndarray:
     """What `predict` does, from embeddings to expression; it also wants the spread, which the released way has not."""
     found = ExactSearch(bank.vectors).nearest(queries, k)
-    return average(found, bank.expression, with_std=with_std, row_sums=bag_row_sums)[0]
+    return average(found, bank.expression, with_std=with_std, row_sums=embedding_bag_sums)[0]
 
 
 def timed(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -136,7 +136,7 @@ def compare(bank: ReferenceBank, queries: np.ndarray, k: int, repeats: int) -> d
 
 
 def ways_of_averaging(bank: ReferenceBank, queries: np.ndarray, k: int, repeats: int) -> dict[str, float]:
-    """Median seconds of other ways to average the same neighbours: why `bag_row_sums` was chosen."""
+    """Median seconds of other ways to average the same neighbours: why `embedding_bag_sums` was chosen."""
     found = ExactSearch(bank.vectors).nearest(queries, k)
     weights = np.full(found.ids.shape, 1 / k, np.float32)
     ends = np.arange(0, found.ids.size + 1, k)
@@ -150,7 +150,7 @@ def ways_of_averaging(bank: ReferenceBank, queries: np.ndarray, k: int, repeats:
         return torch.nn.functional.embedding_bag(ids, table, mode="sum", per_sample_weights=weight)
 
     ways = {
-        "blocks of genes, embedding_bag (ours)": lambda: _mean(found, bank, row_sums=bag_row_sums),
+        "blocks of genes, embedding_bag (ours)": lambda: _mean(found, bank, row_sums=embedding_bag_sums),
         "blocks of genes, scipy (search alone)": lambda: _mean(found, bank),
         "scipy csr @ csr": lambda: (matrix @ by_spot).toarray(),
         "scipy csr @ dense bank*": lambda: matrix @ dense,
@@ -170,8 +170,8 @@ def cost_of_few_genes(bank: ReferenceBank, queries: np.ndarray, repeats: int) ->
     columns = np.random.default_rng(1).choice(GENES, 50, replace=False)
     small = sparse.csc_matrix(bank.parts[0].expression[:, np.sort(columns)])
     ways = {
-        "50 genes of 3,467": lambda: average(found, bank.expression, columns=columns, row_sums=bag_row_sums),
-        "a bank of 50 genes": lambda: average(found, small, row_sums=bag_row_sums),
+        "50 genes of 3,467": lambda: average(found, bank.expression, columns=columns, row_sums=embedding_bag_sums),
+        "a bank of 50 genes": lambda: average(found, small, row_sums=embedding_bag_sums),
     }
     return {name: statistics.median(each) for name, each in timed(ways, repeats).items()}
 

@@ -24,15 +24,14 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from cmrcnet.inference.plan import plan_prediction
 from made_bank import made_bank, made_model
 from scipy import sparse
 
 from cmrcnet.config import Config
 from cmrcnet.features.parts import part_slices
-from cmrcnet.inference import slide_job
+from cmrcnet.inference import predict as predict_module
 from cmrcnet.inference.location_features import LocationFeatures
-from cmrcnet.slides.section import Spots
+from cmrcnet.inference.predictor import PredictOptions, make_predictor
 from cmrcnet.slides.slide import ArraySlide
 
 GENES, SPOTS, K = 18_000, 5_000, 50
@@ -62,11 +61,11 @@ def measure(locations: int, folder: Path, answer) -> None:
     slide = ArraySlide(np.full((512, 512, 3), 200, np.uint8), 0.5, "slide")
     centres = np.random.default_rng(2).uniform(0, 512, (locations, 2))
     spots = Spots(tuple(f"p{number}" for number in range(locations)), centres, 1.0)
-    plan = plan_prediction(model, bank, slide, spots=spots)
+    predictor = make_predictor(model, bank, PredictOptions(spots=spots))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    slide_job.LocationFeatures = Encoded
+    predict_module.LocationFeatures = Encoded
     start = time.perf_counter()
-    slide_job.predict_to_file(plan, folder / "table.h5ad")
+    predict_module.predict_to_file(predictor, slide, folder / "table.h5ad")
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     answer.put(

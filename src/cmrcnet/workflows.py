@@ -16,7 +16,7 @@ from cmrcnet.storage.atomic import atomic_file, atomic_folder, final_path, refus
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cmrcnet.evaluation.protocol import EvaluationRun
+    from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
     from cmrcnet.inference.predictor import PredictOptions, Predictor
     from cmrcnet.readers.inspection import Inspection
     from cmrcnet.search.search_config import SearchConfig

@@ -15,7 +15,7 @@ from cmrcnet.distill.student_config import StudentLook, look_of
 from cmrcnet.distill.student_report import CAVEAT, HONEST, compare, scored_genes, sections_to_leave_out, summary
 from cmrcnet.distill.teacher import Taught, teach, without
 from cmrcnet.errors import BadOption, Leakage
-from cmrcnet.evaluation.contamination import refuse_seen
+from cmrcnet.evaluation.protocol.contamination import refuse_seen
 from cmrcnet.inference.location_features import LocationEncoder
 from cmrcnet.models.student import Lineage, Student
 from cmrcnet.models.student_head import StudentHead

@@ -15,6 +15,7 @@ import numpy as np
 
 from cmrcnet.genes.gene_sets import gene_sets
 from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.inference.predictor import PredictOptions, make_predictor
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
