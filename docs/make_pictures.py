@@ -1,4 +1,4 @@
-"""Draw the README's picture: one section's tissue, measured and predicted expression, and the spread.
+"""Draw the figure of the README: one section's tissue, measured and predicted expression, and `neighbour_std`.
 
     python docs/make_pictures.py COHORT.csv PREDICTION.h5ad SECTION GENE docs/images/section.png
 
@@ -25,20 +25,20 @@ def draw(cohort: Path, prediction: Path, name: str, gene: str, out: Path) -> Non
     target_sum = float(table.uns["cmrcnet"]["target_sum"])
     truth = cmrcnet.normalize(section.counts, target_sum)[:, section.genes.index(gene)].toarray().ravel()
     column = list(table.var_names).index(gene)
-    guess, spread = np.asarray(table.X)[:, column], np.asarray(table.layers["neighbour_std"])[:, column]
+    predicted, neighbour_std = np.asarray(table.X)[:, column], np.asarray(table.layers["neighbour_std"])[:, column]
     shrink = section.slide.width_px / 1200
     tissue = thumbnail(section.slide, shrink)
     x, y = (section.spots.centre_px / (section.slide.width_px / tissue.shape[1])).T
     pad = 60
     frame = (x.min() - pad, x.max() + pad, y.max() + pad, y.min() - pad)
-    r = np.corrcoef(truth, guess)[0, 1]
+    r = np.corrcoef(truth, predicted)[0, 1]
 
     figure, axes = plt.subplots(1, 4, figsize=(14, 4.1), constrained_layout=True)
     panels = [
         ("H&E", None, None),
         (f"{gene}, measured", truth, "viridis"),
-        (f"{gene}, predicted (r = {r:.2f})", guess, "viridis"),
-        ("spread among the retrieved spots", spread, "magma"),
+        (f"{gene}, predicted (r = {r:.2f})", predicted, "viridis"),
+        ("standard deviation of the retrieved spots", neighbour_std, "magma"),
     ]
     for axis, (title, values, colours) in zip(axes, panels, strict=True):
         axis.imshow(tissue, alpha=1 if values is None else 0.45)
@@ -46,7 +46,7 @@ def draw(cohort: Path, prediction: Path, name: str, gene: str, out: Path) -> Non
         size = 0 if values is None else 42
         dots = axis.scatter(x, y, c=x if values is None else values, s=size, cmap=colours, vmin=low, vmax=high, lw=0)
         bar = figure.colorbar(dots, ax=axis, orientation="horizontal", shrink=0.7, pad=0.02, label="log expression")
-        bar.ax.set_visible(values is not None)  # the first panel keeps the room, so that all four stand level
+        bar.ax.set_visible(values is not None)  # an invisible bar keeps the four panels aligned
         axis.set(title=title, xlim=frame[:2], ylim=frame[2:], xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     out.parent.mkdir(parents=True, exist_ok=True)
