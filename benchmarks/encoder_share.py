@@ -31,7 +31,7 @@ from large_slide import write_large_slide
 from made_bank import made_bank, made_model
 
 from cmrcnet.config import Config
-from cmrcnet.features.batch_size import choose_batch
+from cmrcnet.features.device import choose_batch
 from cmrcnet.inference.predict import predict_to_file
 from cmrcnet.inference.predictor import PredictOptions, make_predictor
 from cmrcnet.slides.patches import crop_patches

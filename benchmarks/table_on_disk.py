@@ -28,7 +28,7 @@ from made_bank import made_bank, made_model
 from scipy import sparse
 
 from cmrcnet.config import Config
-from cmrcnet.features.parts import part_slices
+from cmrcnet.features.resumable import chunk_slices
 from cmrcnet.inference import predict as predict_module
 from cmrcnet.inference.location_features import LocationFeatures
 from cmrcnet.inference.predictor import PredictOptions, make_predictor
@@ -50,7 +50,7 @@ class Encoded(LocationFeatures):
     def encode(self, cache=None, batch="auto") -> None:
         """Draw what is missing."""
         rng = np.random.default_rng(1)
-        for rows in part_slices(self.tmp.shape[1]):
+        for rows in chunk_slices(self.tmp.shape[1]):
             self.tmp.keep(rows, rng.normal(size=(rows.stop - rows.start, self.tmp.shape[2])))
 
 

@@ -175,7 +175,6 @@ NOUNS_ON_DISK = {
     "storage.arrays": "one array in one file",
     "features.resumable.ResumableFeatures": "a folder that a killed run goes on with",
     "storage.cache.TokenCache": "a folder of tokens",
-    "features.patch_store.PatchStore": "a folder of patches",
     "training.checkpoint.Checkpoints": "a folder of states",
     "retrieval.bank.ReferenceBank": "save and load",
     "inference.location_features.LocationFeatures": "the folder of its feature tmp",

@@ -28,7 +28,7 @@ _HOMES = {
     "models.encoder_registry": ["create_image_encoder", "image_encoders"],
     "models.trained_model": ["TrainedModel"],
     "models.student": ["Student"],
-    "features.encode": ["encode_patches"],
+    "features.extract": ["FeatureSpec", "extract"],
     "storage.cache": ["TokenCache"],
     "training.fit": ["fit"],
     "retrieval.bank": ["ReferenceBank", "build_bank"],

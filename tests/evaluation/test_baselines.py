@@ -39,13 +39,13 @@ def test_training_rows_and_columns_belong_together(training):
 
 
 def test_features_are_the_mean_token_of_each_spot(training):
-    from cmrcnet.features.encode import encode_patches
+    from cmrcnet.features.extract import FeatureSpec, extract
     from cmrcnet.models.encoder_registry import create_image_encoder
 
     section = training.cohort.read(training.cohort.sections[0])
     model = training.config.model
     encoder = create_image_encoder(model.encoder, weights=model.weights, blocks=model.blocks)
-    tokens = encode_patches(encoder, section.slide, section.spots.centre_px[:5], training.config.patch)
+    tokens = extract(encoder, section.slide, section.spots.centre_px[:5], FeatureSpec(patch=training.config.patch))
     np.testing.assert_allclose(training.pooled[:5], np.asarray(tokens, np.float32).mean(axis=1), atol=2e-3, rtol=2e-3)
 
 

@@ -17,12 +17,12 @@ def section(small_cohort):
 
 
 def test_the_last_layer_is_that_of_one_patch(section, small_config, small_cache):
-    from cmrcnet.features.encode import encode_patches
+    from cmrcnet.features.extract import FeatureSpec, extract
     from cmrcnet.models.encoder_registry import create_image_encoder
 
     found = PooledFeatures(small_config, small_cache).last_layer(section.slide, section.spots)
     encoder = create_image_encoder(small_config.model.encoder)
-    tokens = encode_patches(encoder, section.slide, section.spots.centre_px, small_config.patch)
+    tokens = extract(encoder, section.slide, section.spots.centre_px, FeatureSpec(patch=small_config.patch))
     assert found.shape == (6, encoder.dim)
     np.testing.assert_allclose(found, np.asarray(tokens, np.float32).mean(axis=1), atol=2e-3, rtol=2e-3)
 

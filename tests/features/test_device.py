@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from cmrcnet.errors import BadOption
-from cmrcnet.features.device import choose_device, choose_precision, mixed
+from cmrcnet.features.device import (
+    ON_CPU,
+    ON_GPU,
+    choose_batch,
+    choose_device,
+    choose_precision,
+    mixed,
+    split_on_memory_error,
+)
 
 CPU = torch.device("cpu")
 
@@ -39,3 +47,31 @@ def test_mixed_precision_rounds_products():
         rounded = left @ right
     assert exact.dtype == torch.float32
     assert rounded.dtype == torch.bfloat16
+
+
+def test_auto_suits_the_device_and_no_patches_are_no_batch():
+    assert choose_batch("auto", torch.device("cpu")) == ON_CPU
+    assert choose_batch("auto", torch.device("cuda")) == ON_GPU
+    assert choose_batch(7, torch.device("cpu")) == 7
+    with pytest.raises(BadOption, match="batch is 0; wanted 1 patch or more, or auto"):
+        choose_batch(0, torch.device("cpu"))
+
+
+def test_a_batch_for_which_the_device_has_no_memory_is_halved():
+    sizes = []
+
+    def forward(batch):
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError
+        return batch * 2
+
+    batch = torch.arange(11.0)
+    torch.testing.assert_close(split_on_memory_error(forward, batch), batch * 2)
+    assert max(size for size in sizes if size <= 3) == 3 and sizes[0] == 11
+
+    def never(batch):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        split_on_memory_error(never, batch)

@@ -10,16 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import NoSpace
-from cmrcnet.features import parts
-from cmrcnet.features.parts import part_slices
-from cmrcnet.features.resumable import ResumableFeatures
+from cmrcnet.features import resumable
+from cmrcnet.features.resumable import ResumableFeatures, chunk_slices
 
 SHAPE = (2, 11, 3)
 
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(parts, "PART", 4)
+    monkeypatch.setattr(resumable, "CHUNK", 4)
 
 
 def values_of(rows: slice, layer: int) -> np.ndarray:
@@ -31,7 +30,7 @@ def fill(tmp: ResumableFeatures, most: int = 99) -> int:
     """Compute what is missing, at most so many parts; how many that were."""
     done = 0
     for layer in range(SHAPE[0]):
-        for rows in part_slices(SHAPE[1]):
+        for rows in chunk_slices(SHAPE[1]):
             if not tmp.has(rows, layer) and done < most:
                 tmp.keep(rows, values_of(rows, layer), layer)
                 done += 1
@@ -43,8 +42,8 @@ def whole() -> np.ndarray:
 
 
 def test_parts_are_all_places_once():
-    assert [(rows.start, rows.stop) for rows in part_slices(11)] == [(0, 4), (4, 8), (8, 11)]
-    assert list(part_slices(0)) == []
+    assert [(rows.start, rows.stop) for rows in chunk_slices(11)] == [(0, 4), (4, 8), (8, 11)]
+    assert list(chunk_slices(0)) == []
 
 
 def test_in_memory_and_in_a_folder_it_holds_the_same(tmp_path):

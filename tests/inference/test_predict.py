@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cmrcnet.config import HeadConfig
 from cmrcnet.errors import BadOption, Incompatible, ScaleError, SectionError, TooFew, UnknownName
-from cmrcnet.features.encode import encode_patches
+from cmrcnet.features.extract import FeatureSpec, extract
 from cmrcnet.genes.table import check_prediction_table
 from cmrcnet.inference import predict as predict_module
 from cmrcnet.inference.predict import predict
@@ -38,7 +38,7 @@ def table(model, bank):
 
 def test_it_equals_the_obvious_path(model, bank, table):
     """Embed, sort all cosines, and average the rows one by one; genes that B1 did not measure from A1 and A2 alone."""
-    tokens = encode_patches(model.encoder, noise_slide(9), SPOTS.centre_px, model.scale, device="cpu")
+    tokens = extract(model.encoder, noise_slide(9), SPOTS.centre_px, FeatureSpec(patch=model.scale, device="cpu"))
     cosine = model.embed_tokens(tokens) @ bank.vectors.T
     expression, measured = bank.expression.toarray(), bank.measured[bank.section_of_spot]
     for place in range(len(SPOTS)):

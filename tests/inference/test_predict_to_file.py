@@ -11,8 +11,8 @@ import pytest
 
 from cmrcnet.errors import BadInput, InUse, NoSpace
 from cmrcnet.export.table_file import TableFile
-from cmrcnet.features import parts, resumable
-from cmrcnet.features.spot_tokens import spot_tokens
+from cmrcnet.features import resumable
+from cmrcnet.features.extract import FeatureSpec, extract
 from cmrcnet.inference import predict as predict_module
 from cmrcnet.inference.predict import LOCK, predict, predict_to_file
 from cmrcnet.inference.predictor import BankPredictor, PredictOptions, make_predictor
@@ -41,7 +41,7 @@ def slide(pixels):
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(parts, "PART", 16)
+    monkeypatch.setattr(resumable, "CHUNK", 16)
     monkeypatch.setattr(predict_module, "chunk_size", lambda genes: 16)
 
 
@@ -88,7 +88,7 @@ def assert_same(written, table) -> None:
 
 def test_the_file_holds_the_table_that_predict_returns(model, bank, slide, table, tmp_path):
     predictor = predictor_of(model, bank)
-    assert LOCATIONS > parts.PART
+    assert LOCATIONS > resumable.CHUNK
     assert predict_to_file(predictor, slide, tmp_path / "p.h5ad") == (LOCATIONS, len(bank.genes))
     written = anndata.read_h5ad(tmp_path / "p.h5ad")
     assert_prediction_table(written)
@@ -105,7 +105,7 @@ def test_views_neighbourhood_and_standardisation_are_those_of_the_whole_slide(sl
     assert sum(encoded) == 2 * LOCATIONS
     found = anndata.read_h5ad(tmp_path / "p.h5ad")
     assert_same(found, predict(model, slide, bank=bank, grid_um=GRID_UM))
-    tokens = spot_tokens(model.encoder, slide, found.obsm["spatial"], model.config)
+    tokens = extract(model.encoder, slide, found.obsm["spatial"], FeatureSpec.of(model.config))
     wanted = ExactSearch(bank.vectors).nearest(model.embed_tokens(tokens), predictor.config.k)
     np.testing.assert_allclose(found.obsm["neighbour_similarity"], wanted.similarity, atol=1e-5)
 
@@ -127,7 +127,7 @@ def test_stopped_between_views_it_goes_on(slide, tmp_path, monkeypatch, encoded)
         predict_to_file(predictor, slide, out)
     before = sum(encoded)
     predict_to_file(predictor, slide, out)
-    assert sum(encoded) - before == 2 * LOCATIONS - 3 * parts.PART
+    assert sum(encoded) - before == 2 * LOCATIONS - 3 * resumable.CHUNK
     assert_same(anndata.read_h5ad(out), predict(model, slide, bank=bank, grid_um=GRID_UM))
 
 
@@ -169,7 +169,7 @@ def test_stopped_while_encoding_no_finished_part_is_encoded_again(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(resumable.ResumableFeatures, "keep", stops)
         predict_to_file(predictor, slide, out)
-    assert sum(encoded) == parts.PART
+    assert sum(encoded) == resumable.CHUNK
     predict_to_file(predictor, slide, out)
     assert sum(encoded) == LOCATIONS
     assert_same(anndata.read_h5ad(out), table)

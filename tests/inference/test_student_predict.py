@@ -9,8 +9,8 @@ import pytest
 from cmrcnet.analysis.attribution import attribution
 from cmrcnet.errors import BadOption, NotAvailable, SectionError, TooFew, UnknownName
 from cmrcnet.export.table_file import TableFile
-from cmrcnet.features import parts
-from cmrcnet.features.spot_tokens import spot_tokens
+from cmrcnet.features import resumable
+from cmrcnet.features.extract import FeatureSpec, extract
 from cmrcnet.inference import predict as predict_module
 from cmrcnet.inference.predict import LOCK, predict, predict_to_file
 from cmrcnet.inference.predictor import PredictOptions, make_predictor
@@ -38,7 +38,7 @@ def slide():
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(parts, "PART", 16)
+    monkeypatch.setattr(resumable, "CHUNK", 16)
     monkeypatch.setattr(predict_module, "chunk_size", lambda genes: 16)
 
 
@@ -49,7 +49,9 @@ def predictor_of(student):
 def test_it_equals_the_obvious_path(student, slide):
     """All tokens at once, their mean, reduced, through the head, onto the genes."""
     table = predict(student, slide, grid_um=GRID_UM)
-    tokens = np.asarray(spot_tokens(student.encoder, slide, table.obsm["spatial"], student.config), np.float32)
+    tokens = np.asarray(
+        extract(student.encoder, slide, table.obsm["spatial"], FeatureSpec.of(student.config)), np.float32
+    )
     wanted = student.predict(tokens.mean(axis=1), np.arange(len(GENES)))
     np.testing.assert_allclose(table.X, wanted, atol=1e-3)
     assert list(table.var_names) == list(GENES)

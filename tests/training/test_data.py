@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import BadOption, ShapeMismatch
-from cmrcnet.features.encode import encode_patches
+from cmrcnet.features.extract import FeatureSpec, extract
 from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.training.data import Pairs, read_pairs
 from tests.training.conftest import made_up_pairs
@@ -156,7 +156,7 @@ def test_tokens_of_a_cohort_arrive_as_they_were_encoded(cohort, cache, config):
     sections = cohort.only(["P3S1"])
 
     def inputs_of(section):
-        return encode_patches(encoder, section.slide, section.spots.centre_px, config.patch, cache=cache)
+        return extract(encoder, section.slide, section.spots.centre_px, FeatureSpec(patch=config.patch), cache=cache)
 
     pairs = read_pairs(sections, GenePanel(sections.read("P3S1").genes), inputs_of)
     np.testing.assert_array_equal(

@@ -111,7 +111,7 @@ def test_the_chosen_epochs_weights_are_kept(cohort, cache, config):
 
 def score_by_hand(model: TrainedModel, cohort: Cohort, cache: TokenCache) -> float:
     """Retrieve the validation patient from the others, with the public pieces."""
-    from cmrcnet.features.encode import encode_patches
+    from cmrcnet.features.extract import FeatureSpec, extract
 
     patient = model.provenance.facts["validation"].removeprefix("patient ")
     inside = [name for name in cohort.sections if cohort.patient_of(name) == patient]
@@ -123,7 +123,9 @@ def score_by_hand(model: TrainedModel, cohort: Cohort, cache: TokenCache) -> flo
     means = []
     for name in inside:
         section = cohort.read(name)
-        tokens = encode_patches(model.encoder, section.slide, section.spots.centre_px, model.config.patch, cache=cache)
+        tokens = extract(
+            model.encoder, section.slide, section.spots.centre_px, FeatureSpec(patch=model.config.patch), cache=cache
+        )
         head = model.config.head
         found = search.nearest(model.embed_tokens(tokens), head.k)
         guess, _ = average(found, values, weighting=head.weighting, temperature=head.temperature)
@@ -228,13 +230,13 @@ def test_the_moving_average_is_what_its_formula_says(cohort, cache, config, monk
 
 
 def test_tokens_are_standardised_over_the_spots_that_are_trained_on(cohort, cache, config):
-    from cmrcnet.features.encode import encode_patches
+    from cmrcnet.features.extract import FeatureSpec, extract
 
     model = fit(cohort, config.override({"train.epochs": 1}), cache=cache)
     rest = [n for n in cohort.sections if f"patient {cohort.patient_of(n)}" != model.provenance.facts["validation"]]
     tokens = np.concatenate(
         [
-            encode_patches(model.encoder, s.slide, s.spots.centre_px, config.patch, cache=cache)
+            extract(model.encoder, s.slide, s.spots.centre_px, FeatureSpec(patch=config.patch), cache=cache)
             for s in map(cohort.read, rest)
         ]
     ).astype(np.float64)

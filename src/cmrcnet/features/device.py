@@ -1,7 +1,8 @@
-"""Which device computes, and in which precision."""
+"""Choose the device, the precision and the batch size of an encoder."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -10,6 +11,8 @@ import torch
 from cmrcnet.errors import BadOption
 
 Precision = Literal["float32", "bf16", "fp16"]
+ON_CPU, ON_GPU = 32, 256
+"""Patches a forward pass. More are no faster on a CPU; a GPU is kept busy by them."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -64,3 +67,32 @@ def mixed(precision: Precision, device: torch.device) -> AbstractContextManager:
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def choose_batch(batch: int | Literal["auto"], device: torch.device) -> int:
+    """Patches a forward pass: `batch`, or what suits the device."""
+    if batch == "auto":
+        return ON_CPU if device.type == "cpu" else ON_GPU
+    if batch < 1:
+        raise BadOption("batch", batch, want="1 patch or more, or auto")
+    return batch
+
+
+def split_on_memory_error(forward: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+    """``forward(batch)``; in halves, and halves of halves, where the device has no memory for all of it.
+
+    Parameters
+    ----------
+    forward : callable
+        Works row by row of its input.
+    batch : torch.Tensor
+        Rows first.
+    """
+    try:
+        return forward(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    return torch.cat([split_on_memory_error(forward, half) for half in (batch[:middle], batch[middle:])])

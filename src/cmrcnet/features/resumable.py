@@ -12,15 +12,23 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.features import parts
 from cmrcnet.storage.atomic import reserve, translate_os_errors
 
 FORMAT = 1
+CHUNK = 256
+"""Locations that are read, encoded and stored together: a killed run repeats at most so many."""
 _DONE = 1 << 32
+
+
+def chunk_slices(count: int) -> Iterator[slice]:
+    """The chunks of `count` locations, in order; the last may be shorter."""
+    for start in range(0, count, CHUNK):
+        yield slice(start, min(start + CHUNK, count))
 
 
 class ResumableFeatures:
@@ -38,7 +46,7 @@ class ResumableFeatures:
 
     def __init__(self, shape: tuple[int, int, int], name: str = "", folder: Path | None = None) -> None:
         self.shape, self._folder = shape, folder
-        self._parts = np.zeros((shape[0], -(-shape[1] // parts.PART)), np.uint64)
+        self._parts = np.zeros((shape[0], -(-shape[1] // CHUNK)), np.uint64)
         if folder is None:
             self._values = np.zeros(shape, np.float32)
             return
@@ -57,7 +65,7 @@ class ResumableFeatures:
 
     def has(self, rows: slice, layer: int = 0) -> bool:
         """Whether a part is kept; `rows` as in `keep`."""
-        return bool(self._parts[layer, rows.start // parts.PART])
+        return bool(self._parts[layer, rows.start // CHUNK])
 
     def keep(self, rows: slice, values: np.ndarray, layer: int = 0) -> None:
         """Keep the features of one part.
@@ -65,7 +73,7 @@ class ResumableFeatures:
         Parameters
         ----------
         rows : slice
-            Starts at a multiple of `parts.PART` and ends at the next one, or with the locations.
+            Starts at a multiple of `CHUNK` and ends at the next one, or with the locations.
         values : array, shape (locations of the part, width)
         layer : int
 
@@ -80,10 +88,10 @@ class ResumableFeatures:
             with translate_os_errors(self._folder):
                 _, locations, width = self.shape
                 _write_at(self._file, 4 * width * (layer * locations + rows.start), body)
-                number = layer * self._parts.shape[1] + rows.start // parts.PART
+                number = layer * self._parts.shape[1] + rows.start // CHUNK
                 mark = np.array([_DONE | zlib.crc32(body.data)], np.uint64)
                 _write_at(self._journal, 8 * number, mark)
-        self._parts[layer, rows.start // parts.PART] = _DONE
+        self._parts[layer, rows.start // CHUNK] = _DONE
 
     def values(self) -> np.ndarray:
         """All features, (locations, layers, width) float32; mapped from the folder."""
@@ -119,7 +127,7 @@ class ResumableFeatures:
 
     def _forget_damaged(self) -> None:
         for layer, part in zip(*np.nonzero(self._parts), strict=True):
-            body = np.ascontiguousarray(self._values[layer, part * parts.PART : (part + 1) * parts.PART])
+            body = np.ascontiguousarray(self._values[layer, part * CHUNK : (part + 1) * CHUNK])
             if int(self._parts[layer, part]) != _DONE | zlib.crc32(body.data):
                 self._parts[layer, part] = 0
 

@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cmrcnet.config import Config
-from cmrcnet.features.encode import encode_parts
+from cmrcnet.features.extract import FeatureSpec, extract_chunks
 from cmrcnet.features.resumable import ResumableFeatures
-from cmrcnet.features.section_tokens import SectionTokens
-from cmrcnet.features.spot_tokens import view_scales
-from cmrcnet.features.view_features import view_parts
+from cmrcnet.features.tokens import SectionTokens
 from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.storage.hashing import fingerprint
 
@@ -134,18 +132,12 @@ class LocationFeatures:
         batch : int or "auto"
             Patches a forward pass.
         """
-        tmp, config = self.tmp, self._encoder.config
-        how = {"cache": cache, "batch": batch, "device": config.train.device, "precision": config.train.precision}
+        tmp, spec = self.tmp, FeatureSpec.of(self._encoder.config)
         where = (self._encoder.encoder, self._slide, self._centre_px)
-        if not self._encoder.scales:
-            for rows, tokens in encode_parts(*where, config.patch, done=tmp.has, **how):
-                tmp.keep(rows, self._encoder.project(tokens))
-            return
-        turns = config.features.orientations
-        for rows, view, values in view_parts(*where, view_scales(config), orientations=turns, done=tmp.has, **how):
-            tmp.keep(rows, values, view)
-        location_um = self._centre_px * known_scale(self._slide)
-        self._tokens = SectionTokens(tmp.values(), location_um, config.features)
+        for rows, layer, values in extract_chunks(*where, spec, done=tmp.has, cache=cache, batch=batch):
+            tmp.keep(rows, values if self._encoder.scales else self._encoder.project(values), layer)
+        if self._encoder.scales:
+            self._tokens = SectionTokens(tmp.values(), self._centre_px * known_scale(self._slide), spec)
 
     def take(self, rows: slice) -> np.ndarray:
         """Features of some locations, once all are encoded.

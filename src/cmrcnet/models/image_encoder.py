@@ -147,6 +147,29 @@ class ImageEncoder(nn.Module):
         return output
 
 
+ROTATIONS_FIRST = (0, 5, 3, 6, 1, 7, 2, 4)
+"""The eight ways of `d4`: the four rotations, then their mirror images."""
+
+
+def d4(patches: Tensor, way: int, rows: int = 2, columns: int = 3) -> Tensor:
+    """Turn or mirror square patches by one of the eight symmetries of a square (the dihedral group D4).
+
+    Parameters
+    ----------
+    patches : torch.Tensor
+        Any shape; a view of it or a new tensor is returned.
+    way : int
+        0 to 7: bit 0 mirrors left and right, bit 1 top and bottom, and bit 2 then swaps rows and columns.
+    rows, columns : int
+        Dimensions of the picture.
+    """
+    if way & 1:
+        patches = patches.flip(columns)
+    if way & 2:
+        patches = patches.flip(rows)
+    return patches.transpose(rows, columns) if way & 4 else patches
+
+
 class _LastWanted(Exception):
     """Raised by the hook of the last wanted block, to skip the rest of the network."""
 

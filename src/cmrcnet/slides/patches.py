@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 BATCH = 64
+CROP_FORMAT = 1
+"""Counts up when the same call cuts other pixels; part of the name of everything cached that was made from them."""
 
 
 def crop_patches(slide: Slide, centre_px: np.ndarray, scale: PatchScale, *, batch: int = BATCH) -> Iterator[np.ndarray]:
@@ -60,6 +62,48 @@ def crop_patches(slide: Slide, centre_px: np.ndarray, scale: PatchScale, *, batc
     return (cutter.patches(centres[start : start + batch]) for start in range(0, len(centres), batch))
 
 
+def crop_two_scales(
+    slide: Slide, centre_px: np.ndarray, first: PatchScale, second: PatchScale
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut patches of two scales around each centre, both from one region of the slide where `share_regions` allows it.
+
+    Parameters
+    ----------
+    slide : Slide
+    centre_px : array, shape (patches, 2)
+        x, y in level-0 pixels.
+    first, second : PatchScale
+
+    Returns
+    -------
+    tuple of two numpy.ndarray, shape (patches, size_px, size_px, 3), uint8
+        As `crop_patches` gives for each scale.
+
+    Raises
+    ------
+    ScaleError
+    """
+    cutters = _Cutter(slide, first), _Cutter(slide, second)
+    outer = max(cutters, key=lambda cutter: cutter.reach) if share_regions(slide, first, second) else None
+    one, two = (np.empty((len(centre_px), cutter.size, cutter.size, 3), np.uint8) for cutter in cutters)
+    for which in cutters[0].reading_order(centre_px):
+        x, y = centre_px[which]
+        region = None if outer is None else outer.read(x, y)
+        one[which], two[which] = (cutter.patch(x, y, region) for cutter in cutters)
+    return one, two
+
+
+def share_regions(slide: Slide, first: PatchScale, second: PatchScale) -> bool:
+    """Whether patches of two scales are cut from the same pyramid level, so that one region serves both.
+
+    Where a level's downsampling is no whole number, the position of a region is rounded, and only a region that
+    `first` reads anyway is shared.
+    """
+    one, two = _Cutter(slide, first), _Cutter(slide, second)
+    inside = one.reach >= two.reach + 3 or (one.reach + 3 <= two.reach and float(one.step).is_integer())
+    return one.level == two.level and (inside or one.side == two.side)
+
+
 class _Cutter:
     """Cuts patches of one scale from one slide; knows the level to read and how far the filter reaches."""
 
@@ -73,28 +117,37 @@ class _Cutter:
         self.side = side / self.step  # in pixels of the level
         # A bicubic filter reaches 2 pixels of the coarser of the two grids to each side.
         self.margin = math.ceil(2 * max(1.0, self.side / self.size)) + 1
+        self.reach = math.ceil(self.side) + 2 * self.margin + 1
+
+    def reading_order(self, centres: np.ndarray) -> np.ndarray:
+        """Indices of `centres` row by row of the slide."""
+        return np.lexsort((centres[:, 0], np.floor(centres[:, 1] / (self.side * self.step))))
 
     def patches(self, centres: np.ndarray) -> np.ndarray:
         """(patches, size, size, 3) around `centres`, in their order."""
         out = np.empty((len(centres), self.size, self.size, 3), np.uint8)
-        rows_of_slide = np.floor(centres[:, 1] / (self.side * self.step))
-        for which in np.lexsort((centres[:, 0], rows_of_slide)):
+        for which in self.reading_order(centres):
             out[which] = self.patch(*centres[which])
         return out
 
-    def patch(self, x: float, y: float) -> np.ndarray:
-        """(size, size, 3) around level-0 x, y."""
+    def read(self, x: float, y: float) -> tuple[np.ndarray, int, int]:
+        """The region around level-0 x, y, and the level's pixel (x, y) of its upper left corner."""
+        x0, y0 = (math.floor(middle / self.step - self.side / 2) - self.margin for middle in (x, y))
+        return self.slide.read(round(x0 * self.step), round(y0 * self.step), self.reach, self.reach, self.level), x0, y0
+
+    def patch(self, x: float, y: float, region: tuple[np.ndarray, int, int] | None = None) -> np.ndarray:
+        """(size, size, 3) around level-0 x, y, from a larger region of this level or one of its own."""
         from PIL import Image
 
+        pixels, x0, y0 = self.read(x, y) if region is None else region
         left, top = x / self.step - self.side / 2, y / self.step - self.side / 2
-        x0, y0 = math.floor(left) - self.margin, math.floor(top) - self.margin
-        reach = math.ceil(self.side) + 2 * self.margin + 1
-        region = self.slide.read(round(x0 * self.step), round(y0 * self.step), reach, reach, self.level)
-        left, top = left - x0, top - y0
+        across, down = math.floor(left) - self.margin - x0, math.floor(top) - self.margin - y0
+        pixels = pixels[down : down + self.reach, across : across + self.reach]  # what it would have read by itself
+        left, top = left - x0 - across, top - y0 - down
         if self.side == self.size and left.is_integer() and top.is_integer():
-            return region[int(top) : int(top) + self.size, int(left) : int(left) + self.size]
+            return pixels[int(top) : int(top) + self.size, int(left) : int(left) + self.size]
         box = (left, top, left + self.side, top + self.side)
-        picture = Image.fromarray(region)
+        picture = Image.fromarray(pixels)
         return np.asarray(picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
 
 

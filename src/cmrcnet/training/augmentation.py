@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cmrcnet.errors import ShapeMismatch
+from cmrcnet.models.image_encoder import d4
 
 WAYS = 8
 
@@ -49,7 +50,7 @@ def turn_patches(patches: Tensor, turns: np.ndarray) -> Tensor:
     for way in range(WAYS):
         which = torch.from_numpy(np.flatnonzero(turns == way)).to(patches.device)
         if len(which):
-            turned[which] = _turned(patches[which], way)
+            turned[which] = d4(patches[which], way, rows=1, columns=2)
     return turned
 
 
@@ -74,13 +75,5 @@ def _orders(n_tokens: int, prefix: int) -> np.ndarray:
         raise ShapeMismatch("tokens", want=f"(batch, {prefix} + side * side, dim)", got=("batch", n_tokens, "dim"))
     grid = torch.arange(prefix, n_tokens).reshape(1, side, side, 1)
     kept = np.arange(prefix)
-    return np.stack([np.concatenate([kept, _turned(grid, way).reshape(-1).numpy()]) for way in range(WAYS)])
-
-
-def _turned(patches: Tensor, way: int) -> Tensor:
-    """(batch, side, side, channels), all the same way."""
-    if way & 1:
-        patches = patches.flip(2)
-    if way & 2:
-        patches = patches.flip(1)
-    return patches.transpose(1, 2) if way & 4 else patches
+    ways = [d4(grid, way, rows=1, columns=2).reshape(-1).numpy() for way in range(WAYS)]
+    return np.stack([np.concatenate([kept, way]) for way in ways])

@@ -9,7 +9,7 @@ import numpy as np
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from cmrcnet.features.read_ahead import read_ahead
+from cmrcnet.features.prefetch import read_ahead
 from cmrcnet.training.augmentation import draw_turns, turn_patches, turn_tokens
 from cmrcnet.training.data import Pairs, as_tensors
 

@@ -26,8 +26,7 @@ from lightning_fabric import Fabric
 from cmrcnet.config import Config
 from cmrcnet.errors import CmrcnetWarning, TooFew
 from cmrcnet.features.device import Precision, choose_device, choose_precision
-from cmrcnet.features.patch_store import PatchStore
-from cmrcnet.features.spot_tokens import spot_tokens
+from cmrcnet.features.extract import FeatureSpec, cached_patches, extract
 from cmrcnet.genes.components import ExpressionComponents, find_components
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
 from cmrcnet.models.encoder_registry import create_image_encoder
@@ -266,12 +265,11 @@ def _pairs(
     components: ExpressionComponents | None,
 ) -> Pairs:
     """Tokens of a frozen encoder, or patches for one that is trained, beside expression; all mapped from disk."""
-    patches = PatchStore.beside(store)
 
     def inputs_of(section: Section) -> np.ndarray:
         if config.model.train_encoder:
-            return patches.patches(section.slide, section.spots.centre_px, config.patch)
-        return spot_tokens(encoder, section.slide, section.spots.centre_px, config, cache=store)
+            return cached_patches(store, section.slide, section.spots.centre_px, config.patch)
+        return extract(encoder, section.slide, section.spots.centre_px, FeatureSpec.of(config), cache=store)
 
     scored = None
     if components is not None or (config.train.validation != "none" and config.train.select_by == "pearson"):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cmrcnet.config import Config
-from cmrcnet.features.spot_tokens import token_count
+from cmrcnet.features.extract import FeatureSpec
 from cmrcnet.heads.pca import fit_pca
 from cmrcnet.models.cmrcnet import CMRCNet, Outputs
 from cmrcnet.models.image_encoder import ImageEncoder
@@ -60,7 +60,7 @@ def new_learner(config: Config, pairs: Pairs, ids, n_genes: int, encoder: ImageE
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         network = CMRCNet(
-            config.model, n_genes=n_genes, token_dim=encoder.dim, n_tokens=token_count(encoder, config.features)
+            config.model, n_genes=n_genes, token_dim=encoder.dim, n_tokens=FeatureSpec.of(config).token_count(encoder)
         )
     if config.model.pool == "components":
         reduction = fit_pca(pairs.inputs_of(np.asarray(ids)), config.train.seed)

@@ -63,31 +63,26 @@ class PooledFeatures:
         return self._known[key]
 
     def _views(self, slide: Slide, spots: Spots) -> np.ndarray:
-        from cmrcnet.features.spot_tokens import spot_tokens
+        from cmrcnet.features.extract import FeatureSpec, extract
 
-        tokens = spot_tokens(self._encoder("pooled"), slide, spots.centre_px, self._config, cache=self._cache)
+        spec = FeatureSpec.of(self._config)
+        tokens = extract(self._encoder("pooled"), slide, spots.centre_px, spec, cache=self._cache)
         return np.asarray(tokens, np.float32).reshape(len(tokens), -1)
 
     def _pool(self, encoder: ImageEncoder, slide: Slide, spots: Spots) -> np.ndarray:
-        from cmrcnet.features.encode import encode_patches
+        from cmrcnet.features.extract import FeatureSpec, extract
 
-        tokens = encode_patches(
-            encoder,
-            slide,
-            spots.centre_px,
-            self._config.patch,
-            cache=self._cache,
-            device=self._config.train.device,
-            precision=self._config.train.precision,
-        )
+        run = self._config.train
+        spec = FeatureSpec(patch=self._config.patch, device=run.device, precision=run.precision)
+        tokens = extract(encoder, slide, spots.centre_px, spec, cache=self._cache)
         blocks = range(0, len(tokens), _SPOTS_AT_A_TIME)
         return np.concatenate([np.asarray(tokens[b : b + _SPOTS_AT_A_TIME], np.float32).mean(axis=1) for b in blocks])
 
     def _colour(self, slide: Slide, spots: Spots) -> np.ndarray:
-        from cmrcnet.features.patch_names import place_name
+        from cmrcnet.features.extract import location_key
         from cmrcnet.slides.patches import crop_patches
 
-        name = fingerprint("colour", _COLOUR_FORMAT, place_name(slide, spots.centre_px, self._config.patch))
+        name = fingerprint("colour", _COLOUR_FORMAT, location_key(slide, spots.centre_px, self._config.patch))
         shape = (len(spots), WIDTH)
         known = self._cache.get("tokens", name, shape, np.float32) if self._cache is not None else None
         if known is not None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cmrcnet.features.read_ahead import map_ahead, read_ahead
+from cmrcnet.features.prefetch import map_ahead, read_ahead
 
 
 def ours() -> list[threading.Thread]:

@@ -1,0 +1,452 @@
+"""Extract image features of locations on a slide with a frozen encoder: one loop for training, bank and prediction.
+
+Without scales a location has the encoder's own tokens of one patch. With scales it has, for scale s,::
+
+    v_is = mean over D4 augmentations and over the encoder's tokens of the patch of side s around location i
+
+and `features.tokens` makes of them what the network sees (neighbourhood means, standardisation within the section).
+No expression takes part. Features are cached by slide, locations, encoder and precision, one entry a chunk of
+locations, so that a killed run continues behind its last chunk.
+
+The file is one thing, the way from a slide to cached features, and so it is longer than others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+
+import numpy as np
+import torch
+
+from cmrcnet.config import Config
+from cmrcnet.features import resumable
+from cmrcnet.features.device import choose_batch, choose_device, choose_precision, mixed, split_on_memory_error
+from cmrcnet.features.prefetch import map_ahead, reading_threads
+from cmrcnet.features.tokens import SectionTokens
+from cmrcnet.models.image_encoder import ROTATIONS_FIRST, d4
+from cmrcnet.progress import Meter, metered
+from cmrcnet.slides.patches import CROP_FORMAT, crop_patches, crop_two_scales, share_regions
+from cmrcnet.slides.slide import PatchScale, Slide, known_scale
+from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.uncertainty.ood import LOOK, TRAITS, traits_of
+
+if TYPE_CHECKING:
+    from cmrcnet.models.image_encoder import ImageEncoder
+    from cmrcnet.storage.cache import TokenCache
+
+LARGEST = float(np.finfo(np.float16).max)
+STATISTICS = -1
+"""Layer number of the image statistics, beside the numbers of the scales."""
+_STATISTICS_FORMAT = 1  # counts up when the same patches give other statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """What is extracted at each location.
+
+    Parameters
+    ----------
+    patch : PatchScale
+        Size of a patch; with `scales_um` only its pixel size counts.
+    scales_um : tuple of float
+        Sides of square patches around a location, each resized to the patch's pixel size; each becomes one token.
+        Empty: the encoder's own tokens of one patch.
+    augmentations : int
+        Test-time augmentation: of the eight symmetries of a square (D4), how many are encoded and averaged, the four
+        rotations first. Scales only.
+    neighbourhood_um : float
+        Standard deviation of a Gaussian mean over the section's other locations, one more token a scale; 0: none.
+    standardize : {"training", "section"}
+        "section": each feature gets mean 0 and deviation 1 over the locations of its section.
+    device : str
+        auto, cpu, cuda, cuda:1 or mps.
+    precision : str
+        auto (bf16 or fp16 on a GPU, float32 elsewhere), float32, bf16 or fp16.
+
+    Examples
+    --------
+    >>> from cmrcnet.features.extract import FeatureSpec
+    >>> spec = FeatureSpec(scales_um=(112.0, 350.0), neighbourhood_um=150.0)
+    >>> [scale.mpp for scale in spec.scales]
+    [0.5, 1.5625]
+    """
+
+    patch: PatchScale = field(default_factory=PatchScale)
+    scales_um: tuple[float, ...] = ()
+    augmentations: int = 1
+    neighbourhood_um: float = 0.0
+    standardize: Literal["training", "section"] = "training"
+    device: str = "auto"
+    precision: str = "auto"
+
+    @classmethod
+    def of(cls, config: Config) -> FeatureSpec:
+        """From a config's `features` and `patch`, and device and precision of its `train`."""
+        features = config.features
+        return cls(
+            patch=config.patch,
+            scales_um=tuple(features.views_um),
+            augmentations=features.orientations,
+            neighbourhood_um=features.neighbourhood_um,
+            standardize=features.standardize,
+            device=config.train.device,
+            precision=config.train.precision,
+        )
+
+    @property
+    def scales(self) -> list[PatchScale]:
+        """What is cut around a location: a patch a scale, or the one plain patch."""
+        return [self.patch.showing(side) for side in self.scales_um] or [self.patch]
+
+    def token_count(self, encoder: ImageEncoder) -> int:
+        """Tokens of a location."""
+        if not self.scales_um:
+            return encoder.n_tokens
+        return len(self.scales_um) * (2 if self.neighbourhood_um > 0 else 1)
+
+
+class FeatureChunk(NamedTuple):
+    """Features of some locations: float16 (locations, tokens, dim), or float32 (locations, dim) of one scale.
+
+    `layer` is the index of the scale, or `STATISTICS` with image statistics (locations, 9) float32.
+    """
+
+    rows: slice
+    layer: int
+    values: np.ndarray
+
+
+@overload
+def extract(
+    encoder: ImageEncoder,
+    slide: Slide,
+    centre_px: np.ndarray,
+    spec: FeatureSpec,
+    *,
+    cache: TokenCache | None = ...,
+    batch: int | Literal["auto"] = ...,
+    statistics: Literal[False] = ...,
+) -> np.ndarray: ...
+@overload
+def extract(
+    encoder: ImageEncoder,
+    slide: Slide,
+    centre_px: np.ndarray,
+    spec: FeatureSpec,
+    *,
+    cache: TokenCache | None = ...,
+    batch: int | Literal["auto"] = ...,
+    statistics: Literal[True],
+) -> tuple[np.ndarray, np.ndarray]: ...
+def extract(
+    encoder: ImageEncoder,
+    slide: Slide,
+    centre_px: np.ndarray,
+    spec: FeatureSpec,
+    *,
+    cache: TokenCache | None = None,
+    batch: int | Literal["auto"] = "auto",
+    statistics: bool = False,
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """Extract the tokens of all locations of one section, and on request their image statistics.
+
+    Parameters
+    ----------
+    encoder : ImageEncoder
+        Frozen; used in evaluation mode, without gradients, and left on the device.
+    slide : Slide
+    centre_px : array, shape (locations, 2)
+        x, y in level-0 pixels. With a neighbourhood or section standardisation the tokens of a location depend on
+        the others: give all locations of the section, or the whole grid over its tissue.
+    spec : FeatureSpec
+    cache : TokenCache, optional
+        Asked first, and given what is computed. Without one the tokens are held in memory.
+    batch : int or "auto"
+        Patches a forward pass; auto takes 32 on a CPU, and on a GPU 256 or what fits. It changes only rounding.
+    statistics : bool
+        Also compute the image statistics of the out-of-distribution detector, from pixels that the encoder reads
+        anyway where the pyramid level allows it.
+
+    Returns
+    -------
+    tokens : numpy.ndarray, shape (locations, tokens, dim)
+        float16, beyond +-65,504 cut off and mapped from disk when cached, for the tokens of a plain patch; float32
+        for scales.
+    statistics : numpy.ndarray, shape (locations, 9), float32
+        Only with `statistics`. See `uncertainty.image_statistics`.
+
+    Raises
+    ------
+    ScaleError
+        The slide has no micrometres per pixel.
+    NoSpace, Unwritable
+        The cache's folder; set CMRCNET_CACHE to another.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cmrcnet as cn
+    >>> slide = cn.ArraySlide(np.full((400, 400, 3), 200, np.uint8), mpp=0.5)
+    >>> encoder = cn.create_image_encoder("timm:test_vit", weights="random")
+    >>> spec = cn.FeatureSpec(patch=cn.PatchScale(size_px=160), scales_um=(80.0, 160.0))
+    >>> cn.extract(encoder, slide, np.array([[200.0, 200.0], [210.0, 180.0]]), spec).shape
+    (2, 2, 64)
+    """
+    centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
+    traits = np.empty((len(centres), len(TRAITS)), np.float32)
+
+    def chunks(*layers: int) -> Iterator[FeatureChunk]:
+        wanted = (*layers, STATISTICS) if statistics else layers
+        for chunk in extract_chunks(encoder, slide, centres, spec, layers=wanted, cache=cache, batch=batch):
+            if chunk.layer == STATISTICS:
+                traits[chunk.rows] = chunk.values
+            else:
+                yield chunk
+
+    if spec.scales_um:
+        scales = np.empty((len(centres), len(spec.scales_um), encoder.dim), np.float32)
+        for rows, layer, values in chunks(*range(len(spec.scales_um))):
+            scales[rows, layer] = values
+        tokens = SectionTokens(scales, centres * known_scale(slide), spec).take(slice(0, len(centres)))
+        return (tokens, traits) if statistics else tokens
+
+    shape = (len(centres), encoder.n_tokens, encoder.dim)
+    if cache is None:
+        tokens = np.empty(shape, np.float16)
+        for rows, _, values in chunks(0):
+            tokens[rows] = values
+        return (tokens, traits) if statistics else tokens
+    made_by = _made_by(encoder, spec)
+    whole = _layer_name(slide, centres, spec, 0, made_by)
+    tokens = cache.get("tokens", whole, shape, np.float16)
+    if tokens is not None:
+        list(chunks())
+    elif len(centres) <= resumable.CHUNK:  # the one chunk is the whole
+        tokens = next((chunk.values for chunk in list(chunks(0))), np.empty(shape, np.float16))
+    else:
+        tokens = cache.put("tokens", whole, shape, np.float16, (chunk.values for chunk in chunks(0)))
+        for rows in resumable.chunk_slices(len(centres)):
+            cache.drop("tokens", _layer_name(slide, centres[rows], spec, 0, made_by))
+    return (tokens, traits) if statistics else tokens
+
+
+def extract_chunks(
+    encoder: ImageEncoder,
+    slide: Slide,
+    centre_px: np.ndarray,
+    spec: FeatureSpec,
+    *,
+    layers: tuple[int, ...] | None = None,
+    done: Callable[[slice, int], bool] | None = None,
+    cache: TokenCache | None = None,
+    batch: int | Literal["auto"] = "auto",
+) -> Iterator[FeatureChunk]:
+    """Extract features chunk by chunk, where those of a whole slide are too many for memory.
+
+    All layers of some 256 locations come before the next locations, so that a slide is read from top to bottom when
+    its locations are in that order. Threads read the patches of the next chunk while one is encoded.
+
+    Parameters
+    ----------
+    encoder, slide, centre_px, spec, cache, batch
+        As `extract`.
+    layers : tuple of int, optional
+        Indices of `spec.scales` and, for image statistics, `STATISTICS`; all scales when left out.
+    done : callable, optional
+        Whether a layer of these locations is stored already, so that it is left out.
+
+    Yields
+    ------
+    FeatureChunk
+
+    Raises
+    ------
+    ScaleError, NoSpace, Unwritable
+    """
+    centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
+    known_scale(slide)
+    layers = tuple(range(len(spec.scales))) if layers is None else layers
+    run = _Run(encoder, slide, spec, batch)
+    made_by = "" if cache is None else _made_by(encoder, spec)
+    whole = None
+    if cache is not None and not spec.scales_um and 0 in layers:
+        name = _layer_name(slide, centres, spec, 0, made_by)
+        whole = cache.get("tokens", name, (len(centres), encoder.n_tokens, encoder.dim), np.float16)
+
+    def jobs() -> Iterator[_Job]:
+        for rows in resumable.chunk_slices(len(centres)):
+            missing = []
+            for layer in layers:
+                name, known = "", None
+                if done is not None and done(rows, layer):
+                    meter.skip(rows.stop - rows.start)
+                    continue
+                if layer == 0 and whole is not None:
+                    known = whole[rows]
+                elif cache is not None:
+                    name = _layer_name(slide, centres[rows], spec, layer, made_by)
+                    shape, dtype = run.shape(rows, layer)
+                    known = cache.get("tokens", name, shape, dtype)
+                if known is None:
+                    missing.append((layer, name))
+                else:
+                    yield _Job(rows, [(layer, name)], known)
+            yield from (_Job(rows, together, None) for together in run.grouped(missing))
+
+    def cut(job: _Job) -> tuple[_Job, tuple[np.ndarray, ...]]:
+        return job, () if job.known is not None else run.cut(centres[job.rows], [layer for layer, _ in job.layers])
+
+    with metered(run.label(layers), len(centres) * len(layers), "patches") as meter:
+        for job, patches in map_ahead(cut, jobs(), workers=reading_threads(run.device.type)):
+            if job.known is not None:
+                meter.skip(len(job.known))
+                yield FeatureChunk(job.rows, job.layers[0][0], job.known)
+            for (layer, name), pixels in zip(job.layers, patches, strict=False):
+                values = run.values(pixels, layer, meter)
+                if cache is not None:
+                    values = cache.put("tokens", name, values.shape, values.dtype.type, [values])
+                yield FeatureChunk(job.rows, layer, values)
+
+
+class _Job(NamedTuple):
+    """Layers of one chunk whose patches are cut together, each with its cache entry; or one layer that is known."""
+
+    rows: slice
+    layers: list[tuple[int, str]]
+    known: np.ndarray | None
+
+
+class _Run:
+    """An encoder on its device, for one slide and one spec."""
+
+    def __init__(self, encoder: ImageEncoder, slide: Slide, spec: FeatureSpec, batch: int | Literal["auto"]) -> None:
+        self.encoder, self.slide, self.spec, self.scales = encoder, slide, spec, spec.scales
+        self.device = choose_device(spec.device)
+        self.precision = choose_precision(spec.precision, self.device)
+        self.batch = choose_batch(batch, self.device)
+
+    def label(self, layers: tuple[int, ...]) -> str:
+        """What the progress line says."""
+        sides = ", ".join(f"{self.scales[layer].side_um:g}" for layer in layers if layer != STATISTICS)
+        return f"encode {self.slide.name}, {sides} um" if sides else f"measure {self.slide.name}"
+
+    def shape(self, rows: slice, layer: int) -> tuple[tuple[int, ...], type]:
+        """Shape and type of the values of a layer."""
+        count = rows.stop - rows.start
+        if layer == STATISTICS:
+            return (count, len(TRAITS)), np.float32
+        if self.spec.scales_um:
+            return (count, self.encoder.dim), np.float32
+        return (count, self.encoder.n_tokens, self.encoder.dim), np.float16
+
+    def grouped(self, missing: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
+        """Each layer by itself, but image statistics with a scale that is cut from the same regions."""
+        groups = [[each] for each in missing if each[0] != STATISTICS]
+        for statistics in (each for each in missing if each[0] == STATISTICS):
+            sharing = [g for g in groups if share_regions(self.slide, self.scales[g[0][0]], LOOK)]
+            if sharing:
+                max(sharing, key=lambda g: self.scales[g[0][0]].side_um).append(statistics)
+            else:
+                groups.append([statistics])
+        return groups
+
+    def cut(self, centres: np.ndarray, layers: list[int]) -> tuple[np.ndarray, ...]:
+        """The patches of one layer, or of a scale and of the image statistics."""
+        scales = [LOOK if layer == STATISTICS else self.scales[layer] for layer in layers]
+        if len(scales) == 2:
+            return crop_two_scales(self.slide, centres, *scales)
+        return (next(crop_patches(self.slide, centres, scales[0], batch=len(centres))),)
+
+    def values(self, patches: np.ndarray, layer: int, meter: Meter) -> np.ndarray:
+        """Features or image statistics of patches (patches, px, px, 3) uint8."""
+        if layer == STATISTICS:
+            meter.advance(len(patches))
+            return traits_of(patches)
+        self.encoder.to(self.device)
+        training = self.encoder.training
+        self.encoder.eval()
+        found = []
+        try:
+            for start in range(0, len(patches), self.batch):
+                some = patches[start : start + self.batch]
+                with torch.inference_mode(), mixed(self.precision, self.device):
+                    values = split_on_memory_error(self._forward, self.encoder.prepare(some))
+                if not self.spec.scales_um:
+                    values = values.float().clamp(-LARGEST, LARGEST).half()
+                found.append(values.cpu().numpy())
+                meter.advance(len(some))
+        finally:
+            self.encoder.train(training)
+        return np.concatenate(found)
+
+    def _forward(self, upright: torch.Tensor) -> torch.Tensor:
+        if not self.spec.scales_um:
+            return self.encoder(upright)
+        ways = ROTATIONS_FIRST[: self.spec.augmentations]
+        return sum(self.encoder(d4(upright, way).contiguous()).float().mean(dim=1) for way in ways) / len(ways)
+
+
+def cached_patches(cache: TokenCache, slide: Slide, centre_px: np.ndarray, scale: PatchScale) -> np.ndarray:
+    """Cut the patches of a section once and map them from disk ever after, for encoders that are trained.
+
+    Parameters
+    ----------
+    cache : TokenCache
+    slide : Slide
+    centre_px : array, shape (spots, 2)
+        x, y in level-0 pixels.
+    scale : PatchScale
+
+    Returns
+    -------
+    numpy.memmap, shape (spots, size_px, size_px, 3), uint8
+        Read-only.
+
+    Raises
+    ------
+    ScaleError, NoSpace, Unwritable
+    """
+    centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
+    shape = (len(centres), scale.size_px, scale.size_px, 3)
+    name = location_key(slide, centres, scale)
+    found = cache.get("patches", name, shape, np.uint8)
+    if found is not None:
+        return found
+    with metered(f"cut {slide.name}", len(centres), "patches") as meter:
+
+        def blocks() -> Iterator[np.ndarray]:
+            for block in crop_patches(slide, centres, scale):
+                yield block
+                meter.advance(len(block))
+
+        return cache.put("patches", name, shape, np.uint8, blocks())
+
+
+def location_key(slide: Slide, centre_px: np.ndarray, scale: PatchScale) -> str:
+    """Name of the patches at some locations of a slide, known without cutting them.
+
+    Parameters
+    ----------
+    slide : Slide
+    centre_px : array, shape (patches, 2)
+    scale : PatchScale
+    """
+    centres = np.asarray(centre_px, np.float64)
+    return fingerprint(slide.fingerprint(), slide.mpp, centres, [scale.size_px, scale.mpp], CROP_FORMAT)
+
+
+def _made_by(encoder: ImageEncoder, spec: FeatureSpec) -> str:
+    """Name of what turns patches into features."""
+    precision = choose_precision(spec.precision, choose_device(spec.device))
+    if spec.scales_um:
+        return fingerprint("view", encoder.fingerprint(), precision, spec.augmentations)
+    return fingerprint(encoder.fingerprint(), precision)
+
+
+def _layer_name(slide: Slide, centres: np.ndarray, spec: FeatureSpec, layer: int, made_by: str) -> str:
+    """Name of the cache entry of a layer at some locations."""
+    if layer == STATISTICS:
+        return fingerprint("statistics", _STATISTICS_FORMAT, location_key(slide, centres, LOOK))
+    return fingerprint(location_key(slide, centres, spec.scales[layer]), made_by)
