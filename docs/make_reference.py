@@ -38,16 +38,17 @@ def pages() -> dict[str, str]:
 
 
 def cli_page() -> str:
-    """One section a verb, from the workflow's signature and docstring."""
-    from cmrcnet.cli import VERBS
+    """One section per command, from the parser's arguments and the docstring."""
+    from cmrcnet.cli.app import VERBS, make_app
 
     lines = [
         STAMP,
         "# The command line",
         "",
-        "`cmrcnet VERB --help` prints the same. Every verb takes `--quiet`, which leaves warnings and results.",
+        "`cmrcnet COMMAND --help` prints the same. Every command takes `--quiet`, which leaves warnings and results.",
         "",
-        "Exit codes: 0 done; 2 something that you can mend, said in one sentence; 130 interrupted.",
+        "Exit codes: 0 done; 1 `inspect` found problems or some of many slides are broken; 2 an error that you can",
+        "correct, told in one sentence; 130 interrupted.",
         "",
     ]
     for verb, function in VERBS.items():
@@ -55,43 +56,39 @@ def cli_page() -> str:
         lines += [f"## cmrcnet {verb}", "", _prose(doc["Summary"]), ""]
         if doc["Extended Summary"]:
             lines += [_prose(doc["Extended Summary"]), ""]
-        lines += ["```text", _usage(verb, function), "```", ""]
-        described = {parameter.name: parameter for parameter in doc["Parameters"]}
-        if described:
+        command = make_app()
+        for word in verb.split():
+            command = command[word]
+        arguments = [each for each in command.assemble_argument_collection(parse_docstring=True) if each.name != "*"]
+        lines += ["```text", _usage(verb, arguments), "```", ""]
+        if arguments:
             lines += ["| option | default | meaning |", "|---|---|---|"]
-            for name, parameter in inspect.signature(function).parameters.items():
-                meaning = _cell(_prose(described[name].desc)) if name in described else ""
-                lines.append(f"| {_option(name, parameter)} | {_default(parameter)} | {meaning} |")
+            for each in arguments:
+                name = each.name.removeprefix("--").upper() if _positional(each) else each.name
+                meaning = _cell(_prose((each.parameter.help or "").splitlines()))
+                lines.append(f"| `{name}` | {_default(each)} | {meaning} |")
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _option(name: str, parameter: inspect.Parameter) -> str:
-    return f"`--{_flag(name)}`" if parameter.kind is parameter.KEYWORD_ONLY else f"`{name.upper()}`"
+def _positional(argument) -> bool:
+    return argument.field_info.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
-def _flag(name: str) -> str:
-    return name.strip("_").replace("_", "-")
-
-
-def _usage(verb: str, function) -> str:
+def _usage(verb: str, arguments: list) -> str:
     words = [f"cmrcnet {verb}"]
-    for name, parameter in inspect.signature(function).parameters.items():
-        empty = parameter.default is parameter.empty
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            word = f"--{_flag(name)}" + ("" if isinstance(parameter.default, bool) else f" {_flag(name).upper()}")
-        else:
-            word = name.upper()
-        words.append(word if empty else f"[{word}]")
+    for each in arguments:
+        value = each.name.removeprefix("--").upper()
+        word = value if _positional(each) else each.name if each.hint is bool else f"{each.name} {value}"
+        words.append(word if each.required else f"[{word}]")
     return "\n".join(textwrap.wrap(" ".join(words), 100, subsequent_indent="    ", break_on_hyphens=False))
 
 
-def _default(parameter: inspect.Parameter) -> str:
-    if parameter.default is parameter.empty:
+def _default(argument) -> str:
+    if argument.required:
         return "required"
-    if parameter.default is None or parameter.default is False:
-        return ""
-    return f"`{parameter.default}`"
+    default = argument.field_info.default
+    return "" if default is None or default is False else f"`{default}`"
 
 
 # --- the config ----------------------------------------------------------------------------------------------------

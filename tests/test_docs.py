@@ -44,7 +44,7 @@ def test_reference_pages_are_what_the_code_says(reference, page):
 
 
 def test_every_knob_and_every_verb_is_in_the_reference(reference):
-    from cmrcnet.cli import VERBS
+    from cmrcnet.cli.app import VERBS
 
     assert all(f"## cmrcnet {verb}\n" in reference.cli_page() for verb in VERBS)
     assert reference.config_page().count("| `model.") >= 20
@@ -70,23 +70,23 @@ def test_the_pages_show_commands():
 
 def understood(command: str):
     """Parse a command as the command line would, without running it."""
-    from cmrcnet.cli import VERBS, _app
+    from cmrcnet.cli.app import make_app
 
     words = [word for word in shlex.split(command)[1:] if word != "--quiet"]
-    return _app(VERBS).parse_args(words, exit_on_error=False, print_error=False)
+    return make_app().parse_args(words, exit_on_error=False, print_error=False)
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_every_command_in_the_pages_parses(page, command):
-    from cmrcnet.config import Config
+    from cmrcnet.cli.app import VERBS
+    from cmrcnet.cli.options import ConfigOptions
 
-    verb, bound, *_ = understood(command)
-    assert verb.__name__.strip("_").split("_") == command.split()[1 : 2 + verb.__name__.strip("_").count("_")]
-    given = bound.arguments
-    config = Config.load(given.get("config") or "default") if "config" in given or "set_" in given else None
-    for setting in given.get("set_") or []:
-        key, _, value = setting.partition("=")
-        config = config.override({key: value})
+    function, bound, *_ = understood(command)
+    words = command.split()
+    assert VERBS.get(words[1]) is function or VERBS[" ".join(words[1:3])] is function
+    for options in bound.arguments.values():
+        if isinstance(options, ConfigOptions):
+            options.load()
 
 
 @pytest.mark.parametrize("command", ["cmrcnet trian cohort.csv --out m", "cmrcnet train cohort.csv --to m"])

@@ -92,5 +92,5 @@ def test_every_module_imports(module):
 
 def test_every_room_and_floor_was_walked():
     walked = {name.split(".")[1] for name in MODULES}
-    assert {"tissue", "readers", "expression", "datasets", "search", "model", "encoding"} <= walked
-    assert {"training", "prediction", "evaluation", "cli", "workflows", "doctor", "config"} <= walked
+    assert {"slides", "readers", "genes", "datasets", "search", "models", "features"} <= walked
+    assert {"training", "inference", "evaluation", "cli", "config"} <= walked

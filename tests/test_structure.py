@@ -85,7 +85,7 @@ def test_the_import_contracts_hold(copied_house):
 @pytest.mark.parametrize(
     ("file", "line", "broken"),
     [
-        ("slides/slide.py", "from cmrcnet import workflows", "Imports run down the journey, never up"),
+        ("slides/slide.py", "from cmrcnet import cli", "Imports run down the journey, never up"),
         ("slides/slide.py", "def later():\n    from cmrcnet.readers import registry", "Imports run down the journey"),
         ("prediction/__init__.py", "import cmrcnet.training", "Imports run down the journey, never up"),
         ("training/__init__.py", "import cmrcnet.inference", "Imports run down the journey, never up"),
@@ -152,14 +152,12 @@ def test_opening_a_file_would_be_seen():
 # --- 4: who may take a path, who may read the command line -----------------------------------------------------------
 
 ROOMS_THAT_TAKE_PATHS = {
-    "workflows": "path in, path out: that is their job",
-    "cli": "the command line",
+    "cli": "the command line: path in, path out",
     "readers": "read what others wrote",
     "datasets": "write the cohort that ships",
     "outputs": "write predictions, and what others read of them",
     "atomic": "the one way of writing",
     "file_lock": "a lock is a file",
-    "doctor": "looks at the installation",
 }
 NOUNS_ON_DISK = {
     "slides.slide": "a slide is a file: open_slide is its load",
@@ -249,10 +247,10 @@ def test_a_path_taker_would_be_seen():
     )
     assert path_takers("evaluation.metrics", planted) == ["evaluation.metrics.score", "evaluation.metrics.A.read"]
     assert path_takers("retrieval.bank", planted) == ["retrieval.bank.score", "retrieval.bank.A.read"]
-    assert path_takers("workflows", planted) == []
+    assert path_takers("cli.bank_commands", planted) == []
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m != "cli"])
+@pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[0] != "cli"])
 def test_only_the_command_line_parses_arguments(module):
     assert mentions(tree_of(module), "argparse", "optparse", "getopt", "click", "typer", "cyclopts", "sys.argv") == []
 
@@ -353,7 +351,7 @@ def test_public_classes_and_their_methods_document_nothing_false(name):
 
 def test_each_verb_documents_every_flag():
     """The command line's help is made of these docstrings."""
-    verbs = importlib.import_module("cmrcnet.cli").VERBS
+    verbs = importlib.import_module("cmrcnet.cli.app").VERBS
     found = {
         verb: faults(f"{function.__module__}.{function.__name__}", {"GL08", "SS01", "SS03", "PR01", "PR02", "PR03"})
         for verb, function in verbs.items()

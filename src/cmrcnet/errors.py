@@ -1,5 +1,6 @@
 """Every exception that cmrcnet raises on purpose, one class for each thing that a caller would do about it.
 
+Past 300 lines because it is one thing: every sentence of an error side by side, so that they stay alike.
 The command line prints a `CmrcnetError` as one sentence (what was wanted, what came, what to do) and exits with code 2.
 Each class also inherits the built-in exception that a library user would expect to catch. Sentences that are needed
 in several places are built by the constructors and class methods below; a sentence that is needed once stands where it
@@ -274,7 +275,7 @@ class Incompatible(CmrcnetError, ValueError):
     def index(cls, bank: object, why: str) -> Self:
         """A search index that was made for another bank, or is damaged."""
         return cls.from_sentence(
-            f"The search index in {bank} does not match its bank: {why}; make it anew: cmrcnet bank search {bank}"
+            f"The search index in {bank} does not match its bank: {why}; rebuild it: cmrcnet bank rebuild-index {bank}"
         )
 
 

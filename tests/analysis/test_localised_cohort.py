@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmrcnet import cli
 from cmrcnet.analysis.localisation import localisation_text, localise_cohort
+from cmrcnet.cli import app
 from cmrcnet.errors import GenesError, TooFew
 from cmrcnet.genes.markers import markers
 from cmrcnet.readers.annotations import read_cohort_regions
@@ -104,12 +104,12 @@ def test_the_verb_reads_one_table_or_a_run_folder(csv, tmp_path, capsys):
         (tmp_path / "run" / "predictions").mkdir(parents=True, exist_ok=True)
         table.write_h5ad(tmp_path / "run" / "predictions" / f"{name}.h5ad")
     out = tmp_path / "found.csv"
-    assert cli.main(["localise", str(tmp_path / "run"), str(csv), "--merge", "--out", str(out)]) == 0
+    assert app.main(["localise", str(tmp_path / "run"), str(csv), "--merge", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "Mean over 2 sections" in said and "Markers: breast, version 1." in said and "Staaf J et al." in said
     assert set(pd.read_csv(out).section) == {"S1", "S2"}
     one = tmp_path / "run" / "predictions" / "S1.h5ad"
-    assert cli.main(["localise", str(one), str(csv)]) == 0
+    assert app.main(["localise", str(one), str(csv)]) == 0
     assert "Section S1" in capsys.readouterr().out
 
 
@@ -124,5 +124,5 @@ def test_the_verb_reads_one_table_or_a_run_folder(csv, tmp_path, capsys):
 )
 def test_what_the_verb_refuses(csv, monkeypatch, capsys, words, sentence):
     monkeypatch.chdir(csv.parent)
-    assert cli.main(["localise", words[0], "cohort.csv", *words[1:]]) == cli.USER_ERROR
+    assert app.main(["localise", words[0], "cohort.csv", *words[1:]]) == app.USER_ERROR
     assert sentence in capsys.readouterr().err

@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from cmrcnet import cli
+from cmrcnet.cli import app
 from cmrcnet.datasets.hest import fetch_hest, hest_task
 from cmrcnet.datasets.hub import HuggingFaceHub, RemoteFile
 from cmrcnet.errors import (
@@ -173,9 +173,9 @@ def test_the_verb_fetches_and_says_what_comes_next(hub, tmp_path, monkeypatch, c
     monkeypatch.setattr("cmrcnet.datasets.hest.HuggingFaceHub", lambda repository: hub)
     out = tmp_path / "skcm"
     words = ["fetch", "hest", "--task", "SKCM", "--out", str(out)]
-    assert cli.main(words) == cli.USER_ERROR
+    assert app.main(words) == app.USER_ERROR
     assert "CC BY-NC-SA 4.0" in capsys.readouterr().err
-    assert cli.main([*words, "--accept-licence"]) == 0
+    assert app.main([*words, "--accept-licence"]) == 0
     assert f"cmrcnet evaluate {out / 'cohort.csv'} --config hest-skcm" in capsys.readouterr().out
 
 

@@ -109,7 +109,7 @@ def test_tasks_that_must_not_meet_wait_for_each_other():
 @pytest.mark.timeout(600)
 def test_a_killed_evaluation_leaves_no_worker_and_goes_on_where_it_was(tmp_path, capsys):
     """kill -9 of the parent: workers end by themselves; --resume runs the rest; the scores are those of a whole run."""
-    from cmrcnet import cli
+    from cmrcnet.cli import app
 
     write_cohort(synthetic_cohort(patients=3, spots=40, genes=60, seed=1), tmp_path / "cohort")
     command = ["evaluate", str(tmp_path / "cohort" / "cohort.csv"), "--config", "tiny", "--seeds", "2", "--methods"]
@@ -132,11 +132,11 @@ def test_a_killed_evaluation_leaves_no_worker_and_goes_on_where_it_was(tmp_path,
         time.sleep(0.1)
     assert not out.exists()
     kept = {path.parent: path.stat().st_mtime_ns for path in partial.glob("parts/*/*/*/part.json")}
-    assert cli.main([*command, "--out", str(out)]) == cli.USER_ERROR
+    assert app.main([*command, "--out", str(out)]) == app.USER_ERROR
     assert "--resume" in capsys.readouterr().err
-    assert kept and cli.main([*command, "--out", str(out), "--resume"]) == 0
+    assert kept and app.main([*command, "--out", str(out), "--resume"]) == 0
     assert "Time: features" in capsys.readouterr().out
-    assert cli.main([*command, "--out", str(tmp_path / "whole"), "--workers", "1"]) == 0
+    assert app.main([*command, "--out", str(tmp_path / "whole"), "--workers", "1"]) == 0
     assert (out / "scores.csv").read_bytes() == (tmp_path / "whole" / "scores.csv").read_bytes()
     assert (out / "genes.csv").read_bytes() == (tmp_path / "whole" / "genes.csv").read_bytes()
 

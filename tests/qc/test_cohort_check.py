@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cmrcnet import check_cohort, cli, read_cohort
+from cmrcnet import check_cohort, read_cohort
+from cmrcnet.cli import app
 from cmrcnet.datasets.synthetic import write_cohort
 from cmrcnet.qc.arrangement import judge_arrangement
 from cmrcnet.qc.cohort_check import findings_of, summarize_section
@@ -36,9 +37,9 @@ def test_problems_come_first(sections, summaries):
 def test_inspect_runs_them_and_quick_does_not(sections, tmp_path, capsys):
     twice = Cohort.of([sections[0], replace(shuffled(sections[0]), name="again")])
     csv = str(write_cohort(twice, tmp_path / "cohort", image="png"))
-    assert cli.main(["inspect", csv, "--quick"]) == 0
+    assert app.main(["inspect", csv, "--quick"]) == 0
     assert "Problems: none" in capsys.readouterr().out
-    assert cli.main(["inspect", csv]) == cli.PROBLEMS_FOUND
+    assert app.main(["inspect", csv]) == app.PROBLEMS_FOUND
     said = capsys.readouterr().out
     notes, problems = said.split("Problems: ")
     assert "look shuffled" in notes and "hold the same counts" in problems and "look shuffled" not in problems
@@ -50,14 +51,14 @@ def test_a_scale_given_for_all_reaches_the_detectors(sections, tmp_path):
     cells = row.split(",")
     cells[head.split(",").index("mpp")] = ""
     csv.write_text("\n".join([head, ",".join(cells), ""]))
-    assert cli.main(["inspect", str(csv), "--mpp", "1"]) == 0
+    assert app.main(["inspect", str(csv), "--mpp", "1"]) == 0
     assert read_cohort(csv, mpp=1.0).read("P1S1").slide.mpp == 1.0
 
 
 def test_other_problems_come_before_the_detectors(sections, tmp_path, capsys):
     csv = write_cohort(Cohort.of(sections[:2]), tmp_path / "cohort")
     (tmp_path / "cohort" / "P1S1.jpg").unlink()
-    assert cli.main(["inspect", str(csv)]) == cli.PROBLEMS_FOUND
+    assert app.main(["inspect", str(csv)]) == app.PROBLEMS_FOUND
     assert "mend the problems first" in capsys.readouterr().out
 
 

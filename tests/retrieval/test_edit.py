@@ -229,7 +229,7 @@ def test_an_index_that_does_not_match_is_refused_and_can_be_made_anew(model, tmp
         else:
             path.write_bytes(path.read_bytes()[:-30] + bytes(30))
     with pytest.raises(
-        Incompatible, match=r"The search index in .*bank does not match .*: cmrcnet bank search .*bank$"
+        Incompatible, match=r"The search index in .*bank does not match .*: cmrcnet bank rebuild-index .*bank$"
     ):
         ReferenceBank.load(tmp_path / "bank").searcher()
     search_anew(tmp_path / "bank", kind)
@@ -359,7 +359,7 @@ def test_a_search_that_cannot_be_kept_gives_way_to_exact_search(model, tmp_path,
     from cmrcnet.errors import NotAvailable
 
     def too_low(*_):
-        raise NotAvailable("hnsw", 50, 0.5, 0.95, "breadth", 8)
+        raise NotAvailable.from_sentence("The index finds too few neighbours.")
 
     build_bank(model, cohort("A1", "B1", "C1")).save(tmp_path / "bank", search=KINDS[3])
     monkeypatch.setattr(bank_edit, "build_search", too_low)

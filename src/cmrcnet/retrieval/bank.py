@@ -172,7 +172,7 @@ class ReferenceBank:
                 found = open_search(Path(self.name), self.search, self.fingerprint, self.vectors)
             except Incompatible as error:
                 if Manifest.read(Path(self.name)).search != self.search:
-                    raise InUse(self.name, "was edited after it was opened") from error
+                    raise InUse(f"The bank {self.name}", "was edited after it was opened") from error
                 raise
             self.__dict__["_searcher"] = found
         return self.__dict__["_searcher"]

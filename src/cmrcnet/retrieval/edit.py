@@ -199,7 +199,7 @@ def _editing(folder: Path) -> Iterator[Manifest]:
     Manifest.read(folder)
     with file_lock(folder / LOCK) as mine:
         if not mine:
-            raise InUse(folder, "is being edited by another process")
+            raise InUse(f"The bank {folder}", "is being edited by another process")
         manifest = Manifest.read(folder)
         _sweep(folder, manifest)
         try:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmrcnet import cli
+from cmrcnet.cli import app
 from cmrcnet.retrieval.bank import build_bank
 from tests.inference.small_model import noise_slide, small_cohort, small_model
 from tests.slides.slide_making import write_aperio
@@ -38,12 +38,12 @@ def place(tmp_path_factory) -> Path:
 
 
 def run(place: Path, *words: object) -> int:
-    return cli.main(["predict", str(place / "model"), *map(str, words), "--bank", str(place / "bank"), *GRID])
+    return app.main(["predict", str(place / "model"), *map(str, words), "--bank", str(place / "bank"), *GRID])
 
 
 def refused(capsys, place: Path, *words: object) -> str:
     capsys.readouterr()
-    assert run(place, *words) == cli.USER_ERROR
+    assert run(place, *words) == app.USER_ERROR
     said = capsys.readouterr().err
     assert "Traceback" not in said and len(said.strip().splitlines()) == 1
     return said
@@ -55,7 +55,7 @@ def test_a_batch_skips_what_is_done_and_isolates_what_is_broken(place, tmp_path,
     (slides / "notes.txt").write_text("no slide")
     (slides / "broken.png").write_bytes((slides / "one.png").read_bytes()[:3000])
     Image.fromarray(np.full((400, 400, 3), 250, np.uint8)).save(slides / "empty.png")
-    assert run(place, slides, "--out", out) == cli.PROBLEMS_FOUND
+    assert run(place, slides, "--out", out) == app.PROBLEMS_FOUND
     said = capsys.readouterr().out
     assert "4 slides: 2 predicted, 0 done before, 2 broken." in said and "No tissue was found on empty" in said
     assert sorted(path.name for path in out.iterdir()) == ["one.h5ad", "summary.csv", "two.h5ad"]
@@ -81,7 +81,7 @@ def test_a_batch_skips_what_is_done_and_isolates_what_is_broken(place, tmp_path,
 def test_a_pattern_is_a_batch_and_a_table_of_other_settings_is_not_taken_for_done(place, tmp_path, capsys):
     pattern, out = place / "pictures" / "o*.png", tmp_path / "out"
     assert run(place, pattern, "--out", out) == 0
-    assert run(place, pattern, "--out", out, "--k", 2) == cli.PROBLEMS_FOUND
+    assert run(place, pattern, "--out", out, "--k", 2) == app.PROBLEMS_FOUND
     assert "it differs in k; choose another folder or pass --overwrite" in capsys.readouterr().out
     assert run(place, pattern, "--out", out, "--k", 2, "--overwrite") == 0
     assert anndata.read_h5ad(out / "one.h5ad").obsm["neighbour_ids"].shape[1] == 2
@@ -151,12 +151,12 @@ def test_killed_while_encoding_and_killed_while_writing_it_ends_with_the_same_ta
     Image.fromarray(noise_slide(5, 1200).read(0, 0, 1200, 1200)).save(picture)
     whole, out = tmp_path / "whole.h5ad", tmp_path / "killed.h5ad"
     words = ["predict", place / "model", picture, "--bank", place / "bank", "--grid-um", 33, "--mpp", 0.5]
-    assert cli.main([str(word) for word in [*words, "--out", whole]]) == 0
+    assert app.main([str(word) for word in [*words, "--out", whole]]) == 0
     work = tmp_path / "killed.h5ad.partial"
     for sign in ("features/features.json", "table.written"):
         killed([*words, "--out", out], work / sign, tmp_path / "cache")
         assert not out.exists()
-    assert cli.main([str(word) for word in [*words, "--out", out]]) == 0
+    assert app.main([str(word) for word in [*words, "--out", out]]) == 0
     one, other = anndata.read_h5ad(whole), anndata.read_h5ad(out)
     np.testing.assert_allclose(one.X, other.X, rtol=1e-5)  # blocks of another size round otherwise
     np.testing.assert_allclose(one.obsm["neighbour_similarity"], other.obsm["neighbour_similarity"], atol=1e-6)
@@ -166,8 +166,8 @@ def test_killed_while_encoding_and_killed_while_writing_it_ends_with_the_same_ta
 def killed(words: list[object], sign: Path, cache: Path) -> None:
     """Run a command and kill -9 it as soon as a file appears; its tables are written 16 locations at a time."""
     code = (
-        "import sys; from cmrcnet import cli; from cmrcnet.inference import predict;"
-        "predict.chunk_size = lambda genes: 16; sys.exit(cli.main(sys.argv[1:]))"
+        "import sys; from cmrcnet.cli import app; from cmrcnet.inference import predict;"
+        "predict.chunk_size = lambda genes: 16; sys.exit(app.main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words)],
@@ -192,6 +192,6 @@ def test_a_store_can_be_predicted_at_once_and_tables_exported(place, tmp_path):
     table = anndata.read_h5ad(tmp_path / "p.h5ad")
     np.testing.assert_array_equal(spatialdata.read_zarr(out).tables["cmrcnet_tiles"].X, table.X)
     for name in ("p.geojson", "p.png", "p.ome.tiff", "q.zarr"):
-        assert cli.main(["export", str(tmp_path / "p.h5ad"), "--to", str(tmp_path / name)]) == 0
+        assert app.main(["export", str(tmp_path / "p.h5ad"), "--to", str(tmp_path / name)]) == 0
     names = {"p.zarr", "p.h5ad", "p.geojson", "p.png", "p.ome.tiff", "q.zarr"}
     assert {path.name for path in tmp_path.iterdir()} == names

@@ -10,7 +10,8 @@ import anndata
 import numpy as np
 import pytest
 
-from cmrcnet import Student, cli
+from cmrcnet import Student
+from cmrcnet.cli import app
 from cmrcnet.datasets.synthetic import synthetic_cohort, write_cohort
 from cmrcnet.testing import assert_prediction_table
 
@@ -27,8 +28,8 @@ def place(tmp_path_factory) -> Path:
     csv = str(folder / "cohort" / "cohort.csv")
     rows = Path(csv).read_text().splitlines()
     (folder / "cohort" / "unseen.csv").write_text("\n".join([rows[0], *(row for row in rows if ",P4," in row)]) + "\n")
-    assert cli.main(["train", csv, "--out", str(folder / "model"), "--without", "P4", *QUICK]) == 0
-    assert cli.main(["index", str(folder / "model"), csv, "--out", str(folder / "bank"), "--without", "P4"]) == 0
+    assert app.main(["train", csv, "--out", str(folder / "model"), "--without", "P4", *QUICK]) == 0
+    assert app.main(["index", str(folder / "model"), csv, "--out", str(folder / "bank"), "--without", "P4"]) == 0
     words = [*taught(folder), "--grid-um", 150, "--test", folder / "cohort" / "unseen.csv", "--out", folder / "student"]
     assert run(*words) == 0
     patch.undo()
@@ -41,7 +42,7 @@ def _cache(place, monkeypatch):
 
 
 def run(*words: object) -> int:
-    return cli.main([str(word) for word in words])
+    return app.main([str(word) for word in words])
 
 
 def taught(place: Path) -> list[object]:
@@ -50,7 +51,7 @@ def taught(place: Path) -> list[object]:
 
 def refused(capsys, *words: object) -> str:
     capsys.readouterr()
-    assert run(*words) == cli.USER_ERROR
+    assert run(*words) == app.USER_ERROR
     said = capsys.readouterr().err
     assert "Traceback" not in said and len(said.strip().splitlines()) == 1
     return said
@@ -144,7 +145,7 @@ def test_an_interrupted_distillation_leaves_nothing(place, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cmrcnet.distill.distil.measure_speed", interrupted)
-    assert run(*taught(place), "--grid-um", 0, "--out", tmp_path / "student") == cli.INTERRUPTED
+    assert run(*taught(place), "--grid-um", 0, "--out", tmp_path / "student") == app.INTERRUPTED
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,6 +161,6 @@ def test_a_folder_of_slides_may_be_learnt_on(place, tmp_path, capsys):
 
 
 def test_help_says_what_a_student_is_and_that_it_remembers(capsys):
-    assert cli.main(["distil", "--help"]) == 0
+    assert app.main(["distil", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "predicts without bank and search" in said and "still in the student" in said

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
 from pathlib import Path
 
 import pytest
 
-from cmrcnet import cli, workflows
+from cmrcnet.cli import app
+from cmrcnet.cli.options import ConfigOptions
 from cmrcnet.errors import BadOption, CmrcnetWarning
 
 
@@ -34,33 +36,53 @@ def _sample(hint: object) -> tuple[list[str], object]:
     }[hint]
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+def arguments_of(verb: str):
+    """Every argument of a command as the parser sees it; option groups are flattened to their fields."""
+    command = app.make_app()
+    for word in verb.split():
+        command = command[word]
+    return [each for each in command.assemble_argument_collection(parse_docstring=True) if each.name != "*"]
+
+
+def flattened(bound: inspect.BoundArguments) -> dict[str, object]:
+    """Values by option name; the fields of an option group stand for the group."""
+    values = {}
+    for name, value in bound.arguments.items():
+        found = vars(value) if dataclasses.is_dataclass(value) else {name: value}
+        values |= {f"--{each.strip('_').replace('_', '-')}": one for each, one in found.items()}
+    return values
+
+
+@pytest.mark.parametrize("verb", app.VERBS)
 def test_every_flag_arrives_in_its_function(verb):
-    function = cli.VERBS[verb]
-    hints = typing.get_type_hints(function)
-    received = {}
-
-    def spy(*given, **named):
-        received.update(signature.bind(*given, **named).arguments)
-
-    signature = spy.__signature__ = inspect.signature(function)
-    spy.__annotations__ = hints
-    spy.__doc__ = function.__doc__
     words, wanted = verb.split(), {}
-    for name in inspect.signature(function).parameters:
-        tokens, value = _sample(hints[name])
-        words += [f"--{name.strip('_').replace('_', '-')}", *tokens]
-        wanted[name] = value
-    assert cli.main(words, verbs={verb: spy}) == 0
-    assert received == wanted
+    for argument in arguments_of(verb):
+        tokens, value = _sample(argument.hint)
+        words += [argument.name, *tokens]
+        wanted[argument.name] = value
+    function, bound, *_ = app.make_app().parse_args(words, exit_on_error=False, print_error=False)
+    assert function is app.VERBS[verb]
+    assert flattened(bound) == wanted
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", app.VERBS)
 def test_help_tells_every_parameter(verb, capsys):
-    assert cli.main([*verb.split(), "--help"]) == 0
+    assert app.main([*verb.split(), "--help"]) == 0
     shown = capsys.readouterr().out
-    for name in inspect.signature(cli.VERBS[verb]).parameters:
-        assert f"--{name.strip('_').replace('_', '-')}" in shown
+    for argument in arguments_of(verb):
+        assert argument.name in shown
+        assert len((argument.parameter.help or "").split()) >= 2, f"{verb} {argument.name} has no help"
+
+
+def test_a_group_of_options_is_the_same_in_every_command():
+    of = {verb: {each.name: each.parameter.help for each in arguments_of(verb)} for verb in app.VERBS}
+    for verbs, names in (
+        (("train", "evaluate", "sweep", "transfer"), ("--config", "--set")),
+        (("index", "bank merge", "bank rebuild-index"), ("--search", "--recall")),
+        (("evaluate", "sweep", "transfer"), ("--group-by", "--seeds", "--workers", "--resume", "--overwrite")),
+    ):
+        for name in names:
+            assert len({of[verb][name] for verb in verbs}) == 1
 
 
 @pytest.mark.parametrize(
@@ -82,7 +104,8 @@ def test_help_tells_every_parameter(verb, capsys):
         (["sweep", "c.csv", "--out", "s", "--preset", "magic"], "There is no sweep preset 'magic'"),
         (["sweep", "c.csv", "--out", "s", "--preset", "k", "--only", "k=11"], "There is no cell 'k=11'"),
         (["index", "m", "c.csv", "--out", "b", "--recall", "1.5"], "recall is 1.5; wanted a share"),
-        (["index", "m", "c.csv", "--out", "b", "--search", "ivf", "--breadth", "9"], "it belongs to hnsw"),
+        (["index", "m", "c.csv", "--out", "b", "--search", "exact", "--probes", "9"], "probes is 9; wanted "),
+        (["index", "m", "c.csv", "--out", "b", "--search", "hnsw"], "--search"),
         (["bank", "drop", "nowhere", "P1"], "The bank nowhere does not exist"),
         (["bank", "list", "nowhere"], "The bank nowhere does not exist"),
         (["transfer", "a.csv", "b.csv", "--out", "t"], "a.csv"),
@@ -90,7 +113,7 @@ def test_help_tells_every_parameter(verb, capsys):
 )
 def test_a_refusal_is_one_sentence_and_exit_code_two(words, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(words) == cli.USER_ERROR
+    assert app.main(words) == app.USER_ERROR
     said = capsys.readouterr().err.strip()
     assert sentence in said
     assert "Traceback" not in said
@@ -101,7 +124,7 @@ def test_an_interrupt_has_its_own_exit_code(capsys):
     def verb():
         raise KeyboardInterrupt
 
-    assert cli.main(["stop"], verbs={"stop": verb}) == cli.INTERRUPTED
+    assert app.main(["stop"], verbs={"stop": verb}) == app.INTERRUPTED
     assert "--resume" in capsys.readouterr().err
 
 
@@ -109,7 +132,7 @@ def test_a_full_disk_is_a_sentence(capsys):
     def verb():
         raise OSError(28, "No space left on device", "somewhere/table.h5ad")
 
-    assert cli.main(["write"], verbs={"write": verb}) == cli.USER_ERROR
+    assert app.main(["write"], verbs={"write": verb}) == app.USER_ERROR
     assert "The disk is full: somewhere/table.h5ad" in capsys.readouterr().err
 
 
@@ -118,29 +141,29 @@ def test_faults_of_our_own_are_not_disguised():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        cli.main(["divide"], verbs={"divide": verb})
+        app.main(["divide"], verbs={"divide": verb})
 
 
 def test_problems_found_by_inspect_have_exit_code_one():
     def verb() -> bool:
         return False
 
-    assert cli.main(["look"], verbs={"look": verb}) == cli.PROBLEMS_FOUND
+    assert app.main(["look"], verbs={"look": verb}) == app.PROBLEMS_FOUND
 
 
 def test_a_config_that_is_printed_can_be_loaded_again(capsys, tmp_path):
     from cmrcnet.config import Config
 
-    assert cli.main(["presets", "paper"]) == 0
+    assert app.main(["presets", "paper"]) == 0
     (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
     assert Config.load(tmp_path / "mine.yaml") == Config.load("paper")
 
 
 def test_settings_are_read_as_yaml():
-    config = workflows._config("default", ["head.k=7", "model.blocks=[1, 2]", "train.learning_rate=3e-4"])
+    config = ConfigOptions(set_=["head.k=7", "model.blocks=[1, 2]", "train.learning_rate=3e-4"]).load()
     assert (config.head.k, config.model.blocks, config.train.learning_rate) == (7, (1, 2), 3e-4)
     with pytest.raises(BadOption, match="KEY=VALUE"):
-        workflows._config("default", ["head.k"])
+        ConfigOptions(set_=["head.k"]).load()
 
 
 def test_our_warnings_are_plain_lines(capfd):
@@ -151,7 +174,7 @@ def test_our_warnings_are_plain_lines(capfd):
 
     before = warnings.filters[:], warnings.showwarning
     try:
-        assert cli.main(["warn"], verbs={"warn": verb}) == 0
+        assert app.main(["warn"], verbs={"warn": verb}) == 0
     finally:
         warnings.filters[:], warnings.showwarning = before
     assert "warning: the run only guesses" in capfd.readouterr().err

@@ -15,7 +15,7 @@ import anndata
 import numpy as np
 import pytest
 
-from cmrcnet import cli
+from cmrcnet.cli import app
 from cmrcnet.datasets.synthetic import synthetic_cohort, write_cohort
 from cmrcnet.evaluation.protocol.threads import limited_threads
 
@@ -30,8 +30,8 @@ def place(tmp_path_factory) -> Path:
     os.environ["CMRCNET_CACHE"] = str(folder / "cache")
     write_cohort(synthetic_cohort(patients=3, spots=40, genes=80, seed=1), folder / "cohort")
     csv = str(folder / "cohort" / "cohort.csv")
-    assert cli.main(["train", csv, "--out", str(folder / "model"), "--without", "P3", *QUICK]) == 0
-    assert cli.main(["index", str(folder / "model"), csv, "--out", str(folder / "bank"), "--without", "P3"]) == 0
+    assert app.main(["train", csv, "--out", str(folder / "model"), "--without", "P3", *QUICK]) == 0
+    assert app.main(["index", str(folder / "model"), csv, "--out", str(folder / "bank"), "--without", "P3"]) == 0
     if before is None:
         del os.environ["CMRCNET_CACHE"]
     else:
@@ -42,7 +42,7 @@ def place(tmp_path_factory) -> Path:
 def _refused(words: list[str], capsys) -> str:
     """The sentence of a refusal."""
     capsys.readouterr()
-    assert cli.main([str(word) for word in words]) == cli.USER_ERROR
+    assert app.main([str(word) for word in words]) == app.USER_ERROR
     said = capsys.readouterr().err
     assert "Traceback" not in said
     return said
@@ -57,7 +57,7 @@ def test_a_plain_picture_becomes_a_table_that_scanpy_plots(place, tmp_path):
     out = tmp_path / "prediction.h5ad"
     picture = place / "cohort" / "P3S1.jpg"
     words = ["predict", place / "model", picture, "--bank", place / "bank", "--out", out, "--mpp", 1.0]
-    assert cli.main([str(word) for word in words]) == 0
+    assert app.main([str(word) for word in words]) == 0
     table = scanpy.read_h5ad(out)
     assert table.n_vars == 80 and table.n_obs > 40
     assert np.isfinite(table.X).all() and (table.layers["neighbour_std"] >= 0).all()
@@ -70,18 +70,18 @@ def test_a_section_of_a_cohort_is_predicted_at_its_spots_and_its_counts_are_not_
     words = ["--bank", place / "bank", "--section", "P3S1", "--genes", "TUMOUR001"]
     csv = cohort / "cohort.csv"
     first, second = tmp_path / "first.h5ad", tmp_path / "second.h5ad"
-    assert cli.main([str(w) for w in ["predict", place / "model", csv, "--out", first, *words]]) == 0
+    assert app.main([str(w) for w in ["predict", place / "model", csv, "--out", first, *words]]) == 0
     assert anndata.read_h5ad(first).shape == (40, 1)
     spots = ["--spots", cohort / "P3S1_spots.tsv", "--mpp", 1.0, "--genes", "TUMOUR001"]
     words = ["predict", place / "model", cohort / "P3S1.jpg", "--bank", place / "bank", "--out", second, *spots]
-    assert cli.main([str(w) for w in words]) == 0
+    assert app.main([str(w) for w in words]) == 0
     np.testing.assert_allclose(anndata.read_h5ad(first).X, anndata.read_h5ad(second).X, rtol=1e-5)
 
 
 def test_genes_may_stand_with_commas_between_them(place, tmp_path):
     out, csv = tmp_path / "p.h5ad", place / "cohort" / "cohort.csv"
     words = ["predict", place / "model", csv, "--section", "P3S1", "--bank", place / "bank", "--out", out, "--genes"]
-    assert cli.main([str(word) for word in [*words, "TUMOUR001,TUMOUR002", "TUMOUR003"]]) == 0
+    assert app.main([str(word) for word in [*words, "TUMOUR001,TUMOUR002", "TUMOUR003"]]) == 0
     assert list(anndata.read_h5ad(out).var_names) == ["TUMOUR001", "TUMOUR002", "TUMOUR003"]
 
 
@@ -90,15 +90,15 @@ def test_a_place_is_explained_on_a_sheet_and_as_a_list(place, tmp_path, capsys):
 
     table, csv = tmp_path / "p.h5ad", place / "cohort" / "cohort.csv"
     words = ["predict", place / "model", csv, "--section", "P3S1", "--bank", place / "bank", "--out", table]
-    assert cli.main([str(word) for word in words]) == 0
+    assert app.main([str(word) for word in words]) == 0
     spot = anndata.read_h5ad(table).obs_names[3]
     sheet, bare = tmp_path / "sheet.png", tmp_path / "list.csv"
     explain = ["explain", table, "--spot", spot, "--out"]
     capsys.readouterr()
-    assert cli.main([str(w) for w in [*explain, sheet, "--cohort", csv, "--genes", "TUMOUR001", "TUMOUR002"]]) == 0
+    assert app.main([str(w) for w in [*explain, sheet, "--cohort", csv, "--genes", "TUMOUR001", "TUMOUR002"]]) == 0
     assert "The prediction is the weighted mean of these spots, and of nothing else." in capsys.readouterr().out
     assert sheet.read_bytes().startswith(b"\x89PNG")
-    assert cli.main([str(w) for w in [*explain, bare]]) == 0
+    assert app.main([str(w) for w in [*explain, bare]]) == 0
     listed = pd.read_csv(bare)
     assert len(listed) == 10 and listed["weight"].sum() == pytest.approx(1)
     assert "There is no place in the prediction 'nowhere'" in _refused(
@@ -118,7 +118,7 @@ def test_intervals_of_a_model_that_cannot_calibrate_are_refused_before_anything_
 def test_evaluate_leaves_a_run_folder_and_a_report(place, tmp_path):
     out = tmp_path / "run"
     words = ["evaluate", place / "cohort" / "cohort.csv", "--out", out, *QUICK, "--methods", "cmrcnet,ridge"]
-    assert cli.main([str(word) for word in words]) == 0
+    assert app.main([str(word) for word in words]) == 0
     assert {"scores.csv", "genes.csv", "run.json", "report.html", "predictions"} <= {p.name for p in out.iterdir()}
     assert sorted(p.name for p in (out / "predictions").iterdir()) == ["P1S1.h5ad", "P2S1.h5ad", "P3S1.h5ad"]
     assert "<html" in (out / "report.html").read_text()
@@ -126,15 +126,15 @@ def test_evaluate_leaves_a_run_folder_and_a_report(place, tmp_path):
 
 
 def test_inspect_says_what_it_is(place, capsys):
-    assert cli.main(["inspect", str(place / "cohort" / "cohort.csv")]) == 0
+    assert app.main(["inspect", str(place / "cohort" / "cohort.csv")]) == 0
     said = capsys.readouterr().out
     assert "P3S1" in said and "Problems: none" in said
 
 
 def test_doctor_and_encoders_answer(capsys):
-    assert cli.main(["doctor"]) == 0
+    assert app.main(["doctor"]) == 0
     assert "embedded encoder" in capsys.readouterr().out
-    assert cli.main(["encoders"]) == 0
+    assert app.main(["encoders"]) == 0
     assert "efficientnet-lite0" in capsys.readouterr().out
 
 
@@ -172,7 +172,7 @@ def test_a_bank_of_another_model(place, tmp_path, capsys):
     model = tmp_path / "other"
     csv = place / "cohort" / "cohort.csv"
     words = ["train", csv, "--out", model, *QUICK, "train.seed=5", "--without", "P3"]
-    assert cli.main([str(word) for word in words]) == 0
+    assert app.main([str(word) for word in words]) == 0
     picture = place / "cohort" / "P3S1.jpg"
     words = ["predict", model, picture, "--bank", place / "bank", "--out", tmp_path / "p.h5ad", "--mpp", 1.0]
     assert "was made by model" in _refused(words, capsys)
@@ -184,7 +184,7 @@ def test_a_bank_is_edited_and_predicts_as_one_built_afresh(place, tmp_path, caps
 
     def run(*words: object) -> str:
         capsys.readouterr()
-        assert cli.main([str(word) for word in words]) == 0
+        assert app.main([str(word) for word in words]) == 0
         return capsys.readouterr().out
 
     run("index", model, csv, "--out", bank, "--without", "P3", "--search", "ivf", "--recall", "0.9")
@@ -195,7 +195,7 @@ def test_a_bank_is_edited_and_predicts_as_one_built_afresh(place, tmp_path, caps
     assert "Added to" in run("bank", "add", bank, model, csv, "--only", "P1")
     run("bank", "drop", bank, "P2S1")
     run("bank", "add", bank, model, csv, "--only", "P2S1")
-    assert "searched exactly" in run("bank", "search", bank, "--search", "exact")
+    assert "searched exactly" in run("bank", "rebuild-index", bank, "--search", "exact")
     tables = {}
     for name, folder in (("edited", bank), ("fresh", place / "bank")):
         out = tmp_path / f"{name}.h5ad"
@@ -286,8 +286,8 @@ def test_a_killed_training_resumes_to_the_same_weights(place, tmp_path, monkeypa
     _killed(["train", csv, "--out", killed, *quick], tmp_path, "killed.partial/*.safetensors")
     assert not killed.exists()
     with limited_threads(1):  # as the process that was killed: another number of them may differ in the last bit
-        assert cli.main([str(w) for w in ["train", csv, "--out", whole, *quick]]) == 0
-        assert cli.main([str(w) for w in ["train", csv, "--out", killed, *quick, "--resume"]]) == 0
+        assert app.main([str(w) for w in ["train", csv, "--out", whole, *quick]]) == 0
+        assert app.main([str(w) for w in ["train", csv, "--out", killed, *quick, "--resume"]]) == 0
     assert (killed / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
 
@@ -303,7 +303,7 @@ def test_a_killed_index_leaves_a_whole_bank_or_none(place, tmp_path, seconds):
     process.kill()
     process.wait()
     if not out.exists():
-        assert cli.main(words) == 0
+        assert app.main(words) == 0
     assert len(ReferenceBank.load(out)) == 120
 
 
@@ -313,7 +313,7 @@ def test_a_killed_prediction_leaves_no_output_and_can_run_again(place, tmp_path)
     words += ["--bank", place / "bank", "--out", out]
     _killed(words, tmp_path, "cache/*")
     assert not out.exists()
-    assert cli.main([str(word) for word in words]) == 0
+    assert app.main([str(word) for word in words]) == 0
     assert out.exists()
 
 
@@ -325,7 +325,7 @@ def test_the_demo_ends_with_a_report(place, tmp_path, capsys):
         "about: two epochs\nmodel: {blocks: [4], fusion_dim: 32, targets: identity}\ntrain: {epochs: 2}\n"
     )
     words = ["demo", "--out", out, "--data", csv, "--config", config]
-    assert cli.main([str(word) for word in words]) == 0
+    assert app.main([str(word) for word in words]) == 0
     said = capsys.readouterr().out
     assert f"Open {out / 'report.html'}" in said
     assert f"Model written to {out / 'model'} (" in said and "tmp" not in said

@@ -1,0 +1,139 @@
+"""Entry point of the `cmrcnet` command: the commands, how errors become exit codes, and how warnings are printed."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from cmrcnet.cli import bank_commands, cohort_commands, evaluate_commands, model_commands, predict_commands
+from cmrcnet.cli.doctor import doctor
+from cmrcnet.errors import CmrcnetError, CmrcnetWarning, NoSpace
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+VERBS: dict[str, Callable] = {
+    "demo": cohort_commands.demo_command,
+    "inspect": cohort_commands.inspect_command,
+    "train": model_commands.train_command,
+    "index": bank_commands.index_command,
+    "bank add": bank_commands.bank_add_command,
+    "bank drop": bank_commands.bank_drop_command,
+    "bank list": bank_commands.bank_list_command,
+    "bank merge": bank_commands.bank_merge_command,
+    "bank rebuild-index": bank_commands.bank_rebuild_index_command,
+    "predict": predict_commands.predict_command,
+    "distil": model_commands.distil_command,
+    "export": predict_commands.export_command,
+    "explain": predict_commands.explain_command,
+    "evaluate": evaluate_commands.evaluate_command,
+    "sweep": evaluate_commands.sweep_command,
+    "transfer": evaluate_commands.transfer_command,
+    "localise": predict_commands.localise_command,
+    "fetch": cohort_commands.fetch_command,
+    "presets": model_commands.presets_command,
+    "encoders": model_commands.encoders_command,
+    "doctor": doctor,
+}
+
+GROUPS = {"bank": "List, extend, merge or reduce a reference bank."}
+
+ABOUT = """Predict spatial gene expression from H&E slides, and show the measured spots behind each prediction.
+
+- First run: `cmrcnet demo --out demo`
+- Your own data: `inspect`, `evaluate`, `train`, `index`, `predict`, `export`, in this order
+- Help on a command: `cmrcnet COMMAND --help`
+- Fewer messages: `--quiet` with any command
+"""
+
+PROBLEMS_FOUND = 1
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, Callable] = VERBS) -> int:
+    """Run one command.
+
+    Returns
+    -------
+    int
+        Exit code: 0 done, 1 `inspect` found problems or some of many slides are broken, 2 an error that the user can
+        correct, 130 interrupted.
+    """
+    from cyclopts import CycloptsError
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _set_up_messages(quiet="--quiet" in arguments)
+    arguments = [argument for argument in arguments if argument != "--quiet"]
+    try:
+        answer = make_app(verbs)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (CycloptsError, CmrcnetError) as error:
+        return _print_error(error)
+    except KeyboardInterrupt:
+        next_step = "Continue with --resume; a prediction continues with the same command."
+        print(f"\ncmrcnet: interrupted; no half-written output is left. {next_step}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The program that read our output (head, less) has ended. Python would report it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # outside of the writes that raise NoSpace themselves
+            return _print_error(NoSpace(error.filename or "the output"))
+        raise
+    return PROBLEMS_FOUND if answer is False else 0
+
+
+def entry() -> None:
+    """Run the command that the installed `cmrcnet` script stands for."""
+    sys.exit(main())
+
+
+def make_app(verbs: Mapping[str, Callable] = VERBS) -> App:
+    """Build the parser of all commands; options and help come from signatures and docstrings."""
+    from cyclopts import App, Parameter
+
+    from cmrcnet import __version__
+
+    # No --no-overwrite, and `--genes A B C` takes all three.
+    plain = Parameter(negative=(), consume_multiple=True)
+    app = App(
+        name="cmrcnet",
+        help=ABOUT,
+        help_format="markdown",
+        version=__version__,
+        default_parameter=plain,
+        suppress_keyboard_interrupt=False,
+    )
+    for position, (name, verb) in enumerate(verbs.items()):
+        *group, last = name.split()
+        if group and group[0] not in app:
+            about = GROUPS.get(group[0], "")
+            app.command(
+                App(name=group[0], help=about, help_format="markdown", default_parameter=plain, sort_key=position)
+            )
+        (app[group[0]] if group else app).command(verb, name=last, sort_key=position)
+    return app
+
+
+def _print_error(error: Exception) -> int:
+    print(f"cmrcnet: {error}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _set_up_messages(quiet: bool) -> None:
+    """Print our log and warnings as plain lines on stderr; hide those of other libraries."""
+    log = logging.getLogger("cmrcnet")
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers, log.propagate = [handler], False
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our own error says what is wrong with the file
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", CmrcnetWarning)
+    warnings.showwarning = lambda message, category, *rest: log.warning("warning: %s", message)

@@ -1,0 +1,166 @@
+"""Commands on reference banks: index, and bank add, drop, list, merge, rebuild-index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cmrcnet.cli.options import DEFAULT_SEARCH, SearchOptions, count_text, sections_named
+from cmrcnet.storage.atomic import final_path, refuse_existing
+
+
+def index_command(
+    model: Path,
+    cohort: Path,
+    *,
+    out: Path,
+    without: list[str] | None = None,
+    search: SearchOptions = DEFAULT_SEARCH,
+    overwrite: bool = False,
+) -> Path:
+    """Build a reference bank: embedding and full expression of every measured spot.
+
+    Parameters
+    ----------
+    model : Path
+        Model folder that `cmrcnet train` wrote.
+    cohort : Path
+        A cohort.csv of the sections whose measured spots predictions are averaged from; usually the training sections.
+    out : Path
+        Bank folder to write.
+    without : list of str, optional
+        Sections or patients to leave out of the bank.
+    search : SearchOptions
+        How the nearest spots are found.
+    overwrite : bool
+        Replace OUT.
+    """
+    wanted = search.to_config()
+    refuse_existing(out, overwrite)
+
+    from cmrcnet.models.trained_model import TrainedModel
+    from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.retrieval.bank import build_bank
+    from cmrcnet.storage.cache import TokenCache
+
+    trained = TrainedModel.load(model)
+    sections = read_cohort(cohort, controls=trained.config.panel.controls)
+    sections = sections.without(sections_named(sections, without, "without"))
+    bank = build_bank(trained, sections, cache=TokenCache.default())
+    bank.save(out, overwrite=overwrite, search=wanted)
+    print(f"Bank written to {final_path(out)} ({count_text((len(bank), 'spot'), (len(bank.genes), 'gene'))}).")
+    return out
+
+
+def bank_add_command(bank: Path, model: Path, cohort: Path, *, only: list[str] | None = None) -> Path:
+    """Add sections to a bank without training again.
+
+    Parameters
+    ----------
+    bank : Path
+        Bank folder; edited in place. Predictions that are running with it are not affected.
+    model : Path
+        Model folder that the bank was built with.
+    cohort : Path
+        A cohort.csv.
+    only : list of str, optional
+        Sections or patients of the cohort to add; all when left out.
+    """
+    from cmrcnet.models.trained_model import TrainedModel
+    from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.retrieval.edit import add_sections
+    from cmrcnet.retrieval.manifest import Manifest
+
+    Manifest.read(bank)
+    trained = TrainedModel.load(model)
+    sections = read_cohort(cohort, controls=trained.config.panel.controls)
+    if only:
+        chosen = set(sections_named(sections, only, "only"))
+        sections = sections.without([section for section in sections.sections if section not in chosen])
+    added = add_sections(bank, trained, sections)
+    print(f"Added to {bank}: {', '.join(added)}. It now holds {count_text((Manifest.read(bank).spots, 'spot'))}.")
+    return bank
+
+
+def bank_drop_command(bank: Path, names: list[str]) -> Path:
+    """Remove sections or patients from a bank; no data of them remain in its folder.
+
+    Parameters
+    ----------
+    bank : Path
+        Bank folder; edited in place. Copies, backups, and prediction tables made with it are not changed.
+    names : list of str
+        Sections, or patients (all their sections).
+    """
+    from cmrcnet.retrieval.edit import drop_sections
+    from cmrcnet.retrieval.manifest import Manifest
+
+    dropped = drop_sections(bank, names)
+    print(f"Dropped from {bank}: {', '.join(dropped)}. It now holds {count_text((Manifest.read(bank).spots, 'spot'))}.")
+    return bank
+
+
+def bank_list_command(bank: Path) -> None:
+    """List the sections of a bank and how it is searched.
+
+    Parameters
+    ----------
+    bank : Path
+        Bank folder.
+    """
+    from cmrcnet.retrieval.manifest import Manifest
+
+    manifest = Manifest.read(bank)
+    print(f"{'section':24}{'patient':24}{'spots':>10}{'genes':>10}")
+    for facts in manifest.parts:
+        print(f"{facts['section']:24}{facts['patient']:24}{facts['spots']:>10,}{facts['genes']:>10,}")
+    print(f"{count_text((len(manifest.parts), 'section'), (manifest.spots, 'spot'))}; {manifest.search_text()}.")
+
+
+def bank_merge_command(
+    banks: list[Path],
+    *,
+    out: Path,
+    search: SearchOptions = DEFAULT_SEARCH,
+    overwrite: bool = False,
+) -> Path:
+    """Merge several banks of one model; a section that is the same in several banks is taken once.
+
+    Parameters
+    ----------
+    banks : list of Path
+        Bank folders; they are not changed.
+    out : Path
+        Bank folder to write.
+    search : SearchOptions
+        How the nearest spots are found.
+    overwrite : bool
+        Replace OUT.
+    """
+    wanted = search.to_config()
+    refuse_existing(out, overwrite)
+
+    from cmrcnet.retrieval.bank import ReferenceBank
+    from cmrcnet.retrieval.edit import merge_banks
+
+    merged = merge_banks([ReferenceBank.load(bank) for bank in banks])
+    merged.save(out, overwrite=overwrite, search=wanted)
+    print(f"Bank written to {out} ({count_text((len(merged), 'spot'), (len(merged.genes), 'gene'))}).")
+    return out
+
+
+def bank_rebuild_index_command(bank: Path, *, search: SearchOptions = DEFAULT_SEARCH) -> Path:
+    """Rebuild the search index of a bank, or change its type.
+
+    Parameters
+    ----------
+    bank : Path
+        Bank folder; edited in place.
+    search : SearchOptions
+        How the nearest spots are found.
+    """
+    wanted = search.to_config()
+
+    from cmrcnet.retrieval.edit import search_anew
+
+    print(f"{bank}: {search_anew(bank, wanted).search_text()}.")
+    return bank

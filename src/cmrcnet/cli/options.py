@@ -1,0 +1,118 @@
+"""Option groups that several commands share, and how option values are read.
+
+A command takes a group as one parameter; on the command line its fields are ordinary options (`--config`, `--set`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cyclopts import Parameter
+
+from cmrcnet.config import Config
+from cmrcnet.errors import BadOption
+
+if TYPE_CHECKING:
+    from cmrcnet.search.search_config import SearchConfig
+    from cmrcnet.slides.section import Cohort
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions:
+    """The config of a run."""
+
+    config: str = "default"
+    """Name of a preset (`cmrcnet presets` lists them) or path of your own .yaml file."""
+
+    set_: list[str] | None = None
+    """Options that override the config: --set train.epochs=20 head.k=100"""
+
+    def load(self) -> Config:
+        """Read the config and apply the overrides."""
+        given = {}
+        for setting in self.set_ or []:
+            key, equals, value = setting.partition("=")
+            if not equals:
+                raise BadOption("set", setting, "KEY=VALUE, as in --set train.epochs=20")
+            given[key.strip()] = value.strip()
+        return Config.load(self.config).override(given)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How the nearest spots of a bank are found."""
+
+    search: Literal["exact", "ivf", "ivf-compressed", "auto"] = "auto"
+    """Search type. exact compares with every spot; ivf (an inverted file) and ivf-compressed compare with a part of
+    them and need: pip install 'cmrcnet[ann]'. auto takes exact for a small bank and ivf for a large one."""
+
+    recall: float = 0.95
+    """Share of the true nearest spots that an approximate search must find, measured on held-out spots."""
+
+    probes: int | None = None
+    """IVF lists that each query compares with; the smallest number that reaches --recall when left out."""
+
+    def to_config(self) -> SearchConfig:
+        """Check the values and return them as the search room takes them."""
+        from cmrcnet.search.search_config import SearchConfig
+
+        return SearchConfig(kind=self.search, recall=self.recall, probes=self.probes)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Folds, seeds and processes of an evaluation."""
+
+    group_by: Literal["patient", "section"] | None = None
+    """What each fold leaves out: a patient or a section. The report is marked when a section is left out whose
+    patient also has sections in training."""
+
+    seeds: int = 1
+    """Number of seeds, counted up from that of the config; scores are means over the seeds."""
+
+    workers: int | Literal["auto"] = "auto"
+    """Number of processes; auto uses one per core. The scores do not depend on it."""
+
+    resume: bool = False
+    """Continue the interrupted run in OUT.partial; what is finished there is not computed again."""
+
+    overwrite: bool = False
+    """Replace OUT."""
+
+
+DEFAULT_CONFIG, DEFAULT_SEARCH, DEFAULT_RUN = ConfigOptions(), SearchOptions(), RunOptions()
+
+
+def split_names(names: list[str] | None) -> list[str] | None:
+    """Split names that are separated by commas."""
+    if names is None:
+        return None
+    return [name.strip() for each in names for name in each.split(",") if name.strip()]
+
+
+def read_genes(genes: list[str] | None) -> list[str] | None:
+    """Return genes given by name, or read them from a file when one path is given."""
+    if genes is None or len(genes) != 1 or not Path(genes[0]).is_file():
+        return split_names(genes)
+    return Path(genes[0]).read_text().split()
+
+
+def sections_named(cohort: Cohort, names: list[str] | None, option: str) -> list[str]:
+    """Return the sections that `names` stand for: each name is a section or a patient (all sections of the patient)."""
+    found = []
+    for name in names or []:
+        of_patient = [section for section in cohort.sections if cohort.patient_of(section) == name]
+        if not of_patient and name not in cohort.sections:
+            raise BadOption(option, name, f"a section or patient of {cohort.name}")
+        found += of_patient or [name]
+    return found
+
+
+def count_text(*counts: tuple[int, str]) -> str:
+    """Write counts as text: ``1 gene, 2,000 spots``."""
+    return ", ".join(f"{count:,} {what}" if count == 1 else f"{count:,} {what}s" for count, what in counts)

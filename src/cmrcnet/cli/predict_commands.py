@@ -1,0 +1,333 @@
+"""Commands that make and use prediction tables: predict, export, explain, localise.
+
+Past 300 lines because it is one thing: the options of these commands are their help.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cmrcnet.cli.options import count_text, read_genes
+from cmrcnet.errors import BadInput, BadOption, MissingInput, UnknownName
+from cmrcnet.storage.atomic import atomic_file, final_path, refuse_existing
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cmrcnet.inference.predictor import PredictOptions, Predictor
+    from cmrcnet.slides.slide import Slide
+    from cmrcnet.slides.spots import Spots
+
+
+def predict_command(
+    model: Path,
+    slide: Path,
+    *,
+    out: Path,
+    bank: Path | None = None,
+    section: str | None = None,
+    spots: Path | None = None,
+    mask: Path | None = None,
+    genes: list[str] | None = None,
+    k: int | None = None,
+    grid_um: float = 100.0,
+    batch: int | Literal["auto"] = "auto",
+    intervals: bool = False,
+    abstain: float | None = None,
+    mpp: float | None = None,
+    overwrite: bool = False,
+) -> Path | bool:
+    """Predict expression on a slide without counts, or on many slides.
+
+    A slide is read and written in chunks. After an interrupt or a crash, the same command continues.
+
+    Parameters
+    ----------
+    model : Path
+        Model folder; or student folder (`cmrcnet distil`), which needs no bank and gives no attributions, intervals
+        or abstention.
+    slide : Path
+        A slide or picture (SVS, NDPI, MRXS, TIFF, OME-TIFF, JPEG, PNG); or a cohort.csv together with --section; or
+        a folder of slides, or a pattern in quotes ("slides/*.svs").
+    out : Path
+        Prediction table to write: .h5ad opens in scanpy and squidpy, .zarr in SpatialData and LazySlide (needs
+        cmrcnet[spatialdata]). For many slides: a folder, which gets one table per slide and summary.csv; slides that
+        are done are skipped, and broken ones are reported at the end (exit code 1). Several machines may work on one
+        folder.
+    bank : Path, optional
+        Bank folder that `cmrcnet index` made with this model; needed unless MODEL is a student.
+    section : str, optional
+        Section of the cohort.csv; its image and spot positions are used, its counts are not read.
+    spots : Path, optional
+        Table of locations to predict (columns pixel_x, pixel_y in level-0 pixels) in place of a grid over the tissue.
+    mask : Path, optional
+        Picture of the whole slide, at any size, in which tissue is white; in place of tissue detection.
+    genes : list of str, optional
+        Genes to predict, or one file with a gene per line; all genes of the bank when left out.
+    k : int, optional
+        Number of nearest spots to average; as chosen in training when left out.
+    grid_um : float
+        Pitch of the grid of locations, in micrometres.
+    batch : int or "auto"
+        Number of patches that are encoded at once; auto suits the device.
+    intervals : bool
+        Also write the calibrated 90 % interval of every value (layers lower and upper); three times the size.
+    abstain : float, optional
+        Mark locations that are less certain than this share of the validation spots: --abstain 0.3
+    mpp : float, optional
+        Micrometres per level-0 pixel, for slides that do not state it.
+    overwrite : bool
+        Replace OUT.
+    """
+    from cmrcnet.inference.slide_batch import predict_slides, slides_of
+
+    slides = slides_of(slide)
+    if slides is None:
+        if out.suffix not in (".h5ad", ".zarr"):
+            raise BadOption("out", str(out), "a file name that ends in .h5ad or .zarr")
+        refuse_existing(out, overwrite)
+
+    from cmrcnet.inference.predict import predict_to_file
+    from cmrcnet.inference.predictor import PredictOptions
+    from cmrcnet.readers.annotations import read_mask
+    from cmrcnet.storage.cache import TokenCache
+
+    options = {"genes": read_genes(genes), "k": k, "grid_um": grid_um, "intervals": intervals, "abstain": abstain}
+    if slides is not None:
+        for name, value in (("section", section), ("spots", spots), ("mask", mask)):
+            if value is not None:
+                raise BadOption(name, str(value), "nothing together with many slides")
+        done = predict_slides(
+            _predictor(model, bank, PredictOptions(**options)),
+            slides,
+            out,
+            batch=batch,
+            mpp=mpp,
+            cache=TokenCache.default(),
+            overwrite=overwrite,
+        )
+        print(done.to_text())
+        return out if not done.broken else False
+    picture, locations = _slide_and_locations(slide, section, spots, mpp)
+    tissue = None if mask is None else read_mask(mask, picture)
+    predictor = _predictor(model, bank, PredictOptions(spots=locations, mask=tissue, **options))
+    count, width = predict_to_file(predictor, picture, out, cache=TokenCache.default(), batch=batch)
+    print(f"Prediction written to {final_path(out)} ({count_text((count, 'location'), (width, 'gene'))}).")
+    return out
+
+
+def _predictor(model: Path, bank: Path | None, options: PredictOptions) -> Predictor:
+    """Load a model with its bank, or a student; refuse options of a bank for a student."""
+    from cmrcnet.inference.predictor import BANK_OPTIONS, make_predictor
+    from cmrcnet.models.student import FILE, Student
+
+    if (model / FILE).is_file():
+        given = {"bank": None if bank is None else str(bank)} | {name: getattr(options, name) for name in BANK_OPTIONS}
+        for name, value in given.items():
+            if value not in (None, False):
+                raise BadOption(f"--{name}", value, f"nothing with a student ({model}), which has no bank")
+        return make_predictor(Student.load(model), None, options)
+    if bank is None:
+        raise BadOption("--bank", "left out", "the bank folder made with this model; only a student needs none")
+
+    from cmrcnet.models.trained_model import TrainedModel
+    from cmrcnet.retrieval.bank import ReferenceBank
+
+    return make_predictor(TrainedModel.load(model), ReferenceBank.load(bank), options)
+
+
+def _slide_and_locations(
+    slide: Path, section: str | None, spots: Path | None, mpp: float | None
+) -> tuple[Slide, Spots | None]:
+    """Open the slide and read the locations to predict, if any are given; counts of a section are not passed on."""
+    from cmrcnet.readers.annotations import read_spots
+    from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.slides.slide import open_slide
+
+    if section is not None:
+        for name, value in (("spots", spots), ("mpp", mpp)):
+            if value is not None:
+                raise BadOption(name, str(value), "no such option together with --section: the cohort file gives it")
+        found = read_cohort(slide).read(section)
+        return found.slide, found.spots
+    if not slide.exists():
+        raise MissingInput(slide, "The slide")
+    if slide.suffix == ".csv":
+        raise BadOption("slide", str(slide), "a slide, or a cohort.csv together with --section NAME")
+    return open_slide(slide, mpp=mpp), None if spots is None else read_spots(spots)
+
+
+def export_command(
+    prediction: Path,
+    *,
+    to: Path,
+    genes: list[str] | None = None,
+    slide: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Convert a prediction table to a format that other programs open.
+
+    Parameters
+    ----------
+    prediction : Path
+        A prediction table (.h5ad) that `cmrcnet predict` wrote.
+    to : Path
+        File to write: .geojson for QuPath, .png for heat maps, .ome.tiff with one channel per gene, .zarr for
+        SpatialData and LazySlide (needs cmrcnet[spatialdata]).
+    genes : list of str, optional
+        Genes to write, or one file with a gene per line; the six most variable when left out. A .zarr holds all genes.
+    slide : Path, optional
+        The slide, for the image in a .zarr; the thumbnail in the table when left out.
+    overwrite : bool
+        Replace TO.
+    """
+    from cmrcnet.export.formats import ending_of, export
+    from cmrcnet.export.stored_prediction import StoredPrediction
+    from cmrcnet.slides.slide import open_slide
+
+    ending_of(to)
+    refuse_existing(to, overwrite)
+    with StoredPrediction(prediction) as table:
+        picture = None if slide is None else open_slide(slide, mpp=float(table.facts["mpp"]))
+        export(table, to, genes=read_genes(genes), slide=picture, overwrite=overwrite)
+    print(f"Written to {final_path(to)}.")
+    return to
+
+
+def explain_command(
+    prediction: Path,
+    *,
+    spot: str,
+    out: Path,
+    cohort: Path | None = None,
+    slide: Path | None = None,
+    genes: list[str] | None = None,
+    mpp: float | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Explain one predicted location on one page: its patch, the nearest measured spots, and their measured values.
+
+    Parameters
+    ----------
+    prediction : Path
+        A prediction table (.h5ad).
+    spot : str
+        Name of the location, as in obs_names of the table.
+    out : Path
+        Page to write: .png, .pdf or .svg; or .csv for the list of all nearest spots with their weights.
+    cohort : Path, optional
+        The cohort.csv that the bank was built from, for patches and measured values of the nearest spots.
+    slide : Path, optional
+        The slide that was predicted, when it is not in the cohort.
+    genes : list of str, optional
+        Genes to show, at most eight, or one file with a gene per line; the most reliable when left out.
+    mpp : float, optional
+        Micrometres per level-0 pixel, for slides that do not state it.
+    overwrite : bool
+        Replace OUT.
+    """
+    kind = out.suffix.removeprefix(".")
+    if kind not in ("png", "pdf", "svg", "csv"):
+        raise BadOption("out", str(out), "a file name that ends in .png, .pdf, .svg or .csv")
+    refuse_existing(out, overwrite)
+
+    from cmrcnet.analysis.attribution import attribution
+    from cmrcnet.analysis.attribution_sheet import attribution_sheet
+    from cmrcnet.readers.ann_data import read_location
+    from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.slides.slide import open_slide
+
+    table = read_location(prediction, spot)
+    with atomic_file(out) as tmp:
+        if kind == "csv":
+            attribution(table, spot).spots.to_csv(tmp, index=False)
+        else:
+            sheet = attribution_sheet(
+                table,
+                spot,
+                genes=read_genes(genes),
+                cohort=None if cohort is None else read_cohort(cohort),
+                slide=None if slide is None else open_slide(slide, mpp=mpp),
+                kind=kind,
+            )
+            tmp.write_bytes(sheet)
+    print(f"{final_path(out)}: {attribution(table, spot).sentence}")
+    return out
+
+
+def localise_command(
+    prediction: Path,
+    cohort: Path,
+    *,
+    section: str | None = None,
+    organ: str | None = None,
+    merge: bool = False,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Score how well predicted marker genes locate labelled regions, next to measured expression as the ceiling.
+
+    Parameters
+    ----------
+    prediction : Path
+        A prediction table (.h5ad) made at the spots of one section, or the run folder of an evaluation.
+    cohort : Path
+        A cohort.csv whose column `regions` names each section's table of labels (columns spot, region).
+    section : str, optional
+        Section that the table predicts; the name of its file when left out.
+    organ : str, optional
+        Marker list to use: breast, colorectal, liver, skin, spinal cord; found from the column `disease` when left
+        out.
+    merge : bool
+        Merge regions whose labels differ only in a number or a part: "cancer 1" and "cancer 2".
+    out : Path, optional
+        Table of every region and signature to write (.csv).
+    overwrite : bool
+        Replace OUT.
+    """
+    if out is not None:
+        if out.suffix != ".csv":
+            raise BadOption("out", str(out), "a file name that ends in .csv")
+        refuse_existing(out, overwrite)
+
+    from cmrcnet.analysis.localisation import localisation_text, localise_cohort
+    from cmrcnet.genes.markers import markers, organ_of_cohort, source_lines
+    from cmrcnet.readers.annotations import read_cohort_regions
+    from cmrcnet.readers.cohort import read_cohort
+
+    tables = _predicted_sections(prediction, section)
+    regions, sections = read_cohort_regions(cohort), read_cohort(cohort)
+    chosen = markers(organ or organ_of_cohort(sections))
+    table = localise_cohort(tables, sections, regions, chosen, merge=merge)
+    print(localisation_text(table))
+    shown = table["signature"][table["expected"]].unique()
+    print("\n".join([f"Markers: {chosen.organ}, version {chosen.version}.", *source_lines(chosen, shown)]))
+    if out is not None:
+        with atomic_file(out) as tmp:
+            table.to_csv(tmp, index=False)
+        print(f"Table written to {out} ({len(table)} rows).")
+
+
+def _predicted_sections(prediction: Path, section: str | None) -> dict[str, AnnData]:
+    """Prediction tables by section: of one file, or of every section of a run folder."""
+    import anndata
+
+    folder = prediction / "predictions"
+    if prediction.is_dir():
+        files = {file.stem: file for file in sorted(folder.glob("*.h5ad"))}
+        if not files:
+            raise MissingInput(folder, "The prediction tables of the run in", "give a finished run folder or an .h5ad")
+        if section is not None:
+            if section not in files:
+                raise UnknownName("section", section, tuple(files))
+            files = {section: files[section]}
+    elif prediction.is_file():
+        files = {section or prediction.stem: prediction}
+    else:
+        raise MissingInput(prediction, "The prediction table")
+    try:
+        return {name: anndata.read_h5ad(file) for name, file in files.items()}
+    except (OSError, KeyError, ValueError) as error:
+        lines = str(error).splitlines()
+        raise BadInput(prediction, "a prediction table", lines[0][:120] if lines else type(error).__name__) from error
