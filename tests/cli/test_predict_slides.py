@@ -137,7 +137,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(place, tmp_path, capsys):
     assert "batch is 0; wanted 1 patch or more, or auto" in refused(capsys, place, picture, "--out", out, "--batch", 0)
     (tmp_path / "file").write_text("no folder")
     assert "cannot be written" in refused(capsys, place, picture, "--out", tmp_path / "file" / "p.h5ad")
-    assert "ends in .h5ad, or .zarr" in refused(capsys, place, picture, "--out", tmp_path / "p.csv")
+    assert "ends in .h5ad or .zarr" in refused(capsys, place, picture, "--out", tmp_path / "p.csv")
     assert not out.parent.exists() or not list(out.parent.iterdir())
     out.parent.mkdir(exist_ok=True)
     out.write_text("mine")

@@ -163,4 +163,4 @@ def test_a_folder_of_slides_may_be_learnt_on(place, tmp_path, capsys):
 def test_help_says_what_a_student_is_and_that_it_remembers(capsys):
     assert app.main(["distil", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "predicts without bank and search" in said and "still in the student" in said
+    assert "predicts without bank and search" in said and "the student still contains the patient" in said

@@ -59,7 +59,7 @@ def test_other_problems_come_before_the_detectors(sections, tmp_path, capsys):
     csv = write_cohort(Cohort.of(sections[:2]), tmp_path / "cohort")
     (tmp_path / "cohort" / "P1S1.jpg").unlink()
     assert app.main(["inspect", str(csv)]) == app.PROBLEMS_FOUND
-    assert "mend the problems first" in capsys.readouterr().out
+    assert "correct the problems first" in capsys.readouterr().out
 
 
 @pytest.mark.shared

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cmrcnet.inference.predictor import PredictOptions, Predictor
     from cmrcnet.slides.slide import Slide
-    from cmrcnet.slides.spots import Spots
+    from cmrcnet.slides.section import Spots
 
 
 def predict_command(
@@ -148,7 +148,7 @@ def _slide_and_locations(
     if section is not None:
         for name, value in (("spots", spots), ("mpp", mpp)):
             if value is not None:
-                raise BadOption(name, str(value), "no such option together with --section: the cohort file gives it")
+                raise BadOption(name, str(value), "nothing together with --section: the cohort file gives it")
         found = read_cohort(slide).read(section)
         return found.slide, found.spots
     if not slide.exists():
