@@ -328,7 +328,7 @@ def test_the_demo_ends_with_a_report(place, tmp_path, capsys):
     assert app.main([str(word) for word in words]) == 0
     said = capsys.readouterr().out
     assert f"Open {out / 'report.html'}" in said
-    assert f"Model written to {out / 'model'} (" in said and "tmp" not in said
+    assert f"Model written to {out / 'model'} (" in said and ".tmp-" not in said
     assert json.loads((out / "demo.json").read_text())["format"] == 1
     assert anndata.read_h5ad(out / "unseen.h5ad").n_obs > 0
     assert "A slide without expression" in (out / "report.html").read_text()

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cmrcnet.inference.predictor import PredictOptions, Predictor
-    from cmrcnet.slides.slide import Slide
     from cmrcnet.slides.section import Spots
+    from cmrcnet.slides.slide import Slide
 
 
 def predict_command(
