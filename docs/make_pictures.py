@@ -38,7 +38,7 @@ def draw(cohort: Path, prediction: Path, name: str, gene: str, out: Path) -> Non
         ("H&E", None, None),
         (f"{gene}, measured", truth, "viridis"),
         (f"{gene}, predicted (r = {r:.2f})", predicted, "viridis"),
-        ("standard deviation of the retrieved spots", neighbour_std, "magma"),
+        ("neighbour standard deviation", neighbour_std, "magma"),
     ]
     for axis, (title, values, colours) in zip(axes, panels, strict=True):
         axis.imshow(tissue, alpha=1 if values is None else 0.45)
