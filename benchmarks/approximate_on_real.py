@@ -23,15 +23,14 @@ from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.inference.predict import predict
 from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
-from cmrcnet.search.build import build_search
+from cmrcnet.search.build import SearchConfig, build_search
 from cmrcnet.search.exact import ExactSearch
-from cmrcnet.search.search_config import SearchConfig
-from cmrcnet.search.searcher import Searcher
+from cmrcnet.search.neighbours import Searcher
 from cmrcnet.slides.section import Section
 from cmrcnet.storage.cache import TokenCache
 from cmrcnet.training.fit import fit
 
-KINDS = ("ivf", "ivf-compressed", "hnsw")
+KINDS = ("ivf", "ivf-compressed")
 WANTED = 0.002
 
 

@@ -35,12 +35,11 @@ from scipy import sparse
 from cmrcnet.config import HeadConfig
 from cmrcnet.inference.predictor import average_expression, embedding_bag_sums
 from cmrcnet.retrieval.bank import ReferenceBank
-from cmrcnet.retrieval.bank_part import BankPart
-from cmrcnet.retrieval.edit import drop_sections, search_anew
-from cmrcnet.retrieval.manifest import PARTS, Manifest
-from cmrcnet.search.average import average_blocks
-from cmrcnet.search.search_config import SearchConfig
-from cmrcnet.search.stacked_columns import csc_of
+from cmrcnet.retrieval.edit import drop_sections, rebuild_index
+from cmrcnet.retrieval.store import SECTIONS, BankSection, Manifest
+from cmrcnet.search.aggregate import average_blocks
+from cmrcnet.search.build import SearchConfig
+from cmrcnet.search.stacked_arrays import csc_of
 
 GENES, SPOTS, EXPRESSED, TABLES = 18_000, 2_000, 1_000, 20
 WANTED_GB = 4.0
@@ -65,8 +64,8 @@ def make_bank(folder: Path, sections: int) -> None:
     for number in range(sections):
         spots = pd.DataFrame({"barcode": [f"S{number}_{i}" for i in range(SPOTS)], "x": 0.0, "y": 0.0})
         own = everything[number * SPOTS : (number + 1) * SPOTS]
-        part = BankPart(f"S{number}", f"P{number // 4}", spots, own, tables[number % len(tables)], genes, True)
-        facts.append(part.write(folder / PARTS / part.fingerprint))
+        part = BankSection(f"S{number}", f"P{number // 4}", spots, own, tables[number % len(tables)], genes, True)
+        facts.append(part.write(folder / SECTIONS / part.fingerprint))
     Manifest("benchmark", 1e4, everything.shape[1], None, tuple(facts)).write(folder)
 
 
@@ -141,7 +140,7 @@ def main() -> None:
         make_bank(large, options.sections)
         figures: dict = {"make_seconds": time.perf_counter() - start}
         start = time.perf_counter()
-        search_anew(large, SearchConfig(kind=options.search))
+        rebuild_index(large, SearchConfig(kind=options.search))
         figures["index_seconds"] = time.perf_counter() - start
         done = subprocess.run(
             [sys.executable, __file__, "--predict", str(large), "--locations", str(options.locations)],
@@ -149,7 +148,7 @@ def main() -> None:
         )  # fmt: skip
         figures["predicted"] = json.loads(done.stdout.splitlines()[-1])
         make_bank(small, max(4, options.sections // 10))
-        search_anew(small, SearchConfig(kind=options.search))
+        rebuild_index(small, SearchConfig(kind=options.search))
         figures["edits"] = [edits(small), edits(large)]
     print(json.dumps(figures, indent=1))
     if options.out:

@@ -40,8 +40,8 @@ from scipy import sparse
 
 from cmrcnet.inference.predictor import embedding_bag_sums
 from cmrcnet.retrieval.bank import ReferenceBank
-from cmrcnet.retrieval.bank_part import BankPart
-from cmrcnet.search.average import average
+from cmrcnet.retrieval.store import BankSection
+from cmrcnet.search.aggregate import average
 from cmrcnet.search.exact import ExactSearch
 from cmrcnet.search.neighbours import Neighbours
 
@@ -67,7 +67,7 @@ def make_bank(folder: Path) -> None:
     spots = pd.DataFrame({"barcode": np.arange(BANK).astype(str), "x": 0.0, "y": 0.0})
     genes = tuple(f"G{number}" for number in range(GENES))
     expression = sparse.vstack(parts).tocsc().astype(np.float32)
-    part = BankPart("S1", "P1", spots, vectors, expression, genes, True)
+    part = BankSection("S1", "P1", spots, vectors, expression, genes, True)
     ReferenceBank((part,), "benchmark").save(folder / "bank")
     np.save(folder / "queries.npy", queries)
 
@@ -141,7 +141,7 @@ def ways_of_averaging(bank: ReferenceBank, queries: np.ndarray, k: int, repeats:
     weights = np.full(found.ids.shape, 1 / k, np.float32)
     ends = np.arange(0, found.ids.size + 1, k)
     matrix = sparse.csr_matrix((weights.ravel(), found.ids.ravel(), ends), shape=(len(queries), len(bank)))
-    by_spot = bank.parts[0].expression.tocsr()
+    by_spot = bank.entries[0].expression.tocsr()
     dense = by_spot.toarray()
     ids, weight, table = torch.from_numpy(found.ids), torch.from_numpy(weights), torch.from_numpy(dense)
     wide = torch.sparse_csr_tensor(*map(torch.from_numpy, (ends, found.ids.ravel(), weights.ravel())), matrix.shape)
@@ -168,7 +168,7 @@ def cost_of_few_genes(bank: ReferenceBank, queries: np.ndarray, repeats: int) ->
     """Averaging 50 genes of the bank, beside a bank that has no more than these."""
     found = ExactSearch(bank.vectors).nearest(queries, 50)
     columns = np.random.default_rng(1).choice(GENES, 50, replace=False)
-    small = sparse.csc_matrix(bank.parts[0].expression[:, np.sort(columns)])
+    small = sparse.csc_matrix(bank.entries[0].expression[:, np.sort(columns)])
     ways = {
         "50 genes of 3,467": lambda: average(found, bank.expression, columns=columns, row_sums=embedding_bag_sums),
         "a bank of 50 genes": lambda: average(found, small, row_sums=embedding_bag_sums),

@@ -31,9 +31,8 @@ from pathlib import Path
 import numpy as np
 from clustered_vectors import DIM, blocks, vectors
 
-from cmrcnet.search.build import BuiltSearch, build_search
+from cmrcnet.search.build import BuiltSearch, SearchConfig, build_search
 from cmrcnet.search.exact import ExactSearch
-from cmrcnet.search.search_config import SearchConfig
 
 SIZES = (30_000, 100_000, 300_000, 1_000_000)
 KINDS = ("ivf", "ivf-compressed")
@@ -86,7 +85,7 @@ def compare(size: int, rounds: int) -> dict:
             for name, each in built.items()
         },
         "stated_recall": {name: each.recall for name, each in built.items()},
-        "effort": {name: each.searcher.effort.steps for name, each in built.items()},
+        "nprobe": {name: each.searcher.parameters.steps for name, each in built.items()},
         "times_faster": {name: {k: median["exact"][k] / median[name][k] for k in (50, 500)} for name in built},
     }
     print(json.dumps(figures), flush=True)
@@ -145,7 +144,7 @@ def largest(size: int, folder: Path) -> dict:
         built.searcher.nearest(queries, k)
         took = statistics.median(seconds_of(lambda k=k: built.searcher.nearest(queries, k)) for _ in range(3))
         figures[f"us_a_query_at_{k}"] = took / QUERIES * 1e6
-    figures |= {"own_gb": own_gb() - before, "peak_gb": peak_gb(), "effort": built.searcher.effort.steps}
+    figures |= {"own_gb": own_gb() - before, "peak_gb": peak_gb(), "nprobe": built.searcher.parameters.steps}
     some = queries[:200]
     true = ExactSearch(bank).nearest(some, 500).ids
     figures["recall"] = {k: recall_of(built.searcher.nearest(some, k).ids, true[:, :k]) for k in (50, 500)}

@@ -21,7 +21,7 @@ PANELS = (
 
 def history(run: Path) -> list[dict]:
     """The rows of the first fold's search phase."""
-    parts = json.loads((run / "run.json").read_text(encoding="utf-8"))["parts"]
+    parts = json.loads((run / "run.json").read_text(encoding="utf-8"))["sections"]
     rows = next(part["record"]["history"] for part in parts if part["method"] == "cmrcnet")
     return [row for row in rows if row["phase"] == "search"]
 

@@ -213,9 +213,9 @@ def test_what_a_bank_cannot_do_is_said_in_one_sentence(place, tmp_path, capsys):
     assert "k is 81; wanted at most 80, the number of spots in" in _refused([*predict, "--k", 81], capsys)
     (tmp_path / "none.txt").write_text("")
     assert "0 genes to predict" in _refused([*predict, "--genes", tmp_path / "none.txt"], capsys)
-    words = ["index", model, csv, "--out", tmp_path / "b", "--search", "ivf", "--probes", 1, "--recall", 1]
+    words = ["index", model, csv, "--out", tmp_path / "b", "--search", "ivf", "--nprobe", 1, "--recall", 1]
     said = _refused(words, capsys)
-    assert "raise --probes" in said and not (tmp_path / "b").exists()
+    assert "raise --nprobe" in said and not (tmp_path / "b").exists()
     assert "no section or patient in the bank 'P9'; known: P1" in _refused(["bank", "drop", bank, "P9"], capsys)
     assert "only is 'P9'; wanted a section" in _refused(["bank", "add", bank, model, csv, "--only", "P9"], capsys)
     assert "section is 'P1S1'" in _refused(["bank", "add", bank, model, csv, "--only", "P1"], capsys)

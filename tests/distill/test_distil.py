@@ -92,13 +92,13 @@ def test_no_section_answers_for_itself(monkeypatch):
 def test_what_a_section_measured_does_not_reach_its_own_lesson():
     """The obvious path: scramble a section's expression, and the answers to its own spots stay."""
     model, bank = averaging()
-    first = bank.parts[0]
+    first = bank.entries[0]
     noise = first.expression.copy()
     noise.data = np.random.default_rng(0).uniform(1, 5, len(noise.data)).astype(np.float32)
     other = type(first)(
         first.section, first.patient, first.spots, first.vectors[::-1].copy(), noise, first.genes, first.measures_all
     )
-    changed = ReferenceBank((other, *bank.parts[1:]), bank.model_fingerprint, bank.target_sum)
+    changed = ReferenceBank((other, *bank.entries[1:]), bank.model_fingerprint, bank.target_sum)
     lesson = _lesson_of(first.section)
     answers = [teacher_module._Answers(model, teacher_module.without(b, lesson.sections), lesson, bank.genes)
                for b in (bank, changed)]  # fmt: skip
@@ -245,7 +245,7 @@ def test_the_card_is_measured_on_a_section_of_each_patient_first():
 def test_patients_that_were_dropped_from_the_bank_are_remembered():
     model, bank = averaging()
     gone = cohort().patients[0]
-    smaller = teacher_module.without(bank, [p.section for p in bank.parts if p.patient == gone])
+    smaller = teacher_module.without(bank, [p.section for p in bank.entries if p.patient == gone])
     student = distil(model, smaller, cohort(), grid_um=0)
     assert gone in student.lineage.patients and gone not in student.lineage.bank_patients
 

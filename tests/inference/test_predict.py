@@ -20,7 +20,7 @@ from cmrcnet.inference.predict import predict
 from cmrcnet.inference.predictor import average_expression, embedding_bag_sums
 from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
-from cmrcnet.search.average import average
+from cmrcnet.search.aggregate import average
 from cmrcnet.search.neighbours import Neighbours
 from cmrcnet.slides.section import Cohort, Spots
 from cmrcnet.slides.slide import ArraySlide, Slide
@@ -233,5 +233,5 @@ def test_real_sections(als_csv, tmp_path):
     table = predict(model, unseen.slide, bank=bank, spots=unseen.spots.take(np.arange(8)), k=20)
     check_prediction_table(table)
     assert table.shape == (8, len(bank.genes)) and table.obs["in_tissue"].mean() > 0.5
-    assert table.X.min() >= 0 and table.X.max() <= max(part.expression.data.max() for part in bank.parts)
+    assert table.X.min() >= 0 and table.X.max() <= max(part.expression.data.max() for part in bank.entries)
     assert set(table.uns["cmrcnet"]["neighbour_spots"]["section"]) <= {first, second}

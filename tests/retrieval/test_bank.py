@@ -43,7 +43,7 @@ PART_FILES = (
 
 
 def part_folder(bank: ReferenceBank, folder: Path, number: int = 0) -> Path:
-    return folder / "parts" / bank.parts[number].fingerprint
+    return folder / "sections" / bank.entries[number].fingerprint
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -66,7 +66,7 @@ def test_it_holds_every_spot_with_every_gene(model, bank):
     cohort = small_cohort()
     assert bank.genes == (*GENES[:10], "NEW1", *GENES[10:])  # order of first appearance
     np.testing.assert_array_equal(dense(bank), np.vstack([by_name(section, bank.genes) for section in cohort]))
-    assert bank.expression.dtype == np.float32 and {part.expression.format for part in bank.parts} == {"csc"}
+    assert bank.expression.dtype == np.float32 and {part.expression.format for part in bank.entries} == {"csc"}
     wanted = np.concatenate([model.embed_expression(model.panel.select(section)) for section in cohort])
     np.testing.assert_array_equal(bank.vectors, wanted)
     np.testing.assert_allclose(np.linalg.norm(bank.vectors, axis=1), 1, rtol=1e-5)
@@ -110,10 +110,10 @@ def test_saving_and_loading_change_no_number(bank, tmp_path):
     assert again.spots.equals(bank.spots)
     assert (again.genes, again.target_sum, again.model_fingerprint) == (bank.genes, 10_000.0, bank.model_fingerprint)
     assert again.fingerprint == bank.fingerprint
-    for thing in (again, *again.parts):
+    for thing in (again, *again.entries):
         thing.__dict__.pop("fingerprint")
     assert again.fingerprint == bank.fingerprint  # not only remembered: the content gives it
-    for part in again.parts:
+    for part in again.entries:
         assert isinstance(part.vectors, np.memmap) and isinstance(part.expression.data, np.memmap)
         assert isinstance(part.expression.indices, np.memmap)
 
@@ -132,7 +132,7 @@ def test_the_same_bank_is_the_same_bytes(model, bank, tmp_path):
         build_bank(model, small_cohort()).save(tmp_path / name)
     one = files_of(tmp_path / "one")
     assert one == files_of(tmp_path / "two")
-    wanted = {f"parts/{part.fingerprint}/{file}" for part in bank.parts for file in PART_FILES}
+    wanted = {f"sections/{part.fingerprint}/{file}" for part in bank.entries for file in PART_FILES}
     assert set(one) == {"bank.json"} | wanted
 
 
@@ -174,7 +174,7 @@ def test_a_corrupt_gene_does_not_keep_from_reading_the_others(bank, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:-14] + bytes([content[-14] ^ 1]) + content[-13:])  # the last gene of B1
     again = ReferenceBank.load(tmp_path / "bank")
-    last = bank.genes.index(bank.parts[2].genes[-1])
+    last = bank.genes.index(bank.entries[2].genes[-1])
     others = np.delete(np.arange(len(bank.genes)), last)
     np.testing.assert_array_equal(again.expression.dense(others), bank.expression.dense(others))
     with pytest.raises(Damaged, match=rf"gene {bank.genes[last]} in section B1 is corrupt; take the section out"):
@@ -187,8 +187,8 @@ def test_a_corrupt_gene_does_not_keep_from_reading_the_others(bank, tmp_path):
 def test_a_bank_of_another_format_is_refused(bank, tmp_path):
     bank.save(tmp_path / "bank")
     path = tmp_path / "bank" / "bank.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
-    with pytest.raises(Incompatible, match="has format 1, and this version reads 2"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.raises(Incompatible, match="has format 2, and this version reads 3"):
         ReferenceBank.load(tmp_path / "bank")
     path.write_text("[]")
     with pytest.raises(Incompatible, match="has format None"):
@@ -204,7 +204,7 @@ def test_a_full_disk_leaves_nothing(bank, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("cmrcnet.retrieval.bank_part._sha256", full)  # asked for when all else is written
+    monkeypatch.setattr("cmrcnet.retrieval.store._sha256", full)  # asked for when all else is written
     with pytest.raises(NoSpace, match="nothing half-written is left"):
         bank.save(tmp_path / "bank")
     assert list(tmp_path.iterdir()) == []
@@ -252,11 +252,11 @@ def test_counts_that_are_none_are_refused(model):
 
 
 def test_parts_that_do_not_fit_are_refused(bank):
-    part = bank.parts[0]
+    part = bank.entries[0]
     for name, value in (("vectors", part.vectors[1:]), ("genes", part.genes[1:])):
         with pytest.raises(ShapeMismatch, match="of section A1 has shape"):
             replace(part, **{name: value})
-    narrow = replace(bank.parts[1], vectors=bank.parts[1].vectors[:, 1:])
+    narrow = replace(bank.entries[1], vectors=bank.entries[1].vectors[:, 1:])
     with pytest.raises(ShapeMismatch, match="vectors and scores of section A2"):
         ReferenceBank((part, narrow), "m")
     with pytest.raises(BadOption, match="section is 'A1'; wanted each section named once"):

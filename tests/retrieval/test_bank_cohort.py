@@ -7,8 +7,7 @@ import pytest
 from cmrcnet.datasets.synthetic import synthetic_cohort, write_cohort
 from cmrcnet.errors import BadOption, MissingInput
 from cmrcnet.readers.cohort import read_cohort
-from cmrcnet.retrieval.bank import build_bank
-from cmrcnet.retrieval.bank_cohort import cohort_of_bank
+from cmrcnet.retrieval.bank import build_bank, cohort_of_bank
 from cmrcnet.slides.section import Cohort
 from tests.inference.small_model import small_model, small_section
 
@@ -16,8 +15,8 @@ from tests.inference.small_model import small_model, small_section
 def bank_from(*sources: str):
     sections = [small_section(f"S{number}", f"P{number}") for number in range(len(sources))]
     bank = build_bank(small_model(), Cohort.of(sections))
-    parts = tuple(replace(part, source=source) for part, source in zip(bank.parts, sources, strict=True))
-    return replace(bank, parts=parts)
+    parts = tuple(replace(part, source=source) for part, source in zip(bank.entries, sources, strict=True))
+    return replace(bank, entries=parts)
 
 
 def test_a_cohort_knows_the_file_that_names_each_section(tmp_path):
@@ -35,7 +34,9 @@ def test_the_sections_come_from_all_files_that_the_bank_was_built_from(tmp_path)
         made[seed] = read_cohort(tmp_path / str(seed) / "cohort.csv")
     first, second = made[1].sections
     bank = bank_from(made[2].source_of(second), made[1].source_of(first))
-    bank = replace(bank, parts=tuple(replace(p, section=n) for p, n in zip(bank.parts, (second, first), strict=True)))
+    bank = replace(
+        bank, entries=tuple(replace(p, section=n) for p, n in zip(bank.entries, (second, first), strict=True))
+    )
     found = cohort_of_bank(bank)
     assert found.sections == (second, first)
     for name, seed in ((second, 2), (first, 1)):

@@ -33,13 +33,13 @@ from cmrcnet.inference.predictor import PredictOptions, make_predictor
 from cmrcnet.retrieval import bank as bank_module
 from cmrcnet.retrieval import edit as bank_edit
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
-from cmrcnet.retrieval.edit import add_sections, drop_sections, merge_banks, search_anew
-from cmrcnet.retrieval.manifest import Manifest
-from cmrcnet.search.search_config import SearchConfig
+from cmrcnet.retrieval.edit import add_sections, drop_sections, merge_banks, rebuild_index
+from cmrcnet.retrieval.store import Manifest
+from cmrcnet.search.build import SearchConfig
 from cmrcnet.slides.section import Cohort
 from tests.inference.small_model import GENES, noise_slide, small_model, small_section
 
-KINDS = (None, SearchConfig(kind="ivf"), SearchConfig(kind="ivf-compressed"), SearchConfig(kind="hnsw"))
+KINDS = (None, SearchConfig(kind="ivf"), SearchConfig(kind="ivf-compressed"))
 
 
 def cohort(*names: str) -> Cohort:
@@ -51,10 +51,10 @@ def cohort(*names: str) -> Cohort:
 def with_scores(bank: ReferenceBank) -> ReferenceBank:
     """The bank as a model on components would have made it."""
     parts = []
-    for number, part in enumerate(bank.parts):
+    for number, part in enumerate(bank.entries):
         scores = np.random.default_rng(number).normal(size=(len(part), 3)).astype(np.float32)
-        parts.append(replace(part, scores=scores, moments=SectionStatistics.of(part.expression, scores)))
-    return replace(bank, parts=tuple(parts))
+        parts.append(replace(part, scores=scores, statistics=SectionStatistics.of(part.expression, scores)))
+    return replace(bank, entries=tuple(parts))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -68,9 +68,9 @@ def assert_same_bank(here: ReferenceBank, there: ReferenceBank) -> None:
     np.testing.assert_array_equal(here.expression.toarray(), there.expression.toarray())
     np.testing.assert_array_equal(here.measured, there.measured)
     assert here.spots.equals(there.spots)
-    if there.levels is not None:
+    if there.gene_decoder is not None:
         for name in ("level", "deviation", "loadings"):
-            np.testing.assert_array_equal(getattr(here.levels, name), getattr(there.levels, name))
+            np.testing.assert_array_equal(getattr(here.gene_decoder, name), getattr(there.gene_decoder, name))
 
 
 def test_added_and_dropped_it_is_the_bank_that_would_have_been_built(model, tmp_path):
@@ -85,35 +85,35 @@ def test_added_and_dropped_it_is_the_bank_that_would_have_been_built(model, tmp_
 def test_where_a_section_was_read_from_is_forgotten_where_it_names_the_dropped(model, tmp_path):
     bank = build_bank(model, cohort("A1", "B1", "C1"))
     sources = ("/data/lot-1/cohort.csv", "/data/of-patient-C/cohort.csv", "/data/lot-1/cohort.csv")
-    parts = tuple(replace(part, source=source) for part, source in zip(bank.parts, sources, strict=True))
-    replace(bank, parts=parts).save(tmp_path / "bank")
-    assert tuple(part.source for part in ReferenceBank.load(tmp_path / "bank").parts) == sources
+    parts = tuple(replace(part, source=source) for part, source in zip(bank.entries, sources, strict=True))
+    replace(bank, entries=parts).save(tmp_path / "bank")
+    assert tuple(part.source for part in ReferenceBank.load(tmp_path / "bank").entries) == sources
     drop_sections(tmp_path / "bank", ["patient-C"])
-    assert tuple(part.source for part in ReferenceBank.load(tmp_path / "bank").parts) == (sources[0], "")
+    assert tuple(part.source for part in ReferenceBank.load(tmp_path / "bank").entries) == (sources[0], "")
     assert not any(b"patient-C" in content for content in files_of(tmp_path / "bank").values())
 
 
 def test_levels_are_those_of_a_fresh_build(model, tmp_path):
     whole, rest = (with_scores(build_bank(model, cohort(*names))) for names in (("A1", "B1", "C1"), ("A1", "B1")))
     whole.save(tmp_path / "bank")
-    assert ReferenceBank.load(tmp_path / "bank").levels.level.shape == (13,)
+    assert ReferenceBank.load(tmp_path / "bank").gene_decoder.level.shape == (13,)
     drop_sections(tmp_path / "bank", ["C1"])
     assert_same_bank(ReferenceBank.load(tmp_path / "bank"), rest)
 
 
 def pieces_of(bank: ReferenceBank, section: str) -> dict[str, bytes]:
     """What must not be found: names as they are written, and every number of the section by itself."""
-    [part] = [part for part in bank.parts if part.section == section]
+    [part] = [part for part in bank.entries if part.section == section]
     found = {name: name.encode() for name in (part.section, part.patient, "ONLY_C", part.fingerprint, bank.fingerprint)}
     found |= {f"barcode {barcode}": f"{barcode},".encode() for barcode in part.spots["barcode"] if len(barcode) > 5}
     found |= {f"x {x}": repr(float(x)).encode() for x in part.spots["x"]}
-    theirs = {row.tobytes() for p in bank.parts if p.section != section for row in np.asarray(p.vectors)}
+    theirs = {row.tobytes() for p in bank.entries if p.section != section for row in np.asarray(p.vectors)}
     rows = [row for row in np.asarray(part.vectors) if row.tobytes() not in theirs]  # empty spots are alike everywhere
     assert len(rows) >= len(part) - 1
     found |= {f"row {i}": row.tobytes() for i, row in enumerate(rows)}
     found |= {f"half row {i}": row[: len(row) // 2].tobytes() for i, row in enumerate(rows)}
     values = {struct.pack("<f", v) for v in part.expression.data}
-    others = {struct.pack("<f", v) for p in bank.parts if p.section != section for v in p.expression.data}
+    others = {struct.pack("<f", v) for p in bank.entries if p.section != section for v in p.expression.data}
     found |= {f"value {v.hex()}": v for v in values - others}
     columns = np.split(part.expression.data, part.expression.indptr[1:-1])
     found |= {f"gene {i}": column.tobytes() for i, column in enumerate(columns) if len(column) > 2}
@@ -142,14 +142,14 @@ def test_nothing_of_the_dropped_is_left_in_any_byte(model, tmp_path, kind, how):
     drop_sections(folder, [f"withdrawn-{how}"])
     assert left() == []
     assert ReferenceBank.load(folder).searcher().nearest(np.eye(2, 16, dtype=np.float32), 50).ids.max() < 85
-    assert {path.name for path in folder.iterdir()} <= {"bank.json", "parts", "search", ".lock"}
+    assert {path.name for path in folder.iterdir()} <= {"bank.json", "sections", "index", ".lock"}
 
 
 @pytest.mark.parametrize("kind", KINDS[1:], ids=lambda kind: kind.kind)
-@pytest.mark.parametrize("anew_after", [0.0, 100.0])
-def test_the_search_follows_the_bank(model, tmp_path, monkeypatch, kind, anew_after):
-    """Edited cells or new ones: whoever is asked for all neighbours finds those that exact search finds."""
-    monkeypatch.setattr(bank_edit, "MADE_ANEW_AFTER", anew_after)
+@pytest.mark.parametrize("rebuild_after", [0.0, 100.0])
+def test_the_index_follows_the_bank(model, tmp_path, monkeypatch, kind, rebuild_after):
+    """Edited lists and rebuilt ones: a search for all neighbours finds what exact search finds."""
+    monkeypatch.setattr(bank_edit, "REBUILD_AFTER", rebuild_after)
     build_bank(model, cohort("A1", "B1", "C1")).save(tmp_path / "bank", search=kind)
     drop_sections(tmp_path / "bank", ["B1"])
     add_sections(tmp_path / "bank", model, cohort("A2", "B2"))
@@ -158,16 +158,16 @@ def test_the_search_follows_the_bank(model, tmp_path, monkeypatch, kind, anew_af
     found, true = (each.searcher().nearest(queries, len(fresh)) for each in (bank, fresh))
     np.testing.assert_array_equal(np.sort(found.ids), np.sort(true.ids))
     np.testing.assert_allclose(found.similarity, true.similarity, atol=1e-5)
-    facts = Manifest.read(tmp_path / "bank").search
+    facts = Manifest.read(tmp_path / "bank").index
     assert facts["kind"] == kind.kind and min(facts["recall"].values()) >= 0.95
-    assert facts["changed"] == (0 if anew_after == 0 or kind.kind == "hnsw" else 25 + 30 + 25)
+    assert facts["changed"] == (0 if rebuild_after == 0 else 25 + 30 + 25)
 
 
 def test_one_drop_touches_no_other_section(model, tmp_path):
     build_bank(model, cohort("A1", "B1", "C1")).save(tmp_path / "bank")
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "bank" / "parts").rglob("*")}
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "bank" / "sections").rglob("*")}
     drop_sections(tmp_path / "bank", ["B1"])
-    for path in (tmp_path / "bank" / "parts").rglob("*"):
+    for path in (tmp_path / "bank" / "sections").rglob("*"):
         assert path.stat().st_mtime_ns == before[path]
 
 
@@ -191,16 +191,16 @@ def test_a_predictor_uses_the_bank_as_it_was(model, tmp_path, kind):
     np.testing.assert_array_equal(anndata.read_h5ad(tmp_path / "p.h5ad").X, before.X)
 
 
-def test_a_bank_that_is_edited_while_it_is_opened_is_opened_anew(model, tmp_path, monkeypatch):
+def test_a_bank_that_is_edited_while_it_is_opened_is_opened_again(model, tmp_path, monkeypatch):
     build_bank(model, cohort("A1", "B1", "C1")).save(tmp_path / "bank")
-    open_part, edits = bank_module.BankPart.open, []
+    open_part, edits = bank_module.BankSection.open, []
 
     def edited_meanwhile(*given):
         if not edits:
             edits.append(drop_sections(tmp_path / "bank", ["A1"]))
         return open_part(*given)
 
-    monkeypatch.setattr(bank_module.BankPart, "open", edited_meanwhile)
+    monkeypatch.setattr(bank_module.BankSection, "open", edited_meanwhile)
     assert ReferenceBank.load(tmp_path / "bank").sections == ("B1", "C1")
     assert edits == [("A1",)]
 
@@ -217,10 +217,10 @@ def test_a_search_that_was_edited_away_is_one_clear_error(model, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS[1:], ids=lambda kind: kind.kind)
 @pytest.mark.parametrize("damage", ["missing", "changed", "another bank's"])
-def test_an_index_that_does_not_match_is_refused_and_can_be_made_anew(model, tmp_path, kind, damage):
+def test_an_index_that_does_not_match_is_refused_and_can_be_rebuilt(model, tmp_path, kind, damage):
     build_bank(model, cohort("A1", "B1", "C1")).save(tmp_path / "bank", search=kind)
     build_bank(model, cohort("A1", "B1", "C2")).save(tmp_path / "other", search=kind)
-    here, there = (next((tmp_path / name / "search").iterdir()) for name in ("bank", "other"))
+    here, there = (next((tmp_path / name / "index").iterdir()) for name in ("bank", "other"))
     for path in here.iterdir():
         if damage == "another bank's":
             path.write_bytes((there / path.name).read_bytes())
@@ -232,7 +232,7 @@ def test_an_index_that_does_not_match_is_refused_and_can_be_made_anew(model, tmp
         Incompatible, match=r"The search index in .*bank does not match .*: cmrcnet bank rebuild-index .*bank$"
     ):
         ReferenceBank.load(tmp_path / "bank").searcher()
-    search_anew(tmp_path / "bank", kind)
+    rebuild_index(tmp_path / "bank", kind)
     assert len(ReferenceBank.load(tmp_path / "bank").searcher().nearest(np.eye(1, 16, dtype=np.float32), 5).ids) == 1
     drop_sections(tmp_path / "bank", ["A1"])
     ReferenceBank.load(tmp_path / "bank").searcher()
@@ -248,7 +248,7 @@ def test_an_index_without_the_library_names_the_extra(model, tmp_path, monkeypat
 def test_a_damaged_section_can_be_dropped(model, tmp_path):
     bank = build_bank(model, cohort("A1", "B1", "C1"))
     bank.save(tmp_path / "bank", search=KINDS[1])
-    (tmp_path / "bank" / "parts" / bank.parts[1].fingerprint / "vectors.npy").unlink()
+    (tmp_path / "bank" / "sections" / bank.entries[1].fingerprint / "vectors.npy").unlink()
     with pytest.raises(Damaged, match=r"vectors.npy of section B1 is missing; .*bank drop .*bank 'B1'"):
         ReferenceBank.load(tmp_path / "bank")
     drop_sections(tmp_path / "bank", ["B1"])
@@ -276,7 +276,7 @@ def test_two_edits_at_once_are_refused(model, tmp_path):
     drop_sections(tmp_path / "bank", ["A1"])
 
 
-@pytest.mark.parametrize("where", ["bank_part._sha256", "bank_part.write_array", "bank_index.write_array"])
+@pytest.mark.parametrize("where", ["store._sha256", "store.write_array", "bank_index.write_array"])
 def test_a_full_disk_changes_nothing(model, tmp_path, monkeypatch, where):
     build_bank(model, cohort("A1", "B1")).save(tmp_path / "bank", search=KINDS[1])
     before = files_of(tmp_path / "bank")
@@ -294,15 +294,15 @@ def test_what_a_killed_edit_left_goes_with_the_next(model, tmp_path, monkeypatch
     folder = tmp_path / "bank"
     build_bank(model, cohort("A1", "B1", "C1")).save(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(bank_edit, "_sweep", lambda *_: None)  # killed behind the new manifest
+        patch.setattr(bank_edit, "_remove_unnamed", lambda *_: None)  # killed behind the new manifest
         drop_sections(folder, ["B1"])
     (folder / ".bank.tmp-0123abcd.json").write_text("B1")
-    assert len(list((folder / "parts").iterdir())) == 3
+    assert len(list((folder / "sections").iterdir())) == 3
     with pytest.raises(
         UnknownName, match=r"There is no section or patient in the bank 'B1'; known: patient-A, patient-C, A1, C1"
     ):
         drop_sections(folder, ["B1"])
-    assert len(list((folder / "parts").iterdir())) == 2 and not list(folder.glob(".bank*"))
+    assert len(list((folder / "sections").iterdir())) == 2 and not list(folder.glob(".bank*"))
 
 
 def test_a_bank_that_may_not_be_written_is_refused(model, tmp_path, monkeypatch):
@@ -361,8 +361,8 @@ def test_a_search_that_cannot_be_kept_gives_way_to_exact_search(model, tmp_path,
     def too_low(*_):
         raise NotAvailable.from_sentence("The index finds too few neighbours.")
 
-    build_bank(model, cohort("A1", "B1", "C1")).save(tmp_path / "bank", search=KINDS[3])
+    build_bank(model, cohort("A1", "B1", "C1")).save(tmp_path / "bank", search=KINDS[2])
     monkeypatch.setattr(bank_edit, "build_search", too_low)
     with pytest.warns(CmrcnetWarning, match="searched exactly from now on"):
         drop_sections(tmp_path / "bank", ["C1"])
-    assert json.loads((tmp_path / "bank" / "bank.json").read_text())["search"] is None
+    assert json.loads((tmp_path / "bank" / "bank.json").read_text())["index"] is None

@@ -10,20 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import BadOption, MissingExtra, NotAvailable, ShapeMismatch
-from cmrcnet.search import cells as cells_module
-from cmrcnet.search import search_config
-from cmrcnet.search.build import build_search
-from cmrcnet.search.cells import Cells, cells_for
-from cmrcnet.search.effort import Effort
+from cmrcnet.search.build import COMPRESSED_FROM, EXACT_BELOW, HeldOutQueries, SearchConfig, build_search
 from cmrcnet.search.exact import ExactSearch
-from cmrcnet.search.inverted_file import InvertedFile
-from cmrcnet.search.neighbours import Neighbours
-from cmrcnet.search.recall import HeldOutQueries
-from cmrcnet.search.search_config import SearchConfig
-from cmrcnet.search.searcher import Searcher
-from cmrcnet.search.stacked_rows import StackedRows
+from cmrcnet.search.ivf import IVFLists, IVFSearch, SearchParameters, list_count
+from cmrcnet.search.neighbours import Neighbours, Searcher
+from cmrcnet.search.stacked_arrays import StackedRows
 
-APPROXIMATE = ("hnsw", "ivf", "ivf-compressed")
+APPROXIMATE = ("ivf", "ivf-compressed")
 
 
 def clustered(count: int, seed: int, dim: int = 24) -> np.ndarray:
@@ -97,17 +90,12 @@ def test_a_bank_that_is_not_finite_is_refused(kind):
         build_search(broken, SearchConfig(kind=kind))
 
 
-@pytest.mark.parametrize(
-    ("kind", "fixed", "parameter"), [("ivf", {"probes": 1}, "probes"), ("ivf-compressed", {"probes": 1}, "probes"),
-                                    ("hnsw", {"breadth": 1}, "breadth")],
-)  # fmt: skip
-def test_too_little_recall_says_what_to_raise(kind, fixed, parameter):
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_too_little_recall_says_what_to_raise(kind):
     noise = np.random.default_rng(0).normal(size=(3_000, 64)).astype(np.float32)  # no clusters: the hardest case
-    wanted = (
-        rf"The {kind} index finds 0\.\d+ of the \d+ nearest .* {parameter} 1, and 0.999 was .*; raise --{parameter}"
-    )
+    wanted = rf"The {kind} index finds 0\.\d+ of the \d+ nearest .* nprobe 1, and 0.999 was .*; raise --nprobe"
     with pytest.raises(NotAvailable, match=wanted):
-        build_search(noise, SearchConfig(kind=kind, recall=0.999, **fixed))
+        build_search(noise, SearchConfig(kind=kind, recall=0.999, nprobe=1))
 
 
 def test_exact_is_built_without_the_library_and_others_name_the_extra(bank, monkeypatch):
@@ -119,23 +107,20 @@ def test_exact_is_built_without_the_library_and_others_name_the_extra(bank, monk
 
 
 def test_auto_follows_the_size(monkeypatch):
-    sizes = (search_config.EXACT_BELOW, search_config.COMPRESSED_FROM)
+    sizes = (EXACT_BELOW, COMPRESSED_FROM)
     kinds = [SearchConfig().kind_for(n) for n in (1, sizes[0] - 1, sizes[0], sizes[1] - 1, sizes[1])]
     assert kinds == ["exact", "exact", "ivf", "ivf", "ivf-compressed"]
-    assert SearchConfig(kind="hnsw").kind_for(3) == "hnsw"
+    assert SearchConfig(kind="ivf").kind_for(3) == "ivf"
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"kind": "magic"}, "search is 'magic'; wanted exact, hnsw, ivf, ivf-compressed, auto"),
+        ({"kind": "magic"}, "search is 'magic'; wanted exact, ivf, ivf-compressed, auto"),
         ({"recall": 0.0}, "recall is 0.0; wanted a share above 0, at most 1"),
-        ({"kind": "ivf", "probes": 0}, "probes is 0; wanted a whole number"),
-        (
-            {"kind": "hnsw", "probes": 3},
-            "probes is 3; wanted nothing with --search hnsw; it belongs to ivf and ivf-comp",
-        ),
-        ({"breadth": 3}, "breadth is 3; wanted nothing with --search auto; it belongs to hnsw"),
+        ({"kind": "ivf", "nprobe": 0}, "nprobe is 0; wanted a whole number"),
+        ({"nprobe": 3}, "nprobe is 3; wanted nothing with --search auto; it belongs to ivf and ivf-compressed"),
+        ({"kind": "hnsw"}, "search is 'hnsw'; wanted exact, ivf, ivf-compressed, auto"),
     ],
 )
 def test_options_that_make_no_sense(options, sentence):
@@ -145,57 +130,50 @@ def test_options_that_make_no_sense(options, sentence):
 
 def test_the_same_bank_gives_the_same_search(bank):
     one, two = (build_search(bank, SearchConfig(kind="ivf")).searcher for _ in range(2))
-    np.testing.assert_array_equal(one.cells.sums, two.cells.sums)
-    np.testing.assert_array_equal(one.cell_of_spot, two.cell_of_spot)
-    assert one.effort == two.effort
+    np.testing.assert_array_equal(one.lists.sums, two.lists.sums)
+    np.testing.assert_array_equal(one.list_of_spot, two.list_of_spot)
+    assert one.parameters == two.parameters
 
 
-def test_cells_hold_the_sums_of_their_own_unit_vectors(bank):
-    cells, cell_of_spot = Cells.learn(bank, 20, seed=0)
+def test_lists_hold_the_sums_of_their_own_unit_vectors(bank):
+    lists, list_of_spot = IVFLists.fit(bank, 20, seed=0)
     vectors = np.asarray(bank, np.float64)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    for cell in range(20):
-        np.testing.assert_allclose(cells.sums[cell], unit[cell_of_spot == cell].sum(axis=0), atol=1e-4)
-        assert cells.counts[cell] == (cell_of_spot == cell).sum()
-
-
-def test_walking_to_a_cell_hardly_ever_ends_next_door(bank, monkeypatch):
-    cells, _ = Cells.learn(bank, 100, seed=0)
-    exactly = cells.assign(bank)
-    monkeypatch.setattr(cells_module, "WALK_FROM", 1)
-    assert (cells.assign(bank) == exactly).mean() > 0.99
+    for number in range(20):
+        np.testing.assert_allclose(lists.sums[number], unit[list_of_spot == number].sum(axis=0), atol=1e-4)
+        assert lists.counts[number] == (list_of_spot == number).sum()
 
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1_000))
 def test_vectors_that_are_taken_out_leave_nothing(seed):
     vectors = clustered(60, seed)
-    cell_of_spot = np.random.default_rng(seed).integers(0, 6, 60)
-    cell_of_spot[:40] %= 5  # cell 5 is held by those that go alone
-    nothing = Cells(np.zeros((6, 24)), np.zeros(6, np.int64))
-    stay = nothing.plus(vectors[:40], cell_of_spot[:40])
-    back = nothing.plus(vectors, cell_of_spot).plus(vectors[40:], cell_of_spot[40:], sign=-1)
+    list_of_spot = np.random.default_rng(seed).integers(0, 6, 60)
+    list_of_spot[:40] %= 5  # list 5 holds nothing but what is removed
+    nothing = IVFLists(np.zeros((6, 24)), np.zeros(6, np.int64))
+    stay = nothing.plus(vectors[:40], list_of_spot[:40])
+    back = nothing.plus(vectors, list_of_spot).plus(vectors[40:], list_of_spot[40:], sign=-1)
     np.testing.assert_array_equal(back.counts, stay.counts)
     np.testing.assert_allclose(back.sums, stay.sums, atol=1e-12)
-    assert (back.sums[5] == 0).all() and (back.centres[5] == 0).all()
-    np.testing.assert_allclose(np.linalg.norm(stay.centres, axis=1), (stay.counts > 0).astype(float), atol=1e-6)
+    assert (back.sums[5] == 0).all() and (back.centroids[5] == 0).all()
+    np.testing.assert_allclose(np.linalg.norm(stay.centroids, axis=1), (stay.counts > 0).astype(float), atol=1e-6)
 
 
-def test_cells_that_hold_too_few_send_on_to_others():
+def test_more_lists_are_scanned_where_they_hold_too_few():
     vectors = clustered(400, 6)
-    cells, cell_of_spot = Cells.learn(vectors, 40, seed=0)
+    lists, list_of_spot = IVFLists.fit(vectors, 40, seed=0)
     for compressed in (False, True):
-        search = InvertedFile(vectors, cells, cell_of_spot, Effort(((1, 1),)), compressed=compressed)
+        search = IVFSearch(vectors, lists, list_of_spot, SearchParameters(((1, 1),)), compressed=compressed)
         assert (search.nearest(vectors[:5], 300).ids >= 0).all()
 
 
-def test_effort_grows_with_k():
-    effort = Effort(((50, 4), (500, 20)))
-    assert [effort.at(k) for k in (1, 50, 51, 500, 501, 1_000)] == [4, 4, 20, 20, 21, 40]
+def test_nprobe_grows_with_k():
+    parameters = SearchParameters(((50, 4), (500, 20)))
+    assert [parameters.nprobe(k) for k in (1, 50, 51, 500, 501, 1_000)] == [4, 4, 20, 20, 21, 40]
 
 
-def test_cells_grow_as_the_root():
-    assert [cells_for(n) for n in (1, 100, 10_000, 1_000_000, 10**9)] == [1, 12, 200, 2_000, 4_096]
+def test_the_number_of_lists_grows_as_the_root():
+    assert [list_count(n) for n in (1, 100, 10_000, 1_000_000, 10**9)] == [1, 12, 200, 2_000, 4_096]
 
 
 class Perfect:

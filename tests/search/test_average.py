@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, ShapeMismatch
-from cmrcnet.search.average import average, neighbour_weights
+from cmrcnet.search.aggregate import average, neighbour_weights
 from cmrcnet.search.neighbours import Neighbours
-from cmrcnet.search.stacked_columns import StackedColumns
+from cmrcnet.search.stacked_arrays import StackedColumns
 
 BANK, GENES, SECTIONS = 40, 13, 3
 

@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.search import stacked_columns
-from cmrcnet.search.average import average, average_blocks
+from cmrcnet.search import stacked_arrays
+from cmrcnet.search.aggregate import average, average_blocks
 from cmrcnet.search.exact import ExactSearch
 from cmrcnet.search.neighbours import Neighbours
-from cmrcnet.search.stacked_columns import StackedColumns
-from cmrcnet.search.stacked_rows import StackedRows
+from cmrcnet.search.stacked_arrays import StackedColumns, StackedRows
 
 GENES = 11
 
@@ -80,8 +79,8 @@ def tables(seed: int) -> tuple[StackedColumns, np.ndarray]:
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), long_columns=st.booleans())
 def test_columns_and_rows_are_those_of_the_whole(seed, long_columns):
-    before = stacked_columns._LONG_COLUMN
-    stacked_columns._LONG_COLUMN = 0 if long_columns else before
+    before = stacked_arrays._LONG_COLUMN
+    stacked_arrays._LONG_COLUMN = 0 if long_columns else before
     try:
         table, whole = tables(seed)
         rng = np.random.default_rng(seed)
@@ -92,7 +91,7 @@ def test_columns_and_rows_are_those_of_the_whole(seed, long_columns):
         np.testing.assert_array_equal(table.dense(columns, rows), whole[rows][:, columns])
         np.testing.assert_array_equal(table.dense(rows=rows), whole[rows])
     finally:
-        stacked_columns._LONG_COLUMN = before
+        stacked_arrays._LONG_COLUMN = before
 
 
 def test_only_columns_that_are_read_are_checked():
@@ -128,7 +127,7 @@ def test_averages_come_in_blocks_and_equal_those_of_the_whole(seed, k, queries):
 
 
 def test_giving_pages_back_changes_no_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(stacked_columns, "HELD_BYTES", 0)
+    monkeypatch.setattr(stacked_arrays, "HELD_BYTES", 0)
     matrix = sparse.random(50, GENES, 0.4, "csc", np.float32, np.random.default_rng(3))
     whole = matrix.toarray()
     for name in ("data", "indices"):

@@ -11,7 +11,7 @@ from cmrcnet.errors import CmrcnetWarning, TooFew
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
 from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.models.trained_model import TrainedModel
-from cmrcnet.search.average import average
+from cmrcnet.search.aggregate import average
 from cmrcnet.search.exact import ExactSearch
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache

@@ -68,7 +68,7 @@ def bank_add_command(bank: Path, model: Path, cohort: Path, *, only: list[str] |
     from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.retrieval.edit import add_sections
-    from cmrcnet.retrieval.manifest import Manifest
+    from cmrcnet.retrieval.store import Manifest
 
     Manifest.read(bank)
     trained = TrainedModel.load(model)
@@ -92,7 +92,7 @@ def bank_drop_command(bank: Path, names: list[str]) -> Path:
         Sections, or patients (all their sections).
     """
     from cmrcnet.retrieval.edit import drop_sections
-    from cmrcnet.retrieval.manifest import Manifest
+    from cmrcnet.retrieval.store import Manifest
 
     dropped = drop_sections(bank, names)
     print(f"Dropped from {bank}: {', '.join(dropped)}. It now holds {count_text((Manifest.read(bank).spots, 'spot'))}.")
@@ -107,13 +107,13 @@ def bank_list_command(bank: Path) -> None:
     bank : Path
         Bank folder.
     """
-    from cmrcnet.retrieval.manifest import Manifest
+    from cmrcnet.retrieval.store import Manifest
 
     manifest = Manifest.read(bank)
     print(f"{'section':24}{'patient':24}{'spots':>10}{'genes':>10}")
-    for facts in manifest.parts:
-        print(f"{facts['section']:24}{facts['patient']:24}{facts['spots']:>10,}{facts['genes']:>10,}")
-    print(f"{count_text((len(manifest.parts), 'section'), (manifest.spots, 'spot'))}; {manifest.search_text()}.")
+    for record in manifest.sections:
+        print(f"{record['section']:24}{record['patient']:24}{record['spots']:>10,}{record['genes']:>10,}")
+    print(f"{count_text((len(manifest.sections), 'section'), (manifest.spots, 'spot'))}; {manifest.search_text()}.")
 
 
 def bank_merge_command(
@@ -160,7 +160,7 @@ def bank_rebuild_index_command(bank: Path, *, search: SearchOptions = DEFAULT_SE
     """
     wanted = search.to_config()
 
-    from cmrcnet.retrieval.edit import search_anew
+    from cmrcnet.retrieval.edit import rebuild_index
 
-    print(f"{bank}: {search_anew(bank, wanted).search_text()}.")
+    print(f"{bank}: {rebuild_index(bank, wanted).search_text()}.")
     return bank

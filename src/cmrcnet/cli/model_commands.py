@@ -123,8 +123,7 @@ def distil_command(
     from cmrcnet.inference.slide_batch import slides_of
     from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.readers.cohort import read_cohort
-    from cmrcnet.retrieval.bank import ReferenceBank
-    from cmrcnet.retrieval.bank_cohort import cohort_of_bank
+    from cmrcnet.retrieval.bank import ReferenceBank, cohort_of_bank
     from cmrcnet.slides.slide import open_slide
     from cmrcnet.storage.cache import TokenCache
 

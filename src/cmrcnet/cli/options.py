@@ -15,7 +15,7 @@ from cmrcnet.config import Config
 from cmrcnet.errors import BadOption
 
 if TYPE_CHECKING:
-    from cmrcnet.search.search_config import SearchConfig
+    from cmrcnet.search.build import SearchConfig
     from cmrcnet.slides.section import Cohort
 
 
@@ -53,14 +53,14 @@ class SearchOptions:
     recall: float = 0.95
     """Share of the true nearest spots that an approximate search must find, measured on held-out spots."""
 
-    probes: int | None = None
+    nprobe: int | None = None
     """IVF lists that each query compares with; the smallest number that reaches --recall when left out."""
 
     def to_config(self) -> SearchConfig:
         """Check the values and return them as the search room takes them."""
-        from cmrcnet.search.search_config import SearchConfig
+        from cmrcnet.search.build import SearchConfig
 
-        return SearchConfig(kind=self.search, recall=self.recall, probes=self.probes)
+        return SearchConfig(kind=self.search, recall=self.recall, nprobe=self.nprobe)
 
 
 @Parameter(name="*")

@@ -21,8 +21,7 @@ from cmrcnet.inference.location_features import LocationEncoder, LocationFeature
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.readers.hest import PatchSlide
 from cmrcnet.retrieval.bank import ReferenceBank
-from cmrcnet.retrieval.bank_part import BankPart
-from cmrcnet.retrieval.temporary_store import open_shelf
+from cmrcnet.retrieval.store import BankSection, temporary_store
 from cmrcnet.slides.query_grid import patch_grid
 from cmrcnet.slides.section import Cohort, Section, Spots
 from cmrcnet.slides.slide import Slide
@@ -122,7 +121,7 @@ def gather_lessons(
     """
     laid = _of_the_bank(bank, cohort, grid_um)
     laid += _of_slides(slides, grid_um, {each.slide.fingerprint() for each in laid})
-    with open_shelf(cache) as folder:
+    with temporary_store(cache) as folder:
         looked = []
         for number, each in enumerate(laid):
             features = LocationFeatures(encoder, each.slide, each.locations.centre_px, Path(folder) / str(number))
@@ -148,7 +147,7 @@ def seen_by(encoder: LocationEncoder, slide: Slide, locations: Spots, cache: Tok
     locations : Spots
     cache : TokenCache or None
     """
-    with open_shelf(cache) as folder:
+    with temporary_store(cache) as folder:
         features = LocationFeatures(encoder, slide, locations.centre_px, Path(folder) / "features")
         features.encode(cache)
         return np.concatenate([features.take(rows) for rows in _rows(len(locations))])
@@ -158,7 +157,7 @@ def _of_the_bank(bank: ReferenceBank, cohort: Cohort, grid_um: float) -> list[_L
     """The spots of each section; then a grid a slide, for one slide may bear several sections."""
     found: list[_Laid] = []
     on_slide: dict[str, list[_Laid]] = {}
-    for part in sorted(bank.parts, key=lambda part: part.section):
+    for part in sorted(bank.entries, key=lambda part: part.section):
         if part.section not in cohort.sections:
             want = f"the cohort that the bank was built from; it has no section {part.section}"
             raise BadOption("cohort", cohort.name, want)
@@ -195,7 +194,7 @@ def _grid(slide: Slide, grid_um: float) -> Spots | None:
         return None
 
 
-def _require_the_same(section: Section, part: BankPart, cohort: str) -> None:
+def _require_the_same(section: Section, part: BankSection, cohort: str) -> None:
     """Refuse a section whose spots are not those of the bank: `BadOption`."""
     same = list(section.spots.barcodes) == list(part.spots["barcode"]) and np.allclose(
         section.spots.centre_px, part.spots[["x", "y"]].to_numpy(np.float64)

@@ -65,7 +65,7 @@ def measure_speed(
         "k": model.config.head.within(len(bank)).k,
         "bank_spots": len(bank),
         "genes": len(bank.genes),
-        "search": "exact" if bank.search is None else bank.search["kind"],
+        "search": "exact" if bank.index is None else bank.index["kind"],
         "teacher_passes": passes_per_location(model.config),
         "student_passes": passes_per_location(student.config),
         "teacher_seconds": saying["teacher"],

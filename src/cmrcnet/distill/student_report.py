@@ -42,7 +42,7 @@ def sections_to_leave_out(bank: ReferenceBank, most: int) -> list[str]:
     if len(bank.sections) == 1:
         return []
     of: dict[str, list[str]] = {}
-    for part in sorted(bank.parts, key=lambda part: (part.patient, part.section)):
+    for part in sorted(bank.entries, key=lambda part: (part.patient, part.section)):
         of.setdefault(part.patient, []).append(part.section)
     rounds = range(max(map(len, of.values())))
     return [names[number] for number in rounds for names in of.values() if number < len(names)][:most]

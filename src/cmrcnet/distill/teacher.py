@@ -34,8 +34,8 @@ def without(bank: ReferenceBank, sections: Sequence[str]) -> ReferenceBank:
     bank : ReferenceBank
     sections : sequence of str
     """
-    others = tuple(part for part in bank.parts if part.section not in sections)
-    if not others or len(others) == len(bank.parts):
+    others = tuple(part for part in bank.entries if part.section not in sections)
+    if not others or len(others) == len(bank.entries):
         return bank
     return ReferenceBank(others, bank.model_fingerprint, bank.target_sum, bank.name)
 
@@ -75,9 +75,9 @@ def teach(model: TrainedModel, bank: ReferenceBank, lessons: Sequence[Lesson], s
     Taught
     """
     found = [_Answers(model, without(bank, lesson.sections), lesson, bank.genes) for lesson in lessons]
-    if model.head is not None and bank.levels is not None:
+    if model.head is not None and bank.gene_decoder is not None:
         covariance, variance_rescaling = model.head.ensemble.covariance, model.config.head.variance_rescaling
-        basis, turn = basis_of_decoder(bank.levels, covariance, variance_rescaling)
+        basis, turn = basis_of_decoder(bank.gene_decoder, covariance, variance_rescaling)
         return Taught(bank.genes, basis, [(each.component_scores() @ turn).astype(np.float32) for each in found])
     sizes = [len(lesson) for lesson in lessons]
     chosen = np.sort(np.random.default_rng(seed).choice(sum(sizes), min(SAMPLE, sum(sizes)), replace=False))

@@ -26,7 +26,7 @@ from cmrcnet.inference.location_features import LocationEncoder
 from cmrcnet.models.student import Student
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
-from cmrcnet.search.average import average, neighbour_weights
+from cmrcnet.search.aggregate import average, neighbour_weights
 from cmrcnet.search.neighbours import Neighbours
 
 if TYPE_CHECKING:
@@ -186,10 +186,10 @@ class BankPredictor(Predictor):
         neighbours = self._index.nearest(queries, config.k)
         mean, spread = average_expression(neighbours, bank, config, self.columns)
         obs: dict[str, np.ndarray] = {}
-        if head is not None and reduced is not None and bank.scores is not None and bank.levels is not None:
+        if head is not None and reduced is not None and bank.scores is not None and bank.gene_decoder is not None:
             scores, varied, parts = component_scores(self.model, bank, config, neighbours, reduced)
             unmeasured = np.isnan(mean)
-            mean = bank.levels.expression(
+            mean = bank.gene_decoder.expression(
                 scores,
                 self.columns,
                 covariance=head.ensemble.covariance,
@@ -494,7 +494,7 @@ def attribution_weights(
     """
     weights = neighbour_weights(neighbours, config.weighting, config.temperature)
     row_of = {patient: row for row, patient in enumerate(bank.patients)}
-    patient = np.array([row_of[part.patient] for part in bank.parts])[bank.section_of_spot[neighbours.ids]]
+    patient = np.array([row_of[entry.patient] for entry in bank.entries])[bank.section_of_spot[neighbours.ids]]
     slot = np.arange(len(patient))[:, None] * len(row_of) + patient
     totals = np.bincount(slot.ravel(), weights.ravel(), minlength=len(patient) * len(row_of))
     return weights, totals.reshape(len(patient), len(row_of)).astype(np.float32)

@@ -1,9 +1,9 @@
-"""The reference bank: every measured spot's embedding, its FULL expression, and where it came from.
+"""The reference bank: embedding, full expression and origin of every measured spot.
 
-Folder format 2: ``bank.json`` (the model's fingerprint, the list of sections, the search), ``parts/<name>/`` with one
-section each (see `bank_part`), and ``search/<name>/`` where the search is not exact (see `bank_search`). The arrays are
-memory-mapped. Sections are named by their content and never change; `bank_edit` adds and drops them. Expression lies
-gene by gene because that is how it is read: choosing 50 genes reads the bytes of 50 genes.
+A bank folder (format 3) holds ``bank.json``, ``sections/<name>/`` with one section each (`retrieval.store`), and
+``index/<name>/`` where the search is not exact (`retrieval.bank_index`). Arrays are memory-mapped. Sections are named
+by their content and never change; `retrieval.edit` adds and drops them. Expression is stored gene by gene because that
+is how it is read: choosing 50 genes reads the bytes of 50 genes.
 """
 
 from __future__ import annotations
@@ -15,20 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cmrcnet.errors import BadOption, Damaged, Incompatible, InUse, ShapeMismatch, TooFew
-from cmrcnet.heads.gene_decoder import GeneDecoder, fit_gene_decoder
+from cmrcnet.errors import BadOption, Damaged, Incompatible, InUse, MissingInput, ShapeMismatch, TooFew
+from cmrcnet.genes.normalise import check_counts, normalize
+from cmrcnet.heads.gene_decoder import GeneDecoder, SectionStatistics, fit_gene_decoder
 from cmrcnet.progress import tracked
-from cmrcnet.retrieval.bank_index import open_search, write_search
-from cmrcnet.retrieval.bank_part import BankPart
-from cmrcnet.retrieval.embed import embed_part
-from cmrcnet.retrieval.manifest import PARTS, Manifest, bank_fingerprint
-from cmrcnet.retrieval.temporary_store import open_shelf
-from cmrcnet.search.build import build_search
-from cmrcnet.search.search_config import SearchConfig
-from cmrcnet.search.searcher import Searcher
-from cmrcnet.search.stacked_columns import StackedColumns, own_columns
-from cmrcnet.search.stacked_rows import StackedRows
-from cmrcnet.slides.section import Cohort
+from cmrcnet.retrieval.bank_index import open_index, write_index
+from cmrcnet.retrieval.store import SECTIONS, BankSection, Manifest, bank_fingerprint, temporary_store
+from cmrcnet.search.build import SearchConfig, build_search
+from cmrcnet.search.neighbours import Searcher
+from cmrcnet.search.stacked_arrays import StackedColumns, StackedRows, own_columns
+from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.storage.atomic import atomic_folder
 
 if TYPE_CHECKING:
@@ -37,8 +33,8 @@ if TYPE_CHECKING:
     from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.storage.cache import TokenCache
 
-_TIMES_READ_AGAIN = 5
-"""How often a bank is opened anew that was edited while it was being opened."""
+_ATTEMPTS = 5
+"""How often to open a bank that is edited while it is being opened."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,16 +43,16 @@ class ReferenceBank:
 
     Parameters
     ----------
-    parts : tuple of BankPart
-        One a section, in order; a row of the bank is a spot of the first section, then of the next.
+    entries : tuple of BankSection
+        In order; rows of the bank are the spots of the first section, then of the next.
     model_fingerprint : str
         The model that made the vectors.
     target_sum : float or "median"
         Library size before log1p.
     name : str
-        For sentences: the folder, once there is one.
-    search : dict or None
-        What the folder's manifest says of its search; None: exact.
+        For error messages: the folder, once there is one.
+    index : dict or None
+        Record of the folder's search index; None: exact search.
 
     Raises
     ------
@@ -66,167 +62,178 @@ class ReferenceBank:
         Sections of another dimension than the first.
     BadOption
         Two sections of one name.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import cmrcnet
+    >>> cohort = cmrcnet.synthetic_cohort(patients=2, spots=16, genes=20, seed=0)
+    >>> bank = cmrcnet.build_bank(cmrcnet.fit(cohort, cmrcnet.Config.load("tiny")), cohort)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     bank.save(f"{folder}/bank")
+    ...     print(len(cmrcnet.ReferenceBank.load(f"{folder}/bank")), len(bank.genes))
+    32 20
     """
 
-    parts: tuple[BankPart, ...]
+    entries: tuple[BankSection, ...]
     model_fingerprint: str
     target_sum: float | Literal["median"] = 10_000.0
     name: str = "bank"
-    search: dict[str, Any] | None = None
-    _shelf: object = field(default=None, repr=False)  # its temporary folder goes when the bank goes
+    index: dict[str, Any] | None = None
+    _store: object = field(default=None, repr=False)  # its temporary folder is removed with the bank
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(self.parts))
-        if not self.parts:
+        object.__setattr__(self, "entries", tuple(self.entries))
+        if not self.entries:
             raise TooFew("sections in the bank", 0, 1, "name at least one section with measured spots")
-        for part in self.parts:
-            if part.widths != self.parts[0].widths:
-                raise ShapeMismatch(f"vectors and scores of section {part.section}", self.parts[0].widths, part.widths)
+        for entry in self.entries:
+            if entry.widths != self.entries[0].widths:
+                raise ShapeMismatch(
+                    f"vectors and scores of section {entry.section}", self.entries[0].widths, entry.widths
+                )
         twice = sorted({name for name in self.sections if self.sections.count(name) > 1})
         if twice:
             raise BadOption("section", ", ".join(twice), want="each section named once in a bank")
 
     def __len__(self) -> int:
-        return sum(map(len, self.parts))
+        return sum(map(len, self.entries))
 
     @cached_property
     def sections(self) -> tuple[str, ...]:
         """Names of the sections, in order."""
-        return tuple(part.section for part in self.parts)
+        return tuple(entry.section for entry in self.entries)
 
     @cached_property
     def patients(self) -> tuple[str, ...]:
         """The different patients, in order of first appearance."""
-        return tuple(dict.fromkeys(part.patient for part in self.parts))
+        return tuple(dict.fromkeys(entry.patient for entry in self.entries))
 
     @cached_property
     def genes(self) -> tuple[str, ...]:
-        """Every gene that any section lists, in the order in which they name them, first section first."""
-        lists = dict.fromkeys(part.genes for part in self.parts)
+        """Every gene that any section lists, in order of first appearance."""
+        lists = dict.fromkeys(entry.genes for entry in self.entries)
         return tuple(dict.fromkeys(gene for genes in lists for gene in genes))
 
     @cached_property
     def vectors(self) -> StackedRows:
-        """Gene embeddings, (spots, dim) float32, unit length. Slices and row numbers read from it as from an array."""
-        return StackedRows([part.vectors for part in self.parts])
+        """Gene embeddings, (spots, dim) float32, unit length; indexed by slices and row numbers like an array."""
+        return StackedRows([entry.vectors for entry in self.entries])
 
     @cached_property
     def expression(self) -> StackedColumns:
-        """Log-normalised expression, (spots, genes) float32: `dense(columns, rows)` lays some of it out."""
+        """Log-normalised expression, (spots, genes) float32; `dense(columns, rows)` returns some of it as an array."""
         own = [own_columns(columns, len(self.genes)) for columns in self._columns]
-        checks = [part.require_genes for part in self.parts]
-        return StackedColumns([part.expression for part in self.parts], own, checks)
+        checks = [entry.require_genes for entry in self.entries]
+        return StackedColumns([entry.expression for entry in self.entries], own, checks)
 
     @cached_property
     def spots(self) -> pd.DataFrame:
-        """Columns section, patient, barcode, x, y (level-0 px of that section's slide), a row a spot."""
+        """Columns section, patient, barcode, x, y (level-0 px of that section's slide), one row per spot."""
         import pandas as pd
 
         return pd.concat(
-            [part.spots.assign(section=part.section, patient=part.patient) for part in self.parts], ignore_index=True
+            [entry.spots.assign(section=entry.section, patient=entry.patient) for entry in self.entries],
+            ignore_index=True,
         )[["section", "patient", "barcode", "x", "y"]]
 
     @cached_property
     def measured(self) -> np.ndarray:
         """Which section measured which gene: (sections, genes) bool."""
-        known = np.zeros((len(self.parts), len(self.genes)), bool)
-        for row, part, columns in zip(known, self.parts, self._columns, strict=True):
-            row[slice(None) if part.measures_all else columns] = True
+        known = np.zeros((len(self.entries), len(self.genes)), bool)
+        for row, entry, columns in zip(known, self.entries, self._columns, strict=True):
+            row[slice(None) if entry.measures_all else columns] = True
         return known
 
     @cached_property
     def section_of_spot(self) -> np.ndarray:
         """Row of `measured` that belongs to each spot: (spots,) int64."""
-        return np.repeat(np.arange(len(self.parts)), [len(part) for part in self.parts])
+        return np.repeat(np.arange(len(self.entries)), [len(entry) for entry in self.entries])
 
     @cached_property
     def scores(self) -> StackedRows | None:
         """Expression scores, (spots, rank) float32, from a model that works on components."""
-        rows = [part.scores for part in self.parts if part.scores is not None]
+        rows = [entry.scores for entry in self.entries if entry.scores is not None]
         return StackedRows(rows) if rows else None
 
     @cached_property
-    def levels(self) -> GeneDecoder | None:
-        """What turns scores into expression; fitted when first asked for, from what each section has kept for it."""
-        moments = [part.moments for part in self.parts if part.moments is not None]
-        return fit_gene_decoder(moments, self._columns, self.measured) if moments else None
+    def gene_decoder(self) -> GeneDecoder | None:
+        """Regression from scores to expression, fitted on first use from the statistics that each section has kept."""
+        statistics = [entry.statistics for entry in self.entries if entry.statistics is not None]
+        return fit_gene_decoder(statistics, self._columns, self.measured) if statistics else None
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name of the content: of the model and of each section's content, in order."""
-        return bank_fingerprint(self.model_fingerprint, self.target_sum, [part.fingerprint for part in self.parts])
+        """Fingerprint of the content: of the model and of each section, in order."""
+        return bank_fingerprint(self.model_fingerprint, self.target_sum, [entry.fingerprint for entry in self.entries])
 
     def searcher(self) -> Searcher:
-        """The search that the bank holds; exact where it holds none.
+        """Open the bank's search, once; exact where it has no index.
 
         Raises
         ------
         InUse
-            The bank was edited between opening it and asking for the search.
+            The bank was edited after it was opened.
         Incompatible
             The stored index is damaged, or was made for another bank.
         MissingExtra
         """
         if "_searcher" not in self.__dict__:
             try:
-                found = open_search(Path(self.name), self.search, self.fingerprint, self.vectors)
+                found = open_index(Path(self.name), self.index, self.fingerprint, self.vectors)
             except Incompatible as error:
-                if Manifest.read(Path(self.name)).search != self.search:
+                if Manifest.read(Path(self.name)).index != self.index:
                     raise InUse(f"The bank {self.name}", "was edited after it was opened") from error
                 raise
             self.__dict__["_searcher"] = found
         return self.__dict__["_searcher"]
 
     def require_model(self, model: TrainedModel) -> None:
-        """Refuse a model that did not make this bank: `Incompatible`."""
+        """Raise `Incompatible` for a model that did not make this bank."""
         if model.fingerprint != self.model_fingerprint:
             raise Incompatible.bank(self.name, self.model_fingerprint, model.fingerprint)
 
     @cached_property
     def _columns(self) -> list[np.ndarray]:
-        """The bank's column of each of a part's own genes."""
+        """The bank's column of each of a section's own genes."""
         column = {gene: number for number, gene in enumerate(self.genes)}
-        known: dict[tuple[str, ...], np.ndarray] = {}
-        for part in self.parts:
-            if part.genes not in known:
-                known[part.genes] = np.array([column[gene] for gene in part.genes])
-        return [known[part.genes] for part in self.parts]
+        known = {genes: np.array([column[gene] for gene in genes]) for genes in {e.genes for e in self.entries}}
+        return [known[entry.genes] for entry in self.entries]
 
-    def save(self, folder: Path, overwrite: bool = False, search: SearchConfig | None = None) -> None:
-        """Write the bank folder, whole or not at all.
+    def save(self, folder: str | Path, overwrite: bool = False, search: SearchConfig | None = None) -> None:
+        """Write the bank folder atomically.
 
         Parameters
         ----------
-        folder : Path
+        folder : path
         overwrite : bool
-            Replace a bank that is there.
+            Replace an existing bank.
         search : SearchConfig, optional
-            The search to build; exact when left out.
+            The index to build; exact search when left out.
 
         Raises
         ------
         OutputExists, Unwritable, NoSpace
         NotAvailable, MissingExtra
+            The recall is not reached; an index without FAISS.
         """
         with atomic_folder(Path(folder), overwrite) as tmp:
-            facts = tuple(part.write(tmp / PARTS / part.fingerprint) for part in self.parts)
-            built = None
+            records = tuple(entry.write(tmp / SECTIONS / entry.fingerprint) for entry in self.entries)
+            index = None
             if search is not None:
-                built = write_search(tmp, build_search(self.vectors, search), self.fingerprint, search.recall)
-            dim, rank = self.parts[0].widths
-            Manifest(self.model_fingerprint, self.target_sum, dim, rank, facts, built).write(tmp)
+                index = write_index(tmp, build_search(self.vectors, search), self.fingerprint, search.recall)
+            dim, rank = self.entries[0].widths
+            Manifest(self.model_fingerprint, self.target_sum, dim, rank, records, index).write(tmp)
 
     @classmethod
-    def load(cls, folder: Path) -> ReferenceBank:
+    def load(cls, folder: str | Path) -> ReferenceBank:
         """Open a bank folder; its arrays are memory-mapped.
 
-        All but the expression is read once to see that it is whole; the expression of a gene is checked when it is
-        first used. A bank that is edited while it is opened is opened anew; one that is edited later stays as it was
-        opened.
+        All but the expression is read once and checked; the expression of a gene is checked on first use. A bank that
+        is edited while it is opened is opened again; later edits do not affect an open bank.
 
         Parameters
         ----------
-        folder : Path
+        folder : path
 
         Raises
         ------
@@ -235,27 +242,27 @@ class ReferenceBank:
             A file is missing, cut short or changed, or of another format.
         """
         folder = Path(folder)
-        for _ in range(_TIMES_READ_AGAIN):
+        for _ in range(_ATTEMPTS):
             manifest = Manifest.read(folder)
             try:
                 return cls._open(folder, manifest)
             except Damaged:
                 if Manifest.read(folder) == manifest:
                     raise
-        raise Damaged(folder, "it was edited again and again while it was read", "wait for that, and run again")
+        raise Damaged(folder, "it was edited repeatedly while it was read", "wait for that, and run again")
 
     @classmethod
     def _open(cls, folder: Path, manifest: Manifest) -> ReferenceBank:
         genes: dict[str, tuple[str, ...]] = {}
         bank = cls(
-            parts=tuple(
-                BankPart.open(folder / PARTS / facts["name"], facts, manifest.dim, manifest.rank, genes)
-                for facts in manifest.parts
+            entries=tuple(
+                BankSection.open(folder / SECTIONS / record["name"], record, manifest.dim, manifest.rank, genes)
+                for record in manifest.sections
             ),
             model_fingerprint=manifest.model,
             target_sum=manifest.target_sum,
             name=str(folder),
-            search=manifest.search,
+            index=manifest.index,
         )
         bank.__dict__["fingerprint"] = manifest.fingerprint  # fills the cached property
         return bank
@@ -264,7 +271,8 @@ class ReferenceBank:
 def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None = None) -> ReferenceBank:
     """Embed the measured expression of every spot, and keep all of it.
 
-    One section is in memory at a time. What is finished lies in a temporary folder, which goes with the bank.
+    Each section is read once, one at a time. Finished sections lie in a temporary folder, which is removed with the
+    bank. No image is encoded.
 
     Parameters
     ----------
@@ -272,7 +280,7 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
     cohort : Cohort
         Usually the sections of training.
     cache : TokenCache, optional
-        Its folder holds the temporary folder; by default the system's own, which may be small. Nothing is encoded.
+        Its folder holds the temporary folder; by default the system's own, which may be small.
 
     Returns
     -------
@@ -283,15 +291,104 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
     GenesError
         A section that does not measure the model's panel.
     SectionError, TooFew, NoSpace
+
+    Examples
+    --------
+    >>> import cmrcnet
+    >>> cohort = cmrcnet.synthetic_cohort(patients=2, spots=16, genes=20, seed=0)
+    >>> bank = cmrcnet.build_bank(cmrcnet.fit(cohort, cmrcnet.Config.load("tiny")), cohort)
+    >>> bank.sections == cohort.sections, bank.vectors.shape
+    (True, (32, 256))
     """
     if len(cohort) == 0:
         raise TooFew("sections for the bank", 0, 1, "name at least one section with measured spots")
-    shelf = open_shelf(cache)
-    parts: list[BankPart] = []
+    store = temporary_store(cache)
+    entries: list[BankSection] = []
     genes: dict[str, tuple[str, ...]] = {}
     for section in tracked(cohort, "index", unit="sections"):
-        part = embed_part(model, section, cohort.source_of(section.name))
-        dim, rank = part.widths
-        folder = Path(shelf.name) / PARTS / str(len(parts))
-        parts.append(BankPart.open(folder, part.write(folder), dim, rank, genes))
-    return ReferenceBank(tuple(parts), model.fingerprint, model.panel.target_sum, _shelf=shelf)
+        entry = embed_section(model, section, cohort.source_of(section.name))
+        dim, rank = entry.widths
+        folder = Path(store.name) / SECTIONS / str(len(entries))
+        entries.append(BankSection.open(folder, entry.write(folder), dim, rank, genes))
+    return ReferenceBank(tuple(entries), model.fingerprint, model.panel.target_sum, _store=store)
+
+
+def embed_section(model: TrainedModel, section: Section, source: str = "") -> BankSection:
+    """Turn a measured section into a section of a bank, in memory.
+
+    Parameters
+    ----------
+    model : TrainedModel
+    section : Section
+    source : str
+        The cohort file that names it.
+
+    Raises
+    ------
+    GenesError, SectionError
+    BadOption
+        The model makes vectors that are not finite.
+    """
+    import pandas as pd
+
+    check_counts(section.counts, section.name)
+    expression = normalize(section.counts, model.panel.target_sum).tocsc()
+    expression.sort_indices()
+    vectors, scores = model.embed_section(model.panel.select(section))
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(broken):
+        raise BadOption(
+            f"vector of spot number {broken[0] + 1} of section {section.name} ({len(broken)} in all)",
+            "not finite (NaN or infinite)",
+            want="numbers only; the model is damaged or its training diverged, so train it again",
+        )
+    x, y = section.spots.centre_px.T
+    return BankSection(
+        section=section.name,
+        patient=section.patient,
+        spots=pd.DataFrame({"barcode": list(section.spots.barcodes), "x": x, "y": y}),
+        vectors=vectors,
+        expression=expression.astype(np.float32, copy=False),
+        genes=section.genes,
+        measures_all=section.absent_genes == "zero",
+        scores=scores,
+        statistics=None if scores is None else SectionStatistics.of(expression, scores),
+        source=source,
+    )
+
+
+def cohort_of_bank(bank: ReferenceBank, *, controls: Literal["drop", "keep"] = "drop") -> Cohort:
+    """Find the cohort that a bank was built from: its sections in order, from the cohort files that it remembers.
+
+    Parameters
+    ----------
+    bank : ReferenceBank
+    controls : {"drop", "keep"}
+        As `read_cohort`.
+
+    Raises
+    ------
+    BadOption
+        The bank does not know (it was built from sections in memory), or the file no longer names the section.
+    MissingInput
+        The file no longer exists.
+    """
+    from cmrcnet.readers.cohort import read_cohort
+
+    read: dict[str, Cohort] = {}
+    found = []
+    for entry in bank.entries:
+        name, source = entry.section, entry.source
+        hint = "name the cohort.csv that it was built from: --cohort FILE"
+        if not source:
+            want = f"the cohort.csv that the bank was built from: it does not remember where section {name} is"
+            raise BadOption("--cohort", "left out", want=want)
+        if not Path(source).is_file():
+            raise MissingInput(Path(source), f"The cohort of section {name}", hint)
+        if source not in read:
+            read[source] = read_cohort(source, controls=controls)
+        if name not in read[source].sections:
+            want = f"a file that names section {name}, as it did when the bank was built; {hint}"
+            raise BadOption("the bank's cohort", source, want=want)
+        found += read[source].only([name]).entries
+    return Cohort("bank", tuple(found))

@@ -1,7 +1,7 @@
 """Exact search: the k bank vectors of largest cosine, found block by block.
 
-The full (queries, bank) matrix of similarities is never held. A block of it is multiplied, the few entries that can
-still be among the k best are picked out, and these are merged with the best of the blocks before.
+The full (queries, bank) matrix of similarities is never held. One block of it is computed, the few entries that can
+still be among the k best are selected, and these are merged with the best of the blocks before.
 """
 
 from __future__ import annotations
@@ -9,36 +9,45 @@ from __future__ import annotations
 import numpy as np
 
 from cmrcnet.errors import BadOption, ShapeMismatch
-from cmrcnet.search.neighbours import Neighbours
-from cmrcnet.search.rank import NOBODY, packed, unpacked
-from cmrcnet.search.stacked_rows import StackedRows
-from cmrcnet.search.unit import require_query, unit_rows
+from cmrcnet.search.neighbours import NO_NEIGHBOUR, Neighbours, packed, require_query, unit_rows, unpacked
+from cmrcnet.search.stacked_arrays import StackedRows
 
 QUERIES_AT_ONCE = 256
 BANK_AT_ONCE = 16384
 LONGEST_BANK = 2**31 - 1
 """A row number must fit the lower half of a sort key."""
 
-# BLAS takes another routine for a single row and for a small product, and rounds there otherwise in the last bit.
-# Products are filled up with zeros to at least this size, so that a spot's similarity does not depend on its company.
+# BLAS uses other routines for a single row and for small products, and they round differently in the last bit.
+# Products are padded with zeros to at least this size, so that a similarity does not depend on the batch.
 _LEAST_QUERIES = 64
 _LEAST_BANK = 1024
 
 
 class ExactSearch:
-    """Every bank vector is compared with every query.
+    """Compare every bank vector with every query.
 
     Parameters
     ----------
     vectors : array or StackedRows, shape (bank, dim), float32
-        One a bank spot; may be memory-mapped, and is read block by block. They need not have unit length: the cosine
-        is taken. A vector of zeros has cosine 0 with everything.
+        One per bank spot; may be memory-mapped, and is read block by block. Any length: the cosine is computed. A
+        vector of zeros has cosine 0 with everything.
     block : int
         Bank vectors compared at once. It changes speed and memory, never the result.
 
     Raises
     ------
-    ShapeMismatch, BadOption
+    ShapeMismatch
+        Not two axes, or an empty one.
+    BadOption
+        `block` is below 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cmrcnet import ExactSearch
+    >>> bank = np.array([[1, 0], [0, 1], [1, 1]], np.float32)
+    >>> ExactSearch(bank).nearest(np.array([[2, 0.1]], np.float32), k=2).ids
+    array([[0, 2]])
     """
 
     def __init__(self, vectors: np.ndarray | StackedRows, *, block: int = BANK_AT_ONCE) -> None:
@@ -57,9 +66,9 @@ class ExactSearch:
         Parameters
         ----------
         queries : array, shape (queries, dim), float32
-            Embeddings, of any length but 0 for a meaningful answer.
+            Embeddings of any length above 0.
         k : int
-            Neighbours a query, at most the bank's length.
+            Neighbours per query, at most the bank's length.
 
         Returns
         -------
@@ -74,7 +83,7 @@ class ExactSearch:
             k is below 1 or above the bank's length, or a vector is not finite.
         """
         queries = require_query(queries, k, self.vectors.shape)
-        best = np.full((len(queries), k), NOBODY)
+        best = np.full((len(queries), k), NO_NEIGHBOUR)
         asked = [
             (
                 best[start : start + QUERIES_AT_ONCE],
@@ -92,10 +101,10 @@ class ExactSearch:
 
 
 def _improve(best: np.ndarray, similarity: np.ndarray, first_id: int) -> None:
-    """Put what one block of the bank has better into the best (queries, k) so far, which end with the worst."""
+    """Merge one block's candidates into the best (queries, k) so far, whose last column is the worst."""
     k = best.shape[1]
-    # What cannot be among the k best of this block, or is worse than k that we hold already, is passed over.
-    # Nobody's similarity is NaN, which fmax ignores.
+    # Entries that cannot be among the k best of this block, or are worse than all k held, are skipped. The similarity
+    # of an empty slot is NaN, which fmax ignores.
     least = np.fmax(_kth_at_least(similarity, k), unpacked(best[:, -1])[1])
     both = np.concatenate([best, _candidates(similarity, least, first_id)], axis=1)
     both.partition(k - 1, axis=1)
@@ -105,8 +114,8 @@ def _improve(best: np.ndarray, similarity: np.ndarray, first_id: int) -> None:
 def _kth_at_least(similarity: np.ndarray, k: int) -> np.ndarray:
     """A value of each row that at least k entries reach: (rows,).
 
-    Of columns that are laid over each other only the largest is kept. At least k of these maxima reach the k-th
-    largest maximum, so at least k entries do, and hardly more when the columns are many.
+    Columns are folded and only maxima kept. At least k maxima reach the k-th largest maximum, so at least k entries
+    do, and few more where there are many columns.
     """
     fold = 16
     while fold > 1 and similarity.shape[1] // fold < 4 * k:
@@ -122,11 +131,11 @@ def _kth_at_least(similarity: np.ndarray, k: int) -> np.ndarray:
 
 
 def _candidates(similarity: np.ndarray, least: np.ndarray, first_id: int) -> np.ndarray:
-    """Keys (rows, widest) of the entries that reach `least`; rows with fewer are filled up with nobody."""
+    """Keys (rows, widest) of the entries that reach `least`; rows with fewer are padded with `NO_NEIGHBOUR`."""
     row, column = np.divmod(np.flatnonzero(similarity >= least[:, None]), similarity.shape[1])
     keys = packed(similarity[row, column], column + first_id)
     each = np.bincount(row, minlength=len(similarity))
     place = np.arange(len(row)) - np.repeat(np.cumsum(each) - each, each)
-    table = np.full((len(similarity), each.max(initial=0)), NOBODY)
+    table = np.full((len(similarity), each.max(initial=0)), NO_NEIGHBOUR)
     table[row, place] = keys
     return table

@@ -14,7 +14,7 @@ from torch import Tensor
 from cmrcnet.config import Config
 from cmrcnet.genes.components import loadings_of
 from cmrcnet.genes.spatial_stats import pearson_per_gene
-from cmrcnet.search.average import average
+from cmrcnet.search.aggregate import average
 from cmrcnet.search.exact import ExactSearch
 from cmrcnet.training.batches import steps_in
 from cmrcnet.training.data import Pairs

@@ -25,7 +25,7 @@ from cmrcnet.evaluation.protocol.experiment import Task
 from cmrcnet.evaluation.protocol.fold_runner import Bench
 from cmrcnet.evaluation.protocol.run_folder import Part
 from cmrcnet.evaluation.protocol.threads import limited_threads, threads_of_task
-from cmrcnet.retrieval.temporary_store import close_shelves
+from cmrcnet.retrieval.store import remove_temporary_stores
 from cmrcnet.slides.section import Cohort
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _work(line: connection.Connection, workers: int, level: int) -> None:
         status = 0
     except SystemExit as end:
         status = int(end.code or 0)
-    close_shelves()  # of the bank that is kept for the next task
+    remove_temporary_stores()  # of the bank that is kept for the next task
     os._exit(status)
 
 

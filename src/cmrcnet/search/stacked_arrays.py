@@ -1,8 +1,8 @@
-"""Sections' expression tables, each gene by gene with genes of its own, read as the one table of all genes.
+"""Arrays of several sections read as one, without copying: dense rows, and sparse expression gene by gene.
 
-Nothing is put together: the values of the genes asked for are taken from every section's own file. So a section can
-come and go without another's file being touched, and 50 genes cost the bytes of 50 genes. Pages of the mapped files are
-given back now and then, so that reading a large bank from end to end does not fill the memory with it.
+Values are taken from every section's own memory-mapped file. So a section can come and go without another's file being
+changed, and 50 genes cost the bytes of 50 genes. Mapped pages are released from time to time, so that reading a large
+bank does not fill the memory.
 """
 
 from __future__ import annotations
@@ -17,16 +17,85 @@ from scipy import sparse
 from cmrcnet.errors import ShapeMismatch
 
 _LONG_COLUMN = 1024
-"""Values a column from which on columns are laid out one by one; shorter ones many at once."""
+"""Values per column above which columns are filled one by one; shorter ones many at once."""
 
 HELD_BYTES = 2**29
-"""Bytes of mapped files that are read before their pages are given back."""
+"""Bytes of mapped files that are read before their pages are released."""
 
 _FAULT = 2**16
-"""Bytes that Linux maps around the first one touched, where they are in its cache already."""
+"""Bytes that Linux maps around the first one touched, where they are in its cache."""
 
 Check = Callable[[int, int], None]
-"""Refuses damage in a part's columns `first` to `last` (not included), before they are used."""
+"""Raises an error for damage in a part's columns `first` to `last` (exclusive), before they are used."""
+
+
+class StackedRows:
+    """Several (rows, dim) arrays as one, without copying: rows of the first, then of the next.
+
+    Parameters
+    ----------
+    parts : sequence of arrays, shape (rows, dim)
+        At least one, of one dim and dtype; may be memory-mapped.
+
+    Raises
+    ------
+    ShapeMismatch
+    """
+
+    ndim = 2
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = tuple(parts)
+        widths = {part.shape[1:] for part in self.parts}
+        if len(widths) != 1 or self.parts[0].ndim != 2:
+            raise ShapeMismatch("parts", want="(rows, dim), one dim for all", got=[part.shape for part in self.parts])
+        self.ends = np.cumsum([0, *map(len, self.parts)])
+        """Row at which each part starts, followed by the number of all rows."""
+        self.shape, self.dtype = (int(self.ends[-1]), self.parts[0].shape[1]), self.parts[0].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        whole = np.concatenate(self.parts)
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    @property
+    def T(self) -> np.ndarray:
+        """Everything, transposed: for small banks."""
+        return np.asarray(self).T
+
+    def __getitem__(self, rows: slice | np.ndarray | int) -> np.ndarray:
+        """Some rows as an array: a slice, row numbers of any shape, or one row."""
+        if not isinstance(rows, slice):
+            return self._take(np.asarray(rows))
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            return self._take(np.arange(start, stop, step))
+        if stop <= start:
+            return np.empty((0, self.shape[1]), self.dtype)
+        first = int(np.searchsorted(self.ends, start, side="right")) - 1
+        last = max(first + 1, int(np.searchsorted(self.ends, stop, side="left")))
+        pieces = [
+            part[max(start - end, 0) : max(stop - end, 0)]
+            for part, end in zip(self.parts[first:last], self.ends[first:last], strict=True)
+        ]
+        return np.concatenate(pieces) if len(pieces) != 1 else pieces[0]
+
+    def _take(self, rows: np.ndarray) -> np.ndarray:
+        if rows.dtype == bool:
+            rows = np.flatnonzero(rows)
+        flat = rows.ravel()
+        if flat.size and not (flat.min() >= -len(self) and flat.max() < len(self)):
+            raise IndexError(f"rows {flat.min()} to {flat.max()} of {len(self)}")
+        flat = np.where(flat < 0, flat + len(self), flat)
+        found = np.empty((len(flat), self.shape[1]), self.dtype)
+        order = np.argsort(flat, kind="stable")
+        borders = np.searchsorted(flat, self.ends, sorter=order)
+        for part, end, first, last in zip(self.parts, self.ends, borders, borders[1:], strict=False):
+            if last > first:
+                found[order[first:last]] = part[flat[order[first:last]] - end]
+        return found.reshape(*rows.shape, self.shape[1])
 
 
 class StackedColumns:
@@ -64,7 +133,7 @@ class StackedColumns:
 
     @classmethod
     def of(cls, expression: object) -> StackedColumns:
-        """Any table that `average` takes, as one of these."""
+        """Wrap any table that `average` accepts."""
         if isinstance(expression, cls):
             return expression
         if sparse.issparse(expression):
@@ -77,7 +146,7 @@ class StackedColumns:
         return sum(part.nnz if sparse.issparse(part) else part.size for part in self.parts)
 
     def dense(self, columns: np.ndarray | None = None, rows: np.ndarray | None = None) -> np.ndarray:
-        """Some genes of some spots: (rows, columns) float32.
+        """Return some genes of some spots: (rows, columns) float32.
 
         Parameters
         ----------
@@ -99,13 +168,13 @@ class StackedColumns:
         return self.dense()
 
     def fill(self, columns: np.ndarray, into: np.ndarray, slots: np.ndarray | None = None) -> np.ndarray:
-        """Lay some columns out in zeros.
+        """Fill some columns into an array of zeros.
 
         Parameters
         ----------
         columns : array of int
         into : array, shape (rows, columns), float32
-            Zeros; what is not 0 is put in.
+            Zeros; values other than 0 are written.
         slots : array of int32, shape (spots,), optional
             Row of `into` that each spot takes, -1 for none; without it every spot its own.
 
@@ -135,7 +204,7 @@ class StackedColumns:
         return into
 
     def release(self) -> None:
-        """Give the pages of mapped files back to the system, which keeps them as long as nobody else needs the room."""
+        """Release the pages of mapped files; the system keeps them cached while memory is free."""
         self._held = 0
         for part in self.parts:
             for array in (part.data, part.indices) if sparse.issparse(part) else ():
@@ -151,7 +220,7 @@ def _fill_sparse(
     into: np.ndarray,
     slot: np.ndarray | None,
 ) -> int:
-    """Put the columns `mine` of one part at `locations`; neighbouring columns are read in one piece. Bytes touched."""
+    """Fill the columns `mine` of one part at `locations`, adjacent columns in one read; returns the bytes touched."""
     touched = 0
     borders = np.concatenate([[0], np.flatnonzero(np.diff(mine) != 1) + 1, [len(mine)]])
     if part.nnz > _LONG_COLUMN * part.shape[1]:
@@ -176,12 +245,14 @@ def _fill_sparse(
 
 
 def own_columns(columns: np.ndarray, genes: int) -> np.ndarray:
-    """A part's column of every gene, (genes,) int32, -1 where it has none, from the gene of each of its columns.
+    """Invert a column list: a part's own column of every gene, (genes,) int32, -1 where it has none.
 
     Parameters
     ----------
     columns : array of int
+        Gene of each of the part's columns.
     genes : int
+        Number of all genes.
     """
     own = np.full(genes, -1, np.int32)
     own[columns] = np.arange(len(columns))
@@ -189,7 +260,7 @@ def own_columns(columns: np.ndarray, genes: int) -> np.ndarray:
 
 
 def csc_of(data: np.ndarray, rows: np.ndarray, ends: np.ndarray, shape: tuple[int, int]) -> sparse.csc_matrix:
-    """A CSC matrix of these very arrays, memory-mapped ones included.
+    """Make a CSC matrix of these arrays without copying, memory-mapped ones included.
 
     scipy's own constructor would copy the rows of a matrix with more than 2^31 values.
 

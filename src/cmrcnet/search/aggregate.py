@@ -1,11 +1,11 @@
-"""The average of the neighbours' expression, and how much they differ.
+"""Average of the neighbours' expression, and its standard deviation.
 
 For query i with neighbours j and weights w (summing to 1 over the neighbours whose section measured the gene)::
 
-    mean_i   = sum_j w_ij x_j
-    spread_i = sqrt(sum_j w_ij x_j^2  -  mean_i^2)        weighted standard deviation (population form)
+    mean_i          = sum_j w_ij x_j
+    neighbour_std_i = sqrt(sum_j w_ij x_j^2  -  mean_i^2)        weighted standard deviation (population form)
 
-The bank is sparse and gene by gene (CSC). A block of genes is laid out densely, small enough to stay in the
+The bank is sparse and stored gene by gene (CSC). A block of genes is filled densely, small enough to stay in the
 processor's cache, and the neighbours' rows of it are summed: that is several times faster than gathering whole rows,
 and memory does not grow with the number of genes.
 """
@@ -20,23 +20,18 @@ from scipy import sparse
 
 from cmrcnet.errors import BadOption, ShapeMismatch
 from cmrcnet.search.neighbours import Neighbours
-from cmrcnet.search.stacked_columns import StackedColumns
-from cmrcnet.search.stacked_rows import StackedRows
+from cmrcnet.search.stacked_arrays import StackedColumns, StackedRows
 
 BLOCK_BYTES = 2**24
 """Size of a dense block of genes."""
-
-LEAST_GENES = 16
-"""Genes of a block at least: as many float32 fill a line of the cache, which is read whole anyway."""
-
+MIN_GENES = 16
+"""Least genes of a block: as many float32 fill a line of the processor's cache, which is read whole anyway."""
 USED_SHARE = 0.5
-"""Where fewer of the bank's spots are neighbours than this share, only these are laid out."""
-
-FAINTEST = -60.0
-"""Least log weight beside the nearest neighbour's: less would vanish in float32 where only far neighbours count."""
-
+"""Where fewer of the bank's spots than this share are neighbours, only these are filled."""
+MIN_LOG_WEIGHT = -60.0
+"""Least log weight relative to the nearest neighbour's; a smaller one would vanish in float32."""
 RESOLUTION = 4e-6
-"""A variance below this share of the mean square is rounding, and counts as 0."""
+"""A variance below this share of the mean square is rounding error, and counts as 0."""
 
 RowSums = Callable[[np.ndarray], np.ndarray]
 """Sums the neighbours' weighted rows of a dense block: (bank, columns) float32 to (queries, columns) float32."""
@@ -59,34 +54,16 @@ def average(
 
     Parameters
     ----------
-    neighbours : Neighbours
-        (queries, k) rows of the bank.
-    expression : StackedColumns, StackedRows, scipy.sparse.csc_matrix or array, shape (bank, genes), float32
-        May be memory-mapped. Another sparse layout is turned into CSC first, which costs its size in memory.
-    weighting : {"mean", "similarity"}
-        mean: all neighbours alike (the paper); similarity: by exp(cosine / temperature).
-    temperature : float
-        Of the similarity weights.
-    columns : array of int, optional
-        Genes to average, in this order; all when left out. No other column is touched.
-    section_of_spot : array of int, shape (bank,), optional
-        Section of each bank spot, as a row of `measured`.
-    measured : array of bool, shape (sections, genes), optional
-        Which section measured which gene; left out: all of them all. The weights are shared among the neighbours
-        whose section measured the gene.
-    with_std : bool
-        Without it the work is half, and None is returned in place of the spread.
-    row_sums : callable, optional
-        Another way of summing the neighbours' rows; see `scipy_row_sums`, the default.
-    block_bytes : int, optional
-        Size of a dense block of genes. It changes speed and memory, never the result. When left out, `BLOCK_BYTES`, or
-        `LEAST_GENES` genes where that is more.
+    neighbours, expression, weighting, temperature, columns, section_of_spot, measured, with_std, row_sums
+        As `average_blocks`.
+    block_bytes
+        As `average_blocks`.
 
     Returns
     -------
-    mean, spread : numpy.ndarray, shape (queries, columns), float32
-        NaN where no neighbour's section measured the gene. A spread under 0.2 % of the neighbours' root mean square
-        is below the resolution of float32 sums and given as 0.
+    mean, neighbour_std : numpy.ndarray, shape (queries, columns), float32
+        NaN where no neighbour's section measured the gene. A standard deviation under 0.2 % of the neighbours' root
+        mean square is below the resolution of float32 sums and given as 0.
 
     Raises
     ------
@@ -106,12 +83,12 @@ def average(
     )
     width = expression.shape[1] if columns is None else len(np.asarray(columns))
     mean = np.empty((len(neighbours.ids), width), np.float32)
-    spread = np.empty_like(mean) if with_std else None
-    for place, some_mean, some_std in blocks:
-        mean[:, place] = some_mean
-        if spread is not None:
-            spread[:, place] = some_std
-    return mean, spread
+    neighbour_std = np.empty_like(mean) if with_std else None
+    for some, some_mean, some_std in blocks:
+        mean[:, some] = some_mean
+        if neighbour_std is not None:
+            neighbour_std[:, some] = some_std
+    return mean, neighbour_std
 
 
 def average_blocks(
@@ -127,23 +104,41 @@ def average_blocks(
     row_sums: Callable[[np.ndarray, np.ndarray, int], RowSums] | None = None,
     block_bytes: int | None = None,
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
-    """Average the neighbours' expression, some genes of all queries at a time: what is wanted need not fit in memory.
+    """Average the neighbours' expression, block by block of genes, for results that do not fit in memory.
 
-    Each gene's values are read once. Only the neighbours' rows are laid out, so that work follows the number of
-    different neighbours, not the bank.
+    Each gene's values are read once. Only the neighbours' rows are filled, so that work follows the number of different
+    neighbours, not the bank.
 
     Parameters
     ----------
-    neighbours, expression, weighting, temperature, columns, section_of_spot, measured, with_std, row_sums
-        As in `average`.
+    neighbours : Neighbours
+        (queries, k) rows of the bank.
+    expression : StackedColumns, StackedRows, scipy.sparse.csc_matrix or array, shape (bank, genes), float32
+        May be memory-mapped. Another sparse layout is converted to CSC first, which costs its size in memory.
+    weighting : {"mean", "similarity"}
+        mean: equal weights (the paper); similarity: exp(cosine / temperature).
+    temperature : float
+        Of the similarity weights.
+    columns : array of int, optional
+        Genes to average, in this order; all when left out. No other column is read.
+    section_of_spot : array of int, shape (bank,), optional
+        Section of each bank spot, as a row of `measured`.
+    measured : array of bool, shape (sections, genes), optional
+        Which section measured which gene; left out: every section every gene. The weights are shared among the
+        neighbours whose section measured the gene.
+    with_std : bool
+        Without it the work is half, and the standard deviation is None.
+    row_sums : callable, optional
+        Another way of summing the neighbours' rows; see `scipy_row_sums`, the default.
     block_bytes : int, optional
-        As in `average`.
+        Size of a dense block of genes. It changes speed and memory, never the result. When left out, `BLOCK_BYTES`, or
+        `MIN_GENES` genes where that is more.
 
     Yields
     ------
-    place : slice
-        Of `columns` (of all genes without it), one behind the other.
-    mean, spread : numpy.ndarray, shape (queries, genes of the slice), float32
+    some : slice
+        Of `columns` (of all genes without it), in order.
+    mean, neighbour_std : numpy.ndarray, shape (queries, genes of the slice), float32
         As from `average`.
 
     Raises
@@ -155,66 +150,76 @@ def average_blocks(
     ids = neighbours.ids
     if ids.size and not (ids.min() >= 0 and ids.max() < bank):
         raise BadOption("neighbours", int(ids.max()), want=f"rows of the bank, 0 to {bank - 1}")
-    chosen = np.arange(genes) if columns is None else _checked_columns(columns, genes)
+    chosen = np.arange(genes) if columns is None else np.asarray(columns)
+    if chosen.ndim != 1 or (chosen.size and not (chosen.min() >= 0 and chosen.max() < genes)):
+        raise BadOption("columns", columns, want=f"columns of the expression, 0 to {genes - 1}")
     weights = neighbour_weights(neighbours, weighting, temperature)
-    share = _measured_share(ids, weights, section_of_spot, measured, (bank, genes))
-    rows, slots, ids = _only_used(ids, bank)
+    measured_weight = _measured_weight(ids, weights, section_of_spot, measured, (bank, genes))
+    used, slots = np.zeros(bank, bool), None
+    used[ids] = True
+    rows = int(used.sum())
+    if rows > USED_SHARE * bank:
+        rows = bank
+    else:
+        slots = np.full(bank, -1, np.int32)
+        slots[used] = np.arange(rows)
+        ids = slots[ids].astype(np.int64)
     sums = (row_sums or scipy_row_sums)(ids, weights, rows)
-    twice = 2 if with_std else 1
-    width = max(1, (BLOCK_BYTES if block_bytes is None else block_bytes) // max(1, 4 * rows * twice))
-    width = max(width, LEAST_GENES) if block_bytes is None else width
-    return _blocks(table, chosen, width, (rows, slots), sums, share, with_std)
+    per_gene = max(1, 4 * rows * (2 if with_std else 1))
+    width = max(1, (BLOCK_BYTES if block_bytes is None else block_bytes) // per_gene)
+    width = max(width, MIN_GENES) if block_bytes is None else width
+    return _blocks(table, chosen.astype(np.int64), width, rows, slots, sums, measured_weight, with_std)
 
 
 def _blocks(
     table: StackedColumns,
     chosen: np.ndarray,
     width: int,
-    laid_out: tuple[int, np.ndarray | None],
+    rows: int,
+    slots: np.ndarray | None,
     sums: RowSums,
-    share: Callable[[np.ndarray], np.ndarray] | None,
+    measured_weight: Callable[[np.ndarray], np.ndarray] | None,
     with_std: bool,
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
-    rows, slots = laid_out
+    """Yield the blocks of `average_blocks`, whose arguments are checked before the first is asked for."""
+
+    def normalised(total: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
+        if weight is None:
+            return total
+        return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
+
     for start in range(0, len(chosen), width):
         block = chosen[start : start + width]
         dense = np.zeros((rows, len(block) * (2 if with_std else 1)), np.float32)
         values = table.fill(block, dense[:, : len(block)], slots)
         if with_std:
             np.multiply(values, values, out=dense[:, len(block) :])
-        part = None if share is None else share(block)
+        weight = None if measured_weight is None else measured_weight(block)
         total = sums(dense)
-        mean, spread = _over(total[:, : len(block)], part), None
+        mean, neighbour_std = normalised(total[:, : len(block)], weight), None
         if with_std:
-            square = _over(total[:, len(block) :], part)
+            square = normalised(total[:, len(block) :], weight)
             variance = square - mean * mean
             variance[variance < RESOLUTION * square] = 0
-            spread = np.sqrt(variance)
-        yield slice(start, start + len(block)), mean, spread
-
-
-def _only_used(ids: np.ndarray, bank: int) -> tuple[int, np.ndarray | None, np.ndarray]:
-    """Rows to lay out, the slot of each spot among them (None: all their own), and `ids` in these slots."""
-    used = np.zeros(bank, bool)
-    used[ids] = True
-    rows = int(used.sum())
-    if rows > USED_SHARE * bank:
-        return bank, None, ids
-    slots = np.full(bank, -1, np.int32)
-    slots[used] = np.arange(rows)
-    return rows, slots, slots[ids].astype(np.int64)
+            neighbour_std = np.sqrt(variance)
+        yield slice(start, start + len(block)), mean, neighbour_std
 
 
 def neighbour_weights(neighbours: Neighbours, weighting: str, temperature: float) -> np.ndarray:
-    """Weights of the neighbours, (queries, k) float32, each row summing to 1.
+    """Compute the weights of the neighbours: (queries, k) float32, each row summing to 1.
 
     Parameters
     ----------
     neighbours : Neighbours
     weighting : {"mean", "similarity"}
-        similarity: softmax of cosine / temperature, computed from the difference to the nearest, so that no
-        temperature overflows.
+        similarity: softmax of cosine / temperature, computed from the difference to the nearest so that no temperature
+        overflows.
     temperature : float
+        Above 0.
+
+    Raises
+    ------
+    BadOption
     """
     if weighting == "mean":
         return np.full(neighbours.ids.shape, 1 / max(neighbours.k, 1), np.float32)
@@ -224,7 +229,7 @@ def neighbour_weights(neighbours: Neighbours, weighting: str, temperature: float
         raise BadOption("temperature", temperature, want="a number above 0")
     similarity = neighbours.similarity.astype(np.float64)
     behind = similarity - similarity.max(axis=1, keepdims=True, initial=-np.inf)
-    weights = np.exp(np.maximum(behind / temperature, FAINTEST))
+    weights = np.exp(np.maximum(behind / temperature, MIN_LOG_WEIGHT))
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -234,6 +239,7 @@ def scipy_row_sums(ids: np.ndarray, weights: np.ndarray, bank: int) -> RowSums:
     Parameters
     ----------
     ids, weights : arrays, shape (queries, k)
+        Rows of the block, and their weights.
     bank : int
         Rows of every block.
     """
@@ -242,28 +248,14 @@ def scipy_row_sums(ids: np.ndarray, weights: np.ndarray, bank: int) -> RowSums:
     return lambda block: matrix @ block
 
 
-def _over(total: np.ndarray, part: np.ndarray | None) -> np.ndarray:
-    """`total` by the weight of those who measured; NaN where nobody did."""
-    if part is None:
-        return total
-    return np.divide(total, part, out=np.full_like(total, np.nan), where=part > 0)
-
-
-def _checked_columns(columns: np.ndarray, genes: int) -> np.ndarray:
-    chosen = np.asarray(columns)
-    if chosen.ndim != 1 or (chosen.size and not (chosen.min() >= 0 and chosen.max() < genes)):
-        raise BadOption("columns", columns, want=f"columns of the expression, 0 to {genes - 1}")
-    return chosen.astype(np.int64)
-
-
-def _measured_share(
+def _measured_weight(
     ids: np.ndarray,
     weights: np.ndarray,
     section_of_spot: np.ndarray | None,
     measured: np.ndarray | None,
     shape: tuple[int, int],
 ) -> Callable[[np.ndarray], np.ndarray] | None:
-    """For a block of columns: the weight (queries, columns) of neighbours whose section measured them."""
+    """Function from a block of columns to the weight (queries, columns) of neighbours whose section measured them."""
     if measured is None or measured.all():
         return None
     if section_of_spot is None or section_of_spot.shape != (shape[0],):
