@@ -32,7 +32,7 @@ from lightning_fabric import Fabric
 from scipy import sparse
 
 from cmrcnet.config import Config
-from cmrcnet.models.encoder_registry import create_image_encoder
+from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.progress import metered
 from cmrcnet.storage.cache import TokenCache
 from cmrcnet.training.batches import epoch_batches, on_device

@@ -9,7 +9,7 @@ from scipy import sparse
 from cmrcnet.config import Config
 from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.models.cmrcnet import CMRCNet
-from cmrcnet.models.encoder_registry import create_image_encoder
+from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.trained_model import Provenance, TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
 

@@ -77,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.slides[-1].parent) as name:
         folder = Path(name)
         model = made_model(Config.load(arguments.config), GENES)
-        model.save(folder / "model")
+        model.save_pretrained(folder / "model")
         made_bank(model, SPOTS, GENES).save(folder / "bank")
         words = ["predict", folder / "model", "--bank", folder / "bank", "--grid-um", arguments.grid_um]
         for number, slide in enumerate(arguments.slides):

@@ -25,7 +25,7 @@ _HOMES = {
     "qc.cohort_check": ["check_cohort"],
     "qc.section_summary": ["Finding"],
     "datasets.synthetic": ["synthetic_cohort"],
-    "models.encoder_registry": ["create_image_encoder", "image_encoders"],
+    "models.encoders": ["create_image_encoder", "image_encoders"],
     "models.trained_model": ["TrainedModel"],
     "models.student": ["Student"],
     "features.extract": ["FeatureSpec", "extract"],

@@ -29,7 +29,7 @@ def place(tmp_path_factory) -> Path:
     """A folder with a model, its bank and two pictures."""
     folder = tmp_path_factory.mktemp("slides")
     model = small_model()
-    model.save(folder / "model")
+    model.save_pretrained(folder / "model")
     build_bank(model, small_cohort()).save(folder / "bank")
     (folder / "pictures").mkdir()
     for seed, name in enumerate(("one", "two")):

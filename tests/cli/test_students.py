@@ -58,7 +58,7 @@ def refused(capsys, *words: object) -> str:
 
 
 def test_the_student_has_a_card_and_remembers_its_teachers(place):
-    student = Student.load(place / "student")
+    student = Student.from_pretrained(place / "student")
     model = json.loads((place / "model" / "model.json").read_text())
     assert student.lineage.model_fingerprint == model["fingerprint"]
     assert student.lineage.patients == ("P1", "P2", "P3") and len(student.lineage.slides) == 3
@@ -74,7 +74,7 @@ def test_the_bank_remembers_the_cohort_that_it_was_built_from(place, tmp_path, c
     words = ["distil", place / "model", place / "bank", "--grid-um", 0]
     assert run(*words, "--out", tmp_path / "short") == 0
     assert run(*words, "--cohort", place / "cohort" / "cohort.csv", "--out", tmp_path / "long") == 0
-    short, long = (Student.load(tmp_path / name) for name in ("short", "long"))
+    short, long = (Student.from_pretrained(tmp_path / name) for name in ("short", "long"))
     assert short.fingerprint == long.fingerprint
     csv = place / "cohort" / "cohort.csv"
     csv.rename(csv.with_suffix(".moved"))
@@ -157,7 +157,7 @@ def test_a_folder_of_slides_may_be_learnt_on(place, tmp_path, capsys):
     assert run(*taught(place), *words) == 0
     said = capsys.readouterr().out
     assert "times faster" in said and "each left out" in said and "Student written to" in said
-    assert len(Student.load(tmp_path / "student").lineage.slides) == 4
+    assert len(Student.from_pretrained(tmp_path / "student").lineage.slides) == 4
 
 
 def test_help_says_what_a_student_is_and_that_it_remembers(capsys):

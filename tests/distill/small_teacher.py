@@ -17,7 +17,7 @@ from cmrcnet.heads.head import Head
 from cmrcnet.heads.pca import fit_pca
 from cmrcnet.heads.ridge import KernelRidge, Ridge
 from cmrcnet.models.cmrcnet import CMRCNet
-from cmrcnet.models.encoder_registry import create_image_encoder
+from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.trained_model import Provenance, TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.slides.section import Cohort

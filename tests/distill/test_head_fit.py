@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from cmrcnet.distill.head_fit import Exercise, fit_head, head_scores
-from cmrcnet.models.student_head import StudentHead
+from cmrcnet.models.student import StudentHead
 
 
 def exercises(bend: float, units: int = 3, noise: float = 0.0) -> list[Exercise]:
@@ -35,8 +35,8 @@ def test_a_bend_is_learnt_as_well():
     given = exercises(2.0)
     head, facts = fit_head(given, seed=0)
     line = StudentHead(6, 4, 1)
-    line.load_state_dict({**line.state_dict(), "unit": head.unit, "line.weight": head.line.weight.detach()}
-                         | {"line.bias": head.line.bias.detach()})  # fmt: skip
+    line.load_state_dict({**line.state_dict(), "scale": head.scale, "linear.weight": head.linear.weight.detach()}
+                         | {"linear.bias": head.linear.bias.detach()})  # fmt: skip
     assert facts["epochs"] > 5 and error(head, given) < 0.5 * error(line, given)
 
 
@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone
     for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     other = fit_head(given, seed=1)[0]
-    assert not torch.equal(one.bend[0].weight, other.bend[0].weight)
+    assert not torch.equal(one.residual[0].weight, other.residual[0].weight)
 
 
 def test_one_unit_cannot_be_validation():
@@ -70,18 +70,18 @@ def test_one_unit_cannot_be_validation():
 def test_the_head_is_its_formula():
     torch.manual_seed(0)
     head = StudentHead(3, 2, 5)
-    torch.nn.init.normal_(head.bend[2].weight)
-    head.unit.fill_(2.0)
+    torch.nn.init.normal_(head.residual[2].weight)
+    head.scale.fill_(2.0)
     x = torch.randn(4, 3)
-    first, second = head.bend[0], head.bend[2]
+    first, second = head.residual[0], head.residual[2]
     inner = x @ first.weight.T + first.bias
     gelu = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
-    by_hand = 2 * (x @ head.line.weight.T + head.line.bias + gelu @ second.weight.T)
+    by_hand = 2 * (x @ head.linear.weight.T + head.linear.bias + gelu @ second.weight.T)
     torch.testing.assert_close(head(x), by_hand)
 
 
 def test_a_new_head_is_its_line():
     head = StudentHead(3, 2, 5)
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(head(x), head.line(x))
+    torch.testing.assert_close(head(x), head.linear(x))
     assert head(x).shape == (4, 2)

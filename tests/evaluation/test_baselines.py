@@ -40,7 +40,7 @@ def test_training_rows_and_columns_belong_together(training):
 
 def test_features_are_the_mean_token_of_each_spot(training):
     from cmrcnet.features.extract import FeatureSpec, extract
-    from cmrcnet.models.encoder_registry import create_image_encoder
+    from cmrcnet.models.encoders import create_image_encoder
 
     section = training.cohort.read(training.cohort.sections[0])
     model = training.config.model

@@ -9,7 +9,7 @@ import torch
 from cmrcnet.features import tokens as tokens_module
 from cmrcnet.features.extract import FeatureSpec, extract
 from cmrcnet.features.tokens import SectionTokens, Standardizer
-from cmrcnet.models.encoder_registry import create_image_encoder
+from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ROTATIONS_FIRST, d4
 from cmrcnet.slides.patches import crop_patches
 from cmrcnet.slides.slide import ArraySlide, PatchScale

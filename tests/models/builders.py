@@ -8,7 +8,7 @@ import torch
 from cmrcnet.config import Config, ModelConfig
 from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.models.cmrcnet import CMRCNet
-from cmrcnet.models.encoder_registry import create_image_encoder
+from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.trained_model import Provenance, TrainedModel
 
 GENES, TOKENS, DIM = 11, 6, 10

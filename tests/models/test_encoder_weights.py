@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from cmrcnet.errors import WeightsError
-from cmrcnet.models.dinov2_names import to_timm
-from cmrcnet.models.encoder_registry import _build, create_image_encoder
-from cmrcnet.models.encoder_weights import read_safetensors
+from cmrcnet.models.encoder_weights import from_transformers, read_safetensors
+from cmrcnet.models.encoders import _build, create_image_encoder
 
 
 @pytest.fixture
@@ -143,12 +142,12 @@ def test_phikons_names_become_timms_and_nothing_is_lost():
     network = _build("vit_tiny_patch16_224", {"init_values": 1.0, "depth": 2}, "small Phikon")
     state = network.state_dict()
     theirs = as_transformers(state)
-    ours = to_timm(theirs)
+    ours = from_transformers(theirs)
     assert set(ours) == set(state)
     assert all(torch.equal(ours[key], value) for key, value in state.items())
-    assert to_timm(state) == state  # timm's own names are left alone
+    assert from_transformers(state) == state  # timm's own names are left alone
     del theirs["encoder.layer.1.attention.attention.key.bias"]
-    assert set(state) - set(to_timm(theirs)) == {"blocks.1.attn.qkv.bias"}
+    assert set(state) - set(from_transformers(theirs)) == {"blocks.1.attn.qkv.bias"}
 
 
 def test_the_renamed_network_computes_what_transformers_computes(tmp_path):
@@ -159,7 +158,7 @@ def test_the_renamed_network_computes_what_transformers_computes(tmp_path):
     shape = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 64, "patch_size": 16}
     theirs = transformers.Dinov2Model(transformers.Dinov2Config(**shape, layerscale_value=0.5)).eval()
     theirs.save_pretrained(tmp_path)
-    ours.load_state_dict(to_timm(read_safetensors(tmp_path / "model.safetensors")), strict=True)
+    ours.load_state_dict(from_transformers(read_safetensors(tmp_path / "model.safetensors")), strict=True)
     patches = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         wanted = theirs(patches).last_hidden_state

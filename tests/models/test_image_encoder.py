@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import BadOption, ShapeMismatch
-from cmrcnet.models.encoder_registry import create_image_encoder
+from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder, blocks_of
 from tests.models.builders import noise_patches
 
@@ -32,14 +32,14 @@ def made(name: str, **settings) -> ImageEncoder:
 
 def encode(encoder: ImageEncoder, pixels=None) -> torch.Tensor:
     with torch.inference_mode():
-        return encoder(encoder.prepare(noise_patches(2, encoder.card.patch_px) if pixels is None else pixels))
+        return encoder(encoder.prepare(noise_patches(2, encoder.config.patch_px) if pixels is None else pixels))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_timm_network_gives_tokens_of_its_last_output_and_of_its_blocks(name):
     whole = made(name)
     assert encode(whole).shape == (2, whole.n_tokens, whole.dim)
-    last = len(whole.card.blocks) - 1
+    last = len(whole.config.blocks) - 1
     assert last >= 1
     alone = {block: encode(made(name, blocks=(block,))) for block in (0, last)}
     joined = made(name, blocks=(last, 0))
@@ -50,10 +50,10 @@ def test_any_timm_network_gives_tokens_of_its_last_output_and_of_its_blocks(name
 
 def test_a_feature_map_becomes_its_places_in_reading_order():
     encoder = made("test_resnet")
-    pixels = noise_patches(1, encoder.card.patch_px)
+    pixels = noise_patches(1, encoder.config.patch_px)
     with torch.inference_mode():
         wanted = encoder.backbone.forward_features(encoder.prepare(pixels))
-    rows, columns = encoder.card.grid
+    rows, columns = encoder.config.grid
     tokens = encode(encoder, pixels)
     for place in range(rows * columns):
         torch.testing.assert_close(tokens[0, place], wanted[0, :, place // columns, place % columns])
@@ -61,14 +61,14 @@ def test_a_feature_map_becomes_its_places_in_reading_order():
 
 def test_class_tokens_stay_and_register_tokens_go():
     encoder = create_image_encoder("timm:vit_wee_patch16_reg1_gap_256", weights="random", depth=1)
-    assert (encoder.card.class_tokens, encoder.card.register_tokens) == (0, 1)
-    assert encoder.n_tokens == (encoder.card.patch_px // 16) ** 2
-    pixels = noise_patches(1, encoder.card.patch_px)
+    assert (encoder.config.class_tokens, encoder.config.register_tokens) == (0, 1)
+    assert encoder.n_tokens == (encoder.config.patch_px // 16) ** 2
+    pixels = noise_patches(1, encoder.config.patch_px)
     with torch.inference_mode():
         all_of_them = encoder.backbone.forward_features(encoder.prepare(pixels))
     torch.testing.assert_close(encode(encoder, pixels), all_of_them[:, 1:])
     plain = made("test_vit")
-    assert (plain.card.class_tokens, plain.card.register_tokens) == (1, 0)
+    assert (plain.config.class_tokens, plain.config.register_tokens) == (1, 0)
     assert plain.n_tokens == 101  # 100 locations and the class token
 
 
@@ -115,7 +115,7 @@ def test_blocks_that_are_not_there_are_refused(blocks):
 def test_pixels_are_scaled_by_the_card():
     encoder = made("test_vit")
     pixels = noise_patches(1, 160)
-    wanted = (pixels / 255 - np.array(encoder.card.mean)) / np.array(encoder.card.std)
+    wanted = (pixels / 255 - np.array(encoder.config.mean)) / np.array(encoder.config.std)
     np.testing.assert_allclose(encoder.prepare(pixels).numpy(), wanted.transpose(0, 3, 1, 2), atol=1e-5)
     frozen = pixels.copy()
     frozen.setflags(write=False)  # as a memory-mapped file is

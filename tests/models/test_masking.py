@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrcnet.models.masking import keep_mask
+from cmrcnet.models.cmrcnet import keep_mask
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -6,8 +6,7 @@ from jaxtyping import TypeCheckError
 
 from cmrcnet.config import Config, shipped_presets
 from cmrcnet.errors import BadOption, ShapeMismatch
-from cmrcnet.models.cmrcnet import CMRCNet
-from cmrcnet.models.gene_encoder import GeneTokens
+from cmrcnet.models.cmrcnet import CMRCNet, GeneTokens
 from tests.models.builders import DIM, GENES, TOKENS, pairs, small_config, small_network
 
 

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from cmrcnet.models.reconstruction_loss import reconstruction_loss
-from cmrcnet.models.total_loss import total_loss
+from cmrcnet.models.losses import reconstruction_loss, total_loss
 
 LEFT = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
 RIGHT = torch.tensor([[3.0, 0.0], [0.0, 2.0]])

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from cmrcnet.config import Config
-from cmrcnet.errors import Damaged, MissingInput, OutputExists, ShapeMismatch, WeightsError
+from cmrcnet.errors import Damaged, Incompatible, MissingInput, OutputExists, ShapeMismatch, WeightsError
 from cmrcnet.heads.gene_decoder import GeneBasis
 from cmrcnet.heads.pca import FeaturePCA
-from cmrcnet.models.encoder_registry import create_image_encoder
-from cmrcnet.models.student import Lineage, Student
-from cmrcnet.models.student_head import StudentHead
+from cmrcnet.models.encoders import create_image_encoder
+from cmrcnet.models.student import Lineage, Student, StudentHead
 from cmrcnet.models.trained_model import TrainedModel
 from tests.inference.small_model import SETTINGS, small_model
 
@@ -29,7 +28,7 @@ def small_student(seed: int = 0, weights: str = "random") -> Student:
     encoder = create_image_encoder("timm:test_vit", weights=weights)
     torch.manual_seed(seed)
     head = StudentHead(5, 3, 8)
-    torch.nn.init.normal_(head.bend[2].weight)
+    torch.nn.init.normal_(head.residual[2].weight)
     reduction = FeaturePCA(*(rng.normal(size=size).astype(np.float32) for size in [(encoder.dim,), (encoder.dim, 5)]))
     basis = GeneBasis(rng.normal(3, 1, 9).astype(np.float32), rng.normal(size=(3, 9)).astype(np.float32))
     lineage = Lineage("model", "bank", ("A1", "B1"), ("A", "B"), ("A1", "B1", "C1"), ("A", "B", "C"), ("slide",))
@@ -43,12 +42,12 @@ def student() -> Student:
 
 @pytest.fixture
 def folder(student, tmp_path):
-    student.save(tmp_path / "student")
+    student.save_pretrained(tmp_path / "student")
     return tmp_path / "student"
 
 
 def test_saving_and_loading_changes_no_number(student, folder):
-    again = Student.load(folder)
+    again = Student.from_pretrained(folder)
     seen = np.random.default_rng(1).normal(size=(7, student.encoder.dim)).astype(np.float32)
     columns = np.array([4, 0, 8])
     np.testing.assert_array_equal(again.predict(seen, columns), student.predict(seen, columns))
@@ -59,7 +58,7 @@ def test_saving_and_loading_changes_no_number(student, folder):
 
 def test_its_prediction_is_the_formula(student):
     seen = np.random.default_rng(1).normal(size=(7, student.encoder.dim)).astype(np.float32)
-    reduced = (seen - student.reduction.mean) @ student.reduction.directions
+    reduced = (seen - student.pca.mean) @ student.pca.directions
     scores = student.head(torch.from_numpy(reduced)).detach().numpy()
     by_hand = np.maximum(student.basis.level + scores @ student.basis.directions, 0)
     np.testing.assert_allclose(student.predict(seen, np.arange(9)), by_hand, atol=1e-4)
@@ -79,8 +78,8 @@ def test_everything_that_counts_is_in_the_fingerprint(student):
 
 def test_an_existing_output_is_kept(student, folder, tmp_path):
     with pytest.raises(OutputExists):
-        student.save(folder)
-    student.save(folder, overwrite=True)
+        student.save_pretrained(folder)
+    student.save_pretrained(folder, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
@@ -94,23 +93,23 @@ def test_damage_is_seen(folder):
     whole, facts = weights.read_bytes(), (folder / "student.json").read_text()
     weights.write_bytes(whole[:-4])
     with pytest.raises(WeightsError, match="bytes"):
-        Student.load(folder)
+        Student.from_pretrained(folder)
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(WeightsError, match="content"):
-        Student.load(folder)
+        Student.from_pretrained(folder)
     weights.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(WeightsError):
-        Student.load(folder)
+        Student.from_pretrained(folder)
     weights.unlink()
     with pytest.raises(Damaged, match="missing"):
-        Student.load(folder)
+        Student.from_pretrained(folder)
     weights.write_bytes(whole)
     for broken in ("", "{", "[]", '{"format": "x"}'):
         (folder / "student.json").write_text(broken)
         with pytest.raises(Damaged):
-            Student.load(folder)
+            Student.from_pretrained(folder)
     (folder / "student.json").write_text(facts)
-    Student.load(folder)
+    Student.from_pretrained(folder)
 
 
 def test_a_changed_card_or_lineage_is_seen(folder):
@@ -119,27 +118,27 @@ def test_a_changed_card_or_lineage_is_seen(folder):
     for changes in ({"card": {}}, {"lineage": facts["lineage"] | {"patients": ["A"]}}, {"genes": facts["genes"][::-1]}):
         edit(folder, **changes)
         with pytest.raises(Damaged, match="changed"):
-            Student.load(folder)
+            Student.from_pretrained(folder)
         edit(folder, **facts)
 
 
 def test_a_newer_format_asks_for_an_upgrade(folder):
     edit(folder, format=9)
-    with pytest.raises(Damaged, match="upgrade"):
-        Student.load(folder)
+    with pytest.raises(Incompatible, match="upgrade"):
+        Student.from_pretrained(folder)
 
 
 def test_a_model_is_no_student_and_a_student_no_model(folder, tmp_path):
-    small_model().save(tmp_path / "model")
+    small_model().save_pretrained(tmp_path / "model")
     with pytest.raises(MissingInput, match="cmrcnet distil"):
-        Student.load(tmp_path / "model")
+        Student.from_pretrained(tmp_path / "model")
     with pytest.raises(MissingInput, match="cmrcnet train"):
-        TrainedModel.load(folder)
+        TrainedModel.from_pretrained(folder)
 
 
 def test_another_encoder_is_refused(folder):
-    with pytest.raises(Damaged, match="encoder"):
-        Student.load(folder, encoder=create_image_encoder("timm:test_vit", weights="random", seed=5))
+    with pytest.raises(Incompatible, match="encoder"):
+        Student.from_pretrained(folder, encoder=create_image_encoder("timm:test_vit", weights="random", seed=5))
 
 
 def test_parts_that_do_not_fit_are_refused(student):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cmrcnet.config import ModelConfig
-from cmrcnet.models.encoder_registry import create_image_encoder
+from cmrcnet.models.encoders import create_image_encoder
 from tests.models.builders import noise_patches, pairs, small_config, small_network
 
 FLIPPED = {
@@ -109,7 +109,7 @@ def test_the_encoders_switches_change_the_tokens():
     def tokens(name="timm:test_vit", **changes):
         encoder = create_image_encoder(name, **({"weights": "random", "seed": 0} | changes))
         with torch.inference_mode():
-            return encoder(encoder.prepare(noise_patches(1, encoder.card.patch_px)))
+            return encoder(encoder.prepare(noise_patches(1, encoder.config.patch_px)))
 
     plain = tokens()
     assert torch.equal(plain, tokens())

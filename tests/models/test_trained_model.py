@@ -18,7 +18,7 @@ from cmrcnet.errors import (
     ShapeMismatch,
     WeightsError,
 )
-from cmrcnet.models.encoder_registry import create_image_encoder
+from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.models.trained_model import Provenance, TrainedModel
 from tests.models.builders import GENES, small_model
@@ -31,7 +31,7 @@ def model():
 
 @pytest.fixture
 def folder(model, tmp_path):
-    model.save(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -115,7 +115,7 @@ def test_a_model_rests_in_evaluation_and_moves_whole(model):
 
 
 def test_a_loaded_model_is_the_saved_one(model, folder):
-    loaded = TrainedModel.load(folder)
+    loaded = TrainedModel.from_pretrained(folder)
     assert loaded.fingerprint == model.fingerprint
     assert (loaded.panel, loaded.config, loaded.provenance) == (model.panel, model.config, model.provenance)
     np.testing.assert_array_equal(loaded.embed_tokens(tokens_for(model)), model.embed_tokens(tokens_for(model)))
@@ -147,19 +147,19 @@ def test_a_frozen_encoder_is_named_not_stored_and_checked(tmp_path):
     file = tmp_path / "encoder.safetensors"
     save_file(source.backbone.state_dict(), file)
     model = small_model(weights=str(file))
-    model.save(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
     facts = json.loads((tmp_path / "model" / "model.json").read_text())
     assert facts["encoder"]["stored"] is False
     assert (tmp_path / "model" / "weights.safetensors").stat().st_size < file.stat().st_size / 2
-    assert TrainedModel.load(tmp_path / "model").fingerprint == model.fingerprint
+    assert TrainedModel.from_pretrained(tmp_path / "model").fingerprint == model.fingerprint
     other = create_image_encoder("timm:test_vit", weights="random", seed=9)
     save_file(other.backbone.state_dict(), file)
-    with pytest.raises(Damaged, match="give back the weights that it was trained with"):
-        TrainedModel.load(tmp_path / "model")
+    with pytest.raises(Incompatible, match="give back the weights that it was trained with"):
+        TrainedModel.from_pretrained(tmp_path / "model")
     file.unlink()
     with pytest.raises(WeightsError, match="there is no file"):
-        TrainedModel.load(tmp_path / "model")
-    assert TrainedModel.load(tmp_path / "model", encoder=source).fingerprint == model.fingerprint
+        TrainedModel.from_pretrained(tmp_path / "model")
+    assert TrainedModel.from_pretrained(tmp_path / "model", encoder=source).fingerprint == model.fingerprint
 
 
 def test_a_trained_encoder_is_stored(tmp_path):
@@ -167,40 +167,40 @@ def test_a_trained_encoder_is_stored(tmp_path):
     with torch.no_grad():
         for value in model.encoder.backbone.parameters():
             value.add_(0.01)  # as training would
-    model.save(tmp_path / "model")
-    loaded = TrainedModel.load(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    loaded = TrainedModel.from_pretrained(tmp_path / "model")
     assert loaded.encoder.fingerprint() == model.encoder.fingerprint()
     assert loaded.fingerprint == model.fingerprint
     again = tmp_path / "again"
-    loaded.save(again)
-    assert TrainedModel.load(again).fingerprint == model.fingerprint
+    loaded.save_pretrained(again)
+    assert TrainedModel.from_pretrained(again).fingerprint == model.fingerprint
 
 
 def test_a_trained_embedded_encoder_survives_its_memory_layout(tmp_path):
     model = small_model("efficientnet-lite0", train_encoder=True, blocks=(1,))
-    model.save(tmp_path / "model")
-    assert TrainedModel.load(tmp_path / "model").fingerprint == model.fingerprint
+    model.save_pretrained(tmp_path / "model")
+    assert TrainedModel.from_pretrained(tmp_path / "model").fingerprint == model.fingerprint
 
 
 def test_an_encoder_of_ones_own_must_be_passed(model, tmp_path):
-    own = ImageEncoder(model.encoder.backbone, model.encoder.card)
-    TrainedModel(model.network, own, model.panel, model.config, model.provenance).save(tmp_path / "model")
-    with pytest.raises(Damaged, match="encoder="):
-        TrainedModel.load(tmp_path / "model")
-    assert TrainedModel.load(tmp_path / "model", encoder=own).panel == model.panel
+    own = ImageEncoder(model.encoder.backbone, model.encoder.config)
+    TrainedModel(model.network, own, model.panel, model.config, model.provenance).save_pretrained(tmp_path / "model")
+    with pytest.raises(Incompatible, match="encoder="):
+        TrainedModel.from_pretrained(tmp_path / "model")
+    assert TrainedModel.from_pretrained(tmp_path / "model", encoder=own).panel == model.panel
 
 
 def test_shared_blocks_can_be_stored(tmp_path):
     model = small_model(share_fusion_blocks=True)
-    model.save(tmp_path / "model")
-    assert TrainedModel.load(tmp_path / "model").fingerprint == model.fingerprint
+    model.save_pretrained(tmp_path / "model")
+    assert TrainedModel.from_pretrained(tmp_path / "model").fingerprint == model.fingerprint
 
 
 def test_an_existing_model_is_replaced_only_when_asked(model, folder):
     with pytest.raises(OutputExists, match="--overwrite"):
-        model.save(folder)
-    model.save(folder, overwrite=True)
-    assert TrainedModel.load(folder).fingerprint == model.fingerprint
+        model.save_pretrained(folder)
+    model.save_pretrained(folder, overwrite=True)
+    assert TrainedModel.from_pretrained(folder).fingerprint == model.fingerprint
 
 
 def test_a_save_that_fails_leaves_nothing(model, tmp_path, monkeypatch):
@@ -209,7 +209,7 @@ def test_a_save_that_fails_leaves_nothing(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.write_text", full)
     with pytest.raises(OSError, match="disk is full"):
-        model.save(tmp_path / "model")
+        model.save_pretrained(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -227,14 +227,14 @@ def test_provenance_is_plain_json():
 
 def test_no_model(tmp_path):
     with pytest.raises(MissingInput, match="cmrcnet train"):
-        TrainedModel.load(tmp_path / "nothing")
+        TrainedModel.from_pretrained(tmp_path / "nothing")
 
 
 def test_truncated_weights(folder):
     path = folder / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(WeightsError, match="bytes where"):
-        TrainedModel.load(folder)
+        TrainedModel.from_pretrained(folder)
 
 
 def test_one_changed_byte_in_the_weights(folder):
@@ -243,41 +243,33 @@ def test_one_changed_byte_in_the_weights(folder):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="not what was written"):
-        TrainedModel.load(folder)
+        TrainedModel.from_pretrained(folder)
 
 
 def test_a_pickle_in_the_place_of_the_weights(folder):
     torch.save({"a": torch.zeros(1)}, folder / "weights.safetensors")
     with pytest.raises(WeightsError, match="can run code"):
-        TrainedModel.load(folder)
+        TrainedModel.from_pretrained(folder)
 
 
 def test_missing_weights(folder):
     (folder / "weights.safetensors").unlink()
     with pytest.raises(Damaged, match=r"weights\.safetensors is missing"):
-        TrainedModel.load(folder)
+        TrainedModel.from_pretrained(folder)
 
 
-def test_a_model_of_the_first_format_is_read_and_knows_nothing_of_its_limits(model, folder):
-    def older(facts):
-        facts.update(format=1)
-        facts.pop("check")
-
-    edit(folder, older)
-    assert TrainedModel.load(folder).fingerprint == model.fingerprint and TrainedModel.load(folder).trust is None
+@pytest.mark.parametrize(("number", "hint"), [(2, "make it again: cmrcnet train"), (4, "upgrade cmrcnet")])
+def test_another_format_is_refused(folder, number, hint):
+    edit(folder, lambda facts: facts.update(format=number))
+    with pytest.raises(Incompatible, match=rf"has format {number}, and this version reads 3; {hint}"):
+        TrainedModel.from_pretrained(folder)
 
 
-def test_a_newer_format(folder):
-    edit(folder, lambda facts: facts.update(format=3))
-    with pytest.raises(Incompatible, match=r"format 3.*reads up to 2.*upgrade cmrcnet"):
-        TrainedModel.load(folder)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "x"}', '{"format": 1}', '{"format": 1, "weights": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "x"}', '{"format": 3}', '{"format": 3, "weights": 3}'])
 def test_a_broken_model_json(folder, content):
     (folder / "model.json").write_text(content)
     with pytest.raises(Damaged, match=r"model\.json"):
-        TrainedModel.load(folder)
+        TrainedModel.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -297,4 +289,4 @@ def test_a_broken_model_json(folder, content):
 def test_a_changed_model_json(folder, change):
     edit(folder, change)
     with pytest.raises(Damaged, match="restore it from a copy"):
-        TrainedModel.load(folder)
+        TrainedModel.from_pretrained(folder)

@@ -67,8 +67,8 @@ def test_the_share_of_the_units_offset_by_hand():
 
 
 def test_it_comes_back_from_disk_and_leaves_the_fingerprint_alone(model, tmp_path):
-    model.save(tmp_path / "model")
-    again = TrainedModel.load(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    again = TrainedModel.from_pretrained(tmp_path / "model")
     assert again.fingerprint == model.fingerprint
     mine, there = model.trust.arrays(), again.trust.arrays()
     assert mine.keys() == there.keys()
@@ -87,10 +87,10 @@ def test_it_comes_back_from_disk_and_leaves_the_fingerprint_alone(model, tmp_pat
     ],
 )
 def test_a_damaged_account_is_refused(model, tmp_path, harm, error, said):
-    model.save(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
     harm(tmp_path / "model" / "trust.safetensors")
     with pytest.raises(error, match=said):
-        TrainedModel.load(tmp_path / "model")
+        TrainedModel.from_pretrained(tmp_path / "model")
 
 
 def test_a_prediction_tells_how_far_to_believe_it(table, model, tmp_path):

@@ -55,9 +55,9 @@ def test_each_head_finds_what_tissue_shows(model, bank, cohort, cache, kind):
 
 def test_saving_and_loading_changes_no_prediction(model, bank, cohort, cache, tmp_path):
     section = cohort.read(cohort.sections[1])
-    model.save(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
     bank.save(tmp_path / "bank")
-    again, there = TrainedModel.load(tmp_path / "model"), ReferenceBank.load(tmp_path / "bank")
+    again, there = TrainedModel.from_pretrained(tmp_path / "model"), ReferenceBank.load(tmp_path / "bank")
     assert again.fingerprint == model.fingerprint and there.fingerprint == bank.fingerprint
     first, second = (
         predict(m, section.slide, bank=b, spots=section.spots, cache=cache) for m, b in ((model, bank), (again, there))

@@ -150,7 +150,7 @@ def test_the_fingerprint_sees_what_is_learnt_from(cohort, cache):
 
 
 def test_tokens_of_a_cohort_arrive_as_they_were_encoded(cohort, cache, config):
-    from cmrcnet.models.encoder_registry import create_image_encoder
+    from cmrcnet.models.encoders import create_image_encoder
 
     encoder = create_image_encoder("efficientnet-lite0", blocks=(4,))
     sections = cohort.only(["P3S1"])

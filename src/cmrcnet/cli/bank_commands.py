@@ -42,7 +42,7 @@ def index_command(
     from cmrcnet.retrieval.bank import build_bank
     from cmrcnet.storage.cache import TokenCache
 
-    trained = TrainedModel.load(model)
+    trained = TrainedModel.from_pretrained(model)
     sections = read_cohort(cohort, controls=trained.config.panel.controls)
     sections = sections.without(sections_named(sections, without, "without"))
     bank = build_bank(trained, sections, cache=TokenCache.default())
@@ -71,7 +71,7 @@ def bank_add_command(bank: Path, model: Path, cohort: Path, *, only: list[str] |
     from cmrcnet.retrieval.store import Manifest
 
     Manifest.read(bank)
-    trained = TrainedModel.load(model)
+    trained = TrainedModel.from_pretrained(model)
     sections = read_cohort(cohort, controls=trained.config.panel.controls)
     if only:
         chosen = set(sections_named(sections, only, "only"))

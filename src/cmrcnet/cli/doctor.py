@@ -93,7 +93,7 @@ def _openslide() -> str:
 
 def _embedded_encoder() -> str:
     from cmrcnet.errors import CmrcnetError
-    from cmrcnet.models.encoder_registry import create_image_encoder
+    from cmrcnet.models.encoders import create_image_encoder
 
     try:
         encoder = create_image_encoder("efficientnet-lite0")

@@ -47,7 +47,7 @@ def train_command(
     sections = read_cohort(cohort, controls=wanted.panel.controls)
     sections = sections.without(sections_named(sections, without, "without"))
     model = fit(sections, wanted, cache=TokenCache.default(), checkpoints=checkpoints, resume=resume)
-    model.save(out, overwrite=overwrite)
+    model.save_pretrained(out, overwrite=overwrite)
     checkpoints.discard()
     size = count_text((len(model.panel.genes), "gene"), (len(sections), "section"))
     print(f"Model written to {final_path(out)} ({size}).")
@@ -127,7 +127,7 @@ def distil_command(
     from cmrcnet.slides.slide import open_slide
     from cmrcnet.storage.cache import TokenCache
 
-    trained = TrainedModel.load(model)
+    trained = TrainedModel.from_pretrained(model)
     controls = trained.config.panel.controls
     found = [path for each in slides or [] for path in slides_of(each) or [each]]
     measured = ReferenceBank.load(bank)
@@ -144,7 +144,7 @@ def distil_command(
         seed=seed,
         cache=TokenCache.default(),
     )
-    student.save(out, overwrite=overwrite)
+    student.save_pretrained(out, overwrite=overwrite)
     print(card_text(student.card))
     print(f"Student written to {final_path(out)} ({count_text((len(student.genes), 'gene'))}).")
     return out
@@ -169,13 +169,13 @@ def presets_command(name: str | None = None) -> None:
 
 def encoders_command() -> None:
     """List the image encoders with their scale, licence and source of weights."""
-    from cmrcnet.models.encoder_registry import image_encoders, pretrained_config
-    from cmrcnet.models.pretrained_configs import WITHHELD
+    from cmrcnet.models.encoders import image_encoders, pretrained_config
+    from cmrcnet.models.pretrained import NOT_INCLUDED
 
     for card in map(pretrained_config, image_encoders()):
         print(f"{card.name:20}{card.n_tokens} tokens x {card.dim}, {card.mpp:g} um per px, {card.licence}")
         print(f"{'':20}{card.source}; {card.note}")
-    for name, reason in WITHHELD.items():
+    for name, reason in NOT_INCLUDED.items():
         print(f"{name:20}not offered: {reason}")
     print(f"{'timm:NAME':20}any timm model, by its timm name")
     print(f"{'hf-hub:ORG/NAME':20}any timm model on the Hugging Face hub, if the hub can be reached")

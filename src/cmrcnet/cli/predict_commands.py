@@ -127,14 +127,14 @@ def _predictor(model: Path, bank: Path | None, options: PredictOptions) -> Predi
         for name, value in given.items():
             if value not in (None, False):
                 raise BadOption(f"--{name}", value, f"nothing with a student ({model}), which has no bank")
-        return make_predictor(Student.load(model), None, options)
+        return make_predictor(Student.from_pretrained(model), None, options)
     if bank is None:
         raise BadOption("--bank", "left out", "the bank folder made with this model; only a student needs none")
 
     from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.retrieval.bank import ReferenceBank
 
-    return make_predictor(TrainedModel.load(model), ReferenceBank.load(bank), options)
+    return make_predictor(TrainedModel.from_pretrained(model), ReferenceBank.load(bank), options)
 
 
 def _slide_and_locations(

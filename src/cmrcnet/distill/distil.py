@@ -17,8 +17,7 @@ from cmrcnet.distill.teacher import Taught, teach, without
 from cmrcnet.errors import BadOption, Leakage
 from cmrcnet.evaluation.protocol.contamination import refuse_seen
 from cmrcnet.inference.location_features import LocationEncoder
-from cmrcnet.models.student import Lineage, Student
-from cmrcnet.models.student_head import StudentHead
+from cmrcnet.models.student import Lineage, Student, StudentHead
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.progress import tracked
 from cmrcnet.retrieval.bank import ReferenceBank

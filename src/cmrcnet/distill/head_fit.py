@@ -18,7 +18,7 @@ from torch.nn.functional import mse_loss
 
 from cmrcnet.errors import Diverged
 from cmrcnet.heads.ridge import PENALTIES, Ridge, ridge_path
-from cmrcnet.models.student_head import StudentHead
+from cmrcnet.models.student import StudentHead
 
 HIDDEN = 256
 EPOCHS = 40
@@ -125,18 +125,18 @@ def _train(
         torch.manual_seed(seed)
         head = StudentHead(features.shape[1], scores.shape[1], HIDDEN)
     with torch.no_grad():
-        head.unit.fill_(unit)
-        head.line.weight.copy_(torch.from_numpy(line.weights.T / unit))
-        head.line.bias.copy_(torch.from_numpy(line.offset / unit))
+        head.scale.fill_(unit)
+        head.linear.weight.copy_(torch.from_numpy(line.weights.T / unit))
+        head.linear.bias.copy_(torch.from_numpy(line.offset / unit))
     inputs, wanted = torch.from_numpy(features), torch.from_numpy(scores / np.float32(unit))
     with torch.no_grad():
-        rest = wanted - head.line(inputs)
-    steps = torch.optim.AdamW(head.bend.parameters(), lr=_RATE, weight_decay=_DECAY)
+        rest = wanted - head.linear(inputs)
+    steps = torch.optim.AdamW(head.residual.parameters(), lr=_RATE, weight_decay=_DECAY)
     shuffle = torch.Generator().manual_seed(seed)
     seen = [] if look is None else [_squared_error(head, look)]
     for epoch in range(1, epochs + 1):
         for rows in torch.randperm(len(inputs), generator=shuffle).split(_BATCH):
-            loss = mse_loss(head.bend(inputs[rows]), rest[rows])
+            loss = mse_loss(head.residual(inputs[rows]), rest[rows])
             if not torch.isfinite(loss):
                 raise Diverged(epoch)
             steps.zero_grad()

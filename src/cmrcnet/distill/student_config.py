@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cmrcnet.config import Config
-from cmrcnet.models.encoder_registry import create_image_encoder
+from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.models.trained_model import TrainedModel
 
@@ -58,8 +58,8 @@ def look_of(model: TrainedModel, look: StudentLook) -> tuple[ImageEncoder, Confi
     if look.views_um is not None:
         settings["features.views_um"] = list(look.views_um)
     pixels = look.patch_px
-    if pixels is None and not encoder.card.any_size:
-        pixels = encoder.card.patch_px
+    if pixels is None and not encoder.config.any_size:
+        pixels = encoder.config.patch_px
     if pixels is not None:
         scale = model.config.patch
         settings |= {"patch.size_px": pixels, "patch.mpp": scale.side_um / max(pixels, 1)}

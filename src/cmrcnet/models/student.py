@@ -1,8 +1,8 @@
-"""A distilled student: what it looks with, a small head, and the genes. It predicts without a bank and without search.
+"""A distilled student: an encoder, a small head and the genes. It predicts without a bank and without a search.
 
-Folder format 1: ``student.json`` (how it looks, genes, whom it was taught by, the card, fingerprints),
-``weights.safetensors`` (head, reduction, gene basis; the encoder where `kept_encoder` says so), and where its teacher
-had it ``trust.safetensors``: the teacher's alarm and gene cards.
+Folder format 2: ``student.json`` (config, genes, lineage, report, fingerprints), ``weights.safetensors`` (head, PCA and
+gene basis; the encoder's weights where `encoders.encoder_facts` says so), and where its teacher had it
+``trust.safetensors``. The file is one thing: the student, its head, and its folder.
 """
 
 from __future__ import annotations
@@ -16,45 +16,66 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from cmrcnet.config import Config
 from cmrcnet.errors import CmrcnetError, ShapeMismatch
 from cmrcnet.heads.gene_decoder import GeneBasis
 from cmrcnet.heads.pca import FeaturePCA
-from cmrcnet.models.artefact_folder import (
-    as_tensors,
-    changed,
-    read_facts,
-    read_tensors,
-    tensors_of,
-    under,
-    write_artefact,
-)
+from cmrcnet.models.artefact import as_arrays, as_tensors, module_tensors, read_artefact, under, write_artefact
+from cmrcnet.models.encoders import encoder_facts, rebuild_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
-from cmrcnet.models.rebuild_encoder import encoder_facts, kept_weights, rebuild_encoder, require_encoder
-from cmrcnet.models.student_head import StudentHead
-from cmrcnet.storage.hashing import fingerprint, fingerprint_stream
+from cmrcnet.storage.hashing import fingerprint_stream
 from cmrcnet.uncertainty.calibration import Trust
 
 FILE = "student.json"
-FORMAT = 1
-_LOCATIONS_PERT_A_TIME = 1024
+FORMAT = 2
+_LOCATIONS_AT_A_TIME = 1024
+
+
+class StudentHead(nn.Module):
+    """Linear map plus a small residual network: ``scale * (A x + b + W2 GELU(W1 x + b1))``.
+
+    The residual starts at zero, so that an untrained head is the linear map, which has a closed solution.
+
+    Parameters
+    ----------
+    features : int
+        Length of x.
+    rank : int
+        Number of scores.
+    hidden : int
+        Width of the residual network.
+    """
+
+    scale: Tensor
+
+    def __init__(self, features: int, rank: int, hidden: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, rank)
+        self.residual = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, rank, bias=False))
+        nn.init.zeros_(self.residual[2].weight)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, features: Float[Tensor, "locations features"]) -> Float[Tensor, "locations rank"]:
+        return self.scale * (self.linear(features) + self.residual(features))
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Whom a student was taught by, and on what.
+    """Teacher of a student, and the sections and slides that it has seen.
 
     Parameters
     ----------
     model_fingerprint, bank_fingerprint : str
         Of its teacher.
     bank_sections, bank_patients : tuple of str
-        That the bank held.
+        In the bank.
     sections, patients : tuple of str
-        That the model or the bank has seen: the student remembers them, whoever is dropped from the bank later.
+        That the model or the bank has seen; they stay here when they are removed from the bank later.
     slides : tuple of str
-        Fingerprints of the slides that it learnt on.
+        Fingerprints of the slides that it was trained on.
     facts : dict
         Head, k, grid and seed, plain values.
     """
@@ -70,33 +91,36 @@ class Lineage:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Lineage:
-        """The opposite of `dataclasses.asdict`, after a journey through JSON."""
+        """From `dataclasses.asdict`, after JSON has made lists of tuples."""
         return cls(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
 
 
 @dataclass(frozen=True, eq=False)
 class Student:
-    """Everything that its predictions depend on, and its card. It is put into evaluation mode.
+    """Everything that its predictions depend on, and its report. It is put into evaluation mode.
 
     Parameters
     ----------
     encoder : ImageEncoder
-        What it looks with, frozen.
+        Frozen.
     config : Config
-        How it looks: `features`, `patch`, and device and precision of `train`. The rest is its teacher's.
-    reduction : FeaturePCA
+        `features` and `patch` of the student, and device and precision of `train`; the rest is its teacher's.
+    pca : FeaturePCA
         Of its features.
     head : StudentHead
+        From principal components to expression scores.
     basis : GeneBasis
+        From expression scores to genes.
     genes : tuple of str
         All that the teacher's bank measured.
     target_sum : float or "median"
         Library size before log1p.
     lineage : Lineage
+        Its teacher, and what both have seen.
     trust : Trust or None
-        What its teacher knew of its limits. No part of the fingerprint.
+        Of its teacher. Not part of the fingerprint.
     card : dict
-        What was measured of it, plain values. No part of the fingerprint.
+        Report of its accuracy and speed, plain values. Not part of the fingerprint.
 
     Raises
     ------
@@ -105,7 +129,7 @@ class Student:
 
     encoder: ImageEncoder
     config: Config
-    reduction: FeaturePCA
+    pca: FeaturePCA
     head: StudentHead
     basis: GeneBasis
     genes: tuple[str, ...]
@@ -116,12 +140,12 @@ class Student:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "genes", tuple(self.genes))
-        wanted = (self.head.line.out_features, len(self.genes))
+        wanted = (self.head.linear.out_features, len(self.genes))
         if self.basis.directions.shape != wanted:
             raise ShapeMismatch("the gene basis of the student", want=wanted, got=self.basis.directions.shape)
-        if self.reduction.directions.shape[1] != self.head.line.in_features:
-            got = self.reduction.directions.shape[1]
-            raise ShapeMismatch("the features of the student's head", want=self.head.line.in_features, got=got)
+        if self.pca.directions.shape[1] != self.head.linear.in_features:
+            got = self.pca.directions.shape[1]
+            raise ShapeMismatch("the features of the student's head", want=self.head.linear.in_features, got=got)
         self.encoder.eval()
         self.head.eval()
 
@@ -146,18 +170,18 @@ class Student:
         Parameters
         ----------
         features : array, shape (locations, width)
-            What its sight gives: the tokens of its views side by side, or the mean token of a plain patch.
+            The tokens of its scales concatenated, or the mean token of a plain patch.
 
         Raises
         ------
         ShapeMismatch
         """
-        reduced = torch.from_numpy(self.reduction.apply(features))
-        found = np.empty((len(reduced), self.head.line.out_features), np.float32)
+        components = torch.from_numpy(self.pca.apply(features))
+        found = np.empty((len(components), self.head.linear.out_features), np.float32)
         with torch.inference_mode():
-            for start in range(0, len(reduced), _LOCATIONS_PERT_A_TIME):
-                part = slice(start, start + _LOCATIONS_PERT_A_TIME)
-                found[part] = self.head(reduced[part]).numpy()
+            for start in range(0, len(components), _LOCATIONS_AT_A_TIME):
+                rows = slice(start, start + _LOCATIONS_AT_A_TIME)
+                found[rows] = self.head(components[rows]).numpy()
         return found
 
     def predict(self, features: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -172,23 +196,24 @@ class Student:
         """
         return self.basis.expression(self.scores(features), columns)
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the student's folder, whole or not at all.
 
         Parameters
         ----------
         folder : path
+            A repository made of it can be loaded from the model hub.
         overwrite : bool
-            Replace what is there, if it is one of ours.
+            Replace an existing folder, if cmrcnet wrote it.
 
         Raises
         ------
         OutputExists, NoSpace, Unwritable
         """
-        from safetensors.torch import save
-
         encoder = encoder_facts(self.encoder, self.config.model.train_encoder)
-        weights = save(self._tensors() | kept_weights(self.encoder, encoder))
+        weights = self._tensors()
+        if encoder["stored"]:
+            weights |= module_tensors("encoder", self.encoder.backbone)
         facts = {
             "format": FORMAT,
             "kind": "cmrcnet student",
@@ -197,71 +222,72 @@ class Student:
             "lineage": dataclasses.asdict(self.lineage),
             "config": self.config.to_dict(),
             "target_sum": self.target_sum,
-            "shape": [self.head.line.in_features, self.head.line.out_features, self.head.bend[0].out_features],
+            "shape": [self.head.linear.in_features, self.head.linear.out_features, self.head.residual[0].out_features],
             "encoder": encoder,
             "genes": list(self.genes),
         }
-        limits = None if self.trust is None else save(as_tensors(self.trust.arrays()))
+        limits = {} if self.trust is None else as_tensors(self.trust.arrays())
         write_artefact(Path(folder), FILE, facts, {"weights": weights, "trust": limits}, overwrite)
 
     @classmethod
-    def load(cls, folder: str | Path, encoder: ImageEncoder | None = None) -> Student:
-        """Read a student's folder and check all of it.
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, encoder: ImageEncoder | None = None
+    ) -> Student:
+        """Load a student from a folder or from the model hub, and check all of it.
 
         Parameters
         ----------
-        folder : path
+        source : path or "hf-hub:ORG/NAME"
+            A folder that `save_pretrained` wrote, or a repository on the model hub with the same files.
+        revision : str, optional
+            Branch, tag or commit of a repository on the hub.
         encoder : ImageEncoder, optional
             The frozen encoder, where it cannot be built again from its name.
 
         Raises
         ------
-        MissingInput, Damaged
-            If there is no student, or one of a newer format, or `student.json` was changed.
-        WeightsError
-            If the weights are truncated or changed.
-        WeightsError
-            If the frozen encoder's weights are not at hand.
+        MissingInput
+            There is no student.
+        Incompatible
+            It has another format, or was trained with another encoder.
+        Damaged, WeightsError
+            Something in the folder is missing or was changed, or the frozen encoder's weights are not at hand.
+        MissingExtra, DownloadFailed
+            It could not be fetched from the hub.
         """
-        folder = Path(folder)
-        facts = read_facts(folder / FILE, "The student", "distil", FORMAT)
-        said = {key: value for key, value in facts.items() if key != "check"}
-        if fingerprint(said) != facts.get("check"):
-            raise changed(folder, f"{FILE} was changed")
-        tensors = read_tensors(folder / "weights.safetensors", facts, "weights", FILE)
-        limits = read_tensors(folder / "trust.safetensors", facts, "trust", FILE) if "trust" in facts else None
+        stored = read_artefact(source, FILE, "The student", "distil", FORMAT, revision)
+        facts, tensors, limits = stored.facts, stored.tensors("weights"), stored.tensors("trust")
         try:
-            encoder = encoder or rebuild_encoder(facts["encoder"], tensors, folder)
-            require_encoder(encoder, facts["encoder"], folder)
+            encoder = rebuild_encoder(facts["encoder"], under(tensors, "encoder"), stored.folder, encoder)
             head = StudentHead(*facts["shape"])
             head.load_state_dict(under(tensors, "head"), strict=True)
-            arrays = {name: value.numpy() for name, value in tensors.items()}
+            arrays = as_arrays(tensors)
             student = cls(
                 encoder,
-                Config.from_dict(facts["config"], where=f"{folder}/{FILE}"),
-                FeaturePCA(arrays["reduction.mean"], arrays["reduction.directions"]),
+                Config.from_dict(facts["config"], where=f"{stored.folder}/{FILE}"),
+                FeaturePCA(arrays["pca.mean"], arrays["pca.directions"]),
                 head,
                 GeneBasis(arrays["basis.level"], arrays["basis.directions"]),
                 tuple(facts["genes"]),
                 facts["target_sum"],
                 Lineage.from_dict(facts["lineage"]),
-                None if limits is None else Trust.restore({name: value.numpy() for name, value in limits.items()}),
+                Trust.restore(as_arrays(limits)) if limits else None,
                 facts["card"],
             )
         except (KeyError, TypeError, RuntimeError) as error:
             if isinstance(error, CmrcnetError):
                 raise
-            raise changed(folder, str(error).splitlines()[0]) from error
+            raise stored.damaged(str(error).splitlines()[0]) from error
         if student.fingerprint != facts["fingerprint"]:
-            raise changed(folder, f"{FILE} does not belong to these weights")
+            raise stored.damaged(f"{FILE} does not belong to these weights")
         return student
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """What was learnt, by name in order."""
+        """What was fitted, by name in order."""
         arrays = {
-            "reduction.mean": self.reduction.mean,
-            "reduction.directions": self.reduction.directions,
+            "pca.mean": self.pca.mean,
+            "pca.directions": self.pca.directions,
             "basis.level": self.basis.level,
             "basis.directions": self.basis.directions,
         }
-        return tensors_of("head", self.head) | as_tensors(arrays)
+        return module_tensors("head", self.head) | as_tensors(arrays)

@@ -1,15 +1,16 @@
-"""A trained model: one self-sufficient thing that embeds patches and expression, and that can be saved and loaded.
+"""A trained model: embeds patches and expression, and is saved to a folder and loaded from one.
 
-Folder format 2: ``model.json`` (config, panel, provenance, encoder, fingerprints) beside ``weights.safetensors`` and,
-where the training learnt it, ``trust.safetensors`` (what the model knows of its limits; format 1 had none).
-Its encoder is named or kept as `kept_encoder` says. The file is one thing: what `save` writes `load` must read back and
-check, line by line.
+Folder format 3: ``model.json`` (config, panel, provenance, encoder, fingerprints) beside ``weights.safetensors`` and,
+where the training fitted it, ``trust.safetensors``. The encoder's weights are stored only where they cannot be found
+again (`encoders.encoder_facts`). The file is one thing: what `save_pretrained` writes, `from_pretrained` checks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,31 +26,77 @@ from cmrcnet.errors import CmrcnetError, ShapeMismatch
 from cmrcnet.genes.components import ExpressionComponents
 from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.heads.head import Head
-from cmrcnet.models.artefact_folder import (
-    as_tensors,
-    changed,
-    read_facts,
-    read_tensors,
-    tensors_of,
-    under,
-    write_artefact,
-)
+from cmrcnet.models.artefact import as_arrays, as_tensors, module_tensors, read_artefact, under, write_artefact
 from cmrcnet.models.cmrcnet import CMRCNet
+from cmrcnet.models.encoders import encoder_facts, rebuild_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
-from cmrcnet.models.provenance import Provenance
-from cmrcnet.models.rebuild_encoder import encoder_facts, kept_weights, rebuild_encoder, require_encoder
 from cmrcnet.slides.slide import PatchScale
-from cmrcnet.storage.hashing import fingerprint, fingerprint_stream
+from cmrcnet.storage.hashing import fingerprint_stream
 from cmrcnet.uncertainty.calibration import Trust
 
 FILE = "model.json"
-FORMAT = 2
-EMBEDDING_FORMAT = 1
-"""Goes into the fingerprint: counts up when the same weights would embed otherwise."""
+FORMAT = 3
+EMBEDDING_FORMAT = 2
+"""Part of the fingerprint: counts up when the same weights would embed otherwise."""
 _PATCHES_AT_A_TIME = 256
 _SPOTS_AT_A_TIME = 1024
 
-__all__ = ["FORMAT", "Provenance", "TrainedModel"]
+
+@dataclass(frozen=True)
+class Provenance:
+    """Sections and patients that a model has seen, so that an evaluation can refuse it, and how its training went.
+
+    Plain values that JSON can write; lists become tuples.
+
+    Parameters
+    ----------
+    sections, patients : tuple of str
+        Everything that took part: trained on, used to choose the epoch, or used to choose the panel.
+    seed : int
+        Of the training.
+    version : str
+        Of cmrcnet.
+    history : tuple of dict
+        One entry an epoch: losses and validation scores by name.
+    chosen_epoch : int or None
+        Epochs behind the weights that were kept.
+    notes : tuple of str
+        Warnings for the reader: leakage, collapse.
+    facts : dict
+        Anything else worth storing.
+    """
+
+    sections: Sequence[str]
+    patients: Sequence[str]
+    seed: int = 0
+    version: str = ""
+    history: Sequence[dict[str, Any]] = ()
+    chosen_epoch: int | None = None
+    notes: Sequence[str] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("sections", "patients", "history", "notes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; a number that JSON does not know (nan, inf) becomes None."""
+        return {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Provenance:
+        """Build from `to_dict`."""
+        return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()  # a NumPy or torch scalar
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +151,7 @@ class TrainedModel:
             "target_sum": self.panel.target_sum,
             "encoder": self.encoder.fingerprint(),
         }
-        stored = {**tensors_of("network", self.network), **self._extras()}
+        stored = {**module_tensors("network", self.network), **self._extras()}
         if self.head is not None:
             facts |= {name: self.config.to_dict()[name] for name in ("features", "target")}
             facts["head"] = self.head.facts()
@@ -192,18 +239,24 @@ class TrainedModel:
             expression = sparse.csr_matrix(expression)
         return self._embed(expression, _SPOTS_AT_A_TIME, self.network.embed_genes)
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the model folder, whole or not at all.
+
+        Parameters
+        ----------
+        folder : path
+            A repository made of it can be loaded from the model hub.
+        overwrite : bool
+            Replace an existing folder, if cmrcnet wrote it.
 
         Raises
         ------
         OutputExists, NoSpace, Unwritable
         """
-        from safetensors.torch import save
-
         encoder = encoder_facts(self.encoder, self.config.model.train_encoder)
-        tensors = {**tensors_of("network", self.network), **self._extras()} | kept_weights(self.encoder, encoder)
-        weights = save(tensors)
+        weights = module_tensors("network", self.network) | self._extras()
+        if encoder["stored"]:
+            weights |= module_tensors("encoder", self.encoder.backbone)
         facts = {
             "format": FORMAT,
             "kind": "cmrcnet model",
@@ -216,60 +269,61 @@ class TrainedModel:
             "encoder": encoder,
             "provenance": self.provenance.to_dict(),
         }
-        limits = None if self.trust is None else save(as_tensors(self.trust.arrays()))
+        limits = {} if self.trust is None else as_tensors(self.trust.arrays())
         write_artefact(Path(folder), FILE, facts, {"weights": weights, "trust": limits}, overwrite)
 
     @classmethod
-    def load(cls, folder: str | Path, encoder: ImageEncoder | None = None) -> TrainedModel:
-        """Read a model folder and check all of it.
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, encoder: ImageEncoder | None = None
+    ) -> TrainedModel:
+        """Load a model from a folder or from the model hub, and check all of it.
 
         Parameters
         ----------
-        folder : path
+        source : path or "hf-hub:ORG/NAME"
+            A folder that `save_pretrained` wrote, or a repository on the model hub with the same files.
+        revision : str, optional
+            Branch, tag or commit of a repository on the hub.
         encoder : ImageEncoder, optional
             The frozen encoder, where it cannot be built again from its name: one of your own, or one whose weights
-            file has moved. It must bear the fingerprint of the one that the model was trained with.
+            file has moved. It must have the fingerprint of the one that the model was trained with.
 
         Raises
         ------
-        MissingInput, Damaged
-            If there is no model, or one of a newer format, or `model.json` was changed.
-        WeightsError
-            If the weights are truncated or changed.
-        WeightsError
-            If the frozen encoder's weights are not at hand.
+        MissingInput
+            There is no model.
+        Incompatible
+            It has another format, or was trained with another encoder.
+        Damaged, WeightsError
+            Something in the folder is missing or was changed, or the frozen encoder's weights are not at hand.
+        MissingExtra, DownloadFailed
+            It could not be fetched from the hub.
         """
-        folder = Path(folder)
-        facts = read_facts(folder / FILE, "The model", "train", FORMAT)
-        tensors = read_tensors(folder / "weights.safetensors", facts, "weights", FILE)
-        limits = read_tensors(folder / "trust.safetensors", facts, "trust", FILE) if facts.get("trust") else None
+        stored = read_artefact(source, FILE, "The model", "train", FORMAT, revision)
+        facts, tensors, limits = stored.facts, stored.tensors("weights"), stored.tensors("trust")
         try:
-            config = Config.from_dict(facts["config"], where=f"{folder}/model.json")
+            config = Config.from_dict(facts["config"], where=f"{stored.folder}/{FILE}")
             panel = GenePanel.from_dict(facts["panel"])
-            provenance = Provenance.from_dict(facts["provenance"])
-            encoder = encoder or rebuild_encoder(facts["encoder"], tensors, folder)
-            require_encoder(encoder, facts["encoder"], folder)
+            encoder = rebuild_encoder(facts["encoder"], under(tensors, "encoder"), stored.folder, encoder)
             components = head = None
             n_genes = len(panel.genes)
-            if facts.get("head") is not None:
-                arrays = {name: value.numpy() for name, value in under(tensors, "head").items()}
+            if facts["head"] is not None:
+                arrays = as_arrays(under(tensors, "head"))
                 components = ExpressionComponents(arrays["components"])
                 head = Head.restore(arrays, facts["head"])
                 n_genes = min(config.target.gene_rank, components.rank)
-            shape = {"token_dim": facts["token_dim"], "n_tokens": facts.get("n_tokens", 1)}
+            shape = {"token_dim": facts["token_dim"], "n_tokens": facts["n_tokens"]}
             network = CMRCNet(config.model, n_genes=n_genes, **shape)
             network.load_state_dict(under(tensors, "network"), strict=True)
-            trust = None if limits is None else Trust.restore({name: value.numpy() for name, value in limits.items()})
+            trust = Trust.restore(as_arrays(limits)) if limits else None
+            provenance = Provenance.from_dict(facts["provenance"])
+            model = cls(network, encoder, panel, config, provenance, components, head, trust)
         except (KeyError, TypeError, RuntimeError) as error:
             if isinstance(error, CmrcnetError):
                 raise
-            raise changed(folder, str(error).splitlines()[0]) from error
-        model = cls(network, encoder, panel, config, provenance, components, head, trust)
+            raise stored.damaged(str(error).splitlines()[0]) from error
         if model.fingerprint != facts["fingerprint"]:
-            raise changed(folder, "model.json does not belong to these weights")
-        said = {key: value for key, value in facts.items() if key != "check"}
-        if fingerprint(said) != facts.get("check", fingerprint(said)):  # what it has seen in training counts, too
-            raise changed(folder, "model.json was changed")
+            raise stored.damaged(f"{FILE} does not belong to these weights")
         return model
 
     def _extras(self) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from cmrcnet.features.device import Precision, choose_device, choose_precision
 from cmrcnet.features.extract import FeatureSpec, cached_patches, extract
 from cmrcnet.genes.components import ExpressionComponents, find_components
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
-from cmrcnet.models.encoder_registry import create_image_encoder
+from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.models.trained_model import Provenance, TrainedModel
 from cmrcnet.slides.section import Cohort, Section
@@ -245,7 +245,7 @@ def _turned_prefix(config: Config, encoder: ImageEncoder) -> int | None:
     """Tokens before the grid, where samples are turned at random; None where nothing is: views have no grid."""
     if not config.train.augment or config.features.views_um:
         return None
-    return 0 if config.model.train_encoder else encoder.card.class_tokens
+    return 0 if config.model.train_encoder else encoder.config.class_tokens
 
 
 def _components(cohort: Cohort, config: Config, panel: GenePanel) -> ExpressionComponents | None:

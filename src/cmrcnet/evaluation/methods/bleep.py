@@ -7,7 +7,7 @@ from torch import Tensor
 from cmrcnet.evaluation.methods.method import TrainingData
 from cmrcnet.evaluation.methods.retrieval_weights import top_k
 from cmrcnet.evaluation.methods.two_towers import HeadTowers, TowerPredictor, fit_towers
-from cmrcnet.models.contrastive_loss import contrastive_loss
+from cmrcnet.models.losses import contrastive_loss
 
 K = 50
 TEMPERATURE = 1.0
@@ -36,7 +36,7 @@ class BleepTowers(HeadTowers):
     """Both heads under BLEEP's loss: dot products, soft targets, their transpose for the second direction."""
 
     def loss(self, image: Tensor, gene: Tensor) -> Tensor:
-        """See `cmrcnet.models.contrastive_loss`."""
+        """See `cmrcnet.models.losses`."""
         return contrastive_loss(
             image, gene, temperature=TEMPERATURE, similarity="dot", targets="soft", second_targets="transpose"
         )

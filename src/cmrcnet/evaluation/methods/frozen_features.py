@@ -95,7 +95,7 @@ class PooledFeatures:
 
     def _encoder(self, kind: str) -> ImageEncoder:
         if kind not in self._encoders:
-            from cmrcnet.models.encoder_registry import create_image_encoder
+            from cmrcnet.models.encoders import create_image_encoder
 
             model = self._config.model
             # Where the config's own encoder is random, the untrained one has other random weights.

@@ -7,7 +7,7 @@ from torch import Tensor
 from cmrcnet.evaluation.methods.method import TrainingData
 from cmrcnet.evaluation.methods.retrieval_weights import all_by_similarity
 from cmrcnet.evaluation.methods.two_towers import HeadTowers, TowerPredictor, fit_towers
-from cmrcnet.models.contrastive_loss import contrastive_loss
+from cmrcnet.models.losses import contrastive_loss
 
 TEMPERATURE = 0.1
 
@@ -36,5 +36,5 @@ class ClipTowers(HeadTowers):
     """Both heads under the loss of CLIP: cosines over the temperature, each pair its own target."""
 
     def loss(self, image: Tensor, gene: Tensor) -> Tensor:
-        """See `cmrcnet.models.contrastive_loss`."""
+        """See `cmrcnet.models.losses`."""
         return contrastive_loss(image, gene, temperature=TEMPERATURE, similarity="cosine", targets="identity")

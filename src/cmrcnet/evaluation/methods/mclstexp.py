@@ -11,8 +11,8 @@ from cmrcnet.evaluation.methods.method import TrainingData
 from cmrcnet.evaluation.methods.retrieval_weights import top_k
 from cmrcnet.evaluation.methods.training_loop import Schedule
 from cmrcnet.evaluation.methods.two_towers import DROPOUT, EMBEDDING, TowerPredictor, fit_towers
-from cmrcnet.models.contrastive_loss import contrastive_loss
-from cmrcnet.models.projection_head import ProjectionHead
+from cmrcnet.models.cmrcnet import ProjectionHead
+from cmrcnet.models.losses import contrastive_loss
 
 K = 50
 TEMPERATURE = 0.1

