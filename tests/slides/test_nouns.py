@@ -13,7 +13,7 @@ from scipy import sparse
 
 from cmrcnet.errors import BadOption, ScaleError, SectionError, ShapeMismatch, UnknownName
 from cmrcnet.slides.section import Cohort, CohortEntry, Section, Spots
-from cmrcnet.slides.slide import ArraySlide, PatchScale, Slide, crop_white, known_scale, white_outside
+from cmrcnet.slides.slide import ArraySlide, PatchScale, Slide, known_scale, read_padded
 
 # --- scale -------------------------------------------------------------------------------------------------------
 
@@ -95,11 +95,11 @@ def test_a_region_is_cut_from_an_endless_white_sheet(x, y, width, height):
     sheet = np.full((300, 300, 3), 255, np.uint8)
     sheet[100:130, 100:150] = PIXELS
     want = sheet[100 + y : 100 + y + height, 100 + x : 100 + x + width]
-    np.testing.assert_array_equal(crop_white(PIXELS, x, y, width, height), want)
+    np.testing.assert_array_equal(ArraySlide(PIXELS).read(x, y, width, height), want)
 
 
 def test_a_region_is_a_copy():
-    region = crop_white(PIXELS, 0, 0, 50, 30)
+    region = ArraySlide(PIXELS).read(0, 0, 50, 30)
     region[:] = 0
     assert PIXELS.any()
 
@@ -111,15 +111,15 @@ def test_only_what_lies_on_the_picture_is_asked_for():
         asked.append((left, top, width, height))
         return np.zeros((height, width, 3), np.uint8)
 
-    white_outside(50, 30, -5, 20, 100, 20, inside)
+    read_padded(50, 30, -5, 20, 100, 20, inside)
     assert asked == [(0, 20, 50, 10)]
-    assert (white_outside(50, 30, 60, 0, 5, 5, inside) == 255).all() and len(asked) == 1
+    assert (read_padded(50, 30, 60, 0, 5, 5, inside) == 255).all() and len(asked) == 1
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5)])
 def test_a_region_has_a_size(size):
     with pytest.raises(BadOption, match="a region of at least 1 x 1 px"):
-        crop_white(PIXELS, 0, 0, *size)
+        ArraySlide(PIXELS).read(0, 0, *size)
 
 
 @pytest.mark.parametrize("bad", [PIXELS[..., 0], np.dstack([PIXELS, PIXELS]), PIXELS.astype(float)])

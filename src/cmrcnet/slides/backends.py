@@ -19,7 +19,7 @@ from cmrcnet.slides.slide import WHITE
 
 
 def openslide_vendor(path: Path) -> str | None:
-    """Which of OpenSlide's formats a file is ("aperio", "generic-tiff", ...), or None."""
+    """OpenSlide's name of a file's format ("aperio", "generic-tiff", ...), or None."""
     import openslide
 
     return openslide.OpenSlide.detect_format(str(path))
@@ -34,9 +34,8 @@ class OpenSlidePixels:
             self.sizes = tuple((int(width), int(height)) for width, height in slide.level_dimensions)
             facts = slide.properties
             scale = mean_scale(facts.get("openslide.mpp-x"), facts.get("openslide.mpp-y"))
-            # Of a plain TIFF OpenSlide derives it from the resolution tags.
-            plain = facts.get("openslide.vendor") == "generic-tiff"
-            self.mpp = plausible_scale(scale) if plain else scale
+            # The scale of a plain TIFF comes from its resolution tags, which often hold a printer's.
+            self.mpp = plausible_scale(scale) if facts.get("openslide.vendor") == "generic-tiff" else scale
         self._slide = None
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
@@ -74,9 +73,9 @@ class OpenSlidePixels:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "JPEG2000")
 LARGEST_PX = 1 << 30
-"""A picture is decoded whole, at 4 bytes a pixel; beyond 4 GiB a tiled slide is the answer."""
+"""A picture is decoded whole, at 4 bytes a pixel; above 4 GiB a tiled slide is needed."""
 HELD_BYTES = 800_000_000
-"""Decoded pictures are kept up to this sum (two of 9,300 x 9,900 px); the one read last always is."""
+"""Total bytes of decoded pictures that are kept (two of 9,300 x 9,900 px); the one read last always is."""
 
 _LAST_MARK = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _DECODING = (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, MemoryError)
@@ -90,15 +89,15 @@ class PicturePixels:
 
     The pixels are taken as stored: an EXIF orientation is NOT applied, because spot coordinates refer to the stored
     pixels, and no colour profile is applied. Transparent pixels are laid on white. A picture of more than 8 bits a
-    channel is refused when it is grey (nobody knows which value is white).
+    channel is refused when it is grey (which value is white is unknown).
 
-    A decoded picture is kept until `close`, until the object goes, or until other pictures need the room.
+    A decoded picture is kept until `close`, until the object is deleted, or until other pictures need the memory.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._picture = None
-        self.mpp = None
+        self.mpp: float | None = None
         with self._opened() as picture:
             self.sizes = (picture.size,)
             mark = _LAST_MARK.get(picture.format)
@@ -151,8 +150,7 @@ class PicturePixels:
         from PIL import Image, UnidentifiedImageError
 
         with _lock:
-            # Pillow takes a large slide for an attack. The limit is a global of Pillow's, so it is put back at once;
-            # ours is below.
+            # Pillow refuses large images. Its limit is global, so it is restored at once; ours is below.
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
                 picture = Image.open(self.path, formats=FORMATS)
@@ -179,7 +177,7 @@ class PicturePixels:
 
 
 def _make_room(wanting: PicturePixels) -> None:
-    """Let the pictures read longest ago go until a new one fits the budget."""
+    """Close the pictures that were read longest ago until a new one fits the budget."""
     held = [source for ref in _holders if (source := ref()) is not None and source is not wanting]
     room = HELD_BYTES - _bytes(wanting)
     while held and sum(_bytes(source) for source in held) > room:
@@ -187,22 +185,22 @@ def _make_room(wanting: PicturePixels) -> None:
 
 
 def _bytes(source: PicturePixels) -> int:
-    """What a decoded picture takes: Pillow keeps RGB in 4 bytes a pixel."""
+    """Memory of a decoded picture: Pillow keeps RGB in 4 bytes a pixel."""
     width, height = source.sizes[0]
     return 4 * width * height
 
 
 def _ends(path: Path, mark: bytes) -> bool:
-    """Whether the mark that ends every whole file of this format stands behind the start of the pixels."""
+    """Whether the end mark of this format is in the file, after the start of the pixels."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.rfind(mark, _pixels_start(content)) >= 0
 
 
 def _pixels_start(content: mmap.mmap) -> int:
-    """Where the compressed pixels of a JPEG begin; 0 for another format.
+    """Offset of the compressed pixels of a JPEG; 0 for another format.
 
-    The segments before them are stepped over: the preview that a camera or scanner puts there is a whole JPEG of its
-    own, with its own mark of an end. Each is 0xFF, its kind, and its length in two bytes (ITU T.81, B.1.1).
+    The segments before them are skipped: the preview that a camera or scanner puts there is a whole JPEG with an end
+    mark of its own. Each is 0xFF, its kind, and its length in two bytes (ITU T.81, B.1.1).
     """
     place = 2
     if content[:2] != b"\xff\xd8":
@@ -219,7 +217,7 @@ def _pixels_start(content: mmap.mmap) -> int:
 
 
 def over_white(colour: np.ndarray, alpha: np.ndarray, premultiplied: bool = False) -> np.ndarray:
-    """Lay partly transparent pixels on white.
+    """Composite partly transparent pixels onto white.
 
     Parameters
     ----------
@@ -241,26 +239,21 @@ def over_white(colour: np.ndarray, alpha: np.ndarray, premultiplied: bool = Fals
     return np.minimum(mixed, WHITE).astype(np.uint8)
 
 
-def grey_to_rgb(grey: np.ndarray) -> np.ndarray:
-    """Repeat one channel (height, width) three times."""
-    return np.repeat(grey[..., None], 3, axis=2)
-
-
 UNIT_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "Å": 1e-4}
 """Micrometres in a unit of length, as OME and ImageJ spell them (both code points of the Greek letter)."""
 
 PLAUSIBLE_MPP = (0.05, 10.0)
-"""Resolution tags often hold a printer's 72 or 300 dots per inch (353 and 85 um per px): those are no scale."""
+"""Resolution tags outside this range are ignored: many hold a printer's 72 or 300 dpi (353 and 85 um per px)."""
 
 LARGEST_ANISOTROPY = 1.05
-"""Scales of x and y that differ by more than this factor are not a scale."""
+"""Scales of x and y that differ by more than this factor are ignored."""
 
 
-def mean_scale(x: object, y: object) -> float | None:
-    """One scale from those of x and y (text or number); None unless both are positive and nearly the same."""
+def mean_scale(x: str | float | None, y: str | float | None) -> float | None:
+    """Geometric mean of the scales of x and y (text or number); None unless both are positive and nearly equal."""
     try:
-        across, down = float(x), float(y)
-    except (TypeError, ValueError):
+        across, down = float(x or 0), float(y or 0)
+    except ValueError:
         return None
     if not (0 < across < math.inf and 0 < down < math.inf):
         return None
@@ -270,6 +263,6 @@ def mean_scale(x: object, y: object) -> float | None:
 
 
 def plausible_scale(mpp: float | None) -> float | None:
-    """The scale, if a microscope or a slide scanner could have made it; else None."""
+    """The scale, if it is within `PLAUSIBLE_MPP`; else None."""
     low, high = PLAUSIBLE_MPP
     return mpp if mpp is not None and low <= mpp <= high else None

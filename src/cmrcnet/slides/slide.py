@@ -18,7 +18,14 @@ from cmrcnet.storage.hashing import fingerprint, fingerprint_stream
 
 @dataclass(frozen=True, kw_only=True)
 class PatchScale:
-    """A patch's size in pixels and in micrometres: 224 px at 0.5 um per px is 112 um."""
+    """Size of a patch in pixels and in micrometres: 224 px at 0.5 um per px is 112 um.
+
+    Examples
+    --------
+    >>> scale = PatchScale(size_px=224, mpp=0.5)
+    >>> scale.side_um, scale.side_on(0.25)
+    (112.0, 448.0)
+    """
 
     size_px: int = 224
     """Side of a patch in pixels."""
@@ -50,7 +57,7 @@ WHITE = 255
 
 @runtime_checkable
 class Slide(Protocol):
-    """What every slide can do. It holds no expression: truth cannot leak through it.
+    """Protocol of a slide: pixels that can be read by region, and their scale. It holds no expression.
 
     Attributes
     ----------
@@ -58,7 +65,7 @@ class Slide(Protocol):
     width_px, height_px : int
         Size at level 0.
     mpp : float or None
-        Micrometres per level-0 pixel; None when nobody has said.
+        Micrometres per level-0 pixel; None when unknown.
     downsamples : tuple of float
         Downsampling of each pyramid level, level 0 first: ``(1.0, 4.0, 16.0)``.
     """
@@ -87,12 +94,12 @@ class Slide(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Name of the slide's content, the same in every run."""
+        """Hash of the slide's content, the same in every run."""
         ...
 
 
 def known_scale(slide: Slide) -> float:
-    """The slide's micrometres per pixel, or `ScaleError` with the hint."""
+    """Micrometres per level-0 pixel of a slide; `ScaleError` when it is unknown."""
     if slide.mpp is None:
         raise ScaleError.unknown(slide.name)
     return float(slide.mpp)
@@ -105,7 +112,16 @@ class ArraySlide:
     ----------
     pixels : array, shape (height, width, 3), uint8
     mpp : float or None
+        Micrometres per pixel.
     name : str
+        Used in messages and reports.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> slide = ArraySlide(np.zeros((60, 80, 3), np.uint8), mpp=0.5, name="black")
+    >>> slide.read(x=-1, y=0, width=3, height=2)[0, :, 0].tolist()  # white beyond the edge
+    [255, 0, 0]
     """
 
     def __init__(self, pixels: np.ndarray, mpp: float | None = None, name: str = "array") -> None:
@@ -118,35 +134,29 @@ class ArraySlide:
         self._pixels = pixels
 
     def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> np.ndarray:
-        """See `Slide.read`; an array has level 0 only."""
+        """See `Slide.read`; an array has level 0 only. The result is a copy."""
         if level != 0:
             raise BadOption("level", level, want=f"0, the only level of {self.name}")
-        return crop_white(self._pixels, x, y, width, height)
+
+        def inside(left: int, top: int, width: int, height: int) -> np.ndarray:
+            return np.array(self._pixels[top : top + height, left : left + width])
+
+        return read_padded(self.width_px, self.height_px, x, y, width, height, inside)
 
     def fingerprint(self) -> str:
-        """Name of the pixels."""
+        """Hash of the pixels."""
         return fingerprint(np.ascontiguousarray(self._pixels))
 
 
-def crop_white(pixels: np.ndarray, x: int, y: int, width: int, height: int) -> np.ndarray:
-    """Cut (height, width, 3) from `pixels` at x, y; white where there are no pixels. Always a copy."""
-    rows, columns = pixels.shape[:2]
-
-    def inside(left: int, top: int, width: int, height: int) -> np.ndarray:
-        return np.array(pixels[top : top + height, left : left + width])
-
-    return white_outside(columns, rows, x, y, width, height, inside)
-
-
-def white_outside(
+def read_padded(
     columns: int, rows: int, x: int, y: int, width: int, height: int, inside: Callable[[int, int, int, int], np.ndarray]
 ) -> np.ndarray:
-    """Read a region that may reach over the edge of a picture of `columns` x `rows`.
+    """Read a region that may reach over the edge of an image of `columns` x `rows`; white outside.
 
     Parameters
     ----------
     inside : function (left, top, width, height) -> (height, width, 3) uint8
-        Called at most once, for the part that lies on the picture.
+        Called at most once, for the part that lies on the image.
     """
     if width < 1 or height < 1:
         raise BadOption("width, height", (width, height), want="a region of at least 1 x 1 px")
@@ -161,16 +171,16 @@ def white_outside(
 
 
 class PixelSource(Protocol):
-    """What a file format must offer. Making one reads the header only; the first `region` opens the pixels.
+    """Interface of a file format. Construction reads the header only; the first `region` opens the pixels.
 
-    It can be pickled (a worker process opens the file anew) and used again after `close`.
+    A source can be pickled (a worker process opens the file anew) and used again after `close`.
 
     Attributes
     ----------
     sizes : tuple of (width, height)
         In pixels, of each pyramid level, largest first.
     mpp : float or None
-        What the file itself says of level 0.
+        Scale of level 0 that the file itself states.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -181,22 +191,26 @@ class PixelSource(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the file and of every pixel."""
+        """Release the file and the decoded pixels."""
         ...
 
 
 class FileSlide:
-    """A slide read from a file by region; see `cmrcnet.slides.slide.Slide`.
+    """A slide read from a file by region; see `Slide`.
 
-    Use it in a ``with`` block, or call `close`, to free its pixels early. A closed slide can be read again: it is
-    opened anew. It can be pickled.
+    Use it in a ``with`` block, or call `close`, to free its pixels early. A closed slide is opened again when it is
+    read. It can be pickled.
 
     Parameters
     ----------
     path : Path
+        The file, for the fingerprint and messages.
     source : PixelSource
+        Reads its pixels.
     mpp : float or None
+        Micrometres per level-0 pixel.
     name : str
+        Used in messages and reports.
     """
 
     def __init__(self, path: Path, source: PixelSource, mpp: float | None, name: str) -> None:
@@ -220,14 +234,12 @@ class FileSlide:
             raise BadOption("level", level, want=f"a level of {self.name}, 0 to {len(self.downsamples) - 1}")
         step = self.downsamples[level]
         left, top = int(np.floor(x / step + 0.5)), int(np.floor(y / step + 0.5))
-
-        def inside(left: int, top: int, width: int, height: int) -> np.ndarray:
-            return self._source.region(level, left, top, width, height)
-
-        return white_outside(*self._source.sizes[level], left, top, width, height, inside)
+        return read_padded(
+            *self._source.sizes[level], left, top, width, height, lambda *part: self._source.region(level, *part)
+        )
 
     def fingerprint(self) -> str:
-        """Name of the file's content (see `file_fingerprint`), worked out once."""
+        """Hash of the file's content (see `file_fingerprint`), computed once."""
         if self._fingerprint is None:
             self._fingerprint = file_fingerprint(self.path)
         return self._fingerprint
@@ -248,7 +260,7 @@ class FileSlide:
 
 
 def _downsample(full: tuple[int, int], size: tuple[int, int]) -> float:
-    """How many level-0 pixels one pixel of a level spans.
+    """Level-0 pixels that one pixel of a level spans.
 
     A level of 4,650 px under 9,301 px was made by halving: 2, not 2.0002. So a whole number is taken where it
     explains both sides, and else the mean of the two quotients (as OpenSlide does).
@@ -266,16 +278,16 @@ _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def open_slide(source: str | Path | np.ndarray, *, mpp: float | None = None, name: str | None = None) -> Slide:
-    """Open a slide. Only its header is read; pixels are read when they are asked for.
+    """Open a slide. Only its header is read; pixels are read on demand.
 
     Parameters
     ----------
     source : str, Path, or numpy.ndarray, shape (height, width, 3), uint8
         A whole-slide file that OpenSlide opens (SVS, NDPI, MRXS, SCN, BIF, tiled TIFF), an (OME-)TIFF, a picture
-        (JPEG, PNG), or RGB pixels. A file is known by its content, not by its ending. Pixels are taken as stored:
-        neither an EXIF orientation nor a colour profile is applied.
+        (JPEG, PNG), or RGB pixels. The format is told by the content, not by the file's ending. Pixels are taken as
+        stored: neither an EXIF orientation nor a colour profile is applied.
     mpp : float, optional
-        Micrometres that one level-0 pixel shows. It overrides what the file says; without both, `Slide.mpp`
+        Micrometres that one level-0 pixel shows. It overrides what the file states; without both, `Slide.mpp`
         is None and whatever needs a scale raises `ScaleError`.
     name : str, optional
         Name of the slide; the file's name without its ending by default.
@@ -288,30 +300,40 @@ def open_slide(source: str | Path | np.ndarray, *, mpp: float | None = None, nam
     Raises
     ------
     MissingInput, BadInput
-        Not there; or truncated, no image, or an image of a kind that is no H&E slide (16-bit grey, a stack).
-        Damage inside the pixels of a file shows when they are first read.
+        The file does not exist; is truncated, no image, or no H&E slide (16-bit grey, a stack). Damage inside the
+        pixels of a file is found when they are first read.
     ScaleError
-        The stated scale differs from the file's own by more than a factor of 1.5.
+        The given scale differs from the file's own by more than a factor of 1.5.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> file = Path(tempfile.mkdtemp()) / "C6.png"
+    >>> Image.fromarray(np.full((60, 80, 3), 200, np.uint8)).save(file)
+    >>> slide = open_slide(file, mpp=0.5)
+    >>> slide.name, slide.width_px, slide.read(0, 0, 4, 3).shape
+    ('C6', 80, (3, 4, 3))
     """
     if mpp is not None and not 0 < float(mpp) < float("inf"):
         raise BadOption("mpp", mpp, want="micrometres per pixel, above 0")
     if isinstance(source, np.ndarray):
         return ArraySlide(source, None if mpp is None else float(mpp), name or "array")
     path = Path(source)
-    name = name or _plain_name(path)
+    name = name or (path.stem[: -len(".ome")] if path.stem.lower().endswith(".ome") else path.stem)
     pixels = _pixel_source(path)
     if mpp is None:
         mpp = pixels.mpp
-    elif pixels.mpp is not None:
-        factor = max(mpp / pixels.mpp, pixels.mpp / mpp)
-        if factor > LARGEST_DISAGREEMENT:
-            raise ScaleError.contradicted(name, mpp, f"its own metadata says {pixels.mpp:g}")
+    elif pixels.mpp is not None and max(mpp / pixels.mpp, pixels.mpp / mpp) > LARGEST_DISAGREEMENT:
+        raise ScaleError.contradicted(name, mpp, f"its own metadata says {pixels.mpp:g}")
     return FileSlide(path, pixels, None if mpp is None else float(mpp), name)
 
 
 def _pixel_source(path: Path) -> PixelSource:
-    """Who reads the pixels: OpenSlide, else tifffile for a TIFF that it reads poorly or not, else Pillow."""
-    from cmrcnet.slides.backends import OpenSlidePixels, openslide_vendor
+    """Choose the backend: OpenSlide, else tifffile for a TIFF that OpenSlide reads poorly or not, else Pillow."""
+    from cmrcnet.slides.backends import OpenSlidePixels, PicturePixels, openslide_vendor
+    from cmrcnet.slides.tiff import TiffPixels, beyond_openslide
 
     if not path.exists():
         raise MissingInput(path, "The slide")
@@ -322,25 +344,12 @@ def _pixel_source(path: Path) -> PixelSource:
     if not head:
         raise BadInput(path, "a slide", "it is empty")
     if head not in _TIFF_SIGNATURES:
-        if openslide_vendor(path) is not None:
-            return OpenSlidePixels(path)
-        from cmrcnet.slides.backends import PicturePixels
-
-        return PicturePixels(path)
-
-    from cmrcnet.slides.tiff import TiffPixels, tiff_facts
-
-    facts = tiff_facts(path)
+        return PicturePixels(path) if openslide_vendor(path) is None else OpenSlidePixels(path)
+    only_ours = beyond_openslide(path)
     vendor = openslide_vendor(path)
-    # OpenSlide knows no OME metadata and no SubIFD pyramid, and squeezes 16-bit values into 8 without a word.
-    ours = vendor is None or (vendor == "generic-tiff" and (facts.is_ome or not facts.eight_bits))
+    # OpenSlide knows no OME metadata and no SubIFD pyramid, and reduces 16-bit values to 8 without notice.
+    ours = vendor is None or (vendor == "generic-tiff" and only_ours)
     return TiffPixels(path) if ours else OpenSlidePixels(path)
-
-
-def _plain_name(path: Path) -> str:
-    """The file's name without its ending: "a.b" for a.b.tif and for a.b.ome.tif."""
-    stem = path.stem
-    return stem[: -len(".ome")] if stem.lower().endswith(".ome") else stem
 
 
 WHOLE_BYTES = 256 << 20
@@ -354,22 +363,20 @@ SAMPLES = 64
 
 
 def file_fingerprint(path: Path) -> str:
-    """Name of a file's content, wherever the file lies and whatever it is called.
+    """Hash of a file's content, independent of its place and name.
 
-    A file of at most 256 MiB counts whole. Of a larger one count its size, its first and last 8 MiB and 64 evenly
-    spaced blocks of 256 KiB: half a second instead of minutes. Slides are written once and pyramids change
-    throughout when they are written again, so that a real change is seen; a few bytes patched by hand in the middle
-    of a large file are not.
-
-    A folder beside the file that bears its name without the ending (the pixels of an MRXS slide) counts as well.
+    A file of at most 256 MiB is hashed whole. Of a larger one the size, the first and last 8 MiB and 64 evenly
+    spaced blocks of 256 KiB are hashed: half a second instead of minutes. Slides are written once, and pyramids change
+    throughout when they are written again, so a real change is found; a few bytes patched by hand in the middle of a
+    large file are not. The folder of an MRXS slide's pixels, beside it under its name, is included.
     """
     path = Path(path)
     companion = path.with_suffix("") if path.suffix.lower() == ".mrxs" else None
     files = sorted(companion.iterdir()) if companion is not None and companion.is_dir() else []
-    return fingerprint_stream(part for file in [path, *files] if file.is_file() for part in _parts(file))
+    return fingerprint_stream(part for file in [path, *files] if file.is_file() for part in _parts_to_hash(file))
 
 
-def _parts(path: Path) -> Iterator[object]:
+def _parts_to_hash(path: Path) -> Iterator[object]:
     size = path.stat().st_size
     yield size
     with path.open("rb") as file:

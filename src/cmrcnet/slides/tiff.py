@@ -1,8 +1,10 @@
 """TIFF through tifffile, for what OpenSlide does not open: OME-TIFF, strips, planar axes, pyramids in SubIFDs.
 
-Long because it is one thing: this format, and the test whether a file is truncated. A TIFF is a chain of pages, each a
-list of tags that point into the file. tifffile and OpenSlide silently skip pages and tags that point beyond the end, so
-that half a colour slide may be read as a whole grey one.
+Tiles are decoded and kept here rather than read through `TiffFile.aszarr`: that store keeps no decoded tile, so that
+overlapping patches took 3 (tiles) to 28 (strips) times as long, and it cannot map uncompressed pixels. A TIFF is a
+chain of pages, each a list of tags that point into the file; tifffile and OpenSlide silently skip pages and tags beyond
+its end, so that half a colour slide may be read as a whole grey one: `_is_whole` finds that.
+Long because it is one thing: this format.
 """
 
 from __future__ import annotations
@@ -13,30 +15,22 @@ import threading
 import zlib
 from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from cmrcnet.errors import BadInput
-from cmrcnet.slides.backends import UNIT_UM, grey_to_rgb, mean_scale, over_white, plausible_scale
+from cmrcnet.slides.backends import UNIT_UM, mean_scale, over_white, plausible_scale
 
 HELD_BYTES = 64 << 20
-"""Decoded tiles or strips that each slide keeps; the one read last always is."""
+"""Bytes of decoded tiles or strips that each slide keeps; the one read last always is."""
 
 _DECODING = (RuntimeError, ValueError, OSError, NotImplementedError, IndexError, TypeError, struct.error, zlib.error)
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _JPEG = (6, 7, 33003, 33005, 34712)  # the codecs that turn YCbCr into RGB themselves
 
 
-class TiffFacts(NamedTuple):
-    """What the header says, before deciding who reads the pixels."""
-
-    is_ome: bool
-    eight_bits: bool
-
-
-def tiff_facts(path: Path) -> TiffFacts:
-    """Read a TIFF's header.
+def beyond_openslide(path: Path) -> bool:
+    """Whether a TIFF holds what OpenSlide ignores: OME metadata, or more than 8 bits a channel.
 
     Raises
     ------
@@ -44,10 +38,9 @@ def tiff_facts(path: Path) -> TiffFacts:
         It is no TIFF, or a truncated one.
     """
     with _open(path) as tiff:
-        if not is_whole(tiff, path):
+        if not _is_whole(tiff, path):
             raise BadInput(path, "a TIFF", "it is truncated (parts beyond its end are missing); copy it again")
-        page = tiff.pages[0]
-        return TiffFacts(tiff.is_ome, page.dtype == np.uint8)
+        return tiff.is_ome or tiff.pages[0].dtype != np.uint8
 
 
 class TiffPixels:
@@ -59,10 +52,13 @@ class TiffPixels:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._forget()
+        self._reset()
         with _open(path) as tiff:
-            try:
-                self._series = _largest(tiff, path)
+            try:  # labels and overviews are smaller than the slide
+                areas = [math.prod(_size(one)) if {"Y", "X"} <= set(one.axes) else 0 for one in tiff.series]
+                if not any(areas):
+                    raise BadInput(path, "a TIFF", "it holds no image")
+                self._series = areas.index(max(areas))
                 levels = tiff.series[self._series].levels
                 self.sizes = tuple(_size(level) for level in levels)
                 self._planes = tuple(_check(level, path) for level in levels)
@@ -75,17 +71,14 @@ class TiffPixels:
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """See `PixelSource.region`."""
         with self._lock:
-            if self._tiff is None:
-                self._tiff = _open(self.path)
             try:
-                pages = self._tiff.series[self._series].levels[level].pages
+                pages = self._file().series[self._series].levels[level].pages
                 planes = [
                     self._plane(level, number, pages[number], left, top, width, height)
                     for number in range(self._planes[level])
                 ]
-                page = pages[0].keyframe
                 stored = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-                return _to_rgb(stored, page)
+                return _to_rgb(stored, pages[0].keyframe)
             except _DECODING as error:
                 if isinstance(error, BadInput):
                     raise
@@ -96,13 +89,18 @@ class TiffPixels:
         with self._lock:
             if self._tiff is not None:
                 self._tiff.close()
-            self._forget()
+            self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._tiff = None
         self._held: OrderedDict[tuple, np.ndarray] = OrderedDict()
         self._mapped: dict[tuple, np.ndarray | None] = {}
         self._lock = threading.RLock()
+
+    def _file(self):
+        if self._tiff is None:
+            self._tiff = _open(self.path)
+        return self._tiff
 
     def __getstate__(self) -> dict:
         return {
@@ -111,7 +109,7 @@ class TiffPixels:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._reset()
 
     def _plane(self, level: int, number: int, page, left: int, top: int, width: int, height: int) -> np.ndarray:
         """A region (height, width, samples) of one page, as stored."""
@@ -148,7 +146,7 @@ class TiffPixels:
         size = page.databytecounts[index]
         if size == 0:
             return None
-        file = self._tiff.filehandle
+        file = self._file().filehandle
         file.seek(page.dataoffsets[index])
         data = file.read(size)
         if len(data) < size:
@@ -193,20 +191,12 @@ def _open(path: Path):
 
 
 def _size(level) -> tuple[int, int]:
-    """(width, height) of a level."""
+    """(width, height) of a series or level."""
     return int(level.shape[level.axes.index("X")]), int(level.shape[level.axes.index("Y")])
 
 
-def _largest(tiff, path: Path) -> int:
-    """Number of the series with the most pixels (labels and overviews are smaller)."""
-    areas = [math.prod(_size(series)) if "Y" in series.axes and "X" in series.axes else 0 for series in tiff.series]
-    if not areas or max(areas) == 0:
-        raise BadInput(path, "a TIFF", "it holds no image")
-    return areas.index(max(areas))
-
-
 def _check(level, path: Path) -> int:
-    """How many pages make the channels of a level: 1, or one page a channel; `BadInput` for what is no colour image."""
+    """Number of pages that make the channels of a level: 1, or one a channel; `BadInput` unless 8-bit grey or RGB."""
     page = level.keyframe
     if any(one is None for one in level.pages):
         raise BadInput(path, "a TIFF", "some of its pages are missing; copy or download it again")
@@ -234,7 +224,7 @@ def _to_rgb(stored: np.ndarray, page) -> np.ndarray:
     if page.photometric == _MINISWHITE:
         stored = 255 - stored
     if stored.shape[2] == 1:
-        return grey_to_rgb(stored[..., 0])
+        return np.repeat(stored, 3, axis=2)
     if stored.shape[2] == 4 and page.extrasamples and page.extrasamples[0] in (1, 2):
         return over_white(stored[..., :3], stored[..., 3], premultiplied=page.extrasamples[0] == 1)
     return np.ascontiguousarray(stored[..., :3])
@@ -287,15 +277,8 @@ _NEEDED_TAGS = frozenset({258, 270, 273, 279, 324, 325, 330, 347})
 """Bits, description, strips, tiles, SubIFDs, JPEG tables. Private tags of a scanner may be odd and do no harm."""
 
 
-def is_whole(tiff, path: Path) -> bool:
-    """Whether every page, needed tag and pixel that a TIFF announces lies within the file.
-
-    Parameters
-    ----------
-    tiff : tifffile.TiffFile
-        Of `path`.
-    path : Path
-    """
+def _is_whole(tiff, path: Path) -> bool:
+    """Whether every page, needed tag and pixel that the header of a `tifffile.TiffFile` announces is in its file."""
     size = path.stat().st_size
     return (tiff.is_ndpi or _tags_are_whole(tiff.tiff, path, size)) and all(
         start + length <= size
@@ -306,6 +289,7 @@ def is_whole(tiff, path: Path) -> bool:
 
 def _tags_are_whole(form, path: Path, size: int) -> bool:
     """Walk the chain of pages; `form` is tifffile's TiffFormat (byte order and widths)."""
+    width = form.offsetsize
     with path.open("rb") as file:
 
         def number(offset: int, kind: str, length: int) -> int | None:
@@ -313,31 +297,24 @@ def _tags_are_whole(form, path: Path, size: int) -> bool:
             found = file.read(length)
             return struct.unpack(kind, found)[0] if len(found) == length else None
 
-        page, seen = number(8 if form.offsetsize == 8 else 4, form.offsetformat, form.offsetsize), set()
+        page, seen = number(8 if width == 8 else 4, form.offsetformat, width), set()
         while page and page not in seen:
             seen.add(page)
             count = number(page, form.tagnoformat, form.tagnosize)
             if count is None:
                 return False
-            tags = page + form.tagnosize
-            file.seek(tags)
-            listed = file.read(count * form.tagsize)
-            if len(listed) < count * form.tagsize:
+            first = page + form.tagnosize
+            file.seek(first)
+            tags = file.read(count * form.tagsize)
+            if len(tags) < count * form.tagsize:
                 return False
-            for start in range(0, len(listed), form.tagsize):
-                if not _tag_is_whole(form, listed[start : start + form.tagsize], size):
+            for start in range(0, len(tags), form.tagsize):
+                # A tag is: code, type, number of values, and the value, or its place where it is longer than that.
+                code, kind = struct.unpack_from(f"{form.byteorder}HH", tags, start)
+                (values,) = struct.unpack_from(form.offsetformat, tags, start + 4)
+                (place,) = struct.unpack_from(form.offsetformat, tags, start + 4 + width)
+                length = values * _TYPE_BYTES.get(kind, 1)
+                if code in _NEEDED_TAGS and length > width and place + length > size:
                     return False
-            page = number(tags + count * form.tagsize, form.offsetformat, form.offsetsize)
+            page = number(first + count * form.tagsize, form.offsetformat, width)
         return page is not None
-
-
-def _tag_is_whole(form, tag: bytes, size: int) -> bool:
-    """Whether a tag's value lies within the file. A tag is: code, type, number of values, the value or its place."""
-    code, kind = struct.unpack(f"{form.byteorder}HH", tag[:4])
-    if code not in _NEEDED_TAGS:
-        return True
-    width = form.offsetsize
-    (count,) = struct.unpack(form.offsetformat, tag[4 : 4 + width])
-    length = count * _TYPE_BYTES.get(kind, 1)
-    (place,) = struct.unpack(form.offsetformat, tag[4 + width : 4 + 2 * width])
-    return length <= width or place + length <= size
