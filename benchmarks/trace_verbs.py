@@ -46,7 +46,7 @@ PACKAGE = "cmrcnet"
 FEATURES = ("features", "evaluation.features", "evaluation.methods.features")
 """Modules, or folders of modules, that read slides to make the encoder's input."""
 
-PLUMBING = ("slides.patches", "slides.thumbnail", "slides.slide")
+PLUMBING = ("slides.patches", "slides.slide")
 """Modules that read slides for others."""
 
 SETTINGS_FLAG = "--config"

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmrcnet.genes.normalise import check_counts
 from cmrcnet.genes.table import check_prediction_table
-from cmrcnet.slides.section import Section
+from cmrcnet.slides.section import Section, check_counts
 from cmrcnet.slides.slide import WHITE, Slide, known_scale
 
 if TYPE_CHECKING:

@@ -68,7 +68,7 @@ def test_spots_lie_on_tissue_and_the_tissue_mask_agrees(cohort):
     from cmrcnet.slides.tissue_mask import find_tissue
 
     section = cohort.read("P1S1")
-    anatomy = Anatomy(TissuePlan.from_text(section.facts["synthetic"]))
+    anatomy = Anatomy(TissuePlan.from_text(section.metadata["synthetic"]))
     assert (anatomy.tissue_share(section.spots.centre_px, 100.0) > 0.8).all()
     assert find_tissue(section.slide).contains(section.spots.centre_px).mean() > 0.8
 
@@ -122,7 +122,7 @@ def test_glass_is_bright_nuclei_are_blue_and_stroma_is_pink(cohort):
 def test_traits_of_a_spot_are_the_mean_over_its_disc(cohort):
     """The Gaussian that stands in for the disc, against the disc itself."""
     section = cohort.read("P2S1")
-    anatomy = Anatomy(TissuePlan.from_text(section.facts["synthetic"]))
+    anatomy = Anatomy(TissuePlan.from_text(section.metadata["synthetic"]))
     rows, columns = np.indices(anatomy.shape)
     x, y = (columns + 0.5) * 10, (rows + 0.5) * 10
     centres_um = section.spots.centre_px * section.slide.mpp
@@ -155,7 +155,9 @@ def test_counts_have_the_stated_mean_and_spread():
     truth, genes = synthetic_truth(section), synthetic_genes(24)
     counts = section.counts.toarray().astype(float)
     shares = np.expm1(truth.expected) / 1e4
-    batch = Anatomy(TissuePlan.from_text(section.facts["synthetic"])).plan.patient_random("batch").lognormal(0, 0.1, 24)
+    batch = (
+        Anatomy(TissuePlan.from_text(section.metadata["synthetic"])).plan.patient_random("batch").lognormal(0, 0.1, 24)
+    )
     depth = counts.sum(axis=1, keepdims=True) / (shares * batch).sum(axis=1, keepdims=True)
     expected = depth * shares * batch
     np.testing.assert_allclose(counts.sum(axis=0) / expected.sum(axis=0), 1, atol=0.1)

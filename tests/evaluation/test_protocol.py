@@ -202,7 +202,7 @@ def test_each_section_is_read_once(small_config, small_cache, small_cohort):
             reads.append(entry.section)
             return entry.load()
 
-        return type(entry)(entry.section, entry.patient, load, entry.facts)
+        return type(entry)(entry.section, entry.patient, load, entry.metadata)
 
     cohort = Cohort("counted", tuple(counted(entry) for entry in small_cohort.entries))
     evaluated(cohort, small_config, small_cache, methods=["gene-mean", "random-k"])

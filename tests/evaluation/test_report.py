@@ -233,7 +233,7 @@ def test_signatures_of_the_organ_are_listed_with_their_source(small_run):
     run = small_run.run
     assert marker_table(run) == ""
     names = dict(zip(dict.fromkeys(run.genes.gene), ("ERBB2", "GRB7"), strict=False))
-    entries = tuple(dataclasses.replace(each, facts={"disease": "breast cancer"}) for each in run.cohort.entries)
+    entries = tuple(dataclasses.replace(each, metadata={"disease": "breast cancer"}) for each in run.cohort.entries)
     breast = dataclasses.replace(run, genes=run.genes.replace({"gene": names}), cohort=Cohort(run.cohort.name, entries))
     html = marker_table(breast)
     assert "Marker signatures, breast" in html and run.stamp.to_text() in html

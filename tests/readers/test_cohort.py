@@ -47,9 +47,9 @@ def test_three_formats_in_one_cohort(folder):
     sections = list(cohort)
     assert [s.name for s in sections] == list(cohort.sections)
     assert [s.patient for s in sections] == ["A", "A", "B", "C"]
-    assert [s.facts["disease"] for s in sections] == ["cancer", "", "healthy", "healthy"]
+    assert [s.metadata["disease"] for s in sections] == ["cancer", "", "healthy", "healthy"]
     assert [s.spots.diameter_um for s in sections] == [100, 100, 55, 55]
-    assert cohort.entries[0].facts == {"disease": "cancer"}
+    assert cohort.entries[0].metadata == {"disease": "cancer"}
 
 
 @pytest.mark.parametrize("how", ["bom", "semicolons", "tabs", "utf-16", "crlf"])
@@ -169,7 +169,7 @@ def test_the_real_cohorts(her2st_csv, als_csv):
     spots = [len(section.spots) for section in als]
     assert sum(spots) == 638 and min(spots) == 34 and max(spots) == 99
     section = als.read("CN67_E2")
-    assert section.facts["condition"] == "wild type, day 120"
+    assert section.metadata["condition"] == "wild type, day 120"
     assert not any(gene.startswith("__") for gene in section.genes)
     assert np.all(section.counts.sum(axis=1) > 0)
 

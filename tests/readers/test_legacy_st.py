@@ -21,7 +21,7 @@ def read(counts, **options):
 def test_a_section_in_its_true_layout(tmp_path, made, spot_column):
     counts = write_legacy(tmp_path, made, spot_column=spot_column)
     assert sniff(counts) == "legacy_st"
-    section = read(counts, mpp=made.mpp, patient="P", facts={"site": "breast"})
+    section = read(counts, mpp=made.mpp, patient="P", metadata={"site": "breast"})
     theirs = pd.DataFrame(made.counts, index=made.barcodes, columns=made.genes)
     theirs = theirs.loc[:, ~theirs.columns.str.startswith("__")].T.groupby(level=0, sort=False).sum().T
     assert section.spots.barcodes == tuple(made.barcodes)
@@ -29,7 +29,7 @@ def test_a_section_in_its_true_layout(tmp_path, made, spot_column):
     np.testing.assert_array_equal(section.counts.toarray(), theirs.to_numpy())
     np.testing.assert_allclose(section.spots.centre_px, made.centre_px)
     assert (section.name, section.patient, section.absent_genes) == ("S1", "P", "zero")
-    assert section.facts == {"site": "breast"}
+    assert section.metadata == {"site": "breast"}
     assert section.spots.diameter_um == 100
     assert (section.slide.width_px, section.slide.height_px) == (made.image.shape[1], made.image.shape[0])
 

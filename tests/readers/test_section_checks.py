@@ -162,7 +162,7 @@ def test_who_the_patient_is():
 def test_features_are_cleaned_and_facts_kept():
     made = made_up()
     genes = ["A", "A", "BLANK_1", *made.genes[3:]]
-    section = checked_section(raw(made, genes=genes), facts={"site": "lung"})
+    section = checked_section(raw(made, genes=genes), metadata={"site": "lung"})
     assert section.genes == ("A", *made.genes[3:])
     np.testing.assert_array_equal(section.counts[:, 0].toarray()[:, 0], made.counts[:, :2].sum(axis=1))
-    assert len(section.notes) == 2 and section.facts == {"site": "lung"}
+    assert len(section.notes) == 2 and section.metadata == {"site": "lung"}

@@ -156,7 +156,7 @@ def section(name: str = "C6", patient: str = "C", counts=None, genes=("ERBB2", "
         counts,
         genes,
         notes=("one",),
-        facts={"site": "breast"},
+        metadata={"site": "breast"},
     )
 
 
@@ -175,7 +175,7 @@ def test_taking_rows_takes_spots_and_counts_alike(rows):
     index = np.arange(3)[np.asarray(rows)]
     assert taken.spots.barcodes == tuple("abc"[i] for i in index)
     np.testing.assert_array_equal(taken.counts.toarray(), section().counts.toarray()[index])
-    assert (taken.name, taken.genes, taken.notes, taken.facts) == (
+    assert (taken.name, taken.genes, taken.notes, taken.metadata) == (
         "C6",
         ("ERBB2", "CD3E"),
         ("one",),

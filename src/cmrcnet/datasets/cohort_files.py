@@ -102,7 +102,7 @@ def _write_section(section: Section, folder: Path, image: str) -> dict[str, str]
         f"{scale:.10g}",
         f"{section.spots.diameter_um:.10g}",
     )
-    return dict(zip(_COLUMNS, row, strict=True)) | section.facts
+    return dict(zip(_COLUMNS, row, strict=True)) | section.metadata
 
 
 def _write_counts(section: Section, path: Path) -> None:

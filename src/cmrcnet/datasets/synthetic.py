@@ -171,7 +171,7 @@ def synthetic_section(
         sparse.csr_matrix(counts.astype(np.float32)),
         synthetic_genes(genes).names,
         absent_genes="zero",
-        facts={"synthetic": anatomy.plan.to_text()},
+        metadata={"synthetic": anatomy.plan.to_text()},
     )
 
 
@@ -191,7 +191,7 @@ def synthetic_truth(section: Section, centre_px: np.ndarray | None = None) -> Sy
     Parameters
     ----------
     section : Section
-        Made here; it carries its plan in ``facts["synthetic"]``.
+        Made here; it carries its plan in ``metadata["synthetic"]``.
     centre_px : numpy.ndarray, shape (locations, 2), optional
         Locations in level-0 pixels; the section's spots when left out.
 
@@ -200,9 +200,9 @@ def synthetic_truth(section: Section, centre_px: np.ndarray | None = None) -> Sy
     BadOption
         The section was not made here.
     """
-    if "synthetic" not in section.facts:
-        raise BadOption("section", section.name, want="a made-up section (its facts name no plan)")
-    plan = TissuePlan.from_text(section.facts["synthetic"])
+    if "synthetic" not in section.metadata:
+        raise BadOption("section", section.name, want="a made-up section (its metadata hold no plan)")
+    plan = TissuePlan.from_text(section.metadata["synthetic"])
     centres = section.spots.centre_px if centre_px is None else np.asarray(centre_px, np.float64)
     traits, shares = _truth(Anatomy(plan), centres * section.slide.mpp)
     genes = synthetic_genes(plan.genes)

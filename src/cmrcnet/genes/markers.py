@@ -222,10 +222,10 @@ def organ_of_cohort(cohort: Cohort) -> str:
     UnknownName
     """
     texts = dict.fromkeys(
-        entry.facts[column]
+        entry.metadata[column]
         for entry in cohort.entries
         for column in ("organ", "disease", "site")
-        if column in entry.facts
+        if column in entry.metadata
     )
     return organ_of(*texts)
 

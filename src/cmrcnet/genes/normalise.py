@@ -13,84 +13,12 @@ a section sequenced twice as deeply counts no more than another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadOption, SectionError
-
-
-def check_counts(
-    counts: sparse.spmatrix | np.ndarray,
-    section_name: str,
-    *,
-    barcodes: Sequence[str] | None = None,
-    genes: Sequence[str] | None = None,
-) -> None:
-    """Refuse what is no raw count: NaN, infinite, negative or fractional values.
-
-    Parameters
-    ----------
-    counts : sparse matrix or array, shape (spots, genes)
-    section_name : str
-        For the sentence.
-    barcodes, genes : sequence of str, optional
-        Names of rows and columns, so that the sentence can point at the first offender by name.
-
-    Raises
-    ------
-    SectionError
-    """
-    matrix = counts if sparse.issparse(counts) else sparse.csr_matrix(np.asarray(counts))
-    values = matrix.data if hasattr(matrix, "data") and matrix.format in ("csr", "csc", "coo") else matrix.tocsr().data
-    if values.dtype.kind in "ub":
-        return
-    with np.errstate(invalid="ignore"):
-        good = np.isfinite(values) & (values >= 0)
-        if values.dtype.kind == "f":
-            good &= values == np.floor(values)
-    if good.all():
-        return
-    table = matrix.tocoo()
-    with np.errstate(invalid="ignore"):
-        bad = ~(np.isfinite(table.data) & (table.data >= 0) & (table.data == np.floor(table.data)))
-    number = np.flatnonzero(bad)
-    first = number[np.lexsort((table.col[number], table.row[number]))[0]]
-    value = table.data[first]
-    spot = barcodes[table.row[first]] if barcodes is not None else f"number {table.row[first] + 1}"
-    gene = genes[table.col[first]] if genes is not None else f"number {table.col[first] + 1}"
-    raise SectionError.not_counts(
-        section_name,
-        f"{bad.sum():,} values are {_fault(value)}, the first ({value:g}) at spot {spot}, gene {gene}"
-        f"{_looks_like(matrix.tocsr())}",
-    )
-
-
-def _fault(value: float) -> str:
-    if np.isnan(value):
-        return "missing (NaN)"
-    if np.isinf(value):
-        return "infinite"
-    return "negative" if value < 0 else "fractional"
-
-
-def _looks_like(counts: sparse.csr_matrix) -> str:
-    """A guess at what the table holds instead, from its range and its row sums."""
-    values = counts.data[np.isfinite(counts.data)]
-    if values.size == 0:
-        return ""
-    if (values < 0).any():
-        return "; these look centred or scaled" if values.min() > -50 and values.max() < 50 else ""
-    if values.max() <= 1:
-        return "; these look like shares or probabilities"
-    if values.max() > 20:  # log1p of any normalised count stays below: e^20 is half a billion
-        sums = np.asarray(counts.sum(axis=1)).ravel()
-        sums = sums[sums > 0]
-        alike = sums.size > 1 and sums.std() < 1e-3 * sums.mean()
-        return f"; these look scaled to a library size of {sums.mean():,.0f}" if alike else ""
-    return "; these look log-normalised"
+from cmrcnet.errors import BadOption
 
 
 def library_sizes(counts: sparse.csr_matrix) -> np.ndarray:

@@ -151,9 +151,9 @@ def read_cohort_regions(csv: Path | str) -> dict[str, pd.Series]:
     """
     csv = Path(csv)
     rows = cohort_rows(csv)
-    if all(COLUMN not in row.facts for row in rows):
-        raise BadInput.columns(csv, [COLUMN], sorted({name for row in rows for name in row.facts}))
-    found = {row.source.name: row.facts[COLUMN] for row in rows if row.facts.get(COLUMN) and row.source.name}
+    if all(COLUMN not in row.metadata for row in rows):
+        raise BadInput.columns(csv, [COLUMN], sorted({name for row in rows for name in row.metadata}))
+    found = {row.source.name: row.metadata[COLUMN] for row in rows if row.metadata.get(COLUMN) and row.source.name}
     if not found:
         raise TooFew(f"sections of {csv.name} name a table of regions", 0, 1, "fill in its column regions")
     return {section: read_regions(csv.parent / name) for section, name in found.items()}

@@ -4,7 +4,7 @@
     C6,C,legacy_st,C6_counts.tsv.gz,C6_spots.tsv,C6.jpg,0.6877,100,HER2+ breast cancer
 
 `section`, `patient` and `counts` (or `path`) must be there, the others where the format needs them; an empty
-`format` is told from the files. Paths are relative to the cohort file. Further columns become the section's facts.
+`format` is told from the files. Paths are relative to the cohort file. Further columns become the section's metadata.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CohortRow:
     patient : str
     source : SectionSource
     format : str or None
-    facts : dict
+    metadata : dict
     problems : tuple of CmrcnetError
         What is wrong with it as far as shows without reading anything large.
     """
@@ -59,7 +59,7 @@ class CohortRow:
     patient: str
     source: SectionSource
     format: str | None
-    facts: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
     problems: tuple[CmrcnetError, ...] = ()
 
     def read_raw(self) -> RawSection:
@@ -106,7 +106,7 @@ def read_cohort(csv: Path | str, *, controls: Literal["drop", "keep"] = "drop", 
         raise located(problems[0], "", f" ({more} more problem(s): cmrcnet inspect {csv})" if more else "")
     path = Path(csv).resolve()
     entries = tuple(
-        CohortEntry(row.source.name, row.patient, partial(_load, row, controls), dict(row.facts), str(path))
+        CohortEntry(row.source.name, row.patient, partial(_load, row, controls), dict(row.metadata), str(path))
         for row in rows
     )
     return Cohort(path.parent.name if path.stem == "cohort" else path.stem, entries)
@@ -186,8 +186,8 @@ def _row(table: Table, i: int) -> CohortRow:
     format = cells.get("format") or None
     if counts:
         problems += lacks(source, format)
-    facts = {column: cells[column] for column in table.columns if column and column not in OUR_COLUMNS}
-    return CohortRow(where, patient, source, format, facts, tuple(located(problem, where) for problem in problems))
+    metadata = {column: cells[column] for column in table.columns if column and column not in OUR_COLUMNS}
+    return CohortRow(where, patient, source, format, metadata, tuple(located(problem, where) for problem in problems))
 
 
 def _number(table: Table, column: str, cell: str) -> tuple[float | None, list[CmrcnetError]]:
@@ -222,12 +222,12 @@ def _with_repeats(rows: Sequence[CohortRow]) -> list[CohortRow]:
         names.setdefault(name, row.where)
         locations.setdefault(place, row.where)
         problems = (*row.problems, *(located(problem, row.where) for problem in extra))
-        found.append(CohortRow(row.where, row.patient, row.source, row.format, row.facts, problems))
+        found.append(CohortRow(row.where, row.patient, row.source, row.format, row.metadata, problems))
     return found
 
 
 def _load(row: CohortRow, controls: Literal["drop", "keep"]) -> Section:
     try:
-        return checked_section(row.read_raw(), patient=row.patient, controls=controls, facts=row.facts)
+        return checked_section(row.read_raw(), patient=row.patient, controls=controls, metadata=row.metadata)
     except CmrcnetError as error:
         raise located(error, row.where) from error

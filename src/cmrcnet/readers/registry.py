@@ -251,7 +251,7 @@ def read_section(
     mpp: float | None = None,
     spot_diameter_um: float | None = None,
     controls: Literal["drop", "keep"] = "drop",
-    facts: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Section:
     """Read one paired section, checked.
 
@@ -272,7 +272,7 @@ def read_section(
         Otherwise the diameter of the format: 100 um (legacy ST), 55 um (Visium).
     controls : {"drop", "keep"}
         What happens to features that are no genes.
-    facts : mapping, optional
+    metadata : mapping, optional
         Anything else that is known, as text.
 
     Returns
@@ -290,7 +290,7 @@ def read_section(
     from cmrcnet.readers.section_checks import checked_section
 
     place = section_source(source, name=name, image=image, spots=spots, mpp=mpp, spot_diameter_um=spot_diameter_um)
-    return checked_section(read_raw(place, format), patient=patient, controls=controls, facts=facts)
+    return checked_section(read_raw(place, format), patient=patient, controls=controls, metadata=metadata)
 
 
 def section_source(

@@ -17,9 +17,8 @@ from cmrcnet.errors import (
     ShapeMismatch,
 )
 from cmrcnet.genes.naming import clean_features
-from cmrcnet.genes.normalise import check_counts
 from cmrcnet.readers.registry import RawSection, neighbour_distance_px
-from cmrcnet.slides.section import Section, Spots
+from cmrcnet.slides.section import Section, Spots, check_counts
 
 MOST_OFF_IMAGE = 0.10
 """Share of spots whose centre may lie outside the picture; they are dropped. More: picture and spots do not fit."""
@@ -51,7 +50,7 @@ def checked_section(
     *,
     patient: str | None = None,
     controls: Literal["drop", "keep"] = "drop",
-    facts: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Section:
     """Check a section and clean its features.
 
@@ -61,7 +60,7 @@ def checked_section(
     patient : str, optional
         Wins over what the files say; a patient that nobody names is called after the section, with a note.
     controls : {"drop", "keep"}
-    facts : mapping, optional
+    metadata : mapping, optional
 
     Raises
     ------
@@ -90,7 +89,7 @@ def checked_section(
         genes=genes,
         absent_genes=raw.absent_genes,
         notes=tuple(notes),
-        facts=dict(facts or {}),
+        metadata=dict(metadata or {}),
     )
 
 

@@ -14,12 +14,13 @@ from cmrcnet.slides.slide import PatchScale, Slide, known_scale
 if TYPE_CHECKING:
     from scipy import sparse
 
-BATCH = 64
 CROP_FORMAT = 1
 """Counts up when the same call cuts other pixels; part of the name of everything cached that was made from them."""
+BLOCK_PX = 1024
+"""Side of the blocks that `thumbnail` reads, in pixels of the level that is read."""
 
 
-def crop_patches(slide: Slide, centre_px: np.ndarray, scale: PatchScale, *, batch: int = BATCH) -> Iterator[np.ndarray]:
+def crop_patches(slide: Slide, centre_px: np.ndarray, scale: PatchScale, *, batch: int = 64) -> Iterator[np.ndarray]:
     """Cut a patch of ``scale.size_px`` pixels at ``scale.mpp`` around each centre.
 
     Coordinates are continuous: level-0 pixel ``i`` covers ``[i, i + 1)``, so that its middle is ``i + 0.5``. The
@@ -32,12 +33,14 @@ def crop_patches(slide: Slide, centre_px: np.ndarray, scale: PatchScale, *, batc
     Parameters
     ----------
     slide : Slide
+        Its scale must be known.
     centre_px : array, shape (patches, 2)
         x, y in level-0 pixels.
     scale : PatchScale
+        Size of a patch in pixels and micrometres.
     batch : int
-        Patches that are given at once. Within a batch they are read row by row of the slide, which spares decoding
-        the same tiles twice.
+        Patches that are returned at once. Within a batch they are read in rows of the slide, so that few tiles are
+        decoded twice.
 
     Returns
     -------
@@ -47,7 +50,16 @@ def crop_patches(slide: Slide, centre_px: np.ndarray, scale: PatchScale, *, batc
     Raises
     ------
     ScaleError
-        At once, not when the first batch is asked for.
+        At once, not when the first batch is read.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cmrcnet import ArraySlide, PatchScale
+    >>> slide = ArraySlide(np.zeros((100, 100, 3), np.uint8), mpp=0.25)
+    >>> [patches] = crop_patches(slide, [[50, 50], [20, 60]], PatchScale(size_px=16, mpp=0.5))
+    >>> patches.shape
+    (2, 16, 16, 3)
     """
     centres = np.asarray(centre_px, dtype=np.float64)
     if centres.size == 0:
@@ -105,7 +117,7 @@ def share_regions(slide: Slide, first: PatchScale, second: PatchScale) -> bool:
 
 
 class _Cutter:
-    """Cuts patches of one scale from one slide; knows the level to read and how far the filter reaches."""
+    """Cuts patches of one scale from one slide: the level to read and the filter's margin are computed once."""
 
     def __init__(self, slide: Slide, scale: PatchScale) -> None:
         side = scale.side_on(known_scale(slide))  # of a patch, in level-0 pixels
@@ -151,22 +163,17 @@ class _Cutter:
         return np.asarray(picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
 
 
-BLOCK_PX = 1024
-"""Side of the blocks that are read, in pixels of the level that is read."""
-
-
 def fitting_level(slide: Slide, downsample: float) -> int:
-    """The smallest pyramid level that still shows what a picture at `downsample` can show.
+    """The coarsest pyramid level with a downsampling of at most `downsample`; level 0 when there is none.
 
-    That is the level with the largest downsampling of at most `downsample` (1 % more is forgiven: a level of 4.001
-    serves a wish for 4); level 0 when even that is too coarse.
+    A tolerance of 1 % lets a level of 4.001 serve a `downsample` of 4.
     """
     fits = [level for level, step in enumerate(slide.downsamples) if step <= downsample * 1.01]
     return max(fits, key=lambda level: slide.downsamples[level], default=0)
 
 
 def thumbnail(slide: Slide, downsample: float) -> np.ndarray:
-    """The whole slide, each pixel the mean of `downsample` x `downsample` level-0 pixels.
+    """Average a whole slide to pixels of `downsample` x `downsample` level-0 pixels, block by block.
 
     Parameters
     ----------
@@ -203,9 +210,9 @@ def thumbnail(slide: Slide, downsample: float) -> np.ndarray:
 
 
 def _means(start: float, factor: float, count: int, length: int) -> sparse.csr_array:
-    """Weights (count, length) that make `count` means of `factor` neighbours each, from position `start` on.
+    """Weights (count, length) of `count` means over `factor` neighbours each, from position `start` on.
 
-    A neighbour that is covered in part counts in part. (Pillow's box filter counts it wholly or not at all.)
+    A neighbour that is covered in part is weighted in part (Pillow's box filter weights it wholly or not at all).
     """
     from scipy import sparse
 

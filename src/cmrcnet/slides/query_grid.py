@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from cmrcnet.errors import BadOption, SectionError, TooFew
-from cmrcnet.slides.section import Spots
+from cmrcnet.errors import BadOption, TooFew
+from cmrcnet.slides.section import Spots, on_slide
 from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.slides.tissue_mask import TissueMask, find_tissue
 
@@ -18,6 +18,7 @@ def patch_grid(slide: Slide, mask: TissueMask, *, pitch_um: float = 100.0, diame
     Parameters
     ----------
     slide : Slide
+        Its scale must be known.
     mask : TissueMask
         Of this slide. A location is kept when its centre is on tissue.
     pitch_um : float
@@ -35,7 +36,16 @@ def patch_grid(slide: Slide, mask: TissueMask, *, pitch_um: float = 100.0, diame
     ------
     ScaleError
     TooFew
-        No place of the grid is on tissue.
+        No location of the grid is on tissue.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cmrcnet import ArraySlide, TissueMask
+    >>> slide = ArraySlide(np.full((400, 600, 3), 200, np.uint8), mpp=0.5)  # 200 x 300 um
+    >>> left = TissueMask(np.tile([True, True, True, True, False, False], (4, 1)), downsample=100)
+    >>> patch_grid(slide, left, pitch_um=100).barcodes
+    ('x00000y00000', 'x00001y00000', 'x00000y00001', 'x00001y00001')
     """
     if not 0 < pitch_um < math.inf:
         raise BadOption("pitch_um", pitch_um, want="micrometres between neighbouring locations, above 0")
@@ -56,41 +66,35 @@ def patch_grid(slide: Slide, mask: TissueMask, *, pitch_um: float = 100.0, diame
 def make_query_grid(
     slide: Slide, spots: Spots | None, mask: TissueMask | None, grid_um: float
 ) -> tuple[Spots, TissueMask]:
-    """The locations, and the tissue that they lie on.
+    """The locations to predict, and the tissue mask.
 
     Parameters
     ----------
     slide : Slide
     spots : Spots or None
-        A grid over the tissue for None.
+        Locations; None lays a grid over the tissue.
     mask : TissueMask or None
-        Found on the slide for None.
+        None finds the tissue on the slide.
     grid_um : float
-        Distance between the locations of the grid.
+        Pitch of the grid in micrometres.
+
+    Returns
+    -------
+    locations : Spots
+    mask : TissueMask
 
     Raises
     ------
     TooFew
-        No location at all.
+        There are no locations, or no tissue.
     SectionError
-        A location whose centre lies outside the slide: there is nothing to look at.
-    ScaleError, TooFew
+        A location's centre lies outside the slide, where a patch would hold only padding.
+    ScaleError
     """
     tissue = find_tissue(slide) if mask is None else mask
     locations = patch_grid(slide, tissue, pitch_um=grid_um) if spots is None else spots
     if len(locations) == 0:
-        raise TooFew(
-            "locations to predict", 0, 1, "give spots on the slide, or leave them out for a grid over the tissue"
-        )
-    _require_on_slide(locations, slide)
+        hint = "give spots on the slide, or leave them out for a grid over the tissue"
+        raise TooFew("locations to predict", 0, 1, hint)
+    on_slide(slide, locations.centre_px, slide.name, most_off=0.0)
     return locations, tissue
-
-
-def _require_on_slide(locations: Spots, slide: Slide) -> None:
-    """Refuse locations outside the picture, where a patch is nothing but padding: `SectionError`."""
-    size = (slide.width_px, slide.height_px)
-    outside = ~((locations.centre_px >= 0) & (locations.centre_px < size)).all(axis=1)
-    if outside.any():
-        (left, top), (right, bottom) = locations.centre_px.min(axis=0), locations.centre_px.max(axis=0)
-        span = f"x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}"
-        raise SectionError.off_image(slide.name, int(outside.sum()), len(locations), size, span)

@@ -1,17 +1,27 @@
-"""Spots, sections (a slide, its spots and their counts) and cohorts, which load one section at a time."""
+"""Spots, sections (a slide, its spots and their counts) and cohorts, which load one section at a time.
+
+Long because it is one thing: the measured data, and what must hold for it.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, SectionError, ShapeMismatch, UnknownName
-from cmrcnet.slides.slide import Slide
+from cmrcnet.slides.slide import ArraySlide, Slide, known_scale, open_slide
+from cmrcnet.slides.spot_tables import SpotTable, check_counts, image_and_spots, spots_of_anndata
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +36,12 @@ class Spots:
         x, y of each centre in level-0 pixels of the slide.
     diameter_um : float
         Diameter of the measured area in micrometres.
+
+    Examples
+    --------
+    >>> spots = Spots(("a", "b", "c"), [[10, 20], [30, 40], [50, 60]], diameter_um=55.0)
+    >>> spots.take([2, 0]).barcodes
+    ('c', 'a')
     """
 
     barcodes: tuple[str, ...]
@@ -34,19 +50,15 @@ class Spots:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "barcodes", tuple(str(b) for b in self.barcodes))
-        centres = (
-            np.array(self.centre_px, dtype=np.float64).reshape(-1, 2)
-            if len(self.barcodes) == 0
-            else np.array(self.centre_px, dtype=np.float64)
-        )
+        centres = np.array(self.centre_px, dtype=np.float64)
+        if len(self.barcodes) == 0:
+            centres = centres.reshape(-1, 2)
         if centres.shape != (len(self.barcodes), 2):
             raise ShapeMismatch("centre_px", want=(len(self.barcodes), 2), got=centres.shape)
         centres.setflags(write=False)
         object.__setattr__(self, "centre_px", centres)
         if len(set(self.barcodes)) != len(self.barcodes):
-            seen: set[str] = set()
-            twice = sorted({b for b in self.barcodes if b in seen or seen.add(b)})
-            raise SectionError.repeated_barcodes(twice)
+            raise SectionError.repeated_barcodes(repeated(self.barcodes))
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -62,12 +74,14 @@ class Spots:
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One paired section.
+    """One section: a slide, its spots and what was counted there.
 
     Parameters
     ----------
     name, patient : str
+        Sections of one patient name the same patient, so that they are never split between training and test.
     slide : Slide
+        The stained picture.
     spots : Spots
         In the order of the rows of `counts`.
     counts : scipy.sparse.csr_matrix, shape (spots, genes)
@@ -78,9 +92,16 @@ class Section:
         What a gene missing from `genes` means: the assay reads every transcript and found none ("zero"), or the
         assay's panel does not hold it ("unmeasured").
     notes : tuple of str
-        What the reader dropped, merged or noticed; one sentence each.
-    facts : dict
+        What the reader dropped, merged or assumed; one sentence each.
+    metadata : dict
         Further columns of the cohort file (disease, site, condition), as text.
+
+    Examples
+    --------
+    >>> from cmrcnet import synthetic_cohort
+    >>> section = synthetic_cohort(patients=1, spots=12, genes=40).read("P1S1")
+    >>> section.patient, len(section.spots), section.counts.shape
+    ('P1', 12, (12, 40))
     """
 
     name: str
@@ -91,61 +112,212 @@ class Section:
     genes: tuple[str, ...]
     absent_genes: Literal["zero", "unmeasured"] = "unmeasured"
     notes: tuple[str, ...] = ()
-    facts: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "genes", tuple(self.genes))
-        if self.counts.shape != (len(self.spots), len(self.genes)):
-            raise ShapeMismatch(
-                f"counts of {self.name}", want=(len(self.spots), len(self.genes)), got=self.counts.shape
-            )
-        if 0 in self.counts.shape:
-            raise SectionError.empty(self.name, spots=self.counts.shape[0], genes=self.counts.shape[1])
+        wanted = (len(self.spots), len(self.genes))
+        if self.counts.shape != wanted:
+            raise ShapeMismatch(f"counts of {self.name}", want=wanted, got=self.counts.shape)
+        if 0 in wanted:
+            raise SectionError.empty(self.name, *wanted)
 
     def take(self, rows: np.ndarray) -> Section:
         """The same section with only the spots at `rows` (indices or a boolean mask)."""
         index = np.arange(len(self.spots))[np.asarray(rows)]
-        return Section(
-            self.name,
-            self.patient,
-            self.slide,
-            self.spots.take(index),
-            self.counts[index],
-            self.genes,
-            self.absent_genes,
-            self.notes,
-            self.facts,
+        return replace(self, spots=self.spots.take(index), counts=self.counts[index])
+
+    @classmethod
+    def from_anndata(
+        cls,
+        adata: AnnData,
+        slide: Slide | Path | str | np.ndarray,
+        *,
+        layer: str | None = None,
+        mpp: float | None = None,
+        spot_diameter_um: float | None = None,
+        library: str | None = None,
+        name: str | None = None,
+        patient: str | None = None,
+        absent_genes: Literal["zero", "unmeasured"] = "unmeasured",
+    ) -> Section:
+        """Make a section from an AnnData table in memory and its slide.
+
+        Parameters
+        ----------
+        adata : anndata.AnnData
+            One row a spot, with centres (x, y in level-0 pixels of `slide`) in ``obsm["spatial"]``. Spots whose
+            ``obs["in_tissue"]`` is 0 are dropped. Genes are taken as they are: drop controls first.
+        slide : Slide, path or array
+            What is not a `Slide` is opened with `open_slide`.
+        layer : str, optional
+            Layer that holds the raw counts; ``X`` by default.
+        mpp : float, optional
+            Micrometres per level-0 pixel, for a slide that is opened here.
+        spot_diameter_um : float, optional
+            Otherwise ``spot_diameter_fullres`` of ``uns["spatial"]`` times the slide's scale. Space Ranger writes
+            there a spot of 65 um: give 55 for Visium.
+        library : str, optional
+            Entry of ``uns["spatial"]``; needed when there are several.
+        name : str, optional
+            Name of the section; the slide's by default.
+        patient : str, optional
+            Otherwise ``obs["patient"]`` or ``obs["patient_id"]`` when it has one value, else the section's name.
+        absent_genes : {"zero", "unmeasured"}
+            See `Section`.
+
+        Returns
+        -------
+        Section
+
+        Raises
+        ------
+        BadInput, BadOption
+            There are no centres, no such layer or library, or no spot diameter.
+        SectionError, ScaleError
+            The counts are not raw, names repeat, over 10 % of the spots are off the slide, or its scale is unknown.
+
+        Examples
+        --------
+        >>> import anndata, numpy as np, pandas as pd
+        >>> counts = anndata.AnnData(np.ones((2, 3), np.float32), pd.DataFrame(index=["s1", "s2"]))
+        >>> counts.obsm["spatial"] = np.array([[30.0, 40.0], [70.0, 40.0]])
+        >>> pixels = np.full((80, 100, 3), 200, np.uint8)
+        >>> section = Section.from_anndata(counts, pixels, mpp=0.5, spot_diameter_um=55.0, patient="P1")
+        >>> section.spots.barcodes, section.counts.shape
+        (('s1', 's2'), (2, 3))
+        """
+        opened = slide if isinstance(slide, Slide) else open_slide(slide, mpp=mpp)
+        table = spots_of_anndata(adata, name or opened.name, layer=layer, library=library)
+        return cls._checked(opened, table, name, patient, spot_diameter_um, absent_genes)
+
+    @classmethod
+    def from_spatialdata(
+        cls,
+        sdata: SpatialData,
+        *,
+        image: str,
+        mpp: float | None = None,
+        table: str = "table",
+        shapes: str | None = None,
+        coordinate_system: str = "global",
+        layer: str | None = None,
+        spot_diameter_um: float | None = None,
+        name: str | None = None,
+        patient: str | None = None,
+        absent_genes: Literal["zero", "unmeasured"] = "unmeasured",
+    ) -> Section:
+        """Make a section from the image, the shapes and the table of a SpatialData object.
+
+        Parameters
+        ----------
+        sdata : spatialdata.SpatialData
+            Needs ``pip install cmrcnet[spatialdata]``.
+        image : str
+            Name of the image; 8-bit RGB. It (level 0 of a pyramid) is loaded into memory.
+        mpp : float, optional
+            Micrometres per pixel of the image; without it anything that needs a scale raises `ScaleError`.
+        table : str
+            Name of the table; only its rows that annotate `shapes` are used.
+        shapes : str, optional
+            Name of the spots (circles or polygons); may be left out when the table annotates one element.
+        coordinate_system : str
+            In which image and shapes are aligned. Transformations to it are applied, and undone for the image, so
+            that centres come out in pixels of the image.
+        layer, spot_diameter_um, name, patient, absent_genes
+            As in `from_anndata`; the diameter is otherwise that of the circles.
+
+        Returns
+        -------
+        Section
+
+        Raises
+        ------
+        MissingExtra
+            spatialdata is not installed.
+        UnknownName, BadInput, BadOption, SectionError, ScaleError
+            As in `from_anndata`; or there is no such element.
+        """
+        pixels, spots = image_and_spots(
+            sdata, image, shapes, table, coordinate_system, section_name=name or image, layer=layer
+        )
+        slide = ArraySlide(pixels, mpp, name or image)
+        return cls._checked(slide, spots, name, patient, spot_diameter_um, absent_genes)
+
+    @classmethod
+    def _checked(
+        cls,
+        slide: Slide,
+        table: SpotTable,
+        name: str | None,
+        patient: str | None,
+        diameter_um: float | None,
+        absent_genes: Literal["zero", "unmeasured"],
+    ) -> Section:
+        """The section of counts in memory, if they fulfil what readers ask of files."""
+        name, notes = name or slide.name, list(table.notes)
+        mpp = known_scale(slide)
+        if diameter_um is None and table.diameter_px is None:
+            want = f"the diameter of the spots of {name} in micrometres, which the table does not state"
+            raise BadOption("spot_diameter_um", None, want=want)
+        if twice := repeated(table.genes):
+            raise SectionError(f"{name} repeats the gene(s) {', '.join(twice[:5])}; each column needs its own name.")
+        check_counts(table.counts, name, barcodes=table.barcodes, genes=table.genes)
+        if not table.counts.count_nonzero():
+            raise SectionError.empty(name, spots=len(table.barcodes), genes=0)
+        kept = on_slide(slide, table.centre_px, name)
+        if not kept.all():
+            notes.append(f"{int((~kept).sum())} of {len(kept)} spots have their centre outside the image: dropped.")
+        if not (patient or table.patient):
+            notes.append("No patient is given; the section's name is used.")
+        return cls(
+            name=name,
+            patient=str(patient or table.patient or name),
+            slide=slide,
+            spots=Spots(table.barcodes, table.centre_px, diameter_um or float(table.diameter_px or 0) * mpp).take(kept),
+            counts=sparse.csr_matrix(table.counts[np.flatnonzero(kept)], dtype=np.float32),
+            genes=table.genes,
+            absent_genes=absent_genes,
+            notes=tuple(notes),
         )
 
 
 @dataclass(frozen=True)
 class CohortEntry:
-    """One row of a cohort: a section's name, its patient, how to read it, and the file that names it ("" if none)."""
+    """One section of a cohort: name, patient, a function that reads it, and the cohort file ("" for none)."""
 
     section: str
     patient: str
     load: Callable[[], Section] = field(repr=False)
-    facts: dict[str, str] = field(default_factory=dict, compare=False)
+    metadata: dict[str, str] = field(default_factory=dict, compare=False)
     source: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Sections in a stated order, each read only when asked for, so that memory does not grow with their number."""
+    """Sections in a fixed order, each read only when needed, so that memory does not grow with their number.
+
+    Examples
+    --------
+    >>> from cmrcnet import synthetic_cohort
+    >>> cohort = synthetic_cohort(patients=3, spots=12, genes=40)
+    >>> cohort.without(["P2S1"]).sections
+    ('P1S1', 'P3S1')
+    >>> [section.patient for section in cohort]
+    ['P1', 'P2', 'P3']
+    """
 
     name: str
     entries: tuple[CohortEntry, ...]
 
     def __post_init__(self) -> None:
-        names = [entry.section for entry in self.entries]
-        if len(set(names)) != len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
+        if twice := repeated(self.sections):
             raise BadOption("section", ", ".join(twice), want="each section named once in a cohort")
 
     @classmethod
     def of(cls, sections: Iterable[Section], name: str = "cohort") -> Cohort:
         """A cohort of sections that are in memory already."""
-        return cls(name, tuple(CohortEntry(s.name, s.patient, partial(_itself, s), s.facts) for s in sections))
+        return cls(name, tuple(CohortEntry(s.name, s.patient, partial(_itself, s), s.metadata) for s in sections))
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -156,7 +328,7 @@ class Cohort:
 
     @property
     def sections(self) -> tuple[str, ...]:
-        """Names of the sections, in order."""
+        """Names of the sections, in the order of the cohort."""
         return tuple(entry.section for entry in self.entries)
 
     @property
@@ -189,6 +361,7 @@ class Cohort:
         return self.only(name for name in self.sections if name not in dropped)
 
     def _entry(self, section: str) -> CohortEntry:
+        """The entry of a section, or `UnknownName`."""
         for entry in self.entries:
             if entry.section == section:
                 return entry
@@ -196,5 +369,32 @@ class Cohort:
 
 
 def _itself(section: Section) -> Section:
-    """A function with a name, so that a cohort in memory can be sent to another process."""
+    """A named function, because a lambda could not be pickled for another process."""
     return section
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """Names that occur more than once, sorted."""
+    return sorted(name for name, times in Counter(names).items() if times > 1)
+
+
+MOST_OFF_SLIDE = 0.10
+"""Largest share of spots with centres outside the slide that are dropped; more is an error."""
+
+
+def on_slide(slide: Slide, centre_px: np.ndarray, name: str, most_off: float = MOST_OFF_SLIDE) -> np.ndarray:
+    """Which centres (spots, 2: x, y in level-0 pixels) lie on the slide, as bool (spots,).
+
+    Raises
+    ------
+    SectionError
+        More than the share `most_off` lie outside; `name` is used in the message.
+    """
+    size = (slide.width_px, slide.height_px)
+    inside = np.all((centre_px >= 0) & (centre_px < size), axis=1)
+    outside = int((~inside).sum())
+    if outside > most_off * len(inside):
+        (left, top), (right, bottom) = centre_px.min(axis=0), centre_px.max(axis=0)
+        span = f"x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}"
+        raise SectionError.off_image(name, outside, len(inside), size, span)
+    return inside

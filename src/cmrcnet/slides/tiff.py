@@ -15,6 +15,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,7 @@ class TiffPixels:
         """See `PixelSource.region`."""
         with self._lock:
             try:
-                pages = self._file().series[self._series].levels[level].pages
+                pages: Any = self._file().series[self._series].levels[level].pages
                 planes = [
                     self._plane(level, number, pages[number], left, top, width, height)
                     for number in range(self._planes[level])
@@ -183,7 +184,8 @@ def _open(path: Path):
 
     try:
         tiff = tifffile.TiffFile(path)
-        if len(tiff.pages) and tiff.pages[0].imagewidth:
+        first: Any = tiff.pages[0] if len(tiff.pages) else None
+        if first is not None and first.imagewidth:
             return tiff
     except (tifffile.TiffFileError, *_DECODING) as error:
         raise BadInput(path, "a TIFF", f"its header is damaged ({error})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +12,11 @@ from cmrcnet.slides.patches import thumbnail
 from cmrcnet.slides.slide import Slide, known_scale
 
 MASK_MPP = 8.0
-"""A mask pixel: about one cell."""
-LOOK_UM = 24.0
-"""Colour and roughness are judged over a Gaussian of this sigma around each pixel."""
+"""Micrometres of a mask pixel: about one cell."""
+WINDOW_UM = 24.0
+"""Sigma of the Gaussian window over which colour and roughness are measured."""
 EDGE_UM = 8.0
-"""The border is drawn after a closer look, over a Gaussian of this sigma."""
+"""Sigma of the smaller window that refines the border."""
 CLOSE_UM = 40.0
 """Gaps in tissue up to about this width are bridged."""
 SMALLEST_TISSUE_UM2 = 30_000.0
@@ -49,6 +50,13 @@ class TissueMask:
     downsample : float
         Level-0 pixels that one mask pixel spans: pixel (row, column) covers x from ``column * downsample`` to
         ``(column + 1) * downsample``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mask = TissueMask(np.array([[True, False]]), downsample=16)
+    >>> mask.contains(np.array([[8.0, 8.0], [20.0, 8.0], [-1.0, 8.0]])).tolist(), mask.share
+    ([True, False, False], 0.5)
     """
 
     pixels: np.ndarray
@@ -61,11 +69,10 @@ class TissueMask:
     def contains(self, centre_px: np.ndarray) -> np.ndarray:
         """Whether each location (n, 2: x, y in level-0 pixels) is on tissue: (n,) bool. Off the slide is not."""
         cells = np.floor(np.asarray(centre_px, dtype=np.float64).reshape(-1, 2) / self.downsample)
-        height, width = self.pixels.shape
-        on_slide = (cells >= 0).all(axis=1) & (cells[:, 0] < width) & (cells[:, 1] < height)
+        inside = np.all((cells >= 0) & (cells < self.pixels.shape[::-1]), axis=1)
         found = np.zeros(len(cells), bool)
-        column, row = cells[on_slide].astype(np.intp).T
-        found[on_slide] = self.pixels[row, column]
+        column, row = cells[inside].astype(np.intp).T
+        found[inside] = self.pixels[row, column]
         return found
 
     @property
@@ -86,7 +93,7 @@ def find_tissue(slide: Slide) -> TissueMask:
     Parameters
     ----------
     slide : Slide
-        Memory is that of the thumbnail: a slide of 25 x 75 mm takes about 30 million pixels.
+        Its scale must be known. Memory is that of the thumbnail: 25 x 75 mm take about 30 million pixels.
 
     Returns
     -------
@@ -96,6 +103,13 @@ def find_tissue(slide: Slide) -> TissueMask:
     Raises
     ------
     ScaleError
+
+    Examples
+    --------
+    >>> from cmrcnet import synthetic_cohort
+    >>> slide = synthetic_cohort(patients=1, spots=12, genes=40).read("P1S1").slide
+    >>> 0.2 < find_tissue(slide).share < 0.9
+    True
     """
     from scipy import ndimage
     from skimage.morphology import disk
@@ -104,8 +118,8 @@ def find_tissue(slide: Slide) -> TissueMask:
     downsample = max(1.0, MASK_MPP / mpp)
     mask_um = mpp * downsample
     small = _neutral_glass(thumbnail(slide, downsample))
-    tissue = _stained(small, LOOK_UM / mask_um, ROUGHEST_GLASS)
-    tissue &= _stained(small, EDGE_UM / mask_um, ROUGHEST_GLASS / 2)  # trims the rim that the wide look adds
+    tissue = _stained(small, WINDOW_UM / mask_um, ROUGHEST_GLASS)
+    tissue &= _stained(small, EDGE_UM / mask_um, ROUGHEST_GLASS / 2)  # trims the rim that the wide window adds
     tissue &= ~_pen(small)
     reach = round(CLOSE_UM / 2 / mask_um)
     if reach > 0:
@@ -133,17 +147,10 @@ def _stained(small: np.ndarray, sigma: float, roughest_glass: float) -> np.ndarr
     from scipy import ndimage
 
     chroma = ndimage.gaussian_filter((small.max(axis=2) - small.min(axis=2)).astype(np.float32), sigma)
-    rough = _roughness(small[..., 1], sigma)
+    green = small[..., 1].astype(np.float32) - 128  # near zero, where the difference below loses no digits
+    mean = ndimage.gaussian_filter(green, sigma)
+    rough = np.sqrt(np.maximum(ndimage.gaussian_filter(green * green, sigma) - mean * mean, 0))  # standard deviation
     return (chroma >= FAINTEST_CHROMA) & (rough >= roughest_glass) | (chroma >= SURE_CHROMA)
-
-
-def _roughness(channel: np.ndarray, sigma: float) -> np.ndarray:
-    """Standard deviation of a channel in a Gaussian window around each pixel."""
-    from scipy import ndimage
-
-    values = channel.astype(np.float32) - 128  # near zero, where the difference below loses no digits
-    mean = ndimage.gaussian_filter(values, sigma)
-    return np.sqrt(np.maximum(ndimage.gaussian_filter(values * values, sigma) - mean * mean, 0))
 
 
 def _pen(rgb: np.ndarray) -> np.ndarray:
@@ -153,10 +160,11 @@ def _pen(rgb: np.ndarray) -> np.ndarray:
 
 
 def _without_small(mask: np.ndarray, smallest_px: float, spare_border: bool = False) -> np.ndarray:
-    """Drop connected parts below a size; `spare_border` keeps those that the picture's border cuts."""
+    """Remove connected parts below a size; `spare_border` keeps those that touch the border."""
     from scipy import ndimage
 
-    parts, count = ndimage.label(mask)
+    labelled: Any = ndimage.label(mask)
+    parts, count = labelled
     kept = np.bincount(parts.ravel(), minlength=count + 1) >= smallest_px
     if spare_border:
         for edge in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):

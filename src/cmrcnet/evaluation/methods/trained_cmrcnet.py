@@ -108,7 +108,7 @@ def permuted(cohort: Cohort, seed: int) -> Cohort:
 
     def entry(original: CohortEntry) -> CohortEntry:
         return CohortEntry(
-            original.section, original.patient, lambda: _shuffled(original.load(), seed), dict(original.facts)
+            original.section, original.patient, lambda: _shuffled(original.load(), seed), dict(original.metadata)
         )
 
     return Cohort(f"{cohort.name}, pairs permuted", tuple(entry(original) for original in cohort.entries))
@@ -126,7 +126,7 @@ def _shuffled(section: Section, seed: int) -> Section:
         section.genes,
         section.absent_genes,
         section.notes,
-        section.facts,
+        section.metadata,
     )
 
 

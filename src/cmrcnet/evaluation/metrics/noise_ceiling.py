@@ -13,8 +13,8 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadOption
-from cmrcnet.genes.normalise import check_counts, library_sizes, scale_factors
-from cmrcnet.slides.section import Section
+from cmrcnet.genes.normalise import library_sizes, scale_factors
+from cmrcnet.slides.section import Section, check_counts
 
 REPEATS = 10
 

@@ -26,7 +26,7 @@ def describe(cohort: Cohort) -> list[dict[str, Any]]:
             "mpp": section.slide.mpp,
             "fingerprint": section_fingerprint(section),
             "notes": list(section.notes),
-            "facts": dict(section.facts),
+            "facts": dict(section.metadata),
         }
         for section in cohort
     ]

@@ -21,7 +21,7 @@ def remembered(cohort: Cohort, most_bytes: int = MOST_BYTES) -> Cohort:
     return Cohort(
         cohort.name,
         tuple(
-            CohortEntry(entry.section, entry.patient, _Kept(entry.load, budget), entry.facts)
+            CohortEntry(entry.section, entry.patient, _Kept(entry.load, budget), entry.metadata)
             for entry in cohort.entries
         ),
     )

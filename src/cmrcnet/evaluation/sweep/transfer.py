@@ -195,7 +195,7 @@ def joined(train: Cohort, tests: Sequence[Cohort]) -> tuple[Cohort, dict[str, tu
             if (section, patient) == (entry.section, entry.patient):
                 mine.append(entry)
             else:
-                mine.append(CohortEntry(section, patient, _Renamed(entry, section, patient), entry.facts))
+                mine.append(CohortEntry(section, patient, _Renamed(entry, section, patient), entry.metadata))
         entries += mine
         members[name] = tuple(entry.section for entry in mine)
     return Cohort(train.name, tuple(entries)), members

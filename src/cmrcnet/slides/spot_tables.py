@@ -1,0 +1,272 @@
+"""Tables of spots in memory: what AnnData and SpatialData objects hold of a section, and whether counts are raw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from cmrcnet.errors import BadInput, BadOption, MissingExtra, SectionError, UnknownName
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+@dataclass(frozen=True, eq=False)
+class SpotTable:
+    """What an AnnData table holds of one section, not yet checked.
+
+    Parameters
+    ----------
+    barcodes, genes : tuple of str
+        Names of the rows and columns of `counts`.
+    counts : scipy.sparse.csr_matrix, shape (spots, genes)
+        As stored.
+    centre_px : numpy.ndarray, shape (spots, 2), float64
+        x, y in level-0 pixels.
+    diameter_px : float or None
+        Diameter of a spot in level-0 pixels, where it is stated.
+    patient : str or None
+        Where the table states one.
+    notes : tuple of str
+        What was dropped.
+    """
+
+    barcodes: tuple[str, ...]
+    genes: tuple[str, ...]
+    counts: sparse.csr_matrix
+    centre_px: np.ndarray
+    diameter_px: float | None
+    patient: str | None
+    notes: tuple[str, ...] = ()
+
+
+def spots_of_anndata(
+    adata: AnnData,
+    name: str,
+    *,
+    layer: str | None = None,
+    library: str | None = None,
+    centre_px: np.ndarray | None = None,
+    diameter_px: float | None = None,
+) -> SpotTable:
+    """Spots under tissue, their counts and centres.
+
+    Parameters
+    ----------
+    adata : anndata.AnnData
+    name : str
+        Of the section, for messages.
+    layer : str, optional
+        Where the counts are; ``X`` by default.
+    library : str, optional
+        Entry of ``uns["spatial"]``.
+    centre_px, diameter_px : optional
+        Taken instead of ``obsm["spatial"]`` and ``uns["spatial"]``.
+
+    Raises
+    ------
+    BadInput, BadOption, UnknownName
+    """
+    if layer is not None and layer not in adata.layers:
+        raise UnknownName("layer", layer, list(adata.layers))
+    counts = adata.X if layer is None else adata.layers[layer]
+    if counts is None:
+        raise BadOption("layer", None, want=f"the layer of the counts of {name}, because X is empty")
+    if centre_px is None:
+        centre_px = spatial_centres(adata, name)
+        diameter_px = scale_factors_of(spatial_library(adata, library)).get("spot_diameter_fullres")
+    kept = under_tissue(adata)
+    rows, off = np.flatnonzero(kept), int((~kept).sum())
+    return SpotTable(
+        barcodes=tuple(str(adata.obs_names[row]) for row in rows),
+        genes=tuple(str(gene) for gene in adata.var_names),
+        counts=sparse.csr_matrix(counts)[rows],
+        centre_px=centre_px[rows],
+        diameter_px=diameter_px,
+        patient=patient_of_table(adata),
+        notes=(f"{off} of {len(kept)} spots are not under tissue: dropped.",) if off else (),
+    )
+
+
+def image_and_spots(
+    sdata: SpatialData,
+    image: str,
+    shapes: str | None,
+    table: str,
+    coordinate_system: str,
+    *,
+    section_name: str,
+    layer: str | None = None,
+) -> tuple[np.ndarray, SpotTable]:
+    """RGB pixels (height, width, 3) of an image, and the spots on it in its pixels; see `Section.from_spatialdata`.
+
+    Raises
+    ------
+    MissingExtra, UnknownName, BadInput, BadOption
+    """
+    try:
+        from spatialdata import get_pyramid_levels
+        from spatialdata.transformations import get_transformation
+    except ImportError as error:
+        raise MissingExtra("spatialdata", "Section.from_spatialdata", "'cmrcnet[spatialdata]'") from error
+    for kind, wanted, known in (("image", image, sdata.images), ("table", table, sdata.tables)):
+        if wanted not in known:
+            raise UnknownName(f"{kind} in the SpatialData object", wanted, list(known))
+    adata: Any = sdata.tables[table]
+    keys = adata.uns.get("spatialdata_attrs")
+    if not keys:
+        raise BadInput(f"table {table}", "counts of spots", "it annotates no shapes (uns has no spatialdata_attrs)")
+    regions = adata.obs[keys["region_key"]].astype(str)
+    if shapes is None:
+        if regions.nunique() != 1:
+            want = f"the element of the spots, one of: {', '.join(sorted(regions.unique()))}"
+            raise BadOption("shapes", None, want=want)
+        shapes = str(regions.iloc[0])
+    if shapes not in sdata.shapes:
+        raise UnknownName("shapes in the SpatialData object", shapes, list(sdata.shapes))
+    spots: Any = sdata.shapes[shapes]
+    pixels: Any = sdata.images[image]
+    to_system = []
+    for what, element in ((image, pixels), (shapes, spots)):
+        transformations: Any = get_transformation(element, get_all=True)
+        if coordinate_system not in transformations:
+            raise UnknownName(f"coordinate system of {what}", coordinate_system, list(transformations))
+        to_system.append(transformations[coordinate_system].to_affine_matrix(("x", "y"), ("x", "y")))
+    to_pixels = np.linalg.inv(to_system[0]) @ to_system[1]
+    adata = adata[np.flatnonzero(regions == shapes)]
+    instances = adata.obs[keys["instance_key"]]
+    if not instances.isin(spots.index).all():
+        raise BadInput(f"table {table}", "counts of spots", f"it annotates spots that {shapes} does not hold")
+    chosen = spots.loc[instances]
+    points = chosen.geometry.centroid
+    centres = np.column_stack([points.x, points.y, np.ones(len(chosen))]) @ to_pixels[:2].T
+    diameter = None
+    if "radius" in chosen.columns and len(chosen):
+        diameter = 2 * float(np.median(chosen["radius"])) * float(np.sqrt(abs(np.linalg.det(to_pixels[:2, :2]))))
+    level = next(iter(get_pyramid_levels(pixels))) if hasattr(pixels, "children") else pixels
+    array = np.asarray(level.transpose("y", "x", "c").data)
+    if array.dtype != np.uint8 or array.shape[2] not in (3, 4):
+        raise BadInput(f"image {image}", "a slide", f"it is {array.shape[2]} x {array.dtype}; convert it to 8-bit RGB")
+    spot_table = spots_of_anndata(adata, section_name, layer=layer, centre_px=centres, diameter_px=diameter)
+    return np.ascontiguousarray(array[..., :3]), spot_table
+
+
+def spatial_centres(table: AnnData, where: object) -> np.ndarray:
+    """`obsm["spatial"]` as x, y in float64, shape (spots, 2); `where` is named in the error.
+
+    Raises
+    ------
+    BadInput
+    """
+    if "spatial" not in table.obsm:
+        held = ", ".join(table.obsm.keys()) or "nothing"
+        why = f'it has no spot positions: obsm["spatial"] is missing (obsm holds {held})'
+        raise BadInput(where, "an AnnData table of spots", why)
+    centres = np.asarray(table.obsm["spatial"], dtype=np.float64)
+    if centres.ndim != 2 or centres.shape[1] < 2 or not np.isfinite(centres[:, :2]).all():
+        why = f'obsm["spatial"] has shape {centres.shape}; wanted (spots, 2), all finite'
+        raise BadInput(where, "an AnnData table of spots", why)
+    return centres[:, :2]
+
+
+def spatial_library(table: AnnData, library: str | None = None) -> dict:
+    """The named, or the only, entry of ``uns["spatial"]``; an empty dict when there is none.
+
+    Raises
+    ------
+    UnknownName, BadOption
+        `BadOption` when there are several and `library` is None.
+    """
+    libraries = table.uns.get("spatial", {})
+    if not isinstance(libraries, dict) or (not libraries and library is None):
+        return {}
+    if library is not None and library not in libraries:
+        raise UnknownName('library in uns["spatial"]', library, list(libraries))
+    if library is None and len(libraries) > 1:
+        raise BadOption("library", None, want=f'one of the {len(libraries)} entries of uns["spatial"], one a section')
+    return dict(libraries[library or next(iter(libraries))])
+
+
+def scale_factors_of(library: dict) -> dict[str, float]:
+    """The numbers in the ``scalefactors`` of an entry of ``uns["spatial"]``."""
+    factors = dict(library.get("scalefactors", {}))
+    return {key: float(np.asarray(value)) for key, value in factors.items() if np.isscalar(value)}
+
+
+def under_tissue(table: AnnData) -> np.ndarray:
+    """Which spots are under tissue by ``obs["in_tissue"]``, as bool (spots,); all of them without that column."""
+    if "in_tissue" not in table.obs:
+        return np.ones(table.n_obs, bool)
+    return np.isin(np.asarray(table.obs["in_tissue"]).astype(str), ["1", "1.0", "True", "true"])
+
+
+def patient_of_table(table: AnnData) -> str | None:
+    """``obs["patient"]`` or ``obs["patient_id"]``, when it is one for all spots."""
+    for column in ("patient", "patient_id"):
+        if column in table.obs and table.obs[column].nunique() == 1:
+            return str(table.obs[column].iloc[0])
+    return None
+
+
+def check_counts(
+    counts: sparse.spmatrix | np.ndarray,
+    section_name: str,
+    *,
+    barcodes: Sequence[str] | None = None,
+    genes: Sequence[str] | None = None,
+) -> None:
+    """Refuse values that are not raw counts: NaN, infinite, negative or fractional.
+
+    Parameters
+    ----------
+    counts : sparse matrix or array, shape (spots, genes)
+    section_name : str
+        For the message.
+    barcodes, genes : sequence of str, optional
+        Names of rows and columns, so that the message can name the first wrong value.
+
+    Raises
+    ------
+    SectionError
+    """
+    matrix: Any = sparse.csr_matrix(counts)
+    values = matrix.data
+    if values.dtype.kind in "ub":
+        return
+    with np.errstate(invalid="ignore"):
+        bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0) & (values == np.floor(values))))
+    if len(bad) == 0:
+        return
+    rows, columns = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
+    first = int(bad[np.lexsort((columns[bad], rows[bad]))[0]])
+    value, row, column = values[first], int(rows[first]), int(columns[first])
+    if np.isfinite(value):
+        fault = "negative" if value < 0 else "fractional"
+    else:
+        fault = "missing (NaN)" if np.isnan(value) else "infinite"
+    spot = barcodes[row] if barcodes is not None else f"number {row + 1}"
+    gene = genes[column] if genes is not None else f"number {column + 1}"
+    where = f"{len(bad):,} values are {fault}, the first ({value:g}) at spot {spot}, gene {gene}"
+    raise SectionError.not_counts(section_name, where + _looks_like(matrix))
+
+
+def _looks_like(counts: Any) -> str:
+    """A guess at what a table holds instead of counts, from its range and its row sums."""
+    values = counts.data[np.isfinite(counts.data)]
+    if values.size == 0:
+        return ""
+    if (values < 0).any():
+        return "; these look centred or scaled" if values.min() > -50 and values.max() < 50 else ""
+    if values.max() <= 1:
+        return "; these look like shares or probabilities"
+    if values.max() > 20:  # log1p of any normalised count stays below: e^20 is half a billion
+        sums = np.asarray(counts.sum(axis=1)).ravel()
+        sums = sums[sums > 0]
+        alike = sums.size > 1 and sums.std() < 1e-3 * sums.mean()
+        return f"; these look scaled to a library size of {sums.mean():,.0f}" if alike else ""
+    return "; these look log-normalised"
