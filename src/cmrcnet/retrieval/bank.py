@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cmrcnet.errors import BadOption, Damaged, Incompatible, InUse, MissingInput, ShapeMismatch, TooFew
-from cmrcnet.genes.normalise import check_counts, normalize
+from cmrcnet.genes.normalise import normalize
 from cmrcnet.heads.gene_decoder import GeneDecoder, SectionStatistics, fit_gene_decoder
 from cmrcnet.progress import tracked
 from cmrcnet.retrieval.bank_index import open_index, write_index
@@ -25,6 +25,7 @@ from cmrcnet.search.build import SearchConfig, build_search
 from cmrcnet.search.neighbours import Searcher
 from cmrcnet.search.stacked_arrays import StackedColumns, StackedRows, own_columns
 from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.slides.spot_tables import check_counts
 from cmrcnet.storage.atomic import atomic_folder
 
 if TYPE_CHECKING:
