@@ -19,7 +19,7 @@ from cmrcnet.inference.predictor import BankPredictor, PredictOptions, make_pred
 from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.search.exact import ExactSearch
 from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.storage.file_lock import file_lock
+from cmrcnet.storage.atomic import file_lock
 from cmrcnet.testing import assert_prediction_table
 from tests.inference.small_model import noise_slide, small_cohort, small_model
 

@@ -17,7 +17,7 @@ from cmrcnet.inference.predictor import PredictOptions, make_predictor
 from cmrcnet.inference.slide_batch import predict_slides
 from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.slides.section import Spots
-from cmrcnet.storage.file_lock import file_lock
+from cmrcnet.storage.atomic import file_lock
 from cmrcnet.testing import assert_prediction_table
 from tests.inference.small_model import noise_slide, small_cohort, small_model
 from tests.models.test_student import GENES, small_student

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 
-from cmrcnet.storage.file_lock import file_lock
+import pytest
+
+from cmrcnet.errors import Unwritable
+from cmrcnet.storage.atomic import file_lock
 
 
 def _hold(lock, ready, done) -> None:
@@ -24,3 +28,20 @@ def test_a_lock_is_one_process_s_until_it_ends_however_it_ends(tmp_path):
     other.join(30)
     with file_lock(tmp_path / "lock") as mine:
         assert mine
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_does_not_stop_the_work(tmp_path, monkeypatch, caplog, number):
+    def refuse(*_):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with caplog.at_level("WARNING", "cmrcnet"), file_lock(tmp_path / "lock") as mine:
+        assert mine
+    assert len(caplog.records) == 1 and "cannot be locked" in caplog.text
+
+
+def test_a_folder_that_may_not_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(Unwritable), file_lock(tmp_path / "file" / "lock"):
+        pass

@@ -121,7 +121,7 @@ def test_a_folder_that_is_not_ours_is_never_removed(tmp_path):
     theirs = tmp_path / "model.partial"
     theirs.mkdir()
     (theirs / "thesis.docx").write_text("years")
-    with pytest.raises(OutputExists, match="cmrcnet did not write it"):
+    with pytest.raises(OutputExists, match="cmrcnet did not write"):
         Checkpoints.beside(tmp_path / "model", overwrite=True)
     assert (theirs / "thesis.docx").exists()
 

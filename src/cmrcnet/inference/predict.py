@@ -26,8 +26,7 @@ from cmrcnet.inference.location_features import LocationFeatures
 from cmrcnet.inference.predictor import PredictOptions, Predictor, make_predictor
 from cmrcnet.progress import metered
 from cmrcnet.slides.query_grid import make_query_grid
-from cmrcnet.storage.atomic import translate_os_errors
-from cmrcnet.storage.file_lock import file_lock
+from cmrcnet.storage.atomic import file_lock, translate_os_errors
 from cmrcnet.storage.hashing import fingerprint
 from cmrcnet.uncertainty.ood import appearance
 

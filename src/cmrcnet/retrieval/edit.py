@@ -40,8 +40,7 @@ from cmrcnet.search.build import SearchConfig, build_search
 from cmrcnet.search.ivf import IVFLists
 from cmrcnet.search.stacked_arrays import StackedRows
 from cmrcnet.slides.section import Cohort
-from cmrcnet.storage.atomic import atomic_folder
-from cmrcnet.storage.file_lock import file_lock
+from cmrcnet.storage.atomic import atomic_folder, file_lock
 
 if TYPE_CHECKING:
     from cmrcnet.models.trained_model import TrainedModel

@@ -1,13 +1,14 @@
-"""Write a file or a folder whole or not at all."""
+"""Write files and folders whole or not at all, one process at a time, and continue what an interrupted run left."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,16 +18,17 @@ OUR_FOLDERS = (
     "model.json", "bank.json", "student.json", "run.json", "demo.json", "sweep.json", "transfer.json",
     "prediction.json",
 )  # fmt: skip
-"""A folder that holds one of these was written by us, so that --overwrite may replace it."""
+"""A folder that holds one of these was written by cmrcnet, so that --overwrite may replace it."""
 
-_DRAFT = re.compile(r"^\.(.+)\.tmp-[0-9a-f]{8}$")
+log = logging.getLogger("cmrcnet")
+_TEMPORARY = re.compile(r"^\.(.+)\.tmp-[0-9a-f]{8}$")
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise `OutputExists` or `Unwritable` before any time is spent on an output that could not be written.
 
-    Even with `overwrite`, a folder is only replaced when it is empty or one of ours: ``--out ~ --overwrite`` must
-    not cost anybody a home.
+    Even with `overwrite`, a folder is only replaced when it is empty or cmrcnet wrote it: ``--out ~ --overwrite`` must
+    not delete a home folder.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -44,14 +46,13 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 
 def final_path(path: Path) -> Path:
-    """The name that `path` will bear once the temporary files around it have taken their places, for what is told
-    meanwhile."""
-    return Path(*(_DRAFT.sub(r"\1", part) for part in Path(path).parts))
+    """Final path of a file that is still written under a temporary name, for messages."""
+    return Path(*(_TEMPORARY.sub(r"\1", part) for part in Path(path).parts))
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success it takes the place of `path`, on failure nothing is left.
+    """Yield a temporary path beside `path`; on success it replaces `path`, on failure nothing is left.
 
     Raises
     ------
@@ -70,9 +71,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Give an empty folder beside `path`; on success it takes the place of `path`, on failure nothing is left.
+    """Yield an empty folder beside `path`; on success it replaces `path`, on failure nothing is left.
 
-    An existing `path` is only replaced, and then at the last moment, when `overwrite` is set.
+    An existing `path` is replaced only with `overwrite`, and then at the last moment.
 
     Raises
     ------
@@ -91,7 +92,7 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Put the folder (or file) `new` where `path` is; the old one goes only once the new one stands."""
+    """Move the folder (or file) `new` to `path`; an old one is removed only when the new one is in place."""
     old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
     if path.exists():
         path.replace(old)
@@ -109,7 +110,7 @@ def replace_folder(new: Path, path: Path) -> None:
 
 @contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's translate_os_errors to write `path` into our sentences.
+    """Turn errors of the operating system in writing `path` into `NoSpace` and `Unwritable`.
 
     Raises
     ------
@@ -127,13 +128,91 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def reserve(path: Path, size: int) -> None:
-    """Make a file so long, and take the room for it, so that a disk without room says so before hours are spent.
+@contextmanager
+def file_lock(path: Path) -> Iterator[bool]:
+    """Hold a lock file while the block runs.
+
+    The system releases it when the process ends, however it ends. Where files cannot be locked (some network disks)
+    the work goes on without a lock, and the log says so.
 
     Parameters
     ----------
     path : Path
-        Made when it is not there; what it holds stays.
+        The lock file, created if needed in an existing folder.
+
+    Yields
+    ------
+    bool
+        False where another process holds it.
+
+    Raises
+    ------
+    Unwritable, NoSpace
+    """
+    from filelock import FileLock, Timeout
+
+    lock, mine = FileLock(path, timeout=0), True
+    with translate_os_errors(path.parent):
+        try:
+            lock.acquire()
+        except Timeout:
+            mine = False
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            log.warning("Files in %s cannot be locked, so other processes are not kept from it.", path.parent)
+    try:
+        yield mine
+    finally:
+        lock.release()
+
+
+def partial_folder(out: Path, marks: Sequence[str], *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Name the folder ``OUT.partial`` of an output that takes long, and decide about what an interrupted run left.
+
+    Parameters
+    ----------
+    out : Path
+        The output.
+    marks : sequence of str
+        A folder that is not empty and holds none of these files was not written by cmrcnet.
+    resume : bool
+        Keep what an interrupted run left.
+    overwrite : bool
+        Delete it, unless `resume` keeps it.
+
+    Returns
+    -------
+    Path
+        It need not exist.
+
+    Raises
+    ------
+    OutputExists
+        It is a foreign folder, or an interrupted run and neither `resume` nor `overwrite` is set.
+    """
+    partial = Path(out).with_name(f"{Path(out).name}.partial")
+    if not partial.exists():
+        return partial
+    written = any((partial / mark).exists() for mark in marks)
+    if not written and (not partial.is_dir() or any(partial.iterdir())):
+        raise OutputExists(partial, "it is a folder that cmrcnet did not write, so choose another name")
+    if written and not (resume or overwrite):
+        raise OutputExists(
+            partial, "an interrupted run; pass --resume to go on with it, or --overwrite to start afresh"
+        )
+    if not resume:
+        shutil.rmtree(partial)
+    return partial
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file this long and reserve its blocks, so that a full disk is noticed before hours are spent.
+
+    Parameters
+    ----------
+    path : Path
+        Created if needed; its content stays.
     size : int
         Bytes.
     """
@@ -150,7 +229,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDI
 
 
 def _means_full_disk(error: Exception) -> bool:
-    """Whether a library ran out of disk. Not all give the number: numpy counts bytes, safetensors has its own class."""
+    """Whether a library ran out of disk. Some hide the error number: numpy counts bytes, safetensors has a class."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     sentence = str(error)
@@ -158,7 +237,7 @@ def _means_full_disk(error: Exception) -> bool:
 
 
 def _concerns(error: OSError, path: Path) -> bool:
-    """Whether a refusal is about the output: what is written may also read files of other folders."""
+    """Whether an error is about the output: writing it may also read files of other folders."""
     if not isinstance(error.filename, str | os.PathLike):
         return True
     parent = path.absolute().parent

@@ -1,8 +1,7 @@
-"""Tokens of frozen encoders on disk, found again by content: computed once, mapped ever after."""
+"""Features of frozen encoders on disk: computed once, then mapped."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -13,28 +12,27 @@ import numpy as np
 
 from cmrcnet.errors import BadOption
 from cmrcnet.storage.arrays import open_array, write_array
-from cmrcnet.storage.atomic import atomic_file
 
 log = logging.getLogger("cmrcnet")
 
-FORMAT = 1
 DEFAULT_GB = 64.0
-"""Size that `TokenCache.default` keeps to, unless CMRCNET_CACHE_GB says another."""
+"""Size limit of `TokenCache.default`, unless CMRCNET_CACHE_GB is set."""
 
 IN_USE_SECONDS = 3600.0
-"""What was used in the last hour may be mapped by a running job, and is never removed to make room."""
+"""Entries that were used in the last hour may be mapped by a running job, and are not removed to make room."""
 
 
 class TokenCache:
-    """A folder of arrays that can be computed again: tokens, patches, and which patches lie at which locations.
+    """A folder of arrays that can be computed again: features, image statistics and patches.
 
-    Entries are named by content (see `encode_patches`), so that nothing in the folder can be out of date, several
-    processes may share it, and any file of it may be deleted at any time. A damaged entry counts as absent.
+    Entries are named by everything that they depend on (see `features.extract`), so that nothing in the folder can be
+    out of date, several processes may share it, and any file of it may be deleted at any time. A damaged entry counts
+    as absent.
 
     Parameters
     ----------
     folder : Path
-        Made when something is first written.
+        Created at the first write.
     most_bytes : int, optional
         Entries that were used longest ago are removed when the folder grows beyond this; no limit when left out.
     """
@@ -45,7 +43,7 @@ class TokenCache:
 
     @classmethod
     def default(cls) -> TokenCache:
-        """The user's cache: ``$CMRCNET_CACHE``, or the place that the operating system has for caches.
+        """The user's cache: ``$CMRCNET_CACHE``, or the operating system's folder for caches.
 
         It keeps to ``$CMRCNET_CACHE_GB`` gigabytes (64 when not set).
         """
@@ -67,9 +65,9 @@ class TokenCache:
         Parameters
         ----------
         kind : str
-            Shelf: "tokens", "patches".
+            "tokens" or "patches".
         name : str
-            Fingerprint of the content.
+            Fingerprint of what the content depends on.
         shape : tuple of int or None
             What it must have; None takes any.
         dtype : numpy type
@@ -102,31 +100,14 @@ class TokenCache:
         """Remove an entry, if it is there."""
         _remove(self._path(kind, name))
 
-    def recall(self, place: str) -> str | None:
-        """The name of the patches at a location (see `place_name`), when somebody has cut them before."""
-        path = self._path("locations", place, ".json")
-        try:
-            found = json.loads(path.read_text())
-            digest = found["patches"] if found["format"] == FORMAT else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        _touch(path)
-        return digest if isinstance(digest, str) else None
-
-    def remember(self, place: str, digest: str) -> None:
-        """Note which patches lie at a location."""
-        path = self._path("locations", place, ".json")
-        with atomic_file(path) as tmp:
-            tmp.write_text(json.dumps({"format": FORMAT, "patches": digest}))
-
     def size_bytes(self) -> int:
         """Bytes that the folder holds now."""
         return sum(size for _, size, _ in self._files())
 
     def trim(self, most_bytes: int) -> int:
-        """Remove what was used longest ago until at most `most_bytes` are left; give the bytes freed.
+        """Remove the least recently used entries until at most `most_bytes` are left, and return the bytes freed.
 
-        What was used in the last hour stays. Temporary files of processes that were killed go after a day.
+        Entries used in the last hour stay. Temporary files of killed processes are removed after a day.
         """
         now = time.time()
         files = sorted(self._files(), key=lambda each: each[2])
@@ -138,17 +119,17 @@ class TokenCache:
         return freed
 
     def clear(self) -> int:
-        """Remove every entry; give the bytes freed. Jobs that map them go on undisturbed (not on Windows)."""
+        """Remove every entry and return the bytes freed. Jobs that map them are not disturbed (except on Windows)."""
         return sum(size for path, size, _ in list(self._files()) if _remove(path))
 
     def _path(self, kind: str, name: str, suffix: str = ".npy") -> Path:
         return self.folder / kind / name[:2] / f"{name}{suffix}"
 
     def _files(self) -> list[tuple[Path, int, float]]:
-        """(path, bytes, time of last use) of everything on our shelves; other files in the folder are not ours."""
+        """(path, bytes, time of last use) of every entry; other files in the folder are left alone."""
         found = []
-        for shelf in ("tokens", "parts", "patches", "locations"):
-            for path in sorted((self.folder / shelf).rglob("*")):
+        for kind in ("tokens", "patches", "parts", "locations"):  # the last two of earlier versions
+            for path in sorted((self.folder / kind).rglob("*")):
                 try:
                     status = path.stat()
                 except OSError:  # another process has just removed it
@@ -159,7 +140,7 @@ class TokenCache:
 
 
 def _touch(path: Path) -> None:
-    """Note the time of use; a cache that may only be read stays as it is."""
+    """Record the time of use; a read-only cache stays as it is."""
     try:
         status = path.stat()
         if time.time() - status.st_mtime > 60:

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmrcnet.errors import CannotResume, OutputExists
-from cmrcnet.storage.atomic import atomic_file
+from cmrcnet.errors import CannotResume
+from cmrcnet.storage.atomic import atomic_file, partial_folder
 
 FORMAT = 1
 _STATE, _LOG = "state.safetensors", "log.csv"
@@ -76,19 +76,7 @@ class Checkpoints:
         OutputExists
             An interrupted run lies there, and neither `resume` nor `overwrite` says what to do with it.
         """
-        out = Path(out)
-        found = cls(out.with_name(f"{out.name}.partial"))
-        if found.folder.exists():
-            ours = (found.folder / _STATE).exists() or (found.folder / _LOG).exists()
-            if not ours and (not found.folder.is_dir() or any(found.folder.iterdir())):
-                raise OutputExists(found.folder, "cmrcnet did not write it, so choose another name for the output")
-            if ours and not (resume or overwrite):
-                raise OutputExists(
-                    found.folder, "an interrupted run; pass --resume to go on with it, or --overwrite to start afresh"
-                )
-            if not resume:
-                found.discard()
-        return found
+        return cls(partial_folder(out, [_STATE, _LOG], resume=resume, overwrite=overwrite))
 
     def is_due(self) -> bool:
         """Whether the next state should be written now."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cmrcnet.errors import CannotResume, Damaged, OutputExists
-from cmrcnet.storage.atomic import atomic_file, refuse_existing, replace_folder
+from cmrcnet.storage.atomic import atomic_file, partial_folder, refuse_existing, replace_folder
 from cmrcnet.storage.hashing import fingerprint
 
 
@@ -36,20 +36,10 @@ class WorkFolder:
 
     def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False, number: int = 1) -> None:
         self.path, self.number = Path(path), number
-        self.partial = self.path.with_name(f"{self.path.name}.partial")
         self.finished = False
         self._overwrite = overwrite
         refuse_existing(self.path, overwrite)
-        if self.partial.exists():
-            ours = (self.partial / "identity.json").exists() or not any(self.partial.iterdir())
-            if not ours:
-                raise OutputExists(self.partial, "it is a folder that cmrcnet did not write, so choose another name")
-            if not (resume or overwrite):
-                raise OutputExists(
-                    self.partial, "an interrupted run; pass --resume to go on with it, or --overwrite to start afresh"
-                )
-            if not resume:
-                shutil.rmtree(self.partial)
+        self.partial = partial_folder(self.path, ["identity.json"], resume=resume, overwrite=overwrite)
 
     @property
     def working(self) -> Path:
