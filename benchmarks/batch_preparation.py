@@ -38,8 +38,8 @@ from PIL import Image
 from scipy import sparse
 
 from cmrcnet.storage.cache import TokenCache
-from cmrcnet.training.augmentation import draw_turns, turn_patches
-from cmrcnet.training.data import Pairs, as_tensors
+from cmrcnet.training.data import TrainingData, as_tensors
+from cmrcnet.training.module import augment_patches
 
 SPOTS, GENES, BATCH, SIDE = 600, 1_000, 64, 224
 MEAN = torch.tensor([0.485, 0.456, 0.406])
@@ -81,8 +81,8 @@ def released_way(adata: anndata.AnnData, patches: np.ndarray, ids: np.ndarray, r
     return torch.stack(images), torch.stack(rows)
 
 
-def our_way(pairs: Pairs, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """All at once, as `training.batches` does it."""
+def our_way(pairs: TrainingData, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """All at once, as `training.data.epoch_batches` does it."""
     return as_tensors(*pairs.gather(ids))
 
 
@@ -111,15 +111,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         patches, tokens, expression = make_inputs(TokenCache(Path(folder)))
         adata = anndata.AnnData(expression.copy(), obs=pd.DataFrame(index=[f"{n}x{n % 7}" for n in range(SPOTS)]))
-        of_patches = Pairs(("S1",), ("P1",), (patches,), expression)
-        of_tokens = Pairs(("S1",), ("P1",), (tokens,), expression)
+        of_patches = TrainingData(("S1",), ("P1",), (patches,), expression)
+        of_tokens = TrainingData(("S1",), ("P1",), (tokens,), expression)
         rng = np.random.default_rng(1)
         ways: dict[str, Callable[[np.ndarray], object]] = {
             "released": lambda ids: released_way(adata, np.asarray(patches), ids, rng),
             "tokens": lambda ids: our_way(of_tokens, ids),
             "patches": lambda ids: our_way(of_patches, ids),
             "patches, turned and normalised": lambda ids: normalised(
-                turn_patches(our_way(of_patches, ids)[0], draw_turns(len(ids), rng))
+                augment_patches(our_way(of_patches, ids)[0], rng.integers(8, size=len(ids)))
             ),
         }
         times: dict[str, list[float]] = {name: [] for name in ways}
@@ -149,7 +149,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def _same_expression(adata: anndata.AnnData, pairs: Pairs, ids: np.ndarray) -> None:
+def _same_expression(adata: anndata.AnnData, pairs: TrainingData, ids: np.ndarray) -> None:
     """Both ways must hand over the same numbers, or the comparison is none."""
     theirs = np.concatenate([adata[adata.obs_names[spot]].to_df().to_numpy() for spot in ids])
     np.testing.assert_array_equal(theirs, pairs.gather(ids)[1])

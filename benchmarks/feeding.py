@@ -18,13 +18,15 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import argparse
+import copy
 import json
 import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,14 +34,15 @@ from lightning_fabric import Fabric
 from scipy import sparse
 
 from cmrcnet.config import Config
+from cmrcnet.features.extract import FeatureSpec
 from cmrcnet.models.encoders import create_image_encoder
-from cmrcnet.progress import metered
+from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.storage.cache import TokenCache
-from cmrcnet.training.batches import epoch_batches, on_device
-from cmrcnet.training.checkpoint import Checkpoints
-from cmrcnet.training.data import Pairs
-from cmrcnet.training.loop import Job, one_epoch
-from cmrcnet.training.module import new_learner
+from cmrcnet.training.checkpoint import Checkpoints, TrainingState
+from cmrcnet.training.data import TrainingData, epoch_batches
+from cmrcnet.training.loop import History, TrainContext, train_phase
+from cmrcnet.training.module import new_training_module, on_device
+from cmrcnet.training.validation import ValidationSplit, Validator
 
 GENES, BATCH = 1_000, 64
 MOST = 1.10
@@ -47,7 +50,7 @@ CASES = {"paper": (2, 3), "default": (12, 5)}
 """Steps an epoch, and epochs, of each config."""
 
 
-def make_pairs(cache: TokenCache, config: Config, spots: int, token_dim: int) -> Pairs:
+def make_data(cache: TokenCache, config: Config, spots: int, encoder: ImageEncoder) -> TrainingData:
     """Random inputs mapped from disk, and expression with nine zeros in ten."""
     rng = np.random.default_rng(0)
     if config.model.train_encoder:
@@ -55,10 +58,28 @@ def make_pairs(cache: TokenCache, config: Config, spots: int, token_dim: int) ->
         made = (rng.integers(0, 256, (1, *shape[1:]), dtype=np.uint8) for _ in range(spots))
         inputs = cache.put("patches", config.name, shape, np.uint8, made)
     else:
-        shape = (spots, 49, token_dim)
+        shape = (spots, FeatureSpec.of(config).token_count(encoder), encoder.dim)
         made = (rng.normal(size=(1, *shape[1:])).astype(np.float16) for _ in range(spots))
         inputs = cache.put("tokens", config.name, shape, np.float16, made)
-    return Pairs(("S1",), ("P1",), (inputs,), sparse.random(spots, GENES, 0.1, "csr", np.float32, rng=rng))
+    return TrainingData(("S1",), ("P1",), (inputs,), sparse.random(spots, GENES, 0.1, "csr", np.float32, rng=rng))
+
+
+class TakingTurns(Checkpoints):
+    """Writes the log as ever, notes how long the epoch took, and runs a bare epoch before the next one starts."""
+
+    def __init__(self, folder: Path, bare: Callable[[int], float]) -> None:
+        super().__init__(folder)
+        self.bare, self.start = bare, time.perf_counter()
+        self.seconds: list[tuple[float, float]] = []
+
+    def write_log(self, history: list[dict[str, Any]]) -> None:
+        super().write_log(history)
+        fed = time.perf_counter() - self.start
+        self.seconds.append((fed, self.bare(len(self.seconds))))
+        self.start = time.perf_counter()
+
+    def save(self, state: TrainingState, identity: Mapping[str, str]) -> None:
+        """Left out of the comparison."""
 
 
 def measure(name: str, folder: Path) -> dict[str, float]:
@@ -66,39 +87,33 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     config = Config.load(name).override({"model.weights": "random"} if name == "paper" else {})
     steps, epochs = CASES[name]
     encoder = create_image_encoder(config.model.encoder, weights=config.model.weights, blocks=config.model.blocks)
-    pairs = make_pairs(TokenCache(folder), config, steps * BATCH, encoder.dim)
-    ids = np.arange(len(pairs))
-    learner = new_learner(config, pairs, ids, GENES, encoder)
-    optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=1e-4, weight_decay=1e-3)
+    data = make_data(TokenCache(folder), config, steps * BATCH, encoder)
+    config = config.override({"train.batch_size": BATCH})
+    ids = np.arange(len(data))
     fabric = Fabric(accelerator="cpu", devices=1)
-    model, stepper = fabric.setup(learner, optimizer)
-    checkpoints = Checkpoints(folder / "state")
-    prefix = 0 if config.model.train_encoder else encoder.card.class_tokens
-    job = Job(config, pairs, GENES, fabric, lambda: encoder, prefix, checkpoints, {})
-    no_average = SimpleNamespace(average=lambda: None)  # neither config keeps a moving average
-
-    def fed(epoch: int) -> float:
-        start = time.perf_counter()
-        rng, masks = np.random.default_rng(epoch), torch.Generator().manual_seed(epoch)
-        with metered("train", steps, "steps") as meter:
-            row = one_epoch(job, model, stepper, optimizer, no_average, ids, epoch, rng, masks, meter)
-            checkpoints.write_log([row])
-        return time.perf_counter() - start
+    prefix = 0 if config.model.train_encoder else None  # pooled scales have no grid of tokens
+    plain = new_training_module(config, data, ids, GENES, copy.deepcopy(encoder))
+    optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=1e-4, weight_decay=1e-3)
 
     def bare(epoch: int) -> float:
         rng, masks = np.random.default_rng(epoch), torch.Generator().manual_seed(epoch)
-        batches = [on_device(fabric, *batch, prefix) for batch in epoch_batches(pairs, ids, BATCH, rng)]
-        learner.train()
+        batches = [on_device(fabric, *batch, prefix) for batch in epoch_batches(data, ids, BATCH, rng)]
+        plain.train()
         start = time.perf_counter()
         for inputs, expression in batches:
-            total, *_ = learner(inputs, expression, masks)
+            total, *_ = plain(inputs, expression, masks)
             total.backward()
             optimizer.step()
             optimizer.zero_grad()
         return time.perf_counter() - start
 
     bare(0)  # warms up
-    times = [(fed(epoch), bare(epoch)) for epoch in range(epochs)]
+    turns = TakingTurns(folder / "state", bare)
+    context = TrainContext(config, data, GENES, fabric, lambda: encoder, prefix, turns, {})
+    validator = Validator(data, ValidationSplit.nothing(len(data)), config, fabric)
+    # The first epoch includes building the network and the last one a validation: both are left out.
+    train_phase(context, "refit", ids, epochs + 2, History("pearson"), validator=validator, validate_every=epochs + 2)
+    times = turns.seconds[1:-1]
     return {
         "fed_seconds": statistics.median(f for f, _ in times) / steps,
         "bare_seconds": statistics.median(b for _, b in times) / steps,

@@ -111,7 +111,7 @@ def test_a_place_is_explained_on_a_sheet_and_as_a_list(place, tmp_path, capsys):
 def test_intervals_of_a_model_that_cannot_calibrate_are_refused_before_anything_is_encoded(place, tmp_path, capsys):
     words = ["predict", place / "model", place / "cohort" / "cohort.csv", "--section", "P3S1", "--bank", place / "bank"]
     said = _refused([*words, "--out", tmp_path / "p.h5ad", "--intervals"], capsys)
-    assert "There are no calibrated intervals: its config does not hold in each unit in turn" in said
+    assert "There are no calibrated intervals: its config does not leave out each group in turn" in said
     assert list(tmp_path.iterdir()) == []
 
 

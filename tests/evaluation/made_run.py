@@ -63,7 +63,7 @@ def record_of(method: str, fold: str) -> dict[str, Any]:
             "validation_pearson": 0.0 if guessing else 0.1 * epoch,
             "meter_recall_at_k": 0.1 if guessing else 0.1 + 0.1 * epoch,
             "meter_chance": 0.1, "meter_k": 5, "meter_loss_over_ln_batch": 0.9, "meter_effective_rank": 7.0,
-            "meter_guessing": guessing, "meter_where": "validation spots",
+            "meter_at_chance": guessing, "meter_where": "validation spots",
         }
         for epoch in (1, 2, 3)
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 from cmrcnet.storage.cache import TokenCache
 from cmrcnet.training import fit as fit_module
-from cmrcnet.training.data import Pairs
+from cmrcnet.training.data import TrainingData
 
 SMALL = {
     "panel.n_hvg": 60,
@@ -123,7 +123,7 @@ def changed(cohort: Cohort, name: str, change) -> Cohort:
     return Cohort(cohort.name, tuple(entry(each) for each in cohort.entries))
 
 
-def made_up_pairs(lengths=(5, 3, 8), patients=("A", "A", "B"), inputs="tokens", seed=0) -> Pairs:
+def made_up_pairs(lengths=(5, 3, 8), patients=("A", "A", "B"), inputs="tokens", seed=0) -> TrainingData:
     rng = np.random.default_rng(seed)
     if inputs == "tokens":
         arrays = tuple(rng.normal(size=(n, 5, 3)).astype(np.float16) for n in lengths)
@@ -131,4 +131,4 @@ def made_up_pairs(lengths=(5, 3, 8), patients=("A", "A", "B"), inputs="tokens", 
         arrays = tuple(rng.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8) for n in lengths)
     expression = sparse.random(sum(lengths), 7, 0.4, "csr", np.float32, rng=rng)
     names = tuple(f"S{number}" for number in range(len(lengths)))
-    return Pairs(names, tuple(patients), arrays, expression)
+    return TrainingData(names, tuple(patients), arrays, expression)

@@ -14,8 +14,7 @@ from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.slides.slide import ArraySlide
 from cmrcnet.training import fit as fit_module
-from cmrcnet.training.calibrate import _moments, _offset_share, _side
-from cmrcnet.training.validation_split import ValidationSplit
+from cmrcnet.training.calibrate import HeldOutGroup, offset_share, section_statistics
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +44,23 @@ def test_levels_and_loadings_are_those_of_the_other_units():
     rng = np.random.default_rng(0)
     section_of, measured = np.repeat([0, 1, 2], 6), np.ones((3, 4), bool)
     scores, expression = rng.normal(size=(18, 2)), rng.poisson(1.0, (18, 4)).astype(np.float32)
-    split = ValidationSplit(np.arange(6, 12), np.r_[0:6, 12:18], "B")
-    columns = [np.arange(4)] * 3
+    inside = section_of == 1
 
     def side():
-        moments = _moments(sparse.csc_matrix(expression), columns, section_of, scores)
-        return _side(split, np.arange(18), section_of, moments, columns, measured)
+        statistics = section_statistics(sparse.csc_matrix(expression), measured, section_of, scores)
+        return HeldOutGroup.of(inside, section_of, statistics, measured)
 
     first = side()
     expression[6:12] += 5
     second = side()
     np.testing.assert_array_equal(first.out, np.arange(6, 12))
-    np.testing.assert_array_equal(first.levels.loadings, second.levels.loadings)
-    np.testing.assert_allclose(first.levels.level, (expression[:6].mean(0) + expression[12:].mean(0)) / 2, rtol=1e-5)
+    np.testing.assert_array_equal(first.decoder.loadings, second.decoder.loadings)
+    np.testing.assert_allclose(first.decoder.level, (expression[:6].mean(0) + expression[12:].mean(0)) / 2, rtol=1e-5)
 
 
 def test_the_share_of_the_units_offset_by_hand():
     residual = np.array([[1.0, 3.0], [1.0, -3.0], [-1.0, np.nan], [-1.0, np.nan]])
-    found = _offset_share(residual, np.full(4, 0.25), np.array(["A", "A", "B", "B"]))
+    found = offset_share(residual, np.full(4, 0.25), np.array(["A", "A", "B", "B"]))
     np.testing.assert_allclose(found, [1, 0])
 
 
@@ -153,7 +151,7 @@ def test_a_config_that_holds_in_one_unit_says_that_it_cannot_calibrate(cohort, c
     model = fit_module.fit(cohort, config, cache=cache)
     assert model.trust.domain is not None and model.trust.reliability is None
     bank, section = build_bank(model, cohort, cache=cache), cohort.read(cohort.sections[0])
-    with pytest.raises(NotAvailable, match="its config does not hold in each unit in turn; train with a config"):
+    with pytest.raises(NotAvailable, match="its config does not leave out each group in turn; train with a config"):
         predict(model, section.slide, bank=bank, spots=section.spots, intervals=True, cache=cache)
     silent = fit_module.fit(cohort, config, cache=cache, trust=False)
     assert silent.trust is None and silent.fingerprint == model.fingerprint

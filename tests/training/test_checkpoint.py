@@ -25,7 +25,7 @@ def state(epoch: int = 3) -> TrainingState:
         "optimizer.0.step": torch.tensor(7.0),
         "average.n_averaged": torch.tensor(4),
     }
-    return TrainingState("search", epoch, {"course": {"history": [{"loss": 0.1}], "best_score": None}}, tensors)
+    return TrainingState("search", epoch, {"history": {"rows": [{"loss": 0.1}], "best_score": None}}, tensors)
 
 
 @pytest.fixture

@@ -1,17 +1,24 @@
-"""Pairs: gathered quickly, equal to gathering them plainly."""
+"""What is collected of a cohort, gathered quickly and batch by batch, equal to gathering it plainly."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning_fabric import Fabric
 
 from cmrcnet.errors import BadOption, ShapeMismatch
 from cmrcnet.features.extract import FeatureSpec, extract
-from cmrcnet.genes.gene_sets import GenePanel
-from cmrcnet.training.data import Pairs, read_pairs
+from cmrcnet.genes.gene_sets import GenePanel, gene_sets
+from cmrcnet.slides.section import Cohort, CohortEntry
+from cmrcnet.training import data as data_module
+from cmrcnet.training import fit as fit_module
+from cmrcnet.training.data import ExpressionSample, TrainingData, epoch_batches, steps_in
+from cmrcnet.training.module import augment_patches, on_device
 from tests.training.conftest import made_up_pairs
 
 
@@ -49,17 +56,17 @@ def test_the_disk_is_read_in_ascending_order(monkeypatch):
 
 @pytest.mark.parametrize("ids", [[16], [-1], [[0, 1]]])
 def test_ids_beyond_the_pairs_are_refused(ids):
-    with pytest.raises(BadOption, match="a list of pairs, 0 to 15"):
+    with pytest.raises(BadOption, match="a list of spots, 0 to 15"):
         made_up_pairs().batch(np.array(ids))
 
 
 def test_inputs_must_fit_the_expression_and_each_other():
     pairs = made_up_pairs()
     with pytest.raises(ShapeMismatch, match="expression has shape"):
-        Pairs(pairs.sections, pairs.patients, pairs.inputs, pairs.expression[:-1])
+        TrainingData(pairs.sections, pairs.patients, pairs.inputs, pairs.expression[:-1])
     other = (*pairs.inputs[:2], np.zeros((8, 5, 4), np.float16))
     with pytest.raises(ShapeMismatch, match="one shape and type"):
-        Pairs(pairs.sections, pairs.patients, other, pairs.expression)
+        TrainingData(pairs.sections, pairs.patients, other, pairs.expression)
 
 
 @settings(max_examples=20, deadline=None)
@@ -74,13 +81,10 @@ def test_token_statistics_equal_those_of_all_tokens_at_once(ids, scale):
     np.testing.assert_allclose(deviation.numpy(), tokens.std(axis=0), rtol=1e-4)
 
 
-def test_token_statistics_do_not_depend_on_the_size_of_blocks(monkeypatch):
-    from cmrcnet.training import pairs as module
-
+def test_token_statistics_do_not_depend_on_the_size_of_chunks():
     pairs = made_up_pairs(lengths=(90, 60), patients="AB")
     whole = pairs.token_statistics(np.arange(150))
-    monkeypatch.setattr(module.Pairs.blocks, "__defaults__", (7,))
-    for ours, theirs in zip(pairs.token_statistics(np.arange(150)), whole, strict=True):
+    for ours, theirs in zip(pairs.token_statistics(np.arange(150), chunk=7), whole, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -93,72 +97,133 @@ def test_a_feature_that_never_varies_has_deviation_one():
     assert deviation[0] != 1
 
 
-def test_reading_a_cohort_keeps_maps_and_order(cohort, cache):
+@pytest.fixture(scope="module")
+def encoder(cohort):
+    return fit_module.create_image_encoder("efficientnet-lite0", blocks=(7,))
+
+
+def test_collecting_keeps_order_maps_and_expression(cohort, cache, config, encoder):
     panel = GenePanel(cohort.read("P1S1").genes[:20])
-    scored = GenePanel(cohort.read("P1S1").genes[30:35])
-    made = []
-
-    def inputs_of(section):
-        tokens = np.memmap(cache.folder / section.name, np.float16, "w+", shape=(len(section.spots), 4, 2))
-        tokens[:] = len(made)
-        made.append(tokens)
-        return tokens
-
-    cache.folder.mkdir(exist_ok=True)
-    pairs = read_pairs(cohort, panel, inputs_of, scored=scored)
-    assert pairs.sections == cohort.sections
-    assert pairs.patients == cohort.patients
-    assert len(pairs) == 72
-    assert [np.shares_memory(a, b) for a, b in zip(pairs.inputs, made, strict=True)] == [True] * 3
-    assert pairs.section_of.tolist() == [0] * 24 + [1] * 24 + [2] * 24
+    data = TrainingData.collect(cohort, config, encoder, cache, panel=panel)
+    assert (data.sections, data.patients) == (cohort.sections, cohort.patients)
+    assert len(data) == 72
+    assert data.section_of.tolist() == [0] * 24 + [1] * 24 + [2] * 24
     second = cohort.read("P2S1")
-    np.testing.assert_array_equal(pairs.expression[24:48].toarray(), panel.select(second).toarray())
-    np.testing.assert_array_equal(pairs.scored[24:48].toarray(), scored.select(second).toarray())
-    inputs, _ = pairs.batch(np.array([70, 3, 30]))
-    assert inputs[:, 0, 0].tolist() == [2, 0, 1]
+    np.testing.assert_array_equal(data.expression[24:48].toarray(), panel.select(second).toarray())
+    scored = GenePanel(gene_sets(cohort, panel, config.evaluation.set_size)["HVG"])
+    np.testing.assert_array_equal(data.scored[24:48].toarray(), scored.select(second).toarray())
+    tokens = extract(encoder, second.slide, second.spots.centre_px, FeatureSpec(patch=config.patch), cache=cache)
+    assert all(isinstance(array.base, np.memmap) or isinstance(array, np.memmap) for array in data.inputs)
+    np.testing.assert_array_equal(data.batch(np.array([29]))[0].numpy()[0], tokens[5].astype(np.float32))
 
 
-def test_slides_are_closed_once_read(cohort):
+def test_every_section_is_read_once_and_its_slide_closed(cohort, cache, plan, encoder):
     class Closing:
         def __init__(self, slide):
             self.slide, self.closed = slide, 0
-            self.mpp = slide.mpp
 
-        def fingerprint(self):
-            return self.slide.fingerprint()
+        def __getattr__(self, name):
+            return getattr(self.slide, name)
 
         def close(self):
             self.closed += 1
 
-    section = cohort.read("P1S1")
-    slide = Closing(section.slide)
-    one = type(cohort).of([type(section)(*[*vars(section).values()][:2], slide, *[*vars(section).values()][3:])])
-    read_pairs(one, GenePanel(section.genes), lambda s: np.zeros((len(s.spots), 1, 1), np.float16))
-    assert slide.closed == 1
+    read, slides = [], []
+
+    def entry(original):
+        def load():
+            section = original.load()
+            read.append(section.name)
+            slides.append(Closing(section.slide))
+            return dataclasses.replace(section, slide=slides[-1])
+
+        return CohortEntry(original.section, original.patient, load)
+
+    watched = Cohort("watched", tuple(map(entry, cohort.entries)))
+    data = TrainingData.collect(watched, plan, encoder, cache, limits=True)
+    assert read == list(cohort.sections)
+    assert [slide.closed for slide in slides] == [1, 1, 1]
+    assert len(data.image_statistics) == len(data.perturbation_effects) == 3
 
 
-def test_the_fingerprint_sees_what_is_learnt_from(cohort, cache):
+def test_the_sample_of_expression_is_what_the_sections_measured(cohort, monkeypatch):
+    first, second, third = cohort
+    fewer = dataclasses.replace(
+        second, genes=second.genes[::2], counts=second.counts[:, ::2], absent_genes="unmeasured"
+    )
+    monkeypatch.setattr(data_module, "CALIBRATION_SPOTS", 30)
+    sample = ExpressionSample.of([first, fewer, third], 10_000.0)
+    assert sample.genes == first.genes and len(sample.rows) == 30
+    assert sample.measured.sum(axis=1).tolist() == [len(first.genes), len(fewer.genes), len(first.genes)]
+    inside = (sample.rows >= 24) & (sample.rows < 48)
+    wanted = GenePanel(fewer.genes).select(fewer)[sample.rows[inside] - 24]
+    np.testing.assert_allclose(sample.expression[inside][:, ::2].toarray(), wanted.toarray(), rtol=1e-6)
+    assert sample.expression[inside][:, 1::2].nnz == 0
+
+
+def test_the_fingerprint_sees_what_is_learnt_from(cohort, cache, config, encoder):
     panel = GenePanel(cohort.read("P1S1").genes[:20])
 
-    def inputs_of(section):
-        return np.zeros((len(section.spots), 1, 1), np.float16)
+    def name(sections, chosen):
+        return TrainingData.collect(sections, config, encoder, cache, panel=chosen).fingerprint()
 
-    whole = read_pairs(cohort, panel, inputs_of).fingerprint()
-    assert whole == read_pairs(cohort, panel, inputs_of).fingerprint()
-    assert whole != read_pairs(cohort.without(["P1S1"]), panel, inputs_of).fingerprint()
-    assert whole != read_pairs(cohort, GenePanel(panel.genes[::-1]), inputs_of).fingerprint()
+    whole = name(cohort, panel)
+    assert whole == name(cohort, panel)
+    assert whole != name(cohort.without(["P1S1"]), panel)
+    assert whole != name(cohort, GenePanel(panel.genes[::-1]))
 
 
-def test_tokens_of_a_cohort_arrive_as_they_were_encoded(cohort, cache, config):
-    from cmrcnet.models.encoders import create_image_encoder
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(1, 16), batch_size=st.integers(1, 20), seed=st.integers(0, 3))
+def test_every_pair_comes_once_in_batches_of_nearly_one_size(count, batch_size, seed):
+    pairs = made_up_pairs()
+    ids = np.random.default_rng(9).permutation(16)[:count]
+    batches = list(epoch_batches(pairs, ids, batch_size, np.random.default_rng(seed)))
+    sizes = [len(expression) for _, expression, _ in batches]
+    assert len(sizes) == steps_in(count, batch_size)
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    came = np.concatenate([inputs.reshape(len(inputs), -1) for inputs, _, _ in batches])
+    wanted = pairs.gather(ids)[0].reshape(len(ids), -1)
+    assert sorted(map(tuple, came.tolist())) == sorted(map(tuple, wanted.tolist()))
 
-    encoder = create_image_encoder("efficientnet-lite0", blocks=(4,))
-    sections = cohort.only(["P3S1"])
 
-    def inputs_of(section):
-        return extract(encoder, section.slide, section.spots.centre_px, FeatureSpec(patch=config.patch), cache=cache)
+def test_each_symmetry_is_drawn_equally_often():
+    pairs = made_up_pairs(lengths=(4000, 4000), patients="AB")
+    ((*_, drawn),) = epoch_batches(pairs, np.arange(8000), 8000, np.random.default_rng(1))
+    assert (np.bincount(drawn, minlength=8) > 850).all()
 
-    pairs = read_pairs(sections, GenePanel(sections.read("P3S1").genes), inputs_of)
-    np.testing.assert_array_equal(
-        pairs.batch(np.array([5]))[0].numpy()[0], inputs_of(sections.read("P3S1"))[5].astype(np.float32)
-    )
+
+def test_a_seed_gives_one_order_and_another_seed_another():
+    pairs = made_up_pairs(inputs="patches")
+
+    def order(seed):
+        rng = np.random.default_rng(seed)
+        return np.concatenate([inputs for inputs, *_ in epoch_batches(pairs, np.arange(16), 5, rng)])
+
+    assert np.array_equal(order(1), order(1))
+    assert not np.array_equal(order(1), order(2))
+
+
+def test_inputs_stay_with_their_expression():
+    pairs = made_up_pairs()
+    known = {tuple(inputs.flatten().tolist()): row for row, inputs in enumerate(pairs.gather(np.arange(16))[0])}
+    for inputs, expression, _ in epoch_batches(pairs, np.arange(16), 6, np.random.default_rng(0)):
+        rows = [known[tuple(each.flatten().tolist())] for each in inputs]
+        np.testing.assert_array_equal(expression, pairs.expression.toarray()[rows])
+
+
+@pytest.mark.parametrize("inputs", ["tokens", "patches"])
+def test_augmentation_turns_and_changes_nothing_else(inputs):
+    pairs = made_up_pairs(inputs=inputs)
+    prefix = {"tokens": 1, "patches": 0}[inputs]  # 5 tokens: one before a grid of 2 x 2
+    batch = next(iter(epoch_batches(pairs, np.arange(16), 16, np.random.default_rng(4))))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    plain, genes = on_device(fabric, *batch, None)
+    turned, same_genes = on_device(fabric, *batch, prefix)
+    assert torch.equal(genes, same_genes)
+    assert not torch.equal(plain, turned)
+    assert torch.equal(plain.flatten(1).sort(dim=1).values, turned.flatten(1).sort(dim=1).values)
+    if inputs == "patches":
+        ways = [augment_patches(plain, np.full(16, way)) for way in range(8)]
+        assert all(torch.equal(turned[i], ways[batch[2][i]][i]) for i in range(16))

@@ -58,14 +58,14 @@ def test_shuffled_pairs_predict_nothing(cohort, cache, config):
     assert null < 0.15 < true
 
 
-def test_a_run_that_only_guesses_says_so_loudly_and_once(cohort, cache, config, caplog):
+def test_a_run_at_chance_says_so_loudly_and_once(cohort, cache, config, caplog):
     idle = config.override({"train.learning_rate": 1e-12, "train.final_learning_rate": 1e-12, "train.epochs": 1})
-    with pytest.warns(CmrcnetWarning, match="learnt nothing.* the network only guesses") as warned:
+    with pytest.warns(CmrcnetWarning, match="found no signal.* the network is at chance") as warned:
         model = fit(cohort, idle, cache=cache)
-    assert [str(each.message) for each in warned if "guesses" in str(each.message)] == [str(warned[0].message)]
-    assert "guesses" not in caplog.text  # the command line prints warnings and the log: it would stand there twice
-    assert "only guesses" in model.provenance.notes[0]
-    assert rows(model, "search")[0]["meter_guessing"]
+    assert [str(each.message) for each in warned if "at chance" in str(each.message)] == [str(warned[0].message)]
+    assert "at chance" not in caplog.text  # the command line prints warnings and the log: it would stand there twice
+    assert "at chance" in model.provenance.notes[0]
+    assert rows(model, "search")[0]["meter_at_chance"]
 
 
 def test_the_same_seed_gives_the_same_model_and_another_another(cohort, cache, config):
@@ -214,13 +214,13 @@ def test_the_moving_average_is_what_its_formula_says(cohort, cache, config, monk
     from cmrcnet.training import loop
 
     seen = []
-    follow = loop._Weights.average
+    follow = loop.TrainingWeights.average
 
     def watched(self):
         follow(self)
-        seen.append(self.learner.network.gene_head.project.weight.detach().clone())
+        seen.append(self.module.network.gene_head.project.weight.detach().clone())
 
-    monkeypatch.setattr(loop._Weights, "average", watched)
+    monkeypatch.setattr(loop.TrainingWeights, "average", watched)
     plan = config.override({"train.validation": "none", "train.ema_decay": 0.7, "train.epochs": 2})
     model = fit(cohort, plan, cache=cache)
     mean = seen[0]
@@ -249,9 +249,9 @@ def test_an_encoder_can_be_trained_too(cohort, cache, config):
     plan = config.override(TRAINED_ENCODER | {"train.epochs": 2, "train.refit": True})
     two = cohort.only(["P1S1", "P2S1"])
     model = fit(two, plan, cache=cache)
-    from cmrcnet.training.fit import _new_encoder
+    from cmrcnet.training.fit import new_encoder
 
-    untrained = _new_encoder(plan)
+    untrained = new_encoder(plan)
     assert model.encoder.fingerprint() != untrained.fingerprint()
     assert fit(two, plan, cache=cache).fingerprint == model.fingerprint
     assert not hasattr(model.network, "token_mean")

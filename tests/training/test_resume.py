@@ -75,7 +75,7 @@ def test_a_resumed_run_ends_with_the_same_weights(cohort, cache, config, whole, 
 
 def test_so_does_one_that_was_stopped_in_the_middle_of_an_epoch(cohort, cache, config, whole, tmp_path, monkeypatch):
     plan = config.override(HARD)
-    calls, real = [0], loop.learning_rate
+    calls, real = [0], loop.cosine_rate
 
     def third_epoch(config, progress):
         calls[0] += 1
@@ -83,7 +83,7 @@ def test_so_does_one_that_was_stopped_in_the_middle_of_an_epoch(cohort, cache, c
             raise KeyboardInterrupt
         return real(config, progress)
 
-    monkeypatch.setattr(loop, "learning_rate", third_epoch)
+    monkeypatch.setattr(loop, "cosine_rate", third_epoch)
     with pytest.raises(KeyboardInterrupt):
         fit(cohort, plan, cache=cache, checkpoints=Checkpoints(tmp_path / "state", most_share=1.0))
     monkeypatch.undo()
@@ -126,7 +126,7 @@ def test_so_does_one_that_trains_the_encoder_as_released(cohort, cache, config, 
 def test_resuming_a_finished_run_trains_nothing(cohort, cache, config, whole, tmp_path, monkeypatch):
     plan = config.override(HARD)
     fit(cohort, plan, cache=cache, checkpoints=Checkpoints(tmp_path / "state", most_share=1e-6))
-    monkeypatch.setattr(loop, "one_epoch", None)
+    monkeypatch.setattr(loop, "epoch_batches", None)
     resumed = fit(cohort, plan, cache=cache, checkpoints=Checkpoints(tmp_path / "state"), resume=True)
     assert_equal(resumed, whole(plan))
 

@@ -1,1 +1,1 @@
-"""Pairs, the training loop, its checkpoints, and the meter that says when a run only guesses."""
+"""Train: collect the sections, train the network, fit its heads, calibrate them."""

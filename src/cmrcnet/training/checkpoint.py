@@ -24,7 +24,7 @@ from torch import Tensor
 from cmrcnet.errors import CannotResume
 from cmrcnet.storage.atomic import atomic_file, partial_folder
 
-FORMAT = 1
+FORMAT = 2
 _STATE, _LOG = "state.safetensors", "log.csv"
 
 

@@ -1,46 +1,121 @@
-"""The pairs that a network learns from: mapped inputs beside sparse expression. No table is sliced by name here."""
+"""Everything that a training learns from, collected in one pass over the sections, and its batches.
+
+Each section is read once. Its counts stay in memory, as one sparse matrix, until panel, components and scored genes
+are chosen; then it becomes rows: tokens or patches mapped from disk, beside sparse expression in the panel's order. All
+that a later step needs of the section's counts or pixels (weights of the spots, a sample of expression to calibrate
+on, image statistics) is computed here too, so that no later step reads a section or slide again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from scipy import sparse
 
-from cmrcnet.errors import BadOption, ShapeMismatch
-from cmrcnet.genes.components import ExpressionComponents
-from cmrcnet.genes.gene_sets import GenePanel
-from cmrcnet.genes.normalise import spot_weights
+from cmrcnet.config import Config
+from cmrcnet.errors import BadOption, ShapeMismatch, TooFew
+from cmrcnet.features.extract import FeatureSpec, cached_patches, extract
+from cmrcnet.features.prefetch import read_ahead
+from cmrcnet.genes.components import ExpressionComponents, find_components
+from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
+from cmrcnet.genes.normalise import normalize, spot_weights
+from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.storage.cache import TokenCache
 from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.uncertainty.ood import appearance, evenly, moves_of
 
-SPOTS_AT_A_TIME = 64
+CALIBRATION_SPOTS = 10_000
+"""Spots that calibrate, at most, evenly picked: quantiles and correlations gain little from more."""
+STATISTICS_LOCATIONS = 500
+"""Locations of a section that its image statistics are taken from, at most."""
+
+_CHUNK = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
-    """Every training spot's input and expression, section after section.
+class ExpressionSample:
+    """Log-normalised expression of evenly picked training spots, over all genes that any section lists.
 
-    A pair's id is its row in that order. Inputs stay on disk (memory-mapped); expression is sparse.
+    Parameters
+    ----------
+    rows : numpy.ndarray, shape (spots,)
+        Rows of the training data, ascending.
+    genes : tuple of str
+    expression : scipy.sparse.csc_matrix, shape (spots, genes), float32
+    measured : numpy.ndarray, shape (sections, genes), bool
+        Whether a section measured a gene; where it did not, its expression is stored as 0.
+    """
+
+    rows: np.ndarray
+    genes: tuple[str, ...]
+    expression: sparse.csc_matrix
+    measured: np.ndarray
+
+    @classmethod
+    def of(cls, sections: Sequence[Section], target_sum: float | str) -> ExpressionSample:
+        """Pick at most `CALIBRATION_SPOTS` of all spots.
+
+        Parameters
+        ----------
+        sections : sequence of Section
+        target_sum : float or "median"
+            Library size before log1p.
+        """
+        first = np.cumsum([0, *(len(section.spots) for section in sections)])
+        rows = np.unique(np.linspace(0, first[-1] - 1, min(CALIBRATION_SPOTS, first[-1])).astype(np.int64))
+        column_of: dict[str, int] = {}
+        for section in sections:
+            for gene in section.genes:
+                column_of.setdefault(gene, len(column_of))
+        parts = []
+        for number, section in enumerate(sections):
+            mine = rows[(rows >= first[number]) & (rows < first[number + 1])] - first[number]
+            kept = normalize(section.counts, target_sum)[mine].tocoo()
+            columns = np.array([column_of[gene] for gene in section.genes])[kept.col]
+            parts.append(sparse.coo_matrix((kept.data, (kept.row, columns)), shape=(len(mine), len(column_of))))
+        measured = []
+        for section in sections:
+            listed = frozenset(section.genes)
+            measured.append([section.absent_genes == "zero" or gene in listed for gene in column_of])
+        expression = sparse.csc_matrix(sparse.vstack(parts, format="csc"), dtype=np.float32)
+        return cls(rows, tuple(column_of), expression, np.array(measured))
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Input and expression of every training spot, section after section.
+
+    A spot's id is its row in that order. Inputs stay on disk (memory-mapped); expression is sparse.
 
     Parameters
     ----------
     sections, patients : tuple of str
         One entry a section.
     inputs : tuple of arrays
-        One array a section: tokens (spots, tokens, dim) float16, or patches (spots, px, px, 3) uint8.
-    expression : scipy.sparse.csr_matrix, shape (pairs, genes), float32
-        Log-normalised, in the panel's order.
-    scored : scipy.sparse.csr_matrix or None, shape (pairs, scored genes), float32
+        One array a section: tokens (spots, tokens, dim) float16 or float32, or patches (spots, px, px, 3) uint8.
+    expression : scipy.sparse.csr_matrix, shape (spots, genes), float32
+        What the gene encoder sees: log-normalised expression in the panel's order, or the leading columns of `scores`.
+    scored : scipy.sparse.csr_matrix or None, shape (spots, scored genes), float32
         Log-normalised expression of the genes whose prediction chooses the epoch.
     contents : tuple of str
         Fingerprint of each section's picture and locations.
-    scores : numpy.ndarray or None, shape (pairs, rank), float32
-        Expression scores, when the config works on components; `expression` is then their first columns.
-    weights : numpy.ndarray, shape (pairs,), float32
-        How much each spot counts where heads are fitted; all alike when left out.
+    scores : numpy.ndarray or None, shape (spots, rank), float32
+        Expression scores, when the config works on components.
+    weights : numpy.ndarray, shape (spots,), float32
+        Weight of each spot where heads are fitted; 1 for all when left out.
+    panel : GenePanel or None
+    components : ExpressionComponents or None
+    image_statistics : tuple of arrays, shape (locations, statistics)
+        One a section, for the out-of-distribution detector; empty when not collected.
+    perturbation_effects : tuple of arrays, shape (perturbations, statistics)
+        One a section: how each known fault of an image shifts the median statistics.
+    sample : ExpressionSample or None
+        What intervals and gene reliability are calibrated on; None where no section can be held out.
     """
 
     sections: tuple[str, ...]
@@ -51,10 +126,15 @@ class Pairs:
     contents: tuple[str, ...] = ()
     scores: np.ndarray | None = None
     weights: np.ndarray | None = None
+    panel: GenePanel | None = None
+    components: ExpressionComponents | None = None
+    image_statistics: tuple[np.ndarray, ...] = ()
+    perturbation_effects: tuple[np.ndarray, ...] = ()
+    sample: ExpressionSample | None = None
     section_of: np.ndarray = field(init=False)
-    """(pairs,) int64: index of each pair's section."""
+    """(spots,) int64: index of each spot's section."""
     first: np.ndarray = field(init=False)
-    """(sections,) int64: id of each section's first pair."""
+    """(sections,) int64: id of each section's first spot."""
 
     def __post_init__(self) -> None:
         lengths = np.array([len(array) for array in self.inputs], np.int64)
@@ -70,11 +150,101 @@ class Pairs:
         object.__setattr__(self, "section_of", np.repeat(np.arange(len(lengths)), lengths))
         object.__setattr__(self, "first", np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64))
 
+    @classmethod
+    def collect(
+        cls,
+        cohort: Cohort,
+        config: Config,
+        encoder: ImageEncoder,
+        cache: TokenCache,
+        *,
+        panel: GenePanel | None = None,
+        limits: bool = False,
+    ) -> TrainingData:
+        """Read every section once and compute all that a training needs of it.
+
+        Counts come first and pixels second, so that genes that do not fit are reported before anything is encoded.
+
+        Parameters
+        ----------
+        cohort : Cohort
+            Training sections only.
+        config : Config
+        encoder : ImageEncoder
+            Its tokens are the inputs, unless `config.model.train_encoder` asks for patches.
+        cache : TokenCache
+            Where tokens or patches are stored.
+        panel : GenePanel, optional
+            Genes of the gene encoder; chosen from the sections when left out.
+        limits : bool
+            Also collect what `calibrate` needs: image statistics and a sample of expression.
+
+        Raises
+        ------
+        TooFew
+            No section at all, or no expression that varies.
+        NoSharedGenes, GenesMissing, UnknownScale, DiskFull, Unwritable
+        """
+        if len(cohort) == 0:
+            raise TooFew("training sections", 0, 1, "give a cohort with at least one section")
+        sections = tuple(cohort)
+        read = Cohort.of(sections, cohort.name)
+        panel = choose_panel(read, config.panel) if panel is None else panel
+        expression = [panel.select(section) for section in sections]
+        components = scored = scores = weights = sample = None
+        if config.target.ranks:
+            components = find_components(expression, max(*config.target.ranks, config.target.gene_rank))
+            by_section = [components.scores(selected) for selected in expression]
+            expression = [sparse.csr_matrix(each[:, : config.target.gene_rank]) for each in by_section]
+            scores = np.concatenate(by_section)
+        if components is not None or (config.train.validation != "none" and config.train.select_by == "pearson"):
+            genes = gene_sets(read, panel, config.evaluation.set_size)["HVG"]
+            chooses = GenePanel(genes, panel.target_sum, {"kind": "HVG of the training sections"})
+            stacked = sparse.vstack([chooses.select(section) for section in sections], format="csr")
+            scored = sparse.csr_matrix(stacked, dtype=np.float32)
+        if config.target.depth_weights:
+            weights = np.concatenate([spot_weights(section.counts) for section in sections])
+        if limits and components is not None and len(sections) > 1:
+            sample = ExpressionSample.of(sections, config.panel.target_sum)
+
+        inputs, contents, statistics, effects = [], [], [], []
+        for section in sections:
+            slide, centre_px = section.slide, section.spots.centre_px
+            if config.model.train_encoder:
+                inputs.append(cached_patches(cache, slide, centre_px, config.patch))
+            else:
+                inputs.append(extract(encoder, slide, centre_px, FeatureSpec.of(config), cache=cache))
+            contents.append(fingerprint(slide.fingerprint(), slide.mpp, centre_px))
+            if limits:
+                statistics.append(appearance(slide, evenly(centre_px, STATISTICS_LOCATIONS)))
+                effects.append(moves_of(slide, centre_px))
+            close = getattr(slide, "close", None)  # a slide in memory has nothing to close
+            if close is not None:
+                close()
+        return cls(
+            sections=cohort.sections,
+            patients=tuple(section.patient for section in sections),
+            inputs=tuple(inputs),
+            expression=sparse.csr_matrix(sparse.vstack(expression, format="csr"), dtype=np.float32),
+            scored=scored,
+            contents=tuple(contents),
+            scores=scores,
+            weights=weights,
+            panel=panel,
+            components=components,
+            image_statistics=tuple(statistics),
+            perturbation_effects=tuple(effects),
+            sample=sample,
+        )
+
     def __len__(self) -> int:
         return self.expression.shape[0]
 
-    def batch(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gather pairs as tensors.
+    def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and expression of some spots, as stored: tokens float16 or float32, patches uint8.
+
+        It computes with NumPy alone, so that a thread can prepare batches: torch's own threads, woken from two sides
+        at once, wait for each other.
 
         Parameters
         ----------
@@ -83,57 +253,73 @@ class Pairs:
 
         Returns
         -------
-        inputs : torch.Tensor
-            (batch, tokens, dim) float32 tokens, or (batch, px, px, 3) uint8 patches, which an encoder's `prepare`
-            takes and which are a quarter of the size.
-        expression : torch.Tensor, shape (batch, genes), float32
-        """
-        return as_tensors(*self.gather(ids))
-
-    def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `batch`, in arrays and as stored: tokens float16, patches uint8.
-
-        For a thread that prepares batches: it computes with NumPy alone, because torch's own threads, woken from two
-        sides at once, wait for each other.
+        inputs : numpy.ndarray, shape (batch, tokens, dim) or (batch, px, px, 3)
+        expression : numpy.ndarray, shape (batch, genes), float32
         """
         ids = np.asarray(ids, np.int64)
         if ids.ndim != 1 or (ids.size and not (ids.min() >= 0 and ids.max() < len(self))):
-            raise BadOption("ids", ids, want=f"a list of pairs, 0 to {len(self) - 1}")
+            raise BadOption("ids", ids, want=f"a list of spots, 0 to {len(self) - 1}")
         model = self.inputs[0]
         gathered = np.empty((len(ids), *model.shape[1:]), model.dtype)
         sections, rows = self.section_of[ids], ids - self.first[self.section_of[ids]]
         for place in np.argsort(ids, kind="stable").tolist():
             gathered[place] = self.inputs[sections[place]][rows[place]]
-        return gathered, _dense_rows(self.expression, ids)
+        matrix, dense = self.expression, np.zeros((len(ids), self.expression.shape[1]), np.float32)
+        for place, row in enumerate(ids.tolist()):
+            entries = slice(matrix.indptr[row], matrix.indptr[row + 1])
+            dense[place, matrix.indices[entries]] = matrix.data[entries]
+        return gathered, dense
 
-    def blocks(self, ids: np.ndarray, size: int = SPOTS_AT_A_TIME) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The pairs `ids` in order, at most `size` at a time: memory stays bounded."""
-        for start in range(0, len(ids), size):
-            yield self.batch(ids[start : start + size])
+    def batch(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """`gather` as tensors: half precision becomes float32, patches stay uint8, a quarter of the size.
+
+        Parameters
+        ----------
+        ids : array of int, shape (batch,)
+        """
+        return as_tensors(*self.gather(ids))
 
     def inputs_of(self, ids: np.ndarray) -> np.ndarray:
-        """The inputs of these pairs, in order, as stored. All at once: for pooled views, which are small."""
+        """The inputs of these spots, in order, as stored. All at once: for pooled scales, which are small."""
         return np.stack([self.inputs[self.section_of[i]][i - self.first[self.section_of[i]]] for i in ids.tolist()])
 
-    def units(self, unit: str) -> np.ndarray:
-        """(pairs,) str: what a split must keep together: "patient", or "section" (also with a single patient)."""
-        by_section = unit == "section" or len(set(self.patients)) < 2
-        return np.array(self.sections if by_section else self.patients)[self.section_of]
+    def groups(self, group_by: str) -> tuple[np.ndarray, str]:
+        """The group of each spot, which a split keeps together, and what a group is.
 
-    def token_statistics(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of each token feature over all tokens of these pairs.
+        Parameters
+        ----------
+        group_by : {"patient", "section"}
+            With a single patient, sections are the groups either way.
 
-        One pass in float64, block by block, merged by Chan, Golub and LeVeque (1983). A feature that never varies
-        gets the deviation 1.
+        Returns
+        -------
+        names : numpy.ndarray, shape (spots,), str
+        kind : {"patient", "section"}
+        """
+        kind = "section" if group_by == "section" or len(set(self.patients)) < 2 else "patient"
+        return np.array(self.sections if kind == "section" else self.patients)[self.section_of], kind
+
+    def token_statistics(self, ids: np.ndarray, chunk: int = _CHUNK) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each token feature over all tokens of these spots.
+
+        One pass in float64, chunk by chunk, merged by Chan, Golub and LeVeque (1983).
+
+        Parameters
+        ----------
+        ids : array of int, shape (spots,)
+        chunk : int
+            Spots that are in memory together.
 
         Returns
         -------
         mean, deviation : torch.Tensor, shape (dim,), float32
+            The deviation of a feature that never varies is 1.
         """
         dim = self.inputs[0].shape[-1]
         count, mean, scatter = 0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dtype=torch.float64)
-        for tokens, _ in self.blocks(np.sort(ids)):
-            values = tokens.reshape(-1, dim).double()
+        ordered = np.sort(ids)
+        for start in range(0, len(ordered), chunk):
+            values = self.batch(ordered[start : start + chunk])[0].reshape(-1, dim).double()
             here, middle = len(values), values.mean(dim=0)
             step = middle - mean
             scatter += (values - middle).square().sum(dim=0) + step.square() * (count * here / (count + here))
@@ -151,73 +337,42 @@ class Pairs:
         )
 
 
-def read_pairs(
-    cohort: Cohort,
-    panel: GenePanel,
-    inputs_of: Callable[[Section], np.ndarray],
-    *,
-    scored: GenePanel | None = None,
-    components: ExpressionComponents | None = None,
-    gene_rank: int = 0,
-    depth_weights: bool = False,
-) -> Pairs:
-    """Read a cohort's sections one after the other and keep what training needs of each.
-
-    Parameters
-    ----------
-    cohort : Cohort
-    panel : GenePanel
-    inputs_of : callable
-        Tokens or patches of a section, mapped from disk.
-    scored : GenePanel, optional
-        Genes whose prediction chooses the epoch.
-    components : ExpressionComponents, optional
-        Turn the panel's expression into scores; the first `gene_rank` are what the gene encoder sees.
-    gene_rank : int
-    depth_weights : bool
-        Weigh each spot by its depth.
-    """
-    weights: list[np.ndarray] = []
-    components_of: list[np.ndarray] = []
-    inputs, expression, scores, contents, patients = [], [], [], [], []
-    for section in cohort:
-        selected = panel.select(section)
-        if components is not None:
-            components_of.append(components.scores(selected))
-            selected = sparse.csr_matrix(components_of[-1][:, :gene_rank])
-        expression.append(selected)
-        if scored is not None:
-            scores.append(scored.select(section))
-        if depth_weights:
-            weights.append(spot_weights(section.counts))
-        inputs.append(inputs_of(section))
-        contents.append(fingerprint(section.slide.fingerprint(), section.slide.mpp, section.spots.centre_px))
-        patients.append(section.patient)
-        close = getattr(section.slide, "close", None)  # a slide in memory has nothing to close
-        if close is not None:
-            close()
-    return Pairs(
-        cohort.sections,
-        tuple(patients),
-        tuple(inputs),
-        sparse.csr_matrix(sparse.vstack(expression, format="csr"), dtype=np.float32),
-        sparse.csr_matrix(sparse.vstack(scores, format="csr"), dtype=np.float32) if scores else None,
-        tuple(contents),
-        np.concatenate(components_of) if components_of else None,
-        np.concatenate(weights) if weights else None,
-    )
-
-
 def as_tensors(inputs: np.ndarray, expression: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `gather` gave, as `batch` gives it; nothing is copied but for half precision becoming float32."""
+    """What `TrainingData.gather` gives, as tensors; nothing is copied but half precision, which becomes float32."""
     tensor = torch.from_numpy(inputs)
     return tensor.float() if tensor.is_floating_point() else tensor, torch.from_numpy(expression)
 
 
-def _dense_rows(matrix: sparse.csr_matrix, rows: np.ndarray) -> np.ndarray:
-    """Rows of a sparse matrix as (rows, columns) float32."""
-    dense = np.zeros((len(rows), matrix.shape[1]), np.float32)
-    for place, row in enumerate(rows.tolist()):
-        entries = slice(matrix.indptr[row], matrix.indptr[row + 1])
-        dense[place, matrix.indices[entries]] = matrix.data[entries]
-    return dense
+def steps_in(spots: int, batch_size: int) -> int:
+    """Batches an epoch."""
+    return max(1, math.ceil(spots / batch_size))
+
+
+def epoch_batches(
+    data: TrainingData, ids: np.ndarray, batch_size: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Every spot of `ids` once, in random order, gathered ahead by a thread.
+
+    The spots are shared out evenly over the least number of batches that holds them: 100 spots at batch size 64 make
+    two batches of 50, not one of 64 and one of 36, because the number of candidates is part of the contrastive loss.
+
+    Parameters
+    ----------
+    data : TrainingData
+    ids : array of int, shape (spots,)
+    batch_size : int
+        Largest batch.
+    rng : numpy.random.Generator
+        Draws the order, and which of the eight symmetries of a square (D4) each sample is augmented by.
+
+    Yields
+    ------
+    inputs, expression : numpy.ndarray
+        See `TrainingData.gather`.
+    ways : numpy.ndarray, shape (batch,)
+        0 to 7; 0 leaves a sample as it is. See `module.on_device`.
+    """
+    shuffled = rng.permutation(np.asarray(ids))
+    ways = rng.integers(8, size=len(shuffled))
+    parts = np.array_split(np.arange(len(shuffled)), steps_in(len(shuffled), batch_size))
+    return read_ahead((*data.gather(shuffled[part]), ways[part]) for part in parts)

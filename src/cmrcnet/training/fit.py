@@ -1,10 +1,14 @@
-"""Train CMRCNet on the sections given, and on nothing else.
+"""Train CMRCNet on the sections given, and on nothing else: the whole pipeline, top to bottom.
 
-The course of a training: some training sections are held in and the rest trained on; the epoch whose retrieval is best
-on the validation ones is chosen; then, with `train.refit`, the network is trained again from the start on all sections
-for that many epochs. Every epoch seeds its own generators from the config's seed, the phase and the epoch's number,
-so that a run that was interrupted and resumed ends with the same weights, bit for bit on a CPU. The file is one thing:
-the whole course, from sections to a model that can be stored.
+1. Collect: read each section once; choose panel, components and scored genes; extract tokens, standardised as the
+   config says (`data`).
+2. Train the network: with one validation split, or once without each group (`search`), the epoch whose retrieval is
+   best is chosen; then, with `train.refit`, the network is trained again from the start on all sections for that many
+   epochs (`loop`).
+3. Fit the heads: ridge, kernel ridge and their ensemble with retrieval, chosen on validation groups (`heads`).
+4. Calibrate: intervals, gene reliability and the out-of-distribution detector (`calibrate`).
+
+An interrupted and resumed run ends with the same weights, bit for bit on a CPU (see `loop.train_phase`).
 """
 
 from __future__ import annotations
@@ -13,11 +17,10 @@ import copy
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,26 +28,27 @@ from lightning_fabric import Fabric
 
 from cmrcnet.config import Config
 from cmrcnet.errors import CmrcnetWarning, TooFew
-from cmrcnet.features.device import Precision, choose_device, choose_precision
-from cmrcnet.features.extract import FeatureSpec, cached_patches, extract
-from cmrcnet.genes.components import ExpressionComponents, find_components
-from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
+from cmrcnet.features.device import choose_device, choose_precision
+from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.models.trained_model import Provenance, TrainedModel
-from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache
 from cmrcnet.storage.hashing import fingerprint
-from cmrcnet.training.calibrate import fit_trust
+from cmrcnet.training.calibrate import calibrate
 from cmrcnet.training.checkpoint import Checkpoints
-from cmrcnet.training.cross_search import CrossSearch, cross_search
-from cmrcnet.training.data import Pairs, read_pairs
+from cmrcnet.training.data import TrainingData
 from cmrcnet.training.heads import fit_head
-from cmrcnet.training.history import Course
-from cmrcnet.training.loop import Job, train_phase
-from cmrcnet.training.module import Learner
-from cmrcnet.training.validate import Looker
-from cmrcnet.training.validation_split import ValidationSplit, choose_validation, each_validation_group
+from cmrcnet.training.loop import CrossSearch, History, TrainContext, cross_search, train_phase
+from cmrcnet.training.module import TrainingModule
+from cmrcnet.training.validation import (
+    CollapseReading,
+    ValidationSplit,
+    Validator,
+    choose_validation,
+    each_validation_group,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric.loggers import Logger
@@ -70,8 +74,9 @@ def fit(
     Parameters
     ----------
     cohort : Cohort
-        Training sections only. What is not in it cannot be learnt from, nor chosen on.
+        Training sections only: everything is fitted and chosen on them. Each is read once.
     config : Config
+        Every option; ``Config.load("default")`` is the shipped preset.
     panel : GenePanel, optional
         Genes of the gene encoder; chosen from `cohort` when left out.
     cache : TokenCache, optional
@@ -80,11 +85,11 @@ def fit(
     checkpoints : Checkpoints, optional
         Where the state of the training and `log.csv` are kept.
     resume : bool
-        Go on with the state in `checkpoints`; start when there is none.
+        Continue from the state in `checkpoints`; start from the beginning when there is none.
     logger : lightning_fabric.loggers.Logger, optional
         Gets every epoch's numbers as well: ``TensorBoardLogger("runs")``.
     trust : bool
-        Learn the model's limits as well: intervals, gene cards, and what its sections look like.
+        Also calibrate: intervals, gene reliability and the out-of-distribution detector.
 
     Returns
     -------
@@ -94,142 +99,88 @@ def fit(
     Raises
     ------
     TooFew
-        Fewer than two spots to train on.
+        No section, or fewer than two spots to train on.
     CannotResume
         The state is damaged, or was started with another config, panel, encoder or cohort.
-    Diverged, NoSpace, Unwritable
+    Diverged, DiskFull, Unwritable
 
     Warns
     -----
     CmrcnetWarning
-        The network only guesses (see `meter`); or one section leaves nothing to hold in.
+        The network is at chance (see `validation`); or there is one section, so that none can be left out.
     """
-    if len(cohort) == 0:
-        raise TooFew("training sections", 0, 1, "give a cohort with at least one section")
-    if panel is None:
-        panel = choose_panel(cohort, config.panel)
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
-    encoder = _new_encoder(config)
-    with _kept_on_disk(cache) as store:
-        components = _components(cohort, config, panel)
-        pairs = _pairs(cohort, config, panel, encoder, store, components)
-        each = config.train.validation == "each"
-        splits = each_validation_group(pairs, config) if each else ()
-        validation = (
-            ValidationSplit(np.arange(0), np.arange(len(pairs)), "nothing")
-            if each
-            else choose_validation(pairs, config)
-        )
+    encoder = new_encoder(config)
+    scratch = tempfile.TemporaryDirectory(prefix="cmrcnet-", ignore_cleanup_errors=True) if cache is None else None
+    with nullcontext() if scratch is None else scratch:
+        store = TokenCache(Path(scratch.name)) if cache is None else cache
+        data = TrainingData.collect(cohort, config, encoder, store, panel=panel, limits=trust)
+        splits: tuple[ValidationSplit, ...] = ()
+        validation = ValidationSplit.nothing(len(data))
+        if config.train.validation == "each":
+            splits = each_validation_group(data, config)
+        else:
+            validation = choose_validation(data, config)
         for split in (validation, *splits):
             if len(split.rest) < 2:
                 raise TooFew("spots to train on", len(split.rest), 2, "add sections, or set train.validation to none")
-        identity = {
-            "config": fingerprint(config.to_dict()),
-            "panel": fingerprint(panel.to_dict()),
-            "cohort": pairs.fingerprint(),
-            "encoder": encoder.fingerprint(),
-        }
         trained = config.model.train_encoder
-        job = Job(
-            config,
-            pairs,
-            len(panel.genes) if components is None else min(config.target.gene_rank, components.rank),
-            _fabric(device, precision, logger),
-            (lambda: copy.deepcopy(encoder)) if trained else (lambda: encoder),
-            _turned_prefix(config, encoder),
-            checkpoints,
-            identity,
+        prefix = None
+        if config.train.augment and not config.features.views_um:  # pooled scales have no grid of tokens
+            prefix = 0 if trained else encoder.config.class_tokens
+        context = TrainContext(
+            config=config,
+            data=data,
+            n_genes=data.expression.shape[1],
+            fabric=Fabric(
+                accelerator=device.type,
+                devices=[device.index or 0] if device.type == "cuda" else 1,
+                precision=_FABRIC_PRECISION[precision],
+                loggers=logger,
+            ),
+            encoder=(lambda: copy.deepcopy(encoder)) if trained else (lambda: encoder),
+            prefix=prefix,
+            checkpoints=checkpoints,
+            identity={
+                "config": fingerprint(config.to_dict()),
+                "panel": fingerprint(data.panel.to_dict()),
+                "cohort": data.fingerprint(),
+                "encoder": encoder.fingerprint(),
+            },
         )
-        learner, course, epoch, crossed = _search_and_refit(job, validation, splits, resume)
-        head, parts = (None, None) if components is None else fit_head(pairs, config, crossed)
-        limits = fit_trust(cohort, pairs, config, head, parts) if trust else None
-    notes = _verdict(course, epoch)
+        module, history, epoch, search = _search_and_refit(context, validation, splits, resume)
+        head, predictions = (None, None) if data.components is None else fit_head(data, config, search)
+        limits = calibrate(data, config, head, predictions) if trust else None
     provenance = Provenance(
         sections=cohort.sections,
         patients=cohort.patients,
         seed=config.train.seed,
         version=version("cmrcnet"),
-        history=tuple(course.history),
+        history=tuple(history.rows),
         chosen_epoch=epoch,
-        notes=(*notes, *_panel_notes(panel, cohort)),
+        notes=_notes(history, epoch, data.panel, cohort),
         facts={
-            "validation": "each unit in turn" if splits else validation.name,
+            "validation": "each group in turn" if splits else validation.name,
             "head": {} if head is None else dict(head.record),
-            "validation_score": course.best_score,
-            "selected_by": course.select_by,
+            "validation_score": history.best_score,
+            "selected_by": history.select_by,
             "device": str(device),
             "precision": precision,
             "torch": torch.__version__,
         },
     )
-    network, encoder = learner.network, learner.encoder or encoder
-    return TrainedModel(network, encoder, panel, config, provenance, components, head, limits)
+    network, encoder = module.network, module.encoder or encoder
+    return TrainedModel(network, encoder, data.panel, config, provenance, data.components, head, limits)
 
 
-def _search_and_refit(
-    job: Job, validation: ValidationSplit, splits: tuple[ValidationSplit, ...], resume: bool
-) -> tuple[Learner, Course, int, CrossSearch | None]:
-    """Both phases: the learner that is kept, the course, the epochs behind its weights, and the search over units.
+def new_encoder(config: Config) -> ImageEncoder:
+    """The image encoder of a config, with the weights that training starts from.
 
-    A search over every unit is a matter of seconds and is done again after an interruption; it ends alike.
+    Parameters
+    ----------
+    config : Config
     """
-    config, everything = job.config.train, np.arange(len(job.pairs))
-    state = job.checkpoints.load(job.identity) if resume and job.checkpoints is not None else None
-    course = Course(config.select_by)
-    if state is not None:
-        course = Course.from_dict(state.facts["course"])
-        job.fabric.strategy.precision.load_state_dict(state.facts["precision"])
-        log.info("Going on behind epoch %d of the %s phase.", state.epoch, state.phase)
-
-    crossed = None
-    if splits:
-        crossed = cross_search(job, splits, course if state is None else Course(config.select_by))
-        course.best_epoch = crossed.epoch
-    refit = bool(splits) or (config.refit and bool(validation))
-    learner: Learner | None = None
-    if splits:
-        pass
-    elif state is None or state.phase == "search":
-        learner = train_phase(
-            job,
-            "search",
-            validation.rest,
-            config.epochs,
-            course,
-            looker=Looker(job.pairs, validation, job.config, job.fabric),
-            look_every=config.validate_every,
-            choose=bool(validation),
-            keep_best=bool(validation) and not refit,
-            resumed=state,
-        )
-    epoch = course.best_epoch or config.epochs
-    if validation and course.best_epoch is None:
-        warnings.warn(
-            f"No epoch could be chosen: the score on the validation {validation.name} was never defined (constant "
-            "expression or predictions). The last epoch is kept.",
-            CmrcnetWarning,
-            stacklevel=3,
-        )
-    if refit:
-        log.info("Training again on all %d spots for the chosen %d epochs.", len(everything), epoch)
-        learner = train_phase(
-            job,
-            "refit",
-            everything,
-            epoch,
-            course,
-            looker=Looker(job.pairs, ValidationSplit(everything[:0], everything, "nothing"), job.config, job.fabric),
-            look_every=epoch,
-            choose=False,
-            keep_best=False,
-            resumed=state if state is not None and state.phase == "refit" else None,
-        )
-    assert learner is not None
-    return learner, course, epoch, crossed
-
-
-def _new_encoder(config: Config) -> ImageEncoder:
     model = config.model
     return create_image_encoder(
         model.encoder,
@@ -241,99 +192,74 @@ def _new_encoder(config: Config) -> ImageEncoder:
     )
 
 
-def _turned_prefix(config: Config, encoder: ImageEncoder) -> int | None:
-    """Tokens before the grid, where samples are turned at random; None where nothing is: views have no grid."""
-    if not config.train.augment or config.features.views_um:
-        return None
-    return 0 if config.model.train_encoder else encoder.config.class_tokens
+def _search_and_refit(
+    context: TrainContext, validation: ValidationSplit, splits: tuple[ValidationSplit, ...], resume: bool
+) -> tuple[TrainingModule, History, int, CrossSearch | None]:
+    """Both phases: the module that is kept, the history, the epochs behind its weights, and the search over groups."""
+    config, data, fabric = context.config.train, context.data, context.fabric
+    state = context.checkpoints.load(context.identity) if resume and context.checkpoints is not None else None
+    history = History(config.select_by)
+    if state is not None:
+        history = History(**state.facts["history"])
+        fabric.strategy.precision.load_state_dict(state.facts["precision"])
+        log.info("Continuing after epoch %d of the %s phase.", state.epoch, state.phase)
 
-
-def _components(cohort: Cohort, config: Config, panel: GenePanel) -> ExpressionComponents | None:
-    """Components of the training sections' expression, where the config works on them."""
-    if not config.target.ranks:
-        return None
-    rank = max(*config.target.ranks, config.target.gene_rank)
-    return find_components((panel.select(section) for section in cohort), rank)
-
-
-def _pairs(
-    cohort: Cohort,
-    config: Config,
-    panel: GenePanel,
-    encoder: ImageEncoder,
-    store: TokenCache,
-    components: ExpressionComponents | None,
-) -> Pairs:
-    """Tokens of a frozen encoder, or patches for one that is trained, beside expression; all mapped from disk."""
-
-    def inputs_of(section: Section) -> np.ndarray:
-        if config.model.train_encoder:
-            return cached_patches(store, section.slide, section.spots.centre_px, config.patch)
-        return extract(encoder, section.slide, section.spots.centre_px, FeatureSpec.of(config), cache=store)
-
-    scored = None
-    if components is not None or (config.train.validation != "none" and config.train.select_by == "pearson"):
-        genes = gene_sets(cohort, panel, config.evaluation.set_size)["HVG"]
-        scored = GenePanel(genes, panel.target_sum, {"kind": "HVG of the training sections"})
-    return read_pairs(
-        cohort,
-        panel,
-        inputs_of,
-        scored=scored,
-        components=components,
-        gene_rank=config.target.gene_rank,
-        depth_weights=config.target.depth_weights,
-    )
-
-
-@contextmanager
-def _kept_on_disk(cache: TokenCache | None) -> Iterator[TokenCache]:
-    """The cache, or a temporary one."""
-    if cache is not None:
-        yield cache
-        return
-    with tempfile.TemporaryDirectory(prefix="cmrcnet-", ignore_cleanup_errors=True) as folder:
-        yield TokenCache(Path(folder))
-
-
-def _fabric(device: torch.device, precision: Precision, logger: Logger | None) -> Fabric:
-    return Fabric(
-        accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision=_FABRIC_PRECISION[precision],
-        loggers=logger,
-    )
-
-
-def _verdict(course: Course, epoch: int) -> tuple[str, ...]:
-    """Say loudly when the network that is kept only guesses; the sentence stays with the model."""
-    sentences = []
-    for phase in ("search", "refit"):
-        row = course.last_reading(phase, epoch)
-        if row is not None and row["meter_guessing"]:
-            sentences.append(_guess(row))
-    if sentences:
-        # A warning alone: the command line prints it as a plain line, and a log line beside it would say it twice.
+    search, module = None, None
+    refit = bool(splits) or (config.refit and bool(validation))
+    if splits:  # repeated after an interruption: its rows are in the history already
+        search = cross_search(context, splits, history if state is None else History(config.select_by))
+        history.best_epoch = search.epoch
+    elif state is None or state.phase == "search":
+        module = train_phase(
+            context,
+            "search",
+            validation.rest,
+            config.epochs,
+            history,
+            validator=Validator(data, validation, context.config, fabric),
+            validate_every=config.validate_every,
+            choose=bool(validation),
+            keep_best=bool(validation) and not refit,
+            resumed=state,
+        )
+    epoch = history.best_epoch or config.epochs
+    if validation and history.best_epoch is None:
         warnings.warn(
-            f"This training has learnt nothing that it can use. {sentences[0]} See docs/concepts/collapse.md.",
+            f"No epoch could be chosen: the score on the validation {validation.name} was never defined (constant "
+            "expression or predictions). The last epoch is kept.",
             CmrcnetWarning,
             stacklevel=3,
         )
-    return tuple(sentences)
+    if refit:
+        log.info("Training again on all %d spots for the chosen %d epochs.", len(data), epoch)
+        module = train_phase(
+            context,
+            "refit",
+            np.arange(len(data)),
+            epoch,
+            history,
+            validator=Validator(data, ValidationSplit.nothing(len(data)), context.config, fabric),
+            validate_every=epoch,
+            resumed=state if state is not None and state.phase == "refit" else None,
+        )
+    assert module is not None
+    return module, history, epoch, search
 
 
-def _guess(row: dict[str, Any]) -> str:
-    from cmrcnet.training.meter import CollapseReading
-
-    reading = {name.removeprefix("meter_"): value for name, value in row.items() if name.startswith("meter_")}
-    return CollapseReading(**reading).sentence
-
-
-def _panel_notes(panel: GenePanel, cohort: Cohort) -> tuple[str, ...]:
-    """A sentence when sections that are not trained on chose the panel."""
+def _notes(history: History, epoch: int, panel: GenePanel, cohort: Cohort) -> tuple[str, ...]:
+    """What a user of the model must know: a network at chance (with a warning), and a panel that others chose."""
+    notes = []
+    for phase in ("search", "refit"):
+        row = history.last_reading(phase, epoch)
+        if row is not None and row["meter_at_chance"]:
+            reading = {name.removeprefix("meter_"): value for name, value in row.items() if name.startswith("meter_")}
+            notes.append(CollapseReading(**reading).sentence)
+    if notes:
+        # A warning alone: the command line prints it as a plain line, and a log line would repeat it.
+        warnings.warn(
+            f"This training found no signal. {notes[0]} See docs/concepts/collapse.md.", CmrcnetWarning, stacklevel=3
+        )
     others = [name for name in panel.origin.get("sections", ()) if name not in cohort.sections]
-    return (
-        (f"Sections that it was not trained on took part in choosing its genes: {', '.join(others)}.",)
-        if others
-        else ()
-    )
+    if others:
+        notes.append(f"Sections that it was not trained on took part in choosing its genes: {', '.join(others)}.")
+    return tuple(notes)

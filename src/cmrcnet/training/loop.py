@@ -1,191 +1,107 @@
-"""The training loop: the only place where weights change."""
+"""The training loop: the only place where weights change, for CMRCNet and for everything else that is trained.
+
+`train_epochs` is the loop itself. `train_phase` runs it for CMRCNet: seeded epochs, a moving average of the weights,
+validation, checkpoints. `cross_search` runs a phase once without each validation group.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cmrcnet.config import Config, TrainConfig
 from cmrcnet.errors import Diverged
 from cmrcnet.models.image_encoder import ImageEncoder
-from cmrcnet.progress import Meter, metered
-from cmrcnet.training.batches import epoch_batches, on_device, steps_in
+from cmrcnet.progress import metered
 from cmrcnet.training.checkpoint import Checkpoints, TrainingState
-from cmrcnet.training.data import Pairs
-from cmrcnet.training.history import Course
-from cmrcnet.training.module import Learner, new_learner
-from cmrcnet.training.validate import Look, Looker
+from cmrcnet.training.data import TrainingData, epoch_batches, steps_in
+from cmrcnet.training.module import TrainingModule, new_training_module, on_device
+from cmrcnet.training.validation import ValidationResult, ValidationSplit, Validator
 
-if TYPE_CHECKING:
-    from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
+log = logging.getLogger("cmrcnet")
 
 PHASES = ("search", "refit")
 """search: find the epoch on validation spots (or train to the last epoch); refit: train on all for that many epochs."""
 
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """What both phases of a training share.
-
-    Parameters
-    ----------
-    config : Config
-    pairs : Pairs
-    n_genes : int
-    fabric : lightning_fabric.Fabric
-    encoder : callable
-        Gives the encoder with the weights that training starts from.
-    prefix : int or None
-        Tokens before the grid, when samples are turned at random; None: no augmentation.
-    checkpoints : Checkpoints or None
-    identity : mapping of str to str
-        What the run was started with, by fingerprint.
-    """
-
-    config: Config
-    pairs: Pairs
-    n_genes: int
-    fabric: Fabric
-    encoder: Callable[[], ImageEncoder]
-    prefix: int | None
-    checkpoints: Checkpoints | None
-    identity: Mapping[str, str]
+Batch = TypeVar("Batch")
 
 
-def train_phase(
-    job: Job,
-    phase: str,
-    ids: np.ndarray,
-    epochs: int,
-    course: Course,
+def train_epochs(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Callable[[int], Iterable[Batch]],
+    loss: Callable[[Batch], Tensor | tuple[Tensor, ...]],
+    epochs: Iterable[int],
     *,
-    looker: Looker,
-    look_every: int,
-    choose: bool,
-    keep_best: bool,
-    resumed: TrainingState | None,
-    seen: list[tuple[int, Look]] | None = None,
-) -> Learner:
-    """Train from seeded weights on the pairs `ids` for `epochs` epochs.
+    learning_rate: Callable[[int, int], float] | None = None,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+    clip: Callable[[], object] | None = None,
+    step: Callable[[], object] | None = None,
+    after_step: Callable[[], None] | None = None,
+    after_epoch: Callable[[int, Tensor], bool] | None = None,
+) -> None:
+    """Train a module: forward, backward, clip, step, batch by batch, until the epochs are over or stopped.
 
     Parameters
     ----------
-    job : Job
-    phase : {"search", "refit"}
-    ids : array of int
-    epochs : int
-    course : Course
-        Grows by a row an epoch.
-    looker : Looker
-    look_every : int
-        Epochs between two looks; the last epoch is always looked at.
-    choose : bool
-        Let the looks choose the best epoch.
-    keep_best : bool
-        Give back the weights of the best epoch, not of the last.
-    resumed : TrainingState or None
-        Where this phase was, if it was interrupted.
-    seen : list, optional
-        Gets every (epoch, look).
-
-    Returns
-    -------
-    Learner
+    module : torch.nn.Module
+        Put into training mode at the start of every epoch.
+    optimizer : torch.optim.Optimizer
+    batches : callable
+        Batches of an epoch, by its number.
+    loss : callable
+        Loss of a batch, or several of which the first is minimised.
+    epochs : iterable of int
+        Numbers of the epochs, from 0.
+    learning_rate : callable, optional
+        Rate by epoch and step, both from 0; the optimizer's own when left out.
+    backward, clip, step : callable, optional
+        In place of ``Tensor.backward``, nothing and ``optimizer.step``: those of `lightning_fabric.Fabric`.
+    after_step : callable, optional
+        Called after every step.
+    after_epoch : callable, optional
+        Called with the number of finished epochs and the losses of the epoch, shape (batches, losses), float64 on the
+        CPU. True stops the training: validation and early stopping go here.
 
     Raises
     ------
     Diverged
+        A loss is not finite.
     """
-    config = job.config.train
-    learner = new_learner(job.config, job.pairs, ids, job.n_genes, job.encoder())
-    optimizer = torch.optim.AdamW(
-        [p for p in learner.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    model, stepper = job.fabric.setup(learner, optimizer)
-    weights = _Weights(learner, optimizer, config)
-    done = 0
-    if resumed is not None:
-        weights.restore(resumed.tensors)
-        done = resumed.epoch
-
-    steps = steps_in(len(ids), config.batch_size)
-    label = "train" if phase == "search" else "refit"
-    with metered(label, (epochs - done) * steps, "steps") as meter:
-        for epoch in range(done, epochs):
-            with _seeded(config.seed, phase, epoch, job.fabric.device) as (rng, masks):
-                row = one_epoch(job, model, stepper, optimizer, weights, ids, epoch, rng, masks, meter)
-                row = {"phase": phase, "epoch": epoch + 1, "pairs": len(ids), **row}
-                if (epoch + 1) % look_every == 0 or epoch + 1 == epochs:
-                    look = looker.look(weights.evaluated)
-                    row |= look.to_dict()
-                    if seen is not None:
-                        seen.append((epoch + 1, look))
-                    if choose and course.consider(epoch + 1, look) and keep_best:
-                        weights.keep_best()
-            course.history.append(row)
-            meter.advance(0, _note(row))
-            job.fabric.log_dict({f"{phase}/{k}": v for k, v in row.items() if isinstance(v, float)}, step=epoch + 1)
-            _keep_state(job, phase, epoch + 1, epochs, course, weights)
-    return weights.final(keep_best)
+    for epoch in epochs:
+        module.train()
+        losses: list[Tensor] = []  # read once an epoch: reading a loss makes a GPU wait
+        for number, batch in enumerate(batches(epoch)):
+            if learning_rate is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(epoch, number)
+            found = loss(batch)
+            each = found if isinstance(found, tuple) else (found,)
+            backward(each[0])
+            if clip is not None:
+                clip()
+            optimizer.step() if step is None else step()
+            optimizer.zero_grad()
+            losses.append(torch.stack(each).detach())
+            if after_step is not None:
+                after_step()
+        seen = torch.stack(losses).cpu().double()
+        if not torch.isfinite(seen).all():
+            raise Diverged(epoch + 1)
+        if after_epoch is not None and after_epoch(epoch + 1, seen):
+            return
 
 
-def one_epoch(
-    job: Job,
-    model: _FabricModule,
-    stepper: _FabricOptimizer,
-    optimizer: torch.optim.Optimizer,
-    weights: _Weights,
-    ids: np.ndarray,
-    epoch: int,
-    rng: np.random.Generator,
-    masks: torch.Generator,
-    meter: Meter,
-) -> dict[str, Any]:
-    """The loop itself: gather, forward, backward, clip, step. Gives the epoch's mean losses."""
-    config = job.config.train
-    steps = steps_in(len(ids), config.batch_size)
-    sums = torch.zeros(4, dtype=torch.float64)
-    waiting: list[tuple[Tensor, int]] = []  # read once an epoch: reading a loss makes a GPU wait
-    model.train()
-    for step, batch in enumerate(epoch_batches(job.pairs, ids, config.batch_size, rng)):
-        inputs, expression = on_device(job.fabric, *batch, job.prefix)
-        rate = learning_rate(config, (epoch + step / steps) / config.epochs)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        total, contrastive, reconstruction, *_ = model(inputs, expression, masks)
-        job.fabric.backward(total)
-        if config.clip_norm > 0:
-            job.fabric.clip_gradients(model, stepper, max_norm=config.clip_norm, error_if_nonfinite=False)
-        stepper.step()
-        optimizer.zero_grad()
-        weights.average()
-        waiting.append((torch.stack([total, contrastive, reconstruction]).detach(), len(expression)))
-        meter.advance()
-    for losses, size in waiting:
-        values = losses.double().cpu()
-        sums += torch.cat([values, values[1:2] / math.log(max(size, 2))]) * size
-    if not torch.isfinite(sums).all():
-        raise Diverged(epoch + 1)
-    loss, contrastive, reconstruction, over_ln = (sums / len(ids)).tolist()
-    return {
-        "learning_rate": rate,
-        "loss": loss,
-        "contrastive": contrastive,
-        "reconstruction": reconstruction,
-        "loss_over_ln_batch": over_ln,
-    }
-
-
-def learning_rate(config: TrainConfig, progress: float) -> float:
+def cosine_rate(config: TrainConfig, progress: float) -> float:
     """Cosine from `learning_rate` to `final_learning_rate` (SGDR without restarts, Loshchilov and Hutter 2017).
 
     Parameters
@@ -198,40 +114,336 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     return low + (high - low) * (1 + math.cos(math.pi * progress)) / 2
 
 
-class _Weights:
-    """All tensors that a training consists of: weights, AdamW's moments, their moving average, the best so far."""
+@dataclass
+class History:
+    """What each epoch gave, and which was best: plain values, so that a checkpoint can keep it.
 
-    def __init__(self, learner: Learner, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
-        self.learner, self.optimizer, self._used = learner, optimizer, config.ema_used
+    Parameters
+    ----------
+    select_by : {"pearson", "objective"}
+        What the best epoch is best in.
+    rows : list of dict
+        One entry an epoch, by name.
+    best_epoch : int or None
+        Epochs behind the best validation score so far; the earliest of equals. None before any is defined.
+    best_score : float or None
+    """
+
+    select_by: Literal["pearson", "objective"]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int | None = None
+    best_score: float | None = None
+
+    def consider(self, epoch: int, result: ValidationResult) -> bool:
+        """Note the epoch if it is the best yet, and tell whether it is.
+
+        Parameters
+        ----------
+        epoch : int
+        result : ValidationResult
+        """
+        score = result.score(self.select_by)
+        if score is None or (self.best_score is not None and score <= self.best_score):
+            return False
+        self.best_epoch, self.best_score = epoch, score
+        return True
+
+    def last_reading(self, phase: str, epoch: int) -> dict[str, Any] | None:
+        """The last row of a phase, up to an epoch, on which the collapse meter was read."""
+        rows = [row for row in self.rows if row["phase"] == phase and row["epoch"] <= epoch and "meter_k" in row]
+        return rows[-1] if rows else None
+
+
+@dataclass(frozen=True, eq=False)
+class TrainContext:
+    """What all phases of a training share.
+
+    Parameters
+    ----------
+    config : Config
+    data : TrainingData
+    n_genes : int
+        Genes, or expression components, that the gene encoder sees.
+    fabric : lightning_fabric.Fabric
+    encoder : callable
+        Gives the encoder with the weights that training starts from.
+    prefix : int or None
+        Tokens before the grid, when samples are augmented; None: no augmentation.
+    checkpoints : Checkpoints or None
+    identity : mapping of str to str
+        What the run was started with, by fingerprint.
+    """
+
+    config: Config
+    data: TrainingData
+    n_genes: int
+    fabric: Fabric
+    encoder: Callable[[], ImageEncoder]
+    prefix: int | None
+    checkpoints: Checkpoints | None
+    identity: Mapping[str, str]
+
+
+def train_phase(
+    context: TrainContext,
+    phase: str,
+    ids: np.ndarray,
+    epochs: int,
+    history: History,
+    *,
+    validator: Validator,
+    validate_every: int,
+    choose: bool = False,
+    keep_best: bool = False,
+    resumed: TrainingState | None = None,
+    results: dict[int, list[ValidationResult]] | None = None,
+) -> TrainingModule:
+    """Train CMRCNet from seeded weights on the spots `ids` for `epochs` epochs.
+
+    Every epoch seeds its own generators from the config's seed, the phase and its number, so that a resumed run draws
+    as an uninterrupted one does. The state of torch's global generators is restored afterwards.
+
+    Parameters
+    ----------
+    context : TrainContext
+    phase : {"search", "refit"}
+    ids : array of int
+    epochs : int
+    history : History
+        Grows by a row an epoch.
+    validator : Validator
+    validate_every : int
+        Epochs between two validations; the last epoch is always validated.
+    choose : bool
+        Let validation choose the best epoch.
+    keep_best : bool
+        Give back the weights of the best epoch, not of the last.
+    resumed : TrainingState or None
+        Where this phase was, if it was interrupted.
+    results : dict, optional
+        Gets every validation, under its number of epochs.
+
+    Raises
+    ------
+    Diverged
+    """
+    config, fabric, data = context.config.train, context.fabric, context.data
+    module = new_training_module(context.config, data, ids, context.n_genes, context.encoder())
+    optimizer = torch.optim.AdamW(
+        [p for p in module.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    model, stepper = fabric.setup(module, optimizer)
+    weights = TrainingWeights(module, optimizer, config)
+    done = 0
+    if resumed is not None:
+        weights.restore(resumed.tensors)
+        done = resumed.epoch
+    steps = steps_in(len(ids), config.batch_size)
+    masks = torch.Generator()
+    sizes: list[int] = []
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order, mask, dropout = np.random.SeedSequence([config.seed, PHASES.index(phase), epoch]).spawn(3)
+        torch.manual_seed(_number(dropout))
+        masks.manual_seed(_number(mask))
+        sizes.clear()
+        for batch in epoch_batches(data, ids, config.batch_size, np.random.default_rng(order)):
+            sizes.append(len(batch[1]))
+            yield on_device(fabric, *batch, context.prefix)
+
+    def loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return model(*batch, masks)[:3]
+
+    def clip() -> None:
+        fabric.clip_gradients(model, stepper, max_norm=config.clip_norm, error_if_nonfinite=False)
+
+    def rate(epoch: int, step: int) -> float:
+        return cosine_rate(config, (epoch + step / steps) / config.epochs)
+
+    def after_step() -> None:
+        weights.average()
+        meter.advance()
+
+    def after_epoch(epoch: int, losses: Tensor) -> bool:
+        row = {"phase": phase, "epoch": epoch, "pairs": len(ids), "learning_rate": optimizer.param_groups[0]["lr"]}
+        row |= mean_losses(losses, sizes)
+        if epoch % validate_every == 0 or epoch == epochs:
+            result = validator.validate(weights.evaluated)
+            row |= result.to_dict()
+            if results is not None:
+                results.setdefault(epoch, []).append(result)
+            if choose and history.consider(epoch, result) and keep_best:
+                weights.keep_best()
+        history.rows.append(row)
+        pearson = row.get("validation_pearson")
+        noted = "" if pearson is None else f", validation Pearson {pearson:.3f}"
+        meter.advance(0, f"epoch {epoch}, loss {row['loss']:.3f}{noted}")
+        fabric.log_dict({f"{phase}/{k}": v for k, v in row.items() if isinstance(v, float)}, step=epoch)
+        if context.checkpoints is not None:
+            context.checkpoints.write_log(history.rows)
+            if context.checkpoints.is_due() or epoch == epochs:
+                facts = {"history": vars(history), "precision": fabric.strategy.precision.state_dict()}
+                context.checkpoints.save(TrainingState(phase, epoch, facts, weights.tensors()), context.identity)
+        return False
+
+    device = fabric.device
+    with (
+        metered("train" if phase == "search" else "refit", (epochs - done) * steps, "steps") as meter,
+        torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []),
+    ):
+        train_epochs(
+            model,
+            optimizer,
+            batches,
+            loss,
+            range(done, epochs),
+            learning_rate=rate,
+            backward=fabric.backward,
+            clip=clip if config.clip_norm > 0 else None,
+            step=stepper.step,
+            after_step=after_step,
+            after_epoch=after_epoch,
+        )
+    return weights.final(keep_best)
+
+
+@dataclass(frozen=True, eq=False)
+class CrossSearch:
+    """Outcome of a search over every validation split.
+
+    Parameters
+    ----------
+    splits : tuple of ValidationSplit
+    epoch : int
+        Passes over the training spots, best on the mean over splits.
+    score : float or None
+        That mean.
+    retrieved : numpy.ndarray or None, shape (spots, rank), float32
+        For each spot, the scores retrieved at that epoch by the network that was trained without its group.
+    neighbour_std, similarity : numpy.ndarray or None, shapes (spots, rank) and (spots,), float32
+        Deviation of the neighbours' scores, and mean cosine to them; together with `retrieved`.
+    """
+
+    splits: tuple[ValidationSplit, ...]
+    epoch: int
+    score: float | None
+    retrieved: np.ndarray | None = None
+    neighbour_std: np.ndarray | None = None
+    similarity: np.ndarray | None = None
+
+
+def cross_search(context: TrainContext, splits: tuple[ValidationSplit, ...], history: History) -> CrossSearch:
+    """Train once without each validation split, and choose the epoch that is best over all of them.
+
+    Nothing is checkpointed: a search over every group takes seconds, and is repeated after an interruption.
+
+    Parameters
+    ----------
+    context : TrainContext
+    splits : tuple of ValidationSplit
+    history : History
+        Grows by a row an epoch and split, and notes the best epoch.
+    """
+    config, data = context.config.train, context.data
+    results: dict[int, list[ValidationResult]] = {}
+    for split in splits:
+        train_phase(
+            replace(context, checkpoints=None),
+            "search",
+            split.rest,
+            config.epochs,
+            history,
+            validator=Validator(data, split, context.config, context.fabric),
+            validate_every=config.validate_every,
+            results=results,
+        )
+    means: dict[int, float] = {}
+    for epoch, found in sorted(results.items()):
+        known = [score for score in (result.score(config.select_by) for result in found) if score is not None]
+        if known:
+            means[epoch] = float(np.mean(known))
+    epoch = max(means, key=lambda each: means[each]) if means else config.epochs
+    history.best_epoch, history.best_score = epoch, means.get(epoch)
+    log.info("Epoch %d is best over %d validation splits.", epoch, len(splits))
+    if data.scores is None or epoch not in results:
+        return CrossSearch(splits, epoch, means.get(epoch))
+    retrieved, deviation = np.zeros_like(data.scores), np.zeros_like(data.scores)
+    similarity = np.zeros(len(data), np.float32)
+    for split, result in zip(splits, results[epoch], strict=True):
+        retrieved[split.ids], deviation[split.ids] = result.retrieved, result.neighbour_std
+        similarity[split.ids] = result.similarity
+    return CrossSearch(splits, epoch, means.get(epoch), retrieved, deviation, similarity)
+
+
+def mean_losses(losses: Tensor, sizes: list[int]) -> dict[str, float]:
+    """Mean losses of an epoch over its pairs, by name.
+
+    Parameters
+    ----------
+    losses : torch.Tensor, shape (batches, 3), float64
+        Total, contrastive, reconstruction.
+    sizes : list of int
+        Pairs of each batch.
+    """
+    sums = torch.zeros(4, dtype=torch.float64)
+    for values, size in zip(losses, sizes, strict=True):
+        sums += torch.cat([values, values[1:2] / math.log(max(size, 2))]) * size
+    names = ("loss", "contrastive", "reconstruction", "loss_over_ln_batch")
+    return dict(zip(names, (sums / sum(sizes)).tolist(), strict=True))
+
+
+def _number(seed: np.random.SeedSequence) -> int:
+    return int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class TrainingWeights:
+    """All tensors that a training consists of: weights, AdamW's moments, their moving average, the best so far.
+
+    Parameters
+    ----------
+    module : TrainingModule
+    optimizer : torch.optim.Optimizer
+    config : TrainConfig
+        Its `ema_decay` and `ema_used`.
+    """
+
+    def __init__(self, module: TrainingModule, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+        self.module, self.optimizer, self._used = module, optimizer, config.ema_used
         self._average: AveragedModel | None = None
         if config.ema_decay > 0:
-            self._average = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+            self._average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         self._best: dict[str, Tensor] = {}
 
     @property
-    def evaluated(self) -> Learner:
-        """The learner that is looked at and kept: the averaged one, where it is used."""
-        return self._average.module if self._average is not None and self._used else self.learner
+    def evaluated(self) -> TrainingModule:
+        """The module that is validated and kept: the averaged one, where it is used."""
+        return self._average.module if self._average is not None and self._used else self.module
 
     def average(self) -> None:
-        """Let the moving average follow."""
+        """Update the moving average."""
         if self._average is not None:
-            self._average.update_parameters(self.learner)
+            self._average.update_parameters(self.module)
 
     def keep_best(self) -> None:
-        """Note the present weights as the best."""
+        """Store the present weights as the best."""
         self._best = {name: value.detach().cpu().clone() for name, value in self.evaluated.state_dict().items()}
 
-    def final(self, best: bool) -> Learner:
-        """The learner with the weights that are kept."""
+    def final(self, best: bool) -> TrainingModule:
+        """The module with the weights that are kept.
+
+        Parameters
+        ----------
+        best : bool
+            The best weights, where any were stored, in place of the last.
+        """
         chosen = self.evaluated
         if best and self._best:
             chosen.load_state_dict(self._best)
         return chosen
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything by name."""
-        found = {f"learner.{name}": value for name, value in self.learner.state_dict().items()}
+        """Everything by name, as `restore` takes it."""
+        found = {f"module.{name}": value for name, value in self.module.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
         if self._average is not None:
@@ -239,12 +451,17 @@ class _Weights:
         return found | {f"best.{name}": value for name, value in self._best.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """The opposite of `tensors`."""
-        parts: dict[str, dict[str, Tensor]] = {"learner": {}, "optimizer": {}, "average": {}, "best": {}}
+        """Load what `tensors` gave.
+
+        Parameters
+        ----------
+        tensors : mapping of str to torch.Tensor
+        """
+        parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimizer": {}, "average": {}, "best": {}}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value
-        self.learner.load_state_dict(parts["learner"])
+        self.module.load_state_dict(parts["module"])
         state = self.optimizer.state_dict()
         state["state"] = {}
         for name, value in parts["optimizer"].items():
@@ -254,40 +471,3 @@ class _Weights:
         if self._average is not None:
             self._average.load_state_dict(parts["average"])
         self._best = parts["best"]
-
-
-@contextmanager
-def _seeded(
-    seed: int, phase: str, epoch: int, device: torch.device
-) -> Iterator[tuple[np.random.Generator, torch.Generator]]:
-    """Seed everything that an epoch draws from, torch's own generators (dropout) too; they are put back after it.
-
-    Gives the generator of order and turns, and that of the masks.
-    """
-    order, masks, dropout = np.random.SeedSequence([seed, PHASES.index(phase), epoch]).spawn(3)
-    cards = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cards):
-        torch.manual_seed(_number(dropout))
-        yield np.random.default_rng(order), torch.Generator().manual_seed(_number(masks))
-
-
-def _number(seed: np.random.SeedSequence) -> int:
-    return int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _keep_state(job: Job, phase: str, epoch: int, epochs: int, course: Course, weights: _Weights) -> None:
-    """Write log and state; the state only when it is due, or the phase is finished."""
-    if job.checkpoints is None:
-        return
-    job.checkpoints.write_log(course.history)
-    if job.checkpoints.is_due() or epoch == epochs:
-        facts = {"course": course.to_dict(), "precision": job.fabric.strategy.precision.state_dict()}
-        job.checkpoints.save(TrainingState(phase, epoch, facts, weights.tensors()), job.identity)
-
-
-def _note(row: dict[str, Any]) -> str:
-    """What stands behind the bar."""
-    note = f"epoch {row['epoch']}, loss {row['loss']:.3f}"
-    if row.get("validation_pearson") is not None:
-        note += f", validation Pearson {row['validation_pearson']:.3f}"
-    return note

@@ -1,21 +1,34 @@
-"""The one module that is trained: the network, and the encoder where it is trained too."""
+"""The module that is trained: the network, its encoder where that is trained too, and the augmentation of its inputs.
+
+Augmentation draws one of the eight symmetries of a square (D4) for each sample: tissue has no upright. For an encoder
+that is trained, patches are turned and mirrored. For a frozen encoder, whose tokens are computed once, the GRID of
+tokens is, which is not the same thing: each token was computed from an upright patch. In the network a token's position
+carries no embedding and the image embedding is the mean of the tokens, so this changes only which tokens a mask hides.
+"""
 
 from __future__ import annotations
 
+import math
+from functools import cache
+
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from cmrcnet.config import Config
+from cmrcnet.errors import ShapeMismatch
 from cmrcnet.features.extract import FeatureSpec
 from cmrcnet.heads.pca import fit_pca
 from cmrcnet.models.cmrcnet import CMRCNet, Outputs
-from cmrcnet.models.image_encoder import ImageEncoder
-from cmrcnet.training.data import Pairs
+from cmrcnet.models.image_encoder import ImageEncoder, d4
+from cmrcnet.training.data import TrainingData, as_tensors
+
+WAYS = 8
 
 
-class Learner(nn.Module):
-    """Pairs in, losses out.
+class TrainingModule(nn.Module):
+    """Computes the losses of a batch of pairs.
 
     Parameters
     ----------
@@ -30,30 +43,43 @@ class Learner(nn.Module):
         self.encoder = encoder
 
     def forward(self, inputs: Tensor, expression: Tensor, masks: torch.Generator | None) -> tuple[Tensor, ...]:
-        """Losses of a batch and its embeddings: total, contrastive, reconstruction (0 without one), image, gene."""
-        outputs: Outputs = self.network(self.tokens(inputs), expression, masks)
+        """Losses of a batch and its embeddings.
+
+        Parameters
+        ----------
+        inputs : torch.Tensor, shape (batch, tokens, dim) or (batch, px, px, 3)
+        expression : torch.Tensor, shape (batch, genes)
+        masks : torch.Generator or None
+            Draws the masks.
+
+        Returns
+        -------
+        total, contrastive, reconstruction : torch.Tensor, shape ()
+            The reconstruction loss is 0 for a config without one.
+        image, gene : torch.Tensor, shape (batch, embedding_dim)
+        """
+        tokens = inputs if self.encoder is None else self.encoder(self.encoder.prepare(inputs))
+        outputs: Outputs = self.network(tokens, expression, masks)
         losses = self.network.losses(outputs)
         reconstruction = losses.reconstruction
         if reconstruction is None:
             reconstruction = torch.zeros_like(losses.contrastive)
         return losses.total, losses.contrastive, reconstruction, outputs.image, outputs.gene
 
-    def tokens(self, inputs: Tensor) -> Tensor:
-        """Tokens as they are, or the encoder's of uint8 patches."""
-        return inputs if self.encoder is None else self.encoder(self.encoder.prepare(inputs))
 
-
-def new_learner(config: Config, pairs: Pairs, ids, n_genes: int, encoder: ImageEncoder) -> Learner:
-    """A learner with seeded weights; token statistics come from the pairs `ids` and no other.
+def new_training_module(
+    config: Config, data: TrainingData, ids: np.ndarray, n_genes: int, encoder: ImageEncoder
+) -> TrainingModule:
+    """Build a module with seeded weights, and token statistics or PCA of the spots `ids` alone.
 
     Parameters
     ----------
     config : Config
-    pairs : Pairs
+    data : TrainingData
     ids : array of int
-        The pairs that will be trained on.
+        The spots that will be trained on.
     n_genes : int
-        Genes of the panel.
+        Genes, or expression components, that the gene encoder sees.
     encoder : ImageEncoder
         With the weights that training starts from.
     """
@@ -63,10 +89,81 @@ def new_learner(config: Config, pairs: Pairs, ids, n_genes: int, encoder: ImageE
             config.model, n_genes=n_genes, token_dim=encoder.dim, n_tokens=FeatureSpec.of(config).token_count(encoder)
         )
     if config.model.pool == "components":
-        reduction = fit_pca(pairs.inputs_of(np.asarray(ids)), config.train.seed)
-        network.set_pca(torch.from_numpy(reduction.mean), torch.from_numpy(reduction.directions))
+        pca = fit_pca(data.inputs_of(np.asarray(ids)), config.train.seed)
+        network.set_pca(torch.from_numpy(pca.mean), torch.from_numpy(pca.directions))
     if network.standardizes_tokens:
-        network.set_token_statistics(*pairs.token_statistics(ids))
+        network.set_token_statistics(*data.token_statistics(ids))
     trained = config.model.train_encoder
     encoder.requires_grad_(trained)
-    return Learner(network, encoder if trained else None)
+    return TrainingModule(network, encoder if trained else None)
+
+
+def on_device(
+    fabric: Fabric, inputs: np.ndarray, expression: np.ndarray, ways: np.ndarray, prefix: int | None
+) -> tuple[Tensor, Tensor]:
+    """A batch as tensors on the device, its samples augmented there.
+
+    Parameters
+    ----------
+    fabric : lightning_fabric.Fabric
+    inputs, expression, ways : arrays
+        One item of `epoch_batches`.
+    prefix : int or None
+        Tokens before the grid (0 for patches); None: no augmentation.
+    """
+    tensors, genes = fabric.to_device(as_tensors(inputs, expression))
+    if prefix is None:
+        return tensors, genes
+    return (augment_tokens(tensors, ways, prefix) if tensors.ndim == 3 else augment_patches(tensors, ways)), genes
+
+
+def augment_patches(patches: Tensor, ways: np.ndarray) -> Tensor:
+    """Turn and mirror each patch its own way, on its own device.
+
+    Parameters
+    ----------
+    patches : torch.Tensor, shape (batch, side, side, channels)
+        Any type.
+    ways : array of int, shape (batch,)
+        0 to 7. Bit 0 mirrors left and right, bit 1 top and bottom, bit 2 then swaps rows and columns.
+
+    Returns
+    -------
+    torch.Tensor
+        A new tensor; `patches` is unchanged.
+    """
+    if patches.ndim != 4 or patches.shape[1] != patches.shape[2]:
+        raise ShapeMismatch("patches", want="(batch, side, side, channels)", got=tuple(patches.shape))
+    turned = torch.empty_like(patches)
+    for way in range(WAYS):
+        which = torch.from_numpy(np.flatnonzero(ways == way)).to(patches.device)
+        if len(which):
+            turned[which] = d4(patches[which], way, rows=1, columns=2)
+    return turned
+
+
+def augment_tokens(tokens: Tensor, ways: np.ndarray, prefix: int) -> Tensor:
+    """Turn and mirror each sample's grid of tokens its own way; tokens before the grid (class token) stay.
+
+    Parameters
+    ----------
+    tokens : torch.Tensor, shape (batch, prefix + side * side, dim)
+    ways : array of int, shape (batch,)
+        As for `augment_patches`.
+    prefix : int
+        Tokens before the grid.
+    """
+    order = torch.from_numpy(_token_orders(tokens.shape[1], prefix)[ways]).to(tokens.device)
+    return tokens[torch.arange(len(tokens), device=tokens.device)[:, None], order]
+
+
+@cache
+def _token_orders(n_tokens: int, prefix: int) -> np.ndarray:
+    """(8, tokens): index of the token that comes to each position, for each way."""
+    side = math.isqrt(n_tokens - prefix)
+    if side * side != n_tokens - prefix:
+        raise ShapeMismatch("tokens", want=f"(batch, {prefix} + side * side, dim)", got=("batch", n_tokens, "dim"))
+    grid = torch.arange(prefix, n_tokens).reshape(1, side, side, 1)
+    kept = np.arange(prefix)
+    ways = [d4(grid, way, rows=1, columns=2).reshape(-1).numpy() for way in range(WAYS)]
+    return np.stack([np.concatenate([kept, way]) for way in ways])

@@ -136,7 +136,7 @@ def kept_reading(record: dict[str, Any]) -> dict[str, Any] | None:
     rows = [
         row
         for row in record.get("history", ())
-        if row["phase"] == "search" and "meter_guessing" in row and (last is None or row["epoch"] <= last)
+        if row["phase"] == "search" and "meter_at_chance" in row and (last is None or row["epoch"] <= last)
     ]
     return rows[-1] if rows else None
 

@@ -91,7 +91,7 @@ def table_text(run: EvaluationRun) -> str:
 def _guessing(run: EvaluationRun, method: str) -> list[str]:
     """Folds in which, with any seed, the collapse meter says of the weights that were kept that they only guess."""
     readings = [(p["fold"], kept_reading(p["record"])) for p in run.facts["parts"] if p["method"] == method]
-    return list(dict.fromkeys(fold for fold, reading in readings if reading is not None and reading["meter_guessing"]))
+    return list(dict.fromkeys(fold for fold, reading in readings if reading is not None and reading["meter_at_chance"]))
 
 
 def _spoken(method: str) -> str:

@@ -108,7 +108,7 @@ def _readings(run: EvaluationRun, trainings: list[dict[str, Any]]) -> str:
                 f"{reading['meter_chance']:.1%}",
                 f"{reading['meter_loss_over_ln_batch']:.2f}",
                 f"{reading['meter_effective_rank']:.1f}",
-                "ONLY GUESSES" if reading["meter_guessing"] else "knows more than chance",
+                "ONLY GUESSES" if reading["meter_at_chance"] else "knows more than chance",
             ]
         )
     heads = ["left out", "held in", "epoch", "validation Pearson", "recall", "chance", "loss / ln(batch)"]

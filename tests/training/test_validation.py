@@ -1,7 +1,8 @@
-"""The collapse meter knows a guesser."""
+"""What is held in to choose the epoch."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,69 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrcnet.training.meter import CollapseMeter, CollapseReading, effective_rank, partner_ranks
+from cmrcnet.config import Config
+from cmrcnet.errors import CmrcnetWarning
+from cmrcnet.training.validation import (
+    SPOTS_SHARE,
+    CollapseMeter,
+    CollapseReading,
+    choose_validation,
+    effective_rank,
+    partner_ranks,
+)
+from tests.training.conftest import made_up_pairs
+
+
+def plan(**settings) -> Config:
+    return Config().override(
+        {f"train.{k}" if k != "group_by" else "evaluation.group_by": v for k, v in settings.items()}
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 50), kind=st.sampled_from(["group", "spots", "none"]))
+def test_validation_and_rest_share_nothing_and_make_up_all(seed, kind):
+    pairs = made_up_pairs(patients="ABC")
+    found = choose_validation(pairs, plan(validation=kind, seed=seed))
+    assert sorted([*found.ids, *found.rest]) == list(range(16))
+    assert bool(found) == (kind != "none")
+    again = choose_validation(pairs, plan(validation=kind, seed=seed))
+    np.testing.assert_array_equal(found.ids, again.ids)
+
+
+def test_a_whole_patient_is_validation_and_seeds_choose_which():
+    pairs = made_up_pairs()  # patient A has sections S0 and S1, B has S2
+    chosen = {
+        choose_validation(pairs, plan(seed=seed)).name: choose_validation(pairs, plan(seed=seed)) for seed in range(20)
+    }
+    assert set(chosen) == {"patient A", "patient B"}
+    assert sorted(chosen["patient A"].ids) == list(range(8))
+    assert sorted(chosen["patient B"].ids) == list(range(8, 16))
+
+
+def test_by_section_one_section_is_validation():
+    found = {choose_validation(made_up_pairs(), plan(group_by="section", seed=seed)).name for seed in range(30)}
+    assert found == {"section S0", "section S1", "section S2"}
+
+
+def test_with_one_patient_a_section_is_validation():
+    found = choose_validation(made_up_pairs(patients="AAA"), plan())
+    assert found.name.startswith("section S")
+    assert len({int(s) for s in made_up_pairs().section_of[found.ids]}) == 1
+
+
+def test_with_one_section_nothing_is_validation_and_that_is_said():
+    with pytest.warns(CmrcnetWarning, match="one training section only .S0.*last epoch is kept"):
+        found = choose_validation(made_up_pairs(lengths=(9,), patients="A"), plan())
+    assert not found
+    assert len(found.rest) == 9
+
+
+def test_loose_spots_are_a_share_of_all_sections():
+    pairs = made_up_pairs(lengths=(100, 60, 40))
+    found = choose_validation(pairs, plan(validation="spots"))
+    assert len(found.ids) == SPOTS_SHARE * 200
+    assert set(pairs.section_of[found.ids]) == {0, 1, 2}
 
 
 def gaussian(rows: int, dim: int = 32, seed: int = 0) -> torch.Tensor:
@@ -18,29 +81,29 @@ def gaussian(rows: int, dim: int = 32, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_strangers_are_guessing(seed):
+def test_unrelated_embeddings_are_at_chance(seed):
     reading = CollapseMeter(64).read(gaussian(200, seed=seed), gaussian(200, seed=seed + 100), 1.0)
-    assert reading.guessing
+    assert reading.at_chance
     assert reading.recall_at_k == pytest.approx(reading.chance, abs=0.07)
-    assert "the network only guesses" in reading.sentence
+    assert "the network is at chance" in reading.sentence
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0, 3.0])
 def test_partners_are_not(noise):
     image = gaussian(200)
     reading = CollapseMeter(64).read(image, image + noise * gaussian(200, seed=1), 0.4)
-    assert not reading.guessing
+    assert not reading.at_chance
     assert reading.recall_at_k > 2 * reading.chance
-    assert "more than chance" in reading.sentence
+    assert "better than chance" in reading.sentence
 
 
-def test_all_patches_in_one_vector_are_guessing_with_rank_one():
+def test_all_patches_in_one_vector_are_at_chance_with_rank_one():
     reading = CollapseMeter(16).read(torch.ones(64, 8), gaussian(64, 8), 1.0)
-    assert reading.guessing
+    assert reading.at_chance
     assert reading.effective_rank == pytest.approx(1)
-    same = CollapseMeter(16).read(torch.ones(64, 8), torch.ones(64, 8), 1.0)  # a tie finds nobody
+    same = CollapseMeter(16).read(torch.ones(64, 8), torch.ones(64, 8), 1.0)  # a tie is no hit
     assert same.recall_at_k == 0
-    assert same.guessing
+    assert same.at_chance
 
 
 def test_recall_is_counted_as_by_hand():
@@ -51,7 +114,7 @@ def test_recall_is_counted_as_by_hand():
     assert partner_ranks(10 * image, 0.1 * gene).tolist() == [1, 1, 2]  # cosine: length counts nothing
 
 
-def test_chance_is_what_a_guesser_would_find():
+def test_chance_is_what_unrelated_embeddings_give():
     reading = CollapseMeter(candidates=50, k=5).read(gaussian(100), gaussian(100, seed=1), 1.0)
     assert reading.chance == pytest.approx(5 / 50)
     few = CollapseMeter(candidates=64, k=5).read(gaussian(6), gaussian(6, seed=1), 1.0)
@@ -80,7 +143,7 @@ def test_effective_rank_lies_between_one_and_the_rank_and_knows_no_scale(rows, d
 
 def test_a_reading_is_plain_values_and_comes_back():
     reading = CollapseMeter().read(gaussian(20), gaussian(20), 0.5, "validation P1")
-    assert CollapseReading(**reading.to_dict()) == reading
+    assert CollapseReading(**dataclasses.asdict(reading)) == reading
     assert "validation P1" in reading.sentence
 
 
@@ -89,7 +152,7 @@ def test_ranks_see_what_recall_of_a_hundred_misses():
     reading = CollapseMeter(candidates=32).read(image, image + 16 * gaussian(100, seed=3), 0.99)
     assert reading.recall_at_k < 2 * reading.chance
     assert reading.ahead > 0.55
-    assert not reading.guessing
+    assert not reading.at_chance
 
 
 def test_a_guesser_stands_nearer_than_half_of_the_strangers():

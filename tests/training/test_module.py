@@ -1,4 +1,4 @@
-"""Eight ways to lay a square down."""
+"""Augmentation by the eight symmetries of a square."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.training.augmentation import WAYS, draw_turns, turn_patches, turn_tokens
+from cmrcnet.training.module import WAYS, augment_patches, augment_tokens
 
 
 def corner_marked(side: int = 5) -> np.ndarray:
@@ -23,7 +23,7 @@ def by_numpy(patch: np.ndarray) -> set[bytes]:
 
 def test_the_ways_are_all_flips_and_rotations_and_no_other():
     patch = corner_marked()
-    turned = turn_patches(torch.from_numpy(np.stack([patch] * WAYS)), np.arange(WAYS)).numpy()
+    turned = augment_patches(torch.from_numpy(np.stack([patch] * WAYS)), np.arange(WAYS)).numpy()
     assert {np.ascontiguousarray(each).tobytes() for each in turned} == by_numpy(patch)
     np.testing.assert_array_equal(turned[0], patch)
     np.testing.assert_array_equal(turned[1], patch[:, ::-1])
@@ -36,16 +36,16 @@ def test_the_ways_are_all_flips_and_rotations_and_no_other():
 def test_turning_the_grid_of_tokens_is_turning_a_picture_of_them(turns, prefix, side):
     turns = np.array(turns)
     tokens = torch.from_numpy(np.random.default_rng(0).random((len(turns), prefix + side * side, 3)))
-    turned = turn_tokens(tokens, turns, prefix)
+    turned = augment_tokens(tokens, turns, prefix)
     np.testing.assert_array_equal(turned[:, :prefix], tokens[:, :prefix])
-    picture = turn_patches(tokens[:, prefix:].reshape(len(turns), side, side, 3), turns)
+    picture = augment_patches(tokens[:, prefix:].reshape(len(turns), side, side, 3), turns)
     np.testing.assert_array_equal(turned[:, prefix:], picture.reshape(len(turns), -1, 3))
 
 
 def test_the_mean_of_the_tokens_does_not_move():
     """So with a frozen encoder the image embedding is untouched, as the module says."""
     tokens = torch.arange(2 * 50 * 4).reshape(2, 50, 4)
-    turned = turn_tokens(tokens, np.array([3, 6]), 1)
+    turned = augment_tokens(tokens, np.array([3, 6]), 1)
     assert not torch.equal(turned, tokens)
     assert torch.equal(turned.sum(dim=1), tokens.sum(dim=1))
 
@@ -53,18 +53,12 @@ def test_the_mean_of_the_tokens_does_not_move():
 def test_the_input_is_left_alone():
     patches = torch.from_numpy(np.stack([corner_marked()] * 3))
     before = patches.clone()
-    turn_patches(patches, np.array([1, 5, 7]))
+    augment_patches(patches, np.array([1, 5, 7]))
     assert torch.equal(patches, before)
-
-
-def test_each_way_is_drawn_equally_often_and_seeded():
-    drawn = draw_turns(8000, np.random.default_rng(1))
-    assert (np.bincount(drawn, minlength=WAYS) > 850).all()
-    np.testing.assert_array_equal(drawn, draw_turns(8000, np.random.default_rng(1)))
 
 
 def test_what_is_no_square_is_refused():
     with pytest.raises(ShapeMismatch, match="side, side"):
-        turn_patches(torch.zeros(1, 4, 5, 3), np.array([0]))
+        augment_patches(torch.zeros(1, 4, 5, 3), np.array([0]))
     with pytest.raises(ShapeMismatch, match="1 \\+ side \\* side"):
-        turn_tokens(torch.zeros(1, 49, 3), np.array([0]), 1)
+        augment_tokens(torch.zeros(1, 49, 3), np.array([0]), 1)

@@ -14,7 +14,7 @@ from cmrcnet.inference.predict import predict
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.testing import assert_prediction_table
-from cmrcnet.training import cross_search
+from cmrcnet.training import data as data_module
 from cmrcnet.training import fit as fit_module
 from cmrcnet.training.checkpoint import Checkpoints
 from cmrcnet.training.fit import fit
@@ -75,9 +75,9 @@ def test_a_resumed_training_ends_alike(model, cohort, cache, plan, tmp_path):
 def test_the_validation_unit_is_not_trained_on(model, cohort, cache, plan, monkeypatch):
     """Scrambled counts of a unit change nothing that is retrieved for it; the components, made of all, are kept."""
     known = find_components((model.panel.select(section) for section in cohort), 4)
-    monkeypatch.setattr(fit_module, "find_components", lambda *given: known)
+    monkeypatch.setattr(data_module, "find_components", lambda *given: known)
     spied = []
-    search = cross_search.cross_search
+    search = fit_module.cross_search
     monkeypatch.setattr(fit_module, "cross_search", lambda *given: spied.append(search(*given)) or spied[-1])
     name = cohort.sections[0]
     order = np.random.default_rng(1).permutation(len(cohort.read(name).spots))
