@@ -292,7 +292,7 @@ def test_the_dataclasses_defend_themselves_without_yaml():
 
 
 def test_an_unknown_config_names_those_that_ship():
-    with pytest.raises(UnknownName, match=r"There is no config 'papre'; known: as-released.*ends in \.yaml"):
+    with pytest.raises(UnknownName, match=r"There is no preset 'papre'; known: as-released.*ends in \.yaml"):
         Config.load("papre")
 
 
@@ -383,8 +383,8 @@ NARROW = {
     "genes": st.lists(WORDS, min_size=1, max_size=5).map(tuple),
     **dict.fromkeys(("mask_rate", "head_dropout", "fusion_dropout", "ema_decay"), SHARES),
     # Knobs that stand or fall together: here as without views and components; presets that ship have the others.
-    "views_um": st.just(()),
-    "orientations": st.just(1),
+    "scales_um": st.just(()),
+    "augmentations": st.just(1),
     "neighbourhood_um": st.just(0.0),
     "standardize": st.just("training"),
     "depth_weights": st.just(False),

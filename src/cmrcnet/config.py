@@ -1,10 +1,10 @@
-"""A config: every option of the method, its default, and what it means.
+"""Every option of the method, its default, and what it means.
 
-The frozen dataclasses below are the only place where a default lives. A YAML file overrides them; a key that they
-do not have is an error; a test holds that every field is read somewhere. A file may start from a shipped config
-(`extends: default`) and may say which data it is for (`task`, read by `datasets.hest`); neither is a option. The
-switches that restore the behaviour of the released code (docs/paper/deviations.md) are marked "Released:". Past 300
-lines because it is one thing: all options side by side, so that nobody looks for a second list.
+The frozen dataclasses below are the only place where a default is written. A YAML file overrides them; an unknown key
+is an error; a test checks that every field is read somewhere. Configs that come with the package are presets. A file
+may start from a preset (``extends: default``) and may name the data it is for (``task``, read by `datasets.hest`);
+neither is an option. Switches that restore the behaviour of the released code (docs/paper/deviations.md) are marked
+"Released:". Past 300 lines because it is one thing: all options in one list.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PanelConfig:
     target_sum: float | Literal["median"] = 10_000.0
     """Library size that every spot is scaled to before log1p. Released: "median", each section's own median."""
     sections: Literal["training", "all"] = "training"
-    """Sections that choose the panel. Released: "all", the test section included; reports are stamped as leaking."""
+    """Sections that choose the panel. Released: "all", the test section included; reports say that the panel leaks."""
     controls: Literal["drop", "keep"] = "drop"
     """Blank, negative-probe and ambiguous features. Released: "keep"."""
 
@@ -75,8 +75,8 @@ class ModelConfig:
     standardize_tokens: bool = True
     """Shift and scale each token feature by its mean and deviation over the training spots (frozen encoders only)."""
     pool: Literal["mean", "components"] = "mean"
-    """What the image head sees: the mean token (the paper), or the 256 principal components of all tokens laid side by
-    side, so that views of several sizes stay apart."""
+    """Input of the image head: the mean token (the paper), or the 256 principal components of all tokens concatenated,
+    which keeps scales apart."""
     embedding_dim: int = 256
     """Length of the image and gene embeddings."""
     head_dropout: float = 0.1
@@ -87,9 +87,9 @@ class ModelConfig:
     """Divides the logits and multiplies the soft targets."""
     targets: Literal["soft", "identity"] = "soft"
     """Contrastive targets: BLEEP's soft ones, or the pair itself. Soft targets are multiplied by the temperature: with
-    cosine similarity and a low temperature they are flat, and the loss rests at ln(batch)."""
+    cosine similarity and a low temperature they are flat, and the loss stays at ln(batch)."""
     second_targets: Literal["softmax", "transpose"] = "softmax"
-    """Targets of the gene-to-image direction. Released: transpose, whose rows are no distributions."""
+    """Targets of the gene-to-image direction. Released: transpose, whose rows do not sum to 1."""
     reconstruct: Literal["image", "gene", "none"] = "image"
     """Embedding that the fused tokens must reconstruct; none leaves the contrastive loss alone."""
     reconstruction_loss: Literal["mse", "cosine"] = "mse"
@@ -142,28 +142,29 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
-    """What is seen of a spot and its surroundings by a frozen encoder. Nothing here uses expression."""
+    """Which features a frozen encoder extracts of a spot and its surroundings. Nothing here uses expression."""
 
-    views_um: tuple[float, ...] = ()
-    """Sides of square views around a spot, each resized to `patch.size_px`; each becomes one token, the mean of the
+    scales_um: tuple[float, ...] = ()
+    """Sides of square patches around a spot, each resized to `patch.size_px`; each becomes one token, the mean of the
     encoder's. Empty: one patch at the config's `patch`, all of the encoder's tokens."""
-    orientations: int = 1
-    """Of the eight ways to turn and mirror a patch, how many are encoded and averaged (views only)."""
+    augmentations: int = 1
+    """Test-time augmentation: of the eight symmetries of a square (D4), how many are encoded and averaged (scales
+    only)."""
     neighbourhood_um: float = 0.0
-    """Standard deviation of a Gaussian mean over the section's other spots, which gives one more token a view;
-    0: none (views only)."""
+    """Standard deviation of a Gaussian mean over the section's other spots, which gives one more token a scale;
+    0: none (scales only)."""
     standardize: Literal["training", "section"] = "training"
     """Shift and scale each feature by its mean and deviation over the training spots, or over the spots of its own
-    section, which takes away stain and scanner (views only)."""
+    section, which removes differences of stain and scanner (scales only)."""
 
     def __post_init__(self) -> None:
-        _require(all(side > 0 for side in self.views_um), "features.views_um", self.views_um, "sides above 0 um")
-        _require(1 <= self.orientations <= 8, "features.orientations", self.orientations, "1 to 8")
+        _require(all(side > 0 for side in self.scales_um), "features.scales_um", self.scales_um, "sides above 0 um")
+        _require(1 <= self.augmentations <= 8, "features.augmentations", self.augmentations, "1 to 8")
         _require(self.neighbourhood_um >= 0, "features.neighbourhood_um", self.neighbourhood_um, "0 or more um")
-        if not self.views_um:
-            for name, plain in (("orientations", 1), ("neighbourhood_um", 0.0), ("standardize", "training")):
+        if not self.scales_um:
+            for name, plain in (("augmentations", 1), ("neighbourhood_um", 0.0), ("standardize", "training")):
                 value = getattr(self, name)
-                _require(value == plain, f"features.{name}", value, f"{plain}, unless features.views_um names views")
+                _require(value == plain, f"features.{name}", value, f"{plain}, unless features.scales_um lists scales")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,13 +172,13 @@ class TargetConfig:
     """The expression that is learnt and averaged: as measured, or its leading components."""
 
     ranks: tuple[int, ...] = ()
-    """Numbers of leading expression components (`genes.components`: the panel's expression, centred gene by gene
-    within each section, without what is taken for noise). Predictions are the mean over these ranks, on top of the
-    mean level of the bank's sections. Empty: the expression as it was measured."""
+    """Numbers of leading expression components (`genes.components`: principal components of the panel's expression,
+    centred gene by gene within each section). Predictions are the mean over these ranks, added to the mean level of
+    the bank's sections. Empty: the expression as it was measured."""
     gene_rank: int = 10
     """Components that the gene encoder sees, when there are `ranks`."""
     depth_weights: bool = False
-    """Weigh spots by how deeply they were sequenced (`genes.normalise`) where the heads are fitted."""
+    """Weight spots by their sequencing depth (`genes.normalise`) where the heads are fitted."""
 
     def __post_init__(self) -> None:
         _require(all(rank >= 1 for rank in self.ranks), "target.ranks", self.ranks, "numbers of components, 1 or more")
@@ -208,16 +209,16 @@ class TrainConfig:
     """Random flips and right-angle rotations of the patches (of the encoder's token grid, when it is frozen)."""
     validation: Literal["group", "each", "spots", "none"] = "group"
     """What chooses the epoch. group: a whole training patient (or section: see `evaluation.group_by`);
-    each: every one of them in turn (at most 5 groups), by the mean score, for trainings of seconds;
+    each: every group in turn (at most 5 splits), by the mean score, for trainings of seconds;
     spots: random spots of the training sections (released); none: the last epoch is kept."""
     select_by: Literal["pearson", "objective"] = "pearson"
     """What the chosen epoch is best in: mean Pearson over the 50 HVG, or the training objective (released)."""
     refit: bool = True
     """After the epoch is chosen, train again on all training sections for that many epochs."""
     validate_every: int = 1
-    """Epochs between two looks at the validation spots."""
+    """Epochs between two validations."""
     ema_decay: float = 0.0
-    """Exponential moving average of the weights; 0: none. Released: 0.999 (on, that is known; the number is ours)."""
+    """Decay of a moving average of the weights; 0: none. Released: 0.999 (it is on; its decay is not known)."""
     ema_used: bool = True
     """Evaluate and keep the averaged weights. Released: false (they are updated and never used)."""
     seed: int = 0
@@ -235,21 +236,21 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """How retrieved spots, or image features, become a prediction."""
+    """How retrieved spots, or image features, are turned into a prediction."""
 
     kind: Literal["retrieval", "ridge", "kernel", "ensemble"] = "retrieval"
     """retrieval: the average over the nearest measured spots (the paper); ridge, kernel: regression of expression
-    components on the image features; ensemble: all three, weighted by validation units. All but retrieval need
+    components on the image features; ensemble: all three, weighted by their validation scores. All but retrieval need
     `target.ranks`."""
     k: int = 50
     """Measured spots averaged for one patch; all of the bank, where it holds fewer."""
     weighting: Literal["mean", "similarity"] = "mean"
-    """mean: all k alike; similarity: by exp(cosine / temperature)."""
+    """mean: equal weights; similarity: weights exp(cosine / temperature)."""
     temperature: float = 0.1
     """Of the similarity weights."""
     variance_rescaling: float = 0.0
-    """0: predictions of least squared error, which vary less than the truth; 1: each gene's variance is brought up to
-    that of the training spots. Correlations stay the same, errors grow. Needs `target.ranks`."""
+    """0: predictions of least squared error, which vary less than the truth; 1: each gene's predictions are rescaled to
+    the variance of the training spots. Correlations stay the same, errors grow. Needs `target.ranks`."""
 
     def __post_init__(self) -> None:
         _require(
@@ -259,7 +260,12 @@ class HeadConfig:
         _require(self.temperature > 0, "head.temperature", self.temperature, "a number above 0")
 
     def within(self, spots: int) -> HeadConfig:
-        """The same in a bank of so many spots: k is a wish, which a small bank cannot grant."""
+        """The same head in a bank of so many spots: `k` is at most their number.
+
+        Parameters
+        ----------
+        spots : int
+        """
         return dataclasses.replace(self, k=min(self.k, spots))
 
 
@@ -313,10 +319,10 @@ class Config:
         )
         frozen = not self.model.train_encoder
         _require(
-            frozen or not self.features.views_um,
-            "features.views_um",
-            self.features.views_um,
-            "none while model.train_encoder is on: views are for frozen encoders",
+            frozen or not self.features.scales_um,
+            "features.scales_um",
+            self.features.scales_um,
+            "none while model.train_encoder is on: scales are for frozen encoders",
         )
         _require(
             frozen or self.model.pool == "mean", "model.pool", self.model.pool, "mean while model.train_encoder is on"
@@ -325,7 +331,7 @@ class Config:
             not components or self.train.validation == "each",
             "train.validation",
             self.train.validation,
-            "each, with target.ranks: ranks, penalties and weights are chosen on every validation unit",
+            "each, with target.ranks: ranks, penalties and weights are chosen on every validation group",
         )
         _require(
             not components or self.train.select_by == "pearson",
@@ -349,7 +355,7 @@ class Config:
 
     @classmethod
     def load(cls, name: str | Path) -> Config:
-        """Load a shipped config by name, or any config by the path of its YAML file.
+        """Load a preset by name, or a config of your own by the path of its YAML file.
 
         Raises
         ------
@@ -361,11 +367,11 @@ class Config:
             if not path.is_file():
                 raise MissingInput(path, "The config", "run `cmrcnet presets` for those that ship")
             return cls.from_dict(_settings(_yaml(path.read_bytes(), text), text), where=text)
-        return cls.from_dict({"name": text, **_settings(_shipped(text), text)}, where=f"config {text}")
+        return cls.from_dict({"name": text, **_settings(_shipped(text), text)}, where=f"preset {text}")
 
     @staticmethod
     def parts_beside_settings(name: str | Path) -> dict[str, Any]:
-        """What a config's file says that is no option: `extends`, the config that it starts from, and `task`, its data.
+        """Read the keys of a config's file that are no options: `extends`, the preset it starts from, and `task`.
 
         Raises
         ------
@@ -381,7 +387,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "the config") -> Config:
-        """Build from nested plain values, refusing unknown keys and wrong types."""
+        """Build from nested plain values; unknown keys and wrong types are errors."""
         return _build(cls, values, where, "")
 
     def to_dict(self) -> dict[str, Any]:
@@ -412,21 +418,21 @@ _NOT_OPTIONS = ("extends", "task")
 
 
 def _shipped(name: str) -> dict[str, Any]:
-    """The content of a shipped config's file."""
+    """The content of a preset's file."""
     if name not in shipped_presets():
         raise UnknownName(
-            "config", name, shipped_presets(), "A config of your own is given as a path that ends in .yaml."
+            "preset", name, shipped_presets(), "A config of your own is given as a path that ends in .yaml."
         )
     return _yaml((resources.files("cmrcnet") / "presets" / f"{name}.yaml").read_bytes(), name)
 
 
 def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """A file's own settings over those of the shipped config that it extends."""
+    """A file's own settings over those of the preset that it extends."""
     own = {key: value for key, value in values.items() if key not in _NOT_OPTIONS}
     if "extends" not in values:
         return own
     below = _shipped(str(values["extends"]))
-    _require("extends" not in below, "extends", f"{values['extends']} in {where}", "a config that extends no other")
+    _require("extends" not in below, "extends", f"{values['extends']} in {where}", "a preset that extends no other")
     merged = {key: value for key, value in below.items() if key not in _NOT_OPTIONS}
     for key, value in own.items():
         merged[key] = (

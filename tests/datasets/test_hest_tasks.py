@@ -115,10 +115,10 @@ def test_what_is_no_task(tmp_path):
 def test_extends_is_one_step_and_no_knob(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("extends: hest-coad\n")
-    with pytest.raises(BadOption, match=r"a config that extends no other"):
+    with pytest.raises(BadOption, match=r"a preset that extends no other"):
         Config.load(path)
     path.write_text("extends: nonsense\n")
-    with pytest.raises(UnknownName, match=r"There is no config 'nonsense'"):
+    with pytest.raises(UnknownName, match=r"There is no preset 'nonsense'"):
         Config.load(path)
     path.write_text("extends: default\nmodel: {temperatur: 1}\n")
     with pytest.raises(UnknownName, match=r"model.temperatur"):

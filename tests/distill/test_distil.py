@@ -191,7 +191,7 @@ def test_a_student_may_look_with_less_and_learn_on_further_slides():
     student = distil(model, bank, cohort(), slides=[tissue], look=look, grid_um=80)
     assert student.card["speed"]["student_passes"] == 1 and student.card["speed"]["teacher_passes"] == 4
     assert tissue.fingerprint() in student.lineage.slides and len(student.lineage.slides) == 5
-    assert student.config.features.views_um == (80.0,)
+    assert student.config.features.scales_um == (80.0,)
     own = distil(model, bank, cohort(), look=StudentLook(encoder="timm:test_vit2", weights="random"), grid_um=0)
     assert own.encoder.origin.name == "timm:test_vit2" and own.fingerprint != student.fingerprint
 
@@ -263,7 +263,7 @@ def test_what_cannot_be_distilled_is_refused():
         distil(model, bank, cohort(), grid_um=-1.0)
     with pytest.raises(BadOption, match="grid_um"):
         distil(model, bank, cohort(), grid_um=0, slides=[noise_slide(9, side=500)])
-    with pytest.raises(BadOption, match="orientations"):
+    with pytest.raises(BadOption, match="augmentations"):
         distil(model, bank, cohort(), look=StudentLook(orientations=4))  # a plain patch is not turned
     with pytest.raises(UnknownName):
         distil(model, bank, cohort(), look=StudentLook(encoder="nobody"))

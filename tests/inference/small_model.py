@@ -30,8 +30,8 @@ SETTINGS = {
     "head.k": 4,
 }
 VIEWS = {
-    "features.views_um": [80.0, 40.0],
-    "features.orientations": 2,
+    "features.scales_um": [80.0, 40.0],
+    "features.augmentations": 2,
     "features.neighbourhood_um": 70.0,
     "features.standardize": "section",
 }

@@ -60,7 +60,7 @@ def plan() -> Config:
     small = {"embedding_dim": 16, "fusion_dim": 16, "cross_heads": 2, "fusion_heads": 2, "blocks": [7]}
     return Config.load("default").override(
         {f"model.{name}": value for name, value in small.items()}
-        | {"features.views_um": [112, 224], "features.orientations": 1, "panel.n_hvg": 60}
+        | {"features.scales_um": [112, 224], "features.augmentations": 1, "panel.n_hvg": 60}
         | {"target.ranks": [2, 4], "target.gene_rank": 3, "evaluation.set_size": 10, "head.k": 10}
         | {"train.epochs": 6, "train.batch_size": 24, "train.learning_rate": 0.005}
     )

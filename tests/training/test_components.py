@@ -107,9 +107,9 @@ def test_one_training_section_gives_middle_settings_and_says_so(cohort, cache, p
         ({"head.kind": "ensemble"}, "target.ranks"),
         ({"head.variance_rescaling": 0.5}, "target.ranks"),
         ({"target.ranks": [3]}, "each"),
-        ({"features.orientations": 4}, "views_um"),
+        ({"features.augmentations": 4}, "scales_um"),
         ({"model.pool": "components"}, "standardize_tokens"),
-        ({"features.views_um": [112], "model.train_encoder": True}, "frozen"),
+        ({"features.scales_um": [112], "model.train_encoder": True}, "frozen"),
     ],
 )
 def test_settings_that_need_each_other(settings, wanted):

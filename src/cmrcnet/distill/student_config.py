@@ -54,9 +54,9 @@ def look_of(model: TrainedModel, look: StudentLook) -> tuple[ImageEncoder, Confi
         settings |= {"model.encoder": look.encoder, "model.weights": look.weights, "model.blocks": []}
         settings |= {"model.encoder_depth": None, "model.encoder_heads": None, "model.train_encoder": False}
     if look.orientations is not None:
-        settings["features.orientations"] = look.orientations
+        settings["features.augmentations"] = look.orientations
     if look.views_um is not None:
-        settings["features.views_um"] = list(look.views_um)
+        settings["features.scales_um"] = list(look.views_um)
     pixels = look.patch_px
     if pixels is None and not encoder.config.any_size:
         pixels = encoder.config.patch_px
@@ -68,4 +68,4 @@ def look_of(model: TrainedModel, look: StudentLook) -> tuple[ImageEncoder, Confi
 
 def passes_per_location(config: Config) -> int:
     """Forward passes of the encoder that a location costs."""
-    return max(len(config.features.views_um), 1) * config.features.orientations
+    return max(len(config.features.scales_um), 1) * config.features.augmentations

@@ -87,8 +87,8 @@ class FeatureSpec:
         features = config.features
         return cls(
             patch=config.patch,
-            scales_um=tuple(features.views_um),
-            augmentations=features.orientations,
+            scales_um=tuple(features.scales_um),
+            augmentations=features.augmentations,
             neighbourhood_um=features.neighbourhood_um,
             standardize=features.standardize,
             device=config.train.device,

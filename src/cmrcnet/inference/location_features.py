@@ -54,7 +54,7 @@ class LocationEncoder:
     @property
     def scales(self) -> int:
         """Number of scales; 0 for a plain patch."""
-        return len(self.config.features.views_um)
+        return len(self.config.features.scales_um)
 
     @property
     def values_per_location(self) -> int:
@@ -92,7 +92,7 @@ class LocationEncoder:
 
         def project(tokens: np.ndarray) -> np.ndarray:
             values = np.asarray(tokens, np.float32)
-            return values.reshape(len(values), -1) if config.features.views_um else values.mean(axis=1)
+            return values.reshape(len(values), -1) if config.features.scales_um else values.mean(axis=1)
 
         return cls(encoder, config, project, encoder.dim, encoder.fingerprint())
 

@@ -127,7 +127,7 @@ def fit(
                 raise TooFew("spots to train on", len(split.rest), 2, "add sections, or set train.validation to none")
         trained = config.model.train_encoder
         prefix = None
-        if config.train.augment and not config.features.views_um:  # pooled scales have no grid of tokens
+        if config.train.augment and not config.features.scales_um:  # pooled scales have no grid of tokens
             prefix = 0 if trained else encoder.config.class_tokens
         context = TrainContext(
             config=config,

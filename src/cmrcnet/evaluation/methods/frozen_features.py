@@ -40,7 +40,7 @@ class PooledFeatures:
 
     def of(self, slide: Slide, spots: Spots) -> np.ndarray:
         """The config's features: mean token of each spot's patch, or all its views: (spots, dim) float32."""
-        if self._config.features.views_um:
+        if self._config.features.scales_um:
             return self._once("views", slide, spots, lambda: self._views(slide, spots))
         return self._once("pooled", slide, spots, lambda: self._pool(self._encoder("pooled"), slide, spots))
 
