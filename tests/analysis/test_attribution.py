@@ -64,7 +64,7 @@ def test_it_says_how_much_of_the_prediction_it_explains(table):
 
 
 def test_an_unknown_place_and_an_old_table_are_refused(table):
-    with pytest.raises(UnknownName, match=r"There is no place in the prediction 'spot9'; known: spot0, spot1"):
+    with pytest.raises(UnknownName, match=r"There is no location in the prediction 'spot9'; known: spot0, spot1"):
         attribution(table, "spot9")
     del table.obsm["neighbour_weight"]
     with pytest.raises(Damaged, match=r"it lacks neighbour_weight, so nothing can be explained; predict again"):

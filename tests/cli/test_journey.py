@@ -101,7 +101,7 @@ def test_a_place_is_explained_on_a_sheet_and_as_a_list(place, tmp_path, capsys):
     assert app.main([str(w) for w in [*explain, bare]]) == 0
     listed = pd.read_csv(bare)
     assert len(listed) == 10 and listed["weight"].sum() == pytest.approx(1)
-    assert "There is no place in the prediction 'nowhere'" in _refused(
+    assert "There is no location in the prediction 'nowhere'" in _refused(
         ["explain", table, "--spot", "nowhere", "--out", tmp_path / "x.png"], capsys
     )
     assert "a file name that ends in .png, .pdf, .svg or .csv" in _refused([*explain, tmp_path / "x.txt"], capsys)

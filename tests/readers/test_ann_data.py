@@ -59,11 +59,11 @@ def test_counts_are_found_where_they_are_whole(tmp_path, small, place, dense):
 def test_normalised_values_are_refused(tmp_path, small):
     table = ann_data_of(small)
     table.X = table.X.log1p()
-    with pytest.raises(SectionError, match=r"X holds fractions such as .* normalised .*layers\[.counts.\]"):
+    with pytest.raises(SectionError, match=r"in X, .* fractional, .*log-normalised .*layers\[.counts.\]"):
         read(write(tmp_path, table), small)
 
 
-@pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN"), (-1, "negative numbers")])
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN"), (-1, "negative")])
 def test_other_values_that_are_no_counts(tmp_path, small, value, said):
     table = ann_data_of(small)
     dense = table.X.toarray()

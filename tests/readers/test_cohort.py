@@ -52,6 +52,15 @@ def test_three_formats_in_one_cohort(folder):
     assert cohort.entries[0].metadata == {"disease": "cancer"}
 
 
+def test_the_scale_column_may_be_called_um_per_px(folder):
+    text = HEADER + ROWS
+    renamed = read_cohort(write(folder, text.replace("mpp", "um_per_px"), "renamed.csv"))
+    assert [s.slide.mpp for s in renamed] == [s.slide.mpp for s in read_cohort(write(folder, text))]
+    assert "um_per_px" not in renamed.entries[0].metadata
+    with pytest.raises(BadOption, match=r"mpp and um_per_px.*; wanted one column of micrometres per pixel"):
+        read_cohort(write(folder, text.replace("disease", "um_per_px"), "both.csv"))
+
+
 @pytest.mark.parametrize("how", ["bom", "semicolons", "tabs", "utf-16", "crlf"])
 def test_what_excel_makes_of_it(folder, how):
     text, encoding = HEADER + ROWS, "utf-8"

@@ -88,7 +88,7 @@ def test_without_metadata_the_scale_follows_from_the_patches(tmp_path, tissue):
     (note,) = [note for note in section.notes if "follows from spot centres and patch corners" in note]
     assert float(note.rsplit(" ", 1)[1].rstrip(".")) == pytest.approx(tissue.mpp, rel=0.01)
     assert section.patient == "TENX1"
-    assert any("Nobody names the patient" in note for note in section.notes)
+    assert any("No patient is given" in note for note in section.notes)
     assert read_section(root, patient="P9").patient == "P9"
 
 

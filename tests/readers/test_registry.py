@@ -11,7 +11,8 @@ from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, MissingInput
 from cmrcnet.readers import registry
-from cmrcnet.readers.registry import RawSection, read_section, reader_formats, register_reader, sniff
+from cmrcnet.readers.raw_section import RawSection
+from cmrcnet.readers.registry import read_section, reader_formats, register_reader, sniff
 from cmrcnet.slides.slide import ArraySlide
 from tests.readers.written_formats import ann_data_of, as_visium, write_hest, write_legacy, write_visium
 

@@ -98,7 +98,7 @@ def attribution(table: AnnData, place: str) -> Attribution:
     """
     names = list(map(str, table.obs_names))
     if place not in names:
-        raise UnknownName("place in the prediction", place, names)
+        raise UnknownName("location in the prediction", place, names)
     told: dict[str, Any] = table.uns.get("cmrcnet", {})
     if STUDENT in told:
         raise NotAvailable.from_sentence(

@@ -221,9 +221,9 @@ def _others(locations: np.ndarray, maps: SpotMaps):
 
 def _smoothness(locations: np.ndarray, targets: np.ndarray, shuffles: list[np.ndarray]) -> float:
     """Largest z of Moran's I (four targets, up to six neighbours within 1.6 times the usual distance)."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
-    distance, near = cKDTree(locations).query(locations, k=min(7, len(locations)))
+    distance, near = KDTree(locations).query(locations, k=min(7, len(locations)))
     close = distance[:, 1:] < 1.6 * np.median(distance[:, 1])
     weight = close / np.maximum(close.sum(axis=1, keepdims=True), 1)
 

@@ -104,8 +104,8 @@ def summarize_section(section: Section) -> SectionSummary:
 
 
 def _pitch(centre_px: np.ndarray, mpp: float) -> float | None:
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     if len(centre_px) < 2:
         return None
-    return float(np.median(cKDTree(centre_px).query(centre_px, k=2)[0][:, 1]) * mpp)
+    return float(np.median(KDTree(centre_px).query(centre_px, k=2)[0][:, 1]) * mpp)

@@ -150,11 +150,11 @@ def _best_shift(left: np.ndarray, right: np.ndarray) -> float:
 
 def _one_picture(one: SectionSummary, other: SectionSummary) -> Finding:
     """Two sections on one picture: apart, or on top of each other."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     few, many = sorted((one.centre_px, other.centre_px), key=len)
-    reach = 0.5 * float(np.median(cKDTree(many).query(many, k=min(2, len(many)))[0].max(axis=1)))
-    same = float((cKDTree(many).query(few)[0] < max(reach, 1.0)).mean())
+    reach = 0.5 * float(np.median(KDTree(many).query(many, k=min(2, len(many)))[0].max(axis=1)))
+    same = float((KDTree(many).query(few)[0] < max(reach, 1.0)).mean())
     if same > 0.5:
         return Finding(
             "duplicated picture",

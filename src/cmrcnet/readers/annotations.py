@@ -16,9 +16,12 @@ import numpy as np
 from cmrcnet.errors import BadInput, MissingInput, SectionError, TooFew
 from cmrcnet.readers.cohort import cohort_rows
 from cmrcnet.readers.tables import Table, read_table
-from cmrcnet.slides.section import Spots
+from cmrcnet.slides.section import Spots, repeated
 from cmrcnet.slides.slide import Slide, open_slide
 from cmrcnet.slides.tissue_mask import TissueMask
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPOT_UM = 100.0
 """Diameter of a spot on first-generation arrays (Ståhl et al., Science 2016)."""
@@ -43,6 +46,14 @@ def read_spots(path: Path | str, *, diameter_um: float = SPOT_UM) -> Spots:
     Raises
     ------
     MissingInput, BadInput, SectionError, TooFew
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "spots.csv"
+    >>> _ = path.write_text("spot,pixel_x,pixel_y,selected\\na,100,200,1\\nb,300,200,0\\n")
+    >>> read_spots(path, diameter_um=55).barcodes
+    ('a',)
     """
     path = Path(path)
     table = read_table(path, "a table of spots")
@@ -55,26 +66,23 @@ def read_spots(path: Path | str, *, diameter_um: float = SPOT_UM) -> Spots:
     return Spots(tuple(names), centres, diameter_um).take(selected)
 
 
-def spot_names(table: Table) -> list[list[str]]:
-    """Every way in which a spot table can name its spots, the surest first; none when it has no such columns."""
+def spot_names(table: Table, required: bool = False) -> list[list[str]]:
+    """Every way in which a spot table can name its spots, the surest first.
+
+    Without columns of names the list is empty, or, when names are `required`, `BadInput` is raised.
+    """
     table.require(["pixel_x", "pixel_y"])
     found = [table.text(column) for column in ("spot", "barcode") if column in table.columns]
     for x, y in (("x", "y"), ("new_x", "new_y")):
         if x in table.columns and y in table.columns:
             found.append([f"{a}x{b}" for a, b in zip(table.text(x), table.text(y), strict=True)])
-    return found
-
-
-def required_spot_names(table: Table) -> list[list[str]]:
-    """As `spot_names`, or `BadInput`: counts are matched to spots by name."""
-    found = spot_names(table)
-    if not found:
+    if required and not found:
         raise BadInput.columns(table.path, ["spot (or x and y)"], table.columns)
     return found
 
 
 def selected_spots(table: Table) -> np.ndarray:
-    """Which rows are under tissue, as bool (rows,); all of them in a table that does not say."""
+    """Which rows are under tissue by the column `selected`, as bool (rows,); all of them without it."""
     if "selected" not in table.columns:
         return np.ones(len(table), dtype=bool)
     words = {"true": 1.0, "false": 0.0, "": 1.0}
@@ -84,10 +92,7 @@ def selected_spots(table: Table) -> np.ndarray:
     return table.numbers("selected") != 0
 
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-WHAT = "a table of regions"
+REGIONS = "a table of regions"
 LABEL_COLUMNS = ("region", "label", "annotation")
 COLUMN = "regions"
 """Column of a cohort file that names each section's table."""
@@ -114,20 +119,19 @@ def read_regions(path: Path | str) -> pd.Series:
     import pandas as pd
 
     path = Path(path)
-    table = read_table(path, WHAT)
+    table = read_table(path, REGIONS)
     column = next((name for name in LABEL_COLUMNS if name in table.columns), None)
     if column is None:
         raise BadInput.columns(path, ["region"], table.columns)
     names = _names(table)
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if repeated:
-        raise SectionError.repeated_barcodes(repeated, path.name)
+    if twice := repeated(names):
+        raise SectionError.repeated_barcodes(twice, path.name)
     nameless = [line for name, line in zip(names, table.lines, strict=True) if not name]
     if nameless:
-        raise BadInput(path, WHAT, f"line {nameless[0]} names no spot")
+        raise BadInput(path, REGIONS, f"line {nameless[0]} names no spot")
     labels = table.text(column)
     if not any(labels):
-        raise BadInput(path, WHAT, "no spot has a label")
+        raise BadInput(path, REGIONS, "no spot has a label")
     kept = [(name, label) for name, label in zip(names, labels, strict=True) if label]
     return pd.Series([label for _, label in kept], index=[name for name, _ in kept], name=path.name, dtype=object)
 
@@ -169,11 +173,11 @@ def _names(table: Table) -> list[str]:
 
 
 LARGEST_SIDE_PX = 30_000
-"""A finer mask says nothing more about locations some tens of micrometres apart, and would fill the memory."""
+"""Largest side of a mask in pixels; locations are tens of micrometres apart, so a finer one only takes memory."""
 
 
 def read_mask(path: Path, slide: Slide) -> TissueMask:
-    """Read where to predict from a picture of the whole slide, at any size.
+    """Read a tissue mask, where to predict, from a picture of the whole slide at any size.
 
     Parameters
     ----------
@@ -189,8 +193,7 @@ def read_mask(path: Path, slide: Slide) -> TissueMask:
     Raises
     ------
     MissingInput, BadInput
-    BadInput
-        It has other proportions than the slide, nothing of it is tissue, or it is larger than the slide.
+        `BadInput` also when it has other proportions than the slide, no tissue, or is larger than the slide.
     """
     path = Path(path)
     if not path.exists():

@@ -3,8 +3,9 @@
     section,patient,format,counts,spots,image,mpp,spot_diameter_um,disease
     C6,C,legacy_st,C6_counts.tsv.gz,C6_spots.tsv,C6.jpg,0.6877,100,HER2+ breast cancer
 
-`section`, `patient` and `counts` (or `path`) must be there, the others where the format needs them; an empty
-`format` is told from the files. Paths are relative to the cohort file. Further columns become the section's metadata.
+`section`, `patient` and `counts` (or `path`) are required, the others where the format needs them; an empty
+`format` is recognised from the files. Paths are relative to the cohort file. Further columns become the section's
+metadata.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, TooFew
-from cmrcnet.readers.registry import RawSection, SectionSource, lacks, read_raw
-from cmrcnet.readers.section_checks import checked_section
+from cmrcnet.readers.raw_section import RawSection, checked_section
+from cmrcnet.readers.registry import SectionSource, input_problems, read_raw
 from cmrcnet.readers.tables import Table, read_table
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 
@@ -46,13 +47,13 @@ class CohortRow:
     Parameters
     ----------
     where : str
-        "cohort.csv, line 3 (C2)", put before every error of this row.
+        "cohort.csv, line 3 (C2)", the prefix of every error of this row.
     patient : str
     source : SectionSource
     format : str or None
     metadata : dict
     problems : tuple of CmrcnetError
-        What is wrong with it as far as shows without reading anything large.
+        Errors that are found without reading much.
     """
 
     where: str
@@ -63,26 +64,26 @@ class CohortRow:
     problems: tuple[CmrcnetError, ...] = ()
 
     def read_raw(self) -> RawSection:
-        """The section unchecked."""
+        """Read the section, unchecked."""
         return read_raw(self.source, self.format)
 
     def or_scale(self, mpp: float | None) -> CohortRow:
-        """The same row; micrometres per pixel that it does not state are these."""
+        """The same row with this scale, unless it states its own."""
         if mpp is None or self.source.mpp is not None:
             return self
         return replace(self, source=replace(self.source, mpp=mpp))
 
 
 def read_cohort(csv: Path | str, *, controls: Literal["drop", "keep"] = "drop", mpp: float | None = None) -> Cohort:
-    """Open a cohort file. Its sections are read one by one, when they are asked for.
+    """Open a cohort file. Its sections are read one by one, on demand.
 
-    All that can be checked without reading counts or pixels is checked at once: columns, numbers, files, formats,
-    names that repeat, one section entered twice.
+    What can be checked without reading counts or pixels is checked at once: columns, numbers, files, formats, repeated
+    names, and sections entered twice.
 
     Parameters
     ----------
     csv : path
-        Parted by commas, tabs or semicolons; UTF-8 or what Excel writes.
+        Separated by commas, tabs or semicolons; UTF-8 or as Excel writes it.
     controls : {"drop", "keep"}
         What happens to features that are no genes (see `clean_features`).
     mpp : float, optional
@@ -96,8 +97,18 @@ def read_cohort(csv: Path | str, *, controls: Literal["drop", "keep"] = "drop", 
     Raises
     ------
     MissingInput, BadInput, BadOption, TooFew
-        Named by line. When there are several, the first is raised and the others are counted;
+        With the line. When there are several, the first is raised and the others are counted;
         `cmrcnet inspect` lists them all.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from cmrcnet import synthetic_cohort
+    >>> from cmrcnet.datasets.cohort_files import write_cohort
+    >>> csv = write_cohort(synthetic_cohort(patients=2, spots=12), Path(tempfile.mkdtemp()) / "made")
+    >>> cohort = read_cohort(csv)
+    >>> cohort.name, cohort.sections, len(cohort.read("P1S1").spots)
+    ('made', ('P1S1', 'P2S1'), 12)
     """
     rows = [row.or_scale(mpp) for row in cohort_rows(csv)]
     problems = [problem for row in rows for problem in row.problems]
@@ -106,14 +117,14 @@ def read_cohort(csv: Path | str, *, controls: Literal["drop", "keep"] = "drop", 
         raise located(problems[0], "", f" ({more} more problem(s): cmrcnet inspect {csv})" if more else "")
     path = Path(csv).resolve()
     entries = tuple(
-        CohortEntry(row.source.name, row.patient, partial(_load, row, controls), dict(row.metadata), str(path))
+        CohortEntry(row.source.name or "", row.patient, partial(_load, row, controls), dict(row.metadata), str(path))
         for row in rows
     )
     return Cohort(path.parent.name if path.stem == "cohort" else path.stem, entries)
 
 
 def cohort_rows(csv: Path | str) -> tuple[CohortRow, ...]:
-    """The rows of a cohort file, each with its own problems; only a file that is no cohort at all raises.
+    """The rows of a cohort file, each with its own problems; only a file that is no cohort raises.
 
     Raises
     ------
@@ -132,7 +143,7 @@ def cohort_rows(csv: Path | str) -> tuple[CohortRow, ...]:
 
 
 def located(error: CmrcnetError, where: str, after: str = "") -> CmrcnetError:
-    """The same error, with the place before its sentence and something behind it."""
+    """The same error with the line of the cohort file before its sentence, and `after` behind it."""
     told = copy.copy(error)
     told.args = (f"{where}: {error}{after}" if where else f"{error}{after}",)
     return told
@@ -185,7 +196,7 @@ def _row(table: Table, i: int) -> CohortRow:
     )
     format = cells.get("format") or None
     if counts:
-        problems += lacks(source, format)
+        problems += input_problems(source, format)
     metadata = {column: cells[column] for column in table.columns if column and column not in OUR_COLUMNS}
     return CohortRow(where, patient, source, format, metadata, tuple(located(problem, where) for problem in problems))
 
@@ -203,24 +214,24 @@ def _number(table: Table, column: str, cell: str) -> tuple[float | None, list[Cm
 
 
 def _with_repeats(rows: Sequence[CohortRow]) -> list[CohortRow]:
-    """Add the problems that show only between rows: a name used twice, the same counts entered twice."""
+    """Add the problems between rows: a name used twice, the same counts entered twice."""
     names: dict[str | None, str] = {}
-    locations: dict[tuple, str] = {}
+    entered: dict[tuple, str] = {}
     found = []
     for row in rows:
         extra: list[CmrcnetError] = []
         name = row.source.name
         if name is not None and name in names:
             extra.append(BadOption("section", name, want=f"a name of its own ({names[name]} has this one)"))
-        place = (row.source.path, row.source.spots)
-        if row.source.path.is_file() and place in locations:
+        files = (row.source.path, row.source.spots)
+        if row.source.path.is_file() and files in entered:
             extra.append(
                 BadOption(
-                    "counts", row.source.path.name, want=f"each section entered once ({locations[place]} is the same)"
+                    "counts", row.source.path.name, want=f"each section entered once ({entered[files]} is the same)"
                 )
             )
         names.setdefault(name, row.where)
-        locations.setdefault(place, row.where)
+        entered.setdefault(files, row.where)
         problems = (*row.problems, *(located(problem, row.where) for problem in extra))
         found.append(CohortRow(row.where, row.patient, row.source, row.format, row.metadata, problems))
     return found

@@ -16,13 +16,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, ScaleError, SectionError, ShapeMismatch
-from cmrcnet.readers.ann_data import raw_counts, read_h5ad, spatial_centres
-from cmrcnet.readers.registry import RawSection, SectionSource, register_reader
-from cmrcnet.slides.slide import WHITE
+from cmrcnet.readers.ann_data import in_hest_folder, raw_counts, read_h5ad
+from cmrcnet.readers.raw_section import RawSection
+from cmrcnet.readers.registry import SectionSource, register_reader
+from cmrcnet.slides.section import repeated
+from cmrcnet.slides.slide import WHITE, open_slide
+from cmrcnet.slides.spot_tables import spatial_centres
 from cmrcnet.storage.hashing import fingerprint_stream
 
 PATCH_MPP = 0.5
@@ -37,24 +41,24 @@ UNKNOWN_PITCH_UM = (55.0, 200.0)
 def looks_like_hest(path: Path) -> bool:
     """A folder with `st/` or `adata/` and `patches/` or `wsis/`, or an `.h5ad` in it."""
     if path.is_file():
-        return path.suffix == ".h5ad" and path.parent.name in TABLE_FOLDERS and _has_pixels(path.parent.parent)
-    return path.is_dir() and bool(_ids(path)) and _has_pixels(path)
+        return path.suffix == ".h5ad" and in_hest_folder(path)
+    return path.is_dir() and bool(_ids(path)) and ((path / "patches").is_dir() or (path / "wsis").is_dir())
 
 
-def missing_parts(source: SectionSource) -> list[CmrcnetError]:
-    """The table, or both slide and patches."""
+def hest_problems(source: SectionSource) -> list[CmrcnetError]:
+    """Errors for a missing table, or for a section with neither slide nor patches."""
     try:
-        place = _place(source)
+        files = _hest_files(source)
     except CmrcnetError as error:
         return [error]
-    if source.image is None and place.slide is None and place.patches is None:
+    if source.image is None and files.slide is None and files.patches is None:
         return [
-            MissingInput(place.root / "patches" / f"{place.id}.h5", "The patch file", "nor is there a slide in wsis")
+            MissingInput(files.root / "patches" / f"{files.id}.h5", "The patch file", "nor is there a slide in wsis")
         ]
     return []
 
 
-@register_reader("hest", recognises=looks_like_hest, lacks=missing_parts)
+@register_reader("hest", recognises=looks_like_hest, problems=hest_problems)
 def read_hest(source: SectionSource) -> RawSection:
     """Read one section of a HEST folder.
 
@@ -67,52 +71,51 @@ def read_hest(source: SectionSource) -> RawSection:
     ------
     MissingInput, BadInput, SectionError, BadOption, ScaleError
     """
-    place = _place(source)
-    table = read_h5ad(place.table)
-    facts = _metadata(place.metadata)
-    name = source.name or place.id
+    files = _hest_files(source)
+    table = read_h5ad(files.table)
+    metadata = _read_metadata(files.metadata)
+    name = source.name or files.id
     counts, genes, _ = raw_counts(table, name)
     barcodes = [str(barcode) for barcode in table.obs_names]
     if len(set(barcodes)) < len(barcodes):
         raise SectionError.repeated_barcodes(
             sorted({b for b in barcodes if barcodes.count(b) > 1}), f"the spots of {name}"
         )
-    centres = spatial_centres(table, place.table)
+    centres = spatial_centres(table, files.table)
     notes: list[str] = []
     rows = np.arange(len(barcodes))
-    patches, row_of_patch = None, None
-    if place.patches is not None:
-        patches = _read_patches(place.patches)
+    patches = None
+    if files.patches is not None:
+        patches = _read_patches(files.patches)
         rows, row_of_patch = _tissue(barcodes, patches, notes)
+        corner_px = patches.corner_px[row_of_patch]
     else:
+        corner_px = np.empty((0, 2))
         notes.append("There is no patch file, so every listed spot counts as tissue.")
 
-    mpp, how = _scale(source.mpp, facts, patches, centres[rows], row_of_patch, name)
+    mpp, how = _scale(source.mpp, metadata, patches, centres[rows], corner_px, name)
     if how:
         notes.append(how)
-    image = source.image or place.slide
-    if image is not None:
-        from cmrcnet.slides.slide import open_slide
-
-        slide, centres = open_slide(image, mpp=mpp, name=name), centres[rows]
+    image = source.image or files.slide
+    if image is not None or patches is None:
+        slide, centres = open_slide(image or "", mpp=mpp, name=name), centres[rows]
     else:
         if mpp is None:
             raise ScaleError.unknown(name)
         to_patch_px = mpp / PATCH_MPP
-        corners = np.round(patches.corner_px * to_patch_px).astype(np.int64)
-        slide = PatchSlide(place.patches, corners, PATCH_MPP, name)
-        centres = corners[row_of_patch] + slide.side_px / 2
+        slide = PatchSlide(patches.path, np.round(patches.corner_px * to_patch_px).astype(np.int64), PATCH_MPP, name)
+        centres = np.round(corner_px * to_patch_px) + slide.side_px / 2
         notes.append(
             f"There is no slide, so the patches serve as one: positions are in their pixels ({PATCH_MPP:g} um)."
         )
-    technology = str(facts.get("st_technology", "")).lower()
+    technology = str(metadata.get("st_technology", "")).lower()
     diameter, pitch = ASSAYS.get(technology, (None, None))
-    pitch = _positive(facts.get("inter_spot_dist")) or pitch
-    diameter = source.spot_diameter_um or _positive(facts.get("spot_diameter")) or diameter
+    pitch = _positive(metadata.get("inter_spot_dist")) or pitch
+    diameter = source.spot_diameter_um or _positive(metadata.get("spot_diameter")) or diameter
     if diameter is None:
         diameter = 55.0
-        notes.append("Nobody names the spot diameter; 55 um, HEST's own for Visium and pooled Xenium, is assumed.")
-    patient = facts.get("patient")
+        notes.append("No spot diameter is given; 55 um, HEST's value for Visium and pooled Xenium, is assumed.")
+    patient = metadata.get("patient")
     return RawSection(
         name=name,
         patient=None if patient in (None, "") or patient != patient else str(patient),
@@ -129,7 +132,7 @@ def read_hest(source: SectionSource) -> RawSection:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _HestFiles:
     """The files of one HEST section."""
 
     id: str
@@ -142,7 +145,7 @@ class _Place:
 
 @dataclass(frozen=True, eq=False)
 class _Patches:
-    """What a patch file says, without its pixels."""
+    """Barcodes and corners of a patch file, without its pixels."""
 
     path: Path
     barcodes: list[str]
@@ -150,7 +153,7 @@ class _Patches:
     side_px: int
 
 
-def _place(source: SectionSource) -> _Place:
+def _hest_files(source: SectionSource) -> _HestFiles:
     path = source.path
     if path.is_file():
         root, name = path.parent.parent, path.stem
@@ -163,7 +166,7 @@ def _place(source: SectionSource) -> _Place:
     table = path if path.is_file() else next((file for file in found if file.is_file()), found[0])
     slides = [root / "wsis" / f"{name}{suffix}" for suffix in SLIDE_SUFFIXES]
     patches, metadata = root / "patches" / f"{name}.h5", root / "metadata" / f"{name}.json"
-    return _Place(
+    return _HestFiles(
         name,
         root,
         table,
@@ -177,18 +180,14 @@ def _ids(root: Path) -> list[str]:
     return sorted({file.stem for folder in TABLE_FOLDERS for file in (root / folder).glob("*.h5ad")})
 
 
-def _has_pixels(root: Path) -> bool:
-    return (root / "patches").is_dir() or (root / "wsis").is_dir()
-
-
-def _metadata(path: Path | None) -> dict:
+def _read_metadata(path: Path | None) -> dict:
     if path is None:
         return {}
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        metadata = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise BadInput(path, "HEST metadata (JSON)", str(error).splitlines()[0]) from error
-    return facts if isinstance(facts, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _read_patches(path: Path) -> _Patches:
@@ -196,17 +195,18 @@ def _read_patches(path: Path) -> _Patches:
 
     try:
         with h5py.File(path, "r") as file:
-            key = "barcode" if "barcode" in file else "barcodes"
-            barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in np.asarray(file[key]).reshape(-1)]
-            corners = np.asarray(file["coords"], dtype=np.float64).reshape(-1, 2)
-            count, side = file["img"].shape[:2]
+            content: Any = file
+            key = "barcode" if "barcode" in content else "barcodes"
+            barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in np.asarray(content[key]).reshape(-1)]
+            corners = np.asarray(content["coords"], dtype=np.float64).reshape(-1, 2)
+            count, side = content["img"].shape[:2]
     except (OSError, KeyError, ValueError) as error:
         why = str(error).splitlines()[0][:120]
         raise BadInput(path, PATCH_FILE, f"the file is truncated, damaged or of another kind ({why})") from error
     if not len(barcodes) == len(corners) == count:
         raise BadInput(path, PATCH_FILE, f"{len(barcodes)} barcodes, {len(corners)} coords and {count} patches")
     if len(set(barcodes)) < count:
-        raise SectionError.repeated_barcodes(sorted({b for b in barcodes if barcodes.count(b) > 1}), path.name)
+        raise SectionError.repeated_barcodes(repeated(barcodes), path.name)
     return _Patches(path, barcodes, corners, int(side))
 
 
@@ -223,37 +223,32 @@ def _tissue(barcodes: list[str], patches: _Patches, notes: list[str]) -> tuple[n
 
 def _scale(
     stated: float | None,
-    facts: dict,
+    metadata: dict,
     patches: _Patches | None,
     centres: np.ndarray,
-    row_of_patch: np.ndarray | None,
+    corner_px: np.ndarray,
     name: str,
 ) -> tuple[float | None, str]:
-    """Micrometres per level-0 pixel, and where it is from; what centres and corners say must agree."""
+    """Micrometres per level-0 pixel and its source; it must agree with centres and patch corners."""
     from_patches = None
     if patches is not None and len(centres):
-        half_px = float(np.median(centres - patches.corner_px[row_of_patch]))
+        half_px = float(np.median(centres - corner_px))
         if half_px > 0:
             from_patches = patches.side_px * PATCH_MPP / 2 / half_px
     for key in ("pixel_size_um_estimated", "pixel_size_um_embedded"):
-        written = _positive(facts.get(key))
+        written = _positive(metadata.get(key))
         if written:
             break
     mpp = stated or written or from_patches
-    if mpp and from_patches and not 1 / SCALE_FACTOR <= mpp / from_patches <= SCALE_FACTOR:
-        raise ScaleError.contradicted(
-            name,
-            mpp,
-            f"its patches of {patches.side_px * PATCH_MPP:g} um lie on it as for {from_patches:.3g}",
-        )
+    if mpp and patches and from_patches and not 1 / SCALE_FACTOR <= mpp / from_patches <= SCALE_FACTOR:
+        evidence = f"its patches of {patches.side_px * PATCH_MPP:g} um lie on it as for {from_patches:.3g}"
+        raise ScaleError.contradicted(name, mpp, evidence)
     if stated:
         return stated, ""
     if written:
         return written, f"um per px is {key} of the metadata: {written:.4g}."
-    return (
-        from_patches,
-        f"um per px follows from spot centres and patch corners: {from_patches:.4g}." if from_patches else "",
-    )
+    how = f"um per px follows from spot centres and patch corners: {from_patches:.4g}." if from_patches else ""
+    return from_patches, how
 
 
 def _positive(value: object) -> float | None:
@@ -279,14 +274,16 @@ class PatchSlide:
     corner_px : numpy.ndarray, shape (patches, 2), int64
         x, y of each top-left corner in this slide's pixels.
     mpp : float
+        Micrometres per pixel of the patches.
     name : str
+        Name of the section.
     """
 
     def __init__(self, path: Path, corner_px: np.ndarray, mpp: float, name: str) -> None:
         self.name = name
-        self.mpp = mpp
+        self.mpp: float | None = mpp
         self.path = Path(path)
-        self._file = None
+        self._file: Any = None
         shape, kind = self._images.shape, self._images.dtype
         if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or kind != np.uint8:
             raise ShapeMismatch(f"img of {path}", want="(patches, side, side, 3) uint8", got=f"{shape} {kind}")
@@ -299,8 +296,8 @@ class PatchSlide:
         self.downsamples = tuple(float(by) for by in REDUCTIONS if self.side_px % by == 0)
 
     @property
-    def _images(self):
-        """The open dataset; opened again after `close` or in another process."""
+    def _images(self) -> Any:
+        """The open h5py dataset; opened again after `close` or in another process."""
         if self._file is None:
             import h5py
 
@@ -330,7 +327,7 @@ class PatchSlide:
         return region
 
     def fingerprint(self) -> str:
-        """Name of the patches and of where they lie."""
+        """Hash of the patches and of their positions."""
         return fingerprint_stream(
             [self.corner_px, *(self._images[i : i + 256] for i in range(0, len(self.corner_px), 256))]
         )
@@ -355,7 +352,7 @@ class PatchSlide:
 
 
 def _paste(region: np.ndarray, pixels: np.ndarray, left: int, top: int) -> None:
-    """Put `pixels` on `region` with its corner at left, top, as far as they meet."""
+    """Copy `pixels` into `region` with their corner at left, top, where they overlap."""
     x0, y0 = max(left, 0), max(top, 0)
     x1, y1 = min(left + pixels.shape[1], region.shape[1]), min(top + pixels.shape[0], region.shape[0])
     if x1 > x0 and y1 > y0:

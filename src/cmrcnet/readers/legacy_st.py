@@ -1,8 +1,8 @@
 """First-generation Spatial Transcriptomics: a table of counts, a spot file and a picture.
 
 Counts
-    Text parted by tabs, commas or semicolons, gzipped or not; one row a spot named ``XxY`` after its place on the
-    array (``10x15``, ``5.907x2.103``), one column a gene. Tables with one row a gene are turned.
+    Text parted by tabs, commas or semicolons, gzipped or not; one row a spot named ``XxY`` after its position on
+    the array (``10x15``, ``5.907x2.103``), one column a gene. Tables with one row a gene are turned.
 Spot file
     Columns `pixel_x` and `pixel_y` (centre in the picture's pixels); the spot's name in `spot`, or `x` and `y`
     (or `new_x` and `new_y`) of which the name is made; `selected` (0: not under tissue), when there is one.
@@ -16,14 +16,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, SectionError
-from cmrcnet.readers.annotations import SPOT_UM, required_spot_names, selected_spots
-from cmrcnet.readers.registry import RawSection, SectionSource, register_reader
+from cmrcnet.readers.annotations import SPOT_UM, selected_spots, spot_names
+from cmrcnet.readers.raw_section import RawSection
+from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.tables import CountTable, Table, first_names, read_count_table, read_table
+from cmrcnet.slides.section import repeated
+from cmrcnet.slides.slide import open_slide
 
 PITCH_UM = (200.0, 200.0)
 SUFFIXES = (".tsv", ".txt", ".csv")
@@ -33,18 +37,18 @@ SPOT_NAME = re.compile(r"X?(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)")
 
 
 def looks_like_legacy_st(path: Path) -> bool:
-    """A text table whose rows or columns are named ``XxY``."""
+    """Whether a file is a text table whose rows or columns are named ``XxY``."""
     if not path.is_file() or _stem(path) is None:
         return False
     try:
         rows, columns = first_names(path)
     except (OSError, EOFError, UnicodeDecodeError):
-        return True  # a damaged table: the reader says what is wrong with it
+        return True  # a damaged table: the reader reports the damage
     return bool(rows) and (all(map(_is_spot, rows)) or (len(columns) > 1 and all(map(_is_spot, columns[1:]))))
 
 
-def missing_parts(source: SectionSource) -> list[CmrcnetError]:
-    """The spot file and the picture, when neither given nor found beside the counts."""
+def legacy_st_problems(source: SectionSource) -> list[CmrcnetError]:
+    """Errors for a spot file or picture that is neither given nor found beside the counts."""
     problems: list[CmrcnetError] = []
     spots = source.spots or spots_beside(source.path)
     if spots is None:
@@ -66,7 +70,7 @@ def missing_parts(source: SectionSource) -> list[CmrcnetError]:
     return problems
 
 
-@register_reader("legacy_st", recognises=looks_like_legacy_st, lacks=missing_parts)
+@register_reader("legacy_st", recognises=looks_like_legacy_st, problems=legacy_st_problems)
 def read_legacy_st(source: SectionSource) -> RawSection:
     """Read one section of first-generation Spatial Transcriptomics.
 
@@ -80,15 +84,14 @@ def read_legacy_st(source: SectionSource) -> RawSection:
     ------
     BadInput, SectionError
     """
-    from cmrcnet.slides.slide import open_slide
-
     notes: list[str] = []
-    spots_path, image_path = source.spots, source.image
-    if spots_path is None:
-        spots_path = spots_beside(source.path)
+    spots_path = source.spots or spots_beside(source.path)
+    image_path = source.image or image_beside(source.path)
+    if spots_path is None or image_path is None:
+        raise legacy_st_problems(source)[0]
+    if source.spots is None:
         notes.append(f"Spot file found beside the counts: {spots_path.name}.")
-    if image_path is None:
-        image_path = image_beside(source.path)
+    if source.image is None:
         notes.append(f"Picture found beside the counts: {image_path.name}.")
     table = read_table(spots_path, "a spot file")
     counts = read_count_table(source.path)
@@ -120,24 +123,21 @@ def read_legacy_st(source: SectionSource) -> RawSection:
 
 def spots_beside(counts: Path) -> Path | None:
     """The one file ``<section>_spots.*`` beside ``<section>_counts.*``."""
-    found = [path for path in _beside(counts) if _named(path, "_spots", (*SUFFIXES, *(s + ".gz" for s in SUFFIXES)))]
+    endings = tuple(f"_spots{suffix}{gz}" for suffix in SUFFIXES for gz in ("", ".gz"))
+    found = [path for path in _same_stem(counts) if path.name.lower().endswith(endings)]
     return found[0] if len(found) == 1 else None
 
 
 def image_beside(counts: Path) -> Path | None:
     """The one picture ``<section>.*`` beside ``<section>_counts.*``."""
     stem = _stem(counts)
-    found = [path for path in _beside(counts) if path.suffix.lower() in PICTURES and path.stem == stem]
+    found = [path for path in _same_stem(counts) if path.suffix.lower() in PICTURES and path.stem == stem]
     return found[0] if len(found) == 1 else None
 
 
-def _beside(counts: Path) -> list[Path]:
+def _same_stem(counts: Path) -> list[Path]:
     stem = _stem(counts)
-    return sorted(path for path in counts.parent.glob("*") if path.name.startswith(stem or "\0"))
-
-
-def _named(path: Path, ending: str, suffixes: tuple[str, ...]) -> bool:
-    return any(path.name.lower().endswith(ending + suffix) for suffix in suffixes)
+    return sorted(path for path in counts.parent.glob("*") if stem and path.name.startswith(stem))
 
 
 def _stem(path: Path) -> str | None:
@@ -187,18 +187,17 @@ def _matched(
 
 def _spot_columns(table: Table) -> list[list[str]]:
     """Every way in which the spot file can name its spots, R's leading X taken off."""
-    return [[_plain(name) for name in names] for names in required_spot_names(table)]
+    return [[_plain(name) for name in names] for names in spot_names(table, required=True)]
 
 
 def _shared(barcodes: list[str], names: list[str], notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the counts and of the spot file that name the same spot, in the order of the counts."""
     for ids, where in ((barcodes, "the counts"), (names, "the lines of the spot file")):
-        twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) != len(ids) else []
-        if twice:
+        if twice := repeated(ids):
             raise SectionError.repeated_barcodes(twice, where)
-    place = {name: i for i, name in enumerate(names)}
-    rows = np.array([i for i, barcode in enumerate(barcodes) if barcode in place], dtype=np.int64)
-    listed = np.array([place[barcodes[i]] for i in rows], dtype=np.int64)
+    line_of = {name: i for i, name in enumerate(names)}
+    rows = np.array([i for i, barcode in enumerate(barcodes) if barcode in line_of], dtype=np.int64)
+    listed = np.array([line_of[barcodes[i]] for i in rows], dtype=np.int64)
     if len(rows) < len(barcodes):
         notes.append(f"{len(barcodes) - len(rows)} of {len(barcodes)} counted spots are not in the spot file: dropped.")
     if len(rows) < len(names):
@@ -208,13 +207,14 @@ def _shared(barcodes: list[str], names: list[str], notes: list[str]) -> tuple[np
 
 def _pitch_px(barcodes: list[str], centres: np.ndarray) -> float | None:
     """Pixels between neighbouring array locations, also where spots are sparse: pixels per step of the array."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     matches = [SPOT_NAME.fullmatch(barcode) for barcode in barcodes]
     if len(barcodes) < 3 or not all(matches):
         return None
-    array = np.array([[float(match[1]), float(match[2])] for match in matches])
-    steps, nearest = cKDTree(array).query(array, k=2)
+    array = np.array([[float(match[1]), float(match[2])] for match in matches if match])
+    found: Any = KDTree(array).query(array, k=2)
+    steps, nearest = found
     away = steps[:, 1] > 0.5  # two spots of one location would divide by nothing
     if not away.any():
         return None

@@ -6,31 +6,25 @@ A reader of your own is a function that takes a `SectionSource` and returns a `R
     def read_mine(source: SectionSource) -> RawSection: ...
 
 Controls, duplicates, invalid counts, spots off the image and a wrong scale are checked for all readers alike in
-`section_checks`. Long because it is one thing: the interface of a reader.
+`raw_section`.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from scipy import sparse
-
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput
+from cmrcnet.readers.raw_section import RawSection, checked_section
 from cmrcnet.slides.section import Section
-from cmrcnet.slides.slide import Slide
-
-NEIGHBOURS_WITHIN = 1.3
-"""Times the nearest distance: takes in all neighbours, not the next ring (1.41 on a square, 1.73 on a hexagon)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SectionSource:
-    """Where one section lies, and what the user said about it.
+    """Files of one section, and what the user states about it.
 
     Parameters
     ----------
@@ -41,8 +35,9 @@ class SectionSource:
     image, spots : pathlib.Path or None
         The picture and the spot file, where the format does not find them by itself.
     mpp : float or None
-        Micrometres per pixel of the full-resolution picture. It wins over everything that a file says.
+        Micrometres per pixel of the full-resolution picture. It overrides the files.
     spot_diameter_um : float or None
+        Diameter of a spot in micrometres; it overrides the files.
     """
 
     path: Path
@@ -53,73 +48,8 @@ class SectionSource:
     spot_diameter_um: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RawSection:
-    """One section as its files tell it. `section_checks` makes a `Section` of it, or says what is wrong.
-
-    Parameters
-    ----------
-    name : str
-    patient : str or None
-        When the files say so.
-    slide : Slide
-    barcodes : sequence of str, length spots
-    centre_px : numpy.ndarray, shape (spots, 2), float64
-        x, y in level-0 pixels of `slide`.
-    diameter_um : float
-        Diameter of a spot.
-    counts : scipy.sparse.csr_matrix, shape (spots, features)
-        As stored, not yet checked.
-    genes : sequence of str, length features
-        As stored: controls and duplicates included.
-    absent_genes : {"zero", "unmeasured"}
-    pitch_um : (float, float)
-        Least and largest distance between neighbouring spots that this assay can have.
-    pitch_px : float or None
-        That distance in level-0 pixels, when the format gives a better measure than the nearest neighbour.
-    notes : tuple of str
-        What the reader dropped or assumed, one sentence each.
-    """
-
-    name: str
-    patient: str | None
-    slide: Slide
-    barcodes: Sequence[str]
-    centre_px: np.ndarray
-    diameter_um: float
-    counts: sparse.csr_matrix
-    genes: Sequence[str]
-    absent_genes: Literal["zero", "unmeasured"]
-    pitch_um: tuple[float, float]
-    pitch_px: float | None = None
-    notes: tuple[str, ...] = ()
-
-
-def neighbour_distance_px(centre_px: np.ndarray) -> float | None:
-    """Distance between neighbouring spots of an array, in pixels; None for fewer than three spots.
-
-    The median over all pairs of neighbours, not over each spot's nearest: where locations jitter, the nearest of four
-    or
-    six neighbours is always somewhat too near (6 % on the shared spinal cord sections).
-
-    Parameters
-    ----------
-    centre_px : numpy.ndarray, shape (spots, 2)
-    """
-    from scipy.spatial import cKDTree
-
-    centres = np.unique(np.asarray(centre_px, dtype=np.float64), axis=0)
-    centres = centres[np.isfinite(centres).all(axis=1)]
-    if len(centres) < 3:
-        return None
-    tree = cKDTree(centres)
-    nearest = float(np.median(tree.query(centres, k=2)[0][:, 1]))
-    pairs = tree.query_pairs(NEIGHBOURS_WITHIN * nearest, output_type="ndarray")
-    return float(np.median(np.linalg.norm(centres[pairs[:, 0]] - centres[pairs[:, 1]], axis=1)))
-
-
 BUILT_IN = ("legacy_st", "visium", "hest", "ann_data")
-"""Modules of this room that register a reader of the same name."""
+"""Modules beside this one that register a reader of the same name."""
 
 Reading = Callable[[SectionSource], RawSection]
 
@@ -134,15 +64,15 @@ class Reader:
     read : callable
         `SectionSource` to `RawSection`.
     recognises : callable
-        Path to bool; looks at names and first lines only.
-    lacks : callable
-        `SectionSource` to the errors that show without reading anything large: a missing picture or spot file.
+        Path to bool; reads names and first lines only.
+    problems : callable
+        `SectionSource` to the errors that are found without reading much: a missing picture or spot file.
     """
 
     name: str
     read: Reading
     recognises: Callable[[Path], bool]
-    lacks: Callable[[SectionSource], list[CmrcnetError]]
+    problems: Callable[[SectionSource], list[CmrcnetError]]
 
 
 _READERS: dict[str, Reader] = {}
@@ -152,48 +82,48 @@ def register_reader(
     name: str,
     *,
     recognises: Callable[[Path], bool],
-    lacks: Callable[[SectionSource], list[CmrcnetError]] = lambda source: [],
+    problems: Callable[[SectionSource], list[CmrcnetError]] = lambda source: [],
 ) -> Callable[[Reading], Reading]:
-    """Decorate a function so that `read_section`, `read_cohort` and `inspect` use it.
+    """Register a function that `read_section`, `read_cohort` and `inspect` then use.
 
     Parameters
     ----------
     name : str
         Value of the cohort file's `format` column.
     recognises : callable
-        Takes a path, tells whether this reader fits. Quick: names and first lines only.
-    lacks : callable
-        Takes a `SectionSource`, gives the errors that show without reading anything large.
+        Path to bool; reads names and first lines only.
+    problems : callable
+        `SectionSource` to the errors that are found without reading much.
 
     Raises
     ------
     BadOption
-        When another function has the name already.
+        Another function has this name already.
     """
 
     def register(read: Reading) -> Reading:
         known = _READERS.get(name)
         if known is not None and known.read.__qualname__ != read.__qualname__:
             raise BadOption("reader", name, want="a name that no reader has yet")
-        _READERS[name] = Reader(name, read, recognises, lacks)
+        _READERS[name] = Reader(name, read, recognises, problems)
         return read
 
     return register
 
 
 def reader_formats() -> tuple[str, ...]:
-    """Names of the formats that can be read, those that ship first."""
+    """Names of the formats that can be read, built-in ones first.
+
+    Examples
+    --------
+    >>> reader_formats()[:4]
+    ('legacy_st', 'visium', 'hest', 'ann_data')
+    """
     return tuple(_readers())
 
 
 def sniff(path: Path) -> str:
-    """Which format a file or folder is.
-
-    Raises
-    ------
-    MissingInput, BadInput
-        `BadInput` when no reader fits or when several do.
-    """
+    """The format of a file or folder; `BadInput` when no reader or several recognise it."""
     if not path.exists():
         raise MissingInput(path, "The section")
     fitting = [reader.name for reader in _readers().values() if reader.recognises(path)]
@@ -204,19 +134,14 @@ def sniff(path: Path) -> str:
 
 
 def reader_of(source: SectionSource, format: str | None = None) -> Reader:
-    """The reader of a section: the one named, or the one that fits.
-
-    Raises
-    ------
-    MissingInput, BadInput
-    """
+    """The reader that is named, or the one that recognises the files."""
     if format and format not in _readers():
         raise BadInput.unclear_format(source.path, f"there is no format {format!r}", reader_formats())
     return _readers()[format or sniff(source.path)]
 
 
-def lacks(source: SectionSource, format: str | None = None) -> list[CmrcnetError]:
-    """Everything that is missing, as far as it shows without reading anything large."""
+def input_problems(source: SectionSource, format: str | None = None) -> list[CmrcnetError]:
+    """Missing files and wrong options, as far as they are found without reading much."""
     problems: list[CmrcnetError] = []
     for path, what in ((source.path, "The counts"), (source.spots, "The spot file"), (source.image, "The image")):
         if path is not None and not path.exists():
@@ -228,14 +153,14 @@ def lacks(source: SectionSource, format: str | None = None) -> list[CmrcnetError
     if problems:
         return problems
     try:
-        return list(reader_of(source, format).lacks(source))
+        return list(reader_of(source, format).problems(source))
     except CmrcnetError as error:
         return [error]
 
 
 def read_raw(source: SectionSource, format: str | None = None) -> RawSection:
     """Read a section without checking it (see `read_section`)."""
-    for problem in lacks(source, format):
+    for problem in input_problems(source, format):
         raise problem
     return reader_of(source, format).read(source)
 
@@ -261,24 +186,24 @@ def read_section(
         A counts table (legacy ST), an `outs` folder (Visium), the root of a HEST folder or an `.h5ad` in it, or any
         `.h5ad` with `obsm["spatial"]`.
     format : str, optional
-        One of `reader_formats`; otherwise told from the files.
+        One of `reader_formats`; otherwise recognised from the files.
     name, patient : str, optional
-        Otherwise from the files; a patient that nobody names is called after the section, and a note says so.
+        Otherwise from the files; without any patient the section's name is used, and noted.
     image, spots : path, optional
-        The full-resolution picture and the spot file, where the format does not bring them.
+        The full-resolution picture and the spot file, where the format does not include them.
     mpp : float, optional
-        Micrometres per pixel of the full-resolution picture. It wins over what the files say.
+        Micrometres per pixel of the full-resolution picture. It overrides the files.
     spot_diameter_um : float, optional
         Otherwise the diameter of the format: 100 um (legacy ST), 55 um (Visium).
     controls : {"drop", "keep"}
         What happens to features that are no genes.
     metadata : mapping, optional
-        Anything else that is known, as text.
+        Further facts (disease, site), as text.
 
     Returns
     -------
     Section
-        `Section.notes` tells all that was dropped, merged or assumed.
+        `Section.notes` lists all that was dropped, merged or assumed.
 
     Raises
     ------
@@ -286,31 +211,27 @@ def read_section(
         Of the files.
     SectionError, ScaleError
         Of what they hold.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from cmrcnet import synthetic_cohort
+    >>> from cmrcnet.datasets.cohort_files import write_cohort
+    >>> folder = write_cohort(synthetic_cohort(patients=1, spots=12), Path(tempfile.mkdtemp()) / "made").parent
+    >>> section = read_section(folder / "P1S1_counts.tsv.gz", mpp=1.0, patient="P1")
+    >>> section.name, len(section.spots)
+    ('P1S1', 12)
     """
-    from cmrcnet.readers.section_checks import checked_section
-
-    place = section_source(source, name=name, image=image, spots=spots, mpp=mpp, spot_diameter_um=spot_diameter_um)
-    return checked_section(read_raw(place, format), patient=patient, controls=controls, metadata=metadata)
-
-
-def section_source(
-    path: Path | str,
-    *,
-    name: str | None = None,
-    image: Path | str | None = None,
-    spots: Path | str | None = None,
-    mpp: float | None = None,
-    spot_diameter_um: float | None = None,
-) -> SectionSource:
-    """A `SectionSource` of paths given as text."""
-    return SectionSource(
-        path=Path(path),
+    files = SectionSource(
+        path=Path(source),
         name=name,
         image=None if image is None else Path(image),
         spots=None if spots is None else Path(spots),
         mpp=mpp,
         spot_diameter_um=spot_diameter_um,
     )
+    return checked_section(read_raw(files, format), patient=patient, controls=controls, metadata=metadata)
 
 
 def _readers() -> dict[str, Reader]:

@@ -53,7 +53,7 @@ class Table:
         return len(self.rows)
 
     def require(self, columns: Sequence[str]) -> None:
-        """Raise `BadInput` unless all `columns` are there."""
+        """Raise `BadInput` unless the table has all `columns`."""
         missing = [column for column in columns if column not in self.columns]
         if missing:
             raise BadInput.columns(self.path, missing, self.columns)
@@ -96,7 +96,7 @@ def read_table(path: Path, what: str, *, columns: Sequence[str] | None = None) -
     ----------
     path : pathlib.Path
     what : str
-        What it should be, for the error: "a cohort file".
+        Kind of table, for the error: "a cohort file".
     columns : sequence of str, optional
         Names of the columns, for a file without a header line.
 
@@ -177,7 +177,7 @@ def _finite(cell: str, decimal_comma: bool) -> bool:
         return False
 
 
-WHAT = "a table of counts"
+COUNTS = "a table of counts"
 BLOCK_BYTES = 8 << 20
 LINE_END = ord("\n")
 
@@ -221,11 +221,11 @@ def read_count_table(path: Path, block_bytes: int = BLOCK_BYTES) -> CountTable:
         with _opened(path) as file:
             return _read(file, path, block_bytes)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(path, WHAT, f"the gzip file is truncated or damaged ({error})") from error
+        raise BadInput(path, COUNTS, f"the gzip file is truncated or damaged ({error})") from error
     except UnicodeDecodeError as error:
-        raise BadInput(path, WHAT, "it is no UTF-8 text") from error
+        raise BadInput(path, COUNTS, "it is no UTF-8 text") from error
     except OSError as error:
-        raise BadInput(path, WHAT, str(error)) from error
+        raise BadInput(path, COUNTS, str(error)) from error
 
 
 def first_names(path: Path, lines: int = 4) -> tuple[list[str], list[str]]:
@@ -255,7 +255,7 @@ def _read(file, path: Path, block_bytes: int) -> CountTable:
     delimiter = _delimiter(header)
     columns = [_name(cell) for cell in header.rstrip(b"\r\n").split(delimiter)]
     if len(columns) < 2:
-        raise BadInput(path, WHAT, "its first line holds fewer than two names")
+        raise BadInput(path, COUNTS, "its first line holds fewer than two names")
     names: list[str] = []
     blocks: list[sparse.csr_matrix] = []
     cells = None
@@ -271,11 +271,11 @@ def _read(file, path: Path, block_bytes: int) -> CountTable:
         names += ids
         blocks.append(values)
     if not names:
-        raise BadInput(path, WHAT, "it holds no row")
+        raise BadInput(path, COUNTS, "it holds no row")
     if cells == len(columns):
         columns = columns[1:]
     elif cells != len(columns) + 1:
-        raise BadInput(path, WHAT, f"its first line has {len(columns)} cells, the others {cells}")
+        raise BadInput(path, COUNTS, f"its first line has {len(columns)} cells, the others {cells}")
     return CountTable(tuple(names), tuple(columns), sparse.csr_matrix(sparse.vstack(blocks, format="csr")))
 
 
@@ -288,7 +288,7 @@ def _block(text: bytes, delimiter: bytes, cells: int, path: Path, before: int) -
     if len(wrong):
         has = int(np.diff(line_ends, prepend=-1)[wrong[0]])
         raise BadInput(
-            path, WHAT, f"row {before + wrong[0] + 1} has {has} cells, the first row {cells}; is it cut off?"
+            path, COUNTS, f"row {before + wrong[0] + 1} has {has} cells, the first row {cells}; is it cut off?"
         )
     starts = np.empty_like(ends)
     starts[0], starts[1:] = 0, ends[:-1] + 1
@@ -299,9 +299,9 @@ def _block(text: bytes, delimiter: bytes, cells: int, path: Path, before: int) -
     first_cell[::cells] = True
     counted = np.flatnonzero(~first_cell & ~(single & (digit == 0)))
     values = digit[counted].astype(np.float64)
-    for place in np.flatnonzero(~single[counted] | (values < 0) | (values > 9)):  # more than one digit: few
-        cell = text[starts[counted[place]] : ends[counted[place]]]
-        values[place] = _number(cell, path, before + counted[place] // cells + 1)
+    for i in np.flatnonzero(~single[counted] | (values < 0) | (values > 9)):  # more than one digit: few
+        cell = text[starts[counted[i]] : ends[counted[i]]]
+        values[i] = _number(cell, path, before + counted[i] // cells + 1)
     rows, columns = counted // cells, counted % cells - 1
     kept = values != 0  # "0.0"; NaN stays, for `check_counts` to name
     indptr = np.concatenate([[0], np.cumsum(np.bincount(rows[kept], minlength=len(line_ends)))])
@@ -318,7 +318,7 @@ def _number(cell: bytes, path: Path, row: int) -> float:
         return float(text)
     except ValueError:
         shown = text[:30].decode("utf-8", "replace")
-        raise BadInput(path, WHAT, f"row {row} holds {shown!r}, which is no number") from None
+        raise BadInput(path, COUNTS, f"row {row} holds {shown!r}, which is no number") from None
 
 
 def _delimiter(header: bytes) -> bytes:

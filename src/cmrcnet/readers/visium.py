@@ -24,6 +24,7 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -36,16 +37,19 @@ from cmrcnet.errors import (
     ScaleError,
     SectionError,
 )
-from cmrcnet.readers.registry import RawSection, SectionSource, neighbour_distance_px, register_reader
+from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
+from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.tables import Table, read_bytes, read_table
+from cmrcnet.slides.section import repeated
+from cmrcnet.slides.slide import open_slide
 
 SPOT_UM = 55.0
 PITCH_UM = (100.0, 100.0)
 WRITTEN_SPOT_UM = 65.0
-"""What `spot_diameter_fullres` spans."""
+"""Diameter in micrometres of the spot that `spot_diameter_fullres` gives in pixels."""
 WRITTEN_FACTOR = 1.5
 FEWEST_LOCATIONS = 20
-"""Listed locations from which their distance is measured rather than read."""
+"""Fewest listed locations whose distance is measured; with fewer the scale is taken from the file."""
 
 POSITION_COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 MATRICES = ("filtered_feature_bc_matrix", "raw_feature_bc_matrix")
@@ -57,18 +61,18 @@ def looks_like_visium(path: Path) -> bool:
     if path.is_file() and not (path.suffix == ".h5" and any(name in path.name for name in MATRICES)):
         return False
     outs = _outs(path)
-    return (outs / "spatial").is_dir() and (_positions_file(outs) is not None or _matrix_place(outs, path) is not None)
+    return (outs / "spatial").is_dir() and (_positions_file(outs) is not None or _matrix_path(outs, path) is not None)
 
 
-def missing_parts(source: SectionSource) -> list[CmrcnetError]:
-    """Matrix, positions, scale factors or picture that are not there."""
+def visium_problems(source: SectionSource) -> list[CmrcnetError]:
+    """Errors for a missing matrix, positions file or picture, and for Visium HD."""
     outs = _outs(source.path)
     if (outs / "binned_outputs").is_dir():
         return [
             BadInput.unclear_format(source.path, "it is Visium HD (binned_outputs), which is not read yet", ["visium"])
         ]
     problems: list[CmrcnetError] = []
-    if _matrix_place(outs, source.path) is None:
+    if _matrix_path(outs, source.path) is None:
         problems.append(MissingInput(outs / f"{MATRICES[0]}.h5", "The count matrix", "nor is there a matrix folder"))
     if source.spots is None and _positions_file(outs) is None:
         problems.append(MissingInput(outs / "spatial" / "tissue_positions.csv", "The file of spot positions"))
@@ -77,7 +81,7 @@ def missing_parts(source: SectionSource) -> list[CmrcnetError]:
     return problems
 
 
-@register_reader("visium", recognises=looks_like_visium, lacks=missing_parts)
+@register_reader("visium", recognises=looks_like_visium, problems=visium_problems)
 def read_visium(source: SectionSource) -> RawSection:
     """Read one Visium capture area.
 
@@ -90,30 +94,28 @@ def read_visium(source: SectionSource) -> RawSection:
     ------
     MissingInput, BadInput, BadOption, SectionError, ScaleError
     """
-    from cmrcnet.slides.slide import open_slide
-
     outs = _outs(source.path)
-    matrix = read_tenx_matrix(_matrix_place(outs, source.path))
-    positions = read_positions(source.spots or _positions_file(outs))
+    matrix_path, positions_path = _matrix_path(outs, source.path), source.spots or _positions_file(outs)
+    if matrix_path is None or positions_path is None:
+        raise visium_problems(source)[0]
+    matrix, positions = read_tenx_matrix(matrix_path), read_positions(positions_path)
     factors = read_scale_factors(outs / "spatial" / "scalefactors_json.json")
     notes = list(matrix.notes)
 
     listed = positions.text("barcode")
-    if len(set(listed)) < len(listed):
-        raise SectionError.repeated_barcodes(
-            sorted({b for b in listed if listed.count(b) > 1}), f"{positions.path.name}"
-        )
+    if twice := repeated(listed):
+        raise SectionError.repeated_barcodes(twice, positions.path.name)
     pixels = np.column_stack([positions.numbers("pxl_col_in_fullres"), positions.numbers("pxl_row_in_fullres")])
-    place = dict(zip(listed, range(len(listed)), strict=True))
+    row_of = dict(zip(listed, range(len(listed)), strict=True))
     under_tissue = positions.numbers("in_tissue") == 1
-    rows = [i for i, barcode in enumerate(matrix.barcodes) if barcode in place and under_tissue[place[barcode]]]
-    unlisted = sum(barcode not in place for barcode in matrix.barcodes)
+    rows = [i for i, barcode in enumerate(matrix.barcodes) if barcode in row_of and under_tissue[row_of[barcode]]]
+    unlisted = sum(barcode not in row_of for barcode in matrix.barcodes)
     off_tissue = len(matrix.barcodes) - unlisted - len(rows)
     if unlisted:
         notes.append(f"{unlisted} of {len(matrix.barcodes)} barcodes have no position: dropped.")
     if off_tissue:
         notes.append(f"{off_tissue} of {len(matrix.barcodes)} spots are not under tissue: dropped.")
-    centres = pixels[[place[matrix.barcodes[i]] for i in rows]].reshape(-1, 2)
+    centres = pixels[[row_of[matrix.barcodes[i]] for i in rows]].reshape(-1, 2)
 
     name = source.name or _name(source.path, outs)
     pitch_px = neighbour_distance_px(pixels)
@@ -122,8 +124,9 @@ def read_visium(source: SectionSource) -> RawSection:
         notes.append(how)
     image, scalef = _picture(source.image, outs, factors)
     if scalef != 1.0:
+        shown = "of unknown scale" if mpp is None else f"{mpp / scalef:.3g} um per px"
         notes.append(
-            f"Only the reduced picture {image.name} is at hand ({_or_unknown(mpp, scalef)}): "
+            f"Only the reduced picture {image.name} is at hand ({shown}): "
             "too coarse for cells; give the full-resolution picture as image."
         )
     return RawSection(
@@ -145,12 +148,12 @@ def read_visium(source: SectionSource) -> RawSection:
 def visium_scale(
     stated: float | None, factors: dict[str, float], pitch_px: float | None, slide: str
 ) -> tuple[float | None, str]:
-    """Micrometres per full-resolution pixel of a Visium section, and a sentence on where it is from.
+    """Micrometres per full-resolution pixel of a Visium section, and a sentence that states its source.
 
     Parameters
     ----------
     stated : float or None
-        What the user says; it wins.
+        Given by the user; it is taken as it is.
     factors : dict
         Of `scalefactors_json.json`.
     pitch_px : float or None
@@ -228,7 +231,7 @@ def _outs(path: Path) -> Path:
     return folder / "outs" if not (folder / "spatial").is_dir() and (folder / "outs").is_dir() else folder
 
 
-def _matrix_place(outs: Path, path: Path) -> Path | None:
+def _matrix_path(outs: Path, path: Path) -> Path | None:
     if path.is_file():
         return path
     for name in MATRICES:
@@ -248,7 +251,7 @@ def _positions_file(outs: Path) -> Path | None:
 
 
 def _picture(image: Path | None, outs: Path, factors: dict[str, float]) -> tuple[Path, float]:
-    """The picture, and what the positions are multiplied with to lie on it."""
+    """The picture, and the factor from positions to its pixels."""
     image = image or outs / "spatial" / "tissue_hires_image.png"
     key = SCALED_PICTURES.get(image.stem)
     if key is None:
@@ -263,10 +266,6 @@ def _name(path: Path, outs: Path) -> str:
     return folder.parent.name if folder.name == "outs" else folder.name
 
 
-def _or_unknown(mpp: float | None, scalef: float) -> str:
-    return "of unknown scale" if mpp is None else f"{mpp / scalef:.3g} um per px"
-
-
 GENES = "Gene Expression"
 """The feature type that is a gene; others (antibodies, CRISPR guides) are left out."""
 
@@ -276,7 +275,7 @@ FOLDER = "a 10x count matrix (folder of matrix.mtx, barcodes.tsv, features.tsv)"
 
 @dataclass(frozen=True, eq=False)
 class TenxMatrix:
-    """Spots by genes, as stored.
+    """A count matrix, spots by genes, as stored.
 
     Parameters
     ----------
@@ -309,7 +308,8 @@ def _read_h5(path: Path) -> TenxMatrix:
     if not Path(path).is_file():
         raise MissingInput(path, "The count matrix")
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r") as content:
+            file: Any = content
             if "matrix" in file:
                 group, features = file["matrix"], file["matrix/features"]
                 names, types = _texts(features["name"]), _texts(features["feature_type"])
@@ -353,7 +353,7 @@ def _read_folder(path: Path) -> TenxMatrix:
 def _matrix(
     path: Path, what: str, barcodes: list[str], names: list[str], types: list[str], matrix: sparse.csc_matrix
 ) -> TenxMatrix:
-    """Features x barcodes as stored, turned; genes only."""
+    """Transpose features x barcodes, and keep the genes."""
     if matrix.shape != (len(names), len(barcodes)) or len(types) != len(names):
         raise BadInput(
             path, what, f"{len(names)} features and {len(barcodes)} barcodes do not fit {matrix.shape} counts"

@@ -234,14 +234,23 @@ def check_counts(
     ------
     SectionError
     """
+    fault = count_fault(counts, barcodes, genes)
+    if fault is not None:
+        raise SectionError.not_counts(section_name, fault)
+
+
+def count_fault(
+    counts: sparse.spmatrix | np.ndarray, barcodes: Sequence[str] | None = None, genes: Sequence[str] | None = None
+) -> str | None:
+    """Why a matrix (spots, genes) holds no raw counts, or None; see `check_counts`."""
     matrix: Any = sparse.csr_matrix(counts)
     values = matrix.data
     if values.dtype.kind in "ub":
-        return
+        return None
     with np.errstate(invalid="ignore"):
         bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0) & (values == np.floor(values))))
     if len(bad) == 0:
-        return
+        return None
     rows, columns = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
     first = int(bad[np.lexsort((columns[bad], rows[bad]))[0]])
     value, row, column = values[first], int(rows[first]), int(columns[first])
@@ -251,8 +260,8 @@ def check_counts(
         fault = "missing (NaN)" if np.isnan(value) else "infinite"
     spot = barcodes[row] if barcodes is not None else f"number {row + 1}"
     gene = genes[column] if genes is not None else f"number {column + 1}"
-    where = f"{len(bad):,} values are {fault}, the first ({value:g}) at spot {spot}, gene {gene}"
-    raise SectionError.not_counts(section_name, where + _looks_like(matrix))
+    found = f"{len(bad):,} values are {fault}, the first ({value:g}) at spot {spot}, gene {gene}"
+    return found + _looks_like(matrix)
 
 
 def _looks_like(counts: Any) -> str:

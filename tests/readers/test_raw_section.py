@@ -16,8 +16,7 @@ from cmrcnet.errors import (
     SectionError,
     ShapeMismatch,
 )
-from cmrcnet.readers.registry import RawSection, neighbour_distance_px
-from cmrcnet.readers.section_checks import checked_section, problems_of
+from cmrcnet.readers.raw_section import RawSection, checked_section, neighbour_distance_px, problems_of
 from cmrcnet.slides.slide import ArraySlide
 from tests.readers.written_formats import made_up
 
@@ -156,7 +155,7 @@ def test_who_the_patient_is():
     assert checked_section(raw()).patient == "P"
     assert checked_section(raw(), patient="Q").patient == "Q"
     nobody = checked_section(raw(patient=None))
-    assert nobody.patient == "S1" and "Nobody names the patient" in nobody.notes[-1]
+    assert nobody.patient == "S1" and "No patient is given" in nobody.notes[-1]
 
 
 def test_features_are_cleaned_and_facts_kept():

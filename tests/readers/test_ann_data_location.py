@@ -34,7 +34,7 @@ def test_a_row_is_that_of_the_whole_table(stored):
 
 
 def test_what_is_no_table_or_no_place_is_refused(stored, tmp_path):
-    with pytest.raises(UnknownName, match="There is no place in the prediction 'spot9'; known: spot0, spot1"):
+    with pytest.raises(UnknownName, match="There is no location in the prediction 'spot9'; known: spot0, spot1"):
         read_location(stored[1], "spot9")
     with pytest.raises(MissingInput, match=r"The prediction table .*nothing\.h5ad does not exist"):
         read_location(tmp_path / "nothing.h5ad", "spot0")

@@ -1,0 +1,223 @@
+"""What a reader returns, its checks, and the `Section` made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import sparse
+
+from cmrcnet.errors import (
+    BadInput,
+    CmrcnetError,
+    ScaleError,
+    SectionError,
+    ShapeMismatch,
+)
+from cmrcnet.genes.naming import clean_features
+from cmrcnet.slides.section import Section, Spots, on_slide, repeated
+from cmrcnet.slides.slide import Slide, known_scale
+from cmrcnet.slides.spot_tables import check_counts
+
+NEIGHBOURS_WITHIN = 1.3
+"""Neighbours are within this factor of the nearest distance: below the next ring (1.41 square, 1.73 hexagonal)."""
+SCALE_FACTOR = 1.5
+"""Largest factor between the distance of the spots and the assay's own pitch."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RawSection:
+    """One section as its files state it, unchecked; `checked_section` makes a `Section` of it.
+
+    Parameters
+    ----------
+    name : str
+    patient : str or None
+        Where the files state one.
+    slide : Slide
+    barcodes : sequence of str, length spots
+    centre_px : numpy.ndarray, shape (spots, 2), float64
+        x, y in level-0 pixels of `slide`.
+    diameter_um : float
+        Diameter of a spot.
+    counts : scipy.sparse.csr_matrix, shape (spots, features)
+        As stored, not yet checked.
+    genes : sequence of str, length features
+        As stored: controls and duplicates included.
+    absent_genes : {"zero", "unmeasured"}
+    pitch_um : (float, float)
+        Least and largest distance between neighbouring spots that this assay can have.
+    pitch_px : float or None
+        That distance in level-0 pixels, when the format gives a better measure than the nearest neighbour.
+    notes : tuple of str
+        What the reader dropped or assumed, one sentence each.
+    """
+
+    name: str
+    patient: str | None
+    slide: Slide
+    barcodes: Sequence[str]
+    centre_px: np.ndarray
+    diameter_um: float
+    counts: sparse.csr_matrix
+    genes: Sequence[str]
+    absent_genes: Literal["zero", "unmeasured"]
+    pitch_um: tuple[float, float]
+    pitch_px: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def neighbour_distance_px(centre_px: np.ndarray) -> float | None:
+    """Distance between neighbouring spots of an array, in pixels; None for fewer than three spots.
+
+    The median over all pairs of neighbours, not over each spot's nearest: where locations jitter, the nearest of four
+    or six neighbours is always somewhat too near (6 % on the shared spinal cord sections).
+    """
+    from scipy.spatial import KDTree
+
+    centres = np.unique(np.asarray(centre_px, dtype=np.float64), axis=0)
+    centres = centres[np.isfinite(centres).all(axis=1)]
+    if len(centres) < 3:
+        return None
+    tree = KDTree(centres)
+    nearest = float(np.median(tree.query(centres, k=2)[0][:, 1]))
+    pairs = tree.query_pairs(NEIGHBOURS_WITHIN * nearest, output_type="ndarray")
+    return float(np.median(np.linalg.norm(centres[pairs[:, 0]] - centres[pairs[:, 1]], axis=1)))
+
+
+def problems_of(raw: RawSection) -> list[CmrcnetError]:
+    """All errors of a section, not only the first."""
+    problems = []
+    for check in CHECKS:
+        try:
+            check(raw)
+        except CmrcnetError as error:
+            problems.append(error)
+            if check in (check_size, check_not_blank):
+                break  # the other checks need spots, genes and counts
+    return problems
+
+
+def checked_section(
+    raw: RawSection,
+    *,
+    patient: str | None = None,
+    controls: Literal["drop", "keep"] = "drop",
+    metadata: Mapping[str, str] | None = None,
+) -> Section:
+    """Check a section and clean its features.
+
+    Parameters
+    ----------
+    raw : RawSection
+    patient : str, optional
+        Overrides the files; when neither states one, the section's name is used and noted.
+    controls : {"drop", "keep"}
+        What happens to features that are no genes (see `clean_features`).
+    metadata : mapping, optional
+        See `Section`.
+
+    Raises
+    ------
+    SectionError, ScaleError
+    """
+    for check in CHECKS:
+        check(raw)
+    notes = list(raw.notes)
+    inside = on_slide(raw.slide, raw.centre_px, raw.name)
+    if not inside.all():
+        notes.append(f"{int((~inside).sum())} of {len(inside)} spots have their centre outside the image: dropped.")
+    spots = Spots(tuple(raw.barcodes), raw.centre_px, raw.diameter_um).take(inside)
+    raw_counts = sparse.csr_matrix(raw.counts)[np.flatnonzero(inside)]
+    genes, counts, remarks = clean_features(raw.genes, raw_counts, controls=controls)
+    notes += remarks
+    if patient is None and raw.patient is None:
+        notes.append("No patient is given; the section's name is used.")
+    counts = sparse.csr_matrix(counts, dtype=np.float32, copy=True)
+    counts.eliminate_zeros()
+    counts.sort_indices()
+    return Section(
+        name=raw.name,
+        patient=str(patient or raw.patient or raw.name),
+        slide=raw.slide,
+        spots=spots,
+        counts=counts,
+        genes=genes,
+        absent_genes=raw.absent_genes,
+        notes=tuple(notes),
+        metadata=dict(metadata or {}),
+    )
+
+
+def check_size(raw: RawSection) -> None:
+    """There are spots and genes, as many as the counts have rows and columns."""
+    wanted = (len(raw.barcodes), len(raw.genes))
+    if raw.counts.shape != wanted:
+        raise ShapeMismatch(f"counts of {raw.name}", want=wanted, got=raw.counts.shape)
+    if raw.centre_px.shape != (wanted[0], 2):
+        raise ShapeMismatch(f"centres of {raw.name}", want=(wanted[0], 2), got=raw.centre_px.shape)
+    if 0 in wanted:
+        raise SectionError.empty(raw.name, *wanted)
+
+
+def check_barcodes(raw: RawSection) -> None:
+    """No two spots have the same name."""
+    if twice := repeated(raw.barcodes):
+        raise SectionError.repeated_barcodes(twice, f"the spots of {raw.name}")
+
+
+def check_raw_counts(raw: RawSection) -> None:
+    """Whole numbers, 0 or more."""
+    check_counts(raw.counts, raw.name, barcodes=raw.barcodes, genes=raw.genes)
+
+
+def check_not_blank(raw: RawSection) -> None:
+    """Something was counted at all."""
+    if not raw.counts.count_nonzero():
+        raise SectionError.empty(raw.name, spots=len(raw.barcodes), genes=0)
+
+
+def check_scale_known(raw: RawSection) -> None:
+    """The scale of the slide is known."""
+    known_scale(raw.slide)
+
+
+def check_on_image(raw: RawSection) -> None:
+    """All spots have a position, and at most `MOST_OFF_SLIDE` lie outside the picture."""
+    if not np.isfinite(raw.centre_px).all():
+        raise BadInput(raw.name, "a section", "some spots have no position")
+    on_slide(raw.slide, raw.centre_px, raw.name)
+
+
+def check_scale(raw: RawSection) -> None:
+    """Neighbouring spots are as far apart as the assay puts them, within a factor `SCALE_FACTOR`."""
+    if raw.slide.mpp is None:
+        return  # reported by `check_scale_known`
+    pitch_px = raw.pitch_px or neighbour_distance_px(raw.centre_px)
+    if pitch_px is None:
+        return
+    least, most = raw.pitch_um
+    pitch_um = pitch_px * raw.slide.mpp
+    if not least / SCALE_FACTOR <= pitch_um <= most * SCALE_FACTOR:
+        apart = f"{least:g} um" if least == most else f"{least:g} to {most:g} um"
+        fits = f"{least / pitch_px:.3g}" if least == most else f"{least / pitch_px:.3g} to {most / pitch_px:.3g}"
+        raise ScaleError.contradicted(
+            raw.slide.name,
+            raw.slide.mpp,
+            f"then the spots of {raw.name} would lie {pitch_um:.0f} um apart, and their assay puts them {apart} apart "
+            f"({fits} um per px would fit)",
+        )
+
+
+CHECKS: tuple[Callable[[RawSection], None], ...] = (
+    check_size,
+    check_barcodes,
+    check_raw_counts,
+    check_not_blank,
+    check_scale_known,
+    check_on_image,
+    check_scale,
+)
+"""In this order; each raises one error or nothing."""
