@@ -16,7 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.readers.cohort import read_cohort
-from cmrcnet.uncertainty.ood import LOOK, SHIFTS, Domain, fit_domain, looks, moves_of, traits_of
+from cmrcnet.slides.patches import crop_patches
+from cmrcnet.uncertainty.ood import (
+    PERTURBATIONS,
+    STATISTICS_SCALE,
+    OODDetector,
+    fit_ood_detector,
+    patch_statistics,
+    perturbation_effects,
+)
 
 SOUND, OTHER = "as it is", "another organ"
 
@@ -26,20 +34,26 @@ def looked_at(path: Path, unit: str) -> list[dict]:
     found = []
     for section in read_cohort(path):
         centres = section.spots.centre_px
-        plain = np.concatenate(list(looks(section.slide, centres)))
-        traits = {SOUND: traits_of(plain)}
-        for shift in SHIFTS:
-            patches = plain if shift.scale == LOOK else np.concatenate(list(looks(section.slide, centres, shift.scale)))
-            traits[shift.name] = traits_of(shift.change(patches))
+        plain = np.concatenate(list(crop_patches(section.slide, centres, STATISTICS_SCALE)))
+        traits = {SOUND: patch_statistics(plain)}
+        for shift in PERTURBATIONS:
+            patches = (
+                plain
+                if shift.scale == STATISTICS_SCALE
+                else np.concatenate(list(crop_patches(section.slide, centres, shift.scale)))
+            )
+            traits[shift.name] = patch_statistics(shift.change(patches))
         its = section.patient if unit == "patient" else section.name
-        found.append({"name": section.name, "unit": its, "traits": traits, "moves": moves_of(section.slide, centres)})
+        found.append(
+            {"name": section.name, "unit": its, "traits": traits, "moves": perturbation_effects(section.slide, centres)}
+        )
     return found
 
 
-def domain_of(sections: list[dict]) -> Domain:
+def domain_of(sections: list[dict]) -> OODDetector:
     """Fitted on these sections."""
     columns = ([each["traits"][SOUND] for each in sections], [each["moves"] for each in sections])
-    return fit_domain(*columns, [each["unit"] for each in sections])
+    return fit_ood_detector(*columns, [each["unit"] for each in sections])
 
 
 def measure(cohorts: dict[str, list[dict]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -49,13 +63,13 @@ def measure(cohorts: dict[str, list[dict]]) -> dict[str, dict[str, dict[str, flo
         for one in sections:
             judge = domain_of([each for each in sections if each["unit"] != one["unit"]])
             for kind, traits in one["traits"].items():
-                inside, alarm = judge.judge(traits)
+                inside, alarm = judge.flag(traits)
                 right = alarm.kind == ("" if kind == SOUND else kind)
                 told.setdefault((name, kind), []).append((alarm.raised, right, 1 - inside.mean()))
         whole = domain_of(sections)
         for other, strangers in cohorts.items():
             for one in strangers if other != name else ():
-                inside, alarm = whole.judge(one["traits"][SOUND])
+                inside, alarm = whole.flag(one["traits"][SOUND])
                 told.setdefault((name, OTHER), []).append((alarm.raised, alarm.kind == "unlike", 1 - inside.mean()))
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for (name, kind), each in told.items():

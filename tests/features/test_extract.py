@@ -17,7 +17,7 @@ from cmrcnet.features.extract import STATISTICS, FeatureSpec, cached_patches, ex
 from cmrcnet.slides.patches import crop_patches
 from cmrcnet.slides.slide import ArraySlide, PatchScale
 from cmrcnet.storage.cache import TokenCache
-from cmrcnet.uncertainty.ood import appearance
+from cmrcnet.uncertainty.ood import image_statistics
 from tests.features.conftest import SCALE, CountingEncoder, files_in
 
 SPEC = FeatureSpec(patch=SCALE)
@@ -305,7 +305,7 @@ def test_image_statistics_come_with_the_features_and_equal_those_of_a_second_rea
     )
     assert slide.reads == 300 * reads
     np.testing.assert_array_equal(tokens, plain)
-    np.testing.assert_array_equal(statistics, appearance(slide, centres))
+    np.testing.assert_array_equal(statistics, image_statistics(slide, centres))
     if cached:
         slide.reads = 0
         again = extract(CountingEncoder(), slide, centres, spec, cache=cache, statistics=True)
@@ -319,7 +319,7 @@ def test_statistics_alone_are_read_where_the_features_are_cached(encoder, slide,
     counted = encoder.patches
     chunks = list(extract_chunks(encoder, slide, centres, SPEC, layers=(STATISTICS,), cache=cache))
     assert encoder.patches == counted and [chunk.layer for chunk in chunks] == [STATISTICS]
-    np.testing.assert_array_equal(chunks[0].values, appearance(slide, centres))
+    np.testing.assert_array_equal(chunks[0].values, image_statistics(slide, centres))
     assert extract(encoder, slide, centres, SPEC, cache=cache, statistics=True)[0].shape == (21, 4, 3)
 
 

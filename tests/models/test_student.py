@@ -52,7 +52,7 @@ def test_saving_and_loading_changes_no_number(student, folder):
     columns = np.array([4, 0, 8])
     np.testing.assert_array_equal(again.predict(seen, columns), student.predict(seen, columns))
     assert again.fingerprint == student.fingerprint and again.lineage == student.lineage
-    assert again.card == student.card and again.genes == student.genes and again.trust is None
+    assert again.card == student.card and again.genes == student.genes and again.calibration is None
     assert again.config == student.config and again.target_sum == student.target_sum
 
 

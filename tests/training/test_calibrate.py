@@ -24,19 +24,19 @@ def table(model, bank, cohort, cache):
 
 
 def test_it_rests_on_every_unit_validation_once(model, cohort):
-    facts = model.trust.reliability.calibration.facts
-    assert (facts["units"], facts["unit"], facts["sections"], facts["spots"]) == (3, "patient", 3, 72)
+    facts = model.calibration.reliability.intervals.facts
+    assert (facts["groups"], facts["group_by"], facts["sections"], facts["spots"]) == (3, "patient", 3, 72)
     assert facts["names"] == sorted(cohort.patients)
-    assert model.trust.domain.facts["sections"] == 3
-    assert len(model.trust.reliability.cards.genes) == 120
+    assert model.calibration.ood_detector.facts["sections"] == 3
+    assert len(model.calibration.reliability.gene_reliability.genes) == 120
 
 
 def test_what_tissue_shows_gets_a_good_grade_and_most_intervals_are_finite(model):
-    reliability = model.trust.reliability
-    table = reliability.cards.table(model.panel.genes)
+    reliability = model.calibration.reliability
+    table = reliability.gene_reliability.table(model.panel.genes)
     assert (table["grade"].isin(["A", "B", "C"])).sum() > 5
-    assert np.isfinite(reliability.calibration.low).mean() > 0.9
-    assert np.nanmax(reliability.calibration.low) <= 0 <= np.nanmin(reliability.calibration.high)
+    assert np.isfinite(reliability.intervals.low).mean() > 0.9
+    assert np.nanmax(reliability.intervals.low) <= 0 <= np.nanmin(reliability.intervals.high)
 
 
 def test_levels_and_loadings_are_those_of_the_other_units():
@@ -68,25 +68,25 @@ def test_it_comes_back_from_disk_and_leaves_the_fingerprint_alone(model, tmp_pat
     model.save_pretrained(tmp_path / "model")
     again = TrainedModel.from_pretrained(tmp_path / "model")
     assert again.fingerprint == model.fingerprint
-    mine, there = model.trust.arrays(), again.trust.arrays()
+    mine, there = model.calibration.arrays(), again.calibration.arrays()
     assert mine.keys() == there.keys()
     for name, values in mine.items():
         np.testing.assert_array_equal(there[name], values)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
-        "model.json", "weights.safetensors", "trust.safetensors"
+        "model.json", "weights.safetensors", "calibration.safetensors"
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("harm", "error", "said"),
     [
-        (lambda path: path.unlink(), Damaged, r"trust\.safetensors is missing"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), WeightsError, r"trust\.safetensors are damaged"),
+        (lambda path: path.unlink(), Damaged, r"calibration\.safetensors is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), WeightsError, r"calibration\.safetensors are damaged"),
     ],
 )
 def test_a_damaged_account_is_refused(model, tmp_path, harm, error, said):
     model.save_pretrained(tmp_path / "model")
-    harm(tmp_path / "model" / "trust.safetensors")
+    harm(tmp_path / "model" / "calibration.safetensors")
     with pytest.raises(error, match=said):
         TrainedModel.from_pretrained(tmp_path / "model")
 
@@ -104,7 +104,7 @@ def test_a_prediction_tells_how_far_to_believe_it(table, model, tmp_path):
     assert set(var["grade"]) <= {"A", "B", "C", "D", "not measured"}
     assert set(var["reliability_is"]) <= {"validation Pearson", "not measured"}
     told = table.uns["cmrcnet"]
-    assert told["intervals"] == model.trust.reliability.calibration.sentence
+    assert told["intervals"] == model.calibration.reliability.intervals.sentence
     assert told["gene_reliability"].startswith("Validation Pearson over 3 sections") and told["abstain"] == 0.4
     table.copy().write_h5ad(tmp_path / "p.h5ad")
     again = anndata.read_h5ad(tmp_path / "p.h5ad")
@@ -149,9 +149,9 @@ def test_exchanged_channels_are_heard(model, bank, cohort, cache):
 
 def test_a_config_that_holds_in_one_unit_says_that_it_cannot_calibrate(cohort, config, cache):
     model = fit_module.fit(cohort, config, cache=cache)
-    assert model.trust.domain is not None and model.trust.reliability is None
+    assert model.calibration.ood_detector is not None and model.calibration.reliability is None
     bank, section = build_bank(model, cohort, cache=cache), cohort.read(cohort.sections[0])
     with pytest.raises(NotAvailable, match="its config does not leave out each group in turn; train with a config"):
         predict(model, section.slide, bank=bank, spots=section.spots, intervals=True, cache=cache)
-    silent = fit_module.fit(cohort, config, cache=cache, trust=False)
-    assert silent.trust is None and silent.fingerprint == model.fingerprint
+    silent = fit_module.fit(cohort, config, cache=cache, calibrate=False)
+    assert silent.calibration is None and silent.fingerprint == model.fingerprint

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from scipy.stats import norm, t
 
 from cmrcnet.uncertainty.conformal import (
-    Calibration,
+    ConformalIntervals,
     bounds,
     conformal_quantiles,
-    factor_quantiles,
-    unit_weights,
-    units_needed,
+    group_weights,
+    patients_needed,
+    scale_quantiles,
     widening,
 )
 
@@ -60,7 +60,7 @@ def test_what_was_not_measured_is_left_out():
 def test_units_sections_and_spots_weigh_alike():
     unit = np.array(["A", "A", "A", "B"])
     section = np.array(["A1", "A1", "A2", "B1"])
-    np.testing.assert_allclose(unit_weights(unit, section), [1 / 8, 1 / 8, 1 / 4, 1 / 2])
+    np.testing.assert_allclose(group_weights(unit, section), [1 / 8, 1 / 8, 1 / 4, 1 / 2])
 
 
 def test_a_heavy_spot_counts_for_many():
@@ -75,7 +75,7 @@ def test_few_units_widen_what_differs_between_them_and_enough_do_not():
     ratio = (t.ppf(0.95, 3) / norm.ppf(0.95)) ** 2
     np.testing.assert_allclose(widening(share, 3, 0.9), np.sqrt(1 + share * (ratio - 1)))
     np.testing.assert_array_equal(widening(share, 9, 0.9), 1)
-    assert [units_needed(level) for level in (0.5, 0.8, 0.9, 0.95)] == [1, 4, 9, 19]
+    assert [patients_needed(level) for level in (0.5, 0.8, 0.9, 0.95)] == [1, 4, 9, 19]
 
 
 def test_an_interval_is_a_product_around_the_prediction_and_never_below_nothing():
@@ -86,10 +86,10 @@ def test_an_interval_is_a_product_around_the_prediction_and_never_below_nothing(
     assert lower.dtype == upper.dtype == np.float32
 
 
-def calibration(units: int = 3, unit: str = "patient", patients: int = 3) -> Calibration:
-    facts = {"level": 0.9, "units": units, "unit": unit, "patients": patients, "sections": 12, "spots": 3456}
+def calibration(groups: int = 3, group: str = "patient", patients: int = 3) -> ConformalIntervals:
+    facts = {"level": 0.9, "groups": groups, "group_by": group, "patients": patients, "sections": 12, "spots": 3456}
     nothing = np.zeros(1, np.float32)
-    return Calibration(nothing, nothing, np.linspace(1, 3, 101, dtype=np.float32), facts)
+    return ConformalIntervals(nothing, nothing, np.linspace(1, 3, 101, dtype=np.float32), facts)
 
 
 def test_confidence_is_the_share_of_validation_spots_that_looked_harder():
@@ -97,19 +97,17 @@ def test_confidence_is_the_share_of_validation_spots_that_looked_harder():
     np.testing.assert_allclose(calibration().confidence(factor), [1, 1, 0.75, 0, 0, np.nan], atol=1e-6)
 
 
-def test_quantiles_of_factors_are_weighted():
-    found = factor_quantiles(np.array([3.0, 1.0, 2.0]), np.array([0.2, 0.5, 0.3]))
+def test_quantiles_of_scales_are_weighted():
+    found = scale_quantiles(np.array([3.0, 1.0, 2.0]), np.array([0.2, 0.5, 0.3]))
     assert (found[0], found[50], found[51], found[80], found[100]) == (1, 1, 2, 2, 3)
 
 
-def test_the_sentence_says_what_is_promised_and_what_not():
+def test_the_sentence_says_what_is_covered():
     start = "90% intervals, split-conformal, calibrated on "
     assert calibration(9, patients=9).sentence == f"{start}9 validation patients (12 sections, 3,456 spots)."
-    end = "what differs between patients is widened by Student's t instead."
-    few = f"{start}3 validation patients (12 sections, 3,456 spots). A promise for new patients would need 9 of them;"
-    few = f"{few} {end}"
-    assert calibration().sentence == few
+    end = "the difference between patients is widened by Student's t instead."
+    few = "Guaranteed coverage of new patients needs 9 of them;"
+    assert calibration().sentence == f"{start}3 validation patients (12 sections, 3,456 spots). {few} {end}"
     one = calibration(4, "section", 1).sentence
-    assert one.startswith(
-        f"{start}4 validation sections (of 1 patient, 3,456 spots). One patient says nothing of others;"
-    )
+    few = "Coverage of other patients is unknown with one patient;"
+    assert one.startswith(f"{start}4 validation sections (of 1 patient, 3,456 spots). {few}")

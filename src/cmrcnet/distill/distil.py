@@ -132,7 +132,7 @@ def distil(
                 "seed": seed,
             },
         ),
-        model.trust,
+        model.calibration,
     )
     card: dict[str, Any] = {"set_size": model.config.evaluation.set_size, "head": chosen, "notes": _notes(bank)}
     rows = [

@@ -30,7 +30,7 @@ from cmrcnet.progress import Meter, metered
 from cmrcnet.slides.patches import CROP_FORMAT, crop_patches, crop_two_scales, share_regions
 from cmrcnet.slides.slide import PatchScale, Slide, known_scale
 from cmrcnet.storage.hashing import fingerprint
-from cmrcnet.uncertainty.ood import LOOK, TRAITS, traits_of
+from cmrcnet.uncertainty.ood import STATISTIC_NAMES, STATISTICS_SCALE, patch_statistics
 
 if TYPE_CHECKING:
     from cmrcnet.models.image_encoder import ImageEncoder
@@ -175,7 +175,7 @@ def extract(
         float16, beyond +-65,504 cut off and mapped from disk when cached, for the tokens of a plain patch; float32
         for scales.
     statistics : numpy.ndarray, shape (locations, 9), float32
-        Only with `statistics`. See `uncertainty.image_statistics`.
+        Only with `statistics`. See `uncertainty.ood.image_statistics`.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def extract(
     (2, 2, 64)
     """
     centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
-    traits = np.empty((len(centres), len(TRAITS)), np.float32)
+    traits = np.empty((len(centres), len(STATISTIC_NAMES)), np.float32)
 
     def chunks(*layers: int) -> Iterator[FeatureChunk]:
         wanted = (*layers, STATISTICS) if statistics else layers
@@ -336,7 +336,7 @@ class _Run:
         """Shape and type of the values of a layer."""
         count = rows.stop - rows.start
         if layer == STATISTICS:
-            return (count, len(TRAITS)), np.float32
+            return (count, len(STATISTIC_NAMES)), np.float32
         if self.spec.scales_um:
             return (count, self.encoder.dim), np.float32
         return (count, self.encoder.n_tokens, self.encoder.dim), np.float16
@@ -345,7 +345,7 @@ class _Run:
         """Each layer by itself, but image statistics with a scale that is cut from the same regions."""
         groups = [[each] for each in missing if each[0] != STATISTICS]
         for statistics in (each for each in missing if each[0] == STATISTICS):
-            sharing = [g for g in groups if share_regions(self.slide, self.scales[g[0][0]], LOOK)]
+            sharing = [g for g in groups if share_regions(self.slide, self.scales[g[0][0]], STATISTICS_SCALE)]
             if sharing:
                 max(sharing, key=lambda g: self.scales[g[0][0]].side_um).append(statistics)
             else:
@@ -354,7 +354,7 @@ class _Run:
 
     def cut(self, centres: np.ndarray, layers: list[int]) -> tuple[np.ndarray, ...]:
         """The patches of one layer, or of a scale and of the image statistics."""
-        scales = [LOOK if layer == STATISTICS else self.scales[layer] for layer in layers]
+        scales = [STATISTICS_SCALE if layer == STATISTICS else self.scales[layer] for layer in layers]
         if len(scales) == 2:
             return crop_two_scales(self.slide, centres, *scales)
         return (next(crop_patches(self.slide, centres, scales[0], batch=len(centres))),)
@@ -363,7 +363,7 @@ class _Run:
         """Features or image statistics of patches (patches, px, px, 3) uint8."""
         if layer == STATISTICS:
             meter.advance(len(patches))
-            return traits_of(patches)
+            return patch_statistics(patches)
         self.encoder.to(self.device)
         training = self.encoder.training
         self.encoder.eval()
@@ -448,5 +448,5 @@ def _made_by(encoder: ImageEncoder, spec: FeatureSpec) -> str:
 def _layer_name(slide: Slide, centres: np.ndarray, spec: FeatureSpec, layer: int, made_by: str) -> str:
     """Name of the cache entry of a layer at some locations."""
     if layer == STATISTICS:
-        return fingerprint("statistics", _STATISTICS_FORMAT, location_key(slide, centres, LOOK))
+        return fingerprint("statistics", _STATISTICS_FORMAT, location_key(slide, centres, STATISTICS_SCALE))
     return fingerprint(location_key(slide, centres, spec.scales[layer]), made_by)

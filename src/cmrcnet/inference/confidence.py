@@ -16,16 +16,16 @@ import numpy as np
 from cmrcnet.config import HeadConfig
 from cmrcnet.errors import BadOption, CmrcnetWarning, NotAvailable
 from cmrcnet.retrieval.bank import ReferenceBank
-from cmrcnet.uncertainty.calibration import Reliability
+from cmrcnet.uncertainty.calibration import PredictionReliability
 from cmrcnet.uncertainty.conformal import bounds
-from cmrcnet.uncertainty.gene_reliability import NOT_MEASURED, VALIDATION, GeneCards
-from cmrcnet.uncertainty.nonconformity import difficulty_traits
+from cmrcnet.uncertainty.gene_reliability import NOT_MEASURED, VALIDATION, GeneReliability
+from cmrcnet.uncertainty.nonconformity import nonconformity_features
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from cmrcnet.models.trained_model import TrainedModel
-    from cmrcnet.uncertainty.ood import Domain
+    from cmrcnet.uncertainty.ood import OODDetector
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Confidence:
 
     Parameters
     ----------
-    reliability : Reliability or None
+    reliability : PredictionReliability or None
         None where the model has no calibration for this way of predicting.
     model : TrainedModel
     low, high : numpy.ndarray, shape (genes,), float32
@@ -47,7 +47,7 @@ class Confidence:
         Confidence below which a location is marked.
     """
 
-    reliability: Reliability | None
+    reliability: PredictionReliability | None
     model: TrainedModel
     low: np.ndarray
     high: np.ndarray
@@ -74,15 +74,15 @@ class Confidence:
         if self.reliability is None:
             return {}
         ensemble = self.model.head.ensemble
-        traits = difficulty_traits(
+        traits = nonconformity_features(
             similarity.mean(axis=1),
             spread * ensemble.component_weights,
             ensemble.scaled(parts),
             scores,
-            self.reliability.power,
+            self.reliability.component_power,
         )
-        factor = self.reliability.difficulty.factor(traits)
-        confidence = self.reliability.calibration.confidence(factor)
+        factor = self.reliability.nonconformity.scale(traits)
+        confidence = self.reliability.intervals.confidence(factor)
         found = {"confidence": confidence, "interval_scale": factor.astype(np.float32)}
         if self.abstain is not None:
             found["abstained"] = (confidence < self.abstain).astype(np.int64)
@@ -104,23 +104,23 @@ class Confidence:
 
     def annotate(self, table: AnnData) -> None:
         """Write gene reliability, and what intervals are based on, into a prediction table of these genes."""
-        trust = self.model.trust
-        if trust is None:
+        calibration = self.model.calibration
+        if calibration is None:
             return
         table.uns["cmrcnet"]["intervals"] = " ".join(self.notes)
-        if trust.reliability is None:
+        if calibration.reliability is None:
             return
-        write_gene_reliability(table, trust.reliability.cards, VALIDATION)
+        write_gene_reliability(table, calibration.reliability.gene_reliability, VALIDATION)
         table.var["interval_low"], table.var["interval_high"] = self.low, self.high
 
 
-def write_gene_reliability(table: AnnData, cards: GeneCards, kind: str) -> None:
+def write_gene_reliability(table: AnnData, cards: GeneReliability, kind: str) -> None:
     """Write the reliability of genes into a prediction table.
 
     Parameters
     ----------
     table : AnnData
-    cards : GeneCards
+    cards : GeneReliability
     kind : str
         Value of ``var["reliability_is"]`` for the genes that have one.
     """
@@ -170,9 +170,9 @@ def confidence_of(
             raise NotAvailable("calibrated intervals" if intervals else "abstention", why)
         nothing = np.full(len(genes), np.nan, np.float32)
         return Confidence(None, model, nothing, nothing, (f"No intervals: {why}.",), False, None)
-    reliability = model.trust.reliability
-    calibration = reliability.calibration
-    place = {gene: number for number, gene in enumerate(reliability.cards.genes)}
+    reliability = model.calibration.reliability
+    calibration = reliability.intervals
+    place = {gene: number for number, gene in enumerate(reliability.gene_reliability.genes)}
     at = np.array([place.get(gene, -1) for gene in genes], np.int64)
     low, high = (np.append(values, np.float32(np.nan))[at] for values in (calibration.low, calibration.high))
     notes = [calibration.sentence]
@@ -183,11 +183,11 @@ def confidence_of(
 
 def _why_not_calibrated(model: TrainedModel, config: HeadConfig) -> str:
     """Why there is no calibration for predictions made in this way; "" where there is one."""
-    if model.trust is None:
+    if model.calibration is None:
         return "the model was made without them; train it again"
-    if model.trust.reliability is None:
-        return model.trust.why_not
-    facts = model.trust.reliability.calibration.facts
+    if model.calibration.reliability is None:
+        return model.calibration.why_not
+    facts = model.calibration.reliability.intervals.facts
     asked = {"head": config.kind, "k": config.k, "weighting": config.weighting}
     other = [f"{name} {value}" for name, value in asked.items() if facts[name] != value]
     if other:
@@ -196,14 +196,14 @@ def _why_not_calibrated(model: TrainedModel, config: HeadConfig) -> str:
     return ""
 
 
-def flag_out_of_distribution(table: AnnData, domain: Domain, statistics: np.ndarray, slide: str) -> None:
+def flag_out_of_distribution(table: AnnData, domain: OODDetector, statistics: np.ndarray, slide: str) -> None:
     """Write ``obs["in_distribution"]`` and ``uns["cmrcnet"]["ood"]``, and warn where the slide is out of distribution.
 
     Parameters
     ----------
     table : AnnData
         Prediction table of these locations.
-    domain : Domain
+    domain : OODDetector
         The out-of-distribution detector of the model.
     statistics : array, shape (locations, 9)
         Image statistics of every location.
@@ -214,7 +214,7 @@ def flag_out_of_distribution(table: AnnData, domain: Domain, statistics: np.ndar
     -----
     CmrcnetWarning
     """
-    inside, alarm = domain.judge(statistics, slide)
+    inside, alarm = domain.flag(statistics, slide)
     table.obs["in_distribution"] = inside.astype(np.int64)
     table.uns["cmrcnet"]["ood"] = {
         "raised": int(alarm.raised),

@@ -28,7 +28,7 @@ from cmrcnet.progress import metered
 from cmrcnet.slides.query_grid import make_query_grid
 from cmrcnet.storage.atomic import file_lock, translate_os_errors
 from cmrcnet.storage.hashing import fingerprint
-from cmrcnet.uncertainty.ood import appearance
+from cmrcnet.uncertainty.ood import image_statistics
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -279,9 +279,9 @@ def _fill(
         in_tissue=tissue.contains(locations.centre_px),
     )
     predictor.annotate(frame, table.neighbour_rows())
-    if predictor.trust is not None and predictor.trust.domain is not None:
-        statistics = appearance(slide, locations.centre_px)
-        flag_out_of_distribution(frame, predictor.trust.domain, statistics, slide.name)
+    if predictor.calibration is not None and predictor.calibration.ood_detector is not None:
+        statistics = image_statistics(slide, locations.centre_px)
+        flag_out_of_distribution(frame, predictor.calibration.ood_detector, statistics, slide.name)
     table.finish(frame)
     return frame
 

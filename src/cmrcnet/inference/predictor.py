@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from cmrcnet.slides.section import Spots
     from cmrcnet.slides.tissue_mask import TissueMask
-    from cmrcnet.uncertainty.calibration import Trust
+    from cmrcnet.uncertainty.calibration import Calibration
 
 BANK_OPTIONS = ("k", "weighting", "head", "intervals", "abstain")
 """Options that a student does not have."""
@@ -93,7 +93,7 @@ class Predictor(ABC):
         Their columns among all genes that the bank or the student has.
     encoder : LocationEncoder
         Makes the features of locations.
-    trust : Trust or None
+    calibration : Calibration or None
         What the model knows of its limits.
     bytes_per_location : int
         Approximate size of a location in the table.
@@ -103,7 +103,7 @@ class Predictor(ABC):
     genes: list[str]
     columns: np.ndarray
     encoder: LocationEncoder
-    trust: Trust | None
+    calibration: Calibration | None
     bytes_per_location: int
 
     @abstractmethod
@@ -175,7 +175,7 @@ class BankPredictor(Predictor):
         how = {"intervals": options.intervals, "abstain": options.abstain}
         self.confidence = confidence_of(model, bank, config, self.genes, **how)
         self.config = config.within(len(bank))
-        self.encoder, self.trust = LocationEncoder.of_model(model), model.trust
+        self.encoder, self.calibration = LocationEncoder.of_model(model), model.calibration
         layers = 4 if self.confidence.intervals else 2
         self.bytes_per_location = 4 * layers * len(self.columns) + 16 * self.config.k
 
@@ -263,7 +263,10 @@ class StudentPredictor(Predictor):
         self.student, self.options = student, options
         self.columns = gene_columns(options.genes, student.genes)
         self.genes = [student.genes[column] for column in self.columns]
-        self.encoder, self.trust = LocationEncoder.of_student(student.encoder, student.config), student.trust
+        self.encoder, self.calibration = (
+            LocationEncoder.of_student(student.encoder, student.config),
+            student.calibration,
+        )
         self.bytes_per_location = 4 * len(self.columns)
 
     def predict_chunk(self, features: np.ndarray) -> PredictionChunk:
@@ -273,8 +276,10 @@ class StudentPredictor(Predictor):
     def annotate(self, table: AnnData, neighbour_rows: np.ndarray) -> None:
         """Add the teacher's gene reliability; parameters as `Predictor.annotate`, and there are no neighbours."""
         table.uns["cmrcnet"]["intervals"] = "No intervals: they were calibrated for the teacher, not for its student."
-        if self.trust is not None and self.trust.reliability is not None:
-            write_gene_reliability(table, self.trust.reliability.cards, "validation Pearson of the teacher")
+        if self.calibration is not None and self.calibration.reliability is not None:
+            write_gene_reliability(
+                table, self.calibration.reliability.gene_reliability, "validation Pearson of the teacher"
+            )
 
     def provenance(self) -> dict[str, Any]:
         """Fingerprints of the student and its teacher, and every section and patient that either has seen."""

@@ -2,7 +2,7 @@
 
 Folder format 2: ``student.json`` (config, genes, lineage, report, fingerprints), ``weights.safetensors`` (head, PCA and
 gene basis; the encoder's weights where `encoders.encoder_facts` says so), and where its teacher had it
-``trust.safetensors``. The file is one thing: the student, its head, and its folder.
+``calibration.safetensors``. The file is one thing: the student, its head, and its folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cmrcnet.models.artefact import as_arrays, as_tensors, module_tensors, read_
 from cmrcnet.models.encoders import encoder_facts, rebuild_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.storage.hashing import fingerprint_stream
-from cmrcnet.uncertainty.calibration import Trust
+from cmrcnet.uncertainty.calibration import Calibration
 
 FILE = "student.json"
 FORMAT = 2
@@ -117,7 +117,7 @@ class Student:
         Library size before log1p.
     lineage : Lineage
         Its teacher, and what both have seen.
-    trust : Trust or None
+    calibration : Calibration or None
         Of its teacher. Not part of the fingerprint.
     card : dict
         Report of its accuracy and speed, plain values. Not part of the fingerprint.
@@ -135,7 +135,7 @@ class Student:
     genes: tuple[str, ...]
     target_sum: float | Literal["median"]
     lineage: Lineage
-    trust: Trust | None = None
+    calibration: Calibration | None = None
     card: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -226,8 +226,8 @@ class Student:
             "encoder": encoder,
             "genes": list(self.genes),
         }
-        limits = {} if self.trust is None else as_tensors(self.trust.arrays())
-        write_artefact(Path(folder), FILE, facts, {"weights": weights, "trust": limits}, overwrite)
+        limits = {} if self.calibration is None else as_tensors(self.calibration.arrays())
+        write_artefact(Path(folder), FILE, facts, {"weights": weights, "calibration": limits}, overwrite)
 
     @classmethod
     def from_pretrained(
@@ -256,7 +256,7 @@ class Student:
             It could not be fetched from the hub.
         """
         stored = read_artefact(source, FILE, "The student", "distil", FORMAT, revision)
-        facts, tensors, limits = stored.facts, stored.tensors("weights"), stored.tensors("trust")
+        facts, tensors, limits = stored.facts, stored.tensors("weights"), stored.tensors("calibration")
         try:
             encoder = rebuild_encoder(facts["encoder"], under(tensors, "encoder"), stored.folder, encoder)
             head = StudentHead(*facts["shape"])
@@ -271,7 +271,7 @@ class Student:
                 tuple(facts["genes"]),
                 facts["target_sum"],
                 Lineage.from_dict(facts["lineage"]),
-                Trust.restore(as_arrays(limits)) if limits else None,
+                Calibration.restore(as_arrays(limits)) if limits else None,
                 facts["card"],
             )
         except (KeyError, TypeError, RuntimeError) as error:

@@ -1,8 +1,8 @@
 """A trained model: embeds patches and expression, and is saved to a folder and loaded from one.
 
 Folder format 3: ``model.json`` (config, panel, provenance, encoder, fingerprints) beside ``weights.safetensors`` and,
-where the training fitted it, ``trust.safetensors``. The encoder's weights are stored only where they cannot be found
-again (`encoders.encoder_facts`). The file is one thing: what `save_pretrained` writes, `from_pretrained` checks.
+where the training fitted it, ``calibration.safetensors``. The encoder's weights are stored only where they cannot be
+found again (`encoders.encoder_facts`). The file is one thing: what `save_pretrained` writes, `from_pretrained` checks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cmrcnet.models.encoders import encoder_facts, rebuild_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.slides.slide import PatchScale
 from cmrcnet.storage.hashing import fingerprint_stream
-from cmrcnet.uncertainty.calibration import Trust
+from cmrcnet.uncertainty.calibration import Calibration
 
 FILE = "model.json"
 FORMAT = 3
@@ -116,7 +116,7 @@ class TrainedModel:
         Of the panel's expression, where the config works on them; the network's genes are then their first scores.
     head : Head or None
         Together with `components`.
-    trust : Trust or None
+    calibration : Calibration or None
         What it knows of its limits. No part of the fingerprint: embeddings do not depend on it.
     """
 
@@ -127,7 +127,7 @@ class TrainedModel:
     provenance: Provenance
     components: ExpressionComponents | None = None
     head: Head | None = None
-    trust: Trust | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         genes = len(self.panel.genes)
@@ -269,8 +269,8 @@ class TrainedModel:
             "encoder": encoder,
             "provenance": self.provenance.to_dict(),
         }
-        limits = {} if self.trust is None else as_tensors(self.trust.arrays())
-        write_artefact(Path(folder), FILE, facts, {"weights": weights, "trust": limits}, overwrite)
+        limits = {} if self.calibration is None else as_tensors(self.calibration.arrays())
+        write_artefact(Path(folder), FILE, facts, {"weights": weights, "calibration": limits}, overwrite)
 
     @classmethod
     def from_pretrained(
@@ -300,7 +300,7 @@ class TrainedModel:
             It could not be fetched from the hub.
         """
         stored = read_artefact(source, FILE, "The model", "train", FORMAT, revision)
-        facts, tensors, limits = stored.facts, stored.tensors("weights"), stored.tensors("trust")
+        facts, tensors, limits = stored.facts, stored.tensors("weights"), stored.tensors("calibration")
         try:
             config = Config.from_dict(facts["config"], where=f"{stored.folder}/{FILE}")
             panel = GenePanel.from_dict(facts["panel"])
@@ -315,9 +315,9 @@ class TrainedModel:
             shape = {"token_dim": facts["token_dim"], "n_tokens": facts["n_tokens"]}
             network = CMRCNet(config.model, n_genes=n_genes, **shape)
             network.load_state_dict(under(tensors, "network"), strict=True)
-            trust = Trust.restore(as_arrays(limits)) if limits else None
+            calibration = Calibration.restore(as_arrays(limits)) if limits else None
             provenance = Provenance.from_dict(facts["provenance"])
-            model = cls(network, encoder, panel, config, provenance, components, head, trust)
+            model = cls(network, encoder, panel, config, provenance, components, head, calibration)
         except (KeyError, TypeError, RuntimeError) as error:
             if isinstance(error, CmrcnetError):
                 raise

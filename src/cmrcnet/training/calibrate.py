@@ -23,19 +23,19 @@ from cmrcnet.heads.gene_decoder import GeneDecoder, SectionStatistics, fit_gene_
 from cmrcnet.heads.head import Head
 from cmrcnet.training.data import TrainingData
 from cmrcnet.training.heads import ValidationPredictions
-from cmrcnet.uncertainty.calibration import Reliability, Trust
+from cmrcnet.uncertainty.calibration import Calibration, PredictionReliability
 from cmrcnet.uncertainty.conformal import (
-    FEWEST_UNITS,
+    FEWEST_GROUPS,
     LEVEL,
-    Calibration,
+    ConformalIntervals,
     conformal_quantiles,
-    factor_quantiles,
-    unit_weights,
+    group_weights,
+    scale_quantiles,
     widening,
 )
-from cmrcnet.uncertainty.gene_reliability import make_cards
-from cmrcnet.uncertainty.nonconformity import difficulty_traits, fit_difficulty
-from cmrcnet.uncertainty.ood import fit_domain
+from cmrcnet.uncertainty.gene_reliability import fit_gene_reliability
+from cmrcnet.uncertainty.nonconformity import fit_nonconformity_scale, nonconformity_features
+from cmrcnet.uncertainty.ood import fit_ood_detector
 
 log = logging.getLogger("cmrcnet")
 
@@ -43,9 +43,9 @@ _GENES_AT_A_TIME = 256
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # several threads may differ in the last bit, and so may two runs
-def calibrate(
+def fit_calibration(
     data: TrainingData, config: Config, head: Head | None, predictions: ValidationPredictions | None
-) -> Trust:
+) -> Calibration:
     """Fit the out-of-distribution detector and, where groups were left out, intervals and gene reliability.
 
     Parameters
@@ -58,14 +58,16 @@ def calibrate(
         Without it there are no intervals and no gene reliability.
     """
     groups, kind = data.groups(config.evaluation.group_by)
-    detector = fit_domain(
+    detector = fit_ood_detector(
         data.image_statistics, data.perturbation_effects, [str(groups[first]) for first in data.first], kind
     )
     if head is not None and predictions is not None and data.sample is not None:
-        return Trust(detector, _reliability(data, config, head, predictions, groups, kind))
+        return Calibration(detector, _reliability(data, config, head, predictions, groups, kind))
     if config.target.ranks and config.train.validation == "each" and len(data.sections) < 2:
-        return Trust(detector, None, "it was trained on one section, so that none could be left out to calibrate on")
-    return Trust(
+        return Calibration(
+            detector, None, "it was trained on one section, so that none could be left out to calibrate on"
+        )
+    return Calibration(
         detector,
         None,
         "its config does not leave out each group in turn; train with a config that works on expression components and "
@@ -141,7 +143,7 @@ def _reliability(
     predictions: ValidationPredictions,
     groups: np.ndarray,
     kind: str,
-) -> Reliability:
+) -> PredictionReliability:
     sample, search = data.sample, predictions.search
     rows, genes, measured, expression = sample.rows, sample.genes, sample.measured, sample.expression
     section_of, groups = data.section_of[rows], groups[rows]
@@ -150,18 +152,18 @@ def _reliability(
     statistics = section_statistics(expression, measured, section_of, data.scores[rows])
     held_out = [HeldOutGroup.of(np.isin(rows, split.ids), section_of, statistics, measured) for split in search.splits]
 
-    # Difficulty is fitted on all; each spot's factor comes from a fit without its group, so that the calibration stays
-    # split.
+    # The nonconformity scale is fitted on all spots; each spot's own factor comes from a fit without its group, so that
+    # the calibration stays split.
     power = (loadings_of(data.scores, data.scored) ** 2).mean(axis=1)
     deviation = search.neighbour_std[rows] * head.ensemble.component_weights
-    traits = difficulty_traits(search.similarity[rows], deviation, head.ensemble.scaled(parts), scores, power)
+    traits = nonconformity_features(search.similarity[rows], deviation, head.ensemble.scaled(parts), scores, power)
     missed, factor = _missed(data, rows, scores, held_out), np.ones(len(rows))
     for group in held_out:
-        factor[group.out] = fit_difficulty(traits[group.rest], missed[group.rest]).factor(traits[group.out])
-    difficulty = fit_difficulty(traits, missed)
+        factor[group.out] = fit_nonconformity_scale(traits[group.rest], missed[group.rest]).scale(traits[group.out])
+    difficulty = fit_nonconformity_scale(traits, missed)
 
     names, patients = np.array(data.sections)[section_of], len(set(data.patients))
-    weights = unit_weights(groups, names)
+    weights = group_weights(groups, names)
     low, high = (np.full(len(genes), np.nan, np.float32) for _ in range(2))
     pearson, null = (np.full((len(genes), len(data.sections)), np.nan) for _ in range(2))
     for start in range(0, len(genes), _GENES_AT_A_TIME):
@@ -185,13 +187,13 @@ def _reliability(
         wider = widening(offset_share(residual, weights, groups), patients, LEVEL)
         below, above = conformal_quantiles(residual, weights, LEVEL)
         known = np.sum([np.isfinite(residual[groups == name]).any(axis=0) for name in np.unique(groups)], axis=0)
-        usable = (known >= FEWEST_UNITS) & np.isfinite(below) & np.isfinite(above)
+        usable = (known >= FEWEST_GROUPS) & np.isfinite(below) & np.isfinite(above)
         low[chunk] = np.where(usable, np.minimum(below, 0) * wider, np.nan)
         high[chunk] = np.where(usable, np.maximum(above, 0) * wider, np.nan)
     facts = {
         "level": LEVEL,
-        "unit": kind,
-        "units": len(set(groups.tolist())),
+        "group_by": kind,
+        "groups": len(set(groups.tolist())),
         "patients": patients,
         "sections": len(data.sections),
         "spots": len(rows),
@@ -200,10 +202,10 @@ def _reliability(
         "weighting": config.head.weighting,
         "names": sorted(set(groups.tolist())),
     }
-    cards = make_cards(genes, pearson, null, data.sections, data.patients, dict(facts), config.train.seed)
-    calibration = Calibration(low, high, factor_quantiles(factor, weights), facts)
+    cards = fit_gene_reliability(genes, pearson, null, data.sections, data.patients, dict(facts), config.train.seed)
+    calibration = ConformalIntervals(low, high, scale_quantiles(factor, weights), facts)
     log.info("%s", calibration.sentence)
-    return Reliability(difficulty, power, calibration, cards)
+    return PredictionReliability(difficulty, power, calibration, cards)
 
 
 def _missed(data: TrainingData, rows: np.ndarray, scores: np.ndarray, held_out: list[HeldOutGroup]) -> np.ndarray:

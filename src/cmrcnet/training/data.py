@@ -27,7 +27,7 @@ from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.storage.cache import TokenCache
 from cmrcnet.storage.hashing import fingerprint
-from cmrcnet.uncertainty.ood import appearance, evenly, moves_of
+from cmrcnet.uncertainty.ood import evenly, image_statistics, perturbation_effects
 
 CALIBRATION_SPOTS = 10_000
 """Spots that calibrate, at most, evenly picked: quantiles and correlations gain little from more."""
@@ -216,8 +216,8 @@ class TrainingData:
                 inputs.append(extract(encoder, slide, centre_px, FeatureSpec.of(config), cache=cache))
             contents.append(fingerprint(slide.fingerprint(), slide.mpp, centre_px))
             if limits:
-                statistics.append(appearance(slide, evenly(centre_px, STATISTICS_LOCATIONS)))
-                effects.append(moves_of(slide, centre_px))
+                statistics.append(image_statistics(slide, evenly(centre_px, STATISTICS_LOCATIONS)))
+                effects.append(perturbation_effects(slide, centre_px))
             close = getattr(slide, "close", None)  # a slide in memory has nothing to close
             if close is not None:
                 close()

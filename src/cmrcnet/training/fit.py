@@ -36,7 +36,7 @@ from cmrcnet.models.trained_model import Provenance, TrainedModel
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache
 from cmrcnet.storage.hashing import fingerprint
-from cmrcnet.training.calibrate import calibrate
+from cmrcnet.training.calibrate import fit_calibration
 from cmrcnet.training.checkpoint import Checkpoints
 from cmrcnet.training.data import TrainingData
 from cmrcnet.training.heads import fit_head
@@ -67,7 +67,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
     logger: Logger | None = None,
-    trust: bool = True,
+    calibrate: bool = True,
 ) -> TrainedModel:
     """Train on a cohort of training sections.
 
@@ -88,7 +88,7 @@ def fit(
         Continue from the state in `checkpoints`; start from the beginning when there is none.
     logger : lightning_fabric.loggers.Logger, optional
         Gets every epoch's numbers as well: ``TensorBoardLogger("runs")``.
-    trust : bool
+    calibrate : bool
         Also calibrate: intervals, gene reliability and the out-of-distribution detector.
 
     Returns
@@ -115,7 +115,7 @@ def fit(
     scratch = tempfile.TemporaryDirectory(prefix="cmrcnet-", ignore_cleanup_errors=True) if cache is None else None
     with nullcontext() if scratch is None else scratch:
         store = TokenCache(Path(scratch.name)) if cache is None else cache
-        data = TrainingData.collect(cohort, config, encoder, store, panel=panel, limits=trust)
+        data = TrainingData.collect(cohort, config, encoder, store, panel=panel, limits=calibrate)
         splits: tuple[ValidationSplit, ...] = ()
         validation = ValidationSplit.nothing(len(data))
         if config.train.validation == "each":
@@ -151,7 +151,7 @@ def fit(
         )
         module, history, epoch, search = _search_and_refit(context, validation, splits, resume)
         head, predictions = (None, None) if data.components is None else fit_head(data, config, search)
-        limits = calibrate(data, config, head, predictions) if trust else None
+        limits = fit_calibration(data, config, head, predictions) if calibrate else None
     provenance = Provenance(
         sections=cohort.sections,
         patients=cohort.patients,

@@ -1,4 +1,7 @@
-"""What a model knows of its own limits, learnt with it and stored beside its weights."""
+"""Calibration of a model: what its training sections tell about the errors of its predictions.
+
+It is fitted while the model is trained, stored beside the weights and applied to every prediction.
+"""
 
 from __future__ import annotations
 
@@ -8,94 +11,99 @@ from typing import Any
 
 import numpy as np
 
-from cmrcnet.uncertainty.conformal import Calibration
-from cmrcnet.uncertainty.gene_reliability import GeneCards
-from cmrcnet.uncertainty.nonconformity import Difficulty
-from cmrcnet.uncertainty.ood import Domain
+from cmrcnet.uncertainty.conformal import ConformalIntervals
+from cmrcnet.uncertainty.gene_reliability import GeneReliability
+from cmrcnet.uncertainty.nonconformity import NonconformityScale
+from cmrcnet.uncertainty.ood import OODDetector
+
+_NONCONFORMITY = ("centre", "deviation", "weights")
+_INTERVALS = ("low", "high", "scales")
 
 
 @dataclass(frozen=True, eq=False)
-class Reliability:
-    """What validation predictions tell: how hard locations are, how wide intervals must be, how far each gene goes.
+class PredictionReliability:
+    """Statistics of the validation predictions: error scale of locations, interval widths, reliability of genes.
 
     Parameters
     ----------
-    difficulty : Difficulty
-    power : numpy.ndarray, shape (rank,)
-        Mean square loading of each component, for `difficulty_traits`.
-    calibration : Calibration
-        Its genes are those of the cards.
-    cards : GeneCards
+    nonconformity : NonconformityScale
+    component_power : numpy.ndarray, shape (rank,)
+        Mean square loading of each expression component, for `nonconformity_features`.
+    intervals : ConformalIntervals
+        For the genes of `gene_reliability`, in their order.
+    gene_reliability : GeneReliability
     """
 
-    difficulty: Difficulty
-    power: np.ndarray
-    calibration: Calibration
-    cards: GeneCards
+    nonconformity: NonconformityScale
+    component_power: np.ndarray
+    intervals: ConformalIntervals
+    gene_reliability: GeneReliability
 
 
 @dataclass(frozen=True, eq=False)
-class Trust:
-    """The two things that a model can say of a prediction beyond the prediction.
+class Calibration:
+    """Out-of-distribution detector and validation statistics of a model.
 
     Parameters
     ----------
-    domain : Domain or None
-        What its training sections look like.
-    reliability : Reliability or None
-        None where nothing could be held in, or the config holds in one unit only.
+    ood_detector : OODDetector or None
+        Fitted on the images of the training sections.
+    reliability : PredictionReliability or None
+        None when there are no predictions of left-out groups: the config has no validation of each group in turn.
     why_not : str
         Why there is no `reliability`.
     """
 
-    domain: Domain | None
-    reliability: Reliability | None
+    ood_detector: OODDetector | None
+    reliability: PredictionReliability | None
     why_not: str = ""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it as arrays by name; plain values are JSON in an array of bytes."""
+        """All content as arrays by name; plain values are JSON in an array of bytes."""
         found: dict[str, np.ndarray] = {}
-        facts: dict[str, Any] = {"why_not": self.why_not, "domain": None, "reliability": None}
-        if self.domain is not None:
-            found |= _under("domain", self.domain.arrays())
-            facts["domain"] = self.domain.to_dict()
+        facts: dict[str, Any] = {"why_not": self.why_not, "ood_detector": None, "reliability": None}
+        if self.ood_detector is not None:
+            found |= _prefixed("ood_detector", self.ood_detector.arrays())
+            facts["ood_detector"] = self.ood_detector.to_dict()
         if self.reliability is not None:
             each = self.reliability
-            found["power"] = each.power
-            found |= _under("difficulty", {name: getattr(each.difficulty, name) for name in _DIFFICULTY})
-            found |= _under("calibration", {name: getattr(each.calibration, name) for name in _CALIBRATION})
-            found |= _under("cards", each.cards.arrays())
-            facts["reliability"] = {"calibration": each.calibration.facts, "cards": each.cards.facts}
-            facts["genes"] = list(each.cards.genes)
+            found["component_power"] = each.component_power
+            found |= _prefixed("nonconformity", {name: getattr(each.nonconformity, name) for name in _NONCONFORMITY})
+            found |= _prefixed("intervals", {name: getattr(each.intervals, name) for name in _INTERVALS})
+            found |= _prefixed("gene_reliability", each.gene_reliability.arrays())
+            facts["reliability"] = {
+                "intervals": each.intervals.facts,
+                "gene_reliability": each.gene_reliability.facts,
+                "genes": list(each.gene_reliability.genes),
+            }
         found["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
         return found
 
     @classmethod
-    def restore(cls, arrays: dict[str, np.ndarray]) -> Trust:
-        """The opposite of `arrays`."""
+    def restore(cls, arrays: dict[str, np.ndarray]) -> Calibration:
+        """Inverse of `arrays`."""
         facts = json.loads(bytes(arrays["facts"]))
-        domain = reliability = None
-        if facts["domain"] is not None:
-            domain = Domain.restore(_of(arrays, "domain"), facts["domain"])
+        detector = reliability = None
+        if facts["ood_detector"] is not None:
+            detector = OODDetector.restore(_without(arrays, "ood_detector"), facts["ood_detector"])
         if facts["reliability"] is not None:
             known = facts["reliability"]
-            reliability = Reliability(
-                Difficulty(**_of(arrays, "difficulty")),
-                arrays["power"],
-                Calibration(**_of(arrays, "calibration"), facts=known["calibration"]),
-                GeneCards(tuple(facts["genes"]), **_of(arrays, "cards"), facts=known["cards"]),
+            reliability = PredictionReliability(
+                NonconformityScale(**_without(arrays, "nonconformity")),
+                arrays["component_power"],
+                ConformalIntervals(**_without(arrays, "intervals"), facts=known["intervals"]),
+                GeneReliability(
+                    tuple(known["genes"]), **_without(arrays, "gene_reliability"), facts=known["gene_reliability"]
+                ),
             )
-        return cls(domain, reliability, facts["why_not"])
+        return cls(detector, reliability, facts["why_not"])
 
 
-_DIFFICULTY = ("middle", "deviation", "weights")
-_CALIBRATION = ("low", "high", "factors")
-
-
-def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _prefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{prefix}.{name}": values for name, values in arrays.items()}
 
 
-def _of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def _without(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Arrays under a prefix, named without it."""
     cut = f"{prefix}."
     return {name.removeprefix(cut): values for name, values in arrays.items() if name.startswith(cut)}

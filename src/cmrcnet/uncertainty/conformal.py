@@ -1,22 +1,21 @@
-"""Split-conformal intervals of each location and gene, calibrated on validation units.
+"""Split-conformal intervals of each location and gene, calibrated on validation predictions.
 
-With r = (y - prediction) / f the residuals of the calibration spots, f the factor of their place (`difficulty`), and
-q_a their weighted quantiles, gene by gene::
+With r = (y - prediction) / f the residuals of the calibration spots, f the nonconformity scale of their location and
+q_a the weighted quantiles of r, gene by gene::
 
     interval = [max(prediction + f q_{a/2}, 0), prediction + f q_{1-a/2}]         a = 1 - level
 
-Every unit (patient, or section where patients are few) weighs the same, every section of a unit and every spot of a
-section too. Quantiles are those of split-conformal prediction (Vovk, Gammerman and Shafer 2005; Lei et al. 2018): the
-new spot counts as one more residual, at infinity. They promise coverage for new spots of units like these. A new
-patient has an offset of its own, of which K patients tell little: a promise for new patients needs K + 1 >= 1 / a, nine
-of them at 90 % (Lee, Barber and Willett 2023). With fewer, the share o of the mean square residual that is the units'
-offset is widened by Student's t over the normal quantile, and it is said that it was::
+Every group (patient, or section when patients are few) has the same weight, and so has every section of a group and
+every spot of a section. Quantiles are those of split-conformal prediction (Vovk, Gammerman and Shafer 2005; Lei et al.
+2018): the new spot counts as one more residual, at infinity. Coverage holds for new spots of groups like these. A new
+patient has an offset of its own, and a guarantee for new patients needs K + 1 >= 1 / a of them, nine at 90 % (Lee,
+Barber and Willett 2023). With fewer, the share o of the mean square residual that is due to the patients' offsets is
+widened by Student's t over the normal quantile, and the sentence says so::
 
     q <- q sqrt(1 + o ((t_{K, 1-a/2} / z_{1-a/2})^2 - 1))
 
-With a single unit nothing can be calibrated. The libraries of the field (mapie, crepes) calibrate one target at a
-time, on residuals that all weigh the same, in objects that are stored as pickles; here thousands of genes share one
-pass, units weigh alike, and two numbers a gene are stored.
+A single group cannot be calibrated. mapie and crepes calibrate one target at a time, with equal weights, in objects
+stored as pickles; here thousands of genes share one pass, groups are weighted, and two numbers a gene are stored.
 """
 
 from __future__ import annotations
@@ -27,101 +26,116 @@ from typing import Any
 import numpy as np
 
 LEVEL = 0.9
-"""Share of measured values that the intervals are to hold."""
-FEWEST_UNITS = 2
+"""Nominal coverage of the intervals."""
+FEWEST_GROUPS = 2
+"""Groups in which a gene must have residuals."""
 
 _STEPS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
-    """Quantiles of the residuals of each gene, and of the locations' factors.
+class ConformalIntervals:
+    """Residual quantiles of each gene, and quantiles of the locations' nonconformity scales.
 
     Parameters
     ----------
     low, high : numpy.ndarray, shape (genes,), float32
-        Below and above the prediction, both to be multiplied by a location's factor; `low` is 0 or less. NaN where a
-        gene could not be calibrated.
-    factors : numpy.ndarray, shape (101,), float32
-        Quantiles of the validation locations' factors.
+        Added to the prediction after multiplication by a location's scale; `low` is 0 or less. NaN for a gene that
+        could not be calibrated.
+    scales : numpy.ndarray, shape (101,), float32
+        Quantiles of the validation locations' scales.
     facts : dict
-        level, units, unit ("patient" or "section"), patients, sections, spots.
+        level, groups, group_by ("patient" or "section"), patients, sections, spots.
+
+    Examples
+    --------
+    >>> facts = {"level": 0.9, "groups": 9, "group_by": "patient", "patients": 9, "sections": 12, "spots": 3456}
+    >>> none = np.zeros(1, np.float32)
+    >>> intervals = ConformalIntervals(none, none, np.linspace(1, 3, 101, dtype=np.float32), facts)
+    >>> intervals.confidence(np.array([1.5]))
+    array([0.75], dtype=float32)
+    >>> intervals.sentence
+    '90% intervals, split-conformal, calibrated on 9 validation patients (12 sections, 3,456 spots).'
     """
 
     low: np.ndarray
     high: np.ndarray
-    factors: np.ndarray
+    scales: np.ndarray
     facts: dict[str, Any]
 
-    def confidence(self, factor: np.ndarray) -> np.ndarray:
-        """Share of validation spots that looked harder than each location: (locations,) float32 from 0 to 1."""
-        harder = 1 - np.interp(factor, self.factors, _STEPS)
-        return np.where(np.isfinite(factor), harder, np.nan).astype(np.float32)
+    def confidence(self, scale: np.ndarray) -> np.ndarray:
+        """Share of validation spots with a larger scale than each location: (locations,) float32 from 0 to 1."""
+        harder = 1 - np.interp(scale, self.scales, _STEPS)
+        return np.where(np.isfinite(scale), harder, np.nan).astype(np.float32)
 
     @property
     def sentence(self) -> str:
-        """What the intervals promise, and what not."""
+        """Coverage statement: what the intervals were calibrated on, and whether it extends to new patients."""
         facts = self.facts
-        units, patients, unit = facts["units"], facts["patients"], facts["unit"]
+        groups, patients, group = facts["groups"], facts["patients"], facts["group_by"]
         within = (
             f"of {patients} patient{'s' * (patients != 1)}, "
-            if unit == "section"
+            if group == "section"
             else f"{facts['sections']} sections, "
         )
         said = (
-            f"{facts['level']:.0%} intervals, split-conformal, calibrated on {units} validation {unit}s "
+            f"{facts['level']:.0%} intervals, split-conformal, calibrated on {groups} validation {group}s "
             f"({within}{facts['spots']:,} spots)."
         )
-        needed = units_needed(facts["level"])
+        needed = patients_needed(facts["level"])
         if patients >= needed:
             return said
-        few = f"A promise for new patients would need {needed} of them"
+        few = f"Guaranteed coverage of new patients needs {needed} of them"
         if patients == 1:
-            few = "One patient says nothing of others"
-        return f"{said} {few}; what differs between {unit}s is widened by Student's t instead."
+            few = "Coverage of other patients is unknown with one patient"
+        return f"{said} {few}; the difference between {group}s is widened by Student's t instead."
 
 
-def bounds(mean: np.ndarray, factor: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of every location and gene: two (locations, genes) float32, NaN where there is none.
+def bounds(mean: np.ndarray, scale: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the interval of every location and gene: two (locations, genes) float32, NaN where there is none.
 
     Parameters
     ----------
     mean : array, shape (locations, genes)
-        Predicted; any block of locations.
-    factor : array, shape (locations,)
+        Predicted; any chunk of locations.
+    scale : array, shape (locations,)
+        Nonconformity scale.
     low, high : array, shape (genes,)
+        Of `ConformalIntervals`.
     """
-    lower = np.maximum(mean + np.outer(factor, low), 0)
-    return lower.astype(np.float32), (mean + np.outer(factor, high)).astype(np.float32)
+    lower = np.maximum(mean + np.outer(scale, low), 0)
+    return lower.astype(np.float32), (mean + np.outer(scale, high)).astype(np.float32)
 
 
-def unit_weights(unit_of: np.ndarray, section_of: np.ndarray) -> np.ndarray:
-    """(spots,) float64 summing to 1: units alike, sections of a unit alike, spots of a section alike.
+def group_weights(group_of: np.ndarray, section_of: np.ndarray) -> np.ndarray:
+    """Spot weights under which groups, sections of a group and spots of a section count alike: (spots,), sum 1.
 
     Parameters
     ----------
-    unit_of, section_of : array of str, shape (spots,)
+    group_of, section_of : array of str, shape (spots,)
+        Names.
     """
-    weights = np.zeros(len(unit_of))
-    units = np.unique(unit_of)
-    for unit in units:
-        sections = np.unique(section_of[unit_of == unit])
+    weights = np.zeros(len(group_of))
+    groups = np.unique(group_of)
+    for group in groups:
+        sections = np.unique(section_of[group_of == group])
         for section in sections:
-            rows = (unit_of == unit) & (section_of == section)
-            weights[rows] = 1 / (len(units) * len(sections) * rows.sum())
+            rows = (group_of == group) & (section_of == section)
+            weights[rows] = 1 / (len(groups) * len(sections) * rows.sum())
     return weights
 
 
 def conformal_quantiles(residuals: np.ndarray, weights: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper quantile of each column, the new value counted as one more residual at infinity.
+    """Weighted lower and upper quantile of each column, with the new value as one more residual at infinity.
 
     Parameters
     ----------
     residuals : array, shape (spots, genes)
         NaN: not measured, left out.
     weights : array, shape (spots,)
+        From `group_weights`.
     level : float
-        Share that is to lie between the two.
+        Share that should lie between the two.
 
     Returns
     -------
@@ -144,38 +158,40 @@ def conformal_quantiles(residuals: np.ndarray, weights: np.ndarray, level: float
 
 
 def widening(offset_share: np.ndarray, patients: int, level: float) -> np.ndarray:
-    """Factor of each gene's quantiles for the patients being few; 1 where there are enough.
+    """Factor by which each gene's quantiles are widened when there are few patients; 1 when there are enough.
 
     Parameters
     ----------
     offset_share : array, shape (genes,)
-        Mean square offset of the units over the mean square residual.
+        Mean square offset of the groups over the mean square residual.
     patients : int
+        Calibration patients.
     level : float
+        Nominal coverage.
     """
     from scipy.stats import norm, t
 
-    if patients >= units_needed(level):
+    if patients >= patients_needed(level):
         return np.ones_like(offset_share)
     upper = (1 + level) / 2
     return np.sqrt(1 + np.clip(offset_share, 0, 1) * ((t.ppf(upper, patients) / norm.ppf(upper)) ** 2 - 1))
 
 
-def units_needed(level: float) -> int:
-    """Patients from which on a promise for new ones can be kept: the least K with 1 / (K + 1) <= 1 - level."""
+def patients_needed(level: float) -> int:
+    """Fewest patients for a coverage guarantee on new ones: the least K with 1 / (K + 1) <= 1 - level."""
     return int(np.ceil(1 / (1 - level) - 1e-9)) - 1
 
 
-def factor_quantiles(factor: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(101,) float32: weighted quantiles of the validation locations' factors, least to largest."""
-    order = np.argsort(factor, kind="stable")
+def scale_quantiles(scale: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted quantiles of the validation locations' scales, in steps of 1 %: (101,) float32."""
+    order = np.argsort(scale, kind="stable")
     reached = np.cumsum(weights[order]) / weights.sum()
-    locations = np.minimum(np.searchsorted(reached, _STEPS - 1e-12), len(factor) - 1)
-    return factor[order][locations].astype(np.float32)
+    at = np.minimum(np.searchsorted(reached, _STEPS - 1e-12), len(scale) - 1)
+    return scale[order][at].astype(np.float32)
 
 
 def _first_reaching(values: np.ndarray, reached: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """First value of each column at which the weight reached is the one wanted; infinite where it never is."""
+    """First value of each column at which the cumulative weight suffices; infinite where it never does."""
     enough = reached >= wanted - 1e-12
     first = enough.argmax(axis=0)
     found = values[first, np.arange(values.shape[1])]

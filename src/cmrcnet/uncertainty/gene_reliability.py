@@ -1,24 +1,22 @@
-"""How far each gene can be predicted, with an interval, a null beside it, and a grade with a stated rule.
+"""Reliability of genes: held-out Pearson correlation with an interval, a null and a grade.
 
-The rule, for the mean Pearson correlation of a gene over the held-out sections:
+The grade follows the mean Pearson correlation of a gene over the held-out sections:
 
 =============  ======================================================================================================
-A              the interval's lower end lies above the null, and the mean is 0.5 or more
+A              the interval's lower end is above the null, and the mean is 0.5 or more
 B              the same, and the mean is 0.35 or more
-C              the interval's lower end lies above the null
-D              it does not: nothing better than the null was shown
-not measured   defined on fewer than two held-out sections, so that no interval can be given
+C              the interval's lower end is above the null
+D              the interval's lower end is not above the null
+not measured   defined on fewer than two held-out sections, so that there is no interval
 =============  ======================================================================================================
 
-The null is the upper quantile (95 %) that a method without knowledge reaches: over genes, of the mean Pearson of a
-null method (such as permuted pairs) on the same sections. Intervals are percentiles of bootstrap samples: of patients
-where there are five or more with the gene, else of sections. With few sections they are coarse.
+The null is the 95 % quantile, over genes, of the mean Pearson that a null method (such as permuted pairs) reaches on
+the same sections. Intervals are percentiles of bootstrap samples: of patients when five or more have the gene, else of
+sections. With few sections they are coarse.
 
-Gene cards: how far each gene could be predicted on units that were held in, and whether that is more than chance.
-
-The grades are those of `predictability`. A model makes its own cards while it is trained: each unit is predicted by
-heads that had not seen it. They took part in choosing the epoch, penalties and weights, which favours the cards by
-a little; an evaluation leaves units out of that as well.
+An evaluation grades its held-out sections (`predictability`). A model stores the same statistics of its validation
+sections (`GeneReliability`), each predicted by heads fitted without it; these sections were also used to choose epoch,
+penalties and weights, so its values are slightly optimistic.
 """
 
 from __future__ import annotations
@@ -30,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmrcnet.errors import BadInput, BadOption, UnknownName
+from cmrcnet.genes.table import NOT_MEASURED
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NOT_MEASURED = "not measured"
 GRADES = ("A", "B", "C", "D", NOT_MEASURED)
 
 _GENES_AT_A_TIME = 2_000
@@ -42,20 +40,20 @@ _GENES_AT_A_TIME = 2_000
 
 @dataclass(frozen=True)
 class GradeRule:
-    """The numbers of the rule.
+    """Thresholds of the grades.
 
     Parameters
     ----------
     a, b : float
-        Mean Pearson from which a gene may be graded A, B.
+        Least mean Pearson of an A and of a B.
     min_sections : int
-        Held-out sections on which the correlation must be defined.
+        Fewest held-out sections with a defined correlation.
     min_patients : int
-        From which on patients are drawn in place of sections.
+        From this many on, the bootstrap draws patients instead of sections.
     null_quantile : float
-        Of the null method's per-gene means.
+        Quantile of the null method's per-gene means.
     level : float
-        Of the interval.
+        Nominal coverage of the interval.
     """
 
     a: float = 0.5
@@ -75,16 +73,16 @@ class GradeRule:
             raise BadOption("min_sections", self.min_sections, "2 or more, because one section has no interval")
 
     def grade(self, pearson: float, low: float, null: float, n_sections: int) -> str:
-        """The grade of one gene.
+        """Grade one gene.
 
         Parameters
         ----------
         pearson, low : float
             Mean and lower end of its interval.
         null : float
-            What a method without knowledge reaches; NaN where nobody knows, and then there is no grade.
+            Pearson reached by chance; NaN (unknown) gives no grade.
         n_sections : int
-            Sections on which it is defined.
+            Sections on which the correlation is defined.
         """
         if n_sections < self.min_sections or not np.isfinite([pearson, low, null]).all():
             return NOT_MEASURED
@@ -108,25 +106,27 @@ def predictability(
     Parameters
     ----------
     genes : pandas.DataFrame
-        ``genes.csv`` of a run: `method, section, gene, pearson`, and `ceiling` where it was measured; several rows of a
-        gene and section (seeds) are averaged first.
+        ``genes.csv`` of a run: `method, section, gene, pearson`, optionally `ceiling`; several rows of a gene and
+        section (seeds) are averaged first.
     patient_of : mapping of section to patient
     method : str
-        Whose genes are graded.
+        Method whose genes are graded.
     null : str, float or mapping of gene to float
-        Name of a null method in the same table, such as "permuted-pairs"; or the limit itself, for all genes or for
-        each (0 where a gene is not named).
+        Name of a null method in the same table, such as "permuted-pairs"; or the null itself, for all genes or for
+        each (0 for a gene that is not named).
     rule : GradeRule, optional
-        The numbers of the rule; its defaults when left out.
+        Thresholds; the defaults when left out.
     n_bootstrap : int
+        Bootstrap samples.
     seed : int
+        Of the bootstrap.
 
     Returns
     -------
     pandas.DataFrame
         One row a gene, best first (ties in the order of the table): `gene, grade, pearson, low, high, null, n_sections`
-        (where it is defined), `n_undefined` (held-out sections where it is not), `n_patients, interval_over`
-        ("patients", "sections" or ""), `ceiling` (mean; NaN where not given) and `share` (pearson / ceiling).
+        (with a defined correlation), `n_undefined` (without), `n_patients, interval_over` ("patients", "sections" or
+        ""), `ceiling` (mean; NaN if not given) and `share` (pearson / ceiling).
 
     Raises
     ------
@@ -179,7 +179,7 @@ def predictability(
 
 
 def grade_counts(table: pd.DataFrame) -> dict[str, int]:
-    """How many genes have each grade, in the order of the grades; grades that nobody has are 0.
+    """Count the genes of each grade, in the order of `GRADES`; absent grades count 0.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def grade_counts(table: pd.DataFrame) -> dict[str, int]:
 
 
 def _by_section(genes: pd.DataFrame, method: str, column: str) -> pd.DataFrame:
-    """(genes, sections), both in the order of their first appearance; NaN where undefined or not measured."""
+    """Values as (genes, sections), both in order of first appearance; NaN where undefined or not measured."""
     rows = genes[genes["method"] == method]
     if rows.empty:
         raise UnknownName("method in the gene table:", method, sorted(set(genes["method"])))
@@ -211,7 +211,7 @@ def _limits(
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean of each row over what is defined; NaN where nothing is."""
+    """Mean of the finite values of each row; NaN where there is none."""
     defined = np.isfinite(values)
     number = defined.sum(axis=1)
     total = np.where(defined, values, 0.0).sum(axis=1)
@@ -219,7 +219,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _patient_means(values: np.ndarray, member: np.ndarray) -> np.ndarray:
-    """(genes, sections) and (patients, sections) to (genes, patients)."""
+    """Patient means (genes, patients) of values (genes, sections) under a membership (patients, sections)."""
     defined = np.isfinite(values)
     number = defined @ member.T
     total = np.where(defined, values, 0.0) @ member.T
@@ -227,13 +227,13 @@ def _patient_means(values: np.ndarray, member: np.ndarray) -> np.ndarray:
 
 
 def _interval(values: np.ndarray, level: float, n_bootstrap: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of each row's mean, columns drawn with replacement; the same draws for every row.
+    """Bootstrap percentile interval of each row's mean, drawing columns; all rows share the draws.
 
-    Samples in which a row has no defined column are left out for that row.
+    Samples in which a row has no finite column are left out for that row.
     """
     rng = np.random.default_rng(seed)
-    units = values.shape[1]
-    times = rng.multinomial(units, np.full(units, 1 / units), size=n_bootstrap).astype(np.float64)
+    n = values.shape[1]
+    times = rng.multinomial(n, np.full(n, 1 / n), size=n_bootstrap).astype(np.float64)
     tail = (1 - level) / 2
     low, high = (np.full(len(values), np.nan) for _ in range(2))
     for start in range(0, len(values), _GENES_AT_A_TIME):
@@ -248,26 +248,27 @@ def _interval(values: np.ndarray, level: float, n_bootstrap: int, seed: int) -> 
     return low, high
 
 
-NUMBERS = ("pearson", "low", "high", "null")
-COUNTS = ("n_sections", "n_patients")
+_VALUES = ("pearson", "low", "high", "null")
+_COUNTS = ("n_sections", "n_patients")
 VALIDATION = "validation Pearson"
 
 
 @dataclass(frozen=True, eq=False)
-class GeneCards:
-    """One card a gene.
+class GeneReliability:
+    """Validation Pearson, interval, null and grade of each gene, as a model stores them.
 
     Parameters
     ----------
     genes : tuple of str
+        Names.
     pearson, low, high, null : numpy.ndarray, shape (genes,), float32
-        Mean Pearson over validation sections, its 95 % interval, and what a model without knowledge reaches.
+        Mean Pearson over validation sections, its 95 % interval, and the null.
     n_sections, n_patients : numpy.ndarray, shape (genes,), int64
-        On which it is defined.
+        With a defined correlation.
     grade : numpy.ndarray of int, shape (genes,)
-        Location in `predictability.GRADES`.
+        Index in `GRADES`.
     facts : dict
-        What they rest on.
+        sections, groups, group_by: the validation data.
     """
 
     genes: tuple[str, ...]
@@ -282,20 +283,21 @@ class GeneCards:
 
     @property
     def sentence(self) -> str:
-        """What the cards rest on."""
+        """Data and null that the values are based on."""
         facts = self.facts
         return (
-            f"Validation Pearson over {facts['sections']} sections of {facts['units']} training {facts['unit']}s, each "
-            "predicted by heads that had not seen it; they helped to choose epoch, penalties and weights. Null: "
+            f"Validation Pearson over {facts['sections']} sections of {facts['groups']} training {facts['group_by']}s, "
+            "each predicted by heads fitted without it; the same sections chose epoch, penalties and weights. Null: "
             "ridge regression on permuted pairs, 95 % quantile over genes."
         )
 
     def table(self, genes: Sequence[str]) -> pd.DataFrame:
-        """The cards of these genes; NaN and "not measured" for genes without one.
+        """Look up genes; NaN and "not measured" for unknown ones.
 
         Parameters
         ----------
         genes : sequence of str
+            Names, in the order of the result.
 
         Returns
         -------
@@ -305,27 +307,20 @@ class GeneCards:
         """
         import pandas as pd
 
-        place = {gene: number for number, gene in enumerate(self.genes)}
-        at = np.array([place.get(gene, -1) for gene in genes], np.int64)
-        known = at >= 0
-        columns: dict[str, Any] = {}
-        for name in NUMBERS:
-            values = np.full(len(at), np.nan, np.float32)
-            values[known] = getattr(self, name)[at[known]]
-            columns["reliability" if name == "pearson" else f"reliability_{name}"] = values
-        sections = np.zeros(len(at), np.int64)
-        sections[known] = self.n_sections[at[known]]
-        columns["reliability_sections"] = sections
-        grades = np.array([*GRADES, NOT_MEASURED], dtype=object)
-        columns["grade"] = grades[np.where(known, np.append(self.grade, -1)[at], -1)]
-        return pd.DataFrame(columns, index=pd.Index(list(genes), dtype=object))
+        columns: dict[str, Any] = {
+            f"reliability_{name}".removesuffix("_pearson"): getattr(self, name) for name in _VALUES
+        }
+        columns |= {"reliability_sections": self.n_sections, "grade": np.array(GRADES, object)[self.grade]}
+        found = pd.DataFrame(columns, index=pd.Index(list(self.genes), dtype=object)).reindex(list(genes))
+        sections = found["reliability_sections"].fillna(0).astype(np.int64)
+        return found.assign(reliability_sections=sections, grade=found["grade"].fillna(NOT_MEASURED))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What is stored."""
-        return {name: getattr(self, name) for name in (*NUMBERS, *COUNTS, "grade")}
+        """Arrays to store; `genes` and `facts` are stored as plain values."""
+        return {name: getattr(self, name) for name in (*_VALUES, *_COUNTS, "grade")}
 
 
-def make_cards(
+def fit_gene_reliability(
     genes: Sequence[str],
     pearson: np.ndarray,
     null: np.ndarray,
@@ -333,18 +328,19 @@ def make_cards(
     patients: Sequence[str],
     facts: dict[str, Any],
     seed: int = 0,
-) -> GeneCards:
-    """Grade genes by how validation sections were predicted.
+) -> GeneReliability:
+    """Grade genes by the correlations on validation sections.
 
     Parameters
     ----------
     genes : sequence of str
+        Names.
     pearson, null : array, shape (genes, sections)
-        Of the model, and of one that was fitted on permuted pairs; NaN where undefined.
+        Of the model, and of one fitted on permuted pairs; NaN where undefined.
     sections, patients : sequence of str
-        Names; the patient of each section.
+        Name and patient of each section.
     facts : dict
-        What the cards rest on.
+        See `GeneReliability`.
     seed : int
         Of the bootstrap.
     """
@@ -359,7 +355,7 @@ def make_cards(
     patient_of = dict(zip(sections, patients, strict=True))
     graded = predictability(pd.concat(rows), patient_of, method="model", null="null", seed=seed).set_index("gene")
     graded = graded.loc[list(genes)]
-    numbers = {name: graded[name].to_numpy(np.float32) for name in NUMBERS}
-    counts = {name: graded[name].to_numpy(np.int64) for name in COUNTS}
+    numbers = {name: graded[name].to_numpy(np.float32) for name in _VALUES}
+    counts = {name: graded[name].to_numpy(np.int64) for name in _COUNTS}
     grade = np.array([GRADES.index(each) for each in graded["grade"]], np.int64)
-    return GeneCards(tuple(genes), **numbers, **counts, grade=grade, facts=facts)
+    return GeneReliability(tuple(genes), **numbers, **counts, grade=grade, facts=facts)

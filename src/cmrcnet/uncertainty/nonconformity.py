@@ -1,16 +1,16 @@
-"""How hard a location is to predict: one factor by which the intervals of all of its genes are wide or narrow.
+"""Nonconformity scale of a location: one factor that widens or narrows the intervals of all its genes.
 
 With p_r the mean square loading of component r, n_p(v) = sqrt(sum_r p_r v_r^2), q_m the scores that part m of the
-head predicts (on one scale) and s those that are predicted in the end, the traits of a location are
+head predicts (on one scale) and s the predicted scores, the features of a location are
 
 - the mean cosine to its neighbours,
-- log n_p of the spread of its neighbours' scores,
-- log n_p of the spread among the parts (retrieval, ridge, kernel ridge) around their mean,
-- log n_p(s), and the first three of s themselves: where much is expressed, much can be missed.
+- log n_p of the standard deviation of its neighbours' scores,
+- log n_p of the standard deviation among the parts (retrieval, ridge, kernel ridge) around their mean,
+- log n_p(s), and the first three of s themselves: errors grow with expression.
 
-The factor is exp(w . traits), w by ridge regression of the log root mean square residual of validation spots (over the
-genes that choose, each divided by its own root mean square). This is the normalised nonconformity of Papadopoulos,
-Gammerman and Vovk (2008): the residual of a location is divided by how hard it looks.
+The scale is exp(w . features), w by ridge regression of the log root mean square residual of validation spots (over
+the genes of the validation score, each divided by its own root mean square). This is the normalised nonconformity of
+Papadopoulos, Gammerman and Vovk (2008): residuals are divided by their expected size.
 """
 
 from __future__ import annotations
@@ -21,84 +21,83 @@ from dataclasses import dataclass
 import numpy as np
 
 SIGNED = 3
-"""Components that count with their sign."""
+"""Leading components that enter with their sign."""
 PENALTY = 10.0
-"""Of the ridge regression, in spots; traits have mean square 1."""
+"""Of the ridge regression, in spots; features have mean square 1."""
 
 _SMALL = 1e-6
 
 
-def difficulty_traits(
+def nonconformity_features(
     similarity: np.ndarray,
-    spread: np.ndarray,
+    neighbour_std: np.ndarray,
     parts: Mapping[str, np.ndarray],
     scores: np.ndarray,
     power: np.ndarray,
 ) -> np.ndarray:
-    """The traits of each location.
+    """Features of each location.
 
     Parameters
     ----------
     similarity : array, shape (locations,)
         Mean cosine to the neighbours.
-    spread : array, shape (locations, rank)
-        Deviation of the neighbours' scores.
+    neighbour_std : array, shape (locations, rank)
+        Standard deviation of the neighbours' scores.
     parts : mapping of str to array, shape (locations, rank)
-        What each part of the head predicts, on one scale (`Ensemble.scaled`).
+        Prediction of each part of the head, on one scale (`Ensemble.scaled`).
     scores : array, shape (locations, rank)
-        What is predicted in the end.
+        Final prediction.
     power : array, shape (rank,)
         ``p``.
 
     Returns
     -------
-    numpy.ndarray, shape (locations, traits), float64
+    numpy.ndarray, shape (locations, features), float64
     """
+
+    def length(values: np.ndarray) -> np.ndarray:
+        return np.log(np.sqrt((np.asarray(values, np.float64) ** 2 * power).sum(axis=1)) + _SMALL)
+
     each = np.stack([np.asarray(values, np.float64) for values in parts.values()])
-    disagreement = np.sqrt((each.var(axis=0) * power).sum(axis=1))
-    lengths = [_length(spread, power), disagreement, _length(scores, power)]
+    disagreement = np.log(np.sqrt((each.var(axis=0) * power).sum(axis=1)) + _SMALL)
     signed = np.zeros((len(scores), SIGNED))
     signed[:, : scores.shape[1]] = scores[:, :SIGNED]
-    return np.column_stack([similarity, *(np.log(length + _SMALL) for length in lengths), signed])
+    return np.column_stack([similarity, length(neighbour_std), disagreement, length(scores), signed])
 
 
 @dataclass(frozen=True, eq=False)
-class Difficulty:
-    """Weights of the traits.
+class NonconformityScale:
+    """Log-linear model of the residual's size.
 
     Parameters
     ----------
-    middle, deviation : numpy.ndarray, shape (traits,)
-        Of the traits over validation spots.
-    weights : numpy.ndarray, shape (traits,)
+    centre, deviation : numpy.ndarray, shape (features,)
+        Mean and standard deviation of the features over validation spots.
+    weights : numpy.ndarray, shape (features,)
     """
 
-    middle: np.ndarray
+    centre: np.ndarray
     deviation: np.ndarray
     weights: np.ndarray
 
-    def factor(self, traits: np.ndarray) -> np.ndarray:
-        """(locations,) float64, above 0; 1 for the typical validation spot. Traits count up to four deviations."""
-        standard = np.clip((traits - self.middle) / self.deviation, -4, 4)
+    def scale(self, features: np.ndarray) -> np.ndarray:
+        """(locations,) float64, above 0; 1 for the average validation spot. Features are clipped at 4 deviations."""
+        standard = np.clip((features - self.centre) / self.deviation, -4, 4)
         return np.exp(standard @ self.weights)
 
 
-def fit_difficulty(traits: np.ndarray, missed: np.ndarray) -> Difficulty:
-    """Fit the weights.
+def fit_nonconformity_scale(features: np.ndarray, residual: np.ndarray) -> NonconformityScale:
+    """Fit the weights on validation spots.
 
     Parameters
     ----------
-    traits : array, shape (spots, traits)
-    missed : array, shape (spots,)
-        Root mean square residual of each validation spot.
+    features : array, shape (spots, features)
+    residual : array, shape (spots,)
+        Root mean square residual of each spot.
     """
-    middle, deviation = traits.mean(axis=0), traits.std(axis=0)
+    centre, deviation = features.mean(axis=0), features.std(axis=0)
     deviation = np.where(deviation > 1e-9, deviation, 1.0)
-    standard = (traits - middle) / deviation
-    wanted = np.log(np.maximum(missed, _SMALL))
-    gram = standard.T @ standard + PENALTY * np.eye(traits.shape[1])
-    return Difficulty(middle, deviation, np.linalg.solve(gram, standard.T @ (wanted - wanted.mean())))
-
-
-def _length(values: np.ndarray, power: np.ndarray) -> np.ndarray:
-    return np.sqrt((np.asarray(values, np.float64) ** 2 * power).sum(axis=1))
+    standard = (features - centre) / deviation
+    target = np.log(np.maximum(residual, _SMALL))
+    gram = standard.T @ standard + PENALTY * np.eye(features.shape[1])
+    return NonconformityScale(centre, deviation, np.linalg.solve(gram, standard.T @ (target - target.mean())))

@@ -1,43 +1,40 @@
-"""What a patch looks like before any encoder or standardisation: colour, and how much detail there is of each size.
+"""Out-of-distribution detection: does a slide, and each location on it, look like the training sections?
 
-With D the optical density ``-log10((v + 1) / 256)`` of each channel, and the grey density g (mean of the channels)
-halved again and again by 2 x 2 means (the Haar pyramid, Mallat 1989)::
+**Image statistics** of a patch, before any encoder or standardisation. With D the optical density
+``-log10((v + 1) / 256)`` of each channel, and the grey density (mean of the channels) halved again and again by 2 x 2
+means (the Haar pyramid, Mallat 1989)::
 
     strength   = log mean (D_red + D_green + D_blue)
     red, blue  = mean D_red, D_blue over the mean of all three, as shares
     contrast   = log deviation of D_red - D_blue
-    detail_j   = log mean square of what the j-th halving takes away        from 1 to 16 um
+    detail_j   = log mean square of the detail removed by the j-th halving      from 1 to 16 um
 
-The default config standardises features within a slide, so that stain and scanner fall away; these numbers keep them.
+The default config standardises features within a slide, which removes stain and scanner; these statistics keep them.
 
-Shifts that are planted on sound sections, to learn where each one moves the look of a patch.
+**Perturbations** (wrong scale, blur, exchanged channels) are applied to sound sections. Their effect on a section's
+median statistics hardly depends on the section, so a new slide can be tested: is it near the training sections once
+the effect is subtracted?
 
-A wrong scale is planted by reading patches that show half or twice as much; blur and exchanged channels on the
-patches themselves. What a shift does to a section's median traits is much the same on every section, so that a new
-slide can be asked: would it look like the bank's if this shift were taken away?
+**Detection.** With m the median statistics of a slide, and over the training sections their centre c, their covariance
+B around it (shrunk, below) and the covariance W of spots within a section::
 
-Is this slide, and is each location on it, like what the model has learnt from? And if not, which shift is it like?
-
-With m the median traits (`appearance`) of a slide, and over the training sections their centre c, their covariance B
-around it (shrunk, below) and the covariance W of spots within a section::
-
-    distance of a slide   D(m) = (m - c)^T (B (1 + 1 / n))^-1 (m - c)             Mahalanobis, with Hotelling's 1 + 1/n
-    distance of a location   (x - c)^T (B (1 + 1 / n) + W)^-1 (x - c)
-    gain of a shift       D(m) - D(m - d)         d: what the shift does to sound sections (`shifts`)
+    distance of a slide       D(m) = (m - c)^T (B (1 + 1 / n))^-1 (m - c)         Mahalanobis, with Hotelling's 1 + 1/n
+    distance of a location    (x - c)^T (B (1 + 1 / n) + W)^-1 (x - c)
+    gain of a perturbation    D(m) - D(m - d)         d: effect of the perturbation on sound sections
     B = (sum_s (m_s - c)(m_s - c)^T + p A) / (n - 1 + p)
     A = W / 4 + 0.36 u u^T + 0.0004 on the colours' shares
 
-A is what sections may differ by before any is seen: a half of the spread within a section, and the strength of the
-stain, u, along which log density goes by 1, log deviation by 1 and log detail by 2. A slide alarms when a shift gains
-more, or its distance is larger, than validation sections ever showed (a section judged by those of other units, where
-these are more than half); never below the floors, which sound sections of two public cohorts stayed under. Where fewer
-than three sections could be held in, the floor is twice as high, and holds for gains too. A shift is named when,
-without it, the slide would be near the bank's.
+A is the prior of the differences between sections: half of the deviation within a section, and the strength of the
+stain, u, along which log density changes by 1, log deviation by 1 and log detail by 2. A slide is flagged when the gain
+of a perturbation or its distance exceeds every validation section's (a section judged by those of other groups, where
+these are more than half), but never below floors that sound sections of two public cohorts stayed under. With fewer
+than three validation sections the floor is doubled, and applies to gains as well. The perturbation is named when the
+slide is near the training sections without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,18 +43,42 @@ import numpy as np
 from cmrcnet.slides.patches import crop_patches
 from cmrcnet.slides.slide import PatchScale, Slide
 
-LOOK = PatchScale(size_px=128, mpp=1.0)
+STATISTICS_SCALE = PatchScale(size_px=128, mpp=1.0)
 """One um a pixel: fine enough for nuclei, and cheap to read."""
 DETAIL_UM = (1, 2, 4, 8, 16)
 """Size of a pixel before each halving."""
-TRAITS = ("strength", "red", "blue", "contrast", *(f"detail_{size}_um" for size in DETAIL_UM))
-"""Names of the numbers of a patch, in their order."""
+STATISTIC_NAMES = ("strength", "red", "blue", "contrast", *(f"detail_{size}_um" for size in DETAIL_UM))
+"""Names of a patch's statistics, in their order."""
+
+PERTURBED_LOCATIONS = 64
+"""Locations of a section, at most, to which perturbations are applied."""
+PRIOR_SECTIONS = 2.0
+"""``p``: weight of the prior, in sections."""
+SLIDE_FLOOR = 45.0
+"""Distance below which no slide is flagged; sound sections (14 of two cohorts, each by the others) reach 41."""
+LOCATION_FLOOR = 40.0
+"""Distance below which no location is flagged."""
+NEAR = 2.0
+"""Times the slide limit: largest distance without the perturbation at which it is named."""
+FEWEST_VALIDATION = 3
+"""Validation sections from which limits are learnt."""
+UNTRIED = 2.0
+"""Times the floor, with fewer validation sections."""
+MARGIN = 1.1
+"""Times the largest validation distance."""
+VALIDATION_INSIDE = 0.98
+"""Share of validation locations within the location limit."""
 
 _FAINT = 1e-6
+_STAIN = np.array([1.0, 0.0, 0.0, 1.0, *([2.0] * (len(STATISTIC_NAMES) - 4))])
+_SHARES = np.diag([0.0, 1.0, 1.0, *([0.0] * (len(STATISTIC_NAMES) - 3))])
+_SPOKEN = {"strength": "how strongly it is stained", "red": "its colour", "blue": "its colour"}
+_ARRAYS = ("centre", "between", "within", "effects")
+_VALUES = ("slide_limit", "location_limit", "gain_limit", "facts")
 
 
-def appearance(slide: Slide, centre_px: np.ndarray) -> np.ndarray:
-    """The traits of the patch around each centre.
+def image_statistics(slide: Slide, centre_px: np.ndarray) -> np.ndarray:
+    """Read a small patch around each location and compute its statistics.
 
     Parameters
     ----------
@@ -67,23 +88,18 @@ def appearance(slide: Slide, centre_px: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    numpy.ndarray, shape (locations, traits), float32
+    numpy.ndarray, shape (locations, statistics), float32
 
     Raises
     ------
-    ScaleError
+    UnknownScale
     """
-    found = [traits_of(patches) for patches in looks(slide, centre_px)]
-    return np.concatenate(found) if found else np.empty((0, len(TRAITS)), np.float32)
+    found = [patch_statistics(patches) for patches in crop_patches(slide, centre_px, STATISTICS_SCALE)]
+    return np.concatenate(found) if found else np.empty((0, len(STATISTIC_NAMES)), np.float32)
 
 
-def looks(slide: Slide, centre_px: np.ndarray, scale: PatchScale = LOOK) -> Iterator[np.ndarray]:
-    """Patches (patches, 128, 128, 3) uint8, some at a time."""
-    return crop_patches(slide, centre_px, scale)
-
-
-def traits_of(patches: np.ndarray) -> np.ndarray:
-    """The traits of patches.
+def patch_statistics(patches: np.ndarray) -> np.ndarray:
+    """Compute the statistics of patches.
 
     Parameters
     ----------
@@ -92,36 +108,26 @@ def traits_of(patches: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    numpy.ndarray, shape (patches, traits), float32
+    numpy.ndarray, shape (patches, statistics), float32
     """
     density = -np.log10((patches.astype(np.float32) + 1) / 256)
     mean = density.mean(axis=(1, 2))
     total = mean.sum(axis=1)
     share = mean / np.maximum(total, _FAINT)[:, None]
     contrast = (density[..., 0] - density[..., 2]).std(axis=(1, 2))
-    colour = [np.log(total + 1e-3), share[:, 0], share[:, 2], np.log(contrast + 1e-3)]
-    return np.column_stack([*colour, *_details(density.mean(axis=3))]).astype(np.float32)
-
-
-def _details(grey: np.ndarray) -> list[np.ndarray]:
-    """Log mean square of what each halving takes away, one array (patches,) a size."""
-    found = []
+    columns = [np.log(total + 1e-3), share[:, 0], share[:, 2], np.log(contrast + 1e-3)]
+    grey = density.mean(axis=3)
     for _ in DETAIL_UM:
-        patches, height, width = grey.shape
-        blocks = grey.reshape(patches, height // 2, 2, width // 2, 2)
-        half = blocks.mean(axis=(2, 4))
-        found.append(np.log(((blocks - half[:, :, None, :, None]) ** 2).mean(axis=(1, 2, 3, 4)) + _FAINT))
-        grey = half
-    return found
-
-
-MOST_LOCATIONS = 64
-"""Locations of a section on which shifts are planted."""
+        number, height, width = grey.shape
+        blocks = grey.reshape(number, height // 2, 2, width // 2, 2)
+        grey = blocks.mean(axis=(2, 4))
+        columns.append(np.log(((blocks - grey[:, :, None, :, None]) ** 2).mean(axis=(1, 2, 3, 4)) + _FAINT))
+    return np.column_stack(columns).astype(np.float32)
 
 
 @dataclass(frozen=True)
-class Shift:
-    """One kind of shift.
+class Perturbation:
+    """One kind of perturbation.
 
     Parameters
     ----------
@@ -130,14 +136,14 @@ class Shift:
     looks_like : str
         The end of the sentence "It looks as if ...".
     scale : PatchScale
-        What is read in place of `LOOK`.
+        Read instead of `STATISTICS_SCALE`.
     change : callable
         Patches (patches, side, side, 3) uint8 in and out.
     """
 
     name: str
     looks_like: str
-    scale: PatchScale = LOOK
+    scale: PatchScale = STATISTICS_SCALE
     change: Callable[[np.ndarray], np.ndarray] = lambda patches: patches
 
 
@@ -145,7 +151,7 @@ def _blurred(sigma_um: float) -> Callable[[np.ndarray], np.ndarray]:
     def blur(patches: np.ndarray) -> np.ndarray:
         from scipy.ndimage import gaussian_filter
 
-        return gaussian_filter(patches, (0, sigma_um / LOOK.mpp, sigma_um / LOOK.mpp, 0))
+        return gaussian_filter(patches, (0, sigma_um / STATISTICS_SCALE.mpp, sigma_um / STATISTICS_SCALE.mpp, 0))
 
     return blur
 
@@ -154,85 +160,67 @@ def _in_order(*channels: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda patches: patches[..., list(channels)]
 
 
-SHIFTS = (
-    Shift(
+PERTURBATIONS = (
+    Perturbation(
         "too large",
         "its mpp were about twice too large: cells show at twice their size; check the scale",
-        LOOK.showing(LOOK.side_um / 2),
+        STATISTICS_SCALE.showing(STATISTICS_SCALE.side_um / 2),
     ),
-    Shift(
+    Perturbation(
         "too small",
         "its mpp were about half of what is true: cells show at half their size; check the scale",
-        LOOK.showing(LOOK.side_um * 2),
+        STATISTICS_SCALE.showing(STATISTICS_SCALE.side_um * 2),
     ),
-    Shift("blur", "it were out of focus or saved at a lower resolution; scan it again", change=_blurred(2.0)),
-    Shift("strong blur", "it were far out of focus or greatly enlarged; scan it again", change=_blurred(4.0)),
-    Shift("red-blue", "its red and blue channels were exchanged (BGR read as RGB)", change=_in_order(2, 1, 0)),
-    Shift("red-green", "its red and green channels were exchanged", change=_in_order(1, 0, 2)),
-    Shift("green-blue", "its green and blue channels were exchanged", change=_in_order(0, 2, 1)),
+    Perturbation("blur", "it were out of focus or saved at a lower resolution; scan it again", change=_blurred(2.0)),
+    Perturbation("strong blur", "it were far out of focus or greatly enlarged; scan it again", change=_blurred(4.0)),
+    Perturbation("red-blue", "its red and blue channels were exchanged (BGR read as RGB)", change=_in_order(2, 1, 0)),
+    Perturbation("red-green", "its red and green channels were exchanged", change=_in_order(1, 0, 2)),
+    Perturbation("green-blue", "its green and blue channels were exchanged", change=_in_order(0, 2, 1)),
 )
-"""The kinds, in the order of `moves_of`."""
+"""The kinds, in the order of `perturbation_effects`."""
 
 
-def moves_of(slide: Slide, centre_px: np.ndarray) -> np.ndarray:
-    """By how much each shift moves the median traits of a section: (shifts, traits) float64.
+def perturbation_effects(slide: Slide, centre_px: np.ndarray) -> np.ndarray:
+    """Change of a section's median statistics under each perturbation: (perturbations, statistics) float64.
 
     Parameters
     ----------
     slide : Slide
+        Sound: in focus, of the right scale and channel order.
     centre_px : array, shape (locations, 2)
-        At most `MOST_LOCATIONS` of them, evenly picked, are looked at.
+        At most `PERTURBED_LOCATIONS` of them are read, evenly picked.
     """
-    picked = evenly(centre_px, MOST_LOCATIONS)
-    plain = np.concatenate(list(looks(slide, picked)))
-    sound = np.median(traits_of(plain), axis=0)
+    picked = evenly(centre_px, PERTURBED_LOCATIONS)
+    plain = np.concatenate(list(crop_patches(slide, picked, STATISTICS_SCALE)))
+    sound = np.median(patch_statistics(plain), axis=0)
     found = []
-    for shift in SHIFTS:
-        patches = plain if shift.scale == LOOK else np.concatenate(list(looks(slide, picked, shift.scale)))
-        found.append(np.median(traits_of(shift.change(patches)), axis=0) - sound)
+    for kind in PERTURBATIONS:
+        same = kind.scale == STATISTICS_SCALE
+        patches = plain if same else np.concatenate(list(crop_patches(slide, picked, kind.scale)))
+        found.append(np.median(patch_statistics(kind.change(patches)), axis=0) - sound)
     return np.array(found, np.float64)
 
 
 def evenly(centre_px: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the locations, evenly picked in their order."""
+    """At most `most` of the locations, evenly picked in their order."""
     rows = np.unique(np.linspace(0, len(centre_px) - 1, min(most, len(centre_px))).astype(np.intp))
     return np.asarray(centre_px, np.float64)[rows]
 
 
-PRIOR_SECTIONS = 2.0
-"""``p``: the allowance counts as so many sections."""
-SLIDE_FLOOR = 45.0
-"""Distance of a slide that never alarms; sound sections reach 41 (14 sections of two cohorts, each by the others)."""
-LOCATION_FLOOR = 40.0
-"""Distance of a location that never counts as outside."""
-NEAR = 2.0
-"""Times the limit: so near must a slide come for a shift to be named."""
-FEWEST_VALIDATION = 3
-"""Validation sections that limits can be set on."""
-UNTRIED = 2.0
-"""Times the floor, where fewer were held in."""
-MARGIN = 1.1
-"""Times the largest validation distance."""
-VALIDATION_INSIDE = 0.98
-"""Share of validation locations that are inside."""
-
-_STAIN = np.array([1.0, 0.0, 0.0, 1.0, *([2.0] * (len(TRAITS) - 4))])
-_SHARES = np.diag([0.0, 1.0, 1.0, *([0.0] * (len(TRAITS) - 3))])
-_WORDS = {"strength": "how strongly it is stained", "red": "its colour", "blue": "its colour"}
-
-
 @dataclass(frozen=True)
-class Alarm:
-    """The judgement of a slide.
+class OODFlag:
+    """Verdict on a slide.
 
     Parameters
     ----------
     raised : bool
+        The slide is out of distribution.
     kind : str
-        "" when it is inside; the name of a shift; or "unlike" for anything else.
+        "" when it is not; the name of a perturbation; or "unlike" for anything else.
     sentence : str
-        For people.
+        The verdict in words.
     distance, limit : float
+        Of the slide, and the largest one that is not flagged.
     """
 
     raised: bool
@@ -243,134 +231,130 @@ class Alarm:
 
 
 @dataclass(frozen=True, eq=False)
-class Domain:
-    """What the sections of training look like.
+class OODDetector:
+    """Distribution of the image statistics of the training sections, and the limits of distances.
 
     Parameters
     ----------
-    centre : numpy.ndarray, shape (traits,)
-    between, within : numpy.ndarray, shape (traits, traits)
+    centre : numpy.ndarray, shape (statistics,)
+    between, within : numpy.ndarray, shape (statistics, statistics)
         Covariance of a new section's median around the centre, and of locations around their section's median.
-    moves : numpy.ndarray, shape (shifts, traits)
-        What each of `SHIFTS` does to a section's median.
+    effects : numpy.ndarray, shape (perturbations, statistics)
+        Mean change of a section's median under each of `PERTURBATIONS`.
     slide_limit, location_limit, gain_limit : float
+        Largest distance of a slide and of a location, and largest gain, that are not flagged.
     facts : dict
-        sections, units and what a unit is; how many validation sections alarmed.
+        sections, groups, group_by, validation_sections.
     """
 
     centre: np.ndarray
     between: np.ndarray
     within: np.ndarray
-    moves: np.ndarray
+    effects: np.ndarray
     slide_limit: float
     location_limit: float
     gain_limit: float
     facts: dict[str, Any]
 
-    def location_distance(self, traits: np.ndarray) -> np.ndarray:
-        """(locations,) float64 of traits (locations, traits)."""
-        return _distance(np.asarray(traits, np.float64) - self.centre, self.between + self.within)
+    def location_distance(self, statistics: np.ndarray) -> np.ndarray:
+        """(locations,) float64 of statistics (locations, statistics)."""
+        return _mahalanobis(np.asarray(statistics, np.float64) - self.centre, self.between + self.within)
 
     def slide_distance(self, median: np.ndarray) -> float:
-        """Of a slide's median traits (traits,)."""
-        return float(_distance((median - self.centre)[None], self.between)[0])
+        """Distance of a slide's median statistics (statistics,)."""
+        return float(_mahalanobis((median - self.centre)[None], self.between)[0])
 
     def gains(self, median: np.ndarray) -> np.ndarray:
-        """(shifts,) float64: by how much the slide comes nearer when each shift is taken away."""
-        back = np.asarray(median, np.float64) - self.centre - self.moves
-        return self.slide_distance(median) - _distance(back, self.between)
+        """(perturbations,) float64: decrease of the slide's distance when each effect is subtracted."""
+        back = np.asarray(median, np.float64) - self.centre - self.effects
+        return self.slide_distance(median) - _mahalanobis(back, self.between)
 
-    def judge(self, traits: np.ndarray, name: str = "This slide") -> tuple[np.ndarray, Alarm]:
+    def flag(self, statistics: np.ndarray, name: str = "This slide") -> tuple[np.ndarray, OODFlag]:
         """Judge a slide by all of its locations.
 
         Parameters
         ----------
-        traits : array, shape (locations, traits)
-            From `appearance`.
+        statistics : array, shape (locations, statistics)
+            From `image_statistics`.
         name : str
             Of the slide, for the sentence.
 
         Returns
         -------
         inside : numpy.ndarray, shape (locations,), bool
-            Locations like those of training; none where the slide as a whole alarms.
-        Alarm
+            In-distribution locations; all False on a flagged slide.
+        OODFlag
         """
-        median = np.median(np.asarray(traits, np.float64), axis=0)
-        alarm = self._alarm(median, name)
-        if alarm.raised:
-            return np.zeros(len(traits), bool), alarm
-        return self.location_distance(traits) <= self.location_limit, alarm
-
-    def _alarm(self, median: np.ndarray, name: str) -> Alarm:
-        distance, gains = self.slide_distance(median), self.gains(median)
+        median = np.median(np.asarray(statistics, np.float64), axis=0)
+        distance, gains, sections = self.slide_distance(median), self.gains(median), self.facts["sections"]
         best = int(gains.argmax())
-        sections = self.facts["sections"]
+        kind, why = "", f"{name} looks like the {sections} training sections."
         if gains[best] > self.gain_limit and distance - gains[best] <= NEAR * self.slide_limit:
-            shift = SHIFTS[best]
-            why = f"{name} looks as if {shift.looks_like}. Its predictions are not to be trusted as they are."
-            return Alarm(True, shift.name, why, distance, self.slide_limit)
-        if distance > self.slide_limit or gains[best] > self.gain_limit:
+            kind = PERTURBATIONS[best].name
             why = (
-                f"{name} does not look like the {sections} sections that the model has learnt from (distance "
-                f"{distance:.0f}, {self.slide_limit:.0f} allowed), most in {self._most(median)}: another tissue, stain "
-                "or scanner. Its predictions are not to be trusted."
+                f"{name} looks as if {PERTURBATIONS[best].looks_like}. Do not rely on its predictions before that is "
+                "corrected."
             )
-            return Alarm(True, "unlike", why, distance, self.slide_limit)
-        why = f"{name} looks like the {sections} sections that the model has learnt from."
-        return Alarm(False, "", why, distance, self.slide_limit)
-
-    def _most(self, median: np.ndarray) -> str:
-        """The trait that is furthest from the centre, by its own spread between sections, in words."""
-        trait = TRAITS[int((np.abs(median - self.centre) / np.sqrt(np.diag(self.between))).argmax())]
-        return _WORDS.get(trait, "how coarse or fine its texture is")
+        elif distance > self.slide_limit or gains[best] > self.gain_limit:
+            kind = "unlike"
+            furthest = int((np.abs(median - self.centre) / np.sqrt(np.diag(self.between))).argmax())
+            most = _SPOKEN.get(STATISTIC_NAMES[furthest], "how coarse or fine its texture is")
+            why = (
+                f"{name} does not look like the {sections} training sections (distance {distance:.0f}, "
+                f"{self.slide_limit:.0f} allowed), most in {most}: another tissue, stain or scanner. Do not rely on "
+                "its predictions."
+            )
+        if kind:
+            inside = np.zeros(len(statistics), bool)
+        else:
+            inside = self.location_distance(statistics) <= self.location_limit
+        return inside, OODFlag(bool(kind), kind, why, distance, self.slide_limit)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What is stored."""
-        return {name: getattr(self, name) for name in ("centre", "between", "within", "moves")}
+        """Arrays to store."""
+        return {name: getattr(self, name) for name in _ARRAYS}
 
     def to_dict(self) -> dict[str, Any]:
-        """What is stored as plain values."""
-        names = ("slide_limit", "location_limit", "gain_limit", "facts")
-        return {name: getattr(self, name) for name in names} | {"traits": list(TRAITS), "shifts": len(SHIFTS)}
+        """Plain values to store."""
+        values = {name: getattr(self, name) for name in _VALUES}
+        return values | {"statistics": list(STATISTIC_NAMES), "perturbations": len(PERTURBATIONS)}
 
     @classmethod
-    def restore(cls, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Domain | None:
-        """The opposite of `arrays` and `to_dict`; None where this version looks at other traits or shifts."""
-        if facts["traits"] != list(TRAITS) or facts["shifts"] != len(SHIFTS):
+    def restore(cls, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> OODDetector | None:
+        """Inverse of `arrays` and `to_dict`; None when this version has other statistics or perturbations."""
+        if facts["statistics"] != list(STATISTIC_NAMES) or facts["perturbations"] != len(PERTURBATIONS):
             return None
-        limits = {name: facts[name] for name in ("slide_limit", "location_limit", "gain_limit", "facts")}
-        return cls(**{name: arrays[name] for name in ("centre", "between", "within", "moves")}, **limits)
+        return cls(**{name: arrays[name] for name in _ARRAYS}, **{name: facts[name] for name in _VALUES})
 
 
-def fit_domain(
-    traits: Sequence[np.ndarray], moves: Sequence[np.ndarray], unit_of: Sequence[str], unit: str = "patient"
-) -> Domain:
-    """Learn what training sections look like, and set the limits on validation ones.
+def fit_ood_detector(
+    statistics: Sequence[np.ndarray], effects: Sequence[np.ndarray], group_of: Sequence[str], group_by: str = "patient"
+) -> OODDetector:
+    """Fit a detector to training sections, with limits from leaving out each group in turn.
 
     Parameters
     ----------
-    traits : sequence of array, shape (locations, traits)
+    statistics : sequence of array, shape (locations, statistics)
         One a section.
-    moves : sequence of array, shape (shifts, traits)
-        One a section, from `shifts.moves_of`.
-    unit_of : sequence of str
-        Patient (or section) of each; a section is held against those of other units only.
-    unit : str
-        What the units are, for the record.
+    effects : sequence of array, shape (perturbations, statistics)
+        One a section, from `perturbation_effects`.
+    group_of : sequence of str
+        Patient (or section) of each section; a section is compared with those of other groups only.
+    group_by : str
+        What the groups are, for the record.
 
     Returns
     -------
-    Domain
+    OODDetector
     """
-    move = np.mean(moves, axis=0)
+    effect = np.mean(effects, axis=0)
     slides, locations, gains, weights = [], [], [], []
-    for held in dict.fromkeys(unit_of):
-        rest = [values for values, its in zip(traits, unit_of, strict=True) if its != held]
-        if len(rest) < 2 or 2 * len(rest) <= len(traits):
-            continue  # so few know much less than all will
-        judge = Domain(*_moments(rest), move, np.inf, np.inf, np.inf, {})
-        for values, its in zip(traits, unit_of, strict=True):
+    for held in dict.fromkeys(group_of):
+        rest = [values for values, its in zip(statistics, group_of, strict=True) if its != held]
+        if len(rest) < 2 or 2 * len(rest) <= len(statistics):
+            continue  # too few sections to stand for all of them
+        judge = OODDetector(*_distribution(rest), effect, np.inf, np.inf, np.inf, {})
+        for values, its in zip(statistics, group_of, strict=True):
             if its == held:
                 median = np.median(values, axis=0)
                 slides.append(judge.slide_distance(median))
@@ -378,20 +362,31 @@ def fit_domain(
                 locations.append(judge.location_distance(values))
                 weights.append(np.full(len(values), 1 / len(values)))
     untried = len(slides) < FEWEST_VALIDATION
-    slide = max([SLIDE_FLOOR * (UNTRIED if untried else 1.0), *(MARGIN * distance for distance in slides)])
-    gain = max([SLIDE_FLOOR * UNTRIED if untried else 0.0, *gains])
-    place = LOCATION_FLOOR
+    slide_limit = max([SLIDE_FLOOR * (UNTRIED if untried else 1.0), *(MARGIN * distance for distance in slides)])
+    gain_limit = max([SLIDE_FLOOR * UNTRIED if untried else 0.0, *gains])
+    location_limit = LOCATION_FLOOR
     if locations:
-        place = max(place, _quantile(np.concatenate(locations), np.concatenate(weights), VALIDATION_INSIDE))
-    facts = {"sections": len(traits), "units": len(set(unit_of)), "unit": unit, "validation_sections": len(slides)}
-    return Domain(*_moments(traits), move, slide, place, gain, facts)
+        values, weight = np.concatenate(locations), np.concatenate(weights)
+        order = np.argsort(values, kind="stable")
+        reached = np.cumsum(weight[order]) / weight.sum()
+        quantile = values[order][min(np.searchsorted(reached, VALIDATION_INSIDE), len(values) - 1)]
+        location_limit = max(location_limit, float(quantile))
+    facts = {
+        "sections": len(statistics),
+        "groups": len(set(group_of)),
+        "group_by": group_by,
+        "validation_sections": len(slides),
+    }
+    return OODDetector(*_distribution(statistics), effect, slide_limit, location_limit, gain_limit, facts)
 
 
-def _moments(traits: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _distribution(statistics: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centre, covariance of a new section's median around it, covariance within sections."""
-    medians = np.array([np.median(values, axis=0) for values in traits], np.float64)
-    around = [np.asarray(values, np.float64) - middle for values, middle in zip(traits, medians, strict=True)]
-    within = np.mean([values.T @ values / len(values) for values in around], axis=0) + 1e-6 * np.eye(len(TRAITS))
+    medians = np.array([np.median(values, axis=0) for values in statistics], np.float64)
+    around = [np.asarray(values, np.float64) - median for values, median in zip(statistics, medians, strict=True)]
+    within = np.mean([values.T @ values / len(values) for values in around], axis=0) + 1e-6 * np.eye(
+        len(STATISTIC_NAMES)
+    )
     centre = medians.mean(axis=0)
     allowed = within / 4 + 0.36 * np.outer(_STAIN, _STAIN) + 0.0004 * _SHARES
     scatter = (medians - centre).T @ (medians - centre) + PRIOR_SECTIONS * allowed
@@ -399,11 +394,6 @@ def _moments(traits: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.n
     return centre, between, within
 
 
-def _distance(differences: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+def _mahalanobis(differences: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Squared Mahalanobis length of each row."""
     return np.einsum("nt,nt->n", differences, np.linalg.solve(covariance, differences.T).T)
-
-
-def _quantile(values: np.ndarray, weights: np.ndarray, level: float) -> float:
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weights[order]) / weights.sum()
-    return float(values[order][min(np.searchsorted(reached, level), len(values) - 1)])

@@ -169,7 +169,7 @@ def _fit(training: TrainingData, cohort: Cohort) -> Retrieval:
             cache=training.cache,
             checkpoints=training.checkpoints,
             resume=training.checkpoints is not None,
-            trust=cohort is training.cohort,  # a null needs no account of its limits
+            calibrate=cohort is training.cohort,  # a null needs no account of its limits
         ),
     )
     bank = build_bank(model, cohort, cache=training.cache)
