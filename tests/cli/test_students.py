@@ -124,7 +124,7 @@ def test_what_cannot_be_distilled_is_refused_and_leaves_nothing(place, tmp_path,
     assert "exists already" in refused(capsys, *taught(place), "--out", place / "student")
     assert "has no section" in refused(capsys, *taught(place)[:3], "--cohort", place / "cohort" / "unseen.csv", *to)
     assert "no encoder 'nobody'" in refused(capsys, *taught(place), "--encoder", "nobody", *to)
-    assert "augmentations" in refused(capsys, *taught(place), "--orientations", 2, *to)
+    assert "augmentations" in refused(capsys, *taught(place), "--augmentations", 2, *to)
     assert "The slide" in refused(capsys, *taught(place), "--slides", tmp_path / "none.svs", *to)
     assert refused(capsys, "distil", tmp_path / "none", place / "bank", "--cohort", csv, *to)
     shutil.copytree(place / "cohort", tmp_path / "cohort")
@@ -144,7 +144,7 @@ def test_an_interrupted_distillation_leaves_nothing(place, tmp_path, monkeypatch
     def interrupted(*given, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cmrcnet.distill.distil.measure_speed", interrupted)
+    monkeypatch.setattr("cmrcnet.distill.student_report.measure_speed", interrupted)
     assert run(*taught(place), "--grid-um", 0, "--out", tmp_path / "student") == app.INTERRUPTED
     assert list(tmp_path.iterdir()) == []
 

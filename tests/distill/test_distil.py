@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort
-from cmrcnet.distill import distil as distil_module
-from cmrcnet.distill import teacher as teacher_module
-from cmrcnet.distill.distil import distil
-from cmrcnet.distill.student_config import StudentLook
+from cmrcnet.distill import distillation_set, fit_student, student_report
+from cmrcnet.distill.distil import StudentConfig, distil
 from cmrcnet.distill.student_report import sections_to_leave_out
 from cmrcnet.errors import BadOption, Incompatible, Leakage, UnknownName
 from cmrcnet.inference.predict import predict
@@ -24,9 +22,9 @@ GRID_UM = 200.0
 
 @pytest.fixture(autouse=True)
 def _one_section_in_the_card(monkeypatch):
-    monkeypatch.setattr(distil_module, "LEFT_OUT", 1)
-    monkeypatch.setattr("cmrcnet.distill.speed.LOCATIONS", 8)
-    monkeypatch.setattr("cmrcnet.distill.speed.ENCODED", 4)
+    monkeypatch.setattr(student_report, "LEFT_OUT", 1)
+    monkeypatch.setattr(student_report, "TIMED", 8)
+    monkeypatch.setattr(student_report, "TIMED_ENCODED", 4)
 
 
 def student_of(taught, **options):
@@ -37,9 +35,9 @@ def student_of(taught, **options):
 @pytest.fixture(scope="module")
 def student():
     patch = pytest.MonkeyPatch()
-    patch.setattr(distil_module, "LEFT_OUT", 2)
-    patch.setattr("cmrcnet.distill.speed.LOCATIONS", 8)
-    patch.setattr("cmrcnet.distill.speed.ENCODED", 4)
+    patch.setattr(student_report, "LEFT_OUT", 2)
+    patch.setattr(student_report, "TIMED", 8)
+    patch.setattr(student_report, "TIMED_ENCODED", 4)
     found = student_of(on_components())
     patch.undo()
     return found
@@ -62,7 +60,7 @@ def test_a_student_of_a_linear_teacher_says_what_its_teacher_says():
 
 
 def test_a_student_of_an_averaging_teacher_knows_all_its_genes():
-    """How close it comes is asked of a trained teacher, in `tests/test_students.py`."""
+    """How close it comes is asked of a trained teacher, in `tests/cli/test_students.py`."""
     taught = averaging()
     student = student_of(taught)
     assert student.genes == taught[1].genes and student.basis.directions.shape == (student.card["head"]["rank"], 80)
@@ -76,13 +74,13 @@ def test_the_same_seed_gives_the_same_student_whatever_the_order_of_the_cohort(s
 
 def test_no_section_answers_for_itself(monkeypatch):
     """Every search that teaches, or judges, is made in a bank without the section that is asked about."""
-    asked, found = [], teacher_module._Answers.__init__
+    asked, found = [], distillation_set._Teacher.__init__
 
-    def noting(self, model, bank, lesson, genes):
-        asked.append((lesson.sections, bank.sections))
-        found(self, model, bank, lesson, genes)
+    def noting(self, model, bank, given, genes):
+        asked.append((given.sections, bank.sections))
+        found(self, model, bank, given, genes)
 
-    monkeypatch.setattr(teacher_module._Answers, "__init__", noting)
+    monkeypatch.setattr(distillation_set._Teacher, "__init__", noting)
     student_of(averaging(), grid_um=GRID_UM)
     assert len(asked) >= 2 * len(cohort())
     assert all(not set(mine) & set(answering) for mine, answering in asked)
@@ -99,36 +97,36 @@ def test_what_a_section_measured_does_not_reach_its_own_lesson():
         first.section, first.patient, first.spots, first.vectors[::-1].copy(), noise, first.genes, first.measures_all
     )
     changed = ReferenceBank((other, *bank.entries[1:]), bank.model_fingerprint, bank.target_sum)
-    lesson = _lesson_of(first.section)
-    answers = [teacher_module._Answers(model, teacher_module.without(b, lesson.sections), lesson, bank.genes)
+    own = _set_of(first.section)
+    answers = [distillation_set._Teacher(model, distillation_set.bank_without(b, own.sections), own, bank.genes)
                for b in (bank, changed)]  # fmt: skip
     np.testing.assert_array_equal(*(each.expression(slice(0, 80)) for each in answers))
-    tempted = teacher_module._Answers(model, changed, lesson, bank.genes).expression(slice(0, 80))
+    tempted = distillation_set._Teacher(model, changed, own, bank.genes).expression(slice(0, 80))
     assert not np.array_equal(tempted, answers[0].expression(slice(0, 80)))
 
 
-def _lesson_of(name: str):
-    from cmrcnet.distill.distillation_set import gather_lessons
+def _set_of(name: str):
+    from cmrcnet.distill.distillation_set import make_distillation_sets
     from cmrcnet.inference.location_features import LocationEncoder
 
     model, bank = averaging()
     encoder = LocationEncoder.of_student(model.encoder, model.config)
-    lessons, _ = gather_lessons(model, bank, cohort(), (), encoder, grid_um=0, seed=0, cache=None)
-    return next(lesson for lesson in lessons if lesson.sections == (name,))
+    sets, _ = make_distillation_sets(model, bank, cohort(), (), encoder, grid_um=0, seed=0, cache=None)
+    return next(each for each in sets if each.sections == (name,))
 
 
 def test_a_head_that_is_judged_on_a_section_has_learnt_nothing_of_it(monkeypatch):
     model, bank = averaging()
-    units, fit = [], distil_module.fit_head
+    groups, fit = [], fit_student.fit_student_head
 
-    def noting(exercises, seed):
-        units.append({each.unit for each in exercises})
-        return fit(exercises, seed)
+    def noting(data, seed):
+        groups.append({each.group for each in data})
+        return fit(data, seed)
 
-    monkeypatch.setattr(distil_module, "fit_head", noting)
+    monkeypatch.setattr(fit_student, "fit_student_head", noting)
     student = student_of((model, bank))
     (row,) = student.card["left_out"]["sections"]
-    assert units[0] == set(cohort().sections) and units[1] == set(cohort().sections) - {row["section"]}
+    assert groups[0] == set(cohort().sections) and groups[1] == set(cohort().sections) - {row["section"]}
 
 
 def test_the_card_holds_what_was_measured(student):
@@ -152,8 +150,8 @@ def test_the_numbers_of_the_card_are_those_of_the_obvious_path():
     model, bank = taught
     (row,) = student_of(taught).card["left_out"]["sections"]
     section = cohort().read(row["section"])
-    without = teacher_module.without(bank, (section.name,))
-    genes = distil_module.scored_genes(model, without, cohort())
+    without = distillation_set.bank_without(bank, (section.name,))
+    genes = student_report.scored_genes(model, without, cohort())
     said = predict(model, section.slide, bank=without, spots=section.spots, genes=genes).X
     counts = np.asarray(section.counts.todense(), float)
     truth = np.log1p(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * 10_000)
@@ -186,18 +184,18 @@ def _renamed(section, name, patient):
 
 def test_a_student_may_look_with_less_and_learn_on_further_slides():
     model, bank = on_components()
-    look = StudentLook(orientations=1, views_um=[80.0])
+    config = StudentConfig(augmentations=1, scales_um=[80.0])
     tissue = noise_slide(9, side=500, name="further")
-    student = distil(model, bank, cohort(), slides=[tissue], look=look, grid_um=80)
+    student = distil(model, bank, cohort(), slides=[tissue], config=config, grid_um=80)
     assert student.card["speed"]["student_passes"] == 1 and student.card["speed"]["teacher_passes"] == 4
     assert tissue.fingerprint() in student.lineage.slides and len(student.lineage.slides) == 5
     assert student.config.features.scales_um == (80.0,)
-    own = distil(model, bank, cohort(), look=StudentLook(encoder="timm:test_vit2", weights="random"), grid_um=0)
+    own = distil(model, bank, cohort(), config=StudentConfig(encoder="timm:test_vit2", weights="random"), grid_um=0)
     assert own.encoder.origin.name == "timm:test_vit2" and own.fingerprint != student.fingerprint
 
 
 def test_two_sections_on_one_slide_get_one_grid_that_neither_answers():
-    from cmrcnet.distill.distillation_set import gather_lessons
+    from cmrcnet.distill.distillation_set import make_distillation_sets
     from cmrcnet.inference.location_features import LocationEncoder
 
     model, _ = averaging()
@@ -210,11 +208,11 @@ def test_two_sections_on_one_slide_get_one_grid_that_neither_answers():
     both = Cohort.of(halves)
     bank = build_bank(model, both)
     encoder = LocationEncoder.of_student(model.encoder, model.config)
-    lessons, _ = gather_lessons(model, bank, both, (), encoder, grid_um=GRID_UM, seed=0, cache=None)
-    grids = [lesson.sections for lesson in lessons if lesson.spots is None]
+    sets, _ = make_distillation_sets(model, bank, both, (), encoder, grid_um=GRID_UM, seed=0, cache=None)
+    grids = [each.sections for each in sets if each.spots is None]
     assert sorted(grids, key=len) == [(halves[2].name,), ("left", "right")]
-    assert [lesson.sections for lesson in lessons if lesson.spots is not None].count(("left",)) == 1
-    assert len({lesson.unit for lesson in lessons}) == 2
+    assert [each.sections for each in sets if each.spots is not None].count(("left",)) == 1
+    assert len({each.group for each in sets}) == 2
 
 
 def test_a_bank_of_one_section_is_used_whole_and_says_so():
@@ -222,7 +220,7 @@ def test_a_bank_of_one_section_is_used_whole_and_says_so():
     only = cohort().only(cohort().sections[:1])
     student = distil(model, build_bank(model, only), only, grid_um=0)
     assert student.card["left_out"] is None
-    assert "one section only" in student.card["notes"][0] and student.card["head"]["validation_groups"] == 0
+    assert "one section only" in student.card["notes"][0] and student.card["head"]["validation_folds"] == 0
 
 
 def test_genes_that_some_sections_measured_are_predicted_everywhere():
@@ -245,7 +243,7 @@ def test_the_card_is_measured_on_a_section_of_each_patient_first():
 def test_patients_that_were_dropped_from_the_bank_are_remembered():
     model, bank = averaging()
     gone = cohort().patients[0]
-    smaller = teacher_module.without(bank, [p.section for p in bank.entries if p.patient == gone])
+    smaller = distillation_set.bank_without(bank, [p.section for p in bank.entries if p.patient == gone])
     student = distil(model, smaller, cohort(), grid_um=0)
     assert gone in student.lineage.patients and gone not in student.lineage.bank_patients
 
@@ -264,9 +262,9 @@ def test_what_cannot_be_distilled_is_refused():
     with pytest.raises(BadOption, match="grid_um"):
         distil(model, bank, cohort(), grid_um=0, slides=[noise_slide(9, side=500)])
     with pytest.raises(BadOption, match="augmentations"):
-        distil(model, bank, cohort(), look=StudentLook(orientations=4))  # a plain patch is not turned
+        distil(model, bank, cohort(), config=StudentConfig(augmentations=4))  # a plain patch is not turned
     with pytest.raises(UnknownName):
-        distil(model, bank, cohort(), look=StudentLook(encoder="nobody"))
+        distil(model, bank, cohort(), config=StudentConfig(encoder="nobody"))
 
 
 def _moved(section):

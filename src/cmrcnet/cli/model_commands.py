@@ -63,8 +63,8 @@ def distil_command(
     slides: list[Path] | None = None,
     encoder: str | None = None,
     weights: str = "pretrained",
-    orientations: int | None = None,
-    views: list[float] | None = None,
+    augmentations: int | None = None,
+    scales: list[float] | None = None,
     patch_px: int | None = None,
     grid_um: float = 200.0,
     test: Path | None = None,
@@ -77,7 +77,7 @@ def distil_command(
     The student is fitted to the predictions of MODEL and BANK on the slides of the bank; each section is predicted by
     the bank without it. The student report gives the loss of accuracy and the gain of speed, measured on sections
     that are left out and on --test. Encoding takes most of the time, so a student is much faster only when it encodes
-    less: --orientations 1, --views 112, --encoder, --patch-px. A student gives no attributions, no intervals and no
+    less: --augmentations 1, --scales 112, --encoder, --patch-px. A student gives no attributions, no intervals and no
     abstention. It contains what it learnt from the patients of MODEL and BANK: when a patient is dropped from the bank
     later, the student still contains the patient and must be distilled again.
 
@@ -98,10 +98,11 @@ def distil_command(
         Frozen image encoder of the student (`cmrcnet encoders`); that of the teacher when left out.
     weights : str
         Weights of --encoder: pretrained, random, or a local safetensors file.
-    orientations : int, optional
-        Orientations of each patch that are encoded and averaged, 1 to 8; as the teacher when left out.
-    views : list of float, optional
-        Side lengths of the square views around a location, in micrometres; as the teacher when left out.
+    augmentations : int, optional
+        Orientations (flips and turns) of each patch that are encoded and averaged, 1 to 8; as the teacher when left
+        out.
+    scales : list of float, optional
+        Side lengths of the square patches around a location, in micrometres; as the teacher when left out.
     patch_px : int, optional
         Pixels that a patch is resized to; it shows the same tissue. As the teacher when left out.
     grid_um : float
@@ -117,9 +118,8 @@ def distil_command(
     """
     refuse_existing(out, overwrite)
 
-    from cmrcnet.distill.distil import distil
-    from cmrcnet.distill.student_config import StudentLook
-    from cmrcnet.distill.student_report import card_text
+    from cmrcnet.distill.distil import StudentConfig, distil
+    from cmrcnet.distill.student_report import report_text
     from cmrcnet.inference.slide_batch import slides_of
     from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.readers.cohort import read_cohort
@@ -136,8 +136,8 @@ def distil_command(
         measured,
         cohort_of_bank(measured, controls=controls) if cohort is None else read_cohort(cohort, controls=controls),
         slides=[open_slide(path, mpp=mpp) for path in found],
-        look=StudentLook(
-            encoder=encoder, weights=weights, orientations=orientations, views_um=views, patch_px=patch_px
+        config=StudentConfig(
+            encoder=encoder, weights=weights, augmentations=augmentations, scales_um=scales, patch_px=patch_px
         ),
         grid_um=grid_um,
         test=None if test is None else read_cohort(test, controls=controls),
@@ -145,7 +145,7 @@ def distil_command(
         cache=TokenCache.default(),
     )
     student.save_pretrained(out, overwrite=overwrite)
-    print(card_text(student.card))
+    print(report_text(student.card))
     print(f"Student written to {final_path(out)} ({count_text((len(student.genes), 'gene'))}).")
     return out
 

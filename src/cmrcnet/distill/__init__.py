@@ -1,1 +1,1 @@
-"""Distillation: a small student learns to say what a model and its bank say, and is measured against them."""
+"""Distillation: fit a student to the predictions of a model and its bank, and report how close and how fast it is."""

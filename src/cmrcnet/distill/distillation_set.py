@@ -1,83 +1,94 @@
-"""What a student learns on: the locations of each slide, as its teacher sees them and as it sees them itself.
+"""What a student learns from: locations on slides, with teacher features, student features and teacher predictions.
 
-The measured spots of the bank's sections, a grid over the tissue of the same slides, and a grid over further slides,
-which need no counts: an unlabelled place costs its encoding only. Spots and grid of one slide are two lessons, because
-with a neighbourhood or section standardisation a location looks different among other locations, and `predict` meets
-both.
+Locations are the measured spots of the bank's sections, a grid over the tissue of the same slides, and a grid over
+further slides, which need no counts. Spots and grid of one slide are two sets, because neighbourhood features and
+section standardisation depend on the other locations, and `predict` is used on both kinds.
+
+The teacher predicts a set with the bank WITHOUT the sections that were measured there: otherwise each spot would be its
+own nearest neighbour, and the student would learn to reproduce measurements. The network, ridge and kernel of the model
+were fitted on all training spots; the student report says so. The file is one thing: a set and its targets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cmrcnet.errors import BadOption, TooFew
+from cmrcnet.heads.gene_decoder import GeneBasis, basis_of_decoder, basis_of_predictions
 from cmrcnet.heads.pca import FeaturePCA, fit_pca
 from cmrcnet.inference.location_features import LocationEncoder, LocationFeatures
+from cmrcnet.inference.predictor import average_expression, component_scores, split_features
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.readers.hest import PatchSlide
 from cmrcnet.retrieval.bank import ReferenceBank
-from cmrcnet.retrieval.store import BankSection, temporary_store
+from cmrcnet.retrieval.store import temporary_store
+from cmrcnet.search.neighbours import Neighbours
 from cmrcnet.slides.query_grid import patch_grid
-from cmrcnet.slides.section import Cohort, Section, Spots
+from cmrcnet.slides.section import Cohort, Spots
 from cmrcnet.slides.slide import Slide
 from cmrcnet.slides.tissue_mask import find_tissue
 
 if TYPE_CHECKING:
     from cmrcnet.storage.cache import TokenCache
 
-SAMPLE = 4_096
-"""Locations that the principal components of the student's features are found on, at most."""
-_AT_ONCE = 1_024
-"""Locations whose tokens are in memory together."""
+PCA_SAMPLE = 4_096
+"""Locations that the PCA of the student's features is fitted on, at most."""
+BASIS_SAMPLE = 2_048
+"""Locations whose predictions the gene basis of an averaging teacher is fitted on, at most."""
+_LOCATIONS_AT_ONCE = 1_024
+_VALUES_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
-    """Locations of one slide.
+class DistillationSet:
+    """Locations of one slide, with their features.
 
     Parameters
     ----------
-    unit : str
-        Name of the slide's first section, or of the slide; lessons of one unit are held in together.
+    group : str
+        Name of the slide's first section, or of the slide; sets of one group are left out for validation together.
     sections : tuple of str
-        The bank's sections that were measured here: the spots' own one, or all on the slide under a grid. Their
-        measured expression must not answer.
+        Sections of the bank that were measured here: that of the spots, or all on the slide of a grid. The teacher
+        predicts this set without them.
     spots : Spots or None
-        The measured spots, where the locations are those.
+        The measured spots; None for a grid.
     slide : Slide
-    teacher_sees : numpy.ndarray, shape (locations, embedding + components), float32
-    student_sees : numpy.ndarray, shape (locations, components), float32
-        Reduced.
+        The slide that the locations are on.
+    teacher_features : numpy.ndarray, shape (locations, embedding + components), float32
+        Embedding and inputs of the teacher's heads.
+    student_features : numpy.ndarray, shape (locations, components), float32
+        Principal components of the student's features.
     """
 
-    unit: str
+    group: str
     sections: tuple[str, ...]
     spots: Spots | None
     slide: Slide
-    teacher_sees: np.ndarray
-    student_sees: np.ndarray
+    teacher_features: np.ndarray
+    student_features: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.teacher_sees)
+        return len(self.teacher_features)
 
 
 @dataclass(frozen=True, eq=False)
-class _Laid:
-    """Locations before they are looked at."""
+class _Locations:
+    """A set before its features are extracted; fields as in `DistillationSet`."""
 
-    unit: str
+    group: str
     sections: tuple[str, ...]
     slide: Slide
-    locations: Spots
+    spots: Spots
     measured: bool
 
 
-def gather_lessons(
+def make_distillation_sets(
     model: TrainedModel,
     bank: ReferenceBank,
     cohort: Cohort,
@@ -87,15 +98,18 @@ def gather_lessons(
     grid_um: float,
     seed: int,
     cache: TokenCache | None,
-) -> tuple[list[Lesson], FeaturePCA]:
-    """Look at every location through both pairs of eyes.
+) -> tuple[list[DistillationSet], FeaturePCA]:
+    """Extract the features of teacher and student at every location.
 
-    What is encoded lies in a temporary folder meanwhile; what stays in memory is a few hundred numbers a location.
+    Features that are not reduced yet are kept in a temporary folder, so that memory holds a few hundred numbers per
+    location.
 
     Parameters
     ----------
     model : TrainedModel
+        The teacher.
     bank : ReferenceBank
+        Its bank.
     cohort : Cohort
         That the bank was built from.
     slides : sequence of Slide
@@ -103,122 +117,232 @@ def gather_lessons(
     encoder : LocationEncoder
         The student's.
     grid_um : float
-        Distance between the locations of the grids; 0: none on the slides of the bank.
+        Pitch of the grids in micrometres; 0: no grid on the slides of the bank.
     seed : int
+        Of the PCA and its sample.
     cache : TokenCache or None
+        For features of frozen encoders.
 
     Returns
     -------
-    lessons : list of Lesson
+    sets : list of DistillationSet
         Sorted by name, whatever the order of the cohort.
-    reduction : FeaturePCA
-        Of the student's features. It is found on pictures alone; no expression takes part.
+    pca : FeaturePCA
+        Of the student's features; fitted on images, without expression.
 
     Raises
     ------
     BadOption
         The cohort is not the one that the bank was built from.
     """
-    laid = _of_the_bank(bank, cohort, grid_um)
-    laid += _of_slides(slides, grid_um, {each.slide.fingerprint() for each in laid})
+    located = _locations_of_bank(bank, cohort, grid_um)
+    located += _locations_of_slides(slides, grid_um, {each.slide.fingerprint() for each in located})
     with temporary_store(cache) as folder:
-        looked = []
-        for number, each in enumerate(laid):
-            features = LocationFeatures(encoder, each.slide, each.locations.centre_px, Path(folder) / str(number))
+        raw = []
+        for number, each in enumerate(located):
+            features = LocationFeatures(encoder, each.slide, each.spots.centre_px, Path(folder) / str(number))
             features.encode(cache)
-            looked.append(features)
-        reduction = fit_pca(_sample(looked, [len(each.locations) for each in laid], seed), seed)
-        lessons = []
-        for each, features in zip(laid, looked, strict=True):
-            blocks = [reduction.apply(features.take(rows)) for rows in _rows(len(each.locations))]
-            teacher_sees = seen_by(LocationEncoder.of_model(model), each.slide, each.locations, cache)
-            spots = each.locations if each.measured else None
-            lessons.append(Lesson(each.unit, each.sections, spots, each.slide, teacher_sees, np.concatenate(blocks)))
-    return lessons, reduction
+            raw.append(features)
+        pca = fit_pca(_sample(raw, [len(each.spots) for each in located], seed), seed)
+        sets = []
+        for each, features in zip(located, raw, strict=True):
+            own = np.concatenate([pca.apply(features.take(rows)) for rows in _row_slices(len(each.spots))])
+            teacher = features_at(LocationEncoder.of_model(model), each.slide, each.spots, cache)
+            spots = each.spots if each.measured else None
+            sets.append(DistillationSet(each.group, each.sections, spots, each.slide, teacher, own))
+    return sets, pca
 
 
-def seen_by(encoder: LocationEncoder, slide: Slide, locations: Spots, cache: TokenCache | None) -> np.ndarray:
-    """What a location encoder gives of all locations of a slide: (locations, width) float32.
+def features_at(encoder: LocationEncoder, slide: Slide, locations: Spots, cache: TokenCache | None) -> np.ndarray:
+    """Extract the features of all locations of a slide.
 
     Parameters
     ----------
     encoder : LocationEncoder
+        Of teacher or student.
     slide : Slide
+        Where the locations are.
     locations : Spots
+        Spots or grid.
     cache : TokenCache or None
+        For features of frozen encoders.
+
+    Returns
+    -------
+    numpy.ndarray, shape (locations, width), float32
     """
     with temporary_store(cache) as folder:
         features = LocationFeatures(encoder, slide, locations.centre_px, Path(folder) / "features")
         features.encode(cache)
-        return np.concatenate([features.take(rows) for rows in _rows(len(locations))])
+        return np.concatenate([features.take(rows) for rows in _row_slices(len(locations))])
 
 
-def _of_the_bank(bank: ReferenceBank, cohort: Cohort, grid_um: float) -> list[_Laid]:
-    """The spots of each section; then a grid a slide, for one slide may bear several sections."""
-    found: list[_Laid] = []
-    on_slide: dict[str, list[_Laid]] = {}
+def _locations_of_bank(bank: ReferenceBank, cohort: Cohort, grid_um: float) -> list[_Locations]:
+    """The spots of each section, then one grid per slide: a slide can bear several sections."""
+    found: list[_Locations] = []
+    on_slide: dict[str, list[_Locations]] = {}
     for part in sorted(bank.entries, key=lambda part: part.section):
+        want = "the cohort that the bank was built from"
         if part.section not in cohort.sections:
-            want = f"the cohort that the bank was built from; it has no section {part.section}"
-            raise BadOption("cohort", cohort.name, want)
+            raise BadOption("cohort", cohort.name, f"{want}; it has no section {part.section}")
         section = cohort.read(part.section)
-        _require_the_same(section, part, cohort.name)
+        same_names = list(section.spots.barcodes) == list(part.spots["barcode"])
+        if not (same_names and np.allclose(section.spots.centre_px, part.spots[["x", "y"]].to_numpy(np.float64))):
+            raise BadOption("cohort", cohort.name, f"{want}; section {part.section} has other spots there")
         others = on_slide.setdefault(section.slide.fingerprint(), [])
-        unit = others[0].unit if others else section.name
-        others.append(_Laid(unit, (section.name,), section.slide, section.spots, True))
+        group = others[0].group if others else section.name
+        others.append(_Locations(group, (section.name,), section.slide, section.spots, True))
         found.append(others[-1])
     for spots in on_slide.values() if grid_um > 0 else ():
         slide, sections = spots[0].slide, tuple(each.sections[0] for each in spots)
-        grid = None if isinstance(slide, PatchSlide) else _grid(slide, grid_um)  # nothing is known between patches
-        if grid is not None:
-            found.append(_Laid(spots[0].unit, sections, slide, grid, False))
+        if isinstance(slide, PatchSlide):
+            continue  # there is no image between its patches
+        try:
+            grid = patch_grid(slide, find_tissue(slide), pitch_um=grid_um)
+        except TooFew:  # no tissue was found; the spots remain
+            continue
+        found.append(_Locations(spots[0].group, sections, slide, grid, False))
     return found
 
 
-def _of_slides(slides: Sequence[Slide], grid_um: float, known: set[str]) -> list[_Laid]:
-    """A grid on every further slide; those of the bank have theirs."""
+def _locations_of_slides(slides: Sequence[Slide], grid_um: float, known: set[str]) -> list[_Locations]:
+    """A grid on every further slide that is not among the slides of the bank."""
     if slides and not grid_um > 0:
         raise BadOption("grid_um", grid_um, want="micrometres above 0, for slides without spots")
     named = {slide.fingerprint(): slide for slide in slides if slide.fingerprint() not in known}
     in_order = [named[name] for name in sorted(named, key=lambda name: (named[name].name, name))]
     return [
-        _Laid(slide.name, (), slide, patch_grid(slide, find_tissue(slide), pitch_um=grid_um), False)
+        _Locations(slide.name, (), slide, patch_grid(slide, find_tissue(slide), pitch_um=grid_um), False)
         for slide in in_order
     ]
 
 
-def _grid(slide: Slide, grid_um: float) -> Spots | None:
-    try:
-        return patch_grid(slide, find_tissue(slide), pitch_um=grid_um)
-    except TooFew:  # its spots are enough
-        return None
+def _row_slices(locations: int) -> Iterator[slice]:
+    for start in range(0, locations, _LOCATIONS_AT_ONCE):
+        yield slice(start, min(start + _LOCATIONS_AT_ONCE, locations))
 
 
-def _require_the_same(section: Section, part: BankSection, cohort: str) -> None:
-    """Refuse a section whose spots are not those of the bank: `BadOption`."""
-    same = list(section.spots.barcodes) == list(part.spots["barcode"]) and np.allclose(
-        section.spots.centre_px, part.spots[["x", "y"]].to_numpy(np.float64)
-    )
-    if not same:
-        want = f"the cohort that the bank was built from; section {part.section} has other spots there"
-        raise BadOption("cohort", cohort, want)
-
-
-def _rows(locations: int) -> Iterator[slice]:
-    for start in range(0, locations, _AT_ONCE):
-        yield slice(start, min(start + _AT_ONCE, locations))
-
-
-def _sample(looked: Sequence[LocationFeatures], sizes: Sequence[int], seed: int) -> np.ndarray:
-    """Features of some locations of all lessons together, in their order."""
+def _sample(raw: Sequence[LocationFeatures], sizes: Sequence[int], seed: int) -> np.ndarray:
+    """Features of a random sample of the locations of all sets together, in their order."""
     total = sum(sizes)
     chosen = np.zeros(total, bool)
-    chosen[np.random.default_rng(seed).choice(total, min(SAMPLE, total), replace=False)] = True
+    chosen[np.random.default_rng(seed).choice(total, min(PCA_SAMPLE, total), replace=False)] = True
     found, before = [], 0
-    for features, size in zip(looked, sizes, strict=True):
-        for rows in _rows(size):
+    for features, size in zip(raw, sizes, strict=True):
+        for rows in _row_slices(size):
             wanted = chosen[before + rows.start : before + rows.stop]
             if wanted.any():
                 found.append(features.take(rows)[wanted])
         before += size
     return np.concatenate(found)
+
+
+def bank_without(bank: ReferenceBank, sections: Sequence[str]) -> ReferenceBank:
+    """Remove sections from a bank in memory; the result is searched exactly.
+
+    Parameters
+    ----------
+    bank : ReferenceBank
+        Not changed.
+    sections : sequence of str
+        Names; the whole bank is returned when it holds none of them, or nothing else.
+    """
+    others = tuple(part for part in bank.entries if part.section not in sections)
+    if not others or len(others) == len(bank.entries):
+        return bank
+    return ReferenceBank(others, bank.model_fingerprint, bank.target_sum, bank.name)
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherOutputs:
+    """Predictions of a teacher on distillation sets, as scores in a gene basis.
+
+    Parameters
+    ----------
+    genes : tuple of str
+        All genes of the bank.
+    basis : GeneBasis
+        Of these genes.
+    scores : list of numpy.ndarray, shape (locations, rank), float32
+        Of each set.
+    """
+
+    genes: tuple[str, ...]
+    basis: GeneBasis
+    scores: list[np.ndarray]
+
+
+def teacher_outputs(
+    model: TrainedModel, bank: ReferenceBank, sets: Sequence[DistillationSet], seed: int
+) -> TeacherOutputs:
+    """Predict every set with the model and the bank without the set's sections.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        The teacher.
+    bank : ReferenceBank
+        Made by this model; its genes become those of the student.
+    sets : sequence of DistillationSet
+        With features of this model.
+    seed : int
+        Of the sample that the gene basis of an averaging teacher is fitted on.
+    """
+    teachers = [_Teacher(model, bank_without(bank, each.sections), each, bank.genes) for each in sets]
+    if model.head is not None and bank.gene_decoder is not None:
+        covariance, variance_rescaling = model.head.ensemble.covariance, model.config.head.variance_rescaling
+        basis, rotation = basis_of_decoder(bank.gene_decoder, covariance, variance_rescaling)
+        scores = [(each.component_scores() @ rotation).astype(np.float32) for each in teachers]
+        return TeacherOutputs(bank.genes, basis, scores)
+    sizes = [len(each) for each in sets]
+    chosen = np.sort(np.random.default_rng(seed).choice(sum(sizes), min(BASIS_SAMPLE, sum(sizes)), replace=False))
+    starts = np.cumsum([0, *sizes])
+    rows = [chosen[(chosen >= start) & (chosen < stop)] - start for start, stop in pairwise(starts)]
+
+    def sampled() -> Iterator[tuple[slice, np.ndarray]]:
+        for genes in _gene_slices(len(bank.genes), len(chosen)):
+            found = [each.expression(genes, which) for each, which in zip(teachers, rows, strict=True)]
+            yield genes, np.concatenate(found)
+
+    basis = basis_of_predictions(sampled, len(chosen), len(bank.genes))
+    scores = [basis.scores(teacher.gene_chunks(), size) for teacher, size in zip(teachers, sizes, strict=True)]
+    return TeacherOutputs(bank.genes, basis, scores)
+
+
+class _Teacher:
+    """Model and bank on one distillation set; the nearest neighbours are searched once."""
+
+    def __init__(self, model: TrainedModel, bank: ReferenceBank, given: DistillationSet, genes: Sequence[str]) -> None:
+        self.model, self.bank = model, bank
+        self.config = model.config.head.within(len(bank))
+        queries, self.head_inputs = split_features(given.teacher_features, model)
+        self.neighbours = bank.searcher().nearest(queries, self.config.k)
+        column = {gene: number for number, gene in enumerate(bank.genes)}
+        self.column_of = np.array([column.get(gene, -1) for gene in genes])
+
+    def component_scores(self) -> np.ndarray:
+        """Expression component scores of all locations: (locations, components) float32."""
+        return component_scores(self.model, self.bank, self.config, self.neighbours, self.head_inputs)[0]
+
+    def expression(self, genes: slice, rows: np.ndarray | None = None) -> np.ndarray:
+        """Average the neighbours' expression: (locations, genes) float32, NaN for genes that none of them measured."""
+        near = self.neighbours
+        if rows is not None:
+            near = Neighbours(near.ids[rows], near.similarity[rows])
+        columns = self.column_of[genes]
+        known = columns >= 0
+        found = np.full((len(near.ids), len(columns)), np.nan, np.float32)
+        if known.any() and len(found):
+            found[:, known] = average_expression(near, self.bank, self.config, columns[known])[0]
+        return found
+
+    def gene_chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Expression of all locations, some genes at a time."""
+        for genes in _gene_slices(len(self.column_of), len(self.neighbours.ids)):
+            yield genes, self.expression(genes)
+
+
+def _gene_slices(genes: int, locations: int) -> Iterator[slice]:
+    step = max(16, _VALUES_AT_ONCE // max(locations, 1))
+    for start in range(0, genes, step):
+        yield slice(start, min(start + step, genes))

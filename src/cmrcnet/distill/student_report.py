@@ -1,43 +1,128 @@
-"""A student's card: how far it is from its teacher on measured sections, and how much faster it is.
+"""Report of a student: its accuracy beside that of its teacher on measured sections, and its speed.
 
-Sections of the bank are left out one at a time: the bank without it teaches a head that has not seen it, and both
-predict its spots. But the model itself was trained on these sections: its ridge and kernel parts recite some of what
-was measured there, which a head that has not seen the section cannot. Both Pearson values are too good then, the
-teacher's more, and the loss is overstated. A test cohort that nobody has seen gives honest values of all three.
+Sections of the bank are left out one at a time: a head is fitted without the section, and teacher (bank without the
+section) and student predict its spots. The model itself was trained on these sections, and its ridge and kernel heads
+partly reproduce what was measured there, which a head that has not seen the section cannot do. So both Pearson values
+are too high, the teacher's more, and the loss is overstated. A test cohort of new patients gives unbiased values.
+The file is one thing: what is measured of a student, and how it is printed.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cmrcnet.config import Config
+from cmrcnet.distill.distillation_set import DistillationSet, bank_without, features_at
+from cmrcnet.distill.fit_student import fit_student, head_scores
 from cmrcnet.genes.gene_sets import gene_sets
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.genes.spatial_stats import pearson_per_gene
-from cmrcnet.inference.predictor import PredictOptions, make_predictor
+from cmrcnet.inference.location_features import LocationEncoder, LocationFeatures
+from cmrcnet.inference.predictor import PredictOptions, Predictor, make_predictor
+from cmrcnet.models.student import Student
 from cmrcnet.models.trained_model import TrainedModel
+from cmrcnet.progress import tracked
 from cmrcnet.retrieval.bank import ReferenceBank
-from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.slides.section import Cohort, Section, Spots
+from cmrcnet.slides.slide import Slide
 
-CAVEAT = (
-    "The model was trained on these sections, so both Pearson values are too good, and the teacher's more: it recites "
-    "what a head without the section cannot, which overstates the loss. Honest values need sections that nobody has "
-    "seen (--test)."
+if TYPE_CHECKING:
+    from cmrcnet.storage.cache import TokenCache
+
+LEFT_OUT = 5
+"""Sections that are left out in turn, at most."""
+TIMED, TIMED_ENCODED = 512, 16
+"""Locations that search and head are timed on, and those of them that are encoded as well, at most."""
+_ROUNDS = 3
+"""Teacher and student are timed in turn this many times, and the fastest round counts: a changing load of the machine
+then affects both alike."""
+SEEN = (
+    "The model was trained on these sections, so both Pearson values are too high, and the teacher's more: it partly "
+    "reproduces measurements of the section, which a head fitted without the section cannot. The loss is overstated. "
+    "For unbiased values give sections of new patients (--test)."
 )
-HONEST = "Neither model nor bank nor student has seen these sections or their patients."
+UNSEEN = "Neither model nor bank nor student has seen these sections or their patients."
 MEANS = ("teacher", "student", "loss", "student_with_teacher", "mean_absolute_difference")
 
 
+def make_report(
+    model: TrainedModel,
+    bank: ReferenceBank,
+    cohort: Cohort,
+    sets: Sequence[DistillationSet],
+    student: Student,
+    *,
+    test: Cohort | None,
+    seed: int,
+    cache: TokenCache | None,
+) -> dict[str, Any]:
+    """Measure a student: on sections that are left out, on a test cohort, and its speed.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        The teacher.
+    bank : ReferenceBank
+        Its bank.
+    cohort : Cohort
+        That the bank was built from.
+    sets : sequence of DistillationSet
+        What the student was fitted to.
+    student : Student
+        Without its report.
+    test : Cohort or None
+        Sections of patients that nothing was fitted to.
+    seed : int
+        As the student was fitted with.
+    cache : TokenCache or None
+        For features of frozen encoders.
+
+    Returns
+    -------
+    dict
+        Plain values.
+    """
+    left_out = [
+        _leave_out(model, bank, cohort, sets, name, seed)
+        for name in tracked(sections_to_leave_out(bank, LEFT_OUT), "measure", unit="sections")
+    ]
+    tested = []
+    if test is not None:
+        genes, encoders = (
+            scored_genes(model, bank, cohort),
+            (
+                LocationEncoder.of_model(model),
+                LocationEncoder.of_student(student.encoder, student.config),
+            ),
+        )
+        columns = _columns(student.genes, genes)
+        for section in tracked(test, "test", unit="sections"):
+            seen = [features_at(encoder, section.slide, section.spots, cache) for encoder in encoders]
+            tested.append(compare(model, bank, section, seen[0], student.predict(seen[1], columns), genes))
+    largest = max((each for each in sets if each.spots is not None), key=len)
+    assert largest.spots is not None
+    return {
+        "set_size": model.config.evaluation.set_size,
+        "notes": _notes(bank),
+        "left_out": summary(left_out, SEEN) if left_out else None,
+        "test": None if test is None else summary(tested, UNSEEN),
+        "speed": measure_speed(model, bank, student, largest.slide, largest.spots),
+    }
+
+
 def sections_to_leave_out(bank: ReferenceBank, most: int) -> list[str]:
-    """Sections that the card is measured on: of every patient one, then of every patient another.
+    """Choose sections to leave out: one of every patient, then a second of every patient, and so on.
 
     Parameters
     ----------
     bank : ReferenceBank
+        None are chosen from a bank of one section.
     most : int
-        Sections at most; none of a bank of one section.
+        Number of sections, at most.
     """
     if len(bank.sections) == 1:
         return []
@@ -49,45 +134,65 @@ def sections_to_leave_out(bank: ReferenceBank, most: int) -> list[str]:
 
 
 def scored_genes(model: TrainedModel, bank: ReferenceBank, cohort: Cohort) -> tuple[str, ...]:
-    """The genes that vary most among the bank's sections: the HVG of an evaluation that trains on them."""
+    """Choose the genes to score: the HVG of an evaluation that trains on the bank's sections."""
     size = model.config.evaluation.set_size
     return gene_sets(cohort.only(bank.sections), bank.target_sum, size)["HVG"]
+
+
+def _leave_out(
+    model: TrainedModel, bank: ReferenceBank, cohort: Cohort, sets: Sequence[DistillationSet], name: str, seed: int
+) -> dict[str, Any]:
+    """Compare teacher and student on a section that neither the bank nor the head has seen."""
+    others = bank_without(bank, (name,))
+    outputs, head, _ = fit_student(model, others, [each for each in sets if name not in each.sections], seed)
+    own = next(each for each in sets if each.spots is not None and name in each.sections)
+    genes = scored_genes(model, others, cohort)
+    predicted = outputs.basis.expression(head_scores(head, own.student_features), _columns(outputs.genes, genes))
+    return compare(model, others, cohort.read(name), own.teacher_features, predicted, genes)
+
+
+def _columns(known: Sequence[str], genes: Sequence[str]) -> np.ndarray:
+    column = {gene: number for number, gene in enumerate(known)}
+    return np.array([column[gene] for gene in genes])
 
 
 def compare(
     model: TrainedModel,
     bank: ReferenceBank,
     section: Section,
-    teacher_sees: np.ndarray,
-    student_says: Callable[[Sequence[str]], np.ndarray],
+    teacher_features: np.ndarray,
+    student: np.ndarray,
     genes: Sequence[str],
 ) -> dict[str, Any]:
-    """Teacher and student on the measured spots of one section.
+    """Compare teacher and student on the measured spots of one section.
 
     Parameters
     ----------
     model : TrainedModel
+        The teacher.
     bank : ReferenceBank
         Without this section.
     section : Section
-    teacher_sees : array, shape (spots, width)
-    student_says : callable
-        From genes to the student's prediction of them, (spots, genes).
+        With counts.
+    teacher_features : array, shape (spots, width)
+        Of the section's spots.
+    student : array, shape (spots, genes)
+        Predicted by the student.
     genes : sequence of str
-        That are scored.
+        To score.
 
     Returns
     -------
     dict
-        A row of the card: mean Pearson with the measured expression of teacher and student, the loss (teacher less
-        student), the mean correlation of student and teacher, and their mean absolute difference.
+        Mean Pearson of teacher and of student with measured expression, loss (teacher minus student), mean Pearson of
+        student with teacher, and their mean absolute difference.
     """
-    teacher = make_predictor(model, bank, PredictOptions(genes=genes)).predict_chunk(teacher_sees).mean
-    student, truth = student_says(genes), _measured(section, genes, bank.target_sum)
+    teacher = make_predictor(model, bank, PredictOptions(genes=genes)).predict_chunk(teacher_features).mean
+    truth = _measured(section, genes, bank.target_sum)
     by = {"teacher": pearson_per_gene(truth, teacher), "student": pearson_per_gene(truth, student)}
-    defined = np.isfinite(by["teacher"]) & np.isfinite(by["student"])  # both are judged by the same genes
+    defined = np.isfinite(by["teacher"]) & np.isfinite(by["student"])  # both are scored on the same genes
     means = {name: _mean(values[defined]) for name, values in by.items()}
-    alike = pearson_per_gene(teacher, student)
+    agreement = pearson_per_gene(teacher, student)
     return {
         "section": section.name,
         "patient": section.patient,
@@ -95,67 +200,13 @@ def compare(
         "genes": int(defined.sum()),
         **means,
         "loss": means["teacher"] - means["student"] if defined.any() else None,
-        "student_with_teacher": _mean(alike[np.isfinite(alike)]),
+        "student_with_teacher": _mean(agreement[np.isfinite(agreement)]),
         "mean_absolute_difference": _mean(np.abs(teacher - student)[np.isfinite(teacher)]),
     }
 
 
-def summary(rows: Sequence[dict[str, Any]], sentence: str) -> dict[str, Any]:
-    """Rows of `compare` with their means over sections.
-
-    Parameters
-    ----------
-    rows : sequence of dict
-    sentence : str
-        What they are worth.
-    """
-    known = {name: [row[name] for row in rows if row[name] is not None] for name in MEANS}
-    return {
-        "sections": list(rows),
-        "mean": {name: _mean(np.array(values)) for name, values in known.items()},
-        "sentence": sentence,
-    }
-
-
-def card_text(card: dict[str, Any]) -> str:
-    """What to tell of a card.
-
-    Parameters
-    ----------
-    card : dict
-    """
-    return "\n".join(_lines(card))
-
-
-def _lines(card: dict[str, Any]) -> Iterator[str]:
-    for name, title in (("left_out", "Sections of the bank, each left out"), ("test", "Sections that nobody has seen")):
-        found = card.get(name)
-        if not found:
-            continue
-        yield f"{title}; mean Pearson of the {card['set_size']} genes that vary most:"
-        yield f"  {'section':24}{'spots':>7}{'teacher':>9}{'student':>9}{'loss':>9}{'alike':>8}"
-        for row in [*found["sections"], {"section": "mean", **found["mean"]}]:
-            numbers = [("teacher", 9), ("student", 9), ("loss", 9), ("student_with_teacher", 8)]
-            said = "".join(f"{_number(row[key]):>{width}}" for key, width in numbers)
-            yield f"  {row['section']:24}{row.get('spots', ''):>7}{said}"
-        yield f"  {found['sentence']}"
-    speed = card["speed"]
-    yield (
-        f"Search and head take {_time(speed['teacher_seconds'])} a location, the student's head "
-        f"{_time(speed['student_seconds'])}: {speed['times_faster']:.0f} times faster "
-        f"({speed['locations']} locations, k "
-        f"{speed['k']}, {speed['bank_spots']:,} bank spots, {speed['genes']:,} genes)."
-    )
-    yield (
-        f"With encoding: {_time(speed['teacher_whole_seconds'])} a location ({speed['teacher_passes']} forward passes) "
-        f"against {_time(speed['student_whole_seconds'])} ({speed['student_passes']}): "
-        f"{speed['times_faster_whole']:.1f} times faster ({speed['locations_encoded']} locations)."
-    )
-    yield from card["notes"]
-
-
-def _measured(section: Section, genes: Sequence[str], target_sum: float | str) -> np.ndarray:
-    """Log-normalised expression, (spots, genes); 0 for a gene that is not listed where that means none was found."""
+def _measured(section: Section, genes: Sequence[str], target_sum: float | Literal["median"]) -> np.ndarray:
+    """Log-normalised expression (spots, genes); an unlisted gene is 0 or NaN, as the section states."""
     values = normalize(section.counts, target_sum).tocsc()
     column = {gene: number for number, gene in enumerate(section.genes)}
     absent = 0.0 if section.absent_genes == "zero" else np.nan
@@ -170,8 +221,141 @@ def _mean(values: np.ndarray) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def summary(rows: Sequence[dict[str, Any]], sentence: str) -> dict[str, Any]:
+    """Collect rows of `compare` with their means over sections and a sentence on what they mean."""
+    known = {name: [row[name] for row in rows if row[name] is not None] for name in MEANS}
+    return {
+        "sections": list(rows),
+        "mean": {name: _mean(np.array(values)) for name, values in known.items()},
+        "sentence": sentence,
+    }
+
+
+def _notes(bank: ReferenceBank) -> list[str]:
+    notes = [
+        "Each section was predicted by the bank without it; the network, ridge and kernel of the model were fitted on "
+        "all training spots.",
+        "The PCA of the student's features was fitted once, on the images of all slides.",
+        "The student contains every patient of its model and bank. When one withdraws consent, train and index "
+        "without that patient and distil again.",
+    ]
+    if len(bank.sections) == 1:
+        notes.insert(0, "The bank holds one section only: spots were their own neighbours, and nothing was left out.")
+    if not bank.measured.all():
+        some = int((~bank.measured.all(axis=0)).sum())
+        notes.append(f"{some:,} genes were measured in some sections only; the student predicts them everywhere.")
+    return notes
+
+
+def measure_speed(
+    model: TrainedModel, bank: ReferenceBank, student: Student, slide: Slide, spots: Spots
+) -> dict[str, Any]:
+    """Time teacher and student on the same locations, for all genes, with and without encoding.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        The teacher.
+    bank : ReferenceBank
+        With its own search index.
+    student : Student
+        Its student.
+    slide : Slide
+        To encode.
+    spots : Spots
+        On this slide; the first of them are used, repeatedly where they are few.
+
+    Returns
+    -------
+    dict
+        Seconds per location and ratios, plain values. When teacher and student encode alike, encoding is timed once.
+    """
+    few = spots.take(np.arange(min(TIMED_ENCODED, len(spots))))
+    options = PredictOptions()
+    predictors = {"teacher": make_predictor(model, bank, options), "student": make_predictor(student, None, options)}
+    alike = _encoding_of(predictors["teacher"]) == _encoding_of(predictors["student"])
+    features = {name: _encode(predictor, slide, few) for name, predictor in predictors.items()}
+    many = np.resize(np.arange(len(few)), TIMED)
+    encoding, head = dict.fromkeys(predictors, np.inf), dict.fromkeys(predictors, np.inf)
+    for _ in range(_ROUNDS):
+        for name, predictor in predictors.items():
+            head[name] = min(head[name], _seconds(predictor.predict_chunk, features[name][many]) / TIMED)
+            if name == "teacher" or not alike:
+                encoding[name] = min(encoding[name], _seconds(_encode, predictor, slide, few) / len(few))
+    if alike:
+        encoding["student"] = encoding["teacher"]
+    whole = {name: encoding[name] + head[name] for name in predictors}
+    return {
+        "locations": TIMED,
+        "locations_encoded": len(few),
+        "k": model.config.head.within(len(bank)).k,
+        "bank_spots": len(bank),
+        "genes": len(bank.genes),
+        "search": "exact" if bank.index is None else bank.index["kind"],
+        "teacher_passes": _passes(model.config),
+        "student_passes": _passes(student.config),
+        "teacher_seconds": head["teacher"],
+        "student_seconds": head["student"],
+        "times_faster": head["teacher"] / head["student"],
+        "teacher_whole_seconds": whole["teacher"],
+        "student_whole_seconds": whole["student"],
+        "times_faster_whole": whole["teacher"] / whole["student"],
+    }
+
+
+def _passes(config: Config) -> int:
+    """Forward passes of the encoder per location."""
+    return max(len(config.features.scales_um), 1) * config.features.augmentations
+
+
+def _encode(predictor: Predictor, slide: Slide, locations: Spots) -> np.ndarray:
+    """Features of the locations, without a cache."""
+    features = LocationFeatures(predictor.encoder, slide, locations.centre_px)
+    features.encode()
+    return features.take(slice(0, len(locations)))
+
+
+def _encoding_of(predictor: Predictor) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Everything that the encoding of a location depends on."""
+    config = predictor.encoder.config.to_dict()
+    return predictor.encoder.encoder.fingerprint(), config["features"], config["patch"]
+
+
+def _seconds(work: Callable[..., object], *given: object) -> float:
+    start = time.perf_counter()
+    work(*given)
+    return time.perf_counter() - start
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """Write a student report as text: tables of accuracy, speed, notes."""
+    return "\n".join(_lines(report))
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    for name, title in (("left_out", "Sections of the bank, each left out"), ("test", "Sections of new patients")):
+        found = report.get(name)
+        if not found:
+            continue
+        yield f"{title}; mean Pearson of the {report['set_size']} most variable genes:"
+        yield f"  {'section':24}{'spots':>7}{'teacher':>9}{'student':>9}{'loss':>9}{'alike':>8}"
+        for row in [*found["sections"], {"section": "mean", **found["mean"]}]:
+            columns = [("teacher", 9), ("student", 9), ("loss", 9), ("student_with_teacher", 8)]
+            numbers = "".join(f"{'-' if row[key] is None else f'{row[key]:.4f}':>{width}}" for key, width in columns)
+            yield f"  {row['section']:24}{row.get('spots', ''):>7}{numbers}"
+        yield f"  {found['sentence']}"
+    speed = report["speed"]
+    yield (
+        f"Search and head take {_time(speed['teacher_seconds'])} per location, the student's head "
+        f"{_time(speed['student_seconds'])}: {speed['times_faster']:.0f} times faster ({speed['locations']} locations, "
+        f"k {speed['k']}, {speed['bank_spots']:,} bank spots, {speed['genes']:,} genes)."
+    )
+    yield (
+        f"With encoding: {_time(speed['teacher_whole_seconds'])} per location ({speed['teacher_passes']} forward "
+        f"passes) against {_time(speed['student_whole_seconds'])} ({speed['student_passes']}): "
+        f"{speed['times_faster_whole']:.1f} times faster ({speed['locations_encoded']} locations)."
+    )
+    yield from report["notes"]
 
 
 def _time(seconds: float) -> str:

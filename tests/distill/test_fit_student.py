@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cmrcnet.distill.head_fit import Exercise, fit_head, head_scores
+from cmrcnet.distill.fit_student import HeadData, fit_student_head, head_scores
 from cmrcnet.models.student import StudentHead
 
 
-def exercises(bend: float, units: int = 3, noise: float = 0.0) -> list[Exercise]:
+def made_up(bend: float, groups: int = 3, noise: float = 0.0) -> list[HeadData]:
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(6, 4))
     found = []
-    for unit in range(units):
+    for group in range(groups):
         x = rng.normal(size=(150, 6)).astype(np.float32)
         z = x @ weights + bend * np.abs(x[:, :4]) + noise * rng.normal(size=(150, 4))
-        found.append(Exercise(f"S{unit}", x, z.astype(np.float32)))
+        found.append(HeadData(f"S{group}", x, z.astype(np.float32)))
     return found
 
 
@@ -26,14 +26,14 @@ def error(head, given) -> float:
 
 
 def test_a_line_is_learnt_exactly():
-    given = exercises(0.0)
-    head, facts = fit_head(given, seed=0)
+    given = made_up(0.0)
+    head, facts = fit_student_head(given, seed=0)
     assert error(head, given) < 1e-4 and facts["validation_variance"] > 0.999
 
 
 def test_a_bend_is_learnt_as_well():
-    given = exercises(2.0)
-    head, facts = fit_head(given, seed=0)
+    given = made_up(2.0)
+    head, facts = fit_student_head(given, seed=0)
     line = StudentHead(6, 4, 1)
     line.load_state_dict({**line.state_dict(), "scale": head.scale, "linear.weight": head.linear.weight.detach()}
                          | {"linear.bias": head.linear.bias.detach()})  # fmt: skip
@@ -43,28 +43,28 @@ def test_a_bend_is_learnt_as_well():
 def test_noise_is_not_learnt_by_heart():
     """Where nothing can be told, validation units stop the bend early and shrink the line."""
     rng = np.random.default_rng(1)
-    given = [Exercise(f"S{n}", *(rng.normal(size=(60, 6)).astype(np.float32) for _ in range(2))) for n in range(3)]
-    head, facts = fit_head(given, seed=0)
+    given = [HeadData(f"S{n}", *(rng.normal(size=(60, 6)).astype(np.float32) for _ in range(2))) for n in range(3)]
+    head, facts = fit_student_head(given, seed=0)
     assert facts["epochs"] < 10 and np.abs(head_scores(head, given[0].features)).mean() < 0.3
 
 
 def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone():
-    given = exercises(1.0)
+    given = made_up(1.0)
     torch.manual_seed(4)
     wanted = torch.rand(3)
     torch.manual_seed(4)
-    one, two = fit_head(given, seed=0)[0], fit_head(given, seed=0)[0]
+    one, two = fit_student_head(given, seed=0)[0], fit_student_head(given, seed=0)[0]
     assert torch.equal(torch.rand(3), wanted)
     for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    other = fit_head(given, seed=1)[0]
+    other = fit_student_head(given, seed=1)[0]
     assert not torch.equal(one.residual[0].weight, other.residual[0].weight)
 
 
 def test_one_unit_cannot_be_validation():
-    head, facts = fit_head(exercises(0.0, units=1), seed=0)
-    assert facts["validation_groups"] == 0 and facts["validation_variance"] is None
-    assert error(head, exercises(0.0, units=1)) < 0.05
+    head, facts = fit_student_head(made_up(0.0, groups=1), seed=0)
+    assert facts["validation_folds"] == 0 and facts["validation_variance"] is None
+    assert error(head, made_up(0.0, groups=1)) < 0.05
 
 
 def test_the_head_is_its_formula():
