@@ -57,16 +57,16 @@ def refused(capsys, *words: object) -> str:
     return said
 
 
-def test_the_student_has_a_card_and_remembers_its_teachers(place):
+def test_the_student_has_a_report_and_remembers_its_teachers(place):
     student = Student.from_pretrained(place / "student")
     model = json.loads((place / "model" / "model.json").read_text())
     assert student.lineage.model_fingerprint == model["fingerprint"]
     assert student.lineage.patients == ("P1", "P2", "P3") and len(student.lineage.slides) == 3
     for name, sections in (("left_out", 3), ("test", 1)):
-        found = student.card[name]
+        found = student.report[name]
         assert len(found["sections"]) == sections
         assert found["mean"]["student_with_teacher"] > 0.7 and abs(found["mean"]["loss"]) < 0.15
-    assert student.card["head"]["validation_variance"] > 0.4
+    assert student.report["head"]["validation_variance"] > 0.4
 
 
 def test_the_bank_remembers_the_cohort_that_it_was_built_from(place, tmp_path, capsys):

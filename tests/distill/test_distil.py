@@ -21,7 +21,7 @@ GRID_UM = 200.0
 
 
 @pytest.fixture(autouse=True)
-def _one_section_in_the_card(monkeypatch):
+def _one_section_in_the_report(monkeypatch):
     monkeypatch.setattr(student_report, "LEFT_OUT", 1)
     monkeypatch.setattr(student_report, "TIMED", 8)
     monkeypatch.setattr(student_report, "TIMED_ENCODED", 4)
@@ -56,14 +56,14 @@ def test_a_student_of_a_linear_teacher_says_what_its_teacher_says():
     model, bank = on_components("ridge")
     student = student_of((model, bank))
     assert alike(student, model, bank, cohort().read(cohort().sections[0])) > 0.999
-    assert student.card["left_out"]["mean"]["student_with_teacher"] > 0.8
+    assert student.report["left_out"]["mean"]["student_with_teacher"] > 0.8
 
 
 def test_a_student_of_an_averaging_teacher_knows_all_its_genes():
     """How close it comes is asked of a trained teacher, in `tests/cli/test_students.py`."""
     taught = averaging()
     student = student_of(taught)
-    assert student.genes == taught[1].genes and student.basis.directions.shape == (student.card["head"]["rank"], 80)
+    assert student.genes == taught[1].genes and student.basis.directions.shape == (student.report["head"]["rank"], 80)
 
 
 def test_the_same_seed_gives_the_same_student_whatever_the_order_of_the_cohort(student):
@@ -125,30 +125,30 @@ def test_a_head_that_is_judged_on_a_section_has_learnt_nothing_of_it(monkeypatch
 
     monkeypatch.setattr(fit_student, "fit_student_head", noting)
     student = student_of((model, bank))
-    (row,) = student.card["left_out"]["sections"]
+    (row,) = student.report["left_out"]["sections"]
     assert groups[0] == set(cohort().sections) and groups[1] == set(cohort().sections) - {row["section"]}
 
 
-def test_the_card_holds_what_was_measured(student):
-    card = student.card
-    rows = card["left_out"]["sections"]
+def test_the_report_holds_what_was_measured(student):
+    report = student.report
+    rows = report["left_out"]["sections"]
     assert len(rows) == 2 and len({row["patient"] for row in rows}) == 2
     for row in rows:
         assert row["loss"] == pytest.approx(row["teacher"] - row["student"])
-        assert row["genes"] <= card["set_size"] == 10 and row["spots"] == 20
-    assert card["left_out"]["mean"]["loss"] == pytest.approx(np.mean([row["loss"] for row in rows]))
-    assert card["test"] is None and "trained on these sections" in card["left_out"]["sentence"]
-    speed = card["speed"]
+        assert row["genes"] <= report["set_size"] == 10 and row["spots"] == 20
+    assert report["left_out"]["mean"]["loss"] == pytest.approx(np.mean([row["loss"] for row in rows]))
+    assert report["test"] is None and "trained on these sections" in report["left_out"]["sentence"]
+    speed = report["speed"]
     assert speed["student_seconds"] > 0 and speed["teacher_passes"] == speed["student_passes"] == 4
     assert speed["bank_spots"] == 80 and speed["locations"] == 8 and speed["locations_encoded"] == 4
-    assert card["head"]["locations"] > 80  # the grid counts too
+    assert report["head"]["locations"] > 80  # the grid counts too
 
 
-def test_the_numbers_of_the_card_are_those_of_the_obvious_path():
+def test_the_numbers_of_the_report_are_those_of_the_obvious_path():
     """Teacher: predict with the bank without the section. Pearson: NumPy's."""
     taught = on_components("ridge")
     model, bank = taught
-    (row,) = student_of(taught).card["left_out"]["sections"]
+    (row,) = student_of(taught).report["left_out"]["sections"]
     section = cohort().read(row["section"])
     without = distillation_set.bank_without(bank, (section.name,))
     genes = student_report.scored_genes(model, without, cohort())
@@ -166,8 +166,8 @@ def test_sections_that_nobody_has_seen_are_judged_and_others_refused(student):
     entry = unseen.entries[0]
     renamed = Cohort.of([_renamed(entry.load(), "NEW", "NOBODY")], "unseen")
     taught = distil(model, bank, cohort(), grid_um=0, test=renamed)
-    (row,) = taught.card["test"]["sections"]
-    assert row["section"] == "NEW" and row["spots"] == 15 and "has seen these" in taught.card["test"]["sentence"]
+    (row,) = taught.report["test"]["sections"]
+    assert row["section"] == "NEW" and row["spots"] == 15 and "has seen these" in taught.report["test"]["sentence"]
     for test in (cohort(), Cohort.of([_renamed(entry.load(), "NEW", cohort().patients[0])])):
         with pytest.raises(Leakage):
             distil(model, bank, cohort(), test=test)
@@ -187,7 +187,7 @@ def test_a_student_may_look_with_less_and_learn_on_further_slides():
     config = StudentConfig(augmentations=1, scales_um=[80.0])
     tissue = noise_slide(9, side=500, name="further")
     student = distil(model, bank, cohort(), slides=[tissue], config=config, grid_um=80)
-    assert student.card["speed"]["student_passes"] == 1 and student.card["speed"]["teacher_passes"] == 4
+    assert student.report["speed"]["student_passes"] == 1 and student.report["speed"]["teacher_passes"] == 4
     assert tissue.fingerprint() in student.lineage.slides and len(student.lineage.slides) == 5
     assert student.config.features.scales_um == (80.0,)
     own = distil(model, bank, cohort(), config=StudentConfig(encoder="timm:test_vit2", weights="random"), grid_um=0)
@@ -219,8 +219,8 @@ def test_a_bank_of_one_section_is_used_whole_and_says_so():
     model, _ = averaging()
     only = cohort().only(cohort().sections[:1])
     student = distil(model, build_bank(model, only), only, grid_um=0)
-    assert student.card["left_out"] is None
-    assert "one section only" in student.card["notes"][0] and student.card["head"]["validation_folds"] == 0
+    assert student.report["left_out"] is None
+    assert "one section only" in student.report["notes"][0] and student.report["head"]["validation_folds"] == 0
 
 
 def test_genes_that_some_sections_measured_are_predicted_everywhere():
@@ -228,13 +228,13 @@ def test_genes_that_some_sections_measured_are_predicted_everywhere():
     model = small_model()
     bank = build_bank(model, small_cohort())
     student = distil(model, bank, small_cohort(), grid_um=0)
-    assert any(note.startswith("3 genes were measured in some sections only") for note in student.card["notes"])
+    assert any(note.startswith("3 genes were measured in some sections only") for note in student.report["notes"])
     section = small_cohort().read("B1")
     said = predict(student, section.slide, spots=section.spots)
     assert list(said.var_names) == list(bank.genes) and np.isfinite(said.X).all()
 
 
-def test_the_card_is_measured_on_a_section_of_each_patient_first():
+def test_the_report_is_measured_on_a_section_of_each_patient_first():
     bank = build_bank(small_model(), small_cohort())  # A1 and A2 of patient A, B1 of patient B
     assert sections_to_leave_out(bank, 2) == ["A1", "B1"]
     assert sections_to_leave_out(bank, 5) == ["A1", "B1", "A2"]

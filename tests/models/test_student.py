@@ -32,7 +32,7 @@ def small_student(seed: int = 0, weights: str = "random") -> Student:
     reduction = FeaturePCA(*(rng.normal(size=size).astype(np.float32) for size in [(encoder.dim,), (encoder.dim, 5)]))
     basis = GeneBasis(rng.normal(3, 1, 9).astype(np.float32), rng.normal(size=(3, 9)).astype(np.float32))
     lineage = Lineage("model", "bank", ("A1", "B1"), ("A", "B"), ("A1", "B1", "C1"), ("A", "B", "C"), ("slide",))
-    return Student(encoder, config, reduction, head, basis, GENES, 10_000.0, lineage, card={"notes": ["small"]})
+    return Student(encoder, config, reduction, head, basis, GENES, 10_000.0, lineage, report={"notes": ["small"]})
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_saving_and_loading_changes_no_number(student, folder):
     columns = np.array([4, 0, 8])
     np.testing.assert_array_equal(again.predict(seen, columns), student.predict(seen, columns))
     assert again.fingerprint == student.fingerprint and again.lineage == student.lineage
-    assert again.card == student.card and again.genes == student.genes and again.calibration is None
+    assert again.report == student.report and again.genes == student.genes and again.calibration is None
     assert again.config == student.config and again.target_sum == student.target_sum
 
 
@@ -112,10 +112,14 @@ def test_damage_is_seen(folder):
     Student.from_pretrained(folder)
 
 
-def test_a_changed_card_or_lineage_is_seen(folder):
-    """A card that was made prettier, patients that were made forgotten."""
+def test_a_changed_report_or_lineage_is_seen(folder):
+    """A report with better values, patients that were removed."""
     facts = json.loads((folder / "student.json").read_text())
-    for changes in ({"card": {}}, {"lineage": facts["lineage"] | {"patients": ["A"]}}, {"genes": facts["genes"][::-1]}):
+    for changes in (
+        {"report": {}},
+        {"lineage": facts["lineage"] | {"patients": ["A"]}},
+        {"genes": facts["genes"][::-1]},
+    ):
         edit(folder, **changes)
         with pytest.raises(Damaged, match="changed"):
             Student.from_pretrained(folder)

@@ -145,7 +145,7 @@ def distil_command(
         cache=TokenCache.default(),
     )
     student.save_pretrained(out, overwrite=overwrite)
-    print(report_text(student.card))
+    print(report_text(student.report))
     print(f"Student written to {final_path(out)} ({count_text((len(student.genes), 'gene'))}).")
     return out
 
@@ -172,9 +172,9 @@ def encoders_command() -> None:
     from cmrcnet.models.encoders import image_encoders, pretrained_config
     from cmrcnet.models.pretrained import NOT_INCLUDED
 
-    for card in map(pretrained_config, image_encoders()):
-        print(f"{card.name:20}{card.n_tokens} tokens x {card.dim}, {card.mpp:g} um per px, {card.licence}")
-        print(f"{'':20}{card.source}; {card.note}")
+    for each in map(pretrained_config, image_encoders()):
+        print(f"{each.name:20}{each.n_tokens} tokens x {each.dim}, {each.mpp:g} um per px, {each.licence}")
+        print(f"{'':20}{each.source}; {each.note}")
     for name, reason in NOT_INCLUDED.items():
         print(f"{name:20}not offered: {reason}")
     print(f"{'timm:NAME':20}any timm model, by its timm name")

@@ -169,6 +169,8 @@ def distil(
     lineage = Lineage(
         model.fingerprint, bank.fingerprint, bank.sections, bank.patients, sections, patients, seen_slides, facts
     )
-    student = Student(encoder, applied, pca, head, outputs.basis, outputs.genes, bank.target_sum, lineage, model.calibration)
+    student = Student(
+        encoder, applied, pca, head, outputs.basis, outputs.genes, bank.target_sum, lineage, model.calibration
+    )
     report = make_report(model, bank, cohort, sets, student, test=test, seed=seed, cache=cache)
-    return dataclasses.replace(student, card=report | {"head": head_facts})
+    return dataclasses.replace(student, report=report | {"head": head_facts})

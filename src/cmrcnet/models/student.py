@@ -119,7 +119,7 @@ class Student:
         Its teacher, and what both have seen.
     calibration : Calibration or None
         Of its teacher. Not part of the fingerprint.
-    card : dict
+    report : dict
         Report of its accuracy and speed, plain values. Not part of the fingerprint.
 
     Raises
@@ -136,7 +136,7 @@ class Student:
     target_sum: float | Literal["median"]
     lineage: Lineage
     calibration: Calibration | None = None
-    card: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "genes", tuple(self.genes))
@@ -218,7 +218,7 @@ class Student:
             "format": FORMAT,
             "kind": "cmrcnet student",
             "fingerprint": self.fingerprint,
-            "card": self.card,
+            "report": self.report,
             "lineage": dataclasses.asdict(self.lineage),
             "config": self.config.to_dict(),
             "target_sum": self.target_sum,
@@ -272,7 +272,7 @@ class Student:
                 facts["target_sum"],
                 Lineage.from_dict(facts["lineage"]),
                 Calibration.restore(as_arrays(limits)) if limits else None,
-                facts["card"],
+                facts["report"],
             )
         except (KeyError, TypeError, RuntimeError) as error:
             if isinstance(error, CmrcnetError):
