@@ -74,7 +74,7 @@ def test_a_damaged_part_is_done_again_and_no_other(tmp_path):
     np.testing.assert_array_equal(tmp.values(), whole())
 
 
-@pytest.mark.parametrize("other", ["name", "shape", "features.bin", "parts.bin", "features.json"])
+@pytest.mark.parametrize("other", ["name", "shape", "features.bin", "chunks.bin", "features.json"])
 def test_a_folder_of_something_else_is_begun_anew(tmp_path, other):
     fill(ResumableFeatures(SHAPE, "a", tmp_path))
     if (tmp_path / other).exists():

@@ -22,7 +22,14 @@ import torch
 
 from cmrcnet.config import Config
 from cmrcnet.features import resumable
-from cmrcnet.features.device import choose_batch, choose_device, choose_precision, mixed, split_on_memory_error
+from cmrcnet.features.device import (
+    Precision,
+    choose_batch,
+    choose_device,
+    choose_precision,
+    mixed,
+    split_on_memory_error,
+)
 from cmrcnet.features.prefetch import map_ahead, reading_threads
 from cmrcnet.features.tokens import SectionTokens
 from cmrcnet.models.image_encoder import ROTATIONS_FIRST, d4
@@ -324,7 +331,7 @@ class _Run:
     def __init__(self, encoder: ImageEncoder, slide: Slide, spec: FeatureSpec, batch: int | Literal["auto"]) -> None:
         self.encoder, self.slide, self.spec, self.scales = encoder, slide, spec, spec.scales
         self.device = choose_device(spec.device)
-        self.precision = choose_precision(spec.precision, self.device)
+        self.precision: Precision = choose_precision(spec.precision, self.device)
         self.batch = choose_batch(batch, self.device)
 
     def label(self, layers: tuple[int, ...]) -> str:
@@ -384,8 +391,10 @@ class _Run:
     def _forward(self, upright: torch.Tensor) -> torch.Tensor:
         if not self.spec.scales_um:
             return self.encoder(upright)
-        ways = ROTATIONS_FIRST[: self.spec.augmentations]
-        return sum(self.encoder(d4(upright, way).contiguous()).float().mean(dim=1) for way in ways) / len(ways)
+        total = torch.zeros((), device=upright.device)
+        for way in ROTATIONS_FIRST[: self.spec.augmentations]:
+            total = total + self.encoder(d4(upright, way).contiguous()).float().mean(dim=1)
+        return total / self.spec.augmentations
 
 
 def cached_patches(cache: TokenCache, slide: Slide, centre_px: np.ndarray, scale: PatchScale) -> np.ndarray:

@@ -71,9 +71,9 @@ class SectionTokens:
 
     @cached_property
     def _tree(self):
-        from scipy.spatial import cKDTree
+        from scipy.spatial import KDTree
 
-        return cKDTree(self._location_um)
+        return KDTree(self._location_um)
 
     @cached_property
     def _standardizer(self) -> Standardizer:
@@ -121,10 +121,10 @@ class Standardizer:
 def _gaussian_rows(scales: np.ndarray, location_um: np.ndarray, tree, rows: slice, deviation_um: float) -> np.ndarray:
     """Gaussian means over the section around some locations, themselves included; only those in reach are read."""
     from scipy import sparse
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     here = np.arange(len(scales))[rows]
-    near = cKDTree(location_um[here]).sparse_distance_matrix(tree, REACH * deviation_um, output_type="coo_matrix")
+    near = KDTree(location_um[here]).sparse_distance_matrix(tree, REACH * deviation_um, output_type="coo_matrix")
     itself = here[near.row] == near.col  # some versions list a spot at distance 0, others do not
     row = np.concatenate([near.row[~itself], np.arange(len(here))])
     column = np.concatenate([near.col[~itself], here])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -261,7 +261,8 @@ class CMRCNet(nn.Module):
             return Outputs(image, gene, None, None)
         if keep is None:
             how = {"rate": config.mask_rate, "rate_is": config.mask_rate_is, "unit": config.mask_unit}
-            keep = keep_mask(*tokens.shape[:2], config.fusion_dim, **how, generator=generator, device=tokens.device)
+            batch, n_tokens, _ = tokens.shape
+            keep = keep_mask(batch, n_tokens, config.fusion_dim, **how, generator=generator, device=tokens.device)
         target = image if config.reconstruct == "image" else gene
         target = target.detach() if config.detach_target else target
         return Outputs(image, gene, self.fusion(tokens, expression, keep), target)
@@ -269,21 +270,17 @@ class CMRCNet(nn.Module):
     def losses(self, outputs: Outputs) -> Losses:
         """Contrastive, reconstruction and total loss, computed in float32 under mixed precision."""
         config = self.config
-        sides = (outputs.image, outputs.gene, outputs.reconstruction, outputs.target)
-        half = (torch.float16, torch.bfloat16)
-        image, gene, reconstruction, target = (x.float() if x is not None and x.dtype in half else x for x in sides)
+        image, gene = _at_least_float32(outputs.image), _at_least_float32(outputs.gene)
+        how: dict[str, Any] = {
+            "similarity": config.similarity,
+            "targets": config.targets,
+            "second_targets": config.second_targets,
+        }
         with torch.autocast(image.device.type, enabled=False):
-            contrastive = contrastive_loss(
-                image,
-                gene,
-                temperature=config.temperature,
-                similarity=config.similarity,
-                targets=config.targets,
-                second_targets=config.second_targets,
-            )
-            rebuilt = None
-            if reconstruction is not None:
-                rebuilt = reconstruction_loss(reconstruction, target, kind=config.reconstruction_loss)
+            contrastive, rebuilt = contrastive_loss(image, gene, temperature=config.temperature, **how), None
+            if outputs.reconstruction is not None and outputs.target is not None:
+                pair = _at_least_float32(outputs.reconstruction), _at_least_float32(outputs.target)
+                rebuilt = reconstruction_loss(*pair, kind=config.reconstruction_loss)
             return Losses(contrastive, rebuilt, total_loss(contrastive, rebuilt))
 
     def validation_generator(self, seed: int) -> torch.Generator | None:
@@ -298,3 +295,7 @@ class CMRCNet(nn.Module):
         if self.config.pool == "components":
             return self.image_head((tokens.flatten(1) - self.pca_mean) @ self.pca_directions)
         return self.image_head(tokens.mean(dim=1))
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -340,9 +340,9 @@ def from_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         layer, _, rest = key.removeprefix("encoder.layer.").partition(".")
         if rest.startswith(_QUERY):
             kind = rest.removeprefix(_QUERY)
-            parts = [weights.get(f"encoder.layer.{layer}.{part}{kind}") for part in (_QUERY, _KEY, _VALUE)]
-            if all(part is not None for part in parts):
-                renamed[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
+            names = [f"encoder.layer.{layer}.{part}{kind}" for part in (_QUERY, _KEY, _VALUE)]
+            if all(name in weights for name in names):
+                renamed[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat([weights[name] for name in names])
         elif not rest.startswith((_KEY, _VALUE)):
             renamed[f"blocks.{layer}.{_swap(rest, _INSIDE_BLOCKS)}"] = value
     return renamed

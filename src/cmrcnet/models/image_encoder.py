@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,10 @@ class ImageEncoder(nn.Module):
     BadOption
         If the network has no such block.
     """
+
+    backbone: Any
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -180,7 +185,7 @@ class _LastWanted(Exception):
     """Raised by the hook of the last wanted block, to skip the rest of the network."""
 
 
-def block_outputs(backbone: nn.Module, blocks: Sequence[int], patches: Tensor) -> list[Tensor]:
+def block_outputs(backbone: Any, blocks: Sequence[int], patches: Tensor) -> list[Tensor]:
     """Outputs of the given blocks, in the order given; later blocks are not computed.
 
     Vision transformers give them through timm's `forward_intermediates`; other networks, whose intermediates are

@@ -8,6 +8,7 @@ file that does not fit its config exactly is refused when it is loaded. The file
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -77,8 +78,19 @@ class PretrainedConfig:
         return self.source.removeprefix("hf-hub:") if self.source.startswith("hf-hub:") else None
 
 
-_BIOPTIMUS = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
-_NO_COMMERCE = "CC-BY-NC-ND-4.0"
+def _vit(tokens: int, dim: int, depth: int) -> dict[str, Any]:
+    """Sizes of a vision transformer with one class token."""
+    return {"n_tokens": tokens, "dim": dim, "blocks": (dim,) * depth, "class_tokens": 1}
+
+
+_GATED: dict[str, Any] = {"licence": "CC-BY-NC-ND-4.0", "gated": True}
+_OPTIMUS: dict[str, Any] = {
+    "gated": True,
+    "settings": (("img_size", 224), ("init_values", 1e-5), ("dynamic_img_size", False)),
+    "register_tokens": 4,
+    "mean": (0.707223, 0.578729, 0.703617),
+    "std": (0.211883, 0.230117, 0.177517),
+}
 
 _CONFIGS = (
     PretrainedConfig(
@@ -87,8 +99,8 @@ _CONFIGS = (
         licence="Apache-2.0",
         architecture="tf_efficientnet_lite0",
         any_size=True,
-        mean=(127 / 255,) * 3,  # (pixel - 127) / 128
-        std=(128 / 255,) * 3,
+        mean=(127 / 255, 127 / 255, 127 / 255),  # (pixel - 127) / 128
+        std=(128 / 255, 128 / 255, 128 / 255),
         n_tokens=49,
         dim=1280,
         grid=(7, 7),
@@ -96,149 +108,70 @@ _CONFIGS = (
         note="embedded: comes with pip install; trained on photographs (ImageNet), so its scale is our choice",
     ),
     PretrainedConfig(
-        name="vit-b32",
-        source="timm:vit_base_patch32_224",
-        licence="Apache-2.0",
-        architecture="vit_base_patch32_224",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        n_tokens=50,
-        dim=768,
-        blocks=(768,) * 12,
-        class_tokens=1,
+        name="vit-b32", source="timm:vit_base_patch32_224", architecture="vit_base_patch32_224",
+        **_vit(50, 768, 12),
+        licence="Apache-2.0", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
         note="the paper's architecture; trained on photographs (ImageNet-21k)",
     ),
     PretrainedConfig(
-        name="dinov2-s",
-        source="timm:vit_small_patch14_dinov2",
-        licence="Apache-2.0",
-        architecture="vit_small_patch14_dinov2",
-        settings=(("img_size", 224),),
-        n_tokens=257,
-        dim=384,
-        blocks=(384,) * 12,
-        class_tokens=1,
+        name="dinov2-s", source="timm:vit_small_patch14_dinov2", architecture="vit_small_patch14_dinov2",
+        **_vit(257, 384, 12),
+        licence="Apache-2.0", settings=(("img_size", 224),),
         note="trained on photographs (LVD-142M)",
     ),
     PretrainedConfig(
-        name="uni",
-        source="hf-hub:MahmoodLab/UNI",
-        licence=_NO_COMMERCE,
-        gated=True,
-        architecture="vit_large_patch16_224",
+        name="uni", source="hf-hub:MahmoodLab/UNI", architecture="vit_large_patch16_224",
+        **_vit(197, 1024, 24), **_GATED,
         settings=(("init_values", 1e-5), ("dynamic_img_size", True)),
-        n_tokens=197,
-        dim=1024,
-        blocks=(1024,) * 24,
-        class_tokens=1,
         note="trained on H&E at 0.5 um per px; academic research only",
     ),
     PretrainedConfig(
-        name="uni2-h",
-        source="hf-hub:MahmoodLab/UNI2-h",
-        licence=_NO_COMMERCE,
-        gated=True,
-        architecture="vit_giant_patch14_224",
+        name="uni2-h", source="hf-hub:MahmoodLab/UNI2-h", architecture="vit_giant_patch14_224",
+        **_vit(257, 1536, 24), **_GATED,
         settings=(
-            ("img_size", 224),
-            ("patch_size", 14),
-            ("depth", 24),
-            ("num_heads", 24),
-            ("init_values", 1e-5),
-            ("embed_dim", 1536),
-            ("mlp_ratio", 2.66667 * 2),
-            ("no_embed_class", True),
-            ("mlp_layer", "SwiGLUPacked"),
-            ("act_layer", "SiLU"),
-            ("reg_tokens", 8),
-            ("dynamic_img_size", True),
+            ("img_size", 224), ("patch_size", 14), ("depth", 24), ("num_heads", 24), ("init_values", 1e-5),
+            ("embed_dim", 1536), ("mlp_ratio", 2.66667 * 2), ("no_embed_class", True), ("mlp_layer", "SwiGLUPacked"),
+            ("act_layer", "SiLU"), ("reg_tokens", 8), ("dynamic_img_size", True),
         ),
-        n_tokens=257,
-        dim=1536,
-        blocks=(1536,) * 24,
-        class_tokens=1,
         register_tokens=8,
         note="trained on H&E and IHC at 0.5 um per px; academic research only",
     ),
     PretrainedConfig(
-        name="virchow2",
-        source="hf-hub:paige-ai/Virchow2",
-        licence=_NO_COMMERCE,
-        gated=True,
-        architecture="vit_huge_patch14_224",
+        name="virchow2", source="hf-hub:paige-ai/Virchow2", architecture="vit_huge_patch14_224",
+        **_vit(257, 1280, 32), **_GATED,
         settings=(
-            ("img_size", 224),
-            ("init_values", 1e-5),
-            ("mlp_ratio", 5.3375),
-            ("mlp_layer", "SwiGLUPacked"),
-            ("act_layer", "SiLU"),
-            ("reg_tokens", 4),
-            ("global_pool", ""),
-            ("dynamic_img_size", True),
+            ("img_size", 224), ("init_values", 1e-5), ("mlp_ratio", 5.3375), ("mlp_layer", "SwiGLUPacked"),
+            ("act_layer", "SiLU"), ("reg_tokens", 4), ("global_pool", ""), ("dynamic_img_size", True),
         ),
-        n_tokens=257,
-        dim=1280,
-        blocks=(1280,) * 32,
-        class_tokens=1,
         register_tokens=4,
         note="trained at mixed magnification, 0.5 um per px among them; academic research only",
     ),
     PretrainedConfig(
-        name="h-optimus-0",
-        source="hf-hub:bioptimus/H-optimus-0",
+        name="h-optimus-0", source="hf-hub:bioptimus/H-optimus-0", architecture="vit_giant_patch14_reg4_dinov2",
+        **_vit(257, 1536, 40), **_OPTIMUS,
         licence="Apache-2.0",
-        gated=True,
-        architecture="vit_giant_patch14_reg4_dinov2",
-        settings=(("img_size", 224), ("init_values", 1e-5), ("dynamic_img_size", False)),
-        n_tokens=257,
-        dim=1536,
-        blocks=(1536,) * 40,
-        class_tokens=1,
-        register_tokens=4,
         note="trained on H&E at 0.5 um per px; whether it is still gated could not be checked",
-        **_BIOPTIMUS,
     ),
     PretrainedConfig(
-        name="h-optimus-1",
-        source="hf-hub:bioptimus/H-optimus-1",
+        name="h-optimus-1", source="hf-hub:bioptimus/H-optimus-1", architecture="vit_giant_patch14_reg4_dinov2",
+        **_vit(257, 1536, 40), **_OPTIMUS,
         licence="CC-BY-NC-ND-4.0 (not checked; its makers say academic research)",
-        gated=True,
-        architecture="vit_giant_patch14_reg4_dinov2",
-        settings=(("img_size", 224), ("init_values", 1e-5), ("dynamic_img_size", False)),
-        n_tokens=257,
-        dim=1536,
-        blocks=(1536,) * 40,
-        class_tokens=1,
-        register_tokens=4,
         note="trained on H&E at 0.5 um per px",
-        **_BIOPTIMUS,
     ),
     PretrainedConfig(
-        name="prov-gigapath",
-        source="hf-hub:prov-gigapath/prov-gigapath",
-        licence="its own, research use (not checked; read it on the hub)",
-        gated=True,
-        architecture="vit_giant_patch14_dinov2",
+        name="prov-gigapath", source="hf-hub:prov-gigapath/prov-gigapath", architecture="vit_giant_patch14_dinov2",
+        **_vit(197, 1536, 40),
+        licence="its own, research use (not checked; read it on the hub)", gated=True,
         settings=(("img_size", 224), ("patch_size", 16), ("init_values", 1e-5), ("mlp_ratio", 5.33334)),
-        n_tokens=197,
-        dim=1536,
-        blocks=(1536,) * 40,
-        class_tokens=1,
         note="the tile encoder; trained on 256 px tiles at 0.5 um per px, of which the middle 224 px are used",
     ),
     PretrainedConfig(
-        name="phikon-v2",
-        source="hf-hub:owkin/phikon-v2",
-        licence="Owkin's own, non-commercial (not checked; read it on the hub)",
-        architecture="vit_large_patch16_224",
-        settings=(("init_values", 1.0),),
-        n_tokens=197,
-        dim=1024,
-        blocks=(1024,) * 24,
-        class_tokens=1,
+        name="phikon-v2", source="hf-hub:owkin/phikon-v2", architecture="vit_large_patch16_224",
+        **_vit(197, 1024, 24),
+        licence="Owkin's own, non-commercial (not checked; read it on the hub)", settings=(("init_values", 1.0),),
         note="published for the library transformers; its weights are renamed for timm; 0.5 um per px",
     ),
-)
+)  # fmt: skip
 
 PRETRAINED: dict[str, PretrainedConfig] = {config.name: config for config in _CONFIGS}
 

@@ -54,8 +54,9 @@ class StudentHead(nn.Module):
     def __init__(self, features: int, rank: int, hidden: int) -> None:
         super().__init__()
         self.linear = nn.Linear(features, rank)
-        self.residual = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, rank, bias=False))
-        nn.init.zeros_(self.residual[2].weight)
+        hidden_layer, out = nn.Linear(features, hidden), nn.Linear(hidden, rank, bias=False)
+        self.residual = nn.Sequential(hidden_layer, nn.GELU(), out)
+        nn.init.zeros_(out.weight)
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, features: Float[Tensor, "locations features"]) -> Float[Tensor, "locations rank"]:
@@ -92,7 +93,8 @@ class Lineage:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Lineage:
         """From `dataclasses.asdict`, after JSON has made lists of tuples."""
-        return cls(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
+        plain: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
+        return cls(**plain)
 
 
 @dataclass(frozen=True, eq=False)

@@ -233,11 +233,11 @@ class TrainedModel:
         ------
         ShapeMismatch
         """
-        if expression.ndim != 2 or expression.shape[1] != self.network.n_genes:
-            raise ShapeMismatch("expression", want=("spots", self.network.n_genes), got=tuple(expression.shape))
-        if sparse.issparse(expression):
-            expression = sparse.csr_matrix(expression)
-        return self._embed(expression, _SPOTS_AT_A_TIME, self.network.embed_genes)
+        rows = sparse.csr_matrix(expression) if sparse.issparse(expression) else np.asarray(expression)
+        shape = tuple(rows.shape or ())
+        if len(shape) != 2 or shape[1] != self.network.n_genes:
+            raise ShapeMismatch("expression", want=("spots", self.network.n_genes), got=shape)
+        return self._embed(rows, _SPOTS_AT_A_TIME, self.network.embed_genes)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the model folder, whole or not at all.
