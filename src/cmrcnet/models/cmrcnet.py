@@ -111,8 +111,7 @@ class FusionBlock(nn.Module):
         self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-        self.v1 = nn.Linear(dim, dim)
-        self.v2 = nn.Linear(dim, dim)
+        self.v1, self.v2 = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
     def forward(
         self, image: Float[Tensor, "batch tokens dim"], gene: Float[Tensor, "batch gene_tokens dim"]
