@@ -50,8 +50,8 @@ class Encoded(LocationFeatures):
     def encode(self, cache=None, batch="auto") -> None:
         """Draw what is missing."""
         rng = np.random.default_rng(1)
-        for rows in chunk_slices(self.tmp.shape[1]):
-            self.tmp.keep(rows, rng.normal(size=(rows.stop - rows.start, self.tmp.shape[2])))
+        for rows in chunk_slices(self.kept.shape[1]):
+            self.kept.keep(rows, rng.normal(size=(rows.stop - rows.start, self.kept.shape[2])))
 
 
 def measure(locations: int, folder: Path, answer) -> None:

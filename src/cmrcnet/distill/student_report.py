@@ -273,7 +273,7 @@ def measure_speed(
     few = spots.take(np.arange(min(TIMED_ENCODED, len(spots))))
     options = PredictOptions()
     predictors = {"teacher": make_predictor(model, bank, options), "student": make_predictor(student, None, options)}
-    alike = _encoding_of(predictors["teacher"]) == _encoding_of(predictors["student"])
+    alike = len({(each.encoder.encoder.fingerprint(), each.encoder.spec) for each in predictors.values()}) == 1
     features = {name: _encode(predictor, slide, few) for name, predictor in predictors.items()}
     many = np.resize(np.arange(len(few)), TIMED)
     encoding, head = dict.fromkeys(predictors, np.inf), dict.fromkeys(predictors, np.inf)
@@ -313,12 +313,6 @@ def _encode(predictor: Predictor, slide: Slide, locations: Spots) -> np.ndarray:
     features = LocationFeatures(predictor.encoder, slide, locations.centre_px)
     features.encode()
     return features.take(slice(0, len(locations)))
-
-
-def _encoding_of(predictor: Predictor) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Everything that the encoding of a location depends on."""
-    config = predictor.encoder.config.to_dict()
-    return predictor.encoder.encoder.fingerprint(), config["features"], config["patch"]
 
 
 def _seconds(work: Callable[..., object], *given: object) -> float:

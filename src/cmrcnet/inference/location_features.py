@@ -1,6 +1,6 @@
 """Features of the locations of a slide: encoded once, chunk by chunk, and read some locations at a time.
 
-With several scales (the default config) the tokens of a location depend on all locations of the slide, through their
+With scales (the default config) the tokens of a location depend on all locations of the slide, through their
 neighbourhood and the standardisation of the section: one vector a scale and location is kept, and tokens are made of
 them when they are read. Without scales a location stands alone, and only the projection of its tokens is kept (for a
 model its embedding and the inputs of its heads), which is a hundred times smaller than its tokens.
@@ -9,18 +9,19 @@ model its embedding and the inputs of its heads), which is a hundred times small
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from cmrcnet.config import Config
-from cmrcnet.features.extract import FeatureSpec, extract_chunks
+from cmrcnet.features.extract import STATISTICS, FeatureSpec, extract_chunks
 from cmrcnet.features.resumable import ResumableFeatures
 from cmrcnet.features.tokens import SectionTokens
 from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.uncertainty.ood import STATISTIC_NAMES
 
 if TYPE_CHECKING:
     from cmrcnet.models.image_encoder import ImageEncoder
@@ -35,8 +36,7 @@ class LocationEncoder:
     Parameters
     ----------
     encoder : ImageEncoder
-    config : Config
-        Its `features` and `patch`, and device and precision of `train`.
+    spec : FeatureSpec
     project : callable
         From tokens (locations, tokens, dim) to features (locations, width) float32.
     width : int
@@ -46,24 +46,20 @@ class LocationEncoder:
     """
 
     encoder: ImageEncoder
-    config: Config
+    spec: FeatureSpec
     project: Callable[[np.ndarray], np.ndarray]
     width: int
     name: str
 
     @property
-    def scales(self) -> int:
-        """Number of scales; 0 for a plain patch."""
-        return len(self.config.features.scales_um)
-
-    @property
-    def values_per_location(self) -> int:
-        """Numbers that are kept of a location while a slide is encoded."""
-        return self.scales * self.encoder.dim if self.scales else self.width
+    def kept_shape(self) -> tuple[int, int]:
+        """Layers and width of what is kept of a location: the mean token of each scale, or the features."""
+        scales = len(self.spec.scales_um)
+        return (scales, self.encoder.dim) if scales else (1, self.width)
 
     @classmethod
     def of_model(cls, model: TrainedModel) -> LocationEncoder:
-        """For a trained model: its embedding, followed by the inputs of its heads.
+        """Make a trained model's: features are its embedding, followed by the inputs of its heads.
 
         Parameters
         ----------
@@ -78,27 +74,29 @@ class LocationEncoder:
 
         inputs = 0 if model.head is None else model.head.reduction.directions.shape[1]
         width = model.config.model.embedding_dim + inputs
-        return cls(model.encoder, model.config, project, width, model.fingerprint)
+        return cls(model.encoder, FeatureSpec.of(model.config), project, width, model.fingerprint)
 
     @classmethod
     def of_student(cls, encoder: ImageEncoder, config: Config) -> LocationEncoder:
-        """For a student: the tokens of its scales side by side, or the mean token of a plain patch, not reduced.
+        """Make a student's: features are the tokens of its scales side by side, or the mean token of a plain patch.
 
         Parameters
         ----------
         encoder : ImageEncoder
         config : Config
+            Of the student.
         """
+        spec = FeatureSpec.of(config)
 
         def project(tokens: np.ndarray) -> np.ndarray:
             values = np.asarray(tokens, np.float32)
-            return values.reshape(len(values), -1) if config.features.scales_um else values.mean(axis=1)
+            return values.reshape(len(values), -1) if spec.scales_um else values.mean(axis=1)
 
-        return cls(encoder, config, project, encoder.dim, encoder.fingerprint())
+        return cls(encoder, spec, project, encoder.dim, encoder.fingerprint())
 
 
 class LocationFeatures:
-    """Features of locations of one slide.
+    """Features of locations of one slide, and on request their image statistics.
 
     Parameters
     ----------
@@ -108,18 +106,29 @@ class LocationFeatures:
         x, y in level-0 pixels.
     folder : Path, optional
         Where they are kept, and where a killed run continues; in memory when left out.
+    with_statistics : bool
+        Also compute the image statistics of the out-of-distribution detector.
     """
 
     def __init__(
-        self, encoder: LocationEncoder, slide: Slide, centre_px: np.ndarray, folder: Path | None = None
+        self,
+        encoder: LocationEncoder,
+        slide: Slide,
+        centre_px: np.ndarray,
+        folder: Path | None = None,
+        *,
+        with_statistics: bool = False,
     ) -> None:
         self._encoder, self._slide, self._centre_px = encoder, slide, centre_px
-        config = encoder.config.to_dict()
-        looks = {name: config[name] for name in ("features", "patch")} | {"precision": config["train"]["precision"]}
-        self.name = fingerprint(encoder.name, looks, slide.fingerprint(), slide.mpp, centre_px)
+        spec = asdict(encoder.spec) | {"device": ""}  # the device changes nothing but rounding
+        self.name = fingerprint(encoder.name, spec, slide.fingerprint(), slide.mpp, centre_px)
         """Fingerprint of everything that the features depend on: neither bank nor genes."""
-        width = encoder.encoder.dim if encoder.scales else encoder.width
-        self.tmp = ResumableFeatures((max(encoder.scales, 1), len(centre_px), width), self.name, folder)
+        layers, width = encoder.kept_shape
+        self.kept = ResumableFeatures((layers, len(centre_px), width), self.name, folder)
+        self._statistics: ResumableFeatures | None = None
+        if with_statistics:
+            where = None if folder is None else folder / "statistics"
+            self._statistics = ResumableFeatures((1, len(centre_px), len(STATISTIC_NAMES)), self.name, where)
         self._tokens: SectionTokens | None = None
 
     def encode(self, cache: TokenCache | None = None, batch: int | Literal["auto"] = "auto") -> None:
@@ -132,15 +141,25 @@ class LocationFeatures:
         batch : int or "auto"
             Patches a forward pass.
         """
-        tmp, spec = self.tmp, FeatureSpec.of(self._encoder.config)
-        where = (self._encoder.encoder, self._slide, self._centre_px)
-        for rows, layer, values in extract_chunks(*where, spec, done=tmp.has, cache=cache, batch=batch):
-            tmp.keep(rows, values if self._encoder.scales else self._encoder.project(values), layer)
-        if self._encoder.scales:
-            self._tokens = SectionTokens(tmp.values(), self._centre_px * known_scale(self._slide), spec)
+        encoder, spec = self._encoder, self._encoder.spec
+        stores = {layer: (self.kept, layer) for layer in range(encoder.kept_shape[0])}
+        if self._statistics is not None:
+            stores[STATISTICS] = (self._statistics, 0)
+
+        def done(rows: slice, layer: int) -> bool:
+            store, number = stores[layer]
+            return store.has(rows, number)
+
+        how = {"layers": tuple(stores), "done": done, "cache": cache, "batch": batch}
+        for rows, layer, values in extract_chunks(encoder.encoder, self._slide, self._centre_px, spec, **how):
+            store, number = stores[layer]
+            plain = layer != STATISTICS and not spec.scales_um
+            store.keep(rows, encoder.project(values) if plain else values, number)
+        if spec.scales_um:
+            self._tokens = SectionTokens(self.kept.values(), self._centre_px * known_scale(self._slide), spec)
 
     def take(self, rows: slice) -> np.ndarray:
-        """Features of some locations, once all are encoded.
+        """Return the features of some locations, once all are encoded.
 
         Parameters
         ----------
@@ -153,5 +172,9 @@ class LocationFeatures:
             As the encoder projects their tokens.
         """
         if self._tokens is None:
-            return np.array(self.tmp.values()[rows, 0])
+            return np.array(self.kept.values()[rows, 0])
         return self._encoder.project(self._tokens.take(rows))
+
+    def statistics(self) -> np.ndarray | None:
+        """Return the image statistics of all locations, (locations, 9) float32; None where they were not requested."""
+        return None if self._statistics is None else np.array(self._statistics.values()[:, 0])

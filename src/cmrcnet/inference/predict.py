@@ -28,7 +28,6 @@ from cmrcnet.progress import metered
 from cmrcnet.slides.query_grid import make_query_grid
 from cmrcnet.storage.atomic import file_lock, translate_os_errors
 from cmrcnet.storage.hashing import fingerprint
-from cmrcnet.uncertainty.ood import image_statistics
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -148,7 +147,7 @@ def predict(
     )
     predictor = make_predictor(model, bank, options)
     locations, tissue = make_query_grid(slide, spots, mask, grid_um)
-    features = LocationFeatures(predictor.encoder, slide, locations.centre_px)
+    features = _features(predictor, slide, locations)
     features.encode(cache)
     table = _TableInMemory(len(locations))
     return _fill(table, predictor, slide, locations, tissue, features)
@@ -204,7 +203,7 @@ def predict_to_file(
         free = shutil.disk_usage(out.parent).free
         kept = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
     copies = 2 if out.suffix == STORE else 1
-    each = 4 * predictor.encoder.values_per_location + predictor.bytes_per_location * copies
+    each = 4 * int(np.prod(predictor.encoder.kept_shape)) + predictor.bytes_per_location * copies
     needed = each * len(locations) - kept
     if needed > free:
         raise NoSpace.from_sentence(
@@ -218,7 +217,7 @@ def predict_to_file(
             raise InUse(out)
         tmp = work / "table.h5ad"
         try:
-            features = LocationFeatures(predictor.encoder, slide, locations.centre_px, work / "features")
+            features = _features(predictor, slide, locations, work / "features")
             features.encode(cache, batch)
             table = TableFile(tmp, len(locations), fingerprint(features.name, predictor.genes, predictor.provenance()))
             try:
@@ -252,6 +251,12 @@ def chunk_size(genes: int) -> int:
     return int(np.clip(CHUNK_BYTES // (4 * max(genes, 1)) // 256 * 256, 256, 4_096))
 
 
+def _features(predictor: Predictor, slide: Slide, locations: Spots, folder: Path | None = None) -> LocationFeatures:
+    """Features that the predictor needs, with image statistics where it has an out-of-distribution detector."""
+    detects = predictor.calibration is not None and predictor.calibration.ood_detector is not None
+    return LocationFeatures(predictor.encoder, slide, locations.centre_px, folder, with_statistics=detects)
+
+
 def _fill(
     table: TableFile | _TableInMemory,
     predictor: Predictor,
@@ -279,8 +284,8 @@ def _fill(
         in_tissue=tissue.contains(locations.centre_px),
     )
     predictor.annotate(frame, table.neighbour_rows())
-    if predictor.calibration is not None and predictor.calibration.ood_detector is not None:
-        statistics = image_statistics(slide, locations.centre_px)
+    statistics = features.statistics()
+    if statistics is not None:
         flag_out_of_distribution(frame, predictor.calibration.ood_detector, statistics, slide.name)
     table.finish(frame)
     return frame
