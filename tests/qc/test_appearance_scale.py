@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cmrcnet.qc.appearance import OCTAVES, octaves_moved, scale_findings, texture_curve
+from cmrcnet.qc.appearance import OCTAVES, octaves_shifted, scale_findings, texture_curve
 from cmrcnet.slides.slide import ArraySlide
 
 
@@ -18,7 +18,7 @@ def bump(at: float) -> np.ndarray:
 
 @pytest.mark.parametrize("move", [-1.5, -0.5, 0.0, 0.25, 1.0])
 def test_a_moved_curve_is_measured(move):
-    assert octaves_moved(bump(2 + move), bump(2.0)) == pytest.approx(move, abs=0.126)
+    assert octaves_shifted(bump(2 + move), bump(2.0)) == pytest.approx(move, abs=0.126)
 
 
 def test_discs_of_twice_the_size_are_an_octave_larger():
@@ -30,7 +30,7 @@ def test_discs_of_twice_the_size_are_an_octave_larger():
             for column in range(20, 260, 55):
                 pixels[(x - column) ** 2 + (y - row) ** 2 <= radius**2] = (90, 40, 120)
         curves.append(texture_curve(ArraySlide(pixels, 1.0), np.array([[130.0, 130.0]])))
-    assert octaves_moved(curves[1], curves[0]) == pytest.approx(1, abs=0.26)
+    assert octaves_shifted(curves[1], curves[0]) == pytest.approx(1, abs=0.26)
 
 
 def test_sound_sections(summaries):

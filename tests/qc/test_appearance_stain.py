@@ -57,7 +57,7 @@ def test_another_stain_and_another_strength(cohort):
     assert faint.value == pytest.approx(0.3, rel=0.2)
 
 
-def test_a_cohort_of_many_stains_accuses_nobody(cohort):
+def test_a_cohort_of_many_stains_raises_no_false_findings(cohort):
     strengths = (0.4, 2.5, 0.5, 2.0, 0.45, 2.2)
     mixed = [replace(each, colour=HE * strength) for each, strength in zip(cohort, strengths, strict=True)]
     assert stain_findings(mixed) == []

@@ -28,7 +28,7 @@ def seen(sections):
 
 
 def test_the_sound_sections_fit(summaries):
-    assert [one.arrangement.verdict for one in summaries] == ["fits"] * len(summaries)
+    assert [one.arrangement.outcome for one in summaries] == ["fits"] * len(summaries)
 
 
 @settings(max_examples=15, deadline=None)
@@ -60,7 +60,7 @@ def test_targets_are_standardised_and_start_with_depth(seen):
 def test_shuffled_pairs_are_told(seen, seed):
     maps, centres, counts = seen
     found = judge_arrangement(maps, np.random.default_rng(seed).permutation(centres), counts)
-    assert found.verdict == "shuffled"
+    assert found.outcome == "shuffled"
     finding = arrangement_finding("A", found)
     assert finding.kind == "shuffled" and not finding.certain and "look shuffled" in finding.sentence
 
@@ -70,21 +70,21 @@ def test_turned_and_mirrored_spots_are_told(seen, name):
     maps, centres, counts = seen
     middle = (centres.min(axis=0) + centres.max(axis=0)) / 2
     found = judge_arrangement(maps, (centres - middle) @ np.array(TURNS[name], float).T + middle, counts)
-    assert found.verdict == "misaligned" and found.best - found.stated > 0.1
+    assert found.outcome == "misaligned" and found.best - found.stated > 0.1
     assert "fit its picture better" in arrangement_finding("A", found).sentence
 
 
 def test_shifted_spots_are_told_and_the_way_back_named(seen):
     maps, centres, counts = seen
     found = judge_arrangement(maps, centres + np.array([300.0, 0.0]), counts)
-    assert found.verdict == "misaligned" and found.best_is == "shifted by -300 um in x and 0 um in y"
+    assert found.outcome == "misaligned" and found.best_is == "shifted by -300 um in x and 0 um in y"
 
 
 def test_few_or_empty_spots_say_nothing(seen):
     maps, centres, counts = seen
     few = judge_arrangement(maps, centres[:20], counts[:20])
-    assert few.verdict == "cannot tell" and arrangement_finding("A", few) is None
-    assert judge_arrangement(maps, centres, counts * 0).verdict == "cannot tell"
+    assert few.outcome == "cannot tell" and arrangement_finding("A", few) is None
+    assert judge_arrangement(maps, centres, counts * 0).outcome == "cannot tell"
 
 
 def test_the_same_answer_every_time(seen):
@@ -97,5 +97,5 @@ def test_maps_off_the_slide_hold_no_tissue(seen):
     assert share[:2].tolist() == [0, 0] and share[2] > 0.8
 
 
-def test_a_verdict_that_fits_is_no_finding():
+def test_an_outcome_that_fits_is_no_finding():
     assert arrangement_finding("A", replace(Arrangement("fits"), stated=0.4)) is None

@@ -67,11 +67,11 @@ def test_a_real_section_and_its_planted_faults(her2st_csv):
     section = read_cohort(her2st_csv).read("C4")
     maps = SpotMaps.of(section.slide, 100.0)
     centres = np.array(section.spots.centre_px)
-    assert judge_arrangement(maps, centres, section.counts).verdict == "fits"
+    assert judge_arrangement(maps, centres, section.counts).outcome == "fits"
     mixed = judge_arrangement(maps, np.random.default_rng(5).permutation(centres), section.counts)
-    assert mixed.verdict == "shuffled"
+    assert mixed.outcome == "shuffled"
     moved = judge_arrangement(maps, centres + np.array([400 / section.slide.mpp, 0.0]), section.counts)
-    assert (moved.verdict, moved.best_is) == ("misaligned", "shifted by -400 um in x and 0 um in y")
+    assert (moved.outcome, moved.best_is) == ("misaligned", "shifted by -400 um in x and 0 um in y")
 
 
 @pytest.mark.shared

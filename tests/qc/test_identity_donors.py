@@ -72,7 +72,7 @@ def test_silence_where_sections_of_one_patient_differ_as_much(summaries):
     assert donor_findings(cohort(summaries, donors=[1, 2, 3, 4, 1], patients="AABBC")) == []
 
 
-def test_two_sexes_clear_a_pair_and_accuse_a_patient(summaries):
+def test_two_sexes_clear_a_pair_and_mark_a_patient(summaries):
     extra = {0: {"XIST": 100.0, "UTY": 0.0}, 4: {"UTY": 100.0, "XIST": 0.0}}
     assert donor_findings(cohort(summaries, [1, 2, 3, 4, 1], "ABCDE", extra)) == []
     (finding,) = donor_findings(cohort(summaries, [1, 2, 3, 4, 1], "ABCDA", extra))

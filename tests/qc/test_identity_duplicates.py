@@ -17,7 +17,7 @@ def reordered(section: Section, spots: np.ndarray, genes: np.ndarray) -> Section
     return replace(taken, name="copy", counts=taken.counts[:, genes], genes=tuple(taken.genes[g] for g in genes))
 
 
-def test_sound_sections_are_not_accused(summaries):
+def test_sound_sections_have_no_findings(summaries):
     assert duplicate_findings(summaries) == []
 
 

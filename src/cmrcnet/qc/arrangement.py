@@ -1,16 +1,16 @@
-"""Do a section's spots lie where its picture says? The stated arrangement against shifted, turned and mirrored ones.
+"""Arrangement of the spots on the picture: the stated one against shifted, turned, mirrored and shuffled ones.
 
 Tissue and counts vary together: dense tissue yields more transcripts, and its leading expression components follow
-what is stained. Five plain colour statistics under each spot explain log depth, log number of genes and two expression
-components by ridge regression, scored by the leave-one-out R2 (exact, from the hat matrix). The same is asked of
-arrangements that could have been meant; one that fits much better AND covers the tissue as well is told. Shuffled
-pairs show without any picture: expression that varied smoothly over the section no longer does (Moran's I).
+the stain. Five colour statistics under each spot explain log depth, log number of genes and two expression components
+by ridge regression, scored by the leave-one-out R2 (exact, from the hat matrix). The same is computed for other likely
+arrangements; one that fits much better AND covers the tissue as well is reported. Shuffled pairs are recognised without
+the picture: expression that varied smoothly over the section no longer does (Moran's I).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
@@ -19,23 +19,23 @@ from cmrcnet.genes.normalise import library_sizes, normalize
 from cmrcnet.qc.section_summary import Finding, SpotMaps
 
 FEWEST_SPOTS = 50
-"""With fewer, chance arrangements fit as well as true ones: nothing is said."""
+"""With fewer spots, random arrangements fit as well as true ones: there is no finding."""
 STEP_UM, REACH_UM = 100.0, 500.0
 """Shifts are tried on a grid of this step, to this distance in x and y."""
 GAIN = 0.08
-"""By how much R2 another arrangement must beat the stated one. Twice that when there are fewer than 150 spots."""
+"""R2 that another arrangement must gain over the stated one; twice as much with fewer than 150 spots."""
 FIT = 0.12
-"""R2 that the other arrangement must reach at least; sound sections of over 150 spots reach 0.19 and more."""
+"""Least R2 of the other arrangement; sound sections of over 150 spots reach 0.19 and more."""
 NO_FIT = 0.05
 """R2 of at most this, or of the best permuted pairs, explains nothing."""
 TISSUE_LOST = 0.03
-"""The other arrangement may lie on tissue by this much less."""
+"""Share of tissue that the other arrangement may lose."""
 SMOOTH_Z = 3.5
-"""Below this z of Moran's I in every target the expression is as rough as a shuffled one."""
+"""Below this z of Moran's I in every target, expression is as rough as shuffled."""
 PERMUTATIONS = 99
 MOST_SPOTS = 1_500
-"""More spots than this are thinned at random (seed 0)."""
-SHRINK = 1.0
+"""More spots than this are subsampled (seed 0)."""
+RIDGE_PENALTY = 1.0
 
 TURNS: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "turned by 90 degrees": ((0, -1), (1, 0)),
@@ -50,11 +50,11 @@ TURNS: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How well the stated locations fit, and what fits best.
+    """Fit of the stated arrangement and of the best other one.
 
     Parameters
     ----------
-    verdict : {"fits", "shuffled", "misaligned", "cannot tell"}
+    outcome : {"fits", "shuffled", "misaligned", "cannot tell"}
         "fits": the stated arrangement explains something, and no other one much more.
     stated : float
         Leave-one-out R2 of the stated arrangement, mean over targets.
@@ -63,12 +63,14 @@ class Arrangement:
     best : float
         R2 of the best other arrangement that lies on tissue as well.
     best_is : str
+        Its description.
     smooth_z : float
         Largest z of Moran's I among the targets.
     spots : int
+        Number of spots used.
     """
 
-    verdict: Literal["fits", "shuffled", "misaligned", "cannot tell"]
+    outcome: Literal["fits", "shuffled", "misaligned", "cannot tell"]
     stated: float = float("nan")
     permuted: float = float("nan")
     best: float = float("nan")
@@ -83,13 +85,11 @@ def judge_arrangement(maps: SpotMaps, centre_px: np.ndarray, counts: sparse.csr_
     Parameters
     ----------
     maps : SpotMaps
+        Of its slide.
     centre_px : numpy.ndarray, shape (spots, 2)
         x, y in level-0 pixels.
     counts : sparse matrix, shape (spots, genes)
-
-    Returns
-    -------
-    Arrangement
+        Raw counts.
     """
     random = np.random.default_rng(0)
     used = np.flatnonzero(library_sizes(counts) > 0)
@@ -110,37 +110,25 @@ def judge_arrangement(maps: SpotMaps, centre_px: np.ndarray, counts: sparse.csr_
             score = loo_r2(features, targets)
             if score > best:
                 best, best_is = score, name
-    verdict = _verdict(stated, permuted, best, smooth, len(used))
-    return Arrangement(verdict, stated, permuted, float(best), best_is, smooth, len(used))
+    outcome = _outcome(stated, permuted, best, smooth, len(used))
+    return Arrangement(outcome, stated, permuted, float(best), best_is, smooth, len(used))
 
 
 def arrangement_finding(name: str, seen: Arrangement) -> Finding | None:
-    """The finding of one section, or None where all is well or nothing can be told.
-
-    Parameters
-    ----------
-    name : str
-    seen : Arrangement
-    """
-    if seen.verdict == "shuffled":
-        return Finding(
-            "shuffled",
-            (name,),
-            seen.smooth_z,
-            SMOOTH_Z,
+    """The finding of section `name`, or None when its arrangement fits or cannot be judged."""
+    if seen.outcome == "shuffled":
+        sentence = (
             f"The spots of {name} look shuffled: neighbouring spots are no more alike than permuted ones (Moran's I "
             f"z = {seen.smooth_z:.1f}; sound sections have {SMOOTH_Z:g} and more) and the picture explains nothing of "
-            f"the counts (R2 {seen.stated:.2f}); check that the counts' spot names and the spot file belong together.",
+            f"the counts (R2 {seen.stated:.2f}); check that the counts' spot names and the spot file belong together."
         )
-    if seen.verdict == "misaligned":
-        return Finding(
-            "misaligned",
-            (name,),
-            seen.best - seen.stated,
-            _gain(seen.spots),
+        return Finding("shuffled", (name,), seen.smooth_z, SMOOTH_Z, sentence)
+    if seen.outcome == "misaligned":
+        sentence = (
             f"The spots of {name} may not lie where they are said to: {seen.best_is} they fit its picture better (R2 "
-            f"of depth and expression {seen.best:.2f} against {seen.stated:.2f}); look at the spots on the picture.",
+            f"of depth and expression {seen.best:.2f} against {seen.stated:.2f}); look at the spots on the picture."
         )
+        return Finding("misaligned", (name,), seen.best - seen.stated, _least_gain(seen.spots), sentence)
     return None
 
 
@@ -150,6 +138,7 @@ def expression_targets(counts: sparse.csr_matrix) -> np.ndarray:
     Parameters
     ----------
     counts : sparse matrix, shape (spots, genes)
+        Raw counts.
 
     Returns
     -------
@@ -182,22 +171,22 @@ def loo_r2(features: np.ndarray, targets: np.ndarray) -> float:
     values = features.astype(np.float64) - features.mean(axis=0)
     deviation = values.std(axis=0)
     values /= np.where(deviation > 1e-6, deviation, 1)
-    solved = np.linalg.solve(values.T @ values + SHRINK * np.eye(values.shape[1]), values.T)
+    solved = np.linalg.solve(values.T @ values + RIDGE_PENALTY * np.eye(values.shape[1]), values.T)
     leverage = (values * solved.T).sum(axis=1) + 1 / len(values)
     left_out = (targets - targets.mean(axis=0) - values @ (solved @ targets)) / (1 - leverage)[:, None]
     return float(1 - (left_out**2).mean())
 
 
-def _gain(spots: int) -> float:
+def _least_gain(spots: int) -> float:
     return GAIN if spots >= 150 else 2 * GAIN
 
 
-def _verdict(
+def _outcome(
     stated: float, permuted: float, best: float, smooth: float, spots: int
 ) -> Literal["fits", "shuffled", "misaligned", "cannot tell"]:
     if spots < FEWEST_SPOTS:
         return "cannot tell"
-    if best >= max(FIT, 2 * permuted) and best - stated >= _gain(spots):
+    if best >= max(FIT, 2 * permuted) and best - stated >= _least_gain(spots):
         return "misaligned"
     if smooth < SMOOTH_Z and stated <= max(permuted, NO_FIT):
         return "shuffled"
@@ -205,7 +194,7 @@ def _verdict(
 
 
 def _others(locations: np.ndarray, maps: SpotMaps):
-    """Every other arrangement tried: its name, and the locations (spots, 2)."""
+    """Yield the description and the locations (spots, 2) of every other arrangement."""
     steps = np.arange(-REACH_UM, REACH_UM + 1, STEP_UM)
     for x in steps:
         for y in steps:
@@ -223,7 +212,8 @@ def _smoothness(locations: np.ndarray, targets: np.ndarray, shuffles: list[np.nd
     """Largest z of Moran's I (four targets, up to six neighbours within 1.6 times the usual distance)."""
     from scipy.spatial import KDTree
 
-    distance, near = KDTree(locations).query(locations, k=min(7, len(locations)))
+    found: Any = KDTree(locations).query(locations, k=min(7, len(locations)))
+    distance, near = found
     close = distance[:, 1:] < 1.6 * np.median(distance[:, 1])
     weight = close / np.maximum(close.sum(axis=1, keepdims=True), 1)
 

@@ -16,96 +16,81 @@ from cmrcnet.slides.slide import known_scale
 
 
 def check_cohort(cohort: Cohort) -> tuple[Finding, ...]:
-    """Look for duplicates, wrong patients, odd stains and scales, and spots that lie wrong.
+    """Detect duplicates, wrong patients, odd stains and scales, and misplaced spots.
 
-    Every picture is read once, made small. What is kept of a section are vectors and a picture of 80 um a pixel.
+    Every picture is read once, at reduced size. Of each section only vectors and a picture of 80 um per pixel are kept.
 
     Parameters
     ----------
     cohort : Cohort
+        Its sections are read one by one.
 
     Returns
     -------
     tuple of Finding
-        Problems (``certain``) first, then suspicions. Empty when nothing was found, which is no proof that all is
-        well: weak sections cannot be judged.
+        Problems (``certain``) first, then suspicions. An empty tuple does not prove that the cohort is sound: sections
+        with few spots or weak signal cannot be judged.
 
     Raises
     ------
     ScaleError
+
+    Examples
+    --------
+    >>> from cmrcnet import synthetic_cohort
+    >>> check_cohort(synthetic_cohort(patients=2, spots=40, genes=60))
+    ()
     """
-    return findings_of([_summarized(entry.load()) for entry in tracked(cohort.entries, "check", unit="sections")])
+    summaries = []
+    for entry in tracked(cohort.entries, "check", unit="sections"):
+        section = entry.load()
+        try:
+            summaries.append(summarize_section(section))
+        finally:
+            close = getattr(section.slide, "close", None)
+            if close is not None:
+                close()
+    return findings_of(summaries)
 
 
 def findings_of(summaries: Sequence[SectionSummary]) -> tuple[Finding, ...]:
-    """All findings about sections that were sketched.
-
-    Parameters
-    ----------
-    summaries : sequence of SectionSummary
-        In the cohort's order.
-    """
-    placed = [arrangement_finding(one.name, one.arrangement) for one in summaries]
+    """Findings of all detectors, problems first; `summaries` are in the cohort's order."""
+    arranged = [arrangement_finding(one.name, one.arrangement) for one in summaries]
     found = [
         *duplicate_findings(summaries),
         *donor_findings(summaries),
         *scale_findings(summaries),
         *stain_findings(summaries),
-        *(finding for finding in placed if finding is not None),
+        *(finding for finding in arranged if finding is not None),
     ]
     return tuple(sorted(found, key=lambda finding: not finding.certain))
 
 
-def _summarized(section) -> SectionSummary:
-    """SectionSummary a section and let go of its pixels."""
-    try:
-        return summarize_section(section)
-    finally:
-        close = getattr(section.slide, "close", None)
-        if close is not None:
-            close()
-
-
 def summarize_section(section: Section) -> SectionSummary:
-    """Look at a section once and keep little.
+    """Reduce a section to what the detectors compare; its scale must be known (`ScaleError`)."""
+    from scipy.spatial import KDTree
 
-    Parameters
-    ----------
-    section : Section
-
-    Returns
-    -------
-    SectionSummary
-
-    Raises
-    ------
-    ScaleError
-    """
-    mpp = known_scale(section.slide)
+    mpp, centre_px = known_scale(section.slide), np.array(section.spots.centre_px)
     maps = SpotMaps.of(section.slide, section.spots.diameter_um)
     totals = np.asarray(section.counts.sum(axis=0), np.float64).ravel()
     columns = np.argsort(-totals, kind="stable")[:TOP_GENES]
     deep = np.argsort(-np.asarray(section.counts.sum(axis=1)).ravel(), kind="stable")[:MOST_SPOTS]
+    pitch_um = None
+    if len(centre_px) >= 2:
+        distances = np.asarray(KDTree(centre_px).query(centre_px, k=2)[0])
+        pitch_um = float(np.median(distances[:, 1]) * mpp)
     return SectionSummary(
         name=section.name,
         patient=section.patient,
         slide=section.slide.fingerprint(),
-        centre_px=np.array(section.spots.centre_px),
+        centre_px=centre_px,
         diameter_um=section.spots.diameter_um,
-        pitch_um=_pitch(section.spots.centre_px, mpp),
-        picture=maps.around(section.spots.centre_px, PICTURE_UM),
-        colour=maps.colour(section.spots.centre_px),
-        texture=texture_curve(section.slide, section.spots.centre_px),
-        arrangement=judge_arrangement(maps, section.spots.centre_px, section.counts),
+        pitch_um=pitch_um,
+        picture=maps.around(centre_px, PICTURE_UM),
+        colour=maps.colour(centre_px),
+        texture=texture_curve(section.slide, centre_px),
+        arrangement=judge_arrangement(maps, centre_px, section.counts),
         totals=dict(zip(section.genes, totals.tolist(), strict=True)),
-        top={section.genes[column]: place for place, column in enumerate(columns)},
+        top={section.genes[gene]: column for column, gene in enumerate(columns)},
         rows=section.counts[deep][:, columns].toarray().astype(np.int64),
     )
-
-
-def _pitch(centre_px: np.ndarray, mpp: float) -> float | None:
-    from scipy.spatial import KDTree
-
-    if len(centre_px) < 2:
-        return None
-    return float(np.median(KDTree(centre_px).query(centre_px, k=2)[0][:, 1]) * mpp)

@@ -19,86 +19,62 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-from cmrcnet.qc.section_summary import Finding
-
-if TYPE_CHECKING:
-    from cmrcnet.qc.section_summary import SectionSummary
+from cmrcnet.qc.section_summary import Finding, SectionSummary
 
 FEWEST_SHARED_GENES = 20
 FEWEST_COUNTS, FEWEST_GENES = 30, 8
-"""A row says something when it sums to so much over so many genes."""
+"""Rows with fewer counts or genes are not compared."""
 EQUAL_ROWS = 0.05
 """Share of the smaller section's rows that may be equal to rows of the other; at least three rows."""
 ALIKE = 0.76
 """Correlation of two pictures' detail from which they are one. Measured on 14 real sections: different sections (also
 serial ones) reach 0.68; a cropped, turned and restained copy has 0.83 and more."""
 DETAIL = 2.0
-"""Sigma in pixels of the Gaussian that is taken off: sections of one organ share the outline, not the detail."""
+"""Sigma in pixels of the Gaussian that is subtracted: sections of one organ share the outline, not the detail."""
 OVERLAP = 0.5
 """Share of the smaller picture that must be covered."""
 
 
 def duplicate_findings(summaries: Sequence[SectionSummary]) -> list[Finding]:
-    """Pairs of sections that are one.
-
-    Parameters
-    ----------
-    summaries : sequence of SectionSummary
-    """
+    """Pairs of sections with the same counts or the same picture."""
     found = []
     for one, other in combinations(summaries, 2):
         equal = equal_rows(one, other)
         if equal > EQUAL_ROWS:
-            found.append(
-                Finding(
-                    "duplicated counts",
-                    (one.name, other.name),
-                    equal,
-                    EQUAL_ROWS,
-                    f"{one.name} and {other.name} hold the same counts in {equal:.0%} of the spots of the smaller one; "
-                    "keep one of them.",
-                    certain=True,
-                )
+            sentence = (
+                f"{one.name} and {other.name} hold the same counts in {equal:.0%} of the spots of the smaller one; "
+                "keep one of them."
             )
+            pair = (one.name, other.name)
+            found.append(Finding("duplicated counts", pair, equal, EQUAL_ROWS, sentence, certain=True))
         if one.slide == other.slide:
             found.append(_one_picture(one, other))
             continue
         alike = picture_likeness(one.picture, other.picture)
         if alike > ALIKE:
-            found.append(
-                Finding(
-                    "duplicated picture",
-                    (one.name, other.name),
-                    alike,
-                    ALIKE,
-                    f"The pictures of {one.name} and {other.name} are the same tissue (correlation {alike:.2f} after "
-                    "turning and shifting); keep one of them, or give the right picture.",
-                    certain=True,
-                )
+            sentence = (
+                f"The pictures of {one.name} and {other.name} are the same tissue (correlation {alike:.2f} after "
+                "turning and shifting); keep one of them, or give the right picture."
             )
+            pair = (one.name, other.name)
+            found.append(Finding("duplicated picture", pair, alike, ALIKE, sentence, certain=True))
     return found
 
 
 def equal_rows(one: SectionSummary, other: SectionSummary) -> float:
-    """Share of the smaller section's telling spots whose counts occur in the other section too.
-
-    Parameters
-    ----------
-    one, other : SectionSummary
-        Compared over the genes that both hold among their top genes.
-    """
+    """Share of the smaller section's deep spots whose counts, over shared top genes, also occur in the other."""
     shared = [gene for gene in one.top if gene in other.top]
     if len(shared) < FEWEST_SHARED_GENES:
         return 0.0
     rows = []
     for each in (one, other):
         values = np.ascontiguousarray(each.rows[:, [each.top[gene] for gene in shared]])
-        telling = (values.sum(axis=1) >= FEWEST_COUNTS) & ((values > 0).sum(axis=1) >= FEWEST_GENES)
-        rows.append([row.tobytes() for row in values[telling]])
+        deep = (values.sum(axis=1) >= FEWEST_COUNTS) & ((values > 0).sum(axis=1) >= FEWEST_GENES)
+        rows.append([row.tobytes() for row in values[deep]])
     few, many = sorted(rows, key=len)
     known = set(many)
     equal = sum(row in known for row in few)
@@ -131,17 +107,17 @@ def picture_likeness(left: np.ndarray, right: np.ndarray) -> float:
 def _best_shift(left: np.ndarray, right: np.ndarray) -> float:
     from scipy.signal import fftconvolve
 
-    def slide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return fftconvolve(a, b[::-1, ::-1])
 
     a, b = left.astype(np.float64) - left.mean(), right.astype(np.float64) - right.mean()
     ones_a, ones_b = np.ones_like(a), np.ones_like(b)
-    count = np.maximum(slide(ones_a, ones_b).round(), 1)
-    sum_a, sum_b = slide(a, ones_b), slide(ones_a, b)
-    variance_a = slide(a * a, ones_b) - sum_a**2 / count
-    variance_b = slide(ones_a, b * b) - sum_b**2 / count
-    shared = slide(a, b) - sum_a * sum_b / count
-    least = 0.05 * count * max(min(a.var(), b.var()), 1e-9)  # a strip of glass on glass says nothing
+    count = np.maximum(correlate(ones_a, ones_b).round(), 1)
+    sum_a, sum_b = correlate(a, ones_b), correlate(ones_a, b)
+    variance_a = correlate(a * a, ones_b) - sum_a**2 / count
+    variance_b = correlate(ones_a, b * b) - sum_b**2 / count
+    shared = correlate(a, b) - sum_a * sum_b / count
+    least = 0.05 * count * max(min(a.var(), b.var()), 1e-9)  # glass on glass is not compared
     enough = (count >= OVERLAP * min(a.size, b.size)) & (variance_a > least) & (variance_b > least)
     if not enough.any():
         return 0.0
@@ -149,74 +125,56 @@ def _best_shift(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def _one_picture(one: SectionSummary, other: SectionSummary) -> Finding:
-    """Two sections on one picture: apart, or on top of each other."""
+    """Finding for two sections on one picture: apart, or on top of each other."""
     from scipy.spatial import KDTree
 
     few, many = sorted((one.centre_px, other.centre_px), key=len)
-    reach = 0.5 * float(np.median(KDTree(many).query(many, k=min(2, len(many)))[0].max(axis=1)))
-    same = float((KDTree(many).query(few)[0] < max(reach, 1.0)).mean())
+    nearest = np.asarray(KDTree(many).query(many, k=min(2, len(many)))[0])
+    reach = 0.5 * float(np.median(nearest.max(axis=1)))
+    same = float((np.asarray(KDTree(many).query(few)[0]) < max(reach, 1.0)).mean())
+    pair = (one.name, other.name)
     if same > 0.5:
-        return Finding(
-            "duplicated picture",
-            (one.name, other.name),
-            same,
-            0.5,
-            f"{one.name} and {other.name} have the same picture and {same:.0%} of their spots lie at the "
-            f"same locations; "
-            "keep one of them, or give each its own picture.",
-            certain=True,
+        sentence = (
+            f"{one.name} and {other.name} have the same picture and {same:.0%} of their spots lie at the same "
+            "locations; keep one of them, or give each its own picture."
         )
-    return Finding(
-        "shared picture",
-        (one.name, other.name),
-        same,
-        0.5,
-        f"{one.name} and {other.name} lie at different locations of one picture; that is fine, as "
-        f"long as each spot file "
-        "belongs to its own section.",
+        return Finding("duplicated picture", pair, same, 0.5, sentence, certain=True)
+    sentence = (
+        f"{one.name} and {other.name} lie at different locations of one picture; that is fine, as long as each spot "
+        "file belongs to its own section."
     )
+    return Finding("shared picture", pair, same, 0.5, sentence)
 
 
 FEMALE = ("XIST",)
 MALE = ("RPS4Y1", "DDX3Y", "UTY", "EIF1AY", "KDM5D", "EIF2S3Y", "USP9Y", "ZFY", "TXLNGY")
 """Upper case; mouse symbols (Xist, Ddx3y, ...) are read alike."""
 SEX_COUNTS, SEX_PER_MILLION = 8, 30.0
-"""What the genes of one sex must reach. Stray Y counts of female sections: up to 5 per million."""
+"""Counts that the genes of one sex must reach; stray Y counts of female sections are up to 5 per million."""
 SEX_RATIO = 5.0
-"""And how many times as many as those of the other sex."""
+"""Factor by which they must exceed those of the other sex."""
 
 EXPECTED, SWITCHED = 16.0, 8.0
 USUAL_SWITCHED = 30
-"""Between different donors so many genes must be switched (median over pairs), or nothing can be told."""
+"""Fewest switched genes between donors (median over pairs) with which donors can be told apart."""
 FEWER = 5.0
-"""One donor: so many times fewer than usual."""
+"""Factor below the median that makes one donor of two sections."""
 FEWEST_PAIRS = 3
 
 
 def sex_of(totals: Mapping[str, float]) -> Literal["female", "male", "unknown"]:
-    """The sex that a section's summed counts show.
-
-    Parameters
-    ----------
-    totals : mapping of gene to counts
-    """
+    """Sex by a section's summed counts of each gene."""
     everything = max(sum(totals.values()), 1.0)
     female = sum(count for gene, count in totals.items() if gene.upper() in FEMALE)
     male = sum(count for gene, count in totals.items() if gene.upper() in MALE)
-    for name, own, other in (("female", female, male), ("male", male, female)):
-        if own >= max(SEX_COUNTS, SEX_PER_MILLION * everything / 1e6) and own >= SEX_RATIO * other:
-            return name
-    return "unknown"
+    least = max(SEX_COUNTS, SEX_PER_MILLION * everything / 1e6)
+    if female >= least and female >= SEX_RATIO * male:
+        return "female"
+    return "male" if male >= least and male >= SEX_RATIO * female else "unknown"
 
 
 def switched_genes(left: Mapping[str, float], right: Mapping[str, float]) -> int:
-    """Genes that one section counts often and the other, at its depth, hardly ever.
-
-    Parameters
-    ----------
-    left, right : mapping of gene to counts
-        Only genes that both name are compared.
-    """
+    """Number of genes, of those in both, that one section counts often and the other, at its depth, hardly ever."""
     genes = [gene for gene in left if gene in right]
     if not genes:
         return 0
@@ -228,12 +186,7 @@ def switched_genes(left: Mapping[str, float], right: Mapping[str, float]) -> int
 
 
 def donor_findings(summaries: Sequence[SectionSummary]) -> list[Finding]:
-    """One patient with two sexes; two patients who look like one donor.
-
-    Parameters
-    ----------
-    summaries : sequence of SectionSummary
-    """
+    """Patients with sections of both sexes, and patients whose sections look like one donor."""
     sexes = {one.name: sex_of(one.totals) for one in summaries}
     return [*_two_sexes(summaries, sexes), *_one_donor(summaries, sexes)]
 
@@ -244,17 +197,12 @@ def _two_sexes(summaries: Sequence[SectionSummary], sexes: Mapping[str, str]) ->
         own = [one.name for one in summaries if one.patient == patient]
         men, women = ([name for name in own if sexes[name] == sex] for sex in ("male", "female"))
         if men and women:
-            found.append(
-                Finding(
-                    "sexes differ",
-                    (*women, *men),
-                    float(min(len(men), len(women))),
-                    0.0,
-                    f"Patient {patient} has sections of both sexes: {', '.join(women)} express XIST, {', '.join(men)} "
-                    "genes of the Y chromosome; one of them bears the wrong patient.",
-                    certain=True,
-                )
+            sentence = (
+                f"Patient {patient} has sections of both sexes: {', '.join(women)} express XIST, {', '.join(men)} "
+                "genes of the Y chromosome; one of them bears the wrong patient."
             )
+            fewer = float(min(len(men), len(women)))
+            found.append(Finding("sexes differ", (*women, *men), fewer, 0.0, sentence, certain=True))
     return found
 
 
@@ -272,15 +220,10 @@ def _one_donor(summaries: Sequence[SectionSummary], sexes: Mapping[str, str]) ->
     for (a, b), count in switched.items():
         if patient[a] == patient[b] or count > usual / FEWER or {sexes[a], sexes[b]} == {"male", "female"}:
             continue
-        found.append(
-            Finding(
-                "same donor",
-                (a, b),
-                float(count),
-                usual / FEWER,
-                f"{a} (patient {patient[a]}) and {b} (patient {patient[b]}) may be of one donor: {count} genes are on "
-                f"in one and off in the other, where sections of different patients here differ in {usual:.0f} "
-                "(median); check the patients, or a test will leak.",
-            )
+        sentence = (
+            f"{a} (patient {patient[a]}) and {b} (patient {patient[b]}) may be of one donor: {count} genes are on in "
+            f"one and off in the other, where sections of different patients here differ in {usual:.0f} (median); "
+            "check the patients, or a test will leak."
         )
+        found.append(Finding("same donor", (a, b), float(count), usual / FEWER, sentence))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -29,22 +29,27 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a detector found.
+    """One result of a detector.
 
     Parameters
     ----------
     kind : str
-        Which detector spoke; see `Kind`.
+        The kind of problem; see `Kind`.
     sections : tuple of str
         The sections concerned, in the cohort's order.
     value : float
-        What was measured; the sentence says in which unit.
+        The measured value; the sentence gives its unit.
     threshold : float
-        Where the finding begins.
+        Value from which there is a finding.
     sentence : str
-        What was measured and what to do.
+        The measurement and what to do.
     certain : bool
         A problem (True), or a suspicion that a person must judge (False).
+
+    Examples
+    --------
+    >>> Finding("stain", ("C6",), 12.0, 8.0, "The colour of C6 lies 12 degrees from the others.").certain
+    False
     """
 
     kind: Kind
@@ -67,7 +72,7 @@ MOST_SPOTS = 5_000
 
 @dataclass(frozen=True, eq=False)
 class SectionSummary:
-    """A section, made so small that all sections of a cohort fit in memory.
+    """A section reduced so far that all sections of a cohort fit in memory.
 
     Parameters
     ----------
@@ -147,12 +152,7 @@ class SpotMaps:
 
     @classmethod
     def of(cls, slide: Slide, diameter_um: float) -> SpotMaps:
-        """Read a slide, made small.
-
-        Raises
-        ------
-        ScaleError
-        """
+        """The maps of a slide, read at reduced size; its scale must be known (`ScaleError`)."""
         mpp = known_scale(slide)
         downsample = max(1.0, MAP_MPP / mpp)
         small, mask = thumbnail(slide, downsample), find_tissue(slide).pixels
@@ -201,9 +201,11 @@ class SpotMaps:
         from scipy import ndimage
 
         far = np.ones(self.mask.shape, bool)
-        cell = np.clip((centre_px / self.downsample).astype(np.intp), 0, (far.shape[1] - 1, far.shape[0] - 1))
+        height, width = self.mask.shape
+        cell = np.clip((centre_px / self.downsample).astype(np.intp), 0, (width - 1, height - 1))
         far[cell[:, 1], cell[:, 0]] = False
-        near = ndimage.distance_transform_edt(far) <= AROUND_UM / (self.mpp * self.downsample)
+        distance: Any = ndimage.distance_transform_edt(far)
+        near = distance <= AROUND_UM / (self.mpp * self.downsample)
         chosen = near & self.mask if (near & self.mask).any() else near
         return np.median(self.density[chosen], axis=0)
 
