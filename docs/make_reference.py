@@ -1,7 +1,7 @@
-"""Write docs/reference from the code, so that it cannot say anything else.
+"""Generate docs/reference from the code.
 
     python docs/make_reference.py            # writes cli.md, config.md and python.md
-    python docs/make_reference.py --check    # exit code 1 where one is out of date
+    python docs/make_reference.py --check    # exit code 1 if a page is out of date
 
 tests/test_docs.py runs the check.
 """
@@ -95,7 +95,7 @@ def _default(argument) -> str:
 
 
 def config_page() -> str:
-    """Every option with its type, its default, and its value in each shipped config that changes it."""
+    """List every option with its type, its default, and its value in each preset that changes it."""
     shipped = {name: Config.load(name) for name in shipped_presets()}
     beside = {name: Config.parts_beside_settings(name) for name in shipped}
     starts_from = {name: parts["extends"] for name, parts in beside.items() if "extends" in parts}
@@ -104,17 +104,17 @@ def config_page() -> str:
         "# The config",
         "",
         "A config is a YAML file. It overrides the defaults below; a key that is not on this page is an error.",
-        "Single settings go on the command line: `--set head.k=100 train.epochs=20`.",
-        "A file may start from a shipped config: `extends: default`. What it says under `task` is no setting: it names",
-        "the data that `cmrcnet fetch` fetches (see [HEST](../how-to/hest.md)).",
-        "`cmrcnet presets NAME` prints a shipped config in full, ready to be edited and passed to `--config`.",
+        "Single options can be set on the command line: `--set head.k=100 train.epochs=20`.",
+        "A file may start from a shipped config: `extends: default`. The key `task` is not an option: it names",
+        "the data that `cmrcnet fetch` downloads (see [HEST](../how-to/hest.md)).",
+        "`cmrcnet presets NAME` prints a shipped config in full, to be edited and passed to `--config`.",
         "",
-        "The defaults are the fields of the frozen dataclasses in `cmrcnet/config.py`. They are the sound choice where",
-        "the paper, its released code and we may differ (see [deviations](../paper/deviations.md)).",
+        "The defaults are the fields of the frozen dataclasses in `cmrcnet/config.py`. Where the paper and its released",
+        "code differ, they are the sound choice (see [deviations](../paper/deviations.md)).",
         "",
         "## Shipped presets",
         "",
-        "| config | what it is |",
+        "| preset | description |",
         "|---|---|",
         *(f"| `{name}` | {config.about} |" for name, config in shipped.items()),
         "",
@@ -133,7 +133,7 @@ def config_page() -> str:
             set_in = [
                 f"`{name}`: {_value(value)}"
                 for name, value in values.items()
-                # of a config that starts from another, only what it changes
+                # only the changes, for a config that extends another
                 if value != (values[starts_from[name]] if name in starts_from else default)
             ]
             lines.append(
@@ -145,7 +145,7 @@ def config_page() -> str:
 
 
 def _field_words(kind: type) -> dict[str, str]:
-    """The sentence that stands under each field of a dataclass."""
+    """Return the docstring under each field of a dataclass."""
     [tree] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     return {
         line.target.id: " ".join(after.value.value.split())
@@ -171,20 +171,20 @@ def _value(value: object) -> str:
 
 
 def python_page() -> str:
-    """The public names, each with its first sentence, by room."""
+    """List the public names, each with its first sentence, by folder."""
     lines = [
         STAMP,
         "# The library",
         "",
-        "All public names are at `cmrcnet.NAME`. They are resolved when first used: `import cmrcnet` alone imports no",
-        "heavy library. `help(cmrcnet.NAME)` gives shapes, units and the errors that are raised.",
+        "All public names are available as `cmrcnet.NAME`. They are imported on first use: `import cmrcnet` alone imports",
+        "no heavy library. `help(cmrcnet.NAME)` shows shapes, units and the errors that are raised.",
         "",
     ]
     rooms: dict[str, list[str]] = {}
     for home, names in cmrcnet._HOMES.items():
         rooms.setdefault(home.split(".")[0], []).extend((home, name) for name in names)
     for room, entries in rooms.items():
-        lines += [f"## {room}", "", "| name | what it is |", "|---|---|"]
+        lines += [f"## {room}", "", "| name | description |", "|---|---|"]
         for home, name in entries:
             thing = getattr(importlib.import_module(f"cmrcnet.{home}"), name)
             first = (inspect.getdoc(thing) or "").split("\n\n")[0]
@@ -194,7 +194,7 @@ def python_page() -> str:
 
 
 def _short_signature(thing: object) -> str:
-    """Names of the parameters, optional ones in brackets; nothing for a class."""
+    """Return the names of the parameters, `=…` after optional ones; an empty string for a class."""
     if not inspect.isfunction(thing):
         return ""
     words = []
@@ -213,12 +213,12 @@ def _prose(lines: list[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that a Markdown table cell can hold."""
+    """Escape text for a Markdown table cell."""
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def main(check: bool) -> int:
-    """Write the pages, or with `check` say which are out of date."""
+    """Write the pages, or with `check` list those that are out of date."""
     stale = []
     FOLDER.mkdir(exist_ok=True)
     for name, text in pages().items():
