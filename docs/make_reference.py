@@ -109,8 +109,8 @@ def config_page() -> str:
         "the data that `cmrcnet fetch` downloads (see [HEST](../how-to/hest.md)).",
         "`cmrcnet presets NAME` prints a shipped config in full, to be edited and passed to `--config`.",
         "",
-        "The defaults are the fields of the frozen dataclasses in `cmrcnet/config.py`. Where the paper and its released",
-        "code differ, they are the sound choice (see [deviations](../paper/deviations.md)).",
+        "The defaults are the fields of the frozen dataclasses in `cmrcnet/config.py`. Where the paper and its",
+        "released code differ, they are the sound choice (see [deviations](../paper/deviations.md)).",
         "",
         "## Shipped presets",
         "",
@@ -176,8 +176,8 @@ def python_page() -> str:
         STAMP,
         "# The library",
         "",
-        "All public names are available as `cmrcnet.NAME`. They are imported on first use: `import cmrcnet` alone imports",
-        "no heavy library. `help(cmrcnet.NAME)` shows shapes, units and the errors that are raised.",
+        "All public names are available as `cmrcnet.NAME`. They are imported on first use: `import cmrcnet` alone",
+        "imports no heavy library. `help(cmrcnet.NAME)` shows shapes, units and the errors that are raised.",
         "",
     ]
     rooms: dict[str, list[str]] = {}
