@@ -415,7 +415,8 @@ def test_safe_loading_is_not_accused():
 @pytest.mark.parametrize("module", MODULES)
 def test_no_function_swallows_keywords(module):
     """``**kwargs`` hides renamed and misspelt options."""
-    assert [name for name, function in functions_of(module, tree_of(module)) if function.args.kwarg] == []
+    given = {"interop.LazySlideStudent.try_compile"}  # a signature of LazySlide's
+    assert [n for n, function in functions_of(module, tree_of(module)) if function.args.kwarg and n not in given] == []
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -152,3 +152,8 @@ def test_parts_that_do_not_fit_are_refused(student):
         dataclasses.replace(student, genes=GENES[:5])
     with pytest.raises(ShapeMismatch):
         dataclasses.replace(student, head=StudentHead(6, 3, 8))
+
+
+def test_a_student_is_loaded_from_the_hub(student, folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    assert Student.from_pretrained("hf-hub:lab/student", revision="main").fingerprint == student.fingerprint

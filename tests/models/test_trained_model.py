@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from scipy import sparse
 
 from cmrcnet.errors import (
     Damaged,
+    DownloadFailed,
     Incompatible,
+    MissingExtra,
     MissingInput,
     OutputExists,
     ShapeMismatch,
@@ -290,3 +293,50 @@ def test_a_changed_model_json(folder, change):
     edit(folder, change)
     with pytest.raises(Damaged, match="restore it from a copy"):
         TrainedModel.from_pretrained(folder)
+
+
+# --- the model hub -------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_loaded_from_the_hub_at_a_revision(model, folder, monkeypatch):
+    asked = []
+
+    def snapshot_download(repository, *, revision, allow_patterns):
+        asked.append((repository, revision))
+        assert "*.safetensors" in allow_patterns and "*.json" in allow_patterns
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert TrainedModel.from_pretrained("hf-hub:lab/model", revision="v1").fingerprint == model.fingerprint
+    assert TrainedModel.from_pretrained("hf-hub:lab/model").fingerprint == model.fingerprint
+    assert asked == [("lab/model", "v1"), ("lab/model", None)]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("GatedRepoError", "lab/model refused access.*HF_TOKEN"),
+        ("RepositoryNotFoundError", "no such repository or revision v9"),
+        ("RevisionNotFoundError", "no such repository or revision v9"),
+        ("LocalEntryNotFoundError", "cannot be reached"),
+        (ConnectionError, "cannot be reached"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_one_sentence(monkeypatch, error, said):
+    from huggingface_hub import errors
+
+    def refuse(*_, **__):
+        if not isinstance(error, str):
+            raise error("no route")
+        kind = getattr(errors, error)
+        raise kind.__new__(kind, "no")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(DownloadFailed, match=said):
+        TrainedModel.from_pretrained("hf-hub:lab/model", revision="v9")
+
+
+def test_without_the_hubs_client_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtra, match=r"Fetching lab/model needs huggingface_hub.*pip install 'cmrcnet\[fetch\]'"):
+        TrainedModel.from_pretrained("hf-hub:lab/model")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cmrcnet.errors import Damaged, DownloadFailed, Incompatible, MissingExtra, MissingInput, WeightsError
-from cmrcnet.models.encoder_weights import looks_like_pickle
+from cmrcnet.models.encoder_weights import looks_like_pickle, transport_errors
 from cmrcnet.storage.atomic import atomic_folder
 from cmrcnet.storage.hashing import fingerprint
 
@@ -178,7 +178,7 @@ def fetch_repository(repository: str, revision: str | None = None) -> Path:
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         why = f"the hub has no such repository{'' if revision is None else f' or revision {revision}'}"
         raise DownloadFailed(repository, why) from error
-    except (OSError, errors.HfHubHTTPError) as error:
+    except (OSError, errors.HfHubHTTPError, *transport_errors()) as error:
         raise DownloadFailed(repository, "the model hub cannot be reached and it is not in its cache") from error
 
 

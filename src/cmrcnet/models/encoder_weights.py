@@ -120,7 +120,7 @@ def translate_hub_errors(repository: str, encoder: str):
             f"the model hub shows no weights for {repository}",
             "check the name; a private or gated repository also needs HF_TOKEN and an accepted licence",
         ) from error
-    except (OSError, hub.HfHubHTTPError, *_transport_errors()) as error:
+    except (OSError, hub.HfHubHTTPError, *transport_errors()) as error:
         raise _unreachable(repository, encoder) from error
 
 
@@ -196,7 +196,7 @@ def _unreachable(repository: str, encoder: str) -> WeightsError:
     )
 
 
-def _transport_errors() -> tuple[type[Exception], ...]:
+def transport_errors() -> tuple[type[Exception], ...]:
     """Errors of the network library of the installed huggingface_hub, which differs between its versions."""
     found = []
     for name in ("httpx", "httpx2", "requests"):
