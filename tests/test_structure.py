@@ -176,10 +176,8 @@ NOUNS_ON_DISK = {
     "retrieval.store": "the folder of a bank",
     "retrieval.bank_index": "the index folder in a bank",
     "retrieval.edit": "a bank is edited in its folder",
-    "evaluation.protocol.run_folder.RunFolder": "a folder of results",
-    "evaluation.protocol.work_folder": "a folder that takes long to make",
-    "evaluation.protocol.model_shelf.ModelShelf": "a folder of models that a sweep shares",
-    "evaluation.sweep.sweep_folder.SweepFolder": "a folder of results",
+    "evaluation.protocol.run_folder": "a folder of results, which may take long to make",
+    "evaluation.sweep.run_sweep.SweepFolder": "a folder of results",
     "evaluation.report.evaluation_report": "writes the report",
 }
 

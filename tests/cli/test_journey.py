@@ -17,7 +17,7 @@ import pytest
 
 from cmrcnet.cli import app
 from cmrcnet.datasets.synthetic import synthetic_cohort, write_cohort
-from cmrcnet.evaluation.protocol.threads import limited_threads
+from cmrcnet.evaluation.protocol.runner import limited_threads
 
 QUICK = ["--config", "tiny", "--set", "train.epochs=2", "panel.n_hvg=40", "head.k=10"]
 

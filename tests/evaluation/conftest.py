@@ -8,10 +8,9 @@ import pytest
 
 from cmrcnet.config import Config
 from cmrcnet.datasets.synthetic import synthetic_cohort
-from cmrcnet.evaluation.protocol.evaluate import evaluate
-from cmrcnet.evaluation.protocol.evaluation_run import EvaluationRun
+from cmrcnet.evaluation.protocol.evaluate import EvaluationRun, evaluate
 from cmrcnet.evaluation.protocol.run_folder import RunFolder
-from cmrcnet.evaluation.protocol.threads import limited_threads
+from cmrcnet.evaluation.protocol.runner import limited_threads
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache
 

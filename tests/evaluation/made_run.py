@@ -9,10 +9,9 @@ import numpy as np
 
 from cmrcnet.config import Config
 from cmrcnet.datasets.synthetic import synthetic_cohort
-from cmrcnet.evaluation.methods.method import Location, Prediction, TrainingData
+from cmrcnet.evaluation.methods.method import FoldData, Location, Prediction
 from cmrcnet.evaluation.metrics.scoring import truth_of
-from cmrcnet.evaluation.protocol.evaluate import evaluate
-from cmrcnet.evaluation.protocol.evaluation_run import EvaluationRun
+from cmrcnet.evaluation.protocol.evaluate import EvaluationRun, evaluate
 from cmrcnet.genes.table import prediction_table
 from cmrcnet.slides.section import Cohort
 
@@ -28,7 +27,7 @@ class Blurred:
     about: str
     cohort: Cohort
 
-    def fit(self, training: TrainingData) -> BlurredPredictor:
+    def fit(self, training: FoldData) -> BlurredPredictor:
         return BlurredPredictor(self, tuple(training.genes), record_of(self.name, training.fold.name))
 
 
@@ -38,15 +37,15 @@ class BlurredPredictor:
     genes: tuple[str, ...]
     record: dict[str, Any]
 
-    def predict(self, place: Location) -> Prediction:
-        genes, truth = truth_of(self.method.cohort.read(place.section), self.genes, 10_000.0)
+    def predict(self, location: Location) -> Prediction:
+        genes, truth = truth_of(self.method.cohort.read(location.section), self.genes, 10_000.0)
         share = SHARES[self.method.name] * np.linspace(1, 0.2, len(genes))
         noise = np.random.default_rng(len(self.method.name)).normal(1.0, 0.6, truth.shape)
         mean = (share * truth.toarray() + (1 - share) * noise).astype(np.float32)
         if self.method.name != "cmrcnet":
             return Prediction(genes, mean)
         table = prediction_table(
-            mean, np.zeros_like(mean), genes=genes, spots=place.spots, slide=place.slide, neighbours=None,
+            mean, np.zeros_like(mean), genes=genes, spots=location.spots, slide=location.slide, neighbours=None,
             provenance={"target_sum": 10_000.0},
         )  # fmt: skip
         return Prediction(genes, mean, table)

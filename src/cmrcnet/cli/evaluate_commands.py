@@ -31,7 +31,7 @@ def evaluate_command(
     cohort : Path
         A cohort.csv.
     out : Path
-        Run folder to write: report.html, scores.csv, genes.csv, trust.csv, predictions/, run.json.
+        Run folder to write: report.html, scores.csv, genes.csv, uncertainty.csv, predictions/, run.json.
     config : ConfigOptions
         The config of the run.
     protocol : {"strict", "paper"}
@@ -47,10 +47,8 @@ def evaluate_command(
     done = evaluate_into(
         out, cohort, config=config, protocol=protocol, methods=split_names(methods), folds=folds, options=run
     )
-    from cmrcnet.evaluation.protocol.run_metadata import time_text
-
     print(done.to_text())
-    print(time_text(done.facts["time"]))
+    print(done.time_to_text())
     print(f"Report: {out / 'report.html'}")
     return out
 
@@ -110,8 +108,7 @@ def sweep_command(
         plan = preset_plan(base, preset or "ablation")
     plan = plan.only(only)
 
-    from cmrcnet.evaluation.sweep.run_sweep import sweep
-    from cmrcnet.evaluation.sweep.sweep_folder import SweepFolder
+    from cmrcnet.evaluation.sweep.run_sweep import SweepFolder, sweep
     from cmrcnet.evaluation.sweep.sweep_report import write_sweep
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.storage.cache import TokenCache
@@ -128,13 +125,13 @@ def sweep_command(
         TokenCache.default(),
         methods=split_names(methods) or (),
         protocol=protocol,
-        unit=run.group_by,
+        group_by=run.group_by,
         seeds=run.seeds,
         only=folds,
         workers=run.workers,
     )
     write_sweep(done, folder)
-    folder.finish(done.facts)
+    folder.finish_with(done.metadata)
     print(done.to_text())
     print(f"Report: {out / 'sweep.html'}")
     return out
@@ -168,9 +165,9 @@ def transfer_command(
     """
     wanted = config.load()
 
-    from cmrcnet.evaluation.sweep.sweep_folder import SweepFolder
+    from cmrcnet.evaluation.sweep.run_sweep import SweepFolder
+    from cmrcnet.evaluation.sweep.sweep_report import write_transfer
     from cmrcnet.evaluation.sweep.transfer import transfer
-    from cmrcnet.evaluation.sweep.transfer_report import write_transfer
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.storage.cache import TokenCache
 
@@ -183,12 +180,12 @@ def transfer_command(
         folder,
         TokenCache.default(),
         methods=split_names(methods) or (),
-        unit=run.group_by,
+        group_by=run.group_by,
         seeds=run.seeds,
         workers=run.workers,
     )
     write_transfer(done, folder)
-    folder.finish(done.facts)
+    folder.finish_with(done.metadata)
     print(done.to_text())
     print(f"Report: {out / 'transfer.html'}")
     return out
@@ -207,9 +204,9 @@ def evaluate_into(
     """Evaluate methods on a cohort and write the run folder `out` with its report."""
     wanted = config.load()
 
-    from cmrcnet.evaluation.metrics.trust_scores import trust_scores
     from cmrcnet.evaluation.protocol.evaluate import evaluate
     from cmrcnet.evaluation.protocol.run_folder import RunFolder
+    from cmrcnet.evaluation.report.calibration_section import uncertainty_scores
     from cmrcnet.evaluation.report.evaluation_report import write_report
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.storage.cache import TokenCache
@@ -221,15 +218,15 @@ def evaluate_into(
         wanted,
         methods=methods,
         protocol=protocol,
-        unit=options.group_by,
+        group_by=options.group_by,
         seeds=options.seeds,
         only=folds,
         workers=options.workers,
         cache=TokenCache.default(),
         folder=folder,
     )
-    if len(measured := trust_scores(run)):
-        with atomic_file(folder.working / "trust.csv") as tmp:
+    if len(measured := uncertainty_scores(run)):
+        with atomic_file(folder.working / "uncertainty.csv") as tmp:
             measured.to_csv(tmp, index=False)
     write_report(run, folder.working / "report.html")
     folder.finish()

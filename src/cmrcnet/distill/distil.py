@@ -14,7 +14,7 @@ from cmrcnet.distill.distillation_set import make_distillation_sets
 from cmrcnet.distill.fit_student import fit_student
 from cmrcnet.distill.student_report import make_report
 from cmrcnet.errors import BadOption, Leakage
-from cmrcnet.evaluation.protocol.contamination import refuse_seen
+from cmrcnet.evaluation.protocol.folds import refuse_seen
 from cmrcnet.inference.location_features import LocationEncoder
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder

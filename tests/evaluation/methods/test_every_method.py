@@ -7,9 +7,9 @@ from functools import cache
 import numpy as np
 import pytest
 
+from cmrcnet.evaluation.methods import method_of, shipped_methods
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
-from cmrcnet.evaluation.methods.method import DiagnosticLocation, Location, Method, TrainingData, location_of
-from cmrcnet.evaluation.methods.method_registry import method_of, shipped_methods
+from cmrcnet.evaluation.methods.method import DiagnosticLocation, FoldData, Location, Method, location_of
 from cmrcnet.evaluation.protocol.folds import folds
 from cmrcnet.genes.gene_sets import choose_panel, gene_sets
 from cmrcnet.genes.normalise import normalize
@@ -30,7 +30,8 @@ def new_training(small_cohort, small_config, small_cache):
     panel = choose_panel(inside, small_config.panel)
     sets = gene_sets(inside, panel.target_sum, size=12)
     features = PooledFeatures(small_config, small_cache)
-    return lambda: TrainingData(inside, fold, small_config, panel, sets, features, small_cache)
+    models = {}
+    return lambda: FoldData(inside, fold, small_config, panel, sets, features, small_cache, models=models)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,6 @@ def test_contrastive_only_is_cmrcnet_without_reconstruction(new_training, held_o
     training = new_training()
     place = location_of(held_out, training.features)
     alone = method_of("contrastive-only").fit(training).predict(place)
-    without = replace(training, config=training.config.override({"model.reconstruct": "none"}))
+    without = replace(training, config=training.config.override({"model.reconstruct": "none"}), models={})
     np.testing.assert_array_equal(alone.mean, method_of("cmrcnet").fit(without).predict(place).mean)
     assert not np.array_equal(alone.mean, method_of("cmrcnet").fit(training).predict(place).mean)

@@ -9,17 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from cmrcnet.evaluation.methods.baseline_inputs import View
-from cmrcnet.evaluation.methods.colour import WIDTH, colour_statistics
-from cmrcnet.evaluation.methods.coordinates_knn import in_frame, nearest
-from cmrcnet.evaluation.methods.deepspot import DeepSet, masked_mean
-from cmrcnet.evaluation.methods.hest_probe import hest_penalty
-from cmrcnet.evaluation.methods.mclstexp import steps_of
-from cmrcnet.evaluation.methods.neighbourhoods import Neighbourhoods
-from cmrcnet.evaluation.methods.regression import OutputLayer
-from cmrcnet.evaluation.methods.retrieval_weights import all_by_similarity, averaged, top_k
-from cmrcnet.evaluation.methods.training_loop import random_batches, section_batches
-from cmrcnet.evaluation.methods.triplex import ThreeScales
+from cmrcnet.evaluation.methods.baseline_training import Neighbourhoods, View, random_batches, section_batches
+from cmrcnet.evaluation.methods.baselines import hest_penalty
+from cmrcnet.evaluation.methods.controls import in_frame, nearest
+from cmrcnet.evaluation.methods.frozen_features import WIDTH, colour_statistics
+from cmrcnet.evaluation.methods.regression_baselines import DeepSet, OutputLayer, ThreeScales, masked_mean
+from cmrcnet.evaluation.methods.retrieval_baselines import all_by_similarity, averaged, steps_of, top_k
 from cmrcnet.slides.section import Spots
 
 similarities = st.lists(st.lists(st.floats(-1, 1, width=32), min_size=5, max_size=5), min_size=1, max_size=4).map(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import BadOption, ShapeMismatch
-from cmrcnet.evaluation.methods.neighbourhoods import find_neighbourhoods
+from cmrcnet.evaluation.methods.baseline_training import find_neighbourhoods
 
 
 def members(found, row: int) -> list[int]:

@@ -10,8 +10,7 @@ import torch
 from scipy import sparse
 
 from cmrcnet.errors import Diverged
-from cmrcnet.evaluation.methods.genes_learnt import genes_learnt
-from cmrcnet.evaluation.methods.training_loop import Schedule, learn
+from cmrcnet.evaluation.methods.baseline_training import Schedule, genes_learnt, learn
 
 
 def small_training(units: str = "aabbcc", seed: int = 0) -> SimpleNamespace:
@@ -20,7 +19,7 @@ def small_training(units: str = "aabbcc", seed: int = 0) -> SimpleNamespace:
     expression = np.random.default_rng(seed).normal(size=(len(section_of), 3))
     sets = {"HVG": ("g0", "g1"), "HEG": ("g1",), "all": ("g0", "g1", "g2")}
     return SimpleNamespace(
-        section_of=section_of, unit_of=section_of, seed=seed, sets=sets, genes=sets["all"],
+        section_of=section_of, group_of=section_of, seed=seed, sets=sets, genes=sets["all"],
         expression=sparse.csr_matrix(expression), panel=SimpleNamespace(genes=("g2", "strange")),
     )  # fmt: skip
 
@@ -61,7 +60,7 @@ def test_the_best_epoch_on_the_validation_unit_is_trained_again_on_everything():
     learnt, (searcher, final), training = learnt_with(6, Schedule(most_epochs=30, look_every=2, patience=2))
     assert learnt.record["epochs"] == 6 and final.epoch == 6
     assert searcher.epoch == 10  # two looks without a better score
-    outside = np.flatnonzero(training.unit_of == learnt.record["validation"])
+    outside = np.flatnonzero(training.group_of == learnt.record["validation"])
     assert not set(searcher.rows) & set(outside) and len(searcher.rows) + len(outside) == 120
     np.testing.assert_array_equal(final.rows, np.arange(120))
     np.testing.assert_array_equal(searcher.guessed[0], outside)

@@ -1,22 +1,81 @@
-"""What CMRCNet has to beat, on the same folds, genes and frozen features."""
+"""Ridge regression on frozen features, on poorer features, and as in HEST-Bench."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
-from cmrcnet.evaluation.methods.method import Location, Prediction, TrainingData
-from cmrcnet.evaluation.methods.validation_choice import hvg_of, validation_scores
+from cmrcnet.evaluation.methods.method import FoldData, Location, Prediction
+from cmrcnet.evaluation.metrics.gene_metrics import over_genes
+from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide
-from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
+
+Candidate = TypeVar("Candidate", bound=Hashable)
+
+
+def hvg_of(training: FoldData) -> np.ndarray:
+    """Log-normalised expression of the training HVG at every training spot: (spots, HVG) float32."""
+    column = {gene: i for i, gene in enumerate(training.genes)}
+    return np.asarray(training.expression[:, [column[gene] for gene in training.sets["HVG"]]].todense())
+
+
+def section_pearson(truth: np.ndarray, guess: np.ndarray, section_of: np.ndarray) -> float:
+    """Mean Pearson over genes in each section, then over sections; 0 where nothing is defined.
+
+    Parameters
+    ----------
+    truth, guess : array, shape (spots, genes)
+    section_of : array, shape (spots,)
+        Section name of each row.
+
+    Returns
+    -------
+    float
+    """
+    per_section = [
+        over_genes(pearson_per_gene(truth[section_of == name], guess[section_of == name]))[0]
+        for name in dict.fromkeys(section_of)
+    ]
+    return float(np.nanmean(per_section)) if not np.isnan(per_section).all() else 0.0
+
+
+def validation_scores(
+    training: FoldData, guesses: Callable[[np.ndarray], Mapping[Candidate, np.ndarray]]
+) -> dict[Candidate, float]:
+    """Score every candidate value of a option on each training unit in turn.
+
+    Parameters
+    ----------
+    training : FoldData
+    guesses : callable
+        Takes the mask (spots,) of the rows that may be learnt from; gives, for each candidate, its prediction of the
+        training HVG at the other rows.
+
+    Returns
+    -------
+    dict
+        Candidate to validation HVG Pearson, mean over sections, then over units. Empty when there is one training unit
+        only: then nothing can be held in.
+    """
+    units = list(dict.fromkeys(training.group_of))
+    if len(units) < 2:
+        return {}
+    truth = hvg_of(training)
+    scores: dict[Candidate, list[float]] = {}
+    for unit in units:
+        inside = training.group_of != unit
+        for candidate, guess in guesses(inside).items():
+            score = section_pearson(truth[~inside], guess, training.section_of[~inside])
+            scores.setdefault(candidate, []).append(score)
+    return {candidate: float(np.mean(values)) for candidate, values in scores.items()}
+
 
 COMPONENTS = 256
 PENALTIES = tuple(float(10.0**power) for power in np.arange(0, 6.5, 0.5))
@@ -27,62 +86,6 @@ _GENES_AT_A_TIME = 2_000
 
 Look = Callable[[PooledFeatures, Slide, Spots], np.ndarray]
 """Takes one kind of feature at some locations: (spots, dim)."""
-
-
-class GeneMean:
-    """Every gene's mean over the training spots, the same everywhere: its correlation is undefined, its MSE is not."""
-
-    name = "gene-mean"
-    about = "each gene's training mean, the same at every spot; a constant, so its correlation is undefined"
-
-    def fit(self, training: TrainingData) -> Constant:
-        """Average the training spots."""
-        return Constant(training.genes, np.asarray(training.expression.mean(axis=0), np.float32).ravel())
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """One level a gene."""
-
-    genes: tuple[str, ...]
-    level: np.ndarray
-    record: dict[str, Any] = field(default_factory=dict)
-
-    def predict(self, place: Location) -> Prediction:
-        """The level, at every spot."""
-        return Prediction(self.genes, np.tile(self.level, (len(place.spots), 1)))
-
-
-class RandomSpots:
-    """The mean of k training spots drawn at random for each spot: retrieval that looks at nothing."""
-
-    name = "random-k"
-    about = "mean of k training spots drawn at random for each spot: retrieval without looking"
-
-    def fit(self, training: TrainingData) -> Draw:
-        """Keep the training expression."""
-        return Draw(training)
-
-
-class Draw:
-    """Draws training spots."""
-
-    def __init__(self, training: TrainingData) -> None:
-        self._expression, self._genes, self._seed = training.expression, training.genes, training.seed
-        self._k = min(training.config.head.k, self._expression.shape[0])
-        self.record: dict[str, Any] = {"k": self._k}
-
-    def predict(self, place: Location) -> Prediction:
-        """Average k random rows a spot; the same rows for the same section and seed."""
-        from scipy import sparse
-
-        rng = np.random.default_rng([self._seed, int(fingerprint(place.section)[:8], 16)])
-        n, bank = len(place.spots), self._expression.shape[0]
-        ids = np.stack([rng.choice(bank, self._k, replace=False) for _ in range(n)])
-        weights = sparse.csr_matrix(
-            (np.full(ids.size, 1 / self._k, np.float32), ids.ravel(), np.arange(0, ids.size + 1, self._k)), (n, bank)
-        )
-        return Prediction(self._genes, np.asarray((weights @ self._expression).todense(), np.float32))
 
 
 class RidgeOnFeatures:
@@ -101,7 +104,7 @@ class RidgeOnFeatures:
         "its penalty chosen on validation training units"
     )
 
-    def fit(self, training: TrainingData) -> Linear:
+    def fit(self, training: FoldData) -> Linear:
         """Choose the penalty, then fit every gene on all training spots."""
         penalty, tried = choose_penalty(training)
         record = {"penalty": penalty, "validation_pearson": tried}
@@ -111,9 +114,7 @@ class RidgeOnFeatures:
 class Linear:
     """A fitted ridge, one set of weights a gene; on the frozen features, or on another look at the same locations."""
 
-    def __init__(
-        self, training: TrainingData, penalty: float, record: dict[str, Any], look: Look | None = None
-    ) -> None:
+    def __init__(self, training: FoldData, penalty: float, record: dict[str, Any], look: Look | None = None) -> None:
         from sklearn.linear_model import Ridge
 
         self.record = record
@@ -127,15 +128,17 @@ class Linear:
             for start in range(0, len(self._genes), _GENES_AT_A_TIME)
         ]
 
-    def predict(self, place: Location) -> Prediction:
+    def predict(self, location: Location) -> Prediction:
         """Weights times features."""
-        seen = place.pooled() if self._look is None else self._look(place.features, place.slide, place.spots)
+        seen = (
+            location.pooled() if self._look is None else self._look(location.features, location.slide, location.spots)
+        )
         inputs = self._reduce.transform(seen)
         blocks = [part.predict(inputs).reshape(len(inputs), -1) for part in self._parts]
         return Prediction(self._genes, np.concatenate(blocks, axis=1).astype(np.float32))
 
 
-def looked_at(training: TrainingData, look: Look | None = None) -> np.ndarray:
+def looked_at(training: FoldData, look: Look | None = None) -> np.ndarray:
     """One kind of feature of every training spot, rows as in `training.expression`; the frozen features by default."""
     if look is None:
         return training.pooled
@@ -152,7 +155,7 @@ def reduction(features: np.ndarray, seed: int) -> Pipeline:
     return make_pipeline(StandardScaler(), PCA(components, random_state=seed)).fit(features)
 
 
-def choose_penalty(training: TrainingData, look: Look | None = None) -> tuple[float, dict[str, float]]:
+def choose_penalty(training: FoldData, look: Look | None = None) -> tuple[float, dict[str, float]]:
     """The penalty that predicts validation training units best, and the mean validation HVG Pearson of each tried.
 
     Inside each inner split the standardisation and the PCA are fitted on the other units only.
@@ -171,3 +174,101 @@ def choose_penalty(training: TrainingData, look: Look | None = None) -> tuple[fl
         return PENALTIES[len(PENALTIES) // 2], {}
     best = min(penalty for penalty in PENALTIES if means[penalty] >= max(means.values()) - SAME)
     return best, {f"{penalty:g}": value for penalty, value in means.items()}
+
+
+class HestProbe:
+    """Last layer of the encoder, one patch a spot, mean token, PCA to 256, ridge with HEST-Bench's penalty.
+
+    Source: HEST-1k (Jaume et al., NeurIPS 2024, arXiv 2406.16192). Its benchmark reduces to 256 components and takes
+    the penalty ``100 / (components * genes)``, without an intercept, for 50 genes (README of the HEST library; issue
+    144 there). That is hardly any penalty.
+
+    Differs from the original: the features are standardised before the PCA; an intercept is fitted, so that the level
+    of a gene is right (Pearson does not feel it); every gene is predicted, the number of genes in the penalty staying
+    that of the scored set; the folds are those of the run.
+    """
+
+    name = "hest-probe"
+    about = "HEST-Bench's probe: last layer, one patch, PCA-256, ridge with its own penalty 100 / (components x genes)"
+
+    def fit(self, training: FoldData) -> Linear:
+        """Fit every gene on all training spots."""
+        shape = training.expression.shape[0], last_layer_width(training)
+        penalty = hest_penalty(min(COMPONENTS, shape[1], shape[0] - 1), training.config.evaluation.set_size)
+        return Linear(training, penalty, {"penalty": penalty}, last_layer)
+
+
+def hest_penalty(components: int, genes: int) -> float:
+    """``100 / (components * genes)``, as HEST-Bench takes it."""
+    return 100 / (components * genes)
+
+
+def last_layer(features: PooledFeatures, slide: Slide, spots: Spots) -> np.ndarray:
+    """Mean token of the encoder's last output, one patch a spot: (spots, dim) float32."""
+    return features.last_layer(slide, spots)
+
+
+def last_layer_width(training: FoldData) -> int:
+    """Length of the last layer's mean token."""
+    section = training.cohort.read(training.cohort.sections[0])
+    return last_layer(training.features, section.slide, section.spots).shape[1]
+
+
+class PatchRidge:
+    """The features of `hest-probe` (last layer, one patch), with the penalty chosen on validation units, as for
+    `ridge`.
+
+    Source: HEST-1k (Jaume et al., NeurIPS 2024, arXiv 2406.16192). Differs from its probe in the penalty, and in what
+    `HestProbe` differs in.
+    """
+
+    name = "patch-ridge"
+    about = "ridge on the encoder's last layer, one patch (HEST-Bench's features), penalty chosen on validation units"
+
+    def fit(self, training: FoldData) -> Linear:
+        """Choose the penalty, then fit every gene."""
+        penalty, tried = choose_penalty(training, last_layer)
+        return Linear(training, penalty, {"penalty": penalty, "validation_pearson": tried}, last_layer)
+
+
+class ColourRidge:
+    """Ridge on 54 colour statistics of each patch (`colour.colour_statistics`); a network must beat it.
+
+    Source: none; a control of ours. The penalty is chosen on validation units, as for `ridge`.
+    """
+
+    name = "colour-ridge"
+    about = (
+        "ridge on the patch's colour only (mean, deviation, histogram of each channel), penalty "
+        "chosen on validation units"
+    )
+
+    def fit(self, training: FoldData) -> Linear:
+        """Choose the penalty, then fit every gene."""
+        penalty, tried = choose_penalty(training, colour)
+        return Linear(training, penalty, {"penalty": penalty, "validation_pearson": tried}, colour)
+
+
+def colour(features: PooledFeatures, slide: Slide, spots: Spots) -> np.ndarray:
+    """Colour statistics of each spot's patch: (spots, 54) float32."""
+    return features.colour(slide, spots)
+
+
+class UntrainedEncoder:
+    """Ridge on the config's encoder and blocks with random weights (seeded); what training the encoder earned is above.
+
+    Source: none; a control of ours. The penalty is chosen on validation units, as for `ridge`.
+    """
+
+    name = "untrained-encoder"
+    about = "ridge on the same encoder with random weights, penalty chosen on validation units"
+
+    def fit(self, training: FoldData) -> Linear:
+        """Choose the penalty, then fit every gene."""
+        penalty, tried = choose_penalty(training, untrained)
+        return Linear(training, penalty, {"penalty": penalty, "validation_pearson": tried}, untrained)
+
+
+def untrained(features: PooledFeatures, slide: Slide, spots: Spots) -> np.ndarray:
+    """Features of the untrained encoder: (spots, dim) float32."""
+    return features.untrained(slide, spots)

@@ -1,43 +1,48 @@
-"""The one interface of everything that is compared: learn from training sections, predict from a slide.
+"""The interface of everything that is compared: learn from training sections, predict from a slide.
 
-A method of your own is a class with a `name`, an `about` and a `fit`; what `fit` returns has a `predict`. See
-`baselines.GeneMean` for the shortest one. Neither side ever holds a count of a held-out section: `TrainingData`
+A method of your own is a class with a `name`, an `about` and a `fit`; what `fit` returns has a `record` and a
+`predict`. `controls.GeneMean` is the shortest one. Neither side ever holds a count of a held-out section: `FoldData`
 is built from the training sections alone, and a `Location` has a slide, spots and features.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.config import Config
+from cmrcnet.config import Config, HeadConfig
 from cmrcnet.errors import ShapeMismatch, UnknownName
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.protocol.folds import Fold
 from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.slides.section import Cohort, Section, Spots
 from cmrcnet.slides.slide import Slide
+from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cmrcnet.evaluation.protocol.model_shelf import ModelShelf
-    from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.storage.cache import TokenCache
     from cmrcnet.training.checkpoint import Checkpoints
 
 MAIN = "cmrcnet"
-"""The method whose prediction tables are kept, and of which the verdict speaks."""
+"""The method whose prediction tables are kept, and that the summary is about."""
+
+_NOT_TRAINING = ("name", "about", "head")
+"""Parts of a config that do not change what a training learns."""
+
+Model = TypeVar("Model")
 
 
 @dataclass(frozen=True, eq=False)
 class Location:
-    """All that a method may know of a held-out section: where it is, and what can be seen there."""
+    """All that a method may know of a held-out section: the slide, the spots, and features of what they show."""
 
     section: str
     slide: Slide
@@ -45,15 +50,15 @@ class Location:
     features: PooledFeatures = field(repr=False)
 
     def pooled(self) -> np.ndarray:
-        """The frozen encoder's mean token of each spot: (spots, dim) float32."""
+        """Return the frozen encoder's mean token of each spot, shape (spots, dim), float32."""
         return self.features.of(self.slide, self.spots)
 
 
 @dataclass(frozen=True, eq=False)
 class DiagnosticLocation(Location):
-    """A location that also tells how deeply each spot was sequenced: something that no slide shows.
+    """A location with the sequencing depth of each spot, which no slide shows.
 
-    Only a method with the attribute ``diagnostic = True`` is handed one. It is for nulls that ask how far depth alone
+    Only a method with the attribute ``diagnostic = True`` gets one. It is for nulls that measure how far depth alone
     explains a score; such a method cannot be used on a slide without counts.
 
     Parameters
@@ -67,7 +72,7 @@ class DiagnosticLocation(Location):
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a method says of one location.
+    """Predicted expression at the spots of one location.
 
     Parameters
     ----------
@@ -87,18 +92,17 @@ class Prediction:
             raise ShapeMismatch("A prediction", want=("spots", len(self.genes)), got=self.mean.shape)
 
     def take(self, genes: tuple[str, ...]) -> np.ndarray:
-        """The columns of these genes, in this order."""
+        """Return the columns of these genes, in this order."""
         column = {gene: i for i, gene in enumerate(self.genes)}
         missing = [gene for gene in genes if gene not in column]
         if missing:
-            raise UnknownName(
-                "predicted gene", missing[0], self.genes, "A method predicts every gene of `training.genes`."
-            )
+            hint = "A method predicts every gene of `training.genes`."
+            raise UnknownName("predicted gene", missing[0], self.genes, hint)
         return self.mean[:, [column[gene] for gene in genes]]
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingData:
+class FoldData:
     """All that a method may learn from in one fold.
 
     Parameters
@@ -108,6 +112,7 @@ class TrainingData:
     fold : Fold
         Names only.
     config : Config
+        Of the experiment, with the seed of this task.
     panel : GenePanel
         Genes of the gene encoder.
     sets : mapping of str to tuple of str
@@ -115,10 +120,12 @@ class TrainingData:
     features : PooledFeatures
         Frozen features of any location.
     cache : TokenCache or None
-    checkpoints : Checkpoints or None
-        Where a long training may keep its state, to go on after an interruption.
-    shelf : ModelShelf or None
-        Trained models that differ in their head alone; see `trained`.
+    checkpoints : callable or None
+        Takes the name of a training; returns where it may keep its state, to resume after an interruption.
+    models : dict
+        What has been trained in this task, by the name of the training; filled by `trained`.
+    training_head : HeadConfig or None
+        Head of the config that a training uses, where trials of a sweep share one; the config's own by default.
     """
 
     cohort: Cohort
@@ -128,21 +135,30 @@ class TrainingData:
     sets: Mapping[str, tuple[str, ...]]
     features: PooledFeatures
     cache: TokenCache | None = None
-    checkpoints: Checkpoints | None = None
-    shelf: ModelShelf | None = None
+    checkpoints: Callable[[str], Checkpoints] | None = None
+    models: dict[str, Any] = field(default_factory=dict, repr=False)
+    training_head: HeadConfig | None = None
 
-    def trained(self, config: Config, cohort: Cohort, train: Callable[[], TrainedModel]) -> TrainedModel:
-        """The model that `train` gives: from the shelf, where there is one and the same training was done before.
+    def trained(self, cohort: Cohort, train: Callable[[Config, Checkpoints | None], Model]) -> Model:
+        """Train, or return the model of the same training in this task: methods that differ in the head share one.
+
+        Training reads the head of the config only to score epochs on validation data. Where trials of a sweep
+        share a training, the epoch is chosen with `training_head`.
 
         Parameters
         ----------
-        config : Config
-            What it is trained by: `self.config`, or one made of it.
         cohort : Cohort
-            What it is trained on: `self.cohort`, or a cohort of another name made of it.
+            `self.cohort`, or a cohort of another name derived from it.
         train : callable
+            Takes the config to train with and the place of its checkpoints.
         """
-        return train() if self.shelf is None else self.shelf.trained(config, self.panel, cohort, train)
+        name = fingerprint([training_name(self.config), self.panel.to_dict(), cohort.name, list(cohort.sections)])
+        if name not in self.models:
+            config = self.config
+            if self.training_head is not None:
+                config = dataclasses.replace(config, head=self.training_head)
+            self.models[name] = train(config, None if self.checkpoints is None else self.checkpoints(name))
+        return self.models[name]
 
     @property
     def seed(self) -> int:
@@ -156,45 +172,53 @@ class TrainingData:
 
     @cached_property
     def expression(self) -> sparse.csr_matrix:
-        """Log-normalised expression of every training spot, sections one after another: (spots, genes)."""
+        """Log-normalised expression of every training spot, sections one after another: (spots, genes), read-only."""
         everything = GenePanel(self.genes, self.config.panel.target_sum, {"kind": "measured in all training sections"})
-        return sparse.vstack([everything.select(section) for section in self.cohort], format="csr")
+        found = sparse.vstack([everything.select(section) for section in self.cohort], format="csr")
+        for array in (found.data, found.indices, found.indptr):
+            array.flags.writeable = False  # no method may change what the next one is given
+        return found
 
     @cached_property
     def pooled(self) -> np.ndarray:
-        """Frozen features of every training spot, rows as in `expression`: (spots, dim) float32."""
-        return np.concatenate([self.features.of(section.slide, section.spots) for section in self.cohort])
+        """Frozen features of every training spot, rows as in `expression`: (spots, dim) float32, read-only."""
+        found = np.concatenate([self.features.of(section.slide, section.spots) for section in self.cohort])
+        found.flags.writeable = False
+        return found
 
     @cached_property
     def section_of(self) -> np.ndarray:
-        """Section name of every row of `expression`."""
-        names = [np.repeat(section.name, len(section.spots)) for section in self.cohort]
-        return np.concatenate(names)
+        """Section name of every row of `expression`, read-only."""
+        found = np.concatenate([np.repeat(section.name, len(section.spots)) for section in self.cohort])
+        found.flags.writeable = False
+        return found
 
     @cached_property
-    def unit_of(self) -> np.ndarray:
-        """What an inner split must keep together, row by row: patients, or sections where that is the protocol.
+    def group_of(self) -> np.ndarray:
+        """Group of every row that validation must keep together: its patient, or its section.
 
-        With a single training patient it is sections all the same.
+        Sections where folds hold out sections, and where there is a single training patient.
         """
         if self.config.evaluation.group_by == "section" or len(self.cohort.patients) < 2:
             return self.section_of
         patient = {name: self.cohort.patient_of(name) for name in self.cohort.sections}
-        return np.array([patient[name] for name in self.section_of])
+        found = np.array([patient[name] for name in self.section_of])
+        found.flags.writeable = False
+        return found
 
 
-class Predictor(Protocol):
+class FittedMethod(Protocol):
     """A fitted method.
 
     Attributes
     ----------
     record : dict
-        What it chose and how training went, JSON-able; goes into `run.json` and the report.
+        What it chose and how training went, JSON-able; written to `run.json` and the report.
     """
 
     record: dict[str, Any]
 
-    def predict(self, place: Location) -> Prediction:
+    def predict(self, location: Location) -> Prediction:
         """Predict log-normalised expression at the spots of a location."""
         ...
 
@@ -206,31 +230,37 @@ class Method(Protocol):
     Attributes
     ----------
     name : str
-        Short, unique, fit for a file name.
+        Short, unique, usable as a file name.
     about : str
-        One sentence for the report: what it is, and from whom.
+        One sentence for the report: what it is, and its source.
 
-    A null that may know the test section's sequencing depth has ``diagnostic = True`` besides; see
-    `DiagnosticLocation`.
+    Optional attributes: ``diagnostic = True`` for a null that may know the test section's sequencing depth (see
+    `DiagnosticLocation`); ``training``, the name of the training that it is a head on, so that methods of one training
+    stay in one task.
     """
 
     name: str
     about: str
 
-    def fit(self, training: TrainingData) -> Predictor:
+    def fit(self, training: FoldData) -> FittedMethod:
         """Learn from the training sections."""
         ...
 
 
+def training_name(config: Config) -> str:
+    """Fingerprint of everything in a config that changes what a training learns: all but name, about and head."""
+    return fingerprint({key: value for key, value in config.to_dict().items() if key not in _NOT_TRAINING})
+
+
 def location_of(section: Section, features: PooledFeatures, method: Method | None = None) -> Location:
-    """The part of a held-out section that a method may see.
+    """Return the part of a held-out section that a method may see.
 
     Parameters
     ----------
     section : Section
     features : PooledFeatures
     method : Method, optional
-        One with ``diagnostic = True`` also gets each spot's depth; no other can.
+        One with ``diagnostic = True`` also gets each spot's depth.
 
     Returns
     -------
@@ -242,5 +272,5 @@ def location_of(section: Section, features: PooledFeatures, method: Method | Non
 
 
 def log_depth_of(section: Section) -> np.ndarray:
-    """``log(1 + all counts)`` of each spot: (spots,) float64."""
+    """Return ``log(1 + all counts)`` of each spot, shape (spots,), float64."""
     return np.log1p(np.asarray(section.counts.sum(axis=1), np.float64).ravel())

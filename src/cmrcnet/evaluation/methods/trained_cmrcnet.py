@@ -1,4 +1,4 @@
-"""CMRCNet as a method of the evaluation, and its null."""
+"""CMRCNet and its heads as methods of an evaluation, without reconstruction, and as a null on permuted pairs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmrcnet.errors import CmrcnetWarning
-from cmrcnet.evaluation.methods.method import MAIN, Location, Prediction, TrainingData
-from cmrcnet.evaluation.protocol.contamination import refuse_seen
-from cmrcnet.evaluation.protocol.folds import Fold
+from cmrcnet.evaluation.methods.method import MAIN, FoldData, Location, Prediction
+from cmrcnet.evaluation.protocol.folds import Fold, refuse_seen
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 from cmrcnet.storage.hashing import fingerprint
 
@@ -25,113 +24,132 @@ log = logging.getLogger("cmrcnet")
 
 
 class TrainedCMRCNet:
-    """CMRCNet, trained inside the fold and read out as the config says."""
+    """CMRCNet trained on the fold's training sections, with one head or with what the config says.
 
-    name = MAIN
-    about = "CMRCNet trained on the fold's training sections, read out as the config says"
-
-    def fit(self, training: TrainingData) -> Retrieval:
-        """Train, and build the bank of the training sections."""
-        return _fit_once(training)
-
-
-class OneHead:
-    """The same trained CMRCNet, read out in one way: what each part of a ensemble reaches by itself.
+    All of them share one training in a task.
 
     Parameters
     ----------
-    kind : {"retrieval", "ridge", "kernel"}
+    head : {"retrieval", "ridge", "kernel"}, optional
+        One head of the ensemble. A config without expression components has retrieval only.
+    name, about : str
+        Of the row in the tables.
     """
 
-    def __init__(self, kind: str, name: str, about: str) -> None:
-        self.kind, self.name, self.about = kind, name, about
+    training = MAIN
 
-    def fit(self, training: TrainingData) -> Retrieval:
-        """Train, unless `cmrcnet` has just been trained on the same sections, and read out otherwise.
+    def __init__(
+        self,
+        head: str | None = None,
+        name: str = MAIN,
+        about: str = "CMRCNet trained on the fold's training sections, with the head that the config says",
+    ) -> None:
+        self.head, self.name, self.about = head, name, about
 
-        A config without expression components has retrieval only, whatever is asked for.
-        """
-        found = _fit_once(training)
-        kind = self.kind if found.model.head is not None else "retrieval"
-        return replace(found, kind=kind, record=found.record | {"head": kind})
-
-
-def cmrcnet_retrieval() -> OneHead:
-    """CMRCNet's own way: the average over the nearest measured spots."""
-    return OneHead("retrieval", "cmrcnet-retrieval", "the same CMRCNet, averaged over its nearest training spots")
-
-
-def cmrcnet_ridge() -> OneHead:
-    """Ridge regression of the expression components on the config's features."""
-    return OneHead("ridge", "cmrcnet-ridge", "the same config's ridge head: components on the frozen features")
+    def fit(self, training: FoldData) -> FittedCMRCNet:
+        """Train, and build the bank of the training sections."""
+        found = _fit(training, training.cohort)
+        if self.head is None:
+            return found
+        head = self.head if found.model.head is not None else "retrieval"
+        return replace(found, head=head, record=found.record | {"head": head})
 
 
-def cmrcnet_kernel() -> OneHead:
-    """Kernel ridge regression of the expression components on the config's features."""
-    return OneHead("kernel", "cmrcnet-kernel", "the same config's kernel ridge head, Laplacian kernel")
+def cmrcnet_retrieval() -> TrainedCMRCNet:
+    """Make the method that averages over the nearest measured spots."""
+    return TrainedCMRCNet(
+        "retrieval", "cmrcnet-retrieval", "the same CMRCNet, averaged over its nearest training spots"
+    )
+
+
+def cmrcnet_ridge() -> TrainedCMRCNet:
+    """Make the method that predicts by the ridge head."""
+    about = "the same config's ridge head: components on the frozen features"
+    return TrainedCMRCNet("ridge", "cmrcnet-ridge", about)
+
+
+def cmrcnet_kernel() -> TrainedCMRCNet:
+    """Make the method that predicts by the kernel ridge head."""
+    return TrainedCMRCNet("kernel", "cmrcnet-kernel", "the same config's kernel ridge head, Laplacian kernel")
+
+
+class ContrastiveOnly:
+    """The run's config with ``model.reconstruct: none``: contrastive training and retrieval, everything else the same.
+
+    After BLEEP's objective and retrieval (Xie et al., NeurIPS 2023, arXiv 2306.01859), with the config's own projection
+    heads, geometry, temperature, targets and head; `bleep` is closer to the original. The difference between `cmrcnet`
+    and this row is the effect of the reconstruction.
+    """
+
+    name = training = "contrastive-only"
+    about = "CMRCNet without reconstruction, all else as in the config (BLEEP's kind of objective and retrieval)"
+
+    def fit(self, training: FoldData) -> FittedCMRCNet:
+        """Train as `cmrcnet` does, without the reconstruction."""
+        config = training.config.override({"model.reconstruct": "none"})
+        return _fit(replace(training, config=config), training.cohort)
 
 
 class PermutedPairs:
-    """The same training, with the pairs of each training section shuffled: what is left is no knowledge of tissue."""
+    """Null: the same training on pairs that are shuffled within each training section."""
 
-    name = "permuted-pairs"
+    name = training = "permuted-pairs"
     about = "null: CMRCNet trained alike, the spots' expression shuffled within each training section"
 
-    def fit(self, training: TrainingData) -> Retrieval:
-        """Shuffle the pairs within each section, then train and build the bank as ever."""
-        log.info("%s, fold %s: this training is meant to guess only", self.name, training.fold.name)
+    def fit(self, training: FoldData) -> FittedCMRCNet:
+        """Shuffle the pairs within each section, then train and build the bank."""
+        log.info("%s, fold %s: this training is expected to stay at chance", self.name, training.fold.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CmrcnetWarning)
             return _fit(training, permuted(training.cohort, training.seed))
 
 
 @dataclass(frozen=True, eq=False)
-class Retrieval:
-    """A trained model and its bank."""
+class FittedCMRCNet:
+    """A trained model and its bank.
+
+    Parameters
+    ----------
+    model, bank
+        From the training sections of the fold.
+    cache : TokenCache or None
+    record : dict
+        Fingerprints, the chosen epoch, the heads and the history of the training.
+    head : str, optional
+        The head to predict with; by default the config's.
+    """
 
     model: TrainedModel
     bank: ReferenceBank
     cache: TokenCache | None
     record: dict[str, Any]
-    kind: str | None = None
+    head: str | None = None
 
-    def predict(self, place: Location) -> Prediction:
-        """Every gene of the bank, from the slide and the locations alone."""
+    def predict(self, location: Location) -> Prediction:
+        """Predict every gene of the bank from the slide and the spot positions alone."""
         from cmrcnet.inference.predict import predict
 
-        table = predict(self.model, place.slide, bank=self.bank, spots=place.spots, head=self.kind, cache=self.cache)
+        table = predict(
+            self.model, location.slide, bank=self.bank, spots=location.spots, head=self.head, cache=self.cache
+        )
         return Prediction(tuple(map(str, table.var_names)), np.asarray(table.X, np.float32), table)
 
 
 def permuted(cohort: Cohort, seed: int) -> Cohort:
-    """The cohort with the rows of counts shuffled within each section: every spot gets another spot's expression."""
+    """Return the cohort with the rows of counts shuffled within each section."""
+
+    def shuffled(section: Section) -> Section:
+        rng = np.random.default_rng([seed, int(fingerprint(section.name)[:8], 16)])
+        return replace(section, counts=section.counts[rng.permutation(len(section.spots))])
 
     def entry(original: CohortEntry) -> CohortEntry:
-        return CohortEntry(
-            original.section, original.patient, lambda: _shuffled(original.load(), seed), dict(original.metadata)
-        )
+        return replace(original, load=lambda: shuffled(original.load()))
 
     return Cohort(f"{cohort.name}, pairs permuted", tuple(entry(original) for original in cohort.entries))
 
 
-def _shuffled(section: Section, seed: int) -> Section:
-    rng = np.random.default_rng([seed, int(fingerprint(section.name)[:8], 16)])
-    rows = rng.permutation(len(section.spots))
-    return Section(
-        section.name,
-        section.patient,
-        section.slide,
-        section.spots,
-        section.counts[rows],
-        section.genes,
-        section.absent_genes,
-        section.notes,
-        section.metadata,
-    )
-
-
 def kept_reading(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The last row of the search, up to the epoch that was kept, on which the collapse meter was read."""
+    """Return the last history row of the search, up to the kept epoch, with a reading of the collapse meter."""
     last = record.get("chosen_epoch")
     rows = [
         row
@@ -141,38 +159,25 @@ def kept_reading(record: dict[str, Any]) -> dict[str, Any] | None:
     return rows[-1] if rows else None
 
 
-_last: list[tuple[Cohort, str, Retrieval]] = []
-"""The last training of this process: rows that differ in the head alone do not train again."""
-
-
-def _fit_once(training: TrainingData) -> Retrieval:
-    plain = training.config.override({"head.kind": "retrieval"}).to_dict()
-    name = fingerprint([plain, training.panel.to_dict()])
-    if _last and _last[0][0] is training.cohort and _last[0][1] == name and training.shelf is None:
-        return replace(_last[0][2], kind=training.config.head.kind if _last[0][2].model.head else None)
-    found = _fit(training, training.cohort)
-    _last[:] = [(training.cohort, name, found)]
-    return found
-
-
-def _fit(training: TrainingData, cohort: Cohort) -> Retrieval:
+def _fit(training: FoldData, cohort: Cohort) -> FittedCMRCNet:
+    """Train on `cohort` and build its bank, once in a task; check the provenance of both against the fold."""
     from cmrcnet.retrieval.bank import build_bank
     from cmrcnet.training.fit import fit
 
-    model = training.trained(
-        training.config,
-        cohort,
-        lambda: fit(
+    def train(config, checkpoints) -> tuple[TrainedModel, ReferenceBank]:
+        model = fit(
             cohort,
-            training.config,
+            config,
             panel=training.panel,
             cache=training.cache,
-            checkpoints=training.checkpoints,
-            resume=training.checkpoints is not None,
-            calibrate=cohort is training.cohort,  # a null needs no account of its limits
-        ),
-    )
-    bank = build_bank(model, cohort, cache=training.cache)
+            checkpoints=checkpoints,
+            resume=checkpoints is not None,
+            calibrate=cohort is training.cohort,  # a null needs no calibration
+        )
+        return model, build_bank(model, cohort, cache=training.cache)
+
+    model, bank = training.trained(cohort, train)
+    model = replace(model, config=training.config)
     _refuse_contaminated(model, bank, training.fold)
     learnt = model.provenance.to_dict()
     record = {
@@ -186,12 +191,11 @@ def _fit(training: TrainingData, cohort: Cohort) -> Retrieval:
         "notes": learnt["notes"],
         "history": learnt["history"],
     }
-    return Retrieval(model, bank, training.cache, record)
+    return FittedCMRCNet(model, bank, training.cache, record)
 
 
 def _refuse_contaminated(model: TrainedModel, bank: ReferenceBank, fold: Fold) -> None:
-    """Hold the artefacts' own provenance against the fold: a second lock on the same door."""
-    patients = fold.test_patients if fold.patient_disjoint else ()
+    """Check the provenance of both artefacts against the fold, independently of how its data were selected."""
     for artefact, seen_sections, seen_patients in (
         ("The model", model.provenance.sections, model.provenance.patients),
         ("The bank", bank.sections, bank.patients),
@@ -201,5 +205,5 @@ def _refuse_contaminated(model: TrainedModel, bank: ReferenceBank, fold: Fold) -
             seen_sections=seen_sections,
             seen_patients=seen_patients,
             sections=fold.test,
-            patients=patients,
+            patients=fold.test_patients if fold.patient_disjoint else (),
         )

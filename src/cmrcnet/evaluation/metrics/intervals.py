@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means and of differences, over patients; and when not to rank."""
+"""Means over seeds, sections and patients, and bootstrap intervals of means and of paired differences."""
 
 from __future__ import annotations
 
@@ -12,6 +12,111 @@ from cmrcnet.evaluation.protocol.protocol_info import FEWEST_PATIENTS_TO_RANK
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_KEYS = ["method", "fold", "section", "patient", "gene_set", "metric"]
+
+
+def over_seeds(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the seeds of each method, section, gene set and metric.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        `scores.csv`: one row a method, section, gene set, metric and seed.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The same columns without `seed`. `n_genes` and `n_undefined` are the largest of any seed; a value that is
+        undefined in some seeds is the mean of the others.
+    """
+    if "seed" not in scores or scores["seed"].nunique() < 2:
+        return scores.drop(columns="seed", errors="ignore")
+    means = scores.groupby(_KEYS, sort=False, as_index=False).agg(
+        value=("value", "mean"), n_genes=("n_genes", "max"), n_undefined=("n_undefined", "max")
+    )
+    return means[[column for column in scores if column != "seed"]]
+
+
+def genes_over_seeds(genes: pd.DataFrame, seeds: int) -> pd.DataFrame:
+    """Mean over seeds of every number of `genes.csv`, one row a method, section and gene.
+
+    Parameters
+    ----------
+    genes : pandas.DataFrame
+        Rows of all seeds.
+    seeds : int
+        How many; with one, nothing is changed.
+    """
+    if seeds < 2:
+        return genes
+    keys = ["method", "section", "gene"]
+    texts = {"sets": "first"} if "sets" in genes else {}
+    numbers = {name: "mean" for name in genes.columns if name not in (*keys, *texts)}
+    means = genes.groupby(keys, sort=False, as_index=False).agg(numbers | texts)
+    return means[list(genes.columns)]
+
+
+DRAWS = 2_000
+
+
+def by_patient(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds, then over each patient's sections: `method, gene_set, metric, patient, value` and counts.
+
+    `n_genes` and `n_undefined` are sums over sections: gene-section pairs looked at, and those undefined.
+    """
+    keys = ["method", "gene_set", "metric", "patient"]
+    return (
+        over_seeds(scores)
+        .groupby(keys, sort=False, as_index=False)
+        .agg(value=("value", "mean"), n_genes=("n_genes", "sum"), n_undefined=("n_undefined", "sum"))
+    )
+
+
+def over_patients(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean over sections, then over patients: `method, gene_set, metric, value, n_patients, n_genes, n_undefined`.
+
+    `n_patients` counts those with a defined value.
+    """
+    keys = ["method", "gene_set", "metric"]
+    return (
+        by_patient(scores)
+        .groupby(keys, sort=False, as_index=False)
+        .agg(
+            value=("value", "mean"),
+            n_patients=("value", "count"),
+            n_genes=("n_genes", "sum"),
+            n_undefined=("n_undefined", "sum"),
+        )
+    )
+
+
+def mean_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """Mean, and the percentile bootstrap interval of it (Efron & Tibshirani 1993, chapter 13).
+
+    Parameters
+    ----------
+    values : array, shape (n,)
+        One a patient (or a section); nan is left out.
+    level : float
+    seed : int
+        Of the 2,000 draws.
+
+    Returns
+    -------
+    mean, low, high : float
+        The interval is nan with fewer than two values.
+    """
+    values = np.asarray(values, np.float64)
+    values = values[~np.isnan(values)]
+    if len(values) == 0:
+        return float("nan"), float("nan"), float("nan")
+    if len(values) == 1:
+        return float(values[0]), float("nan"), float("nan")
+    draws = np.random.default_rng(seed).integers(0, len(values), (DRAWS, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(values.mean()), float(low), float(high)
+
 
 FEWEST_PATIENTS_TO_RESAMPLE = 3
 RESAMPLES = 2_000

@@ -14,13 +14,19 @@ from scipy import sparse
 
 from cmrcnet.errors import GenesError
 from cmrcnet.evaluation.methods.method import Prediction
-from cmrcnet.evaluation.metrics.gene_metrics import Undefined, over_genes, score_genes, score_sets
+from cmrcnet.evaluation.metrics.gene_metrics import (
+    PooledPearson,
+    Undefined,
+    over_genes,
+    score_genes,
+    score_sets,
+    spearman_per_gene,
+    ssim_per_gene,
+    ssim_windows,
+)
 from cmrcnet.evaluation.metrics.noise_ceiling import Ceilings
-from cmrcnet.evaluation.metrics.pooled import PooledPearson
-from cmrcnet.evaluation.metrics.rank_metrics import spearman_per_gene
 from cmrcnet.evaluation.metrics.set_metrics import gene_gene_correlation, recall_of_highest, share_of_ceiling
-from cmrcnet.evaluation.metrics.ssim import ssim_per_gene, ssim_windows
-from cmrcnet.evaluation.protocol.scoring_protocol import STRICT, ScoringProtocol
+from cmrcnet.evaluation.protocol.protocol_info import STRICT, ScoringProtocol
 from cmrcnet.genes.gene_sets import EVERYTHING, LEAST_DETECTED, GenePanel
 from cmrcnet.genes.spatial_stats import morans_i, snap_to_lattice, spot_graph
 from cmrcnet.slides.section import Section

@@ -1,10 +1,14 @@
-"""Scores of a whole set of genes in one section, which no gene has by itself."""
+"""Scores that a set of genes has as a whole, gene-gene correlation, and null sets of genes with similar means."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from cmrcnet.errors import ShapeMismatch
+import numpy as np
+from scipy import sparse
+
+from cmrcnet.errors import ShapeMismatch, TooFew, UnknownName
 from cmrcnet.genes.spatial_stats import varies
 
 
@@ -94,3 +98,166 @@ def _highest(values: np.ndarray, size: int) -> np.ndarray:
     """Locations of the highest defined values, ties in their order."""
     order = np.argsort(-values.round(9), kind="stable")  # NaN goes last
     return order[: min(size, int((~np.isnan(values)).sum()))]
+
+
+Expression = np.ndarray | sparse.spmatrix
+
+
+@dataclass(frozen=True, eq=False)
+class GeneCorrelation:
+    """Correlation of every pair of genes, measured and predicted.
+
+    Parameters
+    ----------
+    genes : tuple of str
+    truth, prediction : numpy.ndarray, shape (genes, genes), float64
+        Pearson's correlation over spots; NaN in the row and column of a gene that is constant.
+    """
+
+    genes: tuple[str, ...]
+    truth: np.ndarray
+    prediction: np.ndarray
+
+    @property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Correlations of the pairs that are defined in both: measured, predicted; each pair once."""
+        upper = np.triu_indices(len(self.genes), 1)
+        truth, prediction = self.truth[upper], self.prediction[upper]
+        defined = np.isfinite(truth) & np.isfinite(prediction)
+        return truth[defined], prediction[defined]
+
+    @property
+    def n_undefined(self) -> int:
+        """Pairs that are not defined in both, because a gene is constant."""
+        return len(self.genes) * (len(self.genes) - 1) // 2 - len(self.pairs[0])
+
+    @property
+    def frobenius(self) -> float:
+        """Frobenius norm of the difference of the two matrices, over the pairs that are defined in both.
+
+        ``sqrt(2 * sum over pairs (t - p)^2)``; it grows with the number of genes. NaN without a pair.
+        """
+        truth, prediction = self.pairs
+        return float(np.sqrt(2 * ((truth - prediction) ** 2).sum())) if len(truth) else float("nan")
+
+    @property
+    def rms(self) -> float:
+        """Root mean square difference of a pair's correlation: the error that does not grow with the genes."""
+        truth, prediction = self.pairs
+        return float(np.sqrt(((truth - prediction) ** 2).mean())) if len(truth) else float("nan")
+
+    @property
+    def agreement(self) -> float:
+        """Correlation of correlations: Pearson over pairs; 1 when the same pairs go together. NaN if undefined."""
+        truth, prediction = self.pairs
+        if len(truth) < 2 or np.ptp(truth) < 1e-12 or np.ptp(prediction) < 1e-12:
+            return float("nan")
+        return float(np.corrcoef(truth, prediction)[0, 1])
+
+
+def gene_correlation(pairs: Iterable[tuple[Expression, Expression]], genes: Sequence[str]) -> GeneCorrelation:
+    """Correlate every pair of genes over the spots of one or more sections.
+
+    Parameters
+    ----------
+    pairs : iterable of (truth, prediction)
+        Of each section, both (spots, genes) log-normalised expression with columns in the order of `genes`. One section
+        is in memory at a time when this is a generator.
+    genes : sequence of str
+        A gene set of two or more; the matrices have its length squared.
+
+    Returns
+    -------
+    GeneCorrelation
+
+    Raises
+    ------
+    ShapeMismatch, TooFew
+    """
+    size, spots = len(genes), 0
+    if size < 2:
+        raise TooFew("genes", size, 2, "take a larger gene set")
+    scatter = np.zeros((2, size, size))
+    largest = np.zeros((2, size))
+    for truth, prediction in pairs:
+        if truth.shape != prediction.shape or truth.shape[1] != size:
+            raise ShapeMismatch("The prediction", want=(truth.shape[0], size), got=prediction.shape)
+        spots += truth.shape[0]
+        for i, values in enumerate((truth, prediction)):
+            dense = np.asarray(values.todense() if sparse.issparse(values) else values, dtype=np.float64)
+            largest[i] = np.maximum(largest[i], np.abs(dense).max(axis=0, initial=0.0))
+            centred = dense - dense.mean(axis=0)
+            scatter[i] += centred.T @ centred
+    if spots < 3:
+        raise TooFew("spots", spots, 3, "give sections with more spots")
+    return GeneCorrelation(
+        tuple(genes), *(_scaled(each, most, spots) for each, most in zip(scatter, largest, strict=True))
+    )
+
+
+def _scaled(scatter: np.ndarray, largest: np.ndarray, spots: int) -> np.ndarray:
+    """Covariance to correlation; NaN for a gene whose deviation is nothing but rounding."""
+    spread = np.sqrt(np.diagonal(scatter).copy())
+    spread[spread <= 1e-6 * np.sqrt(spots) * largest] = np.nan
+    correlation = np.clip(scatter / spread[:, None] / spread[None, :], -1, 1)
+    return correlation
+
+
+NEAREST = 10
+"""Free genes of nearest mean from which each partner is drawn."""
+
+
+def matched_sets(
+    sets: Mapping[str, Sequence[str]], means: Mapping[str, float], seed: int
+) -> dict[str, tuple[str, ...]]:
+    """For each gene of each set, a gene of similar mean from outside the set.
+
+    Highly variable genes are also highly expressed ones, and those are measured with less noise: part of their score
+    is their level. The set's score minus that of its match is the part that is not.
+
+    Parameters
+    ----------
+    sets : mapping of str to sequence of str
+        Sets to match: HVG, markers. A set of all genes cannot be matched.
+    means : mapping of str to float
+        Mean expression of every gene over the TRAINING spots; its genes are the candidates.
+    seed : int
+        Genes take their turn in a seeded random order; each draws from the ten free genes of nearest mean.
+
+    Returns
+    -------
+    dict
+        "matched NAME" for each set NAME, as long as the set and in its order, every gene once and none of the set.
+
+    Raises
+    ------
+    UnknownName
+        A gene of a set has no mean.
+    TooFew
+        Fewer genes are outside a set than inside.
+    """
+    genes = list(means)
+    mean = np.array([means[gene] for gene in genes], np.float64)
+    column = {gene: i for i, gene in enumerate(genes)}
+    matched: dict[str, tuple[str, ...]] = {}
+    for number, (name, members) in enumerate(sets.items()):
+        missing = [gene for gene in members if gene not in column]
+        if missing:
+            raise UnknownName("mean of gene", missing[0], genes)
+        free = np.ones(len(genes), bool)
+        free[[column[gene] for gene in members]] = False
+        if free.sum() < len(members):
+            hint = "match a smaller set, or give the means of more genes"
+            raise TooFew(f"genes outside the set {name}", int(free.sum()), len(members), hint)
+        rng = np.random.default_rng([seed, number])
+        partner: dict[str, str] = {}
+        for place in rng.permutation(len(members)):
+            gene = members[place]
+            candidates = np.flatnonzero(free)
+            apart = np.abs(mean[candidates] - mean[column[gene]])
+            near = candidates[np.argsort(apart, kind="stable")[:NEAREST]]
+            drawn = int(near[rng.integers(len(near))])
+            free[drawn] = False
+            partner[gene] = genes[drawn]
+        matched[f"matched {name}"] = tuple(partner[gene] for gene in members)
+    return matched

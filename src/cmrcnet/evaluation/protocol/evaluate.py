@@ -1,40 +1,97 @@
-"""The protocol: for each fold, everything is learnt from its training sections; then its test sections are scored.
+"""Evaluate a cohort: for each fold, everything is learnt from its training sections; then its test sections are scored.
 
-``strict`` fixes the scored genes on the training sections. ``paper`` does what published studies do, so that their
-numbers can be set beside ours: one section is left out at a time, HEG and HVG are those of the test truth, and the gene
-panel is chosen on all sections; every table is stamped with it.
+``strict`` fixes the scored genes on the training sections. ``paper`` scores as published studies do, so that their
+numbers can be compared with ours: one section is held out at a time, HEG and HVG are those of the test truth, and the
+gene panel is chosen on all sections; every table says so.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from cmrcnet.config import Config
-from cmrcnet.errors import BadOption
+from cmrcnet.evaluation.methods import chosen_methods
 from cmrcnet.evaluation.methods.method import Method
-from cmrcnet.evaluation.methods.method_registry import chosen_methods
-from cmrcnet.evaluation.metrics.seeds import genes_over_seeds
-from cmrcnet.evaluation.protocol.evaluation_run import EvaluationRun
-from cmrcnet.evaluation.protocol.experiment import Key, Study, only_folds, seeds_of
-from cmrcnet.evaluation.protocol.folds import Unit, folds, patient_disjoint
-from cmrcnet.evaluation.protocol.protocol_info import Stamp
-from cmrcnet.evaluation.protocol.run_folder import Part, RunFolder
-from cmrcnet.evaluation.protocol.run_metadata import describe, run_facts, shares_of_time
-from cmrcnet.evaluation.protocol.runner import run_studies
-from cmrcnet.evaluation.protocol.scoring_protocol import ProtocolName, protocol_named
-from cmrcnet.evaluation.protocol.section_memory import remembered
-from cmrcnet.evaluation.protocol.threads import Workers
+from cmrcnet.evaluation.metrics.intervals import genes_over_seeds, over_patients
+from cmrcnet.evaluation.protocol.experiment import Experiment, Key, seeds_of
+from cmrcnet.evaluation.protocol.fold_runner import remembered, section_fingerprint
+from cmrcnet.evaluation.protocol.folds import Fold, GroupBy, folds, only_folds
+from cmrcnet.evaluation.protocol.protocol_info import ProtocolInfo, ProtocolName, protocol_named
+from cmrcnet.evaluation.protocol.run_folder import FoldResult, RunFolder
+from cmrcnet.evaluation.protocol.runner import Workers, run_experiments
+from cmrcnet.evaluation.report.summary import methods_to_text, summary
 from cmrcnet.slides.section import Cohort
+from cmrcnet.storage.cache import TokenCache
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
 
-    from cmrcnet.storage.cache import TokenCache
+_LIBRARIES = ("cmrcnet", "torch", "timm", "numpy", "scipy", "scikit-learn", "scanpy", "anndata")
 
-log = logging.getLogger("cmrcnet")
+
+@dataclass(frozen=True, eq=False)
+class EvaluationRun:
+    """A finished evaluation.
+
+    Parameters
+    ----------
+    cohort : Cohort
+    config : Config
+    folds : tuple of Fold
+    protocol_info : ProtocolInfo
+        How it was scored.
+    methods : dict of str to str
+        Name and one sentence of each method, in the order of the tables.
+    scores : pandas.DataFrame
+        `method, fold, section, patient, gene_set, metric, value, n_genes, n_undefined, seed`.
+    genes : pandas.DataFrame
+        `method, section, gene, pearson, mse, mean, variance, detected, sets, ceiling`; mean, variance and the share of
+        spots where the gene was detected are the truth's; the ceiling is the best Pearson that its noise allows. Means
+        over seeds. Every gene of CMRCNet (of the first method, where it was not run); of the others the genes of named
+        sets, so that the file stays small.
+    predictions : mapping of str to AnnData
+        CMRCNet's prediction table of each section.
+    metadata : dict
+        Content of `run.json`.
+    """
+
+    cohort: Cohort
+    config: Config
+    folds: tuple[Fold, ...]
+    protocol_info: ProtocolInfo
+    methods: dict[str, str]
+    scores: pd.DataFrame
+    genes: pd.DataFrame
+    predictions: Mapping[str, AnnData]
+    metadata: dict[str, Any] = field(repr=False)
+
+    def means(self) -> pd.DataFrame:
+        """Return the mean over patients of each method, gene set and metric."""
+        return over_patients(self.scores)
+
+    def mean(self, method: str, gene_set: str = "HVG", metric: str = "pearson") -> float:
+        """Return one mean over patients; nan when it is undefined or was not run."""
+        table = self.means()
+        found = table[(table.method == method) & (table.gene_set == gene_set) & (table.metric == metric)]
+        return float(found["value"].iloc[0]) if len(found) else float("nan")
+
+    def to_text(self) -> str:
+        """Return the table of methods as plain text, how it was scored, and a summary."""
+        return f"{methods_to_text(self)}\n{self.protocol_info.to_text()}\n{summary(self)}"
+
+    def time_to_text(self) -> str:
+        """Return each method's share of the time as plain text, the longest first."""
+        time = self.metadata["time"]
+        rows = sorted(time["methods"].items(), key=lambda row: -row[1]["seconds"])
+        width = max(len(name) for name, _ in rows)
+        lines = [f"  {name:{width}}  {row['seconds']:8.1f} s  {row['share']:4.0%}" for name, row in rows]
+        head = f"Time: features {time['features_s']:.1f} s, then {time['tasks_s']:.1f} s of tasks (in parallel less):"
+        return "\n".join([head, *lines])
 
 
 def evaluate(
@@ -43,14 +100,14 @@ def evaluate(
     *,
     methods: Sequence[str | Method] | None = None,
     protocol: ProtocolName = "strict",
-    unit: Unit | None = None,
+    group_by: GroupBy | None = None,
     seeds: int = 1,
     only: Sequence[str] | None = None,
     workers: Workers = 1,
     cache: TokenCache | None = None,
     folder: RunFolder | None = None,
 ) -> EvaluationRun:
-    """Leave each unit out once; learn from the others; predict it from its slide; score it.
+    """Hold out each group once; learn from the others; predict it from its slide; score it.
 
     Parameters
     ----------
@@ -58,21 +115,21 @@ def evaluate(
     config : Config
     methods : sequence of names or methods, optional
         Names of shipped methods, ``module:object`` for one of your own, or methods themselves. All that ship when
-        left out (see `method_registry.shipped_methods`).
+        left out (see `methods.shipped_methods`).
     protocol : {"strict", "paper"}
-    unit : {"patient", "section"}, optional
-        In place of the config's `evaluation.group_by`.
+    group_by : {"patient", "section"}, optional
+        What each fold holds out, in place of the config's `evaluation.group_by`.
     seeds : int
         Everything is run with the config's seed and the ones that follow it; scores are means over seeds first.
     only : sequence of str, optional
         Names of the folds to run; all when left out.
     workers : int or "auto"
-        Processes side by side; one runs everything here. In a script, more than one needs the usual
-        ``if __name__ == "__main__":``. The scores do not depend on it (see `threads`).
+        Number of processes; 1 runs everything in this one. In a script, more than one needs the usual
+        ``if __name__ == "__main__":``. The scores do not depend on it.
     cache : TokenCache, optional
         The user's own by default.
     folder : RunFolder, optional
-        Keeps finished parts and the results. Without one all stays in memory.
+        Keeps finished results. Without one everything stays in memory.
 
     Returns
     -------
@@ -81,123 +138,181 @@ def evaluate(
     Raises
     ------
     TooFew, UnknownName, BadOption, CannotResume, WorkerDied
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from cmrcnet import Config, TokenCache, evaluate, synthetic_cohort
+    >>> cohort = synthetic_cohort(patients=2, spots=20, genes=40)
+    >>> config = Config.load("tiny").override({"panel.n_hvg": 10, "evaluation.set_size": 5})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = evaluate(cohort, config, methods=["gene-mean"], cache=TokenCache(folder))
+    >>> run.mean("gene-mean", "HVG", "mse") > 0
+    True
     """
-    config = under_protocol(config, protocol, unit)
+    config = protocol_named(protocol).apply(config, group_by)
     cohort = remembered(cohort)
     every = folds(cohort, config.evaluation.group_by)
-    run_folds, run_seeds = only_folds(every, only), seeds_of(config, seeds)
-    shelf = None if folder is None else folder.shelf()
-    study = Study(config, tuple(chosen_methods(methods)), run_folds, run_seeds, protocol, folder, shelf=shelf)
+    experiment = Experiment(
+        config, tuple(chosen_methods(methods)), only_folds(every, only), seeds_of(config, seeds), protocol, folder
+    )  # fmt: skip
     described = describe(cohort)
-    begin(study, described)
-    ((_, parts, features_s),) = run_studies([study], cohort, cache or _default_cache(), workers)
-    return collect(cohort, study, parts, described, features_s, len(every))
+    begin(experiment, described)
+    ((_, results, features_s),) = run_experiments([experiment], cohort, cache or TokenCache.default(), workers)
+    return collect(cohort, experiment, results, described, features_s, len(every))
 
 
-def under_protocol(config: Config, protocol: ProtocolName, unit: Unit | None = None) -> Config:
-    """The config as a protocol runs it.
+def describe(cohort: Cohort) -> list[dict[str, Any]]:
+    """Describe each section: content fingerprint, sizes, scale, and notes of its reader."""
+    return [
+        {
+            "section": section.name,
+            "patient": section.patient,
+            "spots": len(section.spots),
+            "genes": len(section.genes),
+            "mpp": section.slide.mpp,
+            "fingerprint": section_fingerprint(section),
+            "notes": list(section.notes),
+            "metadata": dict(section.metadata),
+        }
+        for section in cohort
+    ]
+
+
+def begin(experiment: Experiment, described: list[dict[str, Any]]) -> None:
+    """Open the experiment's folder; an interrupted run is only continued when it was the same.
 
     Parameters
     ----------
-    config : Config
-    protocol : {"strict", "paper"}
-        paper: a section is left out, and the panel is chosen on all sections.
-    unit : {"patient", "section"}, optional
-
-    Raises
-    ------
-    UnknownName
-    BadOption
-        Patients left out under `paper`.
+    experiment : Experiment
+    described : list
+        From `describe`.
     """
-    rules = protocol_named(protocol)
-    if "evaluation.group_by" in rules.settings and unit == "patient":
-        raise BadOption("unit", unit, f"section, or nothing, with the protocol {protocol}")
-    return rules.apply(config if unit is None else config.override({"evaluation.group_by": unit}))
-
-
-def begin(study: Study, described: list[dict[str, Any]]) -> None:
-    """Open the study's folder; an interrupted run is gone on with only when it was the same."""
-    if study.folder is None:
+    if experiment.folder is None:
         return
     identity = {
-        "config": study.config.to_dict(),
-        "protocol": study.protocol,
+        "config": experiment.config.to_dict(),
+        "protocol": experiment.protocol,
         "cohort": described,
         "version": version("cmrcnet"),
     }
-    if study.scored is not None:
-        identity["gene sets"] = {name: list(genes) for name, genes in study.scored.items()}
-    study.folder.begin(identity)
+    if experiment.scored is not None:
+        identity["gene sets"] = {name: list(genes) for name, genes in experiment.scored.items()}
+    experiment.folder.begin(identity)
 
 
 def collect(
     cohort: Cohort,
-    study: Study,
-    parts: dict[Key, Part],
+    experiment: Experiment,
+    results: dict[Key, FoldResult],
     described: list[dict[str, Any]],
     features_s: float,
     all_folds: int,
 ) -> EvaluationRun:
-    """Put the parts of a study together, and write its tables.
+    """Combine the results of an experiment, and write its tables.
 
     Parameters
     ----------
     cohort : Cohort
-    study : Study
-    parts : dict
+    experiment : Experiment
+        Its folds are planned.
+    results : dict
+        From `run_experiments`.
     described : list
-        From `facts.describe`.
+        From `describe`.
     features_s : float
         Seconds spent on features.
     all_folds : int
-        Folds that there are.
+        Number of folds of the cohort.
     """
     import pandas as pd
 
-    config = study.config
-    scores = pd.concat([part.scores for part in parts.values()], ignore_index=True)
-    genes = pd.concat([_genes(study, key, part) for key, part in parts.items()], ignore_index=True)
-    genes = genes_over_seeds(genes, len(study.seeds))
-    tested = [section for fold in study.folds for section in fold.test]
-    stamp = Stamp(
-        unit=config.evaluation.group_by,
+    config, folder = experiment.config, experiment.folder
+    scores = pd.concat([result.scores for result in results.values()], ignore_index=True)
+    kept = [
+        result.genes if experiment.every_gene(method) else result.genes[result.genes["sets"] != ""]
+        for (_, method, _), result in results.items()
+    ]  # a resumed run may have kept more genes than this one asks for
+    genes = genes_over_seeds(pd.concat(kept, ignore_index=True), len(experiment.seeds))
+    tested = [section for fold in experiment.folds for section in fold.test]
+    info = ProtocolInfo(
+        group_by=config.evaluation.group_by,
         patients=len(cohort.only(tested).patients),
         sections=len(tested),
-        folds=len(study.folds),
-        patient_disjoint=patient_disjoint(study.folds),
+        folds=len(experiment.folds),
+        patient_disjoint=all(fold.patient_disjoint for fold in experiment.folds),
         panel_from_all=config.panel.sections == "all",
         set_size=config.evaluation.set_size,
         undefined=config.evaluation.undefined,
-        protocol=study.protocol,
-        seeds=len(study.seeds),
-        all_folds=all_folds if all_folds != len(study.folds) else None,
-        sets_from=protocol_named(study.protocol).sets_from,
+        protocol=experiment.protocol,
+        seeds=len(experiment.seeds),
+        all_folds=all_folds if all_folds != len(experiment.folds) else None,
+        sets_from=protocol_named(experiment.protocol).sets_from,
     ).counted(genes)
-    facts = run_facts(cohort, study, stamp, parts, described, shares_of_time(parts, features_s))
-    tables = {section: table for part in parts.values() for section, table in part.tables.items()}
-    if study.folder is not None:
-        study.folder.write_tables(scores, genes, facts)
+    metadata = _metadata(cohort, experiment, info, results, described, features_s)
+    tables = {section: table for result in results.values() for section, table in result.tables.items()}
+    if folder is not None:
+        folder.write_tables(scores, genes, metadata)
     return EvaluationRun(
         cohort=cohort,
         config=config,
-        folds=study.folds,
-        stamp=stamp,
-        methods={method.name: method.about for method in study.methods},
+        folds=experiment.folds,
+        protocol_info=info,
+        methods={method.name: method.about for method in experiment.methods},
         scores=scores,
         genes=genes,
-        predictions=study.folder.predictions() if study.folder is not None else tables,
-        facts=facts,
+        predictions=tables if folder is None else folder.predictions(),
+        metadata=metadata,
     )
 
 
-def _genes(study: Study, key: Key, part: Part) -> pd.DataFrame:
-    """A part's genes; only those of named sets where the part kept more than this run asks for."""
-    whole = study.tables and key[1] == study.lead
-    return part.genes if whole else part.genes[part.genes["sets"] != ""]
+def _metadata(
+    cohort: Cohort,
+    experiment: Experiment,
+    info: ProtocolInfo,
+    results: dict[Key, FoldResult],
+    described: list[dict[str, Any]],
+    features_s: float,
+) -> dict[str, Any]:
+    """Content of `run.json`.
 
-
-def _default_cache() -> TokenCache:
-    from cmrcnet.storage.cache import TokenCache
-
-    return TokenCache.default()
+    Seconds of a method are those of fitting, predicting and scoring, added up over folds and seeds; in parallel they
+    take less of the clock. Training counts for the method that needs it first.
+    """
+    seconds: dict[str, float] = {}
+    for (_, method, _), result in results.items():
+        seconds[method] = seconds.get(method, 0.0) + result.seconds
+    total = sum(seconds.values())
+    return {
+        "cohort": {"name": cohort.name, "sections": described},
+        "config": experiment.config.to_dict(),
+        "protocol": experiment.protocol,
+        "seed": experiment.seeds[0],
+        "seeds": list(experiment.seeds),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
+        "protocol_info": {**vars(info), "warnings": list(info.warnings)},
+        "folds": [
+            {
+                "name": fold.name,
+                "train": list(fold.train),
+                "test": list(fold.test),
+                "patient_disjoint": fold.patient_disjoint,
+                "gene_sets": {
+                    name: list(genes) for name, genes in experiment.plans[fold.name].scored.items() if name != "all"
+                },
+            }
+            for fold in experiment.folds
+        ],
+        "methods": [{"name": method.name, "about": method.about} for method in experiment.methods],
+        "results": [
+            {"fold": fold, "method": method, "seed": seed, "seconds": round(result.seconds, 2), "record": result.record}
+            for (fold, method, seed), result in results.items()
+        ],
+        "time": {
+            "features_s": round(features_s, 2),
+            "tasks_s": round(total, 2),
+            "methods": {
+                name: {"seconds": round(s, 2), "share": round(s / (total or 1.0), 4)} for name, s in seconds.items()
+            },
+        },
+    }

@@ -1,4 +1,4 @@
-"""A study: one config on one cohort, and the tasks that it comes down to, one a fold, method and seed."""
+"""Experiments: one config on one cohort with some methods, folds and seeds; and the tasks that they are made of."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from dataclasses import dataclass, field
 # takes that for its own. Attention on a CPU was seen to become 12 times slower.
 import torch  # noqa: F401
 
-from cmrcnet.config import Config
-from cmrcnet.errors import BadOption, UnknownName
-from cmrcnet.evaluation.methods.method import MAIN, Method
+from cmrcnet.config import Config, HeadConfig
+from cmrcnet.errors import BadOption
+from cmrcnet.evaluation.methods.method import MAIN, Method, training_name
 from cmrcnet.evaluation.protocol.folds import Fold
-from cmrcnet.evaluation.protocol.model_shelf import ModelShelf
-from cmrcnet.evaluation.protocol.run_folder import Part, RunFolder
-from cmrcnet.evaluation.protocol.scoring_protocol import ProtocolName, Sets
+from cmrcnet.evaluation.protocol.protocol_info import ProtocolName, Sets
+from cmrcnet.evaluation.protocol.run_folder import FoldResult, RunFolder
 from cmrcnet.genes.gene_sets import EVERYTHING, GenePanel, choose_panel, gene_sets
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.hashing import fingerprint
 
 Key = tuple[str, str, int]
-"""Fold, method and seed of a task."""
+"""Fold, method and seed of a result."""
 
 
 @dataclass(frozen=True, eq=False)
 class FoldPlan:
-    """What is fixed on the training sections of a fold before any method runs.
+    """What is chosen on the training sections of a fold before any method runs.
 
     Parameters
     ----------
     fold : Fold
     panel : GenePanel
+        Genes of the gene encoder.
     sets : mapping of str to sequence of str
-        What methods may choose by.
+        Gene sets that methods may use for their choices.
     scored : mapping of str to sequence of str
-        What predictions are scored on; the same, unless a study says otherwise.
+        Gene sets that predictions are scored on; the same, unless an experiment gives others.
     """
 
     fold: Fold
@@ -45,11 +45,12 @@ class FoldPlan:
 
 
 class FoldPlanner:
-    """Plans folds, once for all studies that ask alike.
+    """Plans folds, once for all experiments with the same settings.
 
     Parameters
     ----------
     cohort : Cohort
+        All sections.
     """
 
     def __init__(self, cohort: Cohort) -> None:
@@ -57,9 +58,9 @@ class FoldPlanner:
         self._known: dict[str, FoldPlan] = {}
 
     def plan(self, config: Config, fold: Fold, scored: Sets | None = None) -> FoldPlan:
-        """Panel and gene sets of a fold, from its training sections (the panel from all, where the config says so).
+        """Choose panel and gene sets of a fold on its training sections (the panel on all, where the config says so).
 
-        Of sets that are given to score by, genes that the fold's training sections do not measure fall out.
+        From `scored`, genes that the fold's training sections do not measure are removed.
         """
         plain = config.to_dict()
         key = fingerprint([fold.name, list(fold.train), plain["panel"], config.evaluation.set_size])
@@ -71,84 +72,34 @@ class FoldPlanner:
         known = self._known[key]
         if scored is None:
             return known
-        learnt = frozenset(known.sets[EVERYTHING])  # a gene that no training section lists, nobody can predict
+        learnt = frozenset(known.sets[EVERYTHING])  # no method can predict a gene that no training section lists
         kept = {name: tuple(gene for gene in genes if gene in learnt) for name, genes in scored.items()}
         return FoldPlan(known.fold, known.panel, known.sets, kept)
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
-    """One method, in one fold, with one seed.
-
-    Parameters
-    ----------
-    study : int
-        Its study's place among those that run together.
-    config : Config
-        With the study's first seed.
-    plan : FoldPlan
-    method : Method
-    seed : int
-    protocol : {"strict", "paper"}
-    first : bool
-        Of the seeds: its prediction tables are kept.
-    every_gene : bool
-        Keep every gene's scores, not only those of genes in a named set.
-    folder : RunFolder or None
-        Where the part is kept; without one it is handed back.
-    shelf : ModelShelf or None
-        Trained models that studies share.
-    """
-
-    study: int
-    config: Config
-    plan: FoldPlan
-    method: Method
-    seed: int
-    protocol: ProtocolName
-    first: bool
-    every_gene: bool
-    folder: RunFolder | None
-    shelf: ModelShelf | None = None
-
-    @property
-    def key(self) -> Key:
-        """Where the part belongs."""
-        return self.plan.fold.name, self.method.name, self.seed
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return f"{self.method.name} in fold {self.plan.fold.name}, seed {self.seed}"
-
-    @property
-    def alone(self) -> str | None:
-        """Tasks with the same word must not run at the same time: the second finds the first one's model."""
-        if self.shelf is None:
-            return None
-        fold, method, seed = self.key
-        kind = MAIN if method.startswith(MAIN) else method  # rows that read one and the same model out
-        return fingerprint([self.shelf.training_of(self.config), fold, kind, str(seed)])
-
-
-@dataclass(frozen=True, eq=False)
-class Study:
+class Experiment:
     """One config to be evaluated.
 
     Parameters
     ----------
     config : Config
     methods : tuple of Method
+        In the order of the tables.
     folds : tuple of Fold
         Those that are run.
     seeds : tuple of int
     protocol : {"strict", "paper"}
     folder : RunFolder or None
+        Keeps finished results.
     scored : mapping, optional
         Gene sets to score on in every fold, in place of each fold's own.
     tables : bool
-        Keep prediction tables, and every gene's scores of the first method.
-    shelf : ModelShelf, optional
+        Keep prediction tables, and every gene's scores of the main method.
+    training_head : HeadConfig, optional
+        Head that a training uses to choose its epoch, where experiments that differ in the head share a training.
+    plans : dict of str to FoldPlan
+        By fold; filled while the experiment runs.
     """
 
     config: Config
@@ -159,71 +110,141 @@ class Study:
     folder: RunFolder | None = None
     scored: Sets | None = None
     tables: bool = True
-    shelf: ModelShelf | None = None
+    training_head: HeadConfig | None = None
     plans: dict[str, FoldPlan] = field(default_factory=dict)
 
     @property
-    def lead(self) -> str:
-        """The method whose tables and genes are kept whole: CMRCNet, or the first where it is not run."""
-        names = [method.name for method in self.methods]
-        return MAIN if MAIN in names else names[0]
-
-    @property
     def keys(self) -> list[Key]:
-        """Every part, in the order of the tables."""
+        """Every result, in the order of the tables."""
         return [(fold.name, method.name, seed) for fold in self.folds for method in self.methods for seed in self.seeds]
 
-    def finished(self) -> dict[Key, Part]:
-        """Parts that an interrupted run has left."""
+    def every_gene(self, method: str) -> bool:
+        """Whether all genes of a method are kept: those of CMRCNet, or of the first method where it is not run."""
+        names = [each.name for each in self.methods]
+        return self.tables and method == (MAIN if MAIN in names else names[0])
+
+    def finished(self) -> dict[Key, FoldResult]:
+        """Read the results that an interrupted run has left."""
         if self.folder is None:
             return {}
-        found = {key: self.folder.part(*key, every_gene=self._every_gene(key[1])) for key in self.keys}
-        return {key: part for key, part in found.items() if part is not None}
+        found = {key: self.folder.result(*key, every_gene=self.every_gene(key[1])) for key in self.keys}
+        return {key: result for key, result in found.items() if result is not None}
 
-    def tasks(self, number: int, planner: FoldPlanner, done: Sequence[Key] = ()) -> Iterator[Task]:
-        """Tasks that are still to be done, fold by fold; each fold is planned when it is reached."""
-        for fold in self.folds:
-            plan = self.plans[fold.name] = planner.plan(self.config, fold, self.scored)
-            for method in self.methods:
-                for seed in self.seeds:
-                    if (fold.name, method.name, seed) not in done:
-                        yield Task(
-                            number,
-                            self.config,
-                            plan,
-                            method,
-                            seed,
-                            self.protocol,
-                            self.tables and seed == self.seeds[0],
-                            self._every_gene(method.name),
-                            self.folder,
-                            self.shelf,
-                        )
-
-    def _every_gene(self, method: str) -> bool:
-        return self.tables and method == self.lead
+    def plan(self, planner: FoldPlanner, fold: Fold) -> FoldPlan:
+        """Plan a fold, or return its plan."""
+        if fold.name not in self.plans:
+            self.plans[fold.name] = planner.plan(self.config, fold, self.scored)
+        return self.plans[fold.name]
 
 
-def only_folds(folds: tuple[Fold, ...], names: Sequence[str] | None) -> tuple[Fold, ...]:
-    """The folds of these names, in the order of the cohort; all, without names.
+@dataclass(frozen=True, eq=False)
+class MethodRun:
+    """One method of an experiment, in one fold, with one seed.
 
-    Raises
-    ------
-    UnknownName, BadOption
+    Parameters
+    ----------
+    experiment : int
+        Index of its experiment among those that run together.
+    config : Config
+        With the experiment's first seed.
+    plan : FoldPlan
+    method : Method
+    seed : int
+    protocol : {"strict", "paper"}
+    keep_tables, every_gene : bool
+        What is kept of its predictions and scores.
+    folder : RunFolder or None
+        Where the result is kept; without one it is returned.
+    training_head : HeadConfig or None
+        See `Experiment`.
     """
-    if names is None:
-        return folds
-    known = [fold.name for fold in folds]
-    for name in names:
-        if name not in known:
-            raise UnknownName("fold", name, known, "A fold is named after the patient or section that it leaves out.")
-    if not names:
-        raise BadOption("folds", "", "at least one fold")
-    return tuple(fold for fold in folds if fold.name in names)
+
+    experiment: int
+    config: Config
+    plan: FoldPlan
+    method: Method
+    seed: int
+    protocol: ProtocolName
+    keep_tables: bool
+    every_gene: bool
+    folder: RunFolder | None
+    training_head: HeadConfig | None = None
+
+    @property
+    def key(self) -> Key:
+        """Fold, method and seed."""
+        return self.plan.fold.name, self.method.name, self.seed
+
+    @property
+    def name(self) -> str:
+        """For log lines and error messages."""
+        return f"{self.method.name} in fold {self.plan.fold.name}, seed {self.seed}"
+
+
+Task = tuple[MethodRun, ...]
+"""What one worker does in one go: the methods of one fold and seed, which share sections, features and trainings."""
+
+
+class TaskList:
+    """The tasks that are still to be done.
+
+    A task is one fold with one seed: its methods read each section once and share one CMRCNet. Experiments that differ
+    in the head alone are in one task as well. When there are fewer tasks than workers, the methods of a task are split
+    by the training that they are heads on.
+
+    Parameters
+    ----------
+    experiments : sequence of Experiment
+    done : sequence of collection of Key
+        Results that each experiment already has.
+    workers : int
+        Processes that want a task.
+    """
+
+    def __init__(self, experiments: Sequence[Experiment], done: Sequence[dict[Key, FoldResult]], workers: int) -> None:
+        self._experiments = experiments
+        by_fold: dict[tuple, list[tuple[int, Fold, Method, int]]] = {}
+        by_training: dict[tuple, list[tuple[int, Fold, Method, int]]] = {}
+        for number, experiment in enumerate(experiments):
+            name = training_name(experiment.config)
+            for fold in experiment.folds:
+                for seed in experiment.seeds:
+                    for method in experiment.methods:
+                        if (fold.name, method.name, seed) not in done[number]:
+                            key = name, fold, seed
+                            by_fold.setdefault(key, []).append((number, fold, method, seed))
+                            part = *key, getattr(method, "training", "")
+                            by_training.setdefault(part, []).append((number, fold, method, seed))
+        self._groups = list((by_fold if len(by_fold) >= workers else by_training).values())
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def planned(self, planner: FoldPlanner) -> Iterator[Task]:
+        """Yield the tasks; each fold is planned when it is reached."""
+        for group in self._groups:
+            runs = []
+            for number, fold, method, seed in group:
+                each = self._experiments[number]
+                runs.append(
+                    MethodRun(
+                        number,
+                        each.config,
+                        each.plan(planner, fold),
+                        method,
+                        seed,
+                        each.protocol,
+                        each.tables and seed == each.seeds[0],
+                        each.every_gene(method.name),
+                        each.folder,
+                        each.training_head,
+                    )
+                )
+            yield tuple(runs)
 
 
 def seeds_of(config: Config, count: int) -> tuple[int, ...]:
-    """The config's seed and those that follow it.
+    """Return the config's seed and the following ones.
 
     Raises
     ------

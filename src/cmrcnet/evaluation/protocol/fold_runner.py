@@ -1,26 +1,29 @@
-"""The bench on which tasks are worked, in this process or in a worker: cohort, features, one fold's data at a time."""
+"""Run the methods of one fold and seed: read each section once, train once, predict and score every method."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from cmrcnet.config import Config
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
-from cmrcnet.evaluation.methods.method import TrainingData, location_of
+from cmrcnet.evaluation.methods.method import FoldData, location_of
 from cmrcnet.evaluation.metrics.scoring import Scorer
-from cmrcnet.evaluation.protocol.experiment import Task
-from cmrcnet.evaluation.protocol.run_folder import Part
-from cmrcnet.evaluation.protocol.scoring_protocol import protocol_named
-from cmrcnet.evaluation.protocol.section_memory import MOST_BYTES, remembered
-from cmrcnet.slides.section import Cohort
+from cmrcnet.evaluation.protocol.experiment import MethodRun, Task
+from cmrcnet.evaluation.protocol.protocol_info import protocol_named
+from cmrcnet.evaluation.protocol.run_folder import FoldResult
+from cmrcnet.slides.section import Cohort, CohortEntry, Section
 from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from cmrcnet.storage.cache import TokenCache
+    from cmrcnet.training.checkpoint import Checkpoints
+
+MOST_BYTES = 1 << 30
+"""Counts kept in memory; beyond it sections are read again each time, so that memory stays bounded."""
 
 _NOT_FEATURES = {
     "": ("name", "about", "head", "evaluation", "panel"),
@@ -35,131 +38,192 @@ _NOT_FEATURES = {
         "validation", "select_by", "refit", "validate_every", "ema_decay", "ema_used",
     ),
 }  # fmt: skip
-"""What in a config does not change the frozen features: cells of a sweep that differ in it share them. A setting that
-is not listed here counts."""
-
-_SHARED = ("genes", "expression", "pooled", "section_of", "unit_of")
-"""What `TrainingData` works out once and the seeds and methods of a fold share."""
+"""Options of a config that do not change the frozen features: configs that differ in them only share features. An
+option that is not listed here counts."""
 
 
-class Bench:
-    """Runs tasks one after another.
+class FoldRunner:
+    """Runs tasks one after another in one process.
 
     Parameters
     ----------
     cohort : Cohort
-        All of it, for scoring. A method gets `TrainingData`, whose cohort has no entry of a held-out section.
+        All sections, for scoring. A method gets `FoldData`, whose cohort has no entry of a held-out section.
     cache : TokenCache or None
     share : int
-        Benches that share this machine's memory.
+        Number of processes that share this machine's memory.
     """
 
     def __init__(self, cohort: Cohort, cache: TokenCache | None, share: int = 1) -> None:
         self.cohort = remembered(cohort, MOST_BYTES // share)
         self._cache = cache
         self._features: tuple[str, PooledFeatures] | None = None
-        self._fold: tuple[str, TrainingData] | None = None
         self._scorer: tuple[tuple, Scorer] | None = None
 
     def features(self, config: Config) -> PooledFeatures:
-        """The frozen features of a config. Those of the last config are kept."""
+        """Return the frozen features of a config; those of the last config are kept."""
         name = features_name(config)
         if self._features is None or self._features[0] != name:
             self._features = name, PooledFeatures(config, self._cache)
         return self._features[1]
 
-    def warm(self, config: Config) -> None:
+    def compute_features(self, config: Config) -> None:
         """Compute the frozen features of every section, so that workers find them in the cache."""
         features = self.features(config)
         for section in self.cohort:
             features.of(section.slide, section.spots)
 
-    def run(self, task: Task) -> Part:
-        """Fit one method in one fold, predict its test sections from their slides, score them, and keep the part."""
+    def run(self, task: Task) -> Iterator[tuple[MethodRun, FoldResult]]:
+        """Run the methods of a task on shared training data, and yield each result when it is kept."""
+        models: dict[str, object] = {}
+        places: list[Checkpoints] = []
+        experiment, data = None, None
+        for each in task:
+            if data is None or each.experiment != experiment:
+                experiment, data = each.experiment, self.fold_data(each, models, places.append)
+            yield each, self._run_method(each, data)
+        models.clear()  # a bank removes its temporary folder
+        for checkpoints in places:
+            checkpoints.discard()
+
+    def fold_data(
+        self,
+        run: MethodRun,
+        models: dict[str, object] | None = None,
+        opened: Callable[[Checkpoints], None] = lambda _: None,
+    ) -> FoldData:
+        """Collect what methods may learn from in the fold of a run.
+
+        Parameters
+        ----------
+        run : MethodRun
+            Any method of the experiment, fold and seed.
+        models : dict, optional
+            Trainings of the task so far; see `FoldData.trained`.
+        opened : callable
+            Called with the checkpoints of each training that is started.
+        """
+
+        def checkpoints(training: str) -> Checkpoints:
+            assert run.folder is not None
+            found = run.folder.checkpoints(run.plan.fold.name, run.seed, training)
+            opened(found)
+            return found
+
+        return FoldData(
+            self.cohort.only(run.plan.fold.train),
+            run.plan.fold,
+            run.config.override({"train.seed": run.seed}),
+            run.plan.panel,
+            run.plan.sets,
+            self.features(run.config),
+            self._cache,
+            None if run.folder is None else checkpoints,
+            {} if models is None else models,
+            run.training_head,
+        )
+
+    def _run_method(self, run: MethodRun, data: FoldData) -> FoldResult:
+        """Fit one method, predict the test sections from their slides, score them, and keep the result."""
         import pandas as pd
 
-        data = self._training_data(task)  # shared by the methods of the fold, so on nobody's clock
         start = time.monotonic()
-        predictor = task.method.fit(data)
-        scores = self._scorer_of(task).begin(task.plan.scored)
+        fitted = run.method.fit(data)
+        scores = self._scorer_of(run).begin(run.plan.scored)
         gene_tables: list[pd.DataFrame] = []
         tables: dict[str, AnnData] = {}
-        fold, name = task.plan.fold, task.method.name
+        fold, name = run.plan.fold, run.method.name
         for section in self.cohort.only(fold.test):
-            prediction = predictor.predict(location_of(section, data.features, task.method))
-            # The truth is known to `scores` alone; nothing goes back to the method.
-            table = scores.add(section, prediction)
-            if not task.every_gene:
+            prediction = fitted.predict(location_of(section, data.features, run.method))
+            table = scores.add(section, prediction)  # only `scores` sees the truth; nothing is passed to the method
+            if not run.every_gene:
                 table = table[table["sets"] != ""].reset_index(drop=True)
             table.insert(0, "method", name)
             gene_tables.append(table)
-            if task.every_gene and task.first and prediction.table is not None:
+            if run.every_gene and run.keep_tables and prediction.table is not None:
                 tables[section.name] = prediction.table
         head = {"method": name, "fold": fold.name}
-        part = Part(
-            pd.DataFrame([head | row | {"seed": task.seed} for row in scores.rows()]),
+        result = FoldResult(
+            pd.DataFrame([head | row | {"seed": run.seed} for row in scores.rows()]),
             pd.concat(gene_tables, ignore_index=True),
-            predictor.record,
+            fitted.record,
             time.monotonic() - start,
             tables,
-            task.every_gene,
+            run.every_gene,
         )
-        return part if task.folder is None else task.folder.keep(*task.key, part)
+        return result if run.folder is None else run.folder.keep(*run.key, result)
 
-    def _scorer_of(self, task: Task) -> Scorer:
-        """Methods and seeds of one fold share what is known of the truth."""
-        config = task.config
-        settings = (config.panel.target_sum, config.evaluation.undefined, config.evaluation.set_size, task.protocol)
+    def _scorer_of(self, run: MethodRun) -> Scorer:
+        """Return the scorer of these settings, which keeps what is known of the truth of a fold."""
+        config = run.config
+        settings = (config.panel.target_sum, config.evaluation.undefined, config.evaluation.set_size, run.protocol)
         if self._scorer is None or self._scorer[0] != settings:
             scorer = Scorer(
                 config.panel.target_sum,
                 undefined=config.evaluation.undefined,
                 set_size=config.evaluation.set_size,
-                protocol=protocol_named(task.protocol),
+                protocol=protocol_named(run.protocol),
             )
             self._scorer = settings, scorer
         return self._scorer[1]
 
-    def _training_data(self, task: Task) -> TrainingData:
-        """What the method may learn from. Methods and seeds of one fold share what is worked out from the sections."""
-        fold = task.plan.fold
-        name = fingerprint([task.config.to_dict(), fold.name, list(fold.train)])
-        if self._fold is None or self._fold[0] != name:
-            plan = task.plan
-            self._fold = (
-                name,
-                TrainingData(
-                    self.cohort.only(fold.train),
-                    fold,
-                    task.config,
-                    plan.panel,
-                    plan.sets,
-                    self.features(task.config),
-                    self._cache,
-                ),
-            )
-        first = self._fold[1]
-        keeps = None if task.folder is None else task.folder.checkpoints(*task.key)
-        config = task.config.override({"train.seed": task.seed})
-        data = dataclasses.replace(first, config=config, checkpoints=keeps, shelf=task.shelf)
-        for each in _SHARED:
-            if each != "pooled" or not config.model.train_encoder:  # there the frozen features may never be asked for
-                data.__dict__[each] = _locked(getattr(first, each))  # fills the cached properties
-        return data
-
 
 def features_name(config: Config) -> str:
-    """The same for presets whose frozen features are the same."""
+    """Return the same name for configs whose frozen features are the same."""
     plain = {key: value for key, value in config.to_dict().items() if key not in _NOT_FEATURES[""]}
     for part in ("model", "train"):
         plain[part] = {key: value for key, value in plain[part].items() if key not in _NOT_FEATURES[part]}
     return fingerprint(plain)
 
 
-def _locked(value):
-    """No method may change what the next one is given: arrays become read-only."""
-    arrays = (value.data, value.indices, value.indptr) if hasattr(value, "indptr") else (value,)
-    for array in arrays:
-        if hasattr(array, "flags"):
-            array.flags.writeable = False
-    return value
+def remembered(cohort: Cohort, most_bytes: int = MOST_BYTES) -> Cohort:
+    """Return a cohort whose sections are kept once read, up to `most_bytes` of counts. Slides free their own pixels.
+
+    Each entry keeps its own section and knows no other: from the training entries of a fold no held-out section
+    can be reached.
+    """
+    budget = [most_bytes]
+    entries = [
+        CohortEntry(each.section, each.patient, _Kept(each.load, budget), each.metadata, each.source)
+        for each in cohort.entries
+    ]
+    return Cohort(cohort.name, tuple(entries))
+
+
+class _Kept:
+    """Read one section, and keep it while there is room in the shared budget of bytes."""
+
+    def __init__(self, load: Callable[[], Section], budget: list[int]) -> None:
+        self._load, self._budget = load, budget
+        self._section: Section | None = None
+
+    def __reduce__(self) -> tuple:  # another process reads for itself, under a budget of its own
+        return _Kept, (self._load, [0])
+
+    def __call__(self) -> Section:
+        if self._section is not None:
+            return self._section
+        section = self._load()
+        size = section.counts.data.nbytes + section.counts.indices.nbytes + section.counts.indptr.nbytes
+        if size <= self._budget[0]:
+            self._budget[0] -= size
+            self._section = section
+        return section
+
+
+def section_fingerprint(section: Section) -> str:
+    """Return a name of all that a section holds: slide, locations, counts, genes, patient."""
+    counts = section.counts
+    return fingerprint(
+        section.name,
+        section.patient,
+        section.slide.fingerprint(),
+        section.slide.mpp,
+        list(section.spots.barcodes),
+        section.spots.centre_px,
+        counts.indptr,
+        counts.indices,
+        counts.data,
+        list(section.genes),
+        section.absent_genes,
+    )

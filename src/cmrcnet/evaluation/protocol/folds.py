@@ -1,14 +1,15 @@
-"""Which sections are left out together."""
+"""Folds: which sections are held out together, and the check that a model has not seen them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cmrcnet.errors import BadOption, TooFew
+from cmrcnet.errors import BadOption, Leakage, TooFew, UnknownName
 from cmrcnet.slides.section import Cohort
 
-Unit = Literal["patient", "section"]
+GroupBy = Literal["patient", "section"]
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,13 @@ class Fold:
     Parameters
     ----------
     name : str
-        The patient or section that is left out.
+        The patient or section that is held out.
     train, test : tuple of str
-        Names of the sections on either side, in the cohort's order.
+        Section names on either side, in the cohort's order.
     test_patients : tuple of str
         Patients of the test sections.
     patient_disjoint : bool
-        False when a patient has sections on both sides: such a score flatters the method.
+        False when a patient has sections on both sides, which inflates the scores.
     """
 
     name: str
@@ -34,14 +35,15 @@ class Fold:
     patient_disjoint: bool
 
 
-def folds(cohort: Cohort, unit: Unit = "patient") -> tuple[Fold, ...]:
-    """Leave one patient, or one section, out at a time.
+def folds(cohort: Cohort, group_by: GroupBy = "patient") -> tuple[Fold, ...]:
+    """Hold out one patient, or one section, at a time.
 
     Parameters
     ----------
     cohort : Cohort
-    unit : {"patient", "section"}
-        What is left out whole.
+        At least two groups.
+    group_by : {"patient", "section"}
+        What is held out as a whole.
 
     Returns
     -------
@@ -51,34 +53,72 @@ def folds(cohort: Cohort, unit: Unit = "patient") -> tuple[Fold, ...]:
     Raises
     ------
     TooFew
-        With fewer than two units nothing is left to train on.
+        Fewer than two groups: nothing is left to train on.
     BadOption
-        For another unit.
+        Another value of `group_by`.
     """
-    if unit not in ("patient", "section"):
-        raise BadOption("evaluation.group_by", unit, "patient or section")
-    names = cohort.patients if unit == "patient" else cohort.sections
+    if group_by not in ("patient", "section"):
+        raise BadOption("evaluation.group_by", group_by, "patient or section")
+    names = cohort.patients if group_by == "patient" else cohort.sections
     if len(names) < 2:
-        hint = (
-            f"leave out sections instead (evaluation.group_by: section), or add a {unit}"
-            if unit == "patient" and len(cohort.sections) > 1
-            else f"add a {unit} to the cohort"
-        )
-        raise TooFew(f"{unit}(s) in the cohort {cohort.name}", len(names), 2, hint)
-    return tuple(_fold(cohort, name, unit) for name in names)
+        hint = f"add a {group_by} to the cohort"
+        if group_by == "patient" and len(cohort.sections) > 1:
+            hint = f"leave out sections instead (evaluation.group_by: section), or add a {group_by}"
+        raise TooFew(f"{group_by}(s) in the cohort {cohort.name}", len(names), 2, hint)
+    group_of = {s: cohort.patient_of(s) if group_by == "patient" else s for s in cohort.sections}
+    found = []
+    for name in names:
+        train = tuple(s for s in cohort.sections if group_of[s] != name)
+        test = tuple(s for s in cohort.sections if group_of[s] == name)
+        patients = tuple(dict.fromkeys(cohort.patient_of(s) for s in test))
+        disjoint = {cohort.patient_of(s) for s in train}.isdisjoint(patients)
+        found.append(Fold(name, train, test, patients, patient_disjoint=disjoint))
+    return tuple(found)
 
 
-def patient_disjoint(these: tuple[Fold, ...]) -> bool:
-    """True when no fold has a patient on both sides."""
-    return all(fold.patient_disjoint for fold in these)
+def only_folds(folds: tuple[Fold, ...], names: Sequence[str] | None) -> tuple[Fold, ...]:
+    """Select folds by name, in the order of the cohort; all of them when `names` is None.
+
+    Raises
+    ------
+    UnknownName, BadOption
+    """
+    if names is None:
+        return folds
+    known = [fold.name for fold in folds]
+    for name in names:
+        if name not in known:
+            raise UnknownName("fold", name, known, "A fold is named after the patient or section that it leaves out.")
+    if not names:
+        raise BadOption("folds", "", "at least one fold")
+    return tuple(fold for fold in folds if fold.name in names)
 
 
-def _fold(cohort: Cohort, left_out: str, unit: Unit) -> Fold:
-    def is_out(section: str) -> bool:
-        return left_out == (cohort.patient_of(section) if unit == "patient" else section)
+def refuse_seen(
+    artefact: str,
+    *,
+    seen_sections: Iterable[str],
+    seen_patients: Iterable[str],
+    sections: Iterable[str],
+    patients: Iterable[str] = (),
+) -> None:
+    """Raise when a model or bank was made from a section or patient that it is about to be tested on.
 
-    train = tuple(s for s in cohort.sections if not is_out(s))
-    test = tuple(s for s in cohort.sections if is_out(s))
-    test_patients = tuple(dict.fromkeys(cohort.patient_of(s) for s in test))
-    shared = {cohort.patient_of(s) for s in train} & set(test_patients)
-    return Fold(left_out, train, test, test_patients, patient_disjoint=not shared)
+    Parameters
+    ----------
+    artefact : str
+        Its name in the error message: "The model", "The bank".
+    seen_sections, seen_patients : iterable of str
+        From the artefact's provenance.
+    sections, patients : iterable of str
+        The test data. Leave `patients` empty for a protocol that holds out sections only.
+
+    Raises
+    ------
+    Leakage
+    """
+    in_sections, in_patients = set(seen_sections), set(seen_patients)
+    seen = [f"section {name}" for name in sections if name in in_sections]
+    seen += [f"patient {name}" for name in patients if name in in_patients]
+    if seen:
+        raise Leakage(artefact, seen)

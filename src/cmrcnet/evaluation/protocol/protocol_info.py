@@ -1,53 +1,152 @@
-"""The protocol of a run, as it stands on every table and page."""
+"""How a run is scored: the two protocols, and the sentence about it that stands under every table."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from cmrcnet.evaluation.protocol.folds import Unit
+from scipy import sparse
+
+from cmrcnet.config import Config
+from cmrcnet.errors import BadOption, UnknownName
+from cmrcnet.evaluation.protocol.folds import GroupBy
+from cmrcnet.genes.gene_sets import sets_of_truth
 
 if TYPE_CHECKING:
     import pandas as pd
 
+ProtocolName = Literal["strict", "paper"]
+Sets = Mapping[str, Sequence[str]]
 FEWEST_PATIENTS_TO_RANK = 5
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """How a run was scored; stands on every table and page.
+class ScoringProtocol:
+    """What an evaluation holds out, and on which genes it scores.
 
     Parameters
     ----------
-    unit : {"patient", "section"}
-        What each fold leaves out.
+    name : {"strict", "paper"}
+    about : str
+        One sentence for reports.
+    sets_from : str
+        Origin of HEG and HVG, worded to follow "chosen on".
+    settings : dict
+        Config options that the protocol fixes.
+    """
+
+    name: ProtocolName
+    about: str
+    sets_from: str
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def apply(self, config: Config, group_by: GroupBy | None = None) -> Config:
+        """Return the config as this protocol runs it.
+
+        Parameters
+        ----------
+        config : Config
+            Its options are overridden by `settings`.
+        group_by : {"patient", "section"}, optional
+            In place of the config's `evaluation.group_by`.
+
+        Raises
+        ------
+        BadOption
+            Patients held out under ``paper``, which holds out sections.
+        """
+        if "evaluation.group_by" in self.settings and group_by == "patient":
+            raise BadOption("group_by", group_by, f"section, or nothing, with the protocol {self.name}")
+        given = {} if group_by is None else {"evaluation.group_by": group_by}
+        return config.override(given | self.settings) if given or self.settings else config
+
+    def scored_sets(self, sets: Sets, genes: Sequence[str], truth: sparse.spmatrix, size: int) -> dict[str, tuple]:
+        """Return the gene sets on which one test section is scored; for scoring only, it may use the truth.
+
+        Parameters
+        ----------
+        sets : mapping of str to sequence of str
+            Sets of the fold, chosen on its training sections.
+        genes : sequence of str
+            Columns of `truth`: genes that are predicted and measured.
+        truth : sparse matrix, shape (spots, genes)
+            Log-normalised expression of the test section.
+        size : int
+            Number of genes in HEG and in HVG.
+
+        Returns
+        -------
+        dict of str to tuple of str
+            `sets` under ``strict``; under ``paper`` with HEG and HVG replaced by those of the truth.
+        """
+        chosen = {name: tuple(members) for name, members in sets.items()}
+        return chosen | sets_of_truth(genes, truth, size) if self.name == "paper" else chosen
+
+
+STRICT = ScoringProtocol(
+    "strict",
+    "Folds hold out whole patients (or sections, which is stated); panel, gene sets and every choice come from the "
+    "training sections",
+    "the training sections of each fold",
+)
+PAPER = ScoringProtocol(
+    "paper",
+    "Scoring as in published studies: one section is held out at a time, the panel is chosen on all sections, and HEG "
+    "and HVG are those of the test section's own truth",
+    "the test section's own truth, as in the paper",
+    {"evaluation.group_by": "section", "panel.sections": "all"},
+)
+PROTOCOLS = {protocol.name: protocol for protocol in (STRICT, PAPER)}
+
+
+def protocol_named(name: str) -> ScoringProtocol:
+    """Look up a protocol.
+
+    Raises
+    ------
+    UnknownName
+    """
+    if name not in PROTOCOLS:
+        raise UnknownName("protocol", name, tuple(PROTOCOLS))
+    return PROTOCOLS[name]
+
+
+@dataclass(frozen=True)
+class ProtocolInfo:
+    """How a run was scored; printed under every table.
+
+    Parameters
+    ----------
+    group_by : {"patient", "section"}
+        What each fold holds out.
     patients, sections, folds : int
-        Tested.
+        Numbers tested.
     patient_disjoint : bool
         No fold has a patient on both sides.
     panel_from_all : bool
         The gene panel was chosen on the test sections too.
     set_size : int
-        Genes in HEG, in HVG and in SVG.
+        Number of genes in HEG, in HVG and in SVG.
     undefined : {"skip", "zero"}
-        What an undefined correlation counts as.
+        Treatment of undefined correlations in means.
     protocol : {"strict", "paper"}
-        Who chooses the genes that are scored: training sections, or each test section's own truth.
+        Whether training sections or each test section's own truth choose the scored genes.
     sets_from : str
-        Where HEG and HVG come from, in words that fit after "chosen on".
+        Origin of HEG and HVG, worded to follow "chosen on".
     own_sets : tuple of str
-        Names of gene lists that were given.
+        Names of gene lists given by the user.
     n_genes : int or None
-        Different genes scored; None before scoring.
+        Number of different genes scored; None before scoring.
     n_pairs, n_undefined : int
-        Gene-section pairs scored, and those of them where the truth is constant, so that no method has a correlation.
+        Gene-section pairs scored, and those with a constant truth, where no method has a correlation.
     seeds : int
-        Seeds that scores are means over.
+        Number of seeds that scores are averaged over.
     all_folds : int or None
-        Folds that there are, where only some were run.
+        Total number of folds, when only some were run.
     """
 
-    unit: Unit
+    group_by: GroupBy
     patients: int
     sections: int
     folds: int
@@ -64,8 +163,8 @@ class Stamp:
     seeds: int = 1
     all_folds: int | None = None
 
-    def counted(self, genes: pd.DataFrame) -> Stamp:
-        """The stamp with the number of genes that were scored.
+    def counted(self, genes: pd.DataFrame) -> ProtocolInfo:
+        """Add the numbers of genes that were scored.
 
         Parameters
         ----------
@@ -73,13 +172,12 @@ class Stamp:
             As `genes.csv`.
         """
         pairs = genes.drop_duplicates(["section", "gene"])
-        # `variance` is the truth's; a constant one may leave rounding behind.
-        flat = ~(pairs["variance"] > 1e-12)
+        flat = ~(pairs["variance"] > 1e-12)  # `variance` is the truth's; rounding leaves a little in constant genes
         return replace(self, n_genes=pairs["gene"].nunique(), n_pairs=len(pairs), n_undefined=int(flat.sum()))
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Reasons to trust the scores less, short."""
+        """Short reasons to trust the scores less."""
         found = []
         if not self.patient_disjoint:
             found.append("not patient-disjoint")
@@ -94,33 +192,29 @@ class Stamp:
         return tuple(found)
 
     def to_text(self) -> str:
-        """One sentence under a table."""
+        """One sentence for under a table."""
         undefined = "left out of means" if self.undefined == "skip" else "counted as 0 in means"
         patients = f"{self.patients} patient{'s' if self.patients > 1 else ''}"
-        seeds = "seeds, " if self.seeds > 1 else ""
+        each = f"{self.set_size} genes each, chosen on"
         words = [
             *self.warnings,
-            f"protocol {self.protocol}: leave-one-{self.unit}-out, {self.folds} fold{'s' if self.folds > 1 else ''}, "
-            f"{self.sections} sections of {patients}" + (f", {self.seeds} seeds" if self.seeds > 1 else ""),
-            *self._origins(),
+            f"protocol {self.protocol}: leave-one-{self.group_by}-out, {self.folds} fold"
+            f"{'s' if self.folds > 1 else ''}, {self.sections} sections of {patients}"
+            + (f", {self.seeds} seeds" if self.seeds > 1 else ""),
+            f"HEG, HVG and SVG: {each} {self.sets_from}"
+            if self.protocol == "strict"
+            else f"HEG and HVG: {each} {self.sets_from}; SVG: on the training sections of each fold",
         ]
+        if self.own_sets:
+            words.append(f"{' and '.join(self.own_sets)}: as listed")
         if self.n_genes is not None:
             words.append(
                 f"{self.n_genes:,} genes scored; in {self.n_undefined:,} of {self.n_pairs:,} gene-section pairs the "
                 "truth is constant, so every correlation is undefined"
             )
         words += [
-            f"mean over genes, then {seeds}sections, then patients",
+            f"mean over genes, then {'seeds, ' if self.seeds > 1 else ''}sections, then patients",
             f"undefined correlations {undefined} and counted beside them",
         ]
         sentence = "; ".join(words)
         return f"{sentence[0].upper()}{sentence[1:]}."
-
-    def _origins(self) -> list[str]:
-        """Where each kind of gene set comes from."""
-        each = f"{self.set_size} genes each, chosen on"
-        if self.protocol == "strict":
-            found = [f"HEG, HVG and SVG: {each} {self.sets_from}"]
-        else:
-            found = [f"HEG and HVG: {each} {self.sets_from}; SVG: on the training sections of each fold"]
-        return found + ([f"{' and '.join(self.own_sets)}: as listed"] if self.own_sets else [])

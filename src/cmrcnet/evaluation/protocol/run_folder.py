@@ -1,8 +1,9 @@
-"""A run folder: finished parts are kept while the run goes on, and the whole appears at once when it is done.
+"""Run folders: finished results are kept while a run goes on, and the folder appears at its path when it is complete.
 
-While a run works, all lies in ``OUT.partial``: a part for each fold, method and seed, written whole or not at all.
-After an interruption ``resume`` picks up the finished parts, and a half-finished training from its checkpoints.
-`finish` turns ``OUT.partial`` into ``OUT``; until then an older ``OUT`` stays as it was, also with ``overwrite``.
+While a run works, everything lies in ``OUT.partial``: one result for each fold, method and seed, each written
+atomically. After an interruption, ``resume`` picks up the finished results, and an unfinished training from its
+checkpoints. `finish` renames ``OUT.partial`` to ``OUT``; until then an older ``OUT`` is not touched, also with
+``overwrite``.
 """
 
 from __future__ import annotations
@@ -10,37 +11,38 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from cmrcnet.evaluation.protocol.work_folder import WorkFolder, read_json
-from cmrcnet.storage.atomic import atomic_file, atomic_folder
+from cmrcnet.errors import CannotResume, Damaged, OutputExists
+from cmrcnet.storage.atomic import atomic_file, atomic_folder, partial_folder, refuse_existing, replace_folder
+from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from cmrcnet.evaluation.protocol.model_shelf import ModelShelf
     from cmrcnet.training.checkpoint import Checkpoints
 
-FORMAT = 2
+FORMAT = 3
 GENE_DIGITS = "%.5g"
-"""`genes.csv` has a row for every method, section and gene: more digits would only make it larger."""
+"""Float format of `genes.csv`, which has a row for every method, section and gene."""
 _TEXT = ("method", "fold", "section", "patient", "gene_set", "metric", "gene", "sets")
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """What one method did in one fold with one seed.
+class FoldResult:
+    """Scores and predictions of one method in one fold with one seed.
 
     Parameters
     ----------
     scores, genes : pandas.DataFrame
         Rows of `scores.csv` and `genes.csv`.
     record : dict
-        What the method says of its fit, JSON-able.
+        What the method reports about its fit; JSON-able.
     seconds : float
         Time of fitting, predicting and scoring.
     tables : dict of str to AnnData
@@ -57,40 +59,53 @@ class Part:
     every_gene: bool = True
 
 
-class RunFolder:
-    """The folder of one evaluation run.
+class WorkFolder:
+    """A result folder whose making can be interrupted and resumed.
 
     Parameters
     ----------
     path : Path
-        Where the finished run will stand.
+        Path of the finished folder.
+    last : str
+        File that is written when everything is done; `finish` requires it.
+    format : int
+        Format number of the content.
     overwrite : bool
-        Replace a finished run at `path`, and forget an interrupted one.
+        Replace a finished folder at `path`, and discard an interrupted one.
     resume : bool
-        Go on with the interrupted run; without one, start.
+        Continue the interrupted folder; without one, start.
+    leftovers : sequence of str
+        Subfolders that `finish` removes.
 
     Raises
     ------
     OutputExists
-        A finished run stands there, or an interrupted one, and nothing was said about it.
+        A finished or interrupted folder exists, and neither `overwrite` nor `resume` says what to do with it.
     Unwritable
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-        self._work = WorkFolder(path, overwrite=overwrite, resume=resume, number=FORMAT)
-
-    @property
-    def path(self) -> Path:
-        """Where the finished run stands."""
-        return self._work.path
+    def __init__(
+        self,
+        path: Path,
+        *,
+        last: str,
+        format: int,
+        overwrite: bool = False,
+        resume: bool = False,
+        leftovers: Sequence[str] = (),
+    ) -> None:
+        self.path, self._last, self._format, self._leftovers = Path(path), last, format, leftovers
+        refuse_existing(self.path, overwrite)
+        self.partial = partial_folder(self.path, ["identity.json"], resume=resume, overwrite=overwrite)
+        self._finished, self._overwrite = False, overwrite
 
     @property
     def working(self) -> Path:
-        """Where the files are now: ``OUT.partial`` until `finish`, then ``OUT``."""
-        return self._work.working
+        """Current folder of the files: ``OUT.partial`` until `finish`, then ``OUT``."""
+        return self.path if self._finished else self.partial
 
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """Say what is being run. An interrupted run is only gone on with when nothing in it differs.
+        """Record what is being made; refuse to continue an interrupted folder of something else.
 
         Parameters
         ----------
@@ -101,55 +116,115 @@ class RunFolder:
         ------
         CannotResume
         """
-        self._work.begin(identity)
+        stamp = {"format": self._format} | {key: fingerprint(value) for key, value in identity.items()}
+        file = self.partial / "identity.json"
+        if not file.exists():
+            self._write_json("identity.json", stamp)
+            return
+        before = _read_json(file)
+        changed = [key for key in stamp if before.get(key) != stamp[key]]
+        if changed:
+            raise CannotResume(self.partial, f"its {' and '.join(changed)} changed since it was started")
 
-    def part(self, fold: str, method: str, seed: int = 0, *, every_gene: bool = False) -> Part | None:
-        """A finished part, or None when it is still to be done. Tables are read by `prediction` when needed.
+    def finish(self) -> Path:
+        """Move the folder to its path, and remove what is no longer needed."""
+        if not (self.partial / self._last).exists():
+            raise Damaged(self.partial, "the run is not finished", "go on with it: --resume")
+        if self.path.exists() and not self._overwrite:
+            raise OutputExists(self.path)
+        replace_folder(self.partial, self.path)
+        self._finished = True
+        for leftover in self._leftovers:
+            shutil.rmtree(self.path / leftover, ignore_errors=True)
+        for tmp in self.path.rglob(".*.tmp-*"):  # of a process that was killed while it wrote
+            tmp.unlink(missing_ok=True)
+        (self.path / "identity.json").unlink(missing_ok=True)
+        return self.path
 
-        With `every_gene`, a part that kept the genes of named sets only counts as not done.
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        with atomic_file(self.working / name) as tmp:
+            tmp.write_text(json.dumps(value, indent=1))
+
+
+class RunFolder(WorkFolder):
+    """The folder of one evaluation run.
+
+    Parameters
+    ----------
+    path : Path
+        Path of the finished run.
+    overwrite : bool
+        Replace a finished run at `path`, and discard an interrupted one.
+    resume : bool
+        Continue the interrupted run; without one, start.
+
+    Raises
+    ------
+    OutputExists
+        A finished or interrupted run exists, and neither `overwrite` nor `resume` is given.
+    Unwritable
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+        leftovers = ("results", "checkpoints")
+        super().__init__(
+            path, last="run.json", format=FORMAT, overwrite=overwrite, resume=resume, leftovers=leftovers
+        )  # fmt: skip
+
+    def result(self, fold: str, method: str, seed: int = 0, *, every_gene: bool = False) -> FoldResult | None:
+        """Read a finished result without its prediction tables; None when it is still to be done.
+
+        With `every_gene`, a result that kept the genes of named sets only is removed and counts as not done.
         """
-        place = self._place(fold, method, seed)
-        if not place.is_dir():
+        folder = self._place("results", fold, method, seed)
+        if not folder.is_dir():
             return None
-        facts = read_json(place / "part.json")
-        if every_gene and not facts["every_gene"]:
-            shutil.rmtree(place)
+        metadata = _read_json(folder / "result.json")
+        if every_gene and not metadata["every_gene"]:
+            shutil.rmtree(folder)
             return None
-        scores, genes = _read_table(place / "scores.csv"), _read_table(place / "genes.csv")
-        return Part(scores, genes, facts["record"], facts["seconds"], every_gene=facts["every_gene"])
+        scores, genes = _read_table(folder / "scores.csv"), _read_table(folder / "genes.csv")
+        return FoldResult(scores, genes, metadata["record"], metadata["seconds"], every_gene=metadata["every_gene"])
 
-    def keep(self, fold: str, method: str, seed: int, part: Part) -> Part:
-        """Write a part and give it back as it will be read. Its training checkpoints are no longer needed."""
-        for section, table in part.tables.items():
+    def keep(self, fold: str, method: str, seed: int, result: FoldResult) -> FoldResult:
+        """Write a result, and return it as it will be read."""
+        for section, table in result.tables.items():
             with atomic_file(self._table_file(section)) as tmp:
                 table.write_h5ad(tmp, compression="gzip")
-        with atomic_folder(self._place(fold, method, seed)) as tmp:
-            part.scores.to_csv(tmp / "scores.csv", index=False)
-            part.genes.to_csv(tmp / "genes.csv", index=False, float_format=GENE_DIGITS)
-            facts = {"format": FORMAT, "record": part.record, "seconds": part.seconds, "every_gene": part.every_gene}
-            (tmp / "part.json").write_text(json.dumps(facts))
-        shutil.rmtree(self._checkpoint_place(fold, method, seed), ignore_errors=True)
-        kept = self.part(fold, method, seed)
+        with atomic_folder(self._place("results", fold, method, seed)) as tmp:
+            result.scores.to_csv(tmp / "scores.csv", index=False)
+            result.genes.to_csv(tmp / "genes.csv", index=False, float_format=GENE_DIGITS)
+            metadata = {"record": result.record, "seconds": result.seconds, "every_gene": result.every_gene}
+            (tmp / "result.json").write_text(json.dumps({"format": FORMAT} | metadata))
+        kept = self.result(fold, method, seed)
         assert kept is not None
         return kept
 
-    def checkpoints(self, fold: str, method: str, seed: int = 0) -> Checkpoints:
-        """Where the training of one part keeps its state."""
+    def checkpoints(self, fold: str, seed: int, training: str) -> Checkpoints:
+        """Open the folder in which one training of a fold keeps its state.
+
+        Parameters
+        ----------
+        fold : str
+        seed : int
+        training : str
+            Name of the training: a fold may have several.
+        """
         from cmrcnet.training.checkpoint import Checkpoints
 
-        return Checkpoints(self._checkpoint_place(fold, method, seed))
+        return Checkpoints(self._place("checkpoints", fold, training, seed))
 
-    def write_tables(self, scores: pd.DataFrame, genes: pd.DataFrame, facts: dict[str, Any]) -> None:
+    def write_tables(self, scores: pd.DataFrame, genes: pd.DataFrame, metadata: dict[str, Any]) -> None:
         """Write `scores.csv`, `genes.csv` and `run.json` of the whole run."""
         with atomic_file(self.working / "scores.csv") as tmp:
             scores.to_csv(tmp, index=False)
         with atomic_file(self.working / "genes.csv") as tmp:
             genes.to_csv(tmp, index=False, float_format=GENE_DIGITS)
-        self._work.write_json("run.json", {"format": FORMAT, **facts})
+        self._write_json("run.json", {"format": FORMAT, **metadata})
 
     @staticmethod
     def read_finished(path: Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
-        """Scores and facts of a finished run; None where there is none.
+        """Read scores and metadata of a finished run; None where there is none.
 
         Raises
         ------
@@ -157,7 +232,7 @@ class RunFolder:
         """
         if not (path / "run.json").exists():
             return None
-        return _read_table(path / "scores.csv"), read_json(path / "run.json")
+        return _read_table(path / "scores.csv"), _read_json(path / "run.json")
 
     def prediction(self, section: str) -> AnnData:
         """Read one section's prediction table."""
@@ -166,24 +241,11 @@ class RunFolder:
         return read_h5ad(self._table_file(section))
 
     def predictions(self) -> Mapping[str, AnnData]:
-        """All prediction tables, each read when it is asked for."""
+        """Map each section to its prediction table, read on access."""
         return _Tables(self)
 
-    def shelf(self) -> ModelShelf:
-        """Trained models that several methods read out."""
-        from cmrcnet.evaluation.protocol.model_shelf import ModelShelf
-
-        return ModelShelf(self.working / "models")
-
-    def finish(self) -> Path:
-        """Put the run where it was asked for; parts, checkpoints and models go."""
-        return self._work.finish("run.json", leftovers=("parts", "checkpoints", "models"))
-
-    def _place(self, fold: str, method: str, seed: int) -> Path:
-        return self.working / "parts" / _file_name(fold) / _file_name(method) / str(seed)
-
-    def _checkpoint_place(self, fold: str, method: str, seed: int) -> Path:
-        return self.working / "checkpoints" / _file_name(fold) / _file_name(method) / str(seed)
+    def _place(self, kind: str, fold: str, name: str, seed: int) -> Path:
+        return self.working / kind / _file_name(fold) / _file_name(name) / str(seed)
 
     def _table_file(self, section: str) -> Path:
         return self.working / "predictions" / f"{_file_name(section)}.h5ad"
@@ -195,7 +257,7 @@ class _Tables(Mapping):
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         files = folder.working.glob("predictions/*.h5ad")
-        self._names = {_section_of(file.stem): file.stem for file in sorted(files)}
+        self._names = [unquote(file.stem) for file in sorted(files)]
 
     def __getitem__(self, section: str) -> AnnData:
         if section not in self._names:
@@ -210,15 +272,16 @@ class _Tables(Mapping):
 
 
 def _file_name(name: str) -> str:
-    """A name that any file system takes and that can be turned back: other characters become ``%xx``."""
+    """Turn a name into a file name that any file system takes and `unquote` reverses: others become ``%xx``."""
     safe = re.sub(r"[^A-Za-z0-9_.\- ]", lambda m: "".join(f"%{byte:02x}" for byte in m.group().encode()), name)
     return safe if safe.strip(".") else safe.replace(".", "%2e")
 
 
-def _section_of(file_name: str) -> str:
-    from urllib.parse import unquote
-
-    return unquote(file_name)
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise Damaged(file, str(error), "run again with --overwrite") from error
 
 
 def _read_table(file: Path) -> pd.DataFrame:

@@ -1,31 +1,29 @@
-"""Evaluate many presets that differ in a few settings, on the same folds, with shared features, plans and workers."""
+"""Evaluate configs that differ in a few options, on the same folds, with shared features, plans and trainings."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from cmrcnet.evaluation.methods.method import MAIN, Method
-from cmrcnet.evaluation.methods.method_registry import chosen_methods
-from cmrcnet.evaluation.metrics.gene_metrics import by_patient
-from cmrcnet.evaluation.metrics.interval import mean_interval
-from cmrcnet.evaluation.protocol.evaluate import begin, collect, under_protocol
-from cmrcnet.evaluation.protocol.experiment import Study, only_folds, seeds_of
-from cmrcnet.evaluation.protocol.folds import Unit, folds
-from cmrcnet.evaluation.protocol.protocol_info import Stamp
-from cmrcnet.evaluation.protocol.run_metadata import describe
-from cmrcnet.evaluation.protocol.runner import run_studies
-from cmrcnet.evaluation.protocol.scoring_protocol import ProtocolName
-from cmrcnet.evaluation.protocol.section_memory import remembered
-from cmrcnet.evaluation.protocol.threads import Workers
-from cmrcnet.evaluation.sweep.sweep_folder import SweepFolder
-from cmrcnet.evaluation.sweep.sweep_plan import BASE, Cell, SweepPlan, shown, value_of
+from cmrcnet.config import Config, HeadConfig
+from cmrcnet.evaluation.methods import chosen_methods
+from cmrcnet.evaluation.methods.method import MAIN, Method, training_name
+from cmrcnet.evaluation.metrics.intervals import by_patient, mean_interval
+from cmrcnet.evaluation.protocol.evaluate import begin, collect, describe
+from cmrcnet.evaluation.protocol.experiment import Experiment, seeds_of
+from cmrcnet.evaluation.protocol.fold_runner import remembered
+from cmrcnet.evaluation.protocol.folds import GroupBy, folds, only_folds
+from cmrcnet.evaluation.protocol.protocol_info import ProtocolInfo, ProtocolName, protocol_named
+from cmrcnet.evaluation.protocol.run_folder import RunFolder, WorkFolder
+from cmrcnet.evaluation.protocol.runner import Workers, run_experiments
+from cmrcnet.evaluation.sweep.sweep_plan import BASE, SweepPlan, Trial, shown, value_of
 from cmrcnet.slides.section import Cohort
+from cmrcnet.storage.atomic import atomic_file
+from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +32,46 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cmrcnet")
 
-Found = tuple["pd.DataFrame", dict[str, Any]]
-"""Scores and facts of a finished cell."""
+FORMAT = 2
+Finished = tuple["pd.DataFrame", dict[str, Any]]
+"""Scores and metadata of a finished trial."""
+
+
+class SweepFolder(WorkFolder):
+    """The folder of one sweep (or one transfer): a small run folder for each trial, and the tables at the end.
+
+    Parameters
+    ----------
+    path : Path
+    last : str
+        The file that is written when all is done: sweep.json or transfer.json.
+    overwrite, resume : bool
+        As of a run folder.
+    """
+
+    def __init__(self, path: Path, *, last: str = "sweep.json", overwrite: bool = False, resume: bool = False) -> None:
+        super().__init__(path, last=last, format=FORMAT, overwrite=overwrite, resume=resume)
+
+    def trial(self, config: Config, name: str = "") -> RunFolder:
+        """Open the run folder of a trial that is not finished."""
+        return RunFolder(self._place(config, name), resume=True)
+
+    def finished_trial(self, config: Config, name: str = "") -> Finished | None:
+        """Read scores and metadata of a finished trial; None where it is not finished."""
+        return RunFolder.read_finished(self._place(config, name))
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write one file atomically."""
+        with atomic_file(self.working / name) as tmp:
+            tmp.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def finish_with(self, metadata: Mapping[str, Any]) -> Path:
+        """Write the last file, and move the folder to its path."""
+        self._write_json(self._last, {"format": FORMAT, **metadata})
+        return self.finish()
+
+    def _place(self, config: Config, name: str) -> Path:
+        return self.working / "trials" / fingerprint([config.to_dict(), name])[:16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,43 +83,43 @@ class SweepRun:
     plan : SweepPlan
     cohort : str
     table : pandas.DataFrame
-        One row a cell, method, gene set and metric: `cell`, a column for each setting, `method, gene_set, metric,
-        value, low, high, over, n, n_genes, n_undefined`, and the paired difference from the base cell:
+        One row a trial, method, gene set and metric: `trial`, a column for each option, `method, gene_set, metric,
+        value, low, high, over, n, n_genes, n_undefined`, and the paired difference from the base trial:
         `difference, difference_low, difference_high`. Intervals are bootstrapped over `n` patients (or sections,
         where there is one patient).
-    stamps : dict of str to str
-        How each cell was scored.
+    protocols : dict of str to str
+        How each trial was scored.
     seconds : dict of str to float
-        Time of each cell's tasks.
-    facts : dict
-        What `sweep.json` holds.
+        Time of each trial's tasks.
+    metadata : dict
+        Content of `sweep.json`.
     """
 
     plan: SweepPlan
     cohort: str
     table: pd.DataFrame
-    stamps: dict[str, str]
+    protocols: dict[str, str]
     seconds: dict[str, float]
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
-    def value(self, cell: str, gene_set: str = "HVG", metric: str = "pearson", method: str = MAIN) -> float:
-        """One mean."""
+    def value(self, trial: str, gene_set: str = "HVG", metric: str = "pearson", method: str = MAIN) -> float:
+        """Return one mean."""
         t = self.table
-        mine = (t.cell == cell) & (t.gene_set == gene_set) & (t.metric == metric) & (t.method == method)
+        mine = (t.trial == trial) & (t.gene_set == gene_set) & (t.metric == metric) & (t.method == method)
         return float(t[mine]["value"].iloc[0])
 
     def to_text(self) -> str:
-        """HVG and HEG Pearson of every cell, as plain text."""
+        """Return HVG and HEG Pearson of every trial as plain text."""
         lines = []
-        width = max(len(cell.name) for cell in self.plan.cells)
+        width = max(len(trial.name) for trial in self.plan.trials)
         rows = self.table[(self.table.metric == "pearson") & self.table.gene_set.isin(["HVG", "HEG"])]
-        for (cell, method), mine in rows.groupby(["cell", "method"], sort=False):
+        for (trial, method), mine in rows.groupby(["trial", "method"], sort=False):
             means = "  ".join(
-                f"{row.gene_set} {row.value:.3f}" + ("" if cell == BASE else f" ({row.difference:+.3f})")
+                f"{row.gene_set} {row.value:.3f}" + ("" if trial == BASE else f" ({row.difference:+.3f})")
                 for row in mine.itertuples()
             )
-            lines.append(f"{cell:{width}}  {method}  {means}  ({self.seconds[cell]:.0f} s)")
-        return "\n".join([*lines, f"In brackets: difference from the base cell. {self.stamps[BASE]}"])
+            lines.append(f"{trial:{width}}  {method}  {means}  ({self.seconds[trial]:.0f} s)")
+        return "\n".join([*lines, f"In brackets: difference from the base trial. {self.protocols[BASE]}"])
 
 
 def sweep(
@@ -94,26 +130,27 @@ def sweep(
     *,
     methods: Sequence[str | Method] = (),
     protocol: ProtocolName = "strict",
-    unit: Unit | None = None,
+    group_by: GroupBy | None = None,
     seeds: int = 1,
     only: Sequence[str] | None = None,
     workers: Workers = 1,
 ) -> SweepRun:
-    """Evaluate every cell with CMRCNet, and with `methods` besides.
+    """Evaluate every trial with CMRCNet, and with `methods` besides.
 
-    Cells that differ in `head.*` alone share one training (see `model_shelf`). Finished cells, and finished folds
-    and seeds of a cell, are not run again.
+    Trials that differ in `head.*` alone share one training. Its epoch is chosen with the head of the first of them in
+    the plan, so that all read the same network. Finished trials, and finished folds and seeds of a trial, are not run
+    again.
 
     Parameters
     ----------
     cohort_of : callable
-        The cohort, read with `panel.controls` "drop" or "keep".
+        Returns the cohort, read with `panel.controls` "drop" or "keep".
     plan : SweepPlan
     folder : SweepFolder
     cache : TokenCache
     methods : sequence of names or methods
         Besides CMRCNet.
-    protocol, unit, seeds, only, workers
+    protocol, group_by, seeds, only, workers
         As of `evaluate`.
 
     Raises
@@ -121,105 +158,106 @@ def sweep(
     BadOption, UnknownName, TooFew, CannotResume, WorkerDied
     """
     chosen = tuple(chosen_methods([MAIN, *(each for each in methods if each != MAIN)]))
-    cohorts = {kind: remembered(cohort_of(kind)) for kind in dict.fromkeys(c.config.panel.controls for c in plan.cells)}
+    kinds = dict.fromkeys(trial.config.panel.controls for trial in plan.trials)
+    cohorts = {kind: remembered(cohort_of(kind)) for kind in kinds}
     described = {kind: describe(cohort) for kind, cohort in cohorts.items()}
     folder.begin(
         {
-            "cells": [[cell.name, cell.config.to_dict()] for cell in plan.cells],
-            "settings": [[method.name for method in chosen], protocol, unit, seeds, list(only or [])],
+            "trials": [[trial.name, trial.config.to_dict()] for trial in plan.trials],
+            "settings": [[method.name for method in chosen], protocol, group_by, seeds, list(only or [])],
             "cohort": described,
             "version": version("cmrcnet"),
         }
     )
-    found: dict[str, Found] = {}
+    training_heads: dict[str, HeadConfig] = {}
+    for trial in plan.trials:
+        training_heads.setdefault(training_name(trial.config), trial.config.head)
+    found: dict[str, Finished] = {}
     for kind, cohort in cohorts.items():
-        cells = [cell for cell in plan.cells if cell.config.panel.controls == kind]
-        waiting = []
-        for cell in cells:
-            known = folder.finished_cell(cell.config)
+        waiting: list[Trial] = []
+        experiments: list[Experiment] = []
+        for trial in (trial for trial in plan.trials if trial.config.panel.controls == kind):
+            known = folder.finished_trial(trial.config)
             if known is not None:
-                found[cell.name] = known
-            else:
-                waiting.append(cell)
-        studies = [_study(cell, cohort, folder, chosen, protocol, unit, seeds, only) for cell in waiting]
-        for study in studies:
-            begin(study, described[kind])
-        for number, parts, features_s in run_studies(studies, cohort, cache, workers) if studies else ():
-            study, cell = studies[number], waiting[number]
-            every = len(folds(cohort, study.config.evaluation.group_by))
-            run = collect(cohort, study, parts, described[kind], features_s, every)
-            assert study.folder is not None
-            study.folder.finish()
-            found[cell.name] = run.scores, run.facts
-            log.info("cell %s: HVG Pearson %.3f", cell.name, run.mean(MAIN))
-    return _gathered(plan, next(iter(cohorts.values())).name, {cell.name: found[cell.name] for cell in plan.cells})
+                found[trial.name] = known
+                continue
+            config = protocol_named(protocol).apply(trial.config, group_by)
+            waiting.append(trial)
+            experiments.append(
+                Experiment(
+                    config,
+                    chosen,
+                    only_folds(folds(cohort, config.evaluation.group_by), only),
+                    seeds_of(config, seeds),
+                    protocol,
+                    folder.trial(trial.config),
+                    tables=False,
+                    training_head=training_heads[training_name(trial.config)],
+                )
+            )
+            begin(experiments[-1], described[kind])
+        for number, results, features_s in run_experiments(experiments, cohort, cache, workers) if experiments else ():
+            experiment, trial = experiments[number], waiting[number]
+            every = len(folds(cohort, experiment.config.evaluation.group_by))
+            run = collect(cohort, experiment, results, described[kind], features_s, every)
+            assert experiment.folder is not None
+            experiment.folder.finish()
+            found[trial.name] = run.scores, run.metadata
+            log.info("trial %s: HVG Pearson %.3f", trial.name, run.mean(MAIN))
+    return _gathered(plan, next(iter(cohorts.values())).name, {trial.name: found[trial.name] for trial in plan.trials})
 
 
-def _study(
-    cell: Cell,
-    cohort: Cohort,
-    folder: SweepFolder,
-    methods: tuple[Method, ...],
-    protocol: ProtocolName,
-    unit: Unit | None,
-    seeds: int,
-    only: Sequence[str] | None,
-) -> Study:
-    config = under_protocol(cell.config, protocol, unit)
-    return Study(
-        config,
-        methods,
-        only_folds(folds(cohort, config.evaluation.group_by), only),
-        seeds_of(config, seeds),
-        protocol,
-        folder.cell(cell.config),
-        tables=False,
-        shelf=folder.shelf(),
-    )
-
-
-def _gathered(plan: SweepPlan, cohort: str, found: dict[str, Found]) -> SweepRun:
+def _gathered(plan: SweepPlan, cohort: str, found: dict[str, Finished]) -> SweepRun:
     import pandas as pd
 
     base = found[BASE][0]
-    rows = [row for cell in plan.cells for row in _rows(plan, cell, found[cell.name][0], base)]
-    stamps = {name: Stamp(**{k: v for k, v in facts["stamp"].items() if k != "warnings"}).to_text()
-              for name, (_, facts) in found.items()}  # fmt: skip
-    seconds = {name: facts["time"]["tasks_s"] for name, (_, facts) in found.items()}
-    facts = {
+    rows = [row for trial in plan.trials for row in _rows(plan, trial, found[trial.name][0], base)]
+    protocols, seconds = {}, {}
+    for name, (_, metadata) in found.items():
+        info = {key: value for key, value in metadata["protocol_info"].items() if key != "warnings"}
+        protocols[name] = ProtocolInfo(**info).to_text()
+        seconds[name] = metadata["time"]["tasks_s"]
+    metadata = {
         "cohort": cohort,
         "about": plan.about,
         "base": plan.base.to_dict(),
         "keys": list(plan.keys),
         "grid": plan.grid,
-        "cells": [
+        "trials": [
             {
-                "name": cell.name,
-                "settings": cell.settings,
-                "stamp": stamps[cell.name],
-                "seconds": seconds[cell.name],
-                "seeds": found[cell.name][1]["seeds"],
+                "name": trial.name,
+                "settings": trial.settings,
+                "protocol": protocols[trial.name],
+                "seconds": seconds[trial.name],
+                "seeds": found[trial.name][1]["seeds"],
             }
-            for cell in plan.cells
+            for trial in plan.trials
         ],
         "versions": found[BASE][1]["versions"],
         "rows": rows,
     }
-    return SweepRun(plan, cohort, pd.DataFrame(rows), stamps, seconds, facts)
+    return SweepRun(plan, cohort, pd.DataFrame(rows), protocols, seconds, metadata)
 
 
-def _rows(plan: SweepPlan, cell: Cell, scores: pd.DataFrame, base: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def _rows(plan: SweepPlan, trial: Trial, scores: pd.DataFrame, base: pd.DataFrame) -> Iterator[dict[str, Any]]:
     over = "patients" if scores["patient"].nunique() > 1 else "sections"
-    theirs = _units(base, over)
-    settings = {key: shown(value_of(cell.config, key)) for key in plan.keys}
-    for (method, gene_set, metric), mine in _units(scores, over).groupby(["method", "gene_set", "metric"], sort=False):
+
+    def groups(scores: pd.DataFrame) -> pd.DataFrame:
+        """Means of patients; or of sections, where there is one patient."""
+        if over == "sections":
+            scores = scores.assign(patient=scores["section"])
+        return by_patient(scores).rename(columns={"patient": "group"})
+
+    theirs = groups(base)
+    settings = {key: shown(value_of(trial.config, key)) for key in plan.keys}
+    for (method, gene_set, metric), mine in groups(scores).groupby(["method", "gene_set", "metric"], sort=False):
         value, low, high = mean_interval(mine["value"].to_numpy())
-        both = mine.merge(theirs, on=["method", "gene_set", "metric", "unit"], suffixes=("", "_base"))
+        both = mine.merge(theirs, on=["method", "gene_set", "metric", "group"], suffixes=("", "_base"))
         difference = mean_interval((both["value"] - both["value_base"]).to_numpy())
-        if cell.name == BASE:
+        if trial.name == BASE:
             difference = (float("nan"),) * 3
         yield {
-            "cell": cell.name,
+            "trial": trial.name,
             **settings,
             "method": method,
             "gene_set": gene_set,
@@ -233,18 +271,3 @@ def _rows(plan: SweepPlan, cell: Cell, scores: pd.DataFrame, base: pd.DataFrame)
             "n_undefined": int(mine["n_undefined"].sum()),
             **dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True)),
         }
-
-
-def _units(scores: pd.DataFrame, over: str) -> pd.DataFrame:
-    """Means of patients; or of sections, where there is one patient."""
-    if over == "sections":
-        scores = scores.assign(patient=scores["section"])
-    return by_patient(scores).rename(columns={"patient": "unit"})
-
-
-def is_number(words: Sequence[str]) -> bool:
-    """Whether all settings are numbers, so that a line through them means something."""
-    try:
-        return bool(np.isfinite([float(word) for word in words]).all())
-    except ValueError:
-        return False

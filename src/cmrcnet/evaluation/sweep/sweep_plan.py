@@ -1,4 +1,4 @@
-"""The cells of a sweep: a base config, and what each cell sets otherwise."""
+"""The trials of a sweep: a base config, and what each trial sets otherwise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BASE = "base"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One config of a sweep.
 
     Parameters
@@ -36,28 +36,28 @@ class Cell:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """All cells of a sweep, the base first.
+    """All trials of a sweep, the base first.
 
     Parameters
     ----------
     base : Config
-    cells : tuple of Cell
+    trials : tuple of Trial
         No two of the same config.
     keys : tuple of str
-        Settings that differ between cells.
+        Settings that differ between trials.
     grid : bool
         Every value of a key with every value of the others; otherwise each alone against the base.
     about : str
     """
 
     base: Config
-    cells: tuple[Cell, ...]
+    trials: tuple[Trial, ...]
     keys: tuple[str, ...]
     grid: bool
     about: str = ""
 
     def only(self, names: Sequence[str] | None) -> SweepPlan:
-        """The base and the cells of these names.
+        """The base and the trials of these names.
 
         Raises
         ------
@@ -65,18 +65,18 @@ class SweepPlan:
         """
         if names is None:
             return self
-        known = [cell.name for cell in self.cells]
+        known = [trial.name for trial in self.trials]
         for name in names:
             if name not in known:
-                raise UnknownName("cell", name, known)
-        cells = tuple(cell for cell in self.cells if cell.name in (BASE, *names))
-        return SweepPlan(self.base, cells, self.keys, self.grid, self.about)
+                raise UnknownName("trial", name, known)
+        trials = tuple(trial for trial in self.trials if trial.name in (BASE, *names))
+        return SweepPlan(self.base, trials, self.keys, self.grid, self.about)
 
 
 def plan_over(
     base: Config, over: Mapping[str, Sequence[Any]], *, one_at_a_time: bool = False, about: str = ""
 ) -> SweepPlan:
-    """Cells of a grid, or each value alone.
+    """Trials of a grid, or each value alone.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def plan_over(
     else:
         choices = [dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())]
     named = [(", ".join(f"{k.split('.')[-1]}={shown(v)}" for k, v in each.items()), each) for each in choices]
-    return SweepPlan(base, _cells(base, named), tuple(over), not one_at_a_time, about)
+    return SweepPlan(base, _trials(base, named), tuple(over), not one_at_a_time, about)
 
 
 def plan_switches(base: Config, switches: Sequence[Mapping[str, Any]], about: str = "") -> SweepPlan:
@@ -131,7 +131,7 @@ def plan_switches(base: Config, switches: Sequence[Mapping[str, Any]], about: st
     if left_out:
         about = f"{about} Left out, because {base.name} cannot take them alone: {'; '.join(left_out)}"
     keys = tuple(dict.fromkeys(key for _, settings in named for key in settings))
-    return SweepPlan(base, _cells(base, named), keys, False, about)
+    return SweepPlan(base, _trials(base, named), keys, False, about)
 
 
 def preset_plan(base: Config, name: str) -> SweepPlan:
@@ -200,13 +200,13 @@ def _has(base: Config, key: str, value: Any) -> bool:
         return False
 
 
-def _cells(base: Config, named: Sequence[tuple[str, dict[str, Any]]]) -> tuple[Cell, ...]:
-    """The base, then every cell whose config is new."""
-    cells = [Cell(BASE, {}, base)]
+def _trials(base: Config, named: Sequence[tuple[str, dict[str, Any]]]) -> tuple[Trial, ...]:
+    """The base, then every trial whose config is new."""
+    trials = [Trial(BASE, {}, base)]
     seen = [base.to_dict()]
     for name, settings in named:
         config = base.override(settings)
         if config.to_dict() not in seen:
             seen.append(config.to_dict())
-            cells.append(Cell(name, settings, config))
-    return tuple(cells)
+            trials.append(Trial(name, settings, config))
+    return tuple(trials)

@@ -1,25 +1,25 @@
-"""Tables and pictures of a sweep: sweep.csv, plots as PNG, and one small HTML page."""
+"""Tables and pictures of a sweep and of a transfer: CSV, plots as PNG, and one small HTML page each."""
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cmrcnet.evaluation.methods.method import MAIN
-from cmrcnet.evaluation.protocol.summary import number
-from cmrcnet.evaluation.report.page import figure, page, table, text
-from cmrcnet.evaluation.sweep.run_sweep import is_number
+from cmrcnet.evaluation.report.page import render
+from cmrcnet.evaluation.report.summary import number
 from cmrcnet.evaluation.sweep.sweep_plan import BASE
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from cmrcnet.evaluation.sweep.run_sweep import SweepRun
-    from cmrcnet.evaluation.sweep.sweep_folder import SweepFolder
+    from cmrcnet.evaluation.sweep.run_sweep import SweepFolder, SweepRun
+    from cmrcnet.evaluation.sweep.transfer import TransferRun
 
 SHOWN = ("HVG", "HEG")
 _INK, _BAR, _BASE = "#1b3a4b", "#3a7ca5", "#b8c4cc"
@@ -41,7 +41,7 @@ def write_sweep(run: SweepRun, folder: SweepFolder) -> None:
 
 
 def plot(run: SweepRun, gene_set: str, metric: str = "pearson") -> bytes:
-    """A PNG: a line where one setting is a number, otherwise a bar for each cell, with intervals.
+    """A PNG: a line where one setting is a number, otherwise a bar for each trial, with intervals.
 
     Parameters
     ----------
@@ -74,9 +74,17 @@ def plot(run: SweepRun, gene_set: str, metric: str = "pearson") -> bytes:
 def _number_axis(run: SweepRun, rows: pd.DataFrame) -> str | None:
     """The setting along which a line can be drawn."""
     if not run.plan.grid:
-        return run.plan.keys[0] if len(run.plan.keys) == 1 and is_number(list(rows[run.plan.keys[0]])) else None
-    numeric = [key for key in run.plan.keys if is_number(list(rows[key])) and rows[key].nunique() > 1]
+        return run.plan.keys[0] if len(run.plan.keys) == 1 and _is_number(list(rows[run.plan.keys[0]])) else None
+    numeric = [key for key in run.plan.keys if _is_number(list(rows[key])) and rows[key].nunique() > 1]
     return max(numeric, key=lambda key: rows[key].nunique()) if numeric else None
+
+
+def _is_number(words: Sequence[str]) -> bool:
+    """Whether all values of an option are finite numbers, so that a line through them has a meaning."""
+    try:
+        return bool(np.isfinite([float(word) for word in words]).all())
+    except ValueError:
+        return False
 
 
 def _lines(axes: Axes, run: SweepRun, rows: pd.DataFrame, across: str) -> None:
@@ -99,9 +107,9 @@ def _lines(axes: Axes, run: SweepRun, rows: pd.DataFrame, across: str) -> None:
 
 def _bars(axes: Axes, rows: pd.DataFrame) -> None:
     below, above = _arms(rows)
-    colours = [_BASE if cell == BASE else _BAR for cell in rows["cell"]]
-    axes.barh(list(rows["cell"]), rows["value"], xerr=[below, above], color=colours, ecolor=_INK, capsize=3)
-    base = rows[rows["cell"] == BASE]["value"]
+    colours = [_BASE if trial == BASE else _BAR for trial in rows["trial"]]
+    axes.barh(list(rows["trial"]), rows["value"], xerr=[below, above], color=colours, ecolor=_INK, capsize=3)
+    base = rows[rows["trial"] == BASE]["value"]
     if len(base):
         axes.axvline(float(base.iloc[0]), color=_INK, linewidth=0.8, linestyle=":")
     axes.invert_yaxis()
@@ -114,14 +122,48 @@ def _arms(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
     return tuple(np.nan_to_num(arm).clip(0.0).tolist() for arm in (below, above))
 
 
+def write_transfer(run: TransferRun, folder: SweepFolder) -> None:
+    """Write transfer.csv and transfer.html into the folder.
+
+    Parameters
+    ----------
+    run : TransferRun
+    folder : SweepFolder
+    """
+    heads = ["test", "method", "set", "transfer", "95 % over patients", "inside test", "drop", "95 %"]
+    heads += [f"inside {run.metadata['train']}", "undefined"]
+    rows = [
+        [
+            row.test,
+            row.method,
+            row.gene_set,
+            number(row.transfer),
+            _between(row.low, row.high),
+            number(row.inside_test),
+            number(row.drop),
+            _between(row.drop_low, row.drop_high),
+            number(row.inside_train),
+            f"{row.n_undefined:,}/{row.n_genes:,}",
+        ]
+        for row in run.table[run.table.metric == "pearson"].itertuples()
+    ]
+    title = f"CMRCNet transfer from {run.metadata['train']}"
+    folder.write("transfer.csv", run.table.to_csv(index=False))
+    folder.write("transfer.html", render("transfer.html", {"title": title, "run": run, "heads": heads, "rows": rows}))
+
+
+def _between(low: float, high: float) -> str:
+    return "one patient" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
+
+
 def _html(run: SweepRun, plots: dict[str, bytes]) -> str:
-    heads = ["cell", *(key for key in run.plan.keys), "method"]
+    heads = ["trial", *(key for key in run.plan.keys), "method"]
     heads += [f"{name} {what}" for name in plots for what in ("Pearson", "interval", "from base")]
     heads += ["undefined HVG", "time"]
     rows = []
-    for (cell, method), mine in run.table[run.table.metric == "pearson"].groupby(["cell", "method"], sort=False):
+    for (trial, method), mine in run.table[run.table.metric == "pearson"].groupby(["trial", "method"], sort=False):
         sets = mine.set_index("gene_set")
-        row: list[object] = [cell, *(mine[key].iloc[0] for key in run.plan.keys), method]
+        row: list[object] = [trial, *(mine[key].iloc[0] for key in run.plan.keys), method]
         for name in plots:
             of = sets.loc[name]
             change = (
@@ -131,17 +173,13 @@ def _html(run: SweepRun, plots: dict[str, bytes]) -> str:
             )
             row += [number(of.value), f"{number(of.low)} to {number(of.high)}", change]
         of = sets.loc["HVG"]
-        rows.append([*row, f"{int(of.n_undefined)}/{int(of.n_genes)}", f"{run.seconds[cell]:.0f} s"])
-    stamps = dict.fromkeys(run.stamps.values())
-    notes = "".join(f'<p class="stamp">{text(stamp)}</p>\n' for stamp in stamps)
-    words = (
-        f'<p class="kicker">CMRCNet sweep</p>\n<h1>{text(run.cohort)}</h1>\n'
-        f'<p class="lead">{text(run.plan.about or "Configs that differ in a few settings, on the same folds.")}</p>\n'
-        f"<p>Base config: {text(run.plan.base.name)}. Every cell is trained and scored on the same folds. "
-        "“From base” is the paired difference, patient by patient.</p>\n"
-    )
-    pictures = "".join(
-        figure(image, "png", f"Pearson over {name} by cell", f"Mean Pearson over {text(name)}.")
-        for name, image in plots.items()
-    )
-    return page(f"CMRCNet sweep on {run.cohort}", words + pictures + table(heads, rows) + notes)
+        rows.append([*row, f"{int(of.n_undefined)}/{int(of.n_genes)}", f"{run.seconds[trial]:.0f} s"])
+    values = {
+        "title": f"CMRCNet sweep on {run.cohort}",
+        "run": run,
+        "plots": plots,
+        "heads": heads,
+        "rows": rows,
+        "protocols": list(dict.fromkeys(run.protocols.values())),
+    }
+    return render("sweep.html", values)

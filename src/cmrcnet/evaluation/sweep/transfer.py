@@ -15,20 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from cmrcnet.config import Config
 from cmrcnet.errors import GenesError, Leakage, TooFew
+from cmrcnet.evaluation.methods import chosen_methods
 from cmrcnet.evaluation.methods.method import MAIN, Method
-from cmrcnet.evaluation.methods.method_registry import chosen_methods
-from cmrcnet.evaluation.metrics.gene_metrics import by_patient
-from cmrcnet.evaluation.metrics.interval import mean_interval
-from cmrcnet.evaluation.protocol.evaluate import begin, collect
-from cmrcnet.evaluation.protocol.experiment import Study, seeds_of
-from cmrcnet.evaluation.protocol.folds import Fold, Unit, folds
-from cmrcnet.evaluation.protocol.run_metadata import describe
-from cmrcnet.evaluation.protocol.runner import run_studies
-from cmrcnet.evaluation.protocol.scoring_protocol import Sets
-from cmrcnet.evaluation.protocol.section_memory import remembered
-from cmrcnet.evaluation.protocol.summary import number
-from cmrcnet.evaluation.protocol.threads import Workers
-from cmrcnet.evaluation.sweep.sweep_folder import SweepFolder
+from cmrcnet.evaluation.metrics.intervals import by_patient, mean_interval
+from cmrcnet.evaluation.protocol.evaluate import begin, collect, describe
+from cmrcnet.evaluation.protocol.experiment import Experiment, seeds_of
+from cmrcnet.evaluation.protocol.fold_runner import remembered
+from cmrcnet.evaluation.protocol.folds import Fold, GroupBy, folds
+from cmrcnet.evaluation.protocol.protocol_info import Sets
+from cmrcnet.evaluation.protocol.runner import Workers, run_experiments
+from cmrcnet.evaluation.report.summary import number
+from cmrcnet.evaluation.sweep.run_sweep import SweepFolder
 from cmrcnet.genes.gene_sets import MeasuredGenes, gene_sets
 from cmrcnet.genes.naming import are_strangers, explain_no_shared_genes
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
@@ -52,12 +49,12 @@ class TransferRun:
         One row a test cohort, method, gene set and metric: the `transfer` score with its interval over patients, the
         score inside the test cohort (`inside_test`), inside the training cohort (`inside_train`), and the paired
         `drop` from inside the test cohort to the transfer. `n_genes` counts gene-section pairs.
-    facts : dict
-        What `transfer.json` holds.
+    metadata : dict
+        Content of `transfer.json`.
     """
 
     table: pd.DataFrame
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
     def to_text(self) -> str:
         """HVG and HEG Pearson, as plain text."""
@@ -65,11 +62,11 @@ class TransferRun:
         t = self.table
         for row in t[(t.metric == "pearson") & t.gene_set.isin(["HVG", "HEG"])].itertuples():
             lines.append(
-                f"{self.facts['train']} to {row.test}  {row.method}  {row.gene_set}: {number(row.transfer)}; inside "
-                f"{row.test} {number(row.inside_test)} (drop {number(row.drop)}), inside {self.facts['train']} "
+                f"{self.metadata['train']} to {row.test}  {row.method}  {row.gene_set}: {number(row.transfer)}; inside "
+                f"{row.test} {number(row.inside_test)} (drop {number(row.drop)}), inside {self.metadata['train']} "
                 f"{number(row.inside_train)}"
             )
-        return "\n".join([*lines, *self.facts["notes"]])
+        return "\n".join([*lines, *self.metadata["notes"]])
 
 
 def transfer(
@@ -80,7 +77,7 @@ def transfer(
     cache: TokenCache,
     *,
     methods: Sequence[str | Method] = (),
-    unit: Unit | None = None,
+    group_by: GroupBy | None = None,
     seeds: int = 1,
     workers: Workers = 1,
 ) -> TransferRun:
@@ -96,7 +93,7 @@ def transfer(
     cache : TokenCache
     methods : sequence of names or methods
         Besides CMRCNet.
-    unit, seeds, workers
+    group_by, seeds, workers
         As of `evaluate`; a cohort of one patient is scored section by section.
 
     Returns
@@ -115,7 +112,9 @@ def transfer(
 
     if not tests:
         raise TooFew("test cohorts", 0, 1, "name a cohort.csv to test on behind the one to train on")
-    config = config.override({"panel.sections": "training"} | ({} if unit is None else {"evaluation.group_by": unit}))
+    config = config.override(
+        {"panel.sections": "training"} | ({} if group_by is None else {"evaluation.group_by": group_by})
+    )
     chosen = tuple(chosen_methods([MAIN, *(each for each in methods if each != MAIN)]))
     cohort, members = joined(train, tests)
     cohort = remembered(cohort)
@@ -127,34 +126,34 @@ def transfer(
     identity = {"config": config.to_dict(), "cohorts": described, "members": members, "version": version("cmrcnet")}
     folder.begin(identity | {"settings": [[method.name for method in chosen], seeds]})
 
-    def study(fold_list: tuple[Fold, ...], unit_here: Unit, sets: Sets | None, name: str) -> Study:
-        here = config.override({"evaluation.group_by": unit_here})
-        return Study(here, chosen, fold_list, seeds_of(here, seeds), "strict", None, sets, tables=False)
+    def experiment(fold_list: tuple[Fold, ...], group: GroupBy, sets: Sets | None, name: str) -> Experiment:
+        here = config.override({"evaluation.group_by": group})
+        return Experiment(here, chosen, fold_list, seeds_of(here, seeds), "strict", None, sets, tables=False)
 
-    wanted: dict[str, Study] = {}
+    wanted: dict[str, Experiment] = {}
     for name, side in sides.items():
-        own = _unit(side, config.evaluation.group_by)
+        own = _grouping(side, config.evaluation.group_by)
         if len(side.sections if own == "section" else side.patients) > 1:
-            wanted[f"inside {name}"] = study(folds(side, own), own, scored.get(name), name)
+            wanted[f"inside {name}"] = experiment(folds(side, own), own, scored.get(name), name)
     for name in rest:
         test = sides[name]
         fold = Fold(name, sides[first].sections, test.sections, test.patients, patient_disjoint=True)
-        wanted[f"to {name}"] = study((fold,), config.evaluation.group_by, scored[name], name)
+        wanted[f"to {name}"] = experiment((fold,), config.evaluation.group_by, scored[name], name)
 
     found: dict[str, pd.DataFrame] = {}
     waiting: list[str] = []
     for name, each in wanted.items():
-        known = folder.finished_cell(each.config, name)
+        known = folder.finished_trial(each.config, name)
         if known is not None:
             found[name] = known[0]
             continue
         waiting.append(name)
-        wanted[name] = dataclasses.replace(each, folder=folder.cell(each.config, name))
+        wanted[name] = dataclasses.replace(each, folder=folder.trial(each.config, name))
         begin(wanted[name], described)
-    studies = [wanted[name] for name in waiting]
-    for place, parts, features_s in run_studies(studies, cohort, cache, workers) if studies else ():
-        run = collect(cohort, studies[place], parts, described, features_s, len(studies[place].folds))
-        run_folder = studies[place].folder
+    experiments = [wanted[name] for name in waiting]
+    for place, parts, features_s in run_experiments(experiments, cohort, cache, workers) if experiments else ():
+        run = collect(cohort, experiments[place], parts, described, features_s, len(experiments[place].folds))
+        run_folder = experiments[place].folder
         assert run_folder is not None
         run_folder.finish()
         found[waiting[place]] = run.scores
@@ -164,7 +163,7 @@ def transfer(
         f"HEG and HVG: {config.evaluation.set_size} genes each, chosen on {first} among the shared genes (inside "
         f"{first}: on the training sections of each fold)."
     )
-    facts = {
+    metadata = {
         "train": first,
         "tests": rest,
         "config": config.to_dict(),
@@ -173,7 +172,7 @@ def transfer(
         "notes": notes,
         "rows": rows,
     }
-    return TransferRun(pd.DataFrame(rows), facts)
+    return TransferRun(pd.DataFrame(rows), metadata)
 
 
 def joined(train: Cohort, tests: Sequence[Cohort]) -> tuple[Cohort, dict[str, tuple[str, ...]]]:
@@ -247,7 +246,7 @@ def _content(section: Section) -> str:
     return fingerprint(section.slide.fingerprint(), section.spots.centre_px, section.counts.data)
 
 
-def _unit(cohort: Cohort, asked: Unit) -> Unit:
+def _grouping(cohort: Cohort, asked: GroupBy) -> GroupBy:
     return "section" if len(cohort.patients) < 2 else asked
 
 

@@ -1,0 +1,382 @@
+"""Published baselines that retrieve (BLEEP, mclSTExp, Loki): two contrastively trained towers, measured spots averaged.
+
+The gene tower reads up to 1,000 genes (`genes_learnt`), each minus its training mean. The bank holds the full
+expression, so every gene is predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from cmrcnet.evaluation.methods.baseline_training import (
+    Schedule,
+    Sight,
+    View,
+    genes_learnt,
+    learn,
+    random_batches,
+    section_batches,
+)
+from cmrcnet.evaluation.methods.baselines import hvg_of
+from cmrcnet.evaluation.methods.method import FoldData, Location, Prediction
+from cmrcnet.models.cmrcnet import ProjectionHead
+from cmrcnet.models.losses import contrastive_loss
+
+QUERIES_AT_A_TIME = 256
+
+Weigh = Callable[[np.ndarray], np.ndarray]
+"""Takes similarities (queries, bank), gives weights of the same shape."""
+
+
+def top_k(k: int, temperature: float | None = None) -> Weigh:
+    """The k most similar: all alike, or by ``exp(similarity / temperature)``.
+
+    Parameters
+    ----------
+    k : int
+        All, where the bank is smaller.
+    temperature : float or None
+
+    Returns
+    -------
+    callable
+    """
+
+    def weigh(similarity: np.ndarray) -> np.ndarray:
+        kept = min(k, similarity.shape[1])
+        ids = np.argsort(-similarity, axis=1, kind="stable")[:, :kept]
+        chosen = np.take_along_axis(similarity, ids, axis=1)
+        value = np.ones_like(chosen) if temperature is None else np.exp((chosen - chosen[:, :1]) / temperature)
+        weights = np.zeros_like(similarity)
+        np.put_along_axis(weights, ids, value / value.sum(axis=1, keepdims=True), axis=1)
+        return weights
+
+    return weigh
+
+
+def all_by_similarity(similarity: np.ndarray) -> np.ndarray:
+    """All spots, each by its similarity; those below 0 count nothing. All alike where none is above 0."""
+    positive = np.maximum(similarity, 0)
+    total = positive.sum(axis=1, keepdims=True)
+    even = np.full_like(positive, 1 / positive.shape[1])
+    return np.where(total > 0, positive / np.where(total > 0, total, 1), even)
+
+
+def averaged(
+    queries: np.ndarray, bank: np.ndarray, expression: sparse.csr_matrix | np.ndarray, weigh: Weigh
+) -> np.ndarray:
+    """The bank's expression, averaged for each query by its cosine similarities.
+
+    Parameters
+    ----------
+    queries, bank : array, shape (queries, dim) and (bank, dim)
+        Embeddings of any length but 0.
+    expression : sparse matrix or array, shape (bank, genes)
+    weigh : callable
+
+    Returns
+    -------
+    numpy.ndarray, shape (queries, genes), float32
+    """
+    queries, bank = _unit(queries), _unit(bank)
+    rows = [weigh(queries[part] @ bank.T) for part in _parts(len(queries))]
+    # One product a part: with the expression sparse, its transpose takes the dense weights from the left.
+    return np.concatenate([np.asarray((expression.T @ weights.T).T, np.float32) for weights in rows])
+
+
+def _parts(n: int) -> Iterator[slice]:
+    return (slice(start, start + QUERIES_AT_A_TIME) for start in range(0, n, QUERIES_AT_A_TIME))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(length > 0, length, 1)
+
+
+EMBEDDING = 256
+DROPOUT = 0.1
+BATCH = 128
+K = 50
+"""Spots that BLEEP and mclSTExp average."""
+TEMPERATURE = 0.1
+"""Of the cosines in mclSTExp and Loki; BLEEP takes dot products at temperature 1."""
+
+
+class Towers(Protocol):
+    """The network of a retrieving rival (a `torch.nn.Module`)."""
+
+    def image(self, view: View, rows: Tensor) -> Tensor:
+        """Image embeddings at some rows: (rows, 256)."""
+        ...
+
+    def gene(self, view: View, rows: Tensor, expression: Tensor) -> Tensor:
+        """Gene embeddings of some rows, given their expression (rows, genes): (rows, 256)."""
+        ...
+
+    def loss(self, image: Tensor, gene: Tensor) -> Tensor:
+        """The contrastive loss of a batch of pairs."""
+        ...
+
+
+class HeadTowers(nn.Module):
+    """A projection head on the features, another on the expression; subclasses say the loss.
+
+    Parameters
+    ----------
+    dim, genes : int
+        Length of a spot's features, and number of genes read.
+    """
+
+    def __init__(self, dim: int, genes: int) -> None:
+        super().__init__()
+        self.image_head = ProjectionHead(dim, EMBEDDING, DROPOUT)
+        self.gene_head = ProjectionHead(genes, EMBEDDING, DROPOUT)
+
+    def image(self, view: View, rows: Tensor) -> Tensor:
+        """Image embeddings at some rows: (rows, 256)."""
+        return self.image_head(view.features[rows])
+
+    def gene(self, view: View, rows: Tensor, expression: Tensor) -> Tensor:
+        """Gene embeddings of some rows: (rows, 256)."""
+        return self.gene_head(expression)
+
+
+class Contrast:
+    """Two towers and the pairs that they may learn from: a `Learner`."""
+
+    def __init__(
+        self,
+        network: Any,
+        view: View,
+        inputs: Tensor,
+        rows: np.ndarray,
+        hvg: np.ndarray,
+        weigh: Weigh,
+        by_section: bool,
+    ) -> None:
+        self.network, self._view, self._inputs = network, view, inputs
+        self._rows, self._hvg, self._weigh, self._by_section = rows, hvg, weigh, by_section
+
+    def batches(self, rng: np.random.Generator) -> Iterable[np.ndarray]:
+        """About 128 random pairs, or one section, at a time."""
+        if self._by_section:
+            return section_batches(self._rows, self._view.section_of, rng)
+        return random_batches(self._rows, BATCH, rng)
+
+    def loss(self, rows: np.ndarray) -> Tensor:
+        """The network's loss."""
+        at = torch.from_numpy(rows)
+        return self.network.loss(
+            self.network.image(self._view, at), self.network.gene(self._view, at, self._inputs[at])
+        )
+
+    def bank(self) -> np.ndarray:
+        """Gene embeddings of the rows learnt from: (rows, 256)."""
+        at = torch.from_numpy(self._rows)
+        with torch.no_grad():
+            return self.network.gene(self._view, at, self._inputs[at]).numpy()
+
+    def guess(self, rows: np.ndarray) -> np.ndarray:
+        """The HVG, retrieved from the rows learnt from."""
+        with torch.no_grad():
+            queries = self.network.image(self._view, torch.from_numpy(rows)).numpy()
+        return averaged(queries, self.bank(), self._hvg[self._rows], self._weigh)
+
+
+def fit_towers(
+    training: FoldData,
+    build: Callable[[int, int], Any],
+    weigh: Weigh,
+    *,
+    by_section: bool = False,
+    schedule: Schedule | None = None,
+) -> TowerPredictor:
+    """Train two towers and embed the training spots' expression.
+
+    Parameters
+    ----------
+    training : FoldData
+    build : callable
+        Takes the width of a spot's features and the number of genes read; gives `Towers`.
+    weigh : callable
+        See `retrieval_weights`.
+    by_section : bool
+        A batch is one section, in place of about 128 random pairs.
+    schedule : Schedule, optional
+
+    Returns
+    -------
+    TowerPredictor
+    """
+    sight, columns = Sight(training), genes_learnt(training)
+    expression = torch.from_numpy(np.asarray(training.expression[:, columns].todense(), np.float32))
+    hvg = hvg_of(training)
+
+    def make(rows: np.ndarray) -> Contrast:
+        inputs = expression - expression[rows].mean(dim=0)
+        return Contrast(build(sight.width, len(columns)), sight.training, inputs, rows, hvg, weigh, by_section)
+
+    learnt = learn(training, make, schedule or Schedule())
+    record = {**learnt.record, "genes_learnt": len(columns)}
+    return TowerPredictor(training, sight, learnt.learner.network, learnt.learner.bank(), weigh, record)
+
+
+class TowerPredictor:
+    """Trained towers, and the bank of training spots."""
+
+    def __init__(
+        self,
+        training: FoldData,
+        sight: Sight,
+        network: Any,
+        bank: np.ndarray,
+        weigh: Weigh,
+        record: dict[str, Any],
+    ) -> None:
+        self.record = record
+        self._genes, self._expression = training.genes, training.expression
+        self._sight, self._network, self._bank, self._weigh = sight, network, bank, weigh
+
+    def predict(self, location: Location) -> Prediction:
+        """Every gene, averaged over measured spots."""
+        view = self._sight.of(location)
+        with torch.no_grad():
+            queries = self._network.image(view, torch.arange(len(location.spots))).numpy()
+        return Prediction(self._genes, averaged(queries, self._bank, self._expression, self._weigh))
+
+
+class Bleep:
+    """Two projection heads, dot products at temperature 1, soft targets; mean of the 50 most similar spots.
+
+    Source: Xie et al., "Spatially Resolved Gene Expression Prediction from Histology Images via Bi-modal Contrastive
+    Learning", NeurIPS 2023, arXiv 2306.01859.
+
+    Differs from the original: the image encoder is the run's frozen one (PCA-256), where BLEEP trains a ResNet-50 too;
+    the gene side reads at most 1,000 genes of the training sections, minus their means, and no batch correction is
+    fitted (BLEEP's has seen the test section); the epoch is chosen on a validation unit, not on random spots.
+    """
+
+    name = "bleep"
+    about = "after BLEEP (Xie et al. 2023): projection heads on frozen features, soft targets, mean of the top 50 spots"
+
+    def fit(self, training: FoldData) -> TowerPredictor:
+        """Train both heads and build the bank."""
+        return fit_towers(training, BleepTowers, top_k(K))
+
+
+class BleepTowers(HeadTowers):
+    """Both heads under BLEEP's loss: dot products, soft targets, their transpose for the second direction."""
+
+    def loss(self, image: Tensor, gene: Tensor) -> Tensor:
+        """See `cmrcnet.models.losses`."""
+        return contrastive_loss(
+            image, gene, temperature=1.0, similarity="dot", targets="soft", second_targets="transpose"
+        )
+
+
+HEADS = 4
+STEP_UM = 100.0
+STEPS = 128
+"""Locations that an axis knows: 100 um apart, 6.4 mm to either side of the section's middle; beyond it the last one."""
+
+
+class MclSTExp:
+    """A transformer over the section's spots on the expression side, contrast with the image side, weighted retrieval.
+
+    Source: Min et al., "Multimodal contrastive learning for spatial gene expression prediction using histology
+    images", Briefings in Bioinformatics 2024, arXiv 2407.08216.
+
+    Differs from the original: the image encoder is the run's frozen one (PCA-256), where mclSTExp trains a
+    DenseNet-121 too; positions are micrometres from the section's middle in steps of 100 um, not array indices; one
+    transformer layer; a batch is one section; cosines at temperature 0.1 with identity targets; the 50 most similar
+    spots are weighted by ``exp(cosine / 0.1)``; the epoch is chosen on a validation unit.
+    """
+
+    name = "mclstexp"
+    about = "after mclSTExp (Min et al. 2024): transformer over spots with learned positions, contrast, weighted top 50"
+
+    def fit(self, training: FoldData) -> TowerPredictor:
+        """Train both sides and build the bank."""
+        return fit_towers(
+            training, SpotSentence, top_k(K, TEMPERATURE), by_section=True, schedule=Schedule(most_epochs=30)
+        )
+
+
+class SpotSentence(nn.Module):
+    """``head(transformer(W s + p_x + p_y))`` over the spots of a section, beside a head on the image features.
+
+    Parameters
+    ----------
+    dim, genes : int
+        Length of a spot's features, and number of genes read.
+    """
+
+    def __init__(self, dim: int, genes: int) -> None:
+        super().__init__()
+        self.image_head = ProjectionHead(dim, EMBEDDING, DROPOUT)
+        self.word = nn.Linear(genes, EMBEDDING)
+        self.across, self.down = nn.Embedding(STEPS, EMBEDDING), nn.Embedding(STEPS, EMBEDDING)
+        for table in (self.across, self.down):
+            nn.init.normal_(table.weight, std=0.02)
+        self.spots = nn.TransformerEncoderLayer(
+            EMBEDDING, HEADS, 2 * EMBEDDING, DROPOUT, "gelu", batch_first=True, norm_first=True
+        )
+        self.gene_head = ProjectionHead(EMBEDDING, EMBEDDING, DROPOUT)
+
+    def image(self, view: View, rows: Tensor) -> Tensor:
+        """Image embeddings at some rows: (rows, 256)."""
+        return self.image_head(view.features[rows])
+
+    def gene(self, view: View, rows: Tensor, expression: Tensor) -> Tensor:
+        """Gene embeddings of some rows, which see the other rows of their section: (rows, 256)."""
+        across, down = torch.from_numpy(steps_of(view.location_um[rows.numpy()])).unbind(dim=1)
+        words = self.word(expression) + self.across(across) + self.down(down)
+        section_of = view.section_of[rows.numpy()]
+        out = torch.zeros_like(words)
+        for name in dict.fromkeys(section_of):
+            members = torch.from_numpy(np.flatnonzero(section_of == name))
+            out = out.index_copy(0, members, self.spots(words[members][None])[0])
+        return self.gene_head(out)
+
+    def loss(self, image: Tensor, gene: Tensor) -> Tensor:
+        """Cosines over the temperature, each pair its own target."""
+        return contrastive_loss(image, gene, temperature=TEMPERATURE, similarity="cosine", targets="identity")
+
+
+def steps_of(location_um: np.ndarray) -> np.ndarray:
+    """Which learned place each coordinate takes: (spots, 2) int64, 0 to 127."""
+    return np.clip(np.round(location_um / STEP_UM) + STEPS // 2, 0, STEPS - 1).astype(np.int64)
+
+
+class Loki:
+    """Every training spot counts by its cosine similarity to the patch, in a contrastively trained space.
+
+    Source: Chen et al., "A visual-omics foundation model to bridge histopathology with spatial transcriptomics",
+    Nature Methods 2025, doi 10.1038/s41592-025-02707-1 (the prediction of Loki on OmiCLIP).
+
+    Differs from the original: OmiCLIP was trained on 2.2 million pairs from elsewhere, with expression written as a
+    sentence of gene names; here the space is learnt inside the fold, by two projection heads on the run's frozen
+    features (PCA-256) and on expression, with identity targets at temperature 0.1. The similarity is between the
+    patch and the measured expression. Negative similarities count as 0, so that the weights are shares.
+    """
+
+    name = "loki"
+    about = "after Loki (Chen et al. 2025): all training spots, weighted by similarity in a space trained in the fold"
+
+    def fit(self, training: FoldData) -> TowerPredictor:
+        """Train both heads and build the bank."""
+        return fit_towers(training, ClipTowers, all_by_similarity)
+
+
+class ClipTowers(HeadTowers):
+    """Both heads under the loss of CLIP: cosines over the temperature, each pair its own target."""
+
+    def loss(self, image: Tensor, gene: Tensor) -> Tensor:
+        """See `cmrcnet.models.losses`."""
+        return contrastive_loss(image, gene, temperature=TEMPERATURE, similarity="cosine", targets="identity")
