@@ -128,6 +128,8 @@ def test_bad_tables_are_refused(section):
         made(lambda table: setattr(table, "X", table.X * 0))
     with pytest.raises(ScaleError, match=r"does not say how many micrometres"):
         Section.from_anndata(table_of(section), ArraySlide(pixels_of(section)))
+    with pytest.raises(BadOption, match=r"mpp is 0.5; wanted None for a slide that is open already"):
+        Section.from_anndata(table_of(section), section.slide, mpp=0.5)
     table = table_of(section)
     del table.obs["patient"]
     assert Section.from_anndata(table, section.slide, name="S").patient == "S"

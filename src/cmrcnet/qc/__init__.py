@@ -1,1 +1,1 @@
-"""Is a cohort what it says it is? One detector a file; none needs a network, none changes anything."""
+"""Quality control of a cohort: detectors of duplicates, wrong patients, odd stains and scales, misplaced spots."""

@@ -64,7 +64,7 @@ PICTURE_UM = 80.0
 """Micrometres a pixel of the kept grey picture of the spots' surroundings: 6.5 mm are 81 px."""
 
 TOP_GENES = 200
-"""Genes whose counts are kept spot by spot, so that duplicates can be told: those of the largest totals."""
+"""Number of genes, those of the largest totals, whose counts are kept spot by spot to find duplicates."""
 
 MOST_SPOTS = 5_000
 """Spots whose counts are kept: the first ones in the order of their total counts, largest first."""

@@ -24,17 +24,7 @@ from cmrcnet.readers.tables import Table, read_table
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 
 WHAT = "a cohort file"
-OUR_COLUMNS = (
-    "section",
-    "patient",
-    "format",
-    "counts",
-    "path",
-    "spots",
-    "image",
-    "mpp",
-    "spot_diameter_um",
-)
+OUR_COLUMNS = ("section", "patient", "format", "counts", "path", "spots", "image", "mpp", "spot_diameter_um")
 
 SCALE_ALIAS = "um_per_px"
 """Accepted as the name of the column ``mpp``."""
@@ -52,6 +42,7 @@ class CohortRow:
     source : SectionSource
     format : str or None
     metadata : dict
+        Further columns.
     problems : tuple of CmrcnetError
         Errors that are found without reading much.
     """
@@ -138,15 +129,14 @@ def cohort_rows(csv: Path | str) -> tuple[CohortRow, ...]:
         raise BadInput.columns(table.path, missing, table.columns)
     if not len(table):
         raise TooFew(f"sections in {csv}", 0, 1, "write one row a section")
-    rows = [_row(table, i) for i in range(len(table))]
-    return tuple(_with_repeats(rows))
+    return tuple(_mark_repeats([_row(table, i) for i in range(len(table))]))
 
 
 def located(error: CmrcnetError, where: str, after: str = "") -> CmrcnetError:
     """The same error with the line of the cohort file before its sentence, and `after` behind it."""
-    told = copy.copy(error)
-    told.args = (f"{where}: {error}{after}" if where else f"{error}{after}",)
-    return told
+    copied = copy.copy(error)
+    copied.args = (f"{where}: {error}{after}" if where else f"{error}{after}",)
+    return copied
 
 
 def is_cohort_file(path: Path) -> bool:
@@ -179,14 +169,21 @@ def _row(table: Table, i: int) -> CohortRow:
     problems: list[CmrcnetError] = []
     for column in ("section", "patient"):
         if not cells[column]:
-            problems.append(BadOption(column, "", want="a name (sections of one patient must say so, or tests leak)"))
+            problems.append(BadOption(column, "", want="a name (sections of one patient must share it, or tests leak)"))
     counts = cells.get("counts") or cells.get("path") or ""
     if not counts:
         problems.append(BadOption("counts", "", want="the path of the counts (or of the section's folder)"))
-    numbers = {}
-    for column in ("mpp", "spot_diameter_um"):
-        numbers[column], problem = _number(table, column, cells.get(column, ""))
-        problems += problem
+    numbers: dict[str, float | None] = dict.fromkeys(("mpp", "spot_diameter_um"))
+    for column in numbers:
+        cell = cells.get(column, "")
+        try:
+            value = table.number(cell) if cell else None
+        except ValueError:
+            value = float("nan")
+        if value is None or 0 < value < float("inf"):
+            numbers[column] = value
+        else:
+            problems.append(BadOption(column, cell, want="a number of micrometres above 0, or nothing"))
     source = SectionSource(
         path=folder / counts,
         name=name or None,
@@ -201,19 +198,7 @@ def _row(table: Table, i: int) -> CohortRow:
     return CohortRow(where, patient, source, format, metadata, tuple(located(problem, where) for problem in problems))
 
 
-def _number(table: Table, column: str, cell: str) -> tuple[float | None, list[CmrcnetError]]:
-    if not cell:
-        return None, []
-    try:
-        value = table.number(cell)
-    except ValueError:
-        value = float("nan")
-    if 0 < value < float("inf"):
-        return value, []
-    return None, [BadOption(column, cell, want="a number of micrometres above 0, or nothing")]
-
-
-def _with_repeats(rows: Sequence[CohortRow]) -> list[CohortRow]:
+def _mark_repeats(rows: Sequence[CohortRow]) -> list[CohortRow]:
     """Add the problems between rows: a name used twice, the same counts entered twice."""
     names: dict[str | None, str] = {}
     entered: dict[tuple, str] = {}
@@ -225,15 +210,12 @@ def _with_repeats(rows: Sequence[CohortRow]) -> list[CohortRow]:
             extra.append(BadOption("section", name, want=f"a name of its own ({names[name]} has this one)"))
         files = (row.source.path, row.source.spots)
         if row.source.path.is_file() and files in entered:
-            extra.append(
-                BadOption(
-                    "counts", row.source.path.name, want=f"each section entered once ({entered[files]} is the same)"
-                )
-            )
+            want = f"each section entered once ({entered[files]} is the same)"
+            extra.append(BadOption("counts", row.source.path.name, want=want))
         names.setdefault(name, row.where)
         entered.setdefault(files, row.where)
         problems = (*row.problems, *(located(problem, row.where) for problem in extra))
-        found.append(CohortRow(row.where, row.patient, row.source, row.format, row.metadata, problems))
+        found.append(replace(row, problems=problems))
     return found
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, MissingInput
+from cmrcnet.slides.section import repeated
 
 GZIP_MAGIC = b"\x1f\x8b"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -34,13 +35,15 @@ class Table:
     Parameters
     ----------
     path : pathlib.Path
+        The file, for messages.
     columns : tuple of str
+        In the order of the file.
     rows : tuple of dict
         Column name to cell, stripped.
     lines : tuple of int
         Line of the file, counted from 1, on which each row ends.
     decimal_comma : bool
-        The cells are parted by semicolons, so that 0,5 is a number.
+        The separator is the semicolon, so that 0,5 is a number.
     """
 
     path: Path
@@ -69,20 +72,18 @@ class Table:
         Raises
         ------
         BadInput
-            When a cell is no finite number.
+            A cell is no finite number.
         """
-        cells = self.text(column)
-        try:
-            values = np.array([self.number(cell) for cell in cells], dtype=np.float64)
-        except ValueError:
-            values = np.array([np.nan])
-        if not np.isfinite(values).all():
-            for cell, line in zip(cells, self.lines, strict=True):
-                if not _finite(cell, self.decimal_comma):
-                    raise BadInput(
-                        self.path, "a table of spots", f"line {line} has {cell!r} as {column}, which is no number"
-                    )
-        return values
+        values = []
+        for cell, line in zip(self.text(column), self.lines, strict=True):
+            try:
+                values.append(self.number(cell))
+            except ValueError:
+                values.append(np.nan)
+            if not np.isfinite(values[-1]):
+                why = f"line {line} has {cell!r} as {column}, which is no number"
+                raise BadInput(self.path, "a table of spots", why)
+        return np.array(values, dtype=np.float64)
 
     def number(self, cell: str) -> float:
         """One cell as a number, or ValueError."""
@@ -90,7 +91,7 @@ class Table:
 
 
 def read_table(path: Path, what: str, *, columns: Sequence[str] | None = None) -> Table:
-    """Read a small table parted by tabs, commas or semicolons, gzipped or not.
+    """Read a small table separated by tabs, commas or semicolons, gzipped or not.
 
     Parameters
     ----------
@@ -116,7 +117,11 @@ def read_table(path: Path, what: str, *, columns: Sequence[str] | None = None) -
                 continue
             cells = [cell.strip() for cell in cells]
             if names is None:
-                names = _header(cells, path, what)
+                while cells and not cells[-1]:  # Excel leaves empty columns at the end
+                    cells.pop()
+                names = tuple(cells)
+                if twice := repeated(names):
+                    raise BadInput(path, what, f"two columns are named {twice[0]!r}")
                 continue
             if len(cells) > len(names) and any(cells[len(names) :]):
                 raise BadInput(path, what, f"line {reader.line_num} has {len(cells)} cells, not {len(names)}")
@@ -131,12 +136,7 @@ def read_table(path: Path, what: str, *, columns: Sequence[str] | None = None) -
 
 
 def read_bytes(path: Path, what: str) -> bytes:
-    """The whole content, unzipped when it is gzipped.
-
-    Raises
-    ------
-    MissingInput, BadInput
-    """
+    """The content of a file, decompressed when it is gzipped; `MissingInput` or `BadInput`."""
     path = Path(path)
     if not path.is_file():
         raise MissingInput(path, f"The file (wanted: {what})")
@@ -161,22 +161,6 @@ def _text(path: Path, what: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _header(cells: list[str], path: Path, what: str) -> tuple[str, ...]:
-    while cells and not cells[-1]:  # Excel leaves empty columns at the end
-        cells = cells[:-1]
-    twice = sorted({name for name in cells if cells.count(name) > 1})
-    if twice:
-        raise BadInput(path, what, f"two columns are named {twice[0]!r}")
-    return tuple(cells)
-
-
-def _finite(cell: str, decimal_comma: bool) -> bool:
-    try:
-        return bool(np.isfinite(float(cell.replace(",", ".") if decimal_comma else cell)))
-    except ValueError:
-        return False
-
-
 COUNTS = "a table of counts"
 BLOCK_BYTES = 8 << 20
 LINE_END = ord("\n")
@@ -184,22 +168,16 @@ LINE_END = ord("\n")
 
 @dataclass(frozen=True, eq=False)
 class CountTable:
-    """A table of numbers with a name for each row and each column.
-
-    Parameters
-    ----------
-    rows, columns : tuple of str
-    values : scipy.sparse.csr_matrix, shape (rows, columns), float64
-        Zeros are not stored; NaN is.
-    """
+    """A table of numbers with a name for each row and each column."""
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     values: sparse.csr_matrix
+    """Shape (rows, columns), float64; zeros are not stored, NaN is."""
 
 
 def read_count_table(path: Path, block_bytes: int = BLOCK_BYTES) -> CountTable:
-    """Read a table of counts parted by tabs, commas or semicolons, gzipped or not.
+    """Read a table of counts separated by tabs, commas or semicolons, gzipped or not.
 
     The first line names the columns, the first cell of every other line the row. A first line that is one cell
     shorter (as R writes it) names the columns only.
@@ -208,7 +186,7 @@ def read_count_table(path: Path, block_bytes: int = BLOCK_BYTES) -> CountTable:
     ----------
     path : pathlib.Path
     block_bytes : int
-        Text taken at a time.
+        Size of the blocks of text that are parsed at once.
 
     Raises
     ------
@@ -229,14 +207,7 @@ def read_count_table(path: Path, block_bytes: int = BLOCK_BYTES) -> CountTable:
 
 
 def first_names(path: Path, lines: int = 4) -> tuple[list[str], list[str]]:
-    """The first row names and the column names, for sniffing; ([], []) when it is no table.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-    lines : int
-        Rows looked at.
-    """
+    """Names of the first rows and of the columns, to recognise a format; ([], []) when it is no table."""
     with _opened(Path(path)) as file:
         header = file.readline(16 << 20)
         delimiter = _delimiter(header)
@@ -280,16 +251,15 @@ def _read(file, path: Path, block_bytes: int) -> CountTable:
 
 
 def _block(text: bytes, delimiter: bytes, cells: int, path: Path, before: int) -> tuple[list[str], sparse.csr_matrix]:
-    """Whole lines of `cells` cells each: their names, and their values without the zeros."""
+    """Row names, and values without the zeros, of whole lines of `cells` cells each."""
     letters = np.frombuffer(text, np.uint8)
     ends = np.flatnonzero((letters == ord(delimiter)) | (letters == LINE_END))
     line_ends = np.flatnonzero(letters[ends] == LINE_END)
     wrong = np.flatnonzero(np.diff(line_ends, prepend=-1) != cells)
     if len(wrong):
         has = int(np.diff(line_ends, prepend=-1)[wrong[0]])
-        raise BadInput(
-            path, COUNTS, f"row {before + wrong[0] + 1} has {has} cells, the first row {cells}; is it cut off?"
-        )
+        why = f"row {before + wrong[0] + 1} has {has} cells, the first row {cells}; is it cut off?"
+        raise BadInput(path, COUNTS, why)
     starts = np.empty_like(ends)
     starts[0], starts[1:] = 0, ends[:-1] + 1
     lengths = ends - starts
@@ -303,7 +273,7 @@ def _block(text: bytes, delimiter: bytes, cells: int, path: Path, before: int) -
         cell = text[starts[counted[i]] : ends[counted[i]]]
         values[i] = _number(cell, path, before + counted[i] // cells + 1)
     rows, columns = counted // cells, counted % cells - 1
-    kept = values != 0  # "0.0"; NaN stays, for `check_counts` to name
+    kept = values != 0  # "0.0"; NaN stays and is reported by `check_counts`
     indptr = np.concatenate([[0], np.cumsum(np.bincount(rows[kept], minlength=len(line_ends)))])
     matrix = sparse.csr_matrix((values[kept], columns[kept], indptr), shape=(len(line_ends), cells - 1))
     first = np.flatnonzero(first_cell)

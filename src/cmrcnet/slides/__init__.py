@@ -1,1 +1,1 @@
-"""Tissue: slides, spots and the patches cut around them."""
+"""Slides and their patches, tissue mask and query grid; spots, sections and cohorts."""

@@ -32,10 +32,10 @@ class OpenSlidePixels:
         self.path = path
         with self._open() as slide:
             self.sizes = tuple((int(width), int(height)) for width, height in slide.level_dimensions)
-            facts = slide.properties
-            scale = mean_scale(facts.get("openslide.mpp-x"), facts.get("openslide.mpp-y"))
+            properties = slide.properties
+            scale = mean_scale(properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y"))
             # The scale of a plain TIFF comes from its resolution tags, which often hold a printer's.
-            self.mpp = plausible_scale(scale) if facts.get("openslide.vendor") == "generic-tiff" else scale
+            self.mpp = plausible_scale(scale) if properties.get("openslide.vendor") == "generic-tiff" else scale
         self._slide = None
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
@@ -103,8 +103,11 @@ class PicturePixels:
             mark = _LAST_MARK.get(picture.format)
             if picture.mode.startswith(("I", "F")):
                 raise BadInput(path, "a slide", "it holds more than 8 bits a pixel; convert it to 8-bit RGB")
-        if mark is not None and not _ends(path, mark):
-            raise BadInput(path, "a picture", "it is truncated (its end is missing); copy or download it again")
+        if mark is None:
+            return
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.rfind(mark, _pixels_start(content)) < 0:
+                raise BadInput(path, "a picture", "it is truncated (its end is missing); copy or download it again")
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """See `PixelSource.region`."""
@@ -179,21 +182,10 @@ class PicturePixels:
 def _make_room(wanting: PicturePixels) -> None:
     """Close the pictures that were read longest ago until a new one fits the budget."""
     held = [source for ref in _holders if (source := ref()) is not None and source is not wanting]
-    room = HELD_BYTES - _bytes(wanting)
-    while held and sum(_bytes(source) for source in held) > room:
+    taken = [4 * math.prod(source.sizes[0]) for source in (*held, wanting)]  # Pillow keeps RGB in 4 bytes a pixel
+    while held and sum(taken) > HELD_BYTES:
         held.pop(0).close()
-
-
-def _bytes(source: PicturePixels) -> int:
-    """Memory of a decoded picture: Pillow keeps RGB in 4 bytes a pixel."""
-    width, height = source.sizes[0]
-    return 4 * width * height
-
-
-def _ends(path: Path, mark: bytes) -> bool:
-    """Whether the end mark of this format is in the file, after the start of the pixels."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.rfind(mark, _pixels_start(content)) >= 0
+        taken.pop(0)
 
 
 def _pixels_start(content: mmap.mmap) -> int:
@@ -202,18 +194,18 @@ def _pixels_start(content: mmap.mmap) -> int:
     The segments before them are skipped: the preview that a camera or scanner puts there is a whole JPEG with an end
     mark of its own. Each is 0xFF, its kind, and its length in two bytes (ITU T.81, B.1.1).
     """
-    place = 2
+    offset = 2
     if content[:2] != b"\xff\xd8":
         return 0
-    while content[place : place + 1] == b"\xff" and len(content) >= place + 4:
-        kind = content[place + 1]
+    while content[offset : offset + 1] == b"\xff" and len(content) >= offset + 4:
+        kind = content[offset + 1]
         if kind == 0xDA:  # start of scan
-            return place
+            return offset
         if kind == 0xFF:  # filler
-            place += 1
+            offset += 1
         else:
-            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    return min(place, len(content))
+            offset += 2 + int.from_bytes(content[offset + 2 : offset + 4], "big")
+    return min(offset, len(content))
 
 
 def over_white(colour: np.ndarray, alpha: np.ndarray, premultiplied: bool = False) -> np.ndarray:

@@ -187,6 +187,8 @@ class Section:
         >>> section.spots.barcodes, section.counts.shape
         (('s1', 's2'), (2, 3))
         """
+        if isinstance(slide, Slide) and mpp is not None:
+            raise BadOption("mpp", mpp, want="None for a slide that is open already, which has its own scale")
         opened = slide if isinstance(slide, Slide) else open_slide(slide, mpp=mpp)
         table = spots_of_anndata(adata, name or opened.name, layer=layer, library=library)
         return cls._checked(opened, table, name, patient, spot_diameter_um, absent_genes)

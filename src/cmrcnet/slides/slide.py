@@ -68,6 +68,12 @@ class Slide(Protocol):
         Micrometres per level-0 pixel; None when unknown.
     downsamples : tuple of float
         Downsampling of each pyramid level, level 0 first: ``(1.0, 4.0, 16.0)``.
+
+    Examples
+    --------
+    >>> from cmrcnet import synthetic_cohort
+    >>> isinstance(synthetic_cohort(patients=1, spots=12).read("P1S1").slide, Slide)
+    True
     """
 
     name: str
