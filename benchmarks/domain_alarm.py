@@ -16,14 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.readers.cohort import read_cohort
-from cmrcnet.slides.patches import crop_patches
+from cmrcnet.slides.patches import crop_patches, crop_scales
 from cmrcnet.uncertainty.ood import (
     PERTURBATIONS,
+    PERTURBED_LOCATIONS,
+    PERTURBED_SCALES,
     STATISTICS_SCALE,
     OODDetector,
+    evenly,
     fit_ood_detector,
     patch_statistics,
     perturbation_effects,
+    perturbed_statistics,
 )
 
 SOUND, OTHER = "as it is", "another organ"
@@ -44,9 +48,9 @@ def looked_at(path: Path, unit: str) -> list[dict]:
             )
             traits[shift.name] = patch_statistics(shift.change(patches))
         its = section.patient if unit == "patient" else section.name
-        found.append(
-            {"name": section.name, "unit": its, "traits": traits, "moves": perturbation_effects(section.slide, centres)}
-        )
+        picked = centres[evenly(len(centres), PERTURBED_LOCATIONS)]
+        effects = perturbation_effects(perturbed_statistics(crop_scales(section.slide, picked, PERTURBED_SCALES)))
+        found.append({"name": section.name, "unit": its, "traits": traits, "moves": effects})
     return found
 
 

@@ -92,7 +92,7 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     ids = np.arange(len(data))
     fabric = Fabric(accelerator="cpu", devices=1)
     prefix = 0 if config.model.train_encoder else None  # pooled scales have no grid of tokens
-    plain = new_training_module(config, data, ids, GENES, copy.deepcopy(encoder))
+    plain = new_training_module(config, data, ids, copy.deepcopy(encoder))
     optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=1e-4, weight_decay=1e-3)
 
     def bare(epoch: int) -> float:
@@ -109,7 +109,7 @@ def measure(name: str, folder: Path) -> dict[str, float]:
 
     bare(0)  # warms up
     turns = TakingTurns(folder / "state", bare)
-    context = TrainContext(config, data, GENES, fabric, lambda: encoder, prefix, turns, {})
+    context = TrainContext(config, data, fabric, lambda: encoder, prefix, turns, {})
     validator = Validator(data, ValidationSplit.nothing(len(data)), config, fabric)
     # The first epoch includes building the network and the last one a validation: both are left out.
     train_phase(context, "refit", ids, epochs + 2, History("pearson"), validator=validator, validate_every=epochs + 2)

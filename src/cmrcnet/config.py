@@ -472,7 +472,7 @@ def _build(kind: type, values: dict[str, Any], where: str, prefix: str) -> Any:
         if key not in fields:
             raise UnknownName.option(f"{prefix}{key}", sorted(fields), where)
         hint = hints[key]
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             given[key] = _build(hint, value, where, f"{prefix}{key}.")
         else:
             given[key] = _fit(value, hint, f"{prefix}{key}")

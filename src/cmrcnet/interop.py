@@ -145,5 +145,4 @@ class LazySlideStudent:
         return self
 
     def try_compile(self, **compile_kws: Any) -> None:
-        """Compile the encoder with `torch.compile`; it happens at the first tile."""
-        self.model.compile(**compile_kws)
+        """Do nothing: the encoder is not compiled."""

@@ -17,7 +17,13 @@ from cmrcnet.features.extract import STATISTICS, FeatureSpec, cached_patches, ex
 from cmrcnet.slides.patches import crop_patches
 from cmrcnet.slides.slide import ArraySlide, PatchScale
 from cmrcnet.storage.cache import TokenCache
-from cmrcnet.uncertainty.ood import image_statistics
+from cmrcnet.uncertainty.ood import (
+    PERTURBED_LOCATIONS,
+    PERTURBED_SCALES,
+    evenly,
+    image_statistics,
+    perturbed_statistics,
+)
 from tests.features.conftest import SCALE, CountingEncoder, files_in
 
 SPEC = FeatureSpec(patch=SCALE)
@@ -314,6 +320,31 @@ def test_image_statistics_come_with_the_features_and_equal_those_of_a_second_rea
         assert slide.reads == 0
 
 
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("scales_um", [(), (112.0, 350.0)])
+def test_perturbed_statistics_come_from_the_regions_of_the_features(cache, cached, scales_um):
+    """On a slide of one level nothing is read besides, and no token changes."""
+    slide = CountedReads(np.random.default_rng(8).integers(0, 256, (900, 1000, 3), dtype=np.uint8), levels=1)
+    centres = np.random.default_rng(9).uniform(100, 800, (300, 2)).round(1)
+    spec, store = FeatureSpec(patch=SCALE, scales_um=scales_um), cache if cached else None
+    plain = extract(CountingEncoder(), slide, centres, spec)
+    slide.reads = 0
+    tokens, statistics, perturbed = extract(
+        CountingEncoder(), slide, centres, spec, cache=store, statistics=True, perturbed=True
+    )
+    assert slide.reads == 300 * max(len(scales_um), 1)
+    np.testing.assert_array_equal(tokens, plain)
+    np.testing.assert_array_equal(statistics, image_statistics(slide, centres))
+    picked = centres[evenly(300, PERTURBED_LOCATIONS)]
+    patches = [np.concatenate(list(crop_patches(slide, picked, scale))) for scale in PERTURBED_SCALES]
+    np.testing.assert_array_equal(perturbed, perturbed_statistics(patches))
+    if cached:
+        slide.reads = 0
+        again = extract(CountingEncoder(), slide, centres, spec, cache=store, statistics=True, perturbed=True)
+        np.testing.assert_array_equal(again[2], perturbed)
+        assert slide.reads == 0
+
+
 def test_statistics_alone_are_read_where_the_features_are_cached(encoder, slide, centres, cache):
     extract(encoder, slide, centres, SPEC, cache=cache)
     counted = encoder.patches
@@ -324,11 +355,11 @@ def test_statistics_alone_are_read_where_the_features_are_cached(encoder, slide,
 
 
 class CountedReads(ArraySlide):
-    """A slide with a second level, that counts how often it is read."""
+    """A slide with a second level (or without), that counts how often it is read."""
 
-    def __init__(self, pixels):
+    def __init__(self, pixels, levels=2):
         super().__init__(pixels, 0.5, "counted")
-        self.downsamples = (1.0, 2.0)
+        self.downsamples = (1.0, 2.0)[:levels]
         self.half = ArraySlide(np.ascontiguousarray(pixels[::2, ::2]))
         self.reads = 0
 

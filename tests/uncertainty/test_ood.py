@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort
-from cmrcnet.slides.patches import crop_patches
+from cmrcnet.slides.patches import crop_patches, crop_scales
 from cmrcnet.slides.slide import ArraySlide
 from cmrcnet.uncertainty.ood import (
     DETAIL_UM,
     PERTURBATIONS,
+    PERTURBED_LOCATIONS,
+    PERTURBED_SCALES,
     SLIDE_FLOOR,
     STATISTIC_NAMES,
     UNTRIED,
@@ -20,6 +22,7 @@ from cmrcnet.uncertainty.ood import (
     image_statistics,
     patch_statistics,
     perturbation_effects,
+    perturbed_statistics,
 )
 
 
@@ -33,9 +36,15 @@ def detector(sections) -> OODDetector:
     known = sections[:4]
     return fit_ood_detector(
         [image_statistics(s.slide, s.spots.centre_px) for s in known],
-        [perturbation_effects(s.slide, s.spots.centre_px) for s in known],
+        [effects_on(s) for s in known],
         [s.patient for s in known],
     )
+
+
+def effects_on(section) -> np.ndarray:
+    """Effects of the perturbations on a section, measured at some of its locations."""
+    picked = section.spots.centre_px[evenly(len(section.spots), PERTURBED_LOCATIONS)]
+    return perturbation_effects(perturbed_statistics(crop_scales(section.slide, picked, PERTURBED_SCALES)))
 
 
 def perturbed(section, kind) -> np.ndarray:
@@ -73,7 +82,7 @@ def test_sound_tissue_of_another_patient_is_inside(sections, detector):
 def test_a_model_of_one_or_two_sections_raises_no_false_flag(sections, known):
     """Without a validation section the spread of sound sections is unknown, and every perturbation gains a little."""
     statistics = [image_statistics(s.slide, s.spots.centre_px) for s in sections]
-    effects = [perturbation_effects(s.slide, s.spots.centre_px) for s in sections[:known]]
+    effects = [effects_on(s) for s in sections[:known]]
     few = fit_ood_detector(statistics[:known], effects, [s.patient for s in sections[:known]])
     judged = [few.flag(values)[1] for values in statistics[known:]]
     assert max(few.gains(np.median(values, axis=0)).max() for values in statistics[known:]) > 0
@@ -136,6 +145,15 @@ def test_a_domain_comes_back_from_plain_values(detector):
 
 
 def test_locations_are_picked_evenly():
-    centres = np.column_stack([np.arange(100.0), np.zeros(100)])
-    np.testing.assert_array_equal(evenly(centres, 4)[:, 0], [0, 33, 66, 99])
-    assert len(evenly(centres[:3], 10)) == 3
+    np.testing.assert_array_equal(evenly(100, 4), [0, 33, 66, 99])
+    assert len(evenly(3, 10)) == 3
+
+
+def test_perturbed_statistics_are_those_of_each_perturbation_by_itself(sections):
+    section = sections[0]
+    found = perturbed_statistics(crop_scales(section.slide, section.spots.centre_px, PERTURBED_SCALES))
+    np.testing.assert_array_equal(found[:, 0], image_statistics(section.slide, section.spots.centre_px))
+    for number, kind in enumerate(PERTURBATIONS, 1):
+        np.testing.assert_array_equal(found[:, number], perturbed(section, kind))
+    effects = perturbation_effects(found)
+    np.testing.assert_array_equal(effects[1], np.median(found[:, 2], axis=0) - np.median(found[:, 0], axis=0))

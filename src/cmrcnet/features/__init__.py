@@ -1,1 +1,1 @@
-"""Image features of locations on slides, extracted with a frozen encoder and cached."""
+"""From pixels to tokens, and where both are kept on disk."""

@@ -34,18 +34,28 @@ from cmrcnet.features.prefetch import map_ahead, reading_threads
 from cmrcnet.features.tokens import SectionTokens
 from cmrcnet.models.image_encoder import ROTATIONS_FIRST, d4
 from cmrcnet.progress import Meter, metered
-from cmrcnet.slides.patches import CROP_FORMAT, crop_patches, crop_two_scales, share_regions
+from cmrcnet.slides.patches import CROP_FORMAT, crop_patches, crop_scales, share_regions
 from cmrcnet.slides.slide import PatchScale, Slide, known_scale
 from cmrcnet.storage.hashing import fingerprint
-from cmrcnet.uncertainty.ood import STATISTIC_NAMES, STATISTICS_SCALE, patch_statistics
+from cmrcnet.uncertainty.ood import (
+    PERTURBATIONS,
+    PERTURBED_LOCATIONS,
+    PERTURBED_SCALES,
+    STATISTIC_NAMES,
+    STATISTICS_SCALE,
+    evenly,
+    patch_statistics,
+    perturbed_statistics,
+)
 
 if TYPE_CHECKING:
     from cmrcnet.models.image_encoder import ImageEncoder
     from cmrcnet.storage.cache import TokenCache
 
 LARGEST = float(np.finfo(np.float16).max)
-STATISTICS = -1
-"""Layer number of the image statistics, beside the numbers of the scales."""
+STATISTICS, PERTURBED = -1, -2
+"""Layer numbers, beside those of the scales: the image statistics of each location, and those of a few locations under
+each perturbation (`uncertainty.ood`)."""
 _STATISTICS_FORMAT = 1  # counts up when the same patches give other statistics
 
 
@@ -117,7 +127,8 @@ class FeatureSpec:
 class FeatureChunk(NamedTuple):
     """Features of some locations: float16 (locations, tokens, dim), or float32 (locations, dim) of one scale.
 
-    `layer` is the index of the scale, or `STATISTICS` with image statistics (locations, 9) float32.
+    `layer` is the index of the scale; or `STATISTICS` with image statistics (locations, 9) float32; or `PERTURBED` with
+    statistics (picked locations, 1 + perturbations, 9) float32.
     """
 
     rows: slice
@@ -146,7 +157,20 @@ def extract(
     cache: TokenCache | None = ...,
     batch: int | Literal["auto"] = ...,
     statistics: Literal[True],
+    perturbed: Literal[False] = ...,
 ) -> tuple[np.ndarray, np.ndarray]: ...
+@overload
+def extract(
+    encoder: ImageEncoder,
+    slide: Slide,
+    centre_px: np.ndarray,
+    spec: FeatureSpec,
+    *,
+    cache: TokenCache | None = ...,
+    batch: int | Literal["auto"] = ...,
+    statistics: Literal[True],
+    perturbed: Literal[True],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
 def extract(
     encoder: ImageEncoder,
     slide: Slide,
@@ -156,7 +180,8 @@ def extract(
     cache: TokenCache | None = None,
     batch: int | Literal["auto"] = "auto",
     statistics: bool = False,
-) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    perturbed: bool = False,
+) -> np.ndarray | tuple[np.ndarray, ...]:
     """Extract the tokens of all locations of one section, and on request their image statistics.
 
     Parameters
@@ -175,6 +200,8 @@ def extract(
     statistics : bool
         Also compute the image statistics of the out-of-distribution detector, from pixels that the encoder reads
         anyway where the pyramid level allows it.
+    perturbed : bool
+        With `statistics`: also those of at most 64 locations under each perturbation, for a section of training.
 
     Returns
     -------
@@ -183,6 +210,8 @@ def extract(
         for scales.
     statistics : numpy.ndarray, shape (locations, 9), float32
         Only with `statistics`. See `uncertainty.ood.image_statistics`.
+    perturbed : numpy.ndarray, shape (picked locations, 1 + perturbations, 9), float32
+        Only with `perturbed`. See `uncertainty.ood.perturbed_statistics`.
 
     Raises
     ------
@@ -204,27 +233,39 @@ def extract(
     centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
     traits = np.empty((len(centres), len(STATISTIC_NAMES)), np.float32)
 
+    under: list[np.ndarray] = []
+
     def chunks(*layers: int) -> Iterator[FeatureChunk]:
-        wanted = (*layers, STATISTICS) if statistics else layers
+        wanted = (*layers, *(STATISTICS,) * statistics, *(PERTURBED,) * (statistics and perturbed))
         for chunk in extract_chunks(encoder, slide, centres, spec, layers=wanted, cache=cache, batch=batch):
             if chunk.layer == STATISTICS:
                 traits[chunk.rows] = chunk.values
+            elif chunk.layer == PERTURBED:
+                under.append(chunk.values)
             else:
                 yield chunk
+
+    def found(tokens: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
+        if not statistics:
+            return tokens
+        if not perturbed:
+            return tokens, traits
+        none = np.empty((0, 1 + len(PERTURBATIONS), len(STATISTIC_NAMES)), np.float32)
+        return tokens, traits, np.concatenate([none, *under])
 
     if spec.scales_um:
         scales = np.empty((len(centres), len(spec.scales_um), encoder.dim), np.float32)
         for rows, layer, values in chunks(*range(len(spec.scales_um))):
             scales[rows, layer] = values
         tokens = SectionTokens(scales, centres * known_scale(slide), spec).take(slice(0, len(centres)))
-        return (tokens, traits) if statistics else tokens
+        return found(tokens)
 
     shape = (len(centres), encoder.n_tokens, encoder.dim)
     if cache is None:
         tokens = np.empty(shape, np.float16)
         for rows, _, values in chunks(0):
             tokens[rows] = values
-        return (tokens, traits) if statistics else tokens
+        return found(tokens)
     made_by = _made_by(encoder, spec)
     whole = _layer_name(slide, centres, spec, 0, made_by)
     tokens = cache.get("tokens", whole, shape, np.float16)
@@ -236,7 +277,7 @@ def extract(
         tokens = cache.put("tokens", whole, shape, np.float16, (chunk.values for chunk in chunks(0)))
         for rows in resumable.chunk_slices(len(centres)):
             cache.drop("tokens", _layer_name(slide, centres[rows], spec, 0, made_by))
-    return (tokens, traits) if statistics else tokens
+    return found(tokens)
 
 
 def extract_chunks(
@@ -260,7 +301,7 @@ def extract_chunks(
     encoder, slide, centre_px, spec, cache, batch
         As `extract`.
     layers : tuple of int, optional
-        Indices of `spec.scales` and, for image statistics, `STATISTICS`; all scales when left out.
+        Indices of `spec.scales` and, for image statistics, `STATISTICS` and `PERTURBED`; all scales when left out.
     done : callable, optional
         Whether a layer of these locations is stored already, so that it is left out.
 
@@ -276,6 +317,7 @@ def extract_chunks(
     known_scale(slide)
     layers = tuple(range(len(spec.scales))) if layers is None else layers
     run = _Run(encoder, slide, spec, batch)
+    picked = evenly(len(centres), PERTURBED_LOCATIONS)
     made_by = "" if cache is None else _made_by(encoder, spec)
     whole = None
     if cache is not None and not spec.scales_um and 0 in layers:
@@ -285,27 +327,34 @@ def extract_chunks(
     def jobs() -> Iterator[_Job]:
         for rows in resumable.chunk_slices(len(centres)):
             missing = []
+            inside = picked[(picked >= rows.start) & (picked < rows.stop)]
             for layer in layers:
                 name, known = "", None
+                if layer == PERTURBED and len(inside) == 0:
+                    continue
                 if done is not None and done(rows, layer):
                     meter.skip(rows.stop - rows.start)
                     continue
                 if layer == 0 and whole is not None:
                     known = whole[rows]
                 elif cache is not None:
-                    name = _layer_name(slide, centres[rows], spec, layer, made_by)
-                    shape, dtype = run.shape(rows, layer)
+                    at = centres[inside] if layer == PERTURBED else centres[rows]
+                    name = _layer_name(slide, at, spec, layer, made_by)
+                    shape, dtype = run.shape(len(at), layer)
                     known = cache.get("tokens", name, shape, dtype)
                 if known is None:
                     missing.append((layer, name))
                 else:
-                    yield _Job(rows, [(layer, name)], known)
-            yield from (_Job(rows, together, None) for together in run.grouped(missing))
+                    yield _Job(rows, inside, [(layer, name)], known)
+            yield from (_Job(rows, inside, together, None) for together in run.grouped(missing))
 
-    def cut(job: _Job) -> tuple[_Job, tuple[np.ndarray, ...]]:
-        return job, () if job.known is not None else run.cut(centres[job.rows], [layer for layer, _ in job.layers])
+    def cut(job: _Job) -> tuple[_Job, list[list[np.ndarray]]]:
+        if job.known is not None:
+            return job, []
+        return job, run.cut(centres[job.rows], job.picked - job.rows.start, [layer for layer, _ in job.layers])
 
-    with metered(run.label(layers), len(centres) * len(layers), "patches") as meter:
+    total = sum(len(picked) if layer == PERTURBED else len(centres) for layer in layers)
+    with metered(run.label(layers), total, "patches") as meter:
         for job, patches in map_ahead(cut, jobs(), workers=reading_threads(run.device.type)):
             if job.known is not None:
                 meter.skip(len(job.known))
@@ -321,6 +370,7 @@ class _Job(NamedTuple):
     """Layers of one chunk whose patches are cut together, each with its cache entry; or one layer that is known."""
 
     rows: slice
+    picked: np.ndarray
     layers: list[tuple[int, str]]
     known: np.ndarray | None
 
@@ -336,12 +386,13 @@ class _Run:
 
     def label(self, layers: tuple[int, ...]) -> str:
         """What the progress line says."""
-        sides = ", ".join(f"{self.scales[layer].side_um:g}" for layer in layers if layer != STATISTICS)
+        sides = ", ".join(f"{self.scales[layer].side_um:g}" for layer in layers if layer >= 0)
         return f"encode {self.slide.name}, {sides} um" if sides else f"measure {self.slide.name}"
 
-    def shape(self, rows: slice, layer: int) -> tuple[tuple[int, ...], type]:
-        """Shape and type of the values of a layer."""
-        count = rows.stop - rows.start
+    def shape(self, count: int, layer: int) -> tuple[tuple[int, ...], type]:
+        """Shape and type of the values of a layer at so many locations."""
+        if layer == PERTURBED:
+            return (count, 1 + len(PERTURBATIONS), len(STATISTIC_NAMES)), np.float32
         if layer == STATISTICS:
             return (count, len(STATISTIC_NAMES)), np.float32
         if self.spec.scales_um:
@@ -349,25 +400,41 @@ class _Run:
         return (count, self.encoder.n_tokens, self.encoder.dim), np.float16
 
     def grouped(self, missing: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
-        """Each layer by itself, but image statistics with a scale that is cut from the same regions."""
-        groups = [[each] for each in missing if each[0] != STATISTICS]
-        for statistics in (each for each in missing if each[0] == STATISTICS):
-            sharing = [g for g in groups if share_regions(self.slide, self.scales[g[0][0]], STATISTICS_SCALE)]
-            if sharing:
-                max(sharing, key=lambda g: self.scales[g[0][0]].side_um).append(statistics)
-            else:
-                groups.append([statistics])
+        """Each scale by itself, and image statistics with a scale that is cut from the same regions."""
+        groups = [[each] for each in missing if each[0] >= 0]
+        statistics = [each for each in missing if each[0] < 0]
+        sharing = [g for g in groups if share_regions(self.slide, self.scales[g[0][0]], STATISTICS_SCALE)]
+        if statistics and sharing:
+            max(sharing, key=lambda g: self.scales[g[0][0]].side_um).extend(statistics)
+        elif statistics:
+            groups.append(statistics)
         return groups
 
-    def cut(self, centres: np.ndarray, layers: list[int]) -> tuple[np.ndarray, ...]:
-        """The patches of one layer, or of a scale and of the image statistics."""
-        scales = [STATISTICS_SCALE if layer == STATISTICS else self.scales[layer] for layer in layers]
-        if len(scales) == 2:
-            return crop_two_scales(self.slide, centres, *scales)
-        return (next(crop_patches(self.slide, centres, scales[0], batch=len(centres))),)
+    def cut(self, centres: np.ndarray, picked: np.ndarray, layers: list[int]) -> list[list[np.ndarray]]:
+        """The patches of some layers, a list of scales each; those that are perturbed at the picked locations only."""
+        scales = [
+            (STATISTICS_SCALE if layer == STATISTICS else self.scales[layer]) for layer in layers if layer != PERTURBED
+        ]
+        if len(layers) == 1 and scales:
+            return [[next(crop_patches(self.slide, centres, scales[0], batch=len(centres)))]]
+        if PERTURBED not in layers:
+            return [[patches] for patches in crop_scales(self.slide, centres, scales)]
+        more = [*scales, *PERTURBED_SCALES]
+        here = crop_scales(self.slide, centres[picked], more)
+        rest = np.setdiff1d(np.arange(len(centres)), picked)
+        found = []
+        for plain, there in zip(here, crop_scales(self.slide, centres[rest], scales) if scales else [], strict=False):
+            patches = np.empty((len(centres), *plain.shape[1:]), np.uint8)
+            patches[picked], patches[rest] = plain, there
+            found.append([patches])
+        return [*found, here[len(scales) :]]
 
-    def values(self, patches: np.ndarray, layer: int, meter: Meter) -> np.ndarray:
-        """Features or image statistics of patches (patches, px, px, 3) uint8."""
+    def values(self, scales: list[np.ndarray], layer: int, meter: Meter) -> np.ndarray:
+        """Features or image statistics of patches (patches, px, px, 3) uint8 of one scale, or of several."""
+        patches = scales[0]
+        if layer == PERTURBED:
+            meter.advance(len(patches))
+            return perturbed_statistics(scales)
         if layer == STATISTICS:
             meter.advance(len(patches))
             return patch_statistics(patches)
@@ -458,4 +525,6 @@ def _layer_name(slide: Slide, centres: np.ndarray, spec: FeatureSpec, layer: int
     """Name of the cache entry of a layer at some locations."""
     if layer == STATISTICS:
         return fingerprint("statistics", _STATISTICS_FORMAT, location_key(slide, centres, STATISTICS_SCALE))
+    if layer == PERTURBED:
+        return fingerprint("perturbed", _STATISTICS_FORMAT, location_key(slide, centres, STATISTICS_SCALE))
     return fingerprint(location_key(slide, centres, spec.scales[layer]), made_by)

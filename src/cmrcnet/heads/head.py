@@ -1,4 +1,4 @@
-"""The fitted head of a model: from image features to expression scores."""
+"""The fitted head of a model: reduced features in, expression scores out."""
 
 from __future__ import annotations
 
@@ -17,42 +17,39 @@ RETRIEVAL, RIDGE, KERNEL = "retrieval", "ridge", "kernel"
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """PCA of the features, ridge and kernel ridge regression, and their ensemble with retrieval.
+    """Everything between the tokens of a spot and its predicted expression scores, but for the bank.
 
     Parameters
     ----------
-    pca : FeaturePCA
-        Applied to a spot's tokens.
+    reduction : FeaturePCA
     ridge : Ridge
-        On the PCA's components.
     kernel : KernelRidge
-        On the same.
     ensemble : Ensemble
         Of retrieval, ridge and kernel.
     record : dict
-        Chosen settings and their validation scores, plain values.
+        What was chosen and how it did on validation units, plain values.
     """
 
-    pca: FeaturePCA
+    reduction: FeaturePCA
     ridge: Ridge
     kernel: KernelRidge
     ensemble: Ensemble
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def parts(self, features: np.ndarray, retrieved: np.ndarray) -> dict[str, np.ndarray]:
-        """Predictions of the parts, by name: (spots, rank) each.
+        """What each part predicts by itself, by name: (spots, rank) each.
 
         Parameters
         ----------
         features : array, shape (spots, components)
-            From `pca`.
+            Reduced.
         retrieved : array, shape (spots, rank)
             The bank's scores, averaged over each spot's neighbours.
         """
         return {RETRIEVAL: retrieved, RIDGE: self.ridge.predict(features), KERNEL: self.kernel.predict(features)}
 
     def combine(self, parts: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
-        """Combine the parts into predicted scores: (spots, rank) float32.
+        """Predicted expression scores: (spots, rank) float32.
 
         Parameters
         ----------
@@ -65,10 +62,10 @@ class Head:
         return (parts[kind] * self.ensemble.component_weights).astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays to store."""
+        """What is stored beside the weights."""
         return {
-            "pca.mean": self.pca.mean,
-            "pca.directions": self.pca.directions,
+            "reduction.mean": self.reduction.mean,
+            "reduction.directions": self.reduction.directions,
             "ridge.weights": self.ridge.weights,
             "ridge.offset": self.ridge.offset,
             "kernel.landmarks": self.kernel.landmarks,
@@ -77,14 +74,14 @@ class Head:
         }
 
     def facts(self) -> dict[str, Any]:
-        """Plain values to store."""
+        """What is stored as plain values."""
         return {"kernel_rate": self.kernel.rate, "ensemble": self.ensemble.to_dict(), "record": dict(self.record)}
 
     @classmethod
     def restore(cls, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Head:
-        """Inverse of `arrays` and `facts`."""
+        """The opposite of `arrays` and `facts`."""
         return cls(
-            FeaturePCA(arrays["pca.mean"], arrays["pca.directions"]),
+            FeaturePCA(arrays["reduction.mean"], arrays["reduction.directions"]),
             Ridge(arrays["ridge.weights"], arrays["ridge.offset"]),
             KernelRidge(
                 arrays["kernel.landmarks"], arrays["kernel.weights"], arrays["kernel.offset"], facts["kernel_rate"]

@@ -127,13 +127,12 @@ def predict(
     Examples
     --------
     >>> import cmrcnet
-    >>> from cmrcnet.testing import quick_config
-    >>> cohort = cmrcnet.synthetic_cohort(patients=2, spots=16, genes=24, seed=0)
-    >>> model = cmrcnet.fit(cohort, quick_config())
+    >>> cohort = cmrcnet.synthetic_cohort(patients=2, spots=16, genes=20, seed=0)
+    >>> model = cmrcnet.fit(cohort, cmrcnet.Config.load("tiny"))
     >>> bank = cmrcnet.build_bank(model, cohort)
     >>> section = cohort.read(cohort.sections[0])
     >>> cmrcnet.predict(model, section.slide, bank=bank, spots=section.spots).shape
-    (16, 24)
+    (16, 20)
     """
     options = PredictOptions(
         spots=spots,

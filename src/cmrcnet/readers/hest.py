@@ -32,8 +32,7 @@ from cmrcnet.storage.hashing import fingerprint_stream
 PATCH_MPP = 0.5
 TABLE_FOLDERS = ("st", "adata")
 SLIDE_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi")
-PATCH_TOLERANCE = 1.5
-"""Largest factor between the scale and that of the patches."""
+SCALE_FACTOR = 1.5
 ASSAYS = {"visium": (55.0, 100.0), "xenium": (55.0, 100.0), "spatial transcriptomics": (100.0, 200.0)}
 """Spot diameter and pitch in um by `st_technology`; HEST pools Xenium transcripts into Visium-like spots."""
 UNKNOWN_PITCH_UM = (55.0, 200.0)
@@ -98,13 +97,11 @@ def read_hest(source: SectionSource) -> RawSection:
     if how:
         notes.append(how)
     image = source.image or files.slide
-    if image is not None:
-        slide, centres = open_slide(image, mpp=mpp, name=name), centres[rows]
-    elif patches is None:
-        raise hest_problems(source)[0]
-    elif mpp is None:
-        raise ScaleError.unknown(name)
+    if image is not None or patches is None:
+        slide, centres = open_slide(image or "", mpp=mpp, name=name), centres[rows]
     else:
+        if mpp is None:
+            raise ScaleError.unknown(name)
         to_patch_px = mpp / PATCH_MPP
         slide = PatchSlide(patches.path, np.round(patches.corner_px * to_patch_px).astype(np.int64), PATCH_MPP, name)
         centres = np.round(corner_px * to_patch_px) + slide.side_px / 2
@@ -243,7 +240,7 @@ def _scale(
         if written:
             break
     mpp = stated or written or from_patches
-    if mpp and patches and from_patches and not 1 / PATCH_TOLERANCE <= mpp / from_patches <= PATCH_TOLERANCE:
+    if mpp and patches and from_patches and not 1 / SCALE_FACTOR <= mpp / from_patches <= SCALE_FACTOR:
         evidence = f"its patches of {patches.side_px * PATCH_MPP:g} um lie on it as for {from_patches:.3g}"
         raise ScaleError.contradicted(name, mpp, evidence)
     if stated:

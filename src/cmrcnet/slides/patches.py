@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,46 +74,56 @@ def crop_patches(slide: Slide, centre_px: np.ndarray, scale: PatchScale, *, batc
     return (cutter.patches(centres[start : start + batch]) for start in range(0, len(centres), batch))
 
 
-def crop_two_scales(
-    slide: Slide, centre_px: np.ndarray, first: PatchScale, second: PatchScale
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut patches of two scales around each centre, both from one region of the slide where `share_regions` allows it.
+def crop_scales(slide: Slide, centre_px: np.ndarray, scales: Sequence[PatchScale]) -> list[np.ndarray]:
+    """Cut patches of several scales around each centre, each region of the slide read once for all scales it serves.
 
     Parameters
     ----------
     slide : Slide
     centre_px : array, shape (patches, 2)
         x, y in level-0 pixels.
-    first, second : PatchScale
+    scales : sequence of PatchScale
+        Where a level's downsampling is no whole number, the position of a region is rounded; the patches of the first
+        scale are then cut from a region of their own, as `crop_patches` does.
 
     Returns
     -------
-    tuple of two numpy.ndarray, shape (patches, size_px, size_px, 3), uint8
+    list of numpy.ndarray, shape (patches, size_px, size_px, 3), uint8
         As `crop_patches` gives for each scale.
 
     Raises
     ------
     ScaleError
     """
-    cutters = _Cutter(slide, first), _Cutter(slide, second)
-    outer = max(cutters, key=lambda cutter: cutter.reach) if share_regions(slide, first, second) else None
-    one, two = (np.empty((len(centre_px), cutter.size, cutter.size, 3), np.uint8) for cutter in cutters)
+    cutters = [_Cutter(slide, scale) for scale in scales]
+    hosts = [max((h for h in cutters if _serves(h, c, c is cutters[0])), key=lambda h: h.reach) for c in cutters]
+    found = [np.empty((len(centre_px), cutter.size, cutter.size, 3), np.uint8) for cutter in cutters]
     for which in cutters[0].reading_order(centre_px):
         x, y = centre_px[which]
-        region = None if outer is None else outer.read(x, y)
-        one[which], two[which] = (cutter.patch(x, y, region) for cutter in cutters)
-    return one, two
+        regions = {host: host.read(x, y) for host in dict.fromkeys(hosts)}
+        for patches, cutter, host in zip(found, cutters, hosts, strict=True):
+            patches[which] = cutter.patch(x, y, regions[host])
+    return found
 
 
 def share_regions(slide: Slide, first: PatchScale, second: PatchScale) -> bool:
-    """Whether patches of two scales are cut from the same pyramid level, so that one region serves both.
+    """Whether one region serves patches of both scales in `crop_scales`: they are cut from the same pyramid level.
 
-    Where a level's downsampling is no whole number, the position of a region is rounded, and only a region that
-    `first` reads anyway is shared.
+    Parameters
+    ----------
+    slide : Slide
+    first, second : PatchScale
     """
     one, two = _Cutter(slide, first), _Cutter(slide, second)
-    inside = one.reach >= two.reach + 3 or (one.reach + 3 <= two.reach and float(one.step).is_integer())
-    return one.level == two.level and (inside or one.side == two.side)
+    return _serves(one, two, False) or _serves(two, one, True)
+
+
+def _serves(host: _Cutter, guest: _Cutter, exact: bool) -> bool:
+    """Whether a region that the host reads holds all that the guest needs; exactly, if its position must not move."""
+    if host is guest:
+        return True
+    inside = host.reach >= guest.reach + 3 or (host.side == guest.side and host.reach >= guest.reach)
+    return host.level == guest.level and inside and (float(host.step).is_integer() or not exact)
 
 
 class _Cutter:

@@ -1,4 +1,4 @@
-"""Fingerprints: short names of content, so that artefacts can record what they were made from."""
+"""Fingerprints: a short name for content, so that artefacts can say what they were made from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def fingerprint(*parts: object) -> str:
-    """Hash content to a short name.
+    """Name content by its content.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def fingerprint(*parts: object) -> str:
 
 
 def fingerprint_stream(parts: Iterable[object]) -> str:
-    """As `fingerprint`, for parts that do not fit in memory together."""
+    """As `fingerprint`, for parts that are too many to hold at once."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, np.ndarray):

@@ -145,6 +145,8 @@ def _reliability(
     kind: str,
 ) -> PredictionReliability:
     sample, search = data.sample, predictions.search
+    assert sample is not None and data.scores is not None and data.scored is not None
+    assert search.neighbour_std is not None and search.similarity is not None
     rows, genes, measured, expression = sample.rows, sample.genes, sample.measured, sample.expression
     section_of, groups = data.section_of[rows], groups[rows]
     parts = {name: values[rows] for name, values in predictions.parts.items()}
@@ -210,6 +212,7 @@ def _reliability(
 
 def _missed(data: TrainingData, rows: np.ndarray, scores: np.ndarray, held_out: list[HeldOutGroup]) -> np.ndarray:
     """Root mean square residual of each spot over the scored genes, each divided by its own root mean square."""
+    assert data.scores is not None and data.scored is not None
     scored, measured = np.asarray(data.scored[rows].todense(), np.float64), data.scores[rows]
     residual = np.zeros_like(scored)
     for group in held_out:

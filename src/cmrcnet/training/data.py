@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,10 +25,18 @@ from cmrcnet.genes.components import ExpressionComponents, find_components
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
 from cmrcnet.genes.normalise import normalize, spot_weights
 from cmrcnet.models.image_encoder import ImageEncoder
+from cmrcnet.slides.patches import crop_scales
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.storage.cache import TokenCache
 from cmrcnet.storage.hashing import fingerprint
-from cmrcnet.uncertainty.ood import evenly, image_statistics, perturbation_effects
+from cmrcnet.uncertainty.ood import (
+    PERTURBED_LOCATIONS,
+    PERTURBED_SCALES,
+    evenly,
+    image_statistics,
+    perturbation_effects,
+    perturbed_statistics,
+)
 
 CALIBRATION_SPOTS = 10_000
 """Spots that calibrate, at most, evenly picked: quantiles and correlations gain little from more."""
@@ -57,7 +66,7 @@ class ExpressionSample:
     measured: np.ndarray
 
     @classmethod
-    def of(cls, sections: Sequence[Section], target_sum: float | str) -> ExpressionSample:
+    def of(cls, sections: Sequence[Section], target_sum: float | Literal["median"]) -> ExpressionSample:
         """Pick at most `CALIBRATION_SPOTS` of all spots.
 
         Parameters
@@ -125,7 +134,7 @@ class TrainingData:
     scored: sparse.csr_matrix | None = None
     contents: tuple[str, ...] = ()
     scores: np.ndarray | None = None
-    weights: np.ndarray | None = None
+    weights: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     panel: GenePanel | None = None
     components: ExpressionComponents | None = None
     image_statistics: tuple[np.ndarray, ...] = ()
@@ -138,15 +147,15 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         lengths = np.array([len(array) for array in self.inputs], np.int64)
-        if self.expression.shape[0] != lengths.sum():
-            raise ShapeMismatch("expression", want=(int(lengths.sum()), "genes"), got=self.expression.shape)
+        if self.expression.get_shape()[0] != lengths.sum():
+            raise ShapeMismatch("expression", want=(int(lengths.sum()), "genes"), got=self.expression.get_shape())
         different = {(array.shape[1:], array.dtype.str) for array in self.inputs}
         if len(different) != 1:
             raise ShapeMismatch("inputs of the sections", want="one shape and type", got=sorted(map(str, different)))
         # Plain views: indexing a numpy.memmap makes a new memmap object each time, which is slow.
         object.__setattr__(self, "inputs", tuple(np.asarray(array) for array in self.inputs))
-        if self.weights is None:
-            object.__setattr__(self, "weights", np.ones(len(self), np.float32))
+        if len(self.weights) == 0:
+            object.__setattr__(self, "weights", np.ones(lengths.sum(), np.float32))
         object.__setattr__(self, "section_of", np.repeat(np.arange(len(lengths)), lengths))
         object.__setattr__(self, "first", np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64))
 
@@ -191,7 +200,8 @@ class TrainingData:
         read = Cohort.of(sections, cohort.name)
         panel = choose_panel(read, config.panel) if panel is None else panel
         expression = [panel.select(section) for section in sections]
-        components = scored = scores = weights = sample = None
+        components = scored = scores = sample = None
+        weights = np.empty(0, np.float32)
         if config.target.ranks:
             components = find_components(expression, max(*config.target.ranks, config.target.gene_rank))
             by_section = [components.scores(selected) for selected in expression]
@@ -210,14 +220,26 @@ class TrainingData:
         inputs, contents, statistics, effects = [], [], [], []
         for section in sections:
             slide, centre_px = section.slide, section.spots.centre_px
+            some = evenly(len(centre_px), STATISTICS_LOCATIONS)
+            spec = FeatureSpec.of(config)
             if config.model.train_encoder:
                 inputs.append(cached_patches(cache, slide, centre_px, config.patch))
+                if limits:
+                    statistics.append(image_statistics(slide, centre_px[some]))
+                    few = centre_px[evenly(len(centre_px), PERTURBED_LOCATIONS)]
+                    effects.append(
+                        perturbation_effects(perturbed_statistics(crop_scales(slide, few, PERTURBED_SCALES)))
+                    )
+            elif limits:
+                tokens, each, perturbed = extract(
+                    encoder, slide, centre_px, spec, cache=cache, statistics=True, perturbed=True
+                )
+                inputs.append(tokens)
+                statistics.append(each[some])
+                effects.append(perturbation_effects(perturbed))
             else:
-                inputs.append(extract(encoder, slide, centre_px, FeatureSpec.of(config), cache=cache))
+                inputs.append(extract(encoder, slide, centre_px, spec, cache=cache))
             contents.append(fingerprint(slide.fingerprint(), slide.mpp, centre_px))
-            if limits:
-                statistics.append(image_statistics(slide, evenly(centre_px, STATISTICS_LOCATIONS)))
-                effects.append(perturbation_effects(slide, centre_px))
             close = getattr(slide, "close", None)  # a slide in memory has nothing to close
             if close is not None:
                 close()
@@ -238,7 +260,12 @@ class TrainingData:
         )
 
     def __len__(self) -> int:
-        return self.expression.shape[0]
+        return len(self.section_of)
+
+    @property
+    def n_genes(self) -> int:
+        """Genes, or expression components, that the gene encoder sees."""
+        return self.expression.get_shape()[1]
 
     def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and expression of some spots, as stored: tokens float16 or float32, patches uint8.
@@ -264,7 +291,7 @@ class TrainingData:
         sections, rows = self.section_of[ids], ids - self.first[self.section_of[ids]]
         for place in np.argsort(ids, kind="stable").tolist():
             gathered[place] = self.inputs[sections[place]][rows[place]]
-        matrix, dense = self.expression, np.zeros((len(ids), self.expression.shape[1]), np.float32)
+        matrix, dense = self.expression, np.zeros((len(ids), self.n_genes), np.float32)
         for place, row in enumerate(ids.tolist()):
             entries = slice(matrix.indptr[row], matrix.indptr[row + 1])
             dense[place, matrix.indices[entries]] = matrix.data[entries]

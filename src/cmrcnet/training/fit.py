@@ -20,7 +20,7 @@ import warnings
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -51,11 +51,15 @@ from cmrcnet.training.validation import (
 )
 
 if TYPE_CHECKING:
-    from lightning_fabric.loggers import Logger
+    from lightning_fabric.loggers.logger import Logger
 
 log = logging.getLogger("cmrcnet")
 
-_FABRIC_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "float32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
 
 
 def fit(
@@ -112,10 +116,12 @@ def fit(
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
     encoder = new_encoder(config)
-    scratch = tempfile.TemporaryDirectory(prefix="cmrcnet-", ignore_cleanup_errors=True) if cache is None else None
-    with nullcontext() if scratch is None else scratch:
-        store = TokenCache(Path(scratch.name)) if cache is None else cache
+    temporary = tempfile.TemporaryDirectory(prefix="cmrcnet-", ignore_cleanup_errors=True) if cache is None else None
+    with nullcontext("") if temporary is None else temporary as folder:
+        store = TokenCache(Path(folder)) if cache is None else cache
         data = TrainingData.collect(cohort, config, encoder, store, panel=panel, limits=calibrate)
+        panel = data.panel
+        assert panel is not None
         splits: tuple[ValidationSplit, ...] = ()
         validation = ValidationSplit.nothing(len(data))
         if config.train.validation == "each":
@@ -132,7 +138,6 @@ def fit(
         context = TrainContext(
             config=config,
             data=data,
-            n_genes=data.expression.shape[1],
             fabric=Fabric(
                 accelerator=device.type,
                 devices=[device.index or 0] if device.type == "cuda" else 1,
@@ -144,7 +149,7 @@ def fit(
             checkpoints=checkpoints,
             identity={
                 "config": fingerprint(config.to_dict()),
-                "panel": fingerprint(data.panel.to_dict()),
+                "panel": fingerprint(panel.to_dict()),
                 "cohort": data.fingerprint(),
                 "encoder": encoder.fingerprint(),
             },
@@ -159,7 +164,7 @@ def fit(
         version=version("cmrcnet"),
         history=tuple(history.rows),
         chosen_epoch=epoch,
-        notes=_notes(history, epoch, data.panel, cohort),
+        notes=_notes(history, epoch, panel, cohort),
         facts={
             "validation": "each group in turn" if splits else validation.name,
             "head": {} if head is None else dict(head.record),
@@ -171,7 +176,7 @@ def fit(
         },
     )
     network, encoder = module.network, module.encoder or encoder
-    return TrainedModel(network, encoder, data.panel, config, provenance, data.components, head, limits)
+    return TrainedModel(network, encoder, panel, config, provenance, data.components, head, limits)
 
 
 def new_encoder(config: Config) -> ImageEncoder:

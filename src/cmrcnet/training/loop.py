@@ -162,8 +162,6 @@ class TrainContext:
     ----------
     config : Config
     data : TrainingData
-    n_genes : int
-        Genes, or expression components, that the gene encoder sees.
     fabric : lightning_fabric.Fabric
     encoder : callable
         Gives the encoder with the weights that training starts from.
@@ -176,7 +174,6 @@ class TrainContext:
 
     config: Config
     data: TrainingData
-    n_genes: int
     fabric: Fabric
     encoder: Callable[[], ImageEncoder]
     prefix: int | None
@@ -228,7 +225,7 @@ def train_phase(
     Diverged
     """
     config, fabric, data = context.config.train, context.fabric, context.data
-    module = new_training_module(context.config, data, ids, context.n_genes, context.encoder())
+    module = new_training_module(context.config, data, ids, context.encoder())
     optimizer = torch.optim.AdamW(
         [p for p in module.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -417,7 +414,11 @@ class TrainingWeights:
     @property
     def evaluated(self) -> TrainingModule:
         """The module that is validated and kept: the averaged one, where it is used."""
-        return self._average.module if self._average is not None and self._used else self.module
+        if self._average is None or not self._used:
+            return self.module
+        averaged = self._average.module
+        assert isinstance(averaged, TrainingModule)
+        return averaged
 
     def average(self) -> None:
         """Update the moving average."""

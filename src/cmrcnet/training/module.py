@@ -67,9 +67,7 @@ class TrainingModule(nn.Module):
         return losses.total, losses.contrastive, reconstruction, outputs.image, outputs.gene
 
 
-def new_training_module(
-    config: Config, data: TrainingData, ids: np.ndarray, n_genes: int, encoder: ImageEncoder
-) -> TrainingModule:
+def new_training_module(config: Config, data: TrainingData, ids: np.ndarray, encoder: ImageEncoder) -> TrainingModule:
     """Build a module with seeded weights, and token statistics or PCA of the spots `ids` alone.
 
     Parameters
@@ -78,15 +76,16 @@ def new_training_module(
     data : TrainingData
     ids : array of int
         The spots that will be trained on.
-    n_genes : int
-        Genes, or expression components, that the gene encoder sees.
     encoder : ImageEncoder
         With the weights that training starts from.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         network = CMRCNet(
-            config.model, n_genes=n_genes, token_dim=encoder.dim, n_tokens=FeatureSpec.of(config).token_count(encoder)
+            config.model,
+            n_genes=data.n_genes,
+            token_dim=encoder.dim,
+            n_tokens=FeatureSpec.of(config).token_count(encoder),
         )
     if config.model.pool == "components":
         pca = fit_pca(data.inputs_of(np.asarray(ids)), config.train.seed)

@@ -180,31 +180,42 @@ PERTURBATIONS = (
 """The kinds, in the order of `perturbation_effects`."""
 
 
-def perturbation_effects(slide: Slide, centre_px: np.ndarray) -> np.ndarray:
+PERTURBED_SCALES = tuple(dict.fromkeys([STATISTICS_SCALE, *(kind.scale for kind in PERTURBATIONS)]))
+"""Scales of the patches that perturbations are applied to, in the order of `perturbed_statistics`."""
+
+
+def perturbed_statistics(patches: Sequence[np.ndarray]) -> np.ndarray:
+    """Compute the statistics of patches as they are, then under each perturbation.
+
+    Parameters
+    ----------
+    patches : sequence of array, shape (locations, side, side, 3), uint8
+        Of sound sections (in focus, of the right scale and channel order), at each of `PERTURBED_SCALES`.
+
+    Returns
+    -------
+    numpy.ndarray, shape (locations, 1 + perturbations, statistics), float32
+    """
+    of = dict(zip(PERTURBED_SCALES, patches, strict=True))
+    under = [patch_statistics(kind.change(of[kind.scale])) for kind in PERTURBATIONS]
+    return np.stack([patch_statistics(of[STATISTICS_SCALE]), *under], axis=1)
+
+
+def perturbation_effects(perturbed: np.ndarray) -> np.ndarray:
     """Change of a section's median statistics under each perturbation: (perturbations, statistics) float64.
 
     Parameters
     ----------
-    slide : Slide
-        Sound: in focus, of the right scale and channel order.
-    centre_px : array, shape (locations, 2)
-        At most `PERTURBED_LOCATIONS` of them are read, evenly picked.
+    perturbed : array, shape (locations, 1 + perturbations, statistics)
+        From `perturbed_statistics`.
     """
-    picked = evenly(centre_px, PERTURBED_LOCATIONS)
-    plain = np.concatenate(list(crop_patches(slide, picked, STATISTICS_SCALE)))
-    sound = np.median(patch_statistics(plain), axis=0)
-    found = []
-    for kind in PERTURBATIONS:
-        same = kind.scale == STATISTICS_SCALE
-        patches = plain if same else np.concatenate(list(crop_patches(slide, picked, kind.scale)))
-        found.append(np.median(patch_statistics(kind.change(patches)), axis=0) - sound)
-    return np.array(found, np.float64)
+    medians = np.median(perturbed, axis=0)
+    return (medians[1:] - medians[0]).astype(np.float64)
 
 
-def evenly(centre_px: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of the locations, evenly picked in their order."""
-    rows = np.unique(np.linspace(0, len(centre_px) - 1, min(most, len(centre_px))).astype(np.intp))
-    return np.asarray(centre_px, np.float64)[rows]
+def evenly(count: int, most: int) -> np.ndarray:
+    """Indices of at most `most` of `count` locations, evenly picked, ascending."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.intp))
 
 
 @dataclass(frozen=True)
