@@ -24,8 +24,7 @@ from cmrcnet.inference.predict import predict
 from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.search.build import SearchConfig, build_search
-from cmrcnet.search.exact import ExactSearch
-from cmrcnet.search.neighbours import Searcher
+from cmrcnet.search.exact import ExactSearch, Searcher
 from cmrcnet.slides.section import Section
 from cmrcnet.storage.cache import TokenCache
 from cmrcnet.training.fit import fit

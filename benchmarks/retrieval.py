@@ -42,8 +42,7 @@ from cmrcnet.inference.predictor import embedding_bag_sums
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.retrieval.store import BankSection
 from cmrcnet.search.aggregate import average
-from cmrcnet.search.exact import ExactSearch
-from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.exact import ExactSearch, Neighbours
 
 QUERIES, BANK, DIM, GENES, REGIONS = 2_000, 20_000, 256, 3_467, 30
 WANTED = {50: 3.0, 500: 8.0}

@@ -89,7 +89,7 @@ def test_the_import_contracts_hold(copied_house):
         ("slides/slide.py", "def later():\n    from cmrcnet.readers import registry", "Imports run down the journey"),
         ("prediction/__init__.py", "import cmrcnet.training", "Imports run down the journey, never up"),
         ("training/__init__.py", "import cmrcnet.inference", "Imports run down the journey, never up"),
-        ("search/neighbours.py", "import torch", "Rooms that need no network never wake torch"),
+        ("search/exact.py", "import torch", "Rooms that need no network never wake torch"),
         ("expression/__init__.py", "def later():\n    import timm", "Rooms that need no network never wake torch"),
     ],
 )

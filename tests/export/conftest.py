@@ -10,7 +10,7 @@ import pytest
 
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.genes.table import prediction_table
-from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.exact import Neighbours
 from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import ArraySlide
 

@@ -10,7 +10,7 @@ import pytest
 
 from cmrcnet.errors import Damaged, ScaleError, ShapeMismatch
 from cmrcnet.genes.table import check_prediction_table, prediction_table, units_of
-from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.exact import Neighbours
 from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import ArraySlide
 from cmrcnet.testing import assert_prediction_table

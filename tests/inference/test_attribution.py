@@ -7,7 +7,7 @@ import numpy as np
 from cmrcnet.config import HeadConfig
 from cmrcnet.inference.predict import predict
 from cmrcnet.inference.predictor import attribution_weights
-from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.exact import Neighbours
 from tests.inference.small_model import locations, noise_slide
 
 

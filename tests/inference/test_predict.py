@@ -21,7 +21,7 @@ from cmrcnet.inference.predictor import average_expression, embedding_bag_sums
 from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.search.aggregate import average
-from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.exact import Neighbours
 from cmrcnet.slides.section import Cohort, Spots
 from cmrcnet.slides.slide import ArraySlide, Slide
 from cmrcnet.storage.cache import TokenCache

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from cmrcnet.errors import BadOption, MissingExtra, NotAvailable, ShapeMismatch
 from cmrcnet.search.build import COMPRESSED_FROM, EXACT_BELOW, HeldOutQueries, SearchConfig, build_search
-from cmrcnet.search.exact import ExactSearch
+from cmrcnet.search.exact import ExactSearch, Neighbours, Searcher
 from cmrcnet.search.ivf import IVFLists, IVFSearch, SearchParameters, list_count
-from cmrcnet.search.neighbours import Neighbours, Searcher
 from cmrcnet.search.stacked_arrays import StackedRows
 
 APPROXIMATE = ("ivf", "ivf-compressed")

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from cmrcnet.errors import BadOption, ShapeMismatch
 from cmrcnet.search.aggregate import average, neighbour_weights
-from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.exact import Neighbours
 from cmrcnet.search.stacked_arrays import StackedColumns
 
 BANK, GENES, SECTIONS = 40, 13, 3

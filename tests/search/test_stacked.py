@@ -11,8 +11,7 @@ from scipy import sparse
 from cmrcnet.errors import ShapeMismatch
 from cmrcnet.search import stacked_arrays
 from cmrcnet.search.aggregate import average, average_blocks
-from cmrcnet.search.exact import ExactSearch
-from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.exact import ExactSearch, Neighbours
 from cmrcnet.search.stacked_arrays import StackedColumns, StackedRows
 
 GENES = 11

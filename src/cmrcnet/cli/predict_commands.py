@@ -82,7 +82,7 @@ def predict_command(
     """
     from cmrcnet.inference.slide_batch import predict_slides, slides_of
 
-    slides = slides_of(slide)
+    slides = None if slide.is_file() else slides_of(slide)
     if slides is None:
         if out.suffix not in (".h5ad", ".zarr"):
             raise BadOption("out", str(out), "a file name that ends in .h5ad or .zarr")

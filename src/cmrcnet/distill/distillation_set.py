@@ -28,7 +28,7 @@ from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.readers.hest import PatchSlide
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.retrieval.store import temporary_store
-from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.exact import Neighbours
 from cmrcnet.slides.query_grid import patch_grid
 from cmrcnet.slides.section import Cohort, Spots
 from cmrcnet.slides.slide import Slide

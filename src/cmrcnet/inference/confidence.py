@@ -71,7 +71,7 @@ class Confidence:
         scores : array, shape (locations, rank)
             From `Head.combine`.
         """
-        if self.reliability is None:
+        if self.reliability is None or self.model.head is None:
             return {}
         ensemble = self.model.head.ensemble
         traits = nonconformity_features(
@@ -164,13 +164,12 @@ def confidence_of(
     """
     if abstain is not None and not 0 < abstain < 1:
         raise BadOption("abstain", abstain, want="a share between 0 and 1, such as 0.3")
-    why = _why_not_calibrated(model, config)
-    if why:
+    reliability, why = _calibrated_for(model, config)
+    if reliability is None:
         if intervals or abstain is not None:
             raise NotAvailable("calibrated intervals" if intervals else "abstention", why)
         nothing = np.full(len(genes), np.nan, np.float32)
         return Confidence(None, model, nothing, nothing, (f"No intervals: {why}.",), False, None)
-    reliability = model.calibration.reliability
     calibration = reliability.intervals
     place = {gene: number for number, gene in enumerate(reliability.gene_reliability.genes)}
     at = np.array([place.get(gene, -1) for gene in genes], np.int64)
@@ -181,19 +180,19 @@ def confidence_of(
     return Confidence(reliability, model, low, high, tuple(notes), intervals, abstain)
 
 
-def _why_not_calibrated(model: TrainedModel, config: HeadConfig) -> str:
-    """Why there is no calibration for predictions made in this way; "" where there is one."""
+def _calibrated_for(model: TrainedModel, config: HeadConfig) -> tuple[PredictionReliability | None, str]:
+    """The calibration for predictions made in this way, or None and why there is none."""
     if model.calibration is None:
-        return "the model was made without them; train it again"
+        return None, "the model was made without them; train it again"
     if model.calibration.reliability is None:
-        return model.calibration.why_not
+        return None, model.calibration.why_not
     facts = model.calibration.reliability.intervals.facts
     asked = {"head": config.kind, "k": config.k, "weighting": config.weighting}
     other = [f"{name} {value}" for name, value in asked.items() if facts[name] != value]
     if other:
         made = ", ".join(f"{name} {facts[name]}" for name in asked)
-        return f"they were calibrated for {made}, and {', '.join(other)} was asked for"
-    return ""
+        return None, f"they were calibrated for {made}, and {', '.join(other)} was asked for"
+    return model.calibration.reliability, ""
 
 
 def flag_out_of_distribution(table: AnnData, domain: OODDetector, statistics: np.ndarray, slide: str) -> None:

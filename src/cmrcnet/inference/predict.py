@@ -253,7 +253,7 @@ def chunk_size(genes: int) -> int:
 
 def _features(predictor: Predictor, slide: Slide, locations: Spots, folder: Path | None = None) -> LocationFeatures:
     """Features that the predictor needs, with image statistics where it has an out-of-distribution detector."""
-    detects = predictor.calibration is not None and predictor.calibration.ood_detector is not None
+    detects = predictor.ood_detector is not None
     return LocationFeatures(predictor.encoder, slide, locations.centre_px, folder, with_statistics=detects)
 
 
@@ -284,9 +284,9 @@ def _fill(
         in_tissue=tissue.contains(locations.centre_px),
     )
     predictor.annotate(frame, table.neighbour_rows())
-    statistics = features.statistics()
-    if statistics is not None:
-        flag_out_of_distribution(frame, predictor.calibration.ood_detector, statistics, slide.name)
+    detector, statistics = predictor.ood_detector, features.statistics()
+    if detector is not None and statistics is not None:
+        flag_out_of_distribution(frame, detector, statistics, slide.name)
     table.finish(frame)
     return frame
 

@@ -27,7 +27,7 @@ from cmrcnet.models.student import Student
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.search.aggregate import average, neighbour_weights
-from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.exact import Neighbours
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cmrcnet.slides.section import Spots
     from cmrcnet.slides.tissue_mask import TissueMask
     from cmrcnet.uncertainty.calibration import Calibration
+    from cmrcnet.uncertainty.ood import OODDetector
 
 BANK_OPTIONS = ("k", "weighting", "head", "intervals", "abstain")
 """Options that a student does not have."""
@@ -105,6 +106,11 @@ class Predictor(ABC):
     encoder: LocationEncoder
     calibration: Calibration | None
     bytes_per_location: int
+
+    @property
+    def ood_detector(self) -> OODDetector | None:
+        """The out-of-distribution detector of the model, where it has one."""
+        return None if self.calibration is None else self.calibration.ood_detector
 
     @abstractmethod
     def predict_chunk(self, features: np.ndarray) -> PredictionChunk:
@@ -217,7 +223,7 @@ class BankPredictor(Predictor):
         """Fingerprints of model and bank, the bank's sections and patients, and how the prediction was made."""
         model, bank, config = self.model, self.bank, self.config
         shares = {config.kind: 1.0}
-        if config.kind == "ensemble":
+        if config.kind == "ensemble" and model.head is not None:
             shares = {name: round(float(share), 4) for name, share in model.head.ensemble.weights.items()}
         return {
             "model_fingerprint": model.fingerprint,
@@ -263,10 +269,8 @@ class StudentPredictor(Predictor):
         self.student, self.options = student, options
         self.columns = gene_columns(options.genes, student.genes)
         self.genes = [student.genes[column] for column in self.columns]
-        self.encoder, self.calibration = (
-            LocationEncoder.of_student(student.encoder, student.config),
-            student.calibration,
-        )
+        self.encoder = LocationEncoder.of_student(student.encoder, student.config)
+        self.calibration = student.calibration
         self.bytes_per_location = 4 * len(self.columns)
 
     def predict_chunk(self, features: np.ndarray) -> PredictionChunk:
@@ -277,9 +281,8 @@ class StudentPredictor(Predictor):
         """Add the teacher's gene reliability; parameters as `Predictor.annotate`, and there are no neighbours."""
         table.uns["cmrcnet"]["intervals"] = "No intervals: they were calibrated for the teacher, not for its student."
         if self.calibration is not None and self.calibration.reliability is not None:
-            write_gene_reliability(
-                table, self.calibration.reliability.gene_reliability, "validation Pearson of the teacher"
-            )
+            known = self.calibration.reliability.gene_reliability
+            write_gene_reliability(table, known, "validation Pearson of the teacher")
 
     def provenance(self) -> dict[str, Any]:
         """Fingerprints of the student and its teacher, and every section and patient that either has seen."""
@@ -427,9 +430,11 @@ def component_scores(
         Prediction of each head alone.
     """
     how = {"weighting": config.weighting, "temperature": config.temperature}
-    retrieved, varied = average(neighbours, bank.scores, **how)
+    assert model.head is not None and bank.scores is not None
+    retrieved, neighbour_std = average(neighbours, bank.scores, **how)
+    assert neighbour_std is not None
     parts = model.head.parts(reduced, retrieved)
-    return model.head.combine(parts, config.kind), varied, parts
+    return model.head.combine(parts, config.kind), neighbour_std, parts
 
 
 def average_expression(
@@ -452,7 +457,7 @@ def average_expression(
     mean, neighbour_std : numpy.ndarray, shape (queries, columns), float32
         NaN where no neighbour's section measured the gene.
     """
-    return average(
+    mean, neighbour_std = average(
         neighbours,
         bank.expression,
         columns=columns,
@@ -462,6 +467,8 @@ def average_expression(
         measured=bank.measured,
         row_sums=embedding_bag_sums,
     )
+    assert neighbour_std is not None
+    return mean, neighbour_std
 
 
 def embedding_bag_sums(ids: np.ndarray, weights: np.ndarray, bank: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from cmrcnet.errors import BadOption, CmrcnetError, InUse, MissingInput, NoSpace, OutputExists, Unwritable
 from cmrcnet.export.stored_prediction import StoredPrediction
@@ -23,7 +23,7 @@ from cmrcnet.storage.atomic import atomic_file, refuse_existing
 
 if TYPE_CHECKING:
     from cmrcnet.inference.predictor import Predictor
-    from cmrcnet.slides.slide import Slide
+    from cmrcnet.slides.slide import FileSlide, Slide
     from cmrcnet.storage.cache import TokenCache
 
 log = logging.getLogger("cmrcnet")
@@ -151,7 +151,7 @@ def predict_slides(
         log.info("Slide %d of %d: %s", number, len(slides), slide.name)
         start = time.monotonic()
         try:
-            with open_slide(slide, mpp=mpp) as picture:
+            with cast("FileSlide", open_slide(slide, mpp=mpp)) as picture:
                 size = None if overwrite else _size_if_done(table, predictor, picture)
                 status = PREDICTED if size is None else DONE_BEFORE
                 if size is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from scipy import sparse
 
 from cmrcnet.errors import BadOption, Damaged, Incompatible, InUse, MissingInput, ShapeMismatch, TooFew
 from cmrcnet.genes.normalise import normalize
@@ -22,7 +23,7 @@ from cmrcnet.progress import tracked
 from cmrcnet.retrieval.bank_index import open_index, write_index
 from cmrcnet.retrieval.store import SECTIONS, BankSection, Manifest, bank_fingerprint, temporary_store
 from cmrcnet.search.build import SearchConfig, build_search
-from cmrcnet.search.neighbours import Searcher
+from cmrcnet.search.exact import ExactSearch, Searcher
 from cmrcnet.search.stacked_arrays import StackedColumns, StackedRows, own_columns
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.slides.spot_tables import check_counts
@@ -132,10 +133,9 @@ class ReferenceBank:
         """Columns section, patient, barcode, x, y (level-0 px of that section's slide), one row per spot."""
         import pandas as pd
 
-        return pd.concat(
-            [entry.spots.assign(section=entry.section, patient=entry.patient) for entry in self.entries],
-            ignore_index=True,
-        )[["section", "patient", "barcode", "x", "y"]]
+        tables = [entry.spots.assign(section=entry.section, patient=entry.patient) for entry in self.entries]
+        columns = pd.Index(["section", "patient", "barcode", "x", "y"])
+        return pd.DataFrame(pd.concat(tables, ignore_index=True), columns=columns)
 
     @cached_property
     def measured(self) -> np.ndarray:
@@ -180,7 +180,9 @@ class ReferenceBank:
         """
         if "_searcher" not in self.__dict__:
             try:
-                found = open_index(Path(self.name), self.index, self.fingerprint, self.vectors)
+                found = ExactSearch(self.vectors)
+                if self.index is not None:
+                    found = open_index(Path(self.name), self.index, self.fingerprint, self.vectors)
             except Incompatible as error:
                 if Manifest.read(Path(self.name)).index != self.index:
                     raise InUse(f"The bank {self.name}", "was edited after it was opened") from error
@@ -333,7 +335,7 @@ def embed_section(model: TrainedModel, section: Section, source: str = "") -> Ba
     import pandas as pd
 
     check_counts(section.counts, section.name)
-    expression = normalize(section.counts, model.panel.target_sum).tocsc()
+    expression = sparse.csc_matrix(normalize(section.counts, model.panel.target_sum), dtype=np.float32)
     expression.sort_indices()
     vectors, scores = model.embed_section(model.panel.select(section))
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
@@ -349,7 +351,7 @@ def embed_section(model: TrainedModel, section: Section, source: str = "") -> Ba
         patient=section.patient,
         spots=pd.DataFrame({"barcode": list(section.spots.barcodes), "x": x, "y": y}),
         vectors=vectors,
-        expression=expression.astype(np.float32, copy=False),
+        expression=expression,
         genes=section.genes,
         measures_all=section.absent_genes == "zero",
         scores=scores,

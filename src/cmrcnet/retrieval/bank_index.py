@@ -91,15 +91,15 @@ def write_lists(
     return {**record, "changed": changed, "arrays": shapes, "name": name}
 
 
-def open_index(folder: Path, record: dict[str, Any] | None, bank: str, vectors: StackedRows) -> ExactSearch | IVFSearch:
-    """Open the search of a bank.
+def open_index(folder: Path, record: dict[str, Any], bank: str, vectors: StackedRows) -> IVFSearch:
+    """Open the search index of a bank.
 
     Parameters
     ----------
     folder : Path
         The bank's.
-    record : dict or None
-        From its manifest; None: exact search.
+    record : dict
+        From its manifest.
     bank : str
         Fingerprint of the bank.
     vectors : StackedRows
@@ -111,8 +111,6 @@ def open_index(folder: Path, record: dict[str, Any] | None, bank: str, vectors: 
         A file is missing or damaged, or was made for another bank.
     MissingExtra
     """
-    if record is None:
-        return ExactSearch(vectors)
     lists, list_of_spot = read_lists(folder, record, bank)
     if len(list_of_spot) != len(vectors):
         raise Incompatible.index(folder, f"it has {len(list_of_spot):,} spots, and the bank has {len(vectors):,}")

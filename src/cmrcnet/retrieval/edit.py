@@ -215,19 +215,20 @@ def _remove_unnamed(folder: Path, manifest: Manifest) -> None:
 def _finish(folder: Path, before: Manifest, after: Manifest, added: StackedRows | None = None) -> None:
     """Write the index and the manifest of the edited bank."""
     if before.index is not None:
-        after = replace(after, index=_index_after(folder, before, after, added))
+        after = replace(after, index=_index_after(folder, before, before.index, after, added))
     after.write(folder)
 
 
-def _index_after(folder: Path, before: Manifest, after: Manifest, added: StackedRows | None) -> dict[str, Any] | None:
+def _index_after(
+    folder: Path, before: Manifest, index: dict[str, Any], after: Manifest, added: StackedRows | None
+) -> dict[str, Any] | None:
     """Edit the index, or rebuild it where too much has changed or it is damaged; None where its recall is lost."""
     stay = {record["name"] for record in after.sections}
     gone = [record for record in before.sections if record["name"] not in stay]
-    index = before.index
     changed = index["changed"] + sum(r["spots"] for r in gone) + (0 if added is None else len(added))
     if changed <= REBUILD_AFTER * index["measured_with"]["spots"]:
         try:
-            lists, list_of_spot = _edited_lists(folder, before, stay, added)
+            lists, list_of_spot = _edited_lists(folder, before, index, stay, added)
             return write_lists(folder, index, lists, list_of_spot, after.fingerprint, changed)
         except (Incompatible, Damaged):
             pass  # a damaged index or section cannot be subtracted: rebuild
@@ -241,10 +242,10 @@ def _index_after(folder: Path, before: Manifest, after: Manifest, added: Stacked
 
 
 def _edited_lists(
-    folder: Path, before: Manifest, stay: set[str], added: StackedRows | None
+    folder: Path, before: Manifest, index: dict[str, Any], stay: set[str], added: StackedRows | None
 ) -> tuple[IVFLists, np.ndarray]:
     """Lists without the vectors of dropped sections and with those added; only these are read."""
-    lists, list_of_spot = read_lists(folder, before.index, before.fingerprint)
+    lists, list_of_spot = read_lists(folder, index, before.fingerprint)
     start, kept = 0, []
     for record in before.sections:
         own = np.array(list_of_spot[start : start + record["spots"]])

@@ -248,7 +248,7 @@ class BankSection:
         if self.gene_checks is None or self._checked[first:last].all():
             return
         for gene in np.flatnonzero(~self._checked[first:last]) + first:
-            if _crc_of_gene(self.expression, gene) != self.gene_checks[gene]:
+            if _crc_of_gene(self.expression, int(gene)) != self.gene_checks[gene]:
                 why = f"the expression of gene {self.genes[gene]} in section {self.section} is corrupt"
                 raise Damaged(self.where, why, self.hint)
             self._checked[gene] = True
@@ -387,8 +387,8 @@ class BankSection:
 
 def _crc_of_gene(matrix: sparse.csc_matrix, gene: int) -> int:
     entries = slice(int(matrix.indptr[gene]), int(matrix.indptr[gene + 1]))
-    rows = np.ascontiguousarray(matrix.indices[entries], np.int32)
-    return zlib.crc32(rows.view(np.uint8), zlib.crc32(np.ascontiguousarray(matrix.data[entries]).view(np.uint8)))
+    rows, values = np.ascontiguousarray(matrix.indices[entries], np.int32), np.ascontiguousarray(matrix.data[entries])
+    return zlib.crc32(rows.data, zlib.crc32(values.data))
 
 
 def _sha256(path: Path) -> str:

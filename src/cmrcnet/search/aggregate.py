@@ -19,7 +19,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, ShapeMismatch
-from cmrcnet.search.neighbours import Neighbours
+from cmrcnet.search.exact import Neighbours
 from cmrcnet.search.stacked_arrays import StackedColumns, StackedRows
 
 BLOCK_BYTES = 2**24
@@ -259,7 +259,9 @@ def _measured_weight(
     if measured is None or measured.all():
         return None
     if section_of_spot is None or section_of_spot.shape != (shape[0],):
-        raise ShapeMismatch("section_of_spot", want=(shape[0],), got=np.shape(section_of_spot))
+        raise ShapeMismatch(
+            "section_of_spot", want=(shape[0],), got=None if section_of_spot is None else section_of_spot.shape
+        )
     if measured.ndim != 2 or measured.shape[1] != shape[1] or section_of_spot.max(initial=0) >= len(measured):
         raise ShapeMismatch("measured", want=(int(section_of_spot.max(initial=0)) + 1, shape[1]), got=measured.shape)
     sections = len(measured)

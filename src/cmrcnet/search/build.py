@@ -15,9 +15,8 @@ from typing import Literal
 import numpy as np
 
 from cmrcnet.errors import BadOption, NotAvailable
-from cmrcnet.search.exact import ExactSearch
+from cmrcnet.search.exact import ExactSearch, Searcher, unit_rows
 from cmrcnet.search.ivf import IVFLists, IVFSearch, SearchParameters, list_count
-from cmrcnet.search.neighbours import Searcher, unit_rows
 from cmrcnet.search.stacked_arrays import StackedRows
 
 KINDS = ("exact", "ivf", "ivf-compressed", "auto")

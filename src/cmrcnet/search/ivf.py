@@ -18,7 +18,7 @@ from types import ModuleType
 import numpy as np
 
 from cmrcnet.errors import MissingExtra
-from cmrcnet.search.neighbours import Neighbours, ranked, require_query, unit_rows
+from cmrcnet.search.exact import Neighbours, ranked, require_query, unit_rows
 from cmrcnet.search.stacked_arrays import StackedRows
 
 ROWS_AT_ONCE = 65_536
@@ -311,7 +311,7 @@ class IVFSearch:
                 faiss.METRIC_INNER_PRODUCT, False,
             )  # fmt: skip
             span = min(1.0, CODE_SPAN / np.sqrt(dim))
-            faiss.copy_array_to_vector(np.float32([-span, 2 * span]), self._index.sq.trained)
+            faiss.copy_array_to_vector(np.array([-span, 2 * span], np.float32), self._index.sq.trained)
         else:
             self._index = faiss.IndexIVFFlat(self._quantizer, dim, len(self.lists), faiss.METRIC_INNER_PRODUCT)
         self._index.is_trained = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -117,7 +118,7 @@ class StackedColumns:
 
     def __init__(
         self,
-        parts: Sequence[sparse.csc_matrix | np.ndarray],
+        parts: Sequence[Any],
         own: Sequence[np.ndarray | None] | None = None,
         checks: Sequence[Check | None] | None = None,
     ) -> None:
@@ -132,7 +133,7 @@ class StackedColumns:
         self._held = 0
 
     @classmethod
-    def of(cls, expression: object) -> StackedColumns:
+    def of(cls, expression: Any) -> StackedColumns:
         """Wrap any table that `average` accepts."""
         if isinstance(expression, cls):
             return expression
@@ -213,7 +214,7 @@ class StackedColumns:
 
 
 def _fill_sparse(
-    part: sparse.csc_matrix,
+    part: Any,
     mine: np.ndarray,
     locations: np.ndarray,
     check: Check | None,
