@@ -307,14 +307,11 @@ def test_what_a_killed_edit_left_goes_with_the_next(model, tmp_path, monkeypatch
 
 def test_a_bank_that_may_not_be_written_is_refused(model, tmp_path, monkeypatch):
     build_bank(model, cohort("A1", "B1")).save(tmp_path / "bank")
-    open_path = Path.open
 
-    def forbidden(path, *given, **named):
-        if path.name == bank_edit.LOCK:
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return open_path(path, *given, **named)
+    def forbidden(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", forbidden)
+    monkeypatch.setattr("filelock.FileLock.acquire", forbidden)
     with pytest.raises(Unwritable, match="bank cannot be written: permission denied"):
         drop_sections(tmp_path / "bank", ["A1"])
 
