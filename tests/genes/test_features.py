@@ -1,4 +1,4 @@
-"""What is no gene goes, what is named twice is added up, and no real gene is lost."""
+"""Controls are dropped, duplicates are summed, and no real gene is lost."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_by_hand():
     assert cleaned.toarray().tolist() == [[9, 4], [7, 5]]
     assert len(notes) == 3
     assert "1 feature without a name: dropped." in notes
-    assert "1 feature is no gene (1 blank): dropped." in notes
+    assert "1 feature is not a gene (1 blank): dropped." in notes
     assert "1 gene name(s) on several columns (B): counts added up." in notes
 
 

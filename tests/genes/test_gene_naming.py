@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cmrcnet.genes.naming import are_strangers, explain_no_shared_genes, naming_of
+from cmrcnet.genes.naming import are_disjoint, explain_no_shared_genes, naming_of
 
 HUMAN = ["TP53", "EGFR", "C1orf159", "MT-CO1", "KRT19", "HLA-A"]
 MOUSE = ["Trp53", "Egfr", "2810021J22Rik", "mt-Co1", "Krt19", "Gm3095"]
@@ -37,8 +37,8 @@ def test_a_few_ensembl_ids_among_symbols_do_not_make_ids_of_them():
         (IDS, HUMAN, "first uses human Ensembl ids, the second human gene symbols"),
         (MOUSE, IDS, "first uses mouse gene symbols, the second human Ensembl ids"),
         (IDS, MOUSE_IDS, "orthologues"),
-        (IDS, [f"{gene}.17" for gene in IDS], "3 meet once the version is cut off"),
-        (HUMAN, MOUSE, "3 names meet when upper and lower case are ignored"),
+        (IDS, [f"{gene}.17" for gene in IDS], "3 match without the version"),
+        (HUMAN, MOUSE, "3 names match when upper and lower case are ignored"),
         (HUMAN, ["AAA1", "BBB2"], "same kind of assay"),
         (HUMAN, [], "second names no genes"),
     ],
@@ -55,14 +55,14 @@ def test_human_against_mouse_names_both_species():
 def test_a_few_symbols_that_two_species_write_alike_do_not_join_them():
     human = [f"GENE{n}" for n in range(60)]
     mouse = [f"Gene{n}" for n in range(60)]
-    assert are_strangers(human, mouse)
-    assert are_strangers(["C3", *human], ["C3", *mouse])
-    assert not are_strangers(["C3", "F5", "F8", "F3", *human], ["C3", "F5", "F8", "F3", *mouse])  # 4 of 64: over 5 %
+    assert are_disjoint(human, mouse)
+    assert are_disjoint(["C3", *human], ["C3", *mouse])
+    assert not are_disjoint(["C3", "F5", "F8", "F3", *human], ["C3", "F5", "F8", "F3", *mouse])  # 4 of 64: over 5 %
 
 
 def test_two_panels_of_one_species_may_share_a_single_gene():
-    assert not are_strangers(["TP53", *(f"GENE{n}" for n in range(60))], ["TP53", *(f"OTHER{n}" for n in range(60))])
-    assert are_strangers(["TP53"], ["EGFR"])
+    assert not are_disjoint(["TP53", *(f"GENE{n}" for n in range(60))], ["TP53", *(f"OTHER{n}" for n in range(60))])
+    assert are_disjoint(["TP53"], ["EGFR"])
 
 
 def test_real_sections_of_two_species(her2st_csv, als_csv):
@@ -72,4 +72,4 @@ def test_real_sections_of_two_species(her2st_csv, als_csv):
     mouse = first_names(als_csv.parent / "CN63_E2_counts.tsv.gz")[1]
     assert str(naming_of(human)) == "human gene symbols"
     assert str(naming_of(mouse)) == "mouse gene symbols"
-    assert set(human) & set(mouse) and are_strangers(human, mouse)
+    assert set(human) & set(mouse) and are_disjoint(human, mouse)

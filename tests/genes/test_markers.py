@@ -113,7 +113,7 @@ def test_the_organ_is_told_from_the_disease(words, organ):
 def test_whole_words_only_and_one_organ_only():
     with pytest.raises(UnknownName, match=r"Say which one it is"):
         organ_of("false alarm")  # holds the letters of ALS
-    with pytest.raises(UnknownName, match=r"It speaks of breast and liver"):
+    with pytest.raises(UnknownName, match=r"It names breast and liver"):
         organ_of("breast cancer, metastasis in the liver")
 
 

@@ -1,14 +1,14 @@
-"""The leading components of expression: what the spots of the training sections have in common, without the noise.
+"""Expression components: the leading principal components of the training sections' expression.
 
-Counts of one spot are few, so most of a single gene's variance is counting noise; what many genes do together is not.
-With E_s the log-normalised expression of a section's spots, centred gene by gene within the section, and all
-sections stacked::
+Most of a single gene's variance is counting noise; variation shared by many genes is not.
+With E_s the log-normalised expression of a section's spots, centred gene by gene within the section, and all sections
+stacked::
 
     E = U S V^T                       singular value decomposition over the panel's genes
     scores = E V_r / s1               the r leading components, scaled by the first one's deviation s1
 
-Every section is centred by itself, so that what differs between sections as a whole (depth, chemistry, batch)
-makes no component. Any gene is predicted from scores by the `loadings` that fit it best over the bank's spots.
+Every section is centred by itself, so that differences between sections as a whole (depth, chemistry, batch) make no
+component. Genes are predicted from scores by least squares over the bank's spots (`heads.gene_decoder`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cmrcnet.errors import ShapeMismatch, TooFew
 
 @dataclass(frozen=True, eq=False)
 class ExpressionComponents:
-    """Directions in the panel's genes.
+    """Projection of the panel's genes onto expression components.
 
     Parameters
     ----------
@@ -40,13 +40,13 @@ class ExpressionComponents:
         """Number of components."""
         return self.directions.shape[1]
 
-    def scores(self, expression: sparse.spmatrix | np.ndarray) -> np.ndarray:
-        """Scores of the spots of ONE section, centred within it.
+    def scores(self, expression: sparse.csr_matrix | np.ndarray) -> np.ndarray:
+        """Scores of the spots of one section, centred within it.
 
         Parameters
         ----------
         expression : sparse matrix or array, shape (spots, genes of the panel)
-            Log-normalised: what `GenePanel.select` gives of a whole section.
+            Log-normalised expression of the whole section, from `GenePanel.select`.
 
         Returns
         -------
@@ -64,26 +64,24 @@ class ExpressionComponents:
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # several threads may differ in the last bit, and so may two runs
 def find_components(sections: Iterable[sparse.csr_matrix], rank: int) -> ExpressionComponents:
-    """Find the leading components of some sections.
-
-    Only the (genes, genes) scatter is held, so memory does not grow with the number of spots.
+    """Compute the leading components of training sections from their summed (genes, genes) scatter.
 
     Parameters
     ----------
     sections : iterable of scipy.sparse.csr_matrix, shape (spots, genes)
         Log-normalised expression of the panel's genes, a section each.
     rank : int
-        Components wanted; as many as the spots allow, where that is less.
+        Number of components; limited by the number of spots.
 
     Returns
     -------
     ExpressionComponents
-        The sign of each is such that its largest direction is positive.
+        The largest entry of each direction is positive.
 
     Raises
     ------
     TooFew
-        No spread at all in the expression.
+        The expression does not vary.
     """
     scatter, spots, count = None, 0, 0
     for expression in sections:
@@ -105,14 +103,13 @@ def find_components(sections: Iterable[sparse.csr_matrix], rank: int) -> Express
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # several threads may differ in the last bit, and so may two runs
-def loadings_of(scores: np.ndarray, expression: sparse.spmatrix | np.ndarray) -> np.ndarray:
-    """What each gene's expression gains with each score: ``(S^T S)^-1 S^T E``, least squares over the spots.
-
-    Scores are centred within their sections, so that the level of a section falls out of ``S^T E``.
+def loadings_of(scores: np.ndarray, expression: sparse.csr_matrix | np.ndarray) -> np.ndarray:
+    """Least-squares loadings of each gene on the scores: ``(S^T S)^-1 S^T E``.
 
     Parameters
     ----------
     scores : array, shape (spots, rank)
+        Centred within sections, so that the level of a section drops out of ``S^T E``.
     expression : sparse matrix or array, shape (spots, genes)
         Log-normalised.
 

@@ -1,9 +1,4 @@
-"""Which genes every section of a cohort measures, found in one pass over the sections.
-
-The gene panel: which genes a model sees, in which order, scaled how.
-
-The gene sets that scores are given for: highly expressed, highly or spatially variable, the user's own, all.
-"""
+"""Gene panel of a model, and gene sets for scores: highly expressed, variable, spatially variable, own lists."""
 
 from __future__ import annotations
 
@@ -17,17 +12,17 @@ from scipy import sparse
 
 from cmrcnet.config import PanelConfig
 from cmrcnet.errors import BadOption, GenesError, TooFew
-from cmrcnet.genes.naming import are_strangers, explain_no_shared_genes
+from cmrcnet.genes.naming import are_disjoint, explain_no_shared_genes
 from cmrcnet.genes.normalise import library_sizes, log_scaled, normalize, scale_factors
 from cmrcnet.genes.spatial_stats import morans_i, spot_graph
 from cmrcnet.slides.section import Cohort, Section
 
 
 class MeasuredGenes:
-    """Collects sections; knows the genes that all of them measure.
+    """Collects the genes that every section of a cohort measures, one section at a time.
 
-    A section that reads every transcript (``absent_genes="zero"``) measures every gene of the cohort: one that it
-    does not list was not found there. A section of a fixed assay measures only what it lists.
+    A section of a whole-transcriptome assay (``absent_genes="zero"``) measures every gene of the cohort: one that it
+    does not list has no counts. A section of a fixed assay measures only the genes that it lists.
     """
 
     def __init__(self) -> None:
@@ -36,15 +31,15 @@ class MeasuredGenes:
         self._name = ""
 
     def add(self, section: Section) -> None:
-        """Take note of one section.
+        """Add the next section.
 
         Raises
         ------
         GenesError
-            It shares no gene with the sections before it, or only the few that two species write alike.
+            It shares no gene with the earlier sections, or only the few names that two species have in common.
         """
         genes, known = frozenset(section.genes), list(self._order)
-        if known and are_strangers(known, section.genes):
+        if known and are_disjoint(known, section.genes):
             hint = explain_no_shared_genes(known, section.genes)
             raise GenesError.none_shared(self._name, section.name, hint, shared=len(genes & self._order.keys()))
         self._name = self._name or section.name
@@ -54,7 +49,7 @@ class MeasuredGenes:
             self._assays.append(genes)
 
     def shared(self) -> tuple[str, ...]:
-        """Genes that every section measures, in the order in which the sections name them, first section first.
+        """Genes that every section measures, in order of first appearance.
 
         Raises
         ------
@@ -67,12 +62,12 @@ class MeasuredGenes:
 
 
 _TOO_MANY_TO_MISS = 10
-"""When none of this many genes is listed, the names differ, not the tissue."""
+"""A section that lists none of a panel of this size or more has other names, not other tissue."""
 
 
 @dataclass(frozen=True)
 class GenePanel:
-    """Genes in the one order that a model knows, and how counts become expression.
+    """Genes of a model in their order, and the normalisation of counts.
 
     Parameters
     ----------
@@ -81,7 +76,13 @@ class GenePanel:
     target_sum : float or "median"
         Library size before log1p.
     origin : dict
-        How the panel was chosen, and from which sections. Plain values that JSON can write.
+        How the panel was chosen and from which sections, as plain values.
+
+    Examples
+    --------
+    >>> panel = GenePanel(("ERBB2", "KRT8"))
+    >>> len(panel), panel.target_sum
+    (2, 10000.0)
     """
 
     genes: tuple[str, ...]
@@ -100,13 +101,12 @@ class GenePanel:
         return len(self.genes)
 
     def select(self, section: Section) -> sparse.csr_matrix:
-        """The section's log-normalised expression of the panel's genes, in the panel's order.
-
-        The library size counts ALL genes of the section, not only the panel's.
+        """Log-normalise a section and select the panel's genes in the panel's order.
 
         Parameters
         ----------
         section : Section
+            Its library sizes count all of its genes, not only the panel's.
 
         Returns
         -------
@@ -115,20 +115,19 @@ class GenePanel:
         Raises
         ------
         GenesError
-            The section's assay did not measure some of the genes. A gene that is merely not listed because nobody
-            found it (``absent_genes="zero"``) is 0; but a section that lists none of a whole panel (or next to none,
-            as another species does) names its genes otherwise, and is refused too.
+            The section's assay did not measure some of the genes. With ``absent_genes="zero"`` a gene that is not
+            listed is 0, except when nearly none of the panel is listed: then the section names its genes differently.
         """
         column_of = {gene: column for column, gene in enumerate(section.genes)}
         missing = [gene for gene in self.genes if gene not in column_of]
-        strangers = len(self.genes) >= _TOO_MANY_TO_MISS and are_strangers(self.genes, section.genes)
-        if missing and (section.absent_genes != "zero" or strangers):
-            hint = explain_no_shared_genes(self.genes, section.genes) if strangers else ""
+        disjoint = len(self.genes) >= _TOO_MANY_TO_MISS and are_disjoint(self.genes, section.genes)
+        if missing and (section.absent_genes != "zero" or disjoint):
+            hint = explain_no_shared_genes(self.genes, section.genes) if disjoint else ""
             raise GenesError.not_measured(section.name, missing, len(self.genes), hint)
-        found = [(column_of[gene], place) for place, gene in enumerate(self.genes) if gene in column_of]
-        columns, locations = np.array(found, dtype=np.int64).reshape(-1, 2).T
+        found = [(column_of[gene], number) for number, gene in enumerate(self.genes) if gene in column_of]
+        columns, targets = np.array(found, dtype=np.int64).reshape(-1, 2).T
         picker = sparse.csr_matrix(
-            (np.ones(len(found), section.counts.dtype), (columns, locations)),
+            (np.ones(len(found), section.counts.dtype), (columns, targets)),
             shape=(len(section.genes), len(self.genes)),
         )
         picked = sparse.csr_matrix(section.counts @ picker)
@@ -136,27 +135,25 @@ class GenePanel:
         return log_scaled(picked, scale_factors(library_sizes(section.counts), self.target_sum))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that `from_dict` and JSON understand."""
+        """Plain values, for JSON."""
         return {"genes": list(self.genes), "target_sum": self.target_sum, "origin": self.origin}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GenePanel:
-        """Build from `to_dict`."""
+        """Inverse of `to_dict`."""
         return cls(tuple(values["genes"]), values["target_sum"], dict(values.get("origin", {})))
 
 
 def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
-    """Choose the panel from the sections given: in an evaluation, the training sections of the fold and no other.
-
-    Only genes that every section measures can enter. The order is that in which the sections, first to last, name
-    the genes. One section is in memory at a time.
+    """Choose a panel among the genes that every section measures, in order of first appearance.
 
     Parameters
     ----------
     cohort : Cohort
+        Training sections only; one is in memory at a time.
     config : PanelConfig
-        ``kind``: "hvg", the union over sections of each section's `n_hvg` most variable genes; "shared", all;
-        "variance", the `n_hvg` genes of largest variance within sections; "list", `config.genes` in the order given.
+        ``kind``: "hvg", the union over sections of each section's `n_hvg` most variable genes; "shared", all genes;
+        "variance", the `n_hvg` genes of largest variance within sections; "list", `config.genes` in their order.
 
     Returns
     -------
@@ -165,6 +162,13 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
     Raises
     ------
     GenesError, TooFew, BadOption
+
+    Examples
+    --------
+    >>> from cmrcnet import synthetic_cohort
+    >>> cohort = synthetic_cohort(patients=1, spots=12, genes=24)
+    >>> len(choose_panel(cohort, PanelConfig(kind="variance", n_hvg=3)))
+    3
     """
     measured, rankings = MeasuredGenes(), []
     for section in cohort:
@@ -192,16 +196,18 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
 
 
 def most_variable(section: Section, target_sum: float | Literal["median"]) -> tuple[str, ...]:
-    """The section's genes from most to least variable, without those that do not vary.
+    """Rank a section's genes from most to least variable; constant genes are left out.
 
-    By `scanpy.pp.highly_variable_genes`, flavor "seurat" (Satija et al., Nat Biotechnol 33, 2015), as the released
-    code has it: variance over mean of the expression before the logarithm, standardised among genes of a similar
-    mean. Ties are settled by the section's order of genes. Empty spots take no part.
+    Uses `scanpy.pp.highly_variable_genes`, flavor "seurat" (Satija et al., Nat Biotechnol 33, 2015), as the released
+    code: variance over mean of the expression before the logarithm, standardised among genes of similar mean. Ties
+    keep the section's order of genes.
 
     Parameters
     ----------
     section : Section
+        Its empty spots are ignored.
     target_sum : float or "median"
+        Library size before log1p.
     """
     import warnings
 
@@ -227,7 +233,7 @@ def most_variable(section: Section, target_sum: float | Literal["median"]) -> tu
 
 @contextmanager
 def _thread_count_kept() -> Iterator[None]:
-    """Undo what scanpy's compiled loops do: they set the number of OpenMP threads of the whole process, torch's too."""
+    """Restore the OpenMP thread count of the process, torch's included, which scanpy's compiled loops change."""
     from threadpoolctl import ThreadpoolController
 
     pools = ThreadpoolController().select(user_api="openmp")
@@ -247,12 +253,12 @@ def _union(rankings: list[tuple[str, ...]], shared: Sequence[str], n_hvg: int) -
 
 
 EVERYTHING = "all"
-"""Name of the set of all genes; it holds no choice, so costly metrics are not worked out for it."""
+"""Name of the set of all genes, for which costly metrics are not computed."""
 CHOSEN = ("HEG", "HVG", "SVG")
 """Sets chosen from expression."""
 LEAST_DETECTED = 0.1
-"""Share of spots in which a gene must be counted to stand as spatially variable: among thousands of rare genes, some
-have their three counts in neighbouring spots by chance, and so a high Moran's I."""
+"""Share of spots in which a spatially variable gene must be detected: among thousands of rare genes, some have their
+few counts in neighbouring spots by chance, and so a high Moran's I."""
 
 
 def gene_sets(
@@ -261,37 +267,34 @@ def gene_sets(
     size: int = 50,
     lists: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, tuple[str, ...]]:
-    """Choose HEG, HVG and SVG from the sections given: in an evaluation, the training sections of the fold.
+    """Choose HEG, HVG and SVG among the genes that every section measures.
 
-    Of the genes that every section measures: HEG have the highest mean log-normalised expression over all spots, HVG
-    the highest variance of it WITHIN sections (each spot's distance from its own section's mean). Differences between
-    sections, such as batch effects, make no gene an HVG: a prediction is scored within a section. SVG have the highest
-    Moran's I (`morans_i` on the section's `spot_graph`), mean over the sections, of the genes counted in a tenth of all
-    spots or more (the others follow); a section in which a gene is constant counts as 0, no pattern.
-
-    One section is in memory at a time.
+    HEG have the highest mean log-normalised expression over all spots, HVG its highest variance within sections
+    (differences between sections, such as batch effects, do not count, because predictions are scored within a
+    section). SVG have the highest Moran's I (`morans_i` on the section's `spot_graph`), mean over sections, among the
+    genes detected in a tenth of all spots or more (the others follow); a section in which a gene is constant counts 0.
 
     Parameters
     ----------
     cohort : Cohort
+        Training sections of the fold only; one is in memory at a time.
     scaling : GenePanel, float or "median"
-        Library size before log1p, or the panel that says it.
+        Library size before log1p, or the panel that holds it.
     size : int
-        Genes in each chosen set; all, where fewer are measured.
+        Largest number of genes in each chosen set.
     lists : mapping of str to sequence of str, optional
-        Sets of your own, such as marker genes (``MG``): name and genes. Genes that are not measured in every section
-        fall out.
+        Further sets, such as marker genes (``MG``); genes that some section does not measure are left out.
 
     Returns
     -------
     dict of str to tuple of str
-        ``HEG``, ``HVG`` and ``SVG``, highest first (ties in the order of the sections' genes), then the lists, each in
-        its own order, and ``all``.
+        ``HEG``, ``HVG`` and ``SVG``, highest first (ties in the order of the genes), then the lists in their own order,
+        and ``all``.
 
     Raises
     ------
     GenesError
-        Also when no gene of a list is measured in every section.
+        No gene, or none of a list, is measured in every section.
     BadOption
     """
     if size < 1:
@@ -339,15 +342,16 @@ def gene_sets(
     return chosen | own | {EVERYTHING: shared}
 
 
-def sets_of_truth(genes: Sequence[str], expression: sparse.spmatrix, size: int = 50) -> dict[str, tuple[str, ...]]:
-    """HEG and HVG of ONE section's own expression, as the paper chooses them on the test section.
+def sets_of_truth(genes: Sequence[str], expression: sparse.csr_matrix, size: int = 50) -> dict[str, tuple[str, ...]]:
+    """Choose HEG and HVG from one section's own expression, as the paper does on the test section.
 
-    For scoring under the protocol ``paper`` only: genes chosen by the truth they are scored on flatter every method,
-    and no method may ever be given them.
+    For scoring under the protocol ``paper`` only: genes chosen by the truth that they are scored on favour every
+    method, and must not be given to any.
 
     Parameters
     ----------
     genes : sequence of str
+        Names of the columns.
     expression : sparse matrix, shape (spots, genes)
         Log-normalised.
     size : int
@@ -365,5 +369,5 @@ def sets_of_truth(genes: Sequence[str], expression: sparse.spmatrix, size: int =
 
 
 def _highest(genes: Sequence[str], values: np.ndarray, size: int) -> tuple[str, ...]:
-    """Names of the highest values, ties in the order of the genes."""
-    return tuple(genes[place] for place in np.argsort(-values.round(9), kind="stable")[:size])
+    """Names of the highest values; ties keep the order of the genes."""
+    return tuple(genes[column] for column in np.argsort(-values.round(9), kind="stable")[:size])

@@ -1,11 +1,7 @@
-"""Marker genes: published signatures of an organ's tissues and cells, kept as versioned YAML with their sources.
+"""Marker genes: published signatures of an organ's tissues and cells, in versioned YAML files with their sources.
 
-    breast = markers("breast")
-    breast.measured(section.genes)     # signature -> its genes, as this cohort writes them
-    marker_genes(genes, "breast")      # the gene set "MG": their union
-
-Each file under ``markers/`` names its sources. A signature says whether it was compared with a table or text of its
-source (`checked`) or is a choice of genes that the source is known for.
+Each file under ``markers/`` names its sources. `Signature.checked` tells whether the genes were compared with a table
+or the text of the source.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ from cmrcnet.slides.section import Cohort
 
 FORMAT = 1
 SHARED = "shared"
-"""File of signatures that several organs use; it is no organ."""
+"""File of signatures that several organs use; not an organ itself."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Source:
     cite : str
         Author, title, journal and year.
     doi : str
-        Empty where it is not known for certain.
+        Empty when unknown.
     """
 
     cite: str
@@ -46,21 +42,22 @@ class Source:
 
 @dataclass(frozen=True)
 class Signature:
-    """Genes that stand for one tissue, cell or state.
+    """Marker genes of one tissue, cell type or state.
 
     Parameters
     ----------
     name, about : str
+        Key and description.
     genes : tuple of str
         Human symbols.
     mouse : tuple of str
-        Mouse symbols, or empty: then the human ones are matched by name, in whichever case.
+        Mouse symbols, or empty: then the human ones are matched ignoring case.
     sources : tuple of Source
-        Where it was published; the first is the main one.
+        Publications, the main one first.
     checked : bool
         Whether the genes were compared with a table or the text of the source.
     regions : tuple of str
-        Words in a region's label where the signature is expected to be high.
+        Words in the label of regions where the signature is expected to be high.
     """
 
     name: str
@@ -79,12 +76,13 @@ class MarkerList:
     Parameters
     ----------
     organ : str
+        As `marker_organs` names it.
     version : int
-        Goes up with every change of a gene.
+        Increases with every change of a gene.
     signatures : dict of str to Signature
         In the order of the file, shared ones last.
     words : tuple of str
-        By which a cohort's `disease` tells the organ.
+        Words by which a cohort's `disease` identifies the organ.
     aliases : dict of str to tuple of str
         Older names of a gene.
     """
@@ -96,25 +94,32 @@ class MarkerList:
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def measured(self, genes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Which genes of each signature a cohort measures, in the cohort's own spelling.
+        """Genes of each signature that a cohort measures, in the cohort's spelling.
 
-        A gene is found by its symbol, else by an older name of it, else by either in another case (ERBB2, Erbb2),
-        as human and mouse orthologues are mostly named.
+        A gene is found by its symbol, else by an older name, else by either ignoring case (ERBB2, Erbb2), as most
+        human and mouse orthologues are named.
 
         Parameters
         ----------
         genes : sequence of str
-            What the cohort measures: gene symbols.
+            Symbols of the cohort's genes.
 
         Returns
         -------
         dict of str to tuple of str
-            Every signature; an empty tuple where none of its genes was measured.
+            Every signature; an empty tuple when none of its genes is measured.
 
         Raises
         ------
         BadOption
-            When the genes are Ensembl ids.
+            The genes are Ensembl ids.
+
+        Examples
+        --------
+        >>> skin = markers("skin")
+        >>> found = skin.measured(["KRT5", "KRT14", "MLANA"])
+        >>> sorted({gene for genes in found.values() for gene in genes})
+        ['KRT14', 'KRT5', 'MLANA']
         """
         naming = naming_of(genes)
         if naming.kind != "symbol":
@@ -142,7 +147,7 @@ class MarkerList:
         }
 
     def expected_in(self, label: str) -> tuple[str, ...]:
-        """Names of the signatures that should be high in a region of this label, such as ``immune : APC, B-cell``."""
+        """Signatures expected to be high in a region of this label, such as ``immune : APC, B-cell``."""
         spoken = label.lower()
         return tuple(
             name for name, signature in self.signatures.items() if any(word in spoken for word in signature.regions)
@@ -150,7 +155,13 @@ class MarkerList:
 
 
 def marker_organs() -> tuple[str, ...]:
-    """Organs that have a marker list, sorted."""
+    """Organs with a marker list, sorted.
+
+    Examples
+    --------
+    >>> marker_organs()
+    ('breast', 'colorectal', 'liver', 'skin', 'spinal cord')
+    """
     folder = resources.files("cmrcnet") / "genes" / "markers"
     names = (entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     return tuple(sorted(name.replace("_", " ") for name in names if name != SHARED))
@@ -158,17 +169,17 @@ def marker_organs() -> tuple[str, ...]:
 
 @cache
 def markers(organ: str) -> MarkerList:
-    """The marker list of an organ.
+    """Load the marker list of an organ.
 
     Parameters
     ----------
     organ : str
-        As `marker_organs` names it; an underscore or a hyphen serves as the space of "spinal cord".
+        As `marker_organs` names it; "spinal_cord" and "spinal-cord" work too.
 
     Raises
     ------
     UnknownName
-        With the organs that there are.
+        Lists the known organs.
     """
     name = re.sub(r"[\s_-]+", " ", organ.strip().lower())
     if name not in marker_organs():
@@ -184,7 +195,7 @@ def markers(organ: str) -> MarkerList:
 
 
 def organ_of(*words: str) -> str:
-    """Tell the organ from a cohort's words, such as its `disease` column.
+    """Identify the organ from words about a cohort, such as its `disease` column.
 
     Parameters
     ----------
@@ -195,6 +206,11 @@ def organ_of(*words: str) -> str:
     ------
     UnknownName
         No organ or several are named.
+
+    Examples
+    --------
+    >>> organ_of("HER2-positive breast cancer")
+    'breast'
     """
     text = " ".join(words).lower()
     named = [
@@ -203,7 +219,7 @@ def organ_of(*words: str) -> str:
         if any(re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])", text) for word in markers(organ).words)
     ]
     if len(named) != 1:
-        why = f"It speaks of {' and '.join(named)}. " if named else ""
+        why = f"It names {' and '.join(named)}. " if named else ""
         raise UnknownName(
             "single organ named in", " ".join(words), marker_organs(), f"{why}Say which one it is (organ)."
         )
@@ -211,7 +227,7 @@ def organ_of(*words: str) -> str:
 
 
 def organ_of_cohort(cohort: Cohort) -> str:
-    """Tell a cohort's organ from the columns `organ`, `disease` and `site` of its file; no section is read.
+    """Identify a cohort's organ from the columns `organ`, `disease` and `site` of its file; no section is read.
 
     Parameters
     ----------
@@ -231,7 +247,7 @@ def organ_of_cohort(cohort: Cohort) -> str:
 
 
 def marker_genes(genes: Sequence[str], organ: str | MarkerList) -> tuple[str, ...]:
-    """The gene set "MG": every gene of the organ's signatures that was measured.
+    """Gene set "MG": every measured gene of the organ's signatures.
 
     Parameters
     ----------
@@ -242,7 +258,7 @@ def marker_genes(genes: Sequence[str], organ: str | MarkerList) -> tuple[str, ..
     Returns
     -------
     tuple of str
-        In the order of the list, each once, as the cohort spells them.
+        In the order of the list, each once, in the cohort's spelling.
 
     Raises
     ------
@@ -256,11 +272,12 @@ def marker_genes(genes: Sequence[str], organ: str | MarkerList) -> tuple[str, ..
 
 
 def source_lines(chosen: MarkerList, signatures: Iterable[str] | None = None) -> list[str]:
-    """One line a source, for a report: what it is, its DOI where known, and which signatures are from it.
+    """List the sources for a report, one line each: citation, DOI if known, and signatures.
 
     Parameters
     ----------
     chosen : MarkerList
+        Of an organ.
     signatures : iterable of str, optional
         All of them when left out.
     """

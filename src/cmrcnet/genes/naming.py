@@ -1,7 +1,4 @@
-"""How genes are named: Ensembl ids or symbols, human or mouse; and why two lists do not meet.
-
-Features that are no genes, and genes that are named twice.
-"""
+"""Names of genes: Ensembl ids or symbols, species, why two lists do not match; control features and duplicates."""
 
 from __future__ import annotations
 
@@ -22,10 +19,31 @@ ENSEMBL = re.compile(r"ENS([A-Z]{3,4})?G\d{11}(\.\d+)?")
 SPECIES = {"": "human", "MUS": "mouse", "RNO": "rat", "DAR": "zebrafish", "SSC": "pig", "MMU": "macaque"}
 
 NEXT_TO_NOTHING = 0.05
-"""Share of the shorter list below which two lists that are named differently count as strangers."""
+"""Share of the shorter list below which two lists of different naming count as disjoint."""
 
 MOST = 0.6
-"""Share of the names that must fit a pattern for the list to be called after it."""
+"""Share of the names that must match a pattern."""
+
+
+CONTROL_PATTERNS: dict[str, re.Pattern[str]] = {
+    # Reads that fit several genes or none (HTSeq, ST Pipeline): "__ambiguous[A+B]", "__ambiguous.A.B", "__no_feature".
+    "ambiguous": re.compile(r"__\w.*"),
+    # Xenium "BLANK_0006", MERSCOPE "Blank-12".
+    "blank": re.compile(r"(?:BLANK|Blank)[_-]\d+"),
+    # Xenium "NegControlProbe_00042", "NegControlCodeword_0500"; CosMx "NegPrb3", "Negative12"; GeoMx "NegProbe-WTX".
+    "negative control": re.compile(r"NegControl(?:Probe|Codeword)_\S+|NegPrb\d+|Negative\d+|NegProbe-\S+"),
+    # Xenium "antisense_PROKR2".
+    "antisense": re.compile(r"antisense_\S+"),
+    # Xenium "UnassignedCodeword_0018", "DeprecatedCodeword_0018"; Visium probe sets "DEPRECATED_ENSG...".
+    "unassigned": re.compile(r"(?:Unassigned|Deprecated)Codeword_\S+|DEPRECATED_ENS\S+"),
+    # Xenium Prime "Intergenic_Region_1001".
+    "intergenic": re.compile(r"Intergenic_Region_\d+"),
+    # CosMx "SystemControl45", "FalseCode7".
+    "system control": re.compile(r"SystemControl\d+|FalseCode\d+"),
+    # Spike-ins "ERCC-00002"; the genes ERCC1 and Ercc4 are none.
+    "spike-in": re.compile(r"ERCC-\d{5}"),
+}
+"""Control features by kind. Each pattern must match the whole name, so that NEGR1, ERCC2 or FO538757.1 are kept."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,7 @@ class Naming:
     ----------
     kind : {"ensembl", "symbol", "number"}
     species : str or None
-        As far as the names tell: by the letters of an Ensembl id, or by case (TP53 human, Trp53 mouse).
+        From the letters of an Ensembl id, or by case (TP53 human, Trp53 mouse); None when unclear.
     """
 
     kind: str
@@ -48,11 +66,17 @@ class Naming:
 
 
 def naming_of(genes: Sequence[str]) -> Naming:
-    """Tell how genes are named, by what most of the names look like.
+    """Determine how genes are named from the majority of the names.
 
     Parameters
     ----------
     genes : sequence of str
+        Their names.
+
+    Examples
+    --------
+    >>> str(naming_of(["TP53", "ERBB2", "KRT8"])), str(naming_of(["ENSMUSG00000059552"]))
+    ('human gene symbols', 'mouse Ensembl ids')
     """
     names = [str(gene) for gene in genes if gene]
     if not names:
@@ -74,15 +98,15 @@ def naming_of(genes: Sequence[str]) -> Naming:
     return Naming("symbol", None)
 
 
-def are_strangers(left: Sequence[str], right: Sequence[str]) -> bool:
-    """Whether two lists of genes do not meet: they share nothing, or next to nothing and are written differently.
+def are_disjoint(left: Sequence[str], right: Sequence[str]) -> bool:
+    """Whether two gene lists have no name in common, or hardly any and a different naming.
 
-    The second is how two species look: human and mouse both have a C3 and an F5, and hardly another name.
+    The second case is that of two species: human and mouse share C3, F5 and hardly another symbol.
 
     Parameters
     ----------
     left, right : sequence of str
-        Gene names, none of them empty lists.
+        Gene names; not empty.
     """
     ours, theirs = set(left), set(right)
     shared = len(ours & theirs)
@@ -92,12 +116,12 @@ def are_strangers(left: Sequence[str], right: Sequence[str]) -> bool:
 
 
 def explain_no_shared_genes(left: Sequence[str], right: Sequence[str]) -> str:
-    """One or two sentences on why two lists of genes do not meet, with the hint: the hint of `GenesError`.
+    """Explain in one or two sentences why two gene lists do not match, and how to fix it.
 
     Parameters
     ----------
     left, right : sequence of str
-        Gene names. The sentence speaks of "the first" and "the second".
+        Gene names: "the first" and "the second" of the sentence.
     """
     if not len(left) or not len(right):
         return f"The {'first' if not len(left) else 'second'} names no genes at all."
@@ -113,14 +137,14 @@ def explain_no_shared_genes(left: Sequence[str], right: Sequence[str]) -> str:
             return f"The first uses {ours}, the second {theirs} ({shown}); map one to its orthologues first."
         bare = {_bare(gene) for gene in left} & {_bare(gene) for gene in right}
         if bare:
-            return f"{len(bare)} meet once the version is cut off ({shown}); cut off what follows the dot."
+            return f"{len(bare)} match without the version ({shown}); remove the dot and what follows."
     folded = {str(gene).upper() for gene in left} & {str(gene).upper() for gene in right}
     if folded:
         species = ""
         if {ours.species, theirs.species} == {"human", "mouse"}:
             species = f", as {ours.species} and {theirs.species} genes are written"
         return (
-            f"{len(folded)} names meet when upper and lower case are ignored ({shown}){species}; "
+            f"{len(folded)} names match when upper and lower case are ignored ({shown}){species}; "
             "use sections of one species, or map one to its orthologues first."
         )
     alike = f"Both look like {ours}" if ours == theirs else f"The names look like {ours} and {theirs}"
@@ -128,7 +152,7 @@ def explain_no_shared_genes(left: Sequence[str], right: Sequence[str]) -> str:
 
 
 def _example(genes: Sequence[str], naming: Naming) -> str:
-    """A name that shows the naming: the first that fits it."""
+    """The first name that matches the naming."""
     for gene in genes:
         name = str(gene)
         if (ENSEMBL.fullmatch(name) is not None) == (naming.kind == "ensembl") and len(name) > 2:
@@ -140,34 +164,18 @@ def _bare(gene: str) -> str:
     return str(gene).split(".", 1)[0]
 
 
-CONTROL_PATTERNS: dict[str, re.Pattern[str]] = {
-    # Reads that fit several genes or none (HTSeq, ST Pipeline): "__ambiguous[A+B]", "__ambiguous.A.B", "__no_feature".
-    "ambiguous": re.compile(r"__\w.*"),
-    # Xenium "BLANK_0006", MERSCOPE "Blank-12".
-    "blank": re.compile(r"(?:BLANK|Blank)[_-]\d+"),
-    # Xenium "NegControlProbe_00042", "NegControlCodeword_0500"; CosMx "NegPrb3", "Negative12"; GeoMx "NegProbe-WTX".
-    "negative control": re.compile(r"NegControl(?:Probe|Codeword)_\S+|NegPrb\d+|Negative\d+|NegProbe-\S+"),
-    # Xenium "antisense_PROKR2".
-    "antisense": re.compile(r"antisense_\S+"),
-    # Xenium "UnassignedCodeword_0018", "DeprecatedCodeword_0018"; Visium probe sets "DEPRECATED_ENSG...".
-    "unassigned": re.compile(r"(?:Unassigned|Deprecated)Codeword_\S+|DEPRECATED_ENS\S+"),
-    # Xenium Prime "Intergenic_Region_1001".
-    "intergenic": re.compile(r"Intergenic_Region_\d+"),
-    # CosMx "SystemControl45", "FalseCode7".
-    "system control": re.compile(r"SystemControl\d+|FalseCode\d+"),
-    # Spike-ins "ERCC-00002"; the genes ERCC1 and Ercc4 are none.
-    "spike-in": re.compile(r"ERCC-\d{5}"),
-}
-"""What is no gene, by kind. Each pattern must fit the WHOLE name, so that NEGR1, ERCC2 or FO538757.1 stay."""
-
-
 def kind_of_control(name: str) -> str | None:
-    """Which kind of control a feature is, or None for a gene.
+    """Kind of control feature, or None for a gene.
 
     Parameters
     ----------
     name : str
         As the assay wrote it.
+
+    Examples
+    --------
+    >>> kind_of_control("NegControlProbe_00042"), kind_of_control("NEGR1")
+    ('negative control', None)
     """
     for kind, pattern in CONTROL_PATTERNS.items():
         if pattern.fullmatch(name):
@@ -178,23 +186,25 @@ def kind_of_control(name: str) -> str | None:
 def clean_features(
     genes: Sequence[str], counts: sparse.csr_matrix, *, controls: Literal["drop", "keep"] = "drop"
 ) -> tuple[tuple[str, ...], sparse.csr_matrix, tuple[str, ...]]:
-    """Drop what is no gene and add up what is named twice.
+    """Drop control features and sum the columns of genes that are named several times.
 
     Parameters
     ----------
     genes : sequence of str, length features
+        Names as the assay wrote them.
     counts : scipy.sparse.csr_matrix, shape (spots, features)
+        Raw.
     controls : {"drop", "keep"}
-        "keep" leaves controls in, as the released code does. Features without any name are dropped and features of
-        the same name are added up either way, because a panel needs one column a name.
+        "keep" leaves controls in, as the released code does. Features without a name are dropped and features of the
+        same name are summed either way, because a panel needs one column per name.
 
     Returns
     -------
     genes : tuple of str
-        All different, in the order of their first appearance.
+        All different, in order of first appearance.
     counts : scipy.sparse.csr_matrix, shape (spots, genes)
     notes : tuple of str
-        One sentence for each thing that was done.
+        One sentence per change.
 
     Raises
     ------
@@ -213,9 +223,9 @@ def clean_features(
     found = Counter(kind for kind in kinds if kind)
     if found:
         of_each = ", ".join(f"{number} {kind}" for kind, number in sorted(found.items()))
-        what = "dropped" if controls == "drop" else "kept, as asked"
+        what = "dropped" if controls == "drop" else "kept, as requested"
         number = sum(found.values())
-        are = "is no gene" if number == 1 else "are no genes"
+        are = "is not a gene" if number == 1 else "are not genes"
         notes.append(f"{_features(number)} {are} ({of_each}): {what}.")
     stays = [not bare and (kind is None or controls == "keep") for bare, kind in zip(nameless, kinds, strict=True)]
 

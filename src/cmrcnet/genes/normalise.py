@@ -1,15 +1,4 @@
-"""Raw counts to expression: library size, then log1p.
-
-How much a spot's measured expression can be trusted, from how deeply it was sequenced.
-
-The counting noise of log-normalised expression falls as one over the spot's depth. Where the noise of a spot of usual
-depth is as large as what is to be learnt, least squares weighs spot i of a section by::
-
-    w_i = d_i / (d_i + g) / mean_j(d_j / (d_j + g))        d = all counts of the spot, g = exp(mean_j log d_j)
-
-the inverse of a variance ``1 + g / d_i`` (weighted least squares, Aitken 1936), with mean 1 in every section, so that
-a section sequenced twice as deeply counts no more than another.
-"""
+"""Raw counts to log-normalised expression, and the weight of each spot from its sequencing depth."""
 
 from __future__ import annotations
 
@@ -27,13 +16,14 @@ def library_sizes(counts: sparse.csr_matrix) -> np.ndarray:
 
 
 def scale_factors(library: np.ndarray, target_sum: float | Literal["median"]) -> np.ndarray:
-    """What each spot's counts are multiplied by: (spots,) float64; 0 for an empty spot.
+    """Factor of each spot's counts: (spots,) float64; 0 for an empty spot.
 
     Parameters
     ----------
     library : numpy.ndarray, shape (spots,)
+        From `library_sizes`.
     target_sum : float or "median"
-        Library size after scaling. "median": of this section's own spots that hold any count.
+        Library size after scaling; "median" is that of this section's spots with any count.
     """
     if target_sum != "median" and not (np.isfinite(target_sum) and target_sum > 0):
         raise BadOption("target_sum", target_sum, want='a sum above 0, or "median"')
@@ -45,14 +35,14 @@ def scale_factors(library: np.ndarray, target_sum: float | Literal["median"]) ->
 def normalize(counts: sparse.csr_matrix, target_sum: float | Literal["median"] = 10_000.0) -> sparse.csr_matrix:
     """Scale every spot to the same library size and take log1p: ``log(1 + count / library * target_sum)``.
 
-    The same as `scanpy.pp.normalize_total` and `scanpy.pp.log1p`. An empty spot stays zero.
+    Equal to `scanpy.pp.normalize_total` and `scanpy.pp.log1p`. An empty spot stays zero.
 
     Parameters
     ----------
     counts : sparse matrix, shape (spots, genes)
-        Raw counts of ALL the section's genes: the library size is their sum.
+        Raw counts of all genes of the section: the library size is their sum.
     target_sum : float or "median"
-        "median" is the median library size of this section's spots that are not empty (the released code's way; it
+        Library size after scaling; "median" is that of this section's non-empty spots (as in the released code; it
         makes sections differ in scale).
 
     Returns
@@ -62,6 +52,13 @@ def normalize(counts: sparse.csr_matrix, target_sum: float | Literal["median"] =
     Raises
     ------
     BadOption
+
+    Examples
+    --------
+    >>> expression = normalize(sparse.csr_matrix([[1, 3], [0, 0]]), target_sum=4)
+    >>> np.expm1(expression.toarray()).round(3)
+    array([[1., 3.],
+           [0., 0.]], dtype=float32)
     """
     counts = sparse.csr_matrix(counts)
     return log_scaled(counts, scale_factors(library_sizes(counts), target_sum))
@@ -76,8 +73,15 @@ def log_scaled(counts: sparse.csr_matrix, factor: np.ndarray) -> sparse.csr_matr
     return result
 
 
-def spot_weights(counts: sparse.spmatrix) -> np.ndarray:
-    """Weights of the spots of ONE section.
+def spot_weights(counts: sparse.csr_matrix) -> np.ndarray:
+    """Weigh the spots of one section by sequencing depth, for least squares.
+
+    The counting noise of log-normalised expression falls as one over the spot's depth, so that spot i gets the inverse
+    of the variance ``1 + g / d_i`` (weighted least squares, Aitken 1936)::
+
+        w_i = d_i / (d_i + g) / mean_j(d_j / (d_j + g))        d = counts of the spot, g = exp(mean_j log d_j)
+
+    The mean is 1 in every section, so that a section sequenced twice as deeply has the same weight as another.
 
     Parameters
     ----------
@@ -87,7 +91,12 @@ def spot_weights(counts: sparse.spmatrix) -> np.ndarray:
     Returns
     -------
     numpy.ndarray, shape (spots,), float32
-        Mean 1; 0 for a spot without counts. All 1 where no spot has any.
+        Mean 1; 0 for a spot without counts. All 1 when no spot has any.
+
+    Examples
+    --------
+    >>> spot_weights(sparse.csr_matrix([[10], [10], [0]]))
+    array([1.5, 1.5, 0. ], dtype=float32)
     """
     depth = np.asarray(counts.sum(axis=1), np.float64).ravel()
     counted = depth > 0

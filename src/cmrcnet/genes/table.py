@@ -1,6 +1,6 @@
-"""The prediction table: the one contract between predicting and everything that reads predictions.
+"""The prediction table (AnnData): its content, how it is made, and how it is checked.
 
-The file is one thing: what a table holds, how it is filled, and how it is checked.
+Everything that reads predictions relies on this layout.
 
 =================================  =================================================================================
 ``X``                              predicted log-normalised expression, float32, (locations, genes); NaN where there is
@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -61,7 +62,7 @@ _HINT = "predict again with this version of cmrcnet"
 
 
 class Ranked(Protocol):
-    """What the table needs of `search.Neighbours`, a room above this one: both of shape (locations, k)."""
+    """The part of `search.Neighbours` that a table holds; both arrays are (locations, k)."""
 
     ids: np.ndarray
     similarity: np.ndarray
@@ -80,27 +81,29 @@ def prediction_table(
     confidence: np.ndarray | None = None,
     in_tissue: np.ndarray | None = None,
 ) -> AnnData:
-    """Put a prediction into its table.
+    """Make the table of a prediction in memory.
 
     Parameters
     ----------
     mean, neighbour_std : numpy.ndarray, shape (locations, genes)
-        NaN in both where there is no prediction. `neighbour_std` is None where there are no neighbours.
+        NaN in both where there is no prediction. `neighbour_std` is None without neighbours.
     genes : sequence of str
+        Names of the columns.
     spots : Spots
         The locations.
     slide : Slide
-        Its scale must be known; its picture is read once, made small.
+        Its scale must be known; a thumbnail is read.
     neighbours : search.Neighbours or None
         Bank spots that were averaged.
     provenance : mapping
-        Fingerprints, k, target_sum, version, ... Goes into ``uns["cmrcnet"]``; what AnnData cannot store is stored as
-        JSON text. ``target_sum`` gives X its units.
+        Fingerprints, k, target_sum, version, ... for ``uns["cmrcnet"]``; what AnnData cannot store becomes JSON text.
+        ``target_sum`` gives X its units.
     reliability : mapping of gene to float, optional
-        Held-out Pearson of genes for which it was measured.
+        Held-out Pearson of genes.
     confidence : numpy.ndarray, shape (locations,), optional
+        From 0 to 1.
     in_tissue : numpy.ndarray, shape (locations,), optional
-        When left out, every location that was asked for counts as tissue.
+        1 or 0; 1 everywhere when left out.
 
     Returns
     -------
@@ -109,6 +112,18 @@ def prediction_table(
     Raises
     ------
     ShapeMismatch, ScaleError
+
+    Examples
+    --------
+    >>> from cmrcnet import synthetic_cohort
+    >>> section = synthetic_cohort(patients=1, spots=4, genes=24).read("P1S1")
+    >>> table = prediction_table(
+    ...     np.zeros((4, 1)), np.ones((4, 1)), genes=["ERBB2"], spots=section.spots, slide=section.slide,
+    ...     neighbours=None, provenance={"target_sum": 10_000},
+    ... )
+    >>> check_prediction_table(table)
+    >>> table.shape, table.uns["cmrcnet"]["units"]
+    ((4, 1), 'log1p of counts per 10,000')
     """
     wanted = (len(spots), len(genes))
     for name, values in (("mean", mean), ("neighbour_std", neighbour_std)):
@@ -146,7 +161,7 @@ def table_frame(
     confidence: np.ndarray | None = None,
     in_tissue: np.ndarray | None = None,
 ) -> AnnData:
-    """Everything of a prediction table but what grows with locations times genes or neighbours: X is None, no layers.
+    """Make a prediction table without its large arrays: X is None, and there are no layers and no neighbours.
 
     Parameters
     ----------
@@ -194,13 +209,13 @@ def table_frame(
         "slide_height_px": int(slide.height_px),
         "mpp": scale,
         "spot_diameter_um": float(spots.diameter_um),
-        "version": str(provenance.get("version") or _version()),
+        "version": str(provenance.get("version") or version("cmrcnet")),
     }
     return table
 
 
 def units_of(target_sum: float | str | None) -> str:
-    """What the numbers in X are, in words."""
+    """Units of X in words."""
     if target_sum is None:
         return "log1p of normalised counts"
     if target_sum == "median":
@@ -209,23 +224,31 @@ def units_of(target_sum: float | str | None) -> str:
 
 
 def check_prediction_table(table: AnnData) -> None:
-    """Refuse a table that does not keep the contract.
+    """Raise an error when a table does not have the layout of a prediction table.
 
     Parameters
     ----------
     table : anndata.AnnData
+        To check.
 
     Raises
     ------
     Damaged
-        With the first point that is not kept.
+        Names the first violation.
+
+    Examples
+    --------
+    >>> import anndata
+    >>> check_prediction_table(anndata.AnnData(np.zeros((2, 3))))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    cmrcnet.errors.Damaged: The prediction table is incomplete or damaged: uns["cmrcnet"] is missing; ...
     """
-    for why in _breaches(table):
+    for why in _violations(table):
         raise Damaged("The prediction table", why, _HINT)
 
 
-def _breaches(table: AnnData):
-    """Every point of the contract that the table does not keep, one sentence each."""
+def _violations(table: AnnData):
+    """Violations of the layout, one sentence each."""
     ours = table.uns.get("cmrcnet")
     if ours is None:
         yield 'uns["cmrcnet"] is missing'
@@ -292,7 +315,7 @@ def _gene_columns(genes: Sequence[str], reliability: Mapping[str, float]):
 
 
 def _picture(slide: Slide, diameter_px: float) -> dict[str, Any]:
-    """The slide made small, laid out as scanpy's and Space Ranger's ``uns["spatial"][library]``."""
+    """Thumbnail of the slide in the layout of scanpy's ``uns["spatial"][library]``."""
     downsample = max(1.0, max(slide.width_px, slide.height_px) / PICTURE_PX)
     return {
         "images": {"hires": thumbnail(slide, downsample)},
@@ -302,16 +325,7 @@ def _picture(slide: Slide, diameter_px: float) -> dict[str, Any]:
 
 
 def _storable(value: Any) -> Any:
-    """A value that an .h5ad file can hold in `uns`: plain ones as they are, others as JSON text."""
+    """The value if an .h5ad file can store it in `uns`, else its JSON text."""
     if isinstance(value, np.generic):
         value = value.item()
     return value if isinstance(value, str | bool | int | float) else json.dumps(value, sort_keys=True, default=str)
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("cmrcnet")
-    except PackageNotFoundError:  # a checkout that was never installed
-        return "unknown"

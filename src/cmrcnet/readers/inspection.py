@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, CmrcnetError, GenesError, MissingInput, ScaleError
-from cmrcnet.genes.naming import are_strangers, clean_features, explain_no_shared_genes, naming_of
+from cmrcnet.genes.naming import are_disjoint, clean_features, explain_no_shared_genes, naming_of
 from cmrcnet.readers.cohort import CohortRow, cohort_rows, is_cohort_file, located
 from cmrcnet.readers.raw_section import RawSection, checked_section, neighbour_distance_px, problems_of
 from cmrcnet.readers.registry import SectionSource, input_problems, reader_of
@@ -179,7 +179,7 @@ def _inspect_cohort(path: Path, mpp: float | None) -> Inspection:
         first, *others = genes_of
         for other in others:
             ours, theirs = genes_of[first], genes_of[other]
-            if are_strangers(ours, theirs):
+            if are_disjoint(ours, theirs):
                 hint = explain_no_shared_genes(ours, theirs)
                 both = len(set(ours) & set(theirs))
                 problems.append(str(GenesError.none_shared(first, other, hint, shared=both)))

@@ -27,7 +27,7 @@ from cmrcnet.evaluation.protocol.runner import Workers, run_experiments
 from cmrcnet.evaluation.report.summary import number
 from cmrcnet.evaluation.sweep.run_sweep import SweepFolder
 from cmrcnet.genes.gene_sets import MeasuredGenes, gene_sets
-from cmrcnet.genes.naming import are_strangers, explain_no_shared_genes
+from cmrcnet.genes.naming import are_disjoint, explain_no_shared_genes
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 from cmrcnet.storage.hashing import fingerprint
 
@@ -208,7 +208,7 @@ def shared_sets(train: Cohort, test: Cohort, config: Config) -> dict[str, tuple[
     GenesError
     """
     ours, theirs = _measured(train), set(_measured(test))
-    if theirs.isdisjoint(ours) or are_strangers(ours, sorted(theirs)):
+    if theirs.isdisjoint(ours) or are_disjoint(ours, sorted(theirs)):
         hint = explain_no_shared_genes(ours, sorted(theirs))
         raise GenesError.none_shared(train.name, "the test cohort", hint, shared=len(theirs.intersection(ours)))
     ranked = gene_sets(train, config.panel.target_sum, size=_EVERY)
