@@ -1,4 +1,4 @@
-"""Assertions that anyone who adds a slide format, a reader or a predictor can call in their own tests."""
+"""Assertions for the tests of new slide formats, readers and predictors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmrcnet.genes.table import check_prediction_table
-from cmrcnet.slides.section import Section, check_counts
+from cmrcnet.slides.section import Section
 from cmrcnet.slides.slide import WHITE, Slide, known_scale
+from cmrcnet.slides.spot_tables import check_counts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -17,7 +18,7 @@ __all__ = ["assert_prediction_table", "assert_section", "assert_slide"]
 
 
 def assert_slide(slide: Slide) -> None:
-    """The slide keeps every promise of the `Slide` protocol: sizes, padding, equal parts, a stable name."""
+    """Assert that a slide fulfils the `Slide` protocol: sizes, padding, equal parts, a stable fingerprint."""
     assert isinstance(slide, Slide), f"{type(slide).__name__} lacks an attribute or method of Slide"
     assert slide.downsamples[0] == 1, "downsamples must start with level 0"
     assert list(slide.downsamples) == sorted(slide.downsamples), "downsamples must not fall"
@@ -41,7 +42,7 @@ def assert_slide(slide: Slide) -> None:
 
 
 def assert_section(section: Section) -> None:
-    """The section can be trained on: whole counts, a known scale, spots on the picture, genes named once."""
+    """Assert that a section can be trained on: raw counts, a known scale, spots on the slide, unique genes."""
     check_counts(section.counts, section.name, barcodes=section.spots.barcodes, genes=section.genes)
     assert known_scale(section.slide) > 0
     assert section.spots.diameter_um > 0, "the spots' diameter must be above 0"
@@ -52,7 +53,7 @@ def assert_section(section: Section) -> None:
 
 
 def assert_prediction_table(table: AnnData) -> None:
-    """The table keeps the contract that every reader of predictions relies on, also after a trip to disk."""
+    """Assert that a table is a valid prediction table, also after it was written and read."""
     import tempfile
     from pathlib import Path
 

@@ -52,9 +52,8 @@ def hest_problems(source: SectionSource) -> list[CmrcnetError]:
     except CmrcnetError as error:
         return [error]
     if source.image is None and files.slide is None and files.patches is None:
-        return [
-            MissingInput(files.root / "patches" / f"{files.id}.h5", "The patch file", "nor is there a slide in wsis")
-        ]
+        patches = files.root / "patches" / f"{files.id}.h5"
+        return [MissingInput(patches, "The patch file", "nor is there a slide in wsis")]
     return []
 
 
@@ -342,9 +341,8 @@ class PatchSlide:
         try:
             pixels = self._images[row]
         except OSError as error:
-            raise BadInput(
-                self.path, PATCH_FILE, f"patch {row} cannot be read; the file is truncated or damaged"
-            ) from error
+            why = f"patch {row} cannot be read; the file is truncated or damaged"
+            raise BadInput(self.path, PATCH_FILE, why) from error
         if by == 1:
             return pixels
         small = self.side_px // by

@@ -52,14 +52,9 @@ def legacy_st_problems(source: SectionSource) -> list[CmrcnetError]:
     problems: list[CmrcnetError] = []
     spots = source.spots or spots_beside(source.path)
     if spots is None:
-        problems.append(
-            BadOption(
-                "spots",
-                None,
-                want=f"the spot file of {source.path.name} (columns spot or x, y; pixel_x, pixel_y), "
-                "because names like 10x15 do not say where a spot lies in the image",
-            )
-        )
+        want = f"the spot file of {source.path.name} (columns spot or x, y; pixel_x, pixel_y), "
+        want += "because names like 10x15 do not say where a spot lies in the image"
+        problems.append(BadOption("spots", None, want=want))
     else:
         try:
             _spot_columns(read_table(spots, "a spot file"))

@@ -9,13 +9,7 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import (
-    BadInput,
-    CmrcnetError,
-    ScaleError,
-    SectionError,
-    ShapeMismatch,
-)
+from cmrcnet.errors import BadInput, CmrcnetError, ScaleError, SectionError, ShapeMismatch
 from cmrcnet.genes.naming import clean_features
 from cmrcnet.slides.section import Section, Spots, on_slide, repeated
 from cmrcnet.slides.slide import Slide, known_scale

@@ -29,14 +29,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import (
-    BadInput,
-    BadOption,
-    CmrcnetError,
-    MissingInput,
-    ScaleError,
-    SectionError,
-)
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, ScaleError, SectionError
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.tables import Table, read_bytes, read_table
@@ -68,9 +61,8 @@ def visium_problems(source: SectionSource) -> list[CmrcnetError]:
     """Errors for a missing matrix, positions file or picture, and for Visium HD."""
     outs = _outs(source.path)
     if (outs / "binned_outputs").is_dir():
-        return [
-            BadInput.unclear_format(source.path, "it is Visium HD (binned_outputs), which is not read yet", ["visium"])
-        ]
+        why = "it is Visium HD (binned_outputs), which is not read yet"
+        return [BadInput.unclear_format(source.path, why, ["visium"])]
     problems: list[CmrcnetError] = []
     if _matrix_path(outs, source.path) is None:
         problems.append(MissingInput(outs / f"{MATRICES[0]}.h5", "The count matrix", "nor is there a matrix folder"))
@@ -172,24 +164,18 @@ def visium_scale(
         return factors["microns_per_pixel"], "um per px is the microns_per_pixel of Space Ranger."
     written = WRITTEN_SPOT_UM / factors["spot_diameter_fullres"] if factors.get("spot_diameter_fullres") else None
     if pitch_px is None:
-        return written, (
-            f"um per px is {WRITTEN_SPOT_UM:g} um over Space Ranger's spot_diameter_fullres: {written:.4g}."
-            if written
-            else ""
-        )
+        how = f"um per px is {WRITTEN_SPOT_UM:g} um over Space Ranger's spot_diameter_fullres: {written or 0:.4g}."
+        return written, how if written else ""
     measured = PITCH_UM[0] / pitch_px
     if written is not None and not 1 / WRITTEN_FACTOR <= measured / written <= WRITTEN_FACTOR:
-        raise ScaleError.contradicted(
-            slide,
-            written,
+        evidence = (
             f"by spot_diameter_fullres, but the locations of its array are {pitch_px:.1f} px apart, which makes "
             f"{measured:.4g} (neighbours are {PITCH_UM[0]:g} um apart); check that positions and scale factors "
-            "belong together, or",
+            "belong together, or"
         )
-    return (
-        measured,
-        f"um per px is measured: neighbouring locations are {pitch_px:.1f} px or 100 um apart: {measured:.4g}.",
-    )
+        raise ScaleError.contradicted(slide, written, evidence)
+    how = f"um per px is measured: neighbouring locations are {pitch_px:.1f} px or 100 um apart: {measured:.4g}."
+    return measured, how
 
 
 def read_positions(path: Path) -> Table:
@@ -204,9 +190,7 @@ def read_positions(path: Path) -> Table:
     text = read_bytes(path, "spot positions")
     has_header = b"in_tissue" in text.split(b"\n", 1)[0]
     table = read_table(path, "spot positions", columns=None if has_header else POSITION_COLUMNS)
-    missing = [column for column in POSITION_COLUMNS if column not in table.columns]
-    if missing:
-        raise BadInput.columns(path, missing, table.columns)
+    table.require(POSITION_COLUMNS)
     return table
 
 
