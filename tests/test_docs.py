@@ -1,4 +1,4 @@
-"""The documentation is true of the code: reference pages, commands, snippets, links, figures."""
+"""The documentation agrees with the code: reference pages, commands, samples, links, figures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_reference_pages_are_what_the_code_says(reference, page):
     assert written == getattr(reference, page)(), f"{name} is out of date: run python docs/make_reference.py"
 
 
-def test_every_knob_and_every_verb_is_in_the_reference(reference):
+def test_every_option_and_every_command_is_in_the_reference(reference):
     from cmrcnet.cli.app import VERBS
 
     assert all(f"## cmrcnet {verb}\n" in reference.cli_page() for verb in VERBS)
