@@ -135,7 +135,7 @@ def test_bad_tables_are_refused(section):
     assert Section.from_anndata(table, section.slide, name="S").patient == "S"
 
 
-def spatial_data_of(section: Section, scale: float = 0.5):
+def spatial_data_of(section: Section, scale: float = 0.5, pyramid: bool = True):
     """The section in a coordinate system of its own: image scaled and moved, spots given in other units."""
     spatialdata = pytest.importorskip("spatialdata")
     from spatialdata.models import Image2DModel, ShapesModel, TableModel
@@ -144,7 +144,7 @@ def spatial_data_of(section: Section, scale: float = 0.5):
     image = Image2DModel.parse(
         pixels_of(section).transpose(2, 0, 1),
         dims=("c", "y", "x"),
-        scale_factors=[2],
+        scale_factors=[2] if pyramid else None,
         transformations={"global": Sequence([Scale([scale, scale], ("x", "y")), Translation([7, -3], ("x", "y"))])},
     )
     world = np.array(section.spots.centre_px) * scale + (7, -3)
@@ -165,8 +165,9 @@ def spatial_data_of(section: Section, scale: float = 0.5):
     return spatialdata.SpatialData(images={"he": image}, shapes={"spots": spots}, tables={"table": table})
 
 
-def test_a_spatialdata_round_trip(section):
-    sdata = spatial_data_of(section)
+@pytest.mark.parametrize("pyramid", [True, False])
+def test_a_spatialdata_round_trip(section, pyramid):
+    sdata = spatial_data_of(section, pyramid=pyramid)
     assert_same(Section.from_spatialdata(sdata, image="he", mpp=section.slide.mpp, name="P1S1"), section)
     made = Section.from_spatialdata(sdata, image="he", shapes="spots", mpp=section.slide.mpp, spot_diameter_um=55.0)
     assert made.spots.diameter_um == 55 and made.name == "he"
