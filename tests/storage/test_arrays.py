@@ -107,5 +107,5 @@ def test_a_map_outlives_its_file(tmp_path, values):
 
 def test_a_disk_that_gives_back_something_else_is_noticed(tmp_path, values, monkeypatch):
     monkeypatch.setattr("cmrcnet.storage.arrays._is_whole", lambda *_: False)
-    with pytest.raises(BadInput, match="gives back something else"):
+    with pytest.raises(BadInput, match="does not hold what was written"):
         write_array(tmp_path / "a.npy", values.shape, np.float16, [values])
