@@ -61,7 +61,7 @@ def measure(slide_path: Path, folder: Path, locations: int, rounds: int) -> dict
         return time.perf_counter() - start
 
     with open_slide(slide_path) as slide:
-        blocks = list(crop_patches(slide, chosen.centre_px, model.scale, batch=batch))
+        blocks = list(crop_patches(slide, chosen.centre_px, model.config.patch, batch=batch))
 
     def bare() -> float:
         model.encoder.eval()

@@ -23,7 +23,7 @@ class LazySlideStudent:
 
     It implements LazySlide's image model and feature prediction protocols (lazyslide_models 0.1)::
 
-        zs.tl.feature_extraction(wsi, model, key_added="student")    # tiles of `patch_px` pixels at `mpp`
+        zs.tl.feature_extraction(wsi, model, key_added="student")    # tiles of the sizes in `spec.scales`
         zs.tl.feature_prediction(wsi, model, feature_key="student")
 
     Features of a student with several scales are those of each scale side by side, extracted one scale at a time.
@@ -73,16 +73,6 @@ class LazySlideStudent:
         if self.needs_coords and slide_mpp is None:
             raise BadOption("slide_mpp", slide_mpp, "micrometres per pixel of the slide, for its neighbourhoods")
         self._slide_mpp, self._tile_px = slide_mpp or 1.0, tile_px
-
-    @property
-    def patch_px(self) -> int:
-        """Side of the tiles in pixels."""
-        return self.spec.patch.size_px
-
-    @property
-    def mpp(self) -> tuple[float, ...]:
-        """Micrometres per pixel of the tiles, for each scale."""
-        return tuple(scale.mpp for scale in self.spec.scales)
 
     def get_transform(self) -> Callable[[np.ndarray], Tensor]:
         """A function from a tile (height, width, 3) uint8 to the encoder's input (3, height, width)."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Item = TypeVar("Item")
 log = logging.getLogger("cmrcnet")
@@ -52,8 +55,9 @@ class Meter:
 class _BarMeter(Meter):
     """A meter that also moves a bar."""
 
-    def attach(self, bar, task) -> None:
-        self._bar, self._task = bar, task
+    def __init__(self, label: str, total: int | None, unit: str, bar: Progress) -> None:
+        super().__init__(label, total, unit)
+        self._bar, self._task = bar, bar.add_task(label, total=total, note="")
 
     def advance(self, by: int = 1, note: str | None = None) -> None:
         self.done += by
@@ -97,21 +101,14 @@ def metered(label: str, total: int | None = None, unit: str = "items") -> Iterat
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        meter = _BarMeter(label, total, unit)
-        meter.attach(bar, bar.add_task(label, total=total, note=""))
-        yield meter
+        yield _BarMeter(label, total, unit, bar)
 
 
 def tracked(items: Iterable[Item], label: str, total: int | None = None, unit: str = "items") -> Iterator[Item]:
     """Iterate and show the progress."""
-    with metered(label, total if total is not None else _length(items), unit) as meter:
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with metered(label, total, unit) as meter:
         for item in items:
             yield item
             meter.advance()
-
-
-def _length(items: Iterable) -> int | None:
-    try:
-        return len(items)  # type: ignore[arg-type]
-    except TypeError:
-        return None

@@ -38,7 +38,9 @@ def table(model, bank):
 
 def test_it_equals_the_obvious_path(model, bank, table):
     """Embed, sort all cosines, and average the rows one by one; genes that B1 did not measure from A1 and A2 alone."""
-    tokens = extract(model.encoder, noise_slide(9), SPOTS.centre_px, FeatureSpec(patch=model.scale, device="cpu"))
+    tokens = extract(
+        model.encoder, noise_slide(9), SPOTS.centre_px, FeatureSpec(patch=model.config.patch, device="cpu")
+    )
     cosine = model.embed_tokens(tokens) @ bank.vectors.T
     expression, measured = bank.expression.toarray(), bank.measured[bank.section_of_spot]
     for place in range(len(SPOTS)):

@@ -102,6 +102,8 @@ def test_real_tissue(her2st_csv, tmp_path, write):
     spots = locations(24, seed=1, side=2000)
     slide = open_slide(write(tmp_path / "slide", pixels), mpp=MPP)
     found, wanted = (predict(model, each, bank=bank, spots=spots, k=24) for each in (slide, plain(pixels)))
-    (from_level,), (from_whole,) = (crop_patches(each, spots.centre_px, model.scale) for each in (slide, plain(pixels)))
+    (from_level,), (from_whole,) = (
+        crop_patches(each, spots.centre_px, model.config.patch) for each in (slide, plain(pixels))
+    )
     assert np.abs(from_level.astype(float) - from_whole.astype(float)).mean() < GREY_LEVELS
     assert np.abs(found.X - wanted.X).max() < SPREAD_SHARE * wanted.layers["neighbour_std"].mean()

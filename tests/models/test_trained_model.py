@@ -111,7 +111,6 @@ def test_a_model_rests_in_evaluation_and_moves_whole(model):
     assert not model.network.training and not model.encoder.training
     assert model.to("cpu") is model
     assert model.device == torch.device("cpu")
-    assert model.scale == model.config.patch
 
 
 # --- saving and loading --------------------------------------------------------------------------------------------
@@ -222,7 +221,7 @@ def test_provenance_is_plain_json():
     plain = json.loads(json.dumps(provenance.to_dict(), allow_nan=False))
     assert plain["history"] == [{"epoch": 1, "loss": None, "recall": 0.5}]
     assert plain["facts"] == {"k": [1, None]}
-    assert Provenance.from_dict(plain).sections == ("a",)
+    assert Provenance(**plain).sections == ("a",)
 
 
 # --- what is wrong is refused --------------------------------------------------------------------------------------

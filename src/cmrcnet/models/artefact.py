@@ -195,12 +195,12 @@ def module_tensors(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": value.detach().cpu().contiguous() for name, value in state}
 
 
-def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+def arrays_to_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Arrays as tensors of their own, by name in order."""
     return {name: torch.from_numpy(np.array(arrays[name], order="C")) for name in sorted(arrays)}
 
 
-def as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def tensors_to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Tensors as arrays that share their memory."""
     return {name: value.numpy() for name, value in tensors.items()}
 

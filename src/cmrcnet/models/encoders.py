@@ -213,7 +213,10 @@ def _build(architecture: str, settings: dict[str, Any], name: str, pretrained: b
 def _config_of(backbone: Any, name: str) -> PretrainedConfig:
     """Config of a timm network, found by running one blank patch through it."""
     cfg = getattr(backbone, "pretrained_cfg", {}) or {}
-    side = _side(backbone, cfg)
+    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+    if size is None:
+        size = cfg.get("input_size", (3, 224, 224))[-1] if cfg.get("fixed_input_size", False) else 224
+    side = int(size[0] if isinstance(size, tuple | list) else size)
     modules = blocks_of(backbone)
     training = backbone.training
     backbone.eval()
@@ -252,15 +255,6 @@ def _config_of(backbone: Any, name: str) -> PretrainedConfig:
 
 def _width(output: torch.Tensor, maps_last: bool) -> int:
     return output.shape[1] if output.ndim == 4 and not maps_last else output.shape[-1]
-
-
-def _side(backbone: nn.Module, cfg: dict[str, Any]) -> int:
-    embed = getattr(backbone, "patch_embed", None)
-    size = getattr(embed, "img_size", None)
-    if size is not None:
-        return int(size[0] if isinstance(size, tuple | list) else size)
-    fixed = cfg.get("fixed_input_size", False)
-    return int(cfg.get("input_size", (3, 224, 224))[-1]) if fixed else 224
 
 
 def encoder_facts(encoder: ImageEncoder, trained: bool) -> dict[str, Any]:

@@ -232,11 +232,10 @@ def blocks_of(backbone: nn.Module) -> list[nn.Module]:
     for name in ("blocks", "stages", "layers"):
         found = getattr(backbone, name, None)
         if isinstance(found, nn.Sequential | nn.ModuleList):
-            return [block for part in found for block in _flat(part)]
+            flat: list[nn.Module] = []
+            for part in found:
+                inner = getattr(part, "blocks", part)
+                flat += inner if isinstance(inner, nn.Sequential | nn.ModuleList) and len(inner) else [part]
+            return flat
     stages = [getattr(backbone, f"layer{number}", None) for number in (1, 2, 3, 4)]
     return [block for stage in stages if isinstance(stage, nn.Sequential) for block in stage]
-
-
-def _flat(part: nn.Module) -> list[nn.Module]:
-    inner = getattr(part, "blocks", part)
-    return list(inner) if isinstance(inner, nn.Sequential | nn.ModuleList) and len(inner) else [part]

@@ -23,7 +23,14 @@ from cmrcnet.config import Config
 from cmrcnet.errors import CmrcnetError, ShapeMismatch
 from cmrcnet.heads.gene_decoder import GeneBasis
 from cmrcnet.heads.pca import FeaturePCA
-from cmrcnet.models.artefact import as_arrays, as_tensors, module_tensors, read_artefact, under, write_artefact
+from cmrcnet.models.artefact import (
+    arrays_to_tensors,
+    module_tensors,
+    read_artefact,
+    tensors_to_arrays,
+    under,
+    write_artefact,
+)
 from cmrcnet.models.encoders import encoder_facts, rebuild_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.storage.hashing import fingerprint_stream
@@ -228,7 +235,7 @@ class Student:
             "encoder": encoder,
             "genes": list(self.genes),
         }
-        limits = {} if self.calibration is None else as_tensors(self.calibration.arrays())
+        limits = {} if self.calibration is None else arrays_to_tensors(self.calibration.arrays())
         write_artefact(Path(folder), FILE, facts, {"weights": weights, "calibration": limits}, overwrite)
 
     @classmethod
@@ -263,7 +270,7 @@ class Student:
             encoder = rebuild_encoder(facts["encoder"], under(tensors, "encoder"), stored.folder, encoder)
             head = StudentHead(*facts["shape"])
             head.load_state_dict(under(tensors, "head"), strict=True)
-            arrays = as_arrays(tensors)
+            arrays = tensors_to_arrays(tensors)
             student = cls(
                 encoder,
                 Config.from_dict(facts["config"], where=f"{stored.folder}/{FILE}"),
@@ -273,7 +280,7 @@ class Student:
                 tuple(facts["genes"]),
                 facts["target_sum"],
                 Lineage.from_dict(facts["lineage"]),
-                Calibration.restore(as_arrays(limits)) if limits else None,
+                Calibration.restore(tensors_to_arrays(limits)) if limits else None,
                 facts["report"],
             )
         except (KeyError, TypeError, RuntimeError) as error:
@@ -292,4 +299,4 @@ class Student:
             "basis.level": self.basis.level,
             "basis.directions": self.basis.directions,
         }
-        return module_tensors("head", self.head) | as_tensors(arrays)
+        return module_tensors("head", self.head) | arrays_to_tensors(arrays)

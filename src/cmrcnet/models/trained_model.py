@@ -26,11 +26,17 @@ from cmrcnet.errors import CmrcnetError, ShapeMismatch
 from cmrcnet.genes.components import ExpressionComponents
 from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.heads.head import Head
-from cmrcnet.models.artefact import as_arrays, as_tensors, module_tensors, read_artefact, under, write_artefact
+from cmrcnet.models.artefact import (
+    arrays_to_tensors,
+    module_tensors,
+    read_artefact,
+    tensors_to_arrays,
+    under,
+    write_artefact,
+)
 from cmrcnet.models.cmrcnet import CMRCNet
 from cmrcnet.models.encoders import encoder_facts, rebuild_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
-from cmrcnet.slides.slide import PatchScale
 from cmrcnet.storage.hashing import fingerprint_stream
 from cmrcnet.uncertainty.calibration import Calibration
 
@@ -82,11 +88,6 @@ class Provenance:
     def to_dict(self) -> dict[str, Any]:
         """Plain values; a number that JSON does not know (nan, inf) becomes None."""
         return {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Provenance:
-        """Build from `to_dict`."""
-        return cls(**values)
 
 
 def _plain(value: Any) -> Any:
@@ -157,11 +158,6 @@ class TrainedModel:
             facts["head"] = self.head.facts()
         weights = ((name, value.numpy()) for name, value in stored.items())
         return fingerprint_stream([facts, *(part for pair in weights for part in pair)])
-
-    @property
-    def scale(self) -> PatchScale:
-        """How much tissue a patch shows."""
-        return self.config.patch
 
     @property
     def device(self) -> torch.device:
@@ -269,7 +265,7 @@ class TrainedModel:
             "encoder": encoder,
             "provenance": self.provenance.to_dict(),
         }
-        limits = {} if self.calibration is None else as_tensors(self.calibration.arrays())
+        limits = {} if self.calibration is None else arrays_to_tensors(self.calibration.arrays())
         write_artefact(Path(folder), FILE, facts, {"weights": weights, "calibration": limits}, overwrite)
 
     @classmethod
@@ -308,15 +304,15 @@ class TrainedModel:
             components = head = None
             n_genes = len(panel.genes)
             if facts["head"] is not None:
-                arrays = as_arrays(under(tensors, "head"))
+                arrays = tensors_to_arrays(under(tensors, "head"))
                 components = ExpressionComponents(arrays["components"])
                 head = Head.restore(arrays, facts["head"])
                 n_genes = min(config.target.gene_rank, components.rank)
             shape = {"token_dim": facts["token_dim"], "n_tokens": facts["n_tokens"]}
             network = CMRCNet(config.model, n_genes=n_genes, **shape)
             network.load_state_dict(under(tensors, "network"), strict=True)
-            calibration = Calibration.restore(as_arrays(limits)) if limits else None
-            provenance = Provenance.from_dict(facts["provenance"])
+            calibration = Calibration.restore(tensors_to_arrays(limits)) if limits else None
+            provenance = Provenance(**facts["provenance"])
             model = cls(network, encoder, panel, config, provenance, components, head, calibration)
         except (KeyError, TypeError, RuntimeError) as error:
             if isinstance(error, CmrcnetError):
@@ -331,7 +327,7 @@ class TrainedModel:
         if self.components is None or self.head is None:
             return {}
         arrays = {"components": self.components.directions, **self.head.arrays()}
-        return {f"head.{name}": value for name, value in as_tensors(arrays).items()}
+        return {f"head.{name}": value for name, value in arrays_to_tensors(arrays).items()}
 
     def _embed(self, rows: Any, at_a_time: int, embed: Callable[[Tensor], Tensor]) -> np.ndarray:
         length = self.config.model.embedding_dim
