@@ -87,10 +87,10 @@ def test_the_import_contracts_hold(copied_house):
     [
         ("slides/slide.py", "from cmrcnet import cli", "Imports run down the journey, never up"),
         ("slides/slide.py", "def later():\n    from cmrcnet.readers import registry", "Imports run down the journey"),
-        ("prediction/__init__.py", "import cmrcnet.training", "Imports run down the journey, never up"),
+        ("inference/__init__.py", "import cmrcnet.training", "Imports run down the journey, never up"),
         ("training/__init__.py", "import cmrcnet.inference", "Imports run down the journey, never up"),
         ("search/exact.py", "import torch", "Rooms that need no network never wake torch"),
-        ("expression/__init__.py", "def later():\n    import timm", "Rooms that need no network never wake torch"),
+        ("genes/__init__.py", "def later():\n    import timm", "Rooms that need no network never wake torch"),
     ],
 )
 def test_the_import_contracts_break_on_a_planted_violation(copied_house, file, line, broken):
@@ -155,7 +155,7 @@ ROOMS_THAT_TAKE_PATHS = {
     "cli": "the command line: path in, path out",
     "readers": "read what others wrote",
     "datasets": "write the cohort that ships",
-    "outputs": "write predictions, and what others read of them",
+    "export": "write predictions, and what others read of them",
     "storage": "the one way of writing, and locks",
 }
 NOUNS_ON_DISK = {
@@ -227,6 +227,12 @@ def test_paths_are_taken_only_by_those_whose_job_it_is(module):
     assert path_takers(module, tree_of(module)) == []
 
 
+@pytest.mark.parametrize("room", ROOMS_THAT_TAKE_PATHS)
+def test_the_list_of_rooms_that_take_paths_is_no_longer_than_needed(room):
+    inside = [m for m in MODULES if m == room or m.startswith(f"{room}.")]
+    assert any(takes_path(function) for m in inside for _, function in functions_of(m, tree_of(m)))
+
+
 @pytest.mark.parametrize("home", NOUNS_ON_DISK)
 def test_the_list_of_nouns_on_disk_is_no_longer_than_needed(home):
     module = next((m for m in MODULES if home == m or home.startswith(f"{m}.")), None)
@@ -257,7 +263,7 @@ def test_argument_parsing_would_be_seen():
 # --- 5 and 6: no drawers, no endless files ---------------------------------------------------------------------------
 
 DRAWERS = {"util", "utils", "utilities", "helper", "helpers", "common", "core", "base", "misc", "tools", "stuff"}
-LONG = 300
+LONG = 450
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -268,7 +274,7 @@ def test_no_file_is_a_drawer(module):
 
 @pytest.mark.parametrize("module", [m for m in MODULES if len(_path_of(m).read_text().splitlines()) > LONG])
 def test_a_long_file_says_why_it_is_one_thing(module):
-    """Past 300 lines the module docstring says so in these words: "one thing"."""
+    """Past 450 lines the module docstring says so in these words: "one thing"."""
     assert "one thing" in (ast.get_docstring(tree_of(module)) or ""), f"{module} is long and does not say why"
 
 

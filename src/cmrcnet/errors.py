@@ -1,6 +1,5 @@
 """Every exception that cmrcnet raises on purpose, one class for each thing that a caller would do about it.
 
-Past 300 lines because it is one thing: every sentence of an error side by side, so that they stay alike.
 The command line prints a `CmrcnetError` as one sentence (what was wanted, what came, what to do) and exits with code 2.
 Each class also inherits the built-in exception that a library user would expect to catch. Sentences that are needed
 in several places are built by the constructors and class methods below; a sentence that is needed once stands where it

@@ -1,7 +1,4 @@
-"""Commands that make and use prediction tables: predict, export, explain, localise.
-
-Past 300 lines because it is one thing: the options of these commands are their help.
-"""
+"""Commands that make and use prediction tables: predict, export, explain, localise."""
 
 from __future__ import annotations
 
@@ -301,7 +298,7 @@ def localise_command(
     chosen = markers(organ or organ_of_cohort(sections))
     table = localise_cohort(tables, sections, regions, chosen, merge=merge)
     print(localisation_text(table))
-    shown = table["signature"][table["expected"]].unique()
+    shown = list(dict.fromkeys(table["signature"][table["expected"]]))
     print("\n".join([f"Markers: {chosen.organ}, version {chosen.version}.", *source_lines(chosen, shown)]))
     if out is not None:
         with atomic_file(out) as tmp:

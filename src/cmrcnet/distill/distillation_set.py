@@ -6,7 +6,7 @@ section standardisation depend on the other locations, and `predict` is used on 
 
 The teacher predicts a set with the bank WITHOUT the sections that were measured there: otherwise each spot would be its
 own nearest neighbour, and the student would learn to reproduce measurements. The network, ridge and kernel of the model
-were fitted on all training spots; the student report says so. The file is one thing: a set and its targets.
+were fitted on all training spots; the student report says so.
 """
 
 from __future__ import annotations
@@ -104,24 +104,8 @@ def make_distillation_sets(
     Features that are not reduced yet are kept in a temporary folder, so that memory holds a few hundred numbers per
     location.
 
-    Parameters
-    ----------
-    model : TrainedModel
-        The teacher.
-    bank : ReferenceBank
-        Its bank.
-    cohort : Cohort
-        That the bank was built from.
-    slides : sequence of Slide
-        Further slides.
-    encoder : LocationEncoder
-        The student's.
-    grid_um : float
-        Pitch of the grids in micrometres; 0: no grid on the slides of the bank.
-    seed : int
-        Of the PCA and its sample.
-    cache : TokenCache or None
-        For features of frozen encoders.
+    `cohort` is the one that the bank was built from, `slides` are further slides, `encoder` is that of the student;
+    `grid_um` is the pitch of the grids, 0 for no grid on the slides of the bank.
 
     Returns
     -------
@@ -154,23 +138,7 @@ def make_distillation_sets(
 
 
 def features_at(encoder: LocationEncoder, slide: Slide, locations: Spots, cache: TokenCache | None) -> np.ndarray:
-    """Extract the features of all locations of a slide.
-
-    Parameters
-    ----------
-    encoder : LocationEncoder
-        Of teacher or student.
-    slide : Slide
-        Where the locations are.
-    locations : Spots
-        Spots or grid.
-    cache : TokenCache or None
-        For features of frozen encoders.
-
-    Returns
-    -------
-    numpy.ndarray, shape (locations, width), float32
-    """
+    """Extract the features of all locations of a slide: (locations, width) float32."""
     with temporary_store(cache) as folder:
         features = LocationFeatures(encoder, slide, locations.centre_px, Path(folder) / "features")
         features.encode(cache)
@@ -240,12 +208,7 @@ def _sample(raw: Sequence[LocationFeatures], sizes: Sequence[int], seed: int) ->
 def bank_without(bank: ReferenceBank, sections: Sequence[str]) -> ReferenceBank:
     """Remove sections from a bank in memory; the result is searched exactly.
 
-    Parameters
-    ----------
-    bank : ReferenceBank
-        Not changed.
-    sections : sequence of str
-        Names; the whole bank is returned when it holds none of them, or nothing else.
+    The whole bank is returned when it holds none of the sections, or nothing else.
     """
     others = tuple(part for part in bank.entries if part.section not in sections)
     if not others or len(others) == len(bank.entries):
@@ -275,18 +238,9 @@ class TeacherOutputs:
 def teacher_outputs(
     model: TrainedModel, bank: ReferenceBank, sets: Sequence[DistillationSet], seed: int
 ) -> TeacherOutputs:
-    """Predict every set with the model and the bank without the set's sections.
+    """Predict every set with the model and the bank without the set's sections; all genes of the bank.
 
-    Parameters
-    ----------
-    model : TrainedModel
-        The teacher.
-    bank : ReferenceBank
-        Made by this model; its genes become those of the student.
-    sets : sequence of DistillationSet
-        With features of this model.
-    seed : int
-        Of the sample that the gene basis of an averaging teacher is fitted on.
+    `seed` draws the locations that the gene basis of an averaging teacher is fitted on.
     """
     teachers = [_Teacher(model, bank_without(bank, each.sections), each, bank.genes) for each in sets]
     if model.head is not None and bank.gene_decoder is not None:
@@ -322,6 +276,7 @@ class _Teacher:
 
     def component_scores(self) -> np.ndarray:
         """Expression component scores of all locations: (locations, components) float32."""
+        assert self.head_inputs is not None
         return component_scores(self.model, self.bank, self.config, self.neighbours, self.head_inputs)[0]
 
     def expression(self, genes: slice, rows: np.ndarray | None = None) -> np.ndarray:

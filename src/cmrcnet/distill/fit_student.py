@@ -53,19 +53,7 @@ class HeadData:
 def fit_student(
     model: TrainedModel, bank: ReferenceBank, sets: Sequence[DistillationSet], seed: int
 ) -> tuple[TeacherOutputs, StudentHead, dict[str, Any]]:
-    """Predict the sets with the teacher and fit a head to the predictions; returns as `fit_student_head`.
-
-    Parameters
-    ----------
-    model : TrainedModel
-        The teacher.
-    bank : ReferenceBank
-        Its bank, or a part of it.
-    sets : sequence of DistillationSet
-        What the head may learn from.
-    seed : int
-        Of the gene basis and the residual.
-    """
+    """Predict the sets with the teacher and fit a head to the predictions; returns as `fit_student_head`."""
     outputs = teacher_outputs(model, bank, sets, seed)
     data = [
         HeadData(each.group, each.student_features, scores) for each, scores in zip(sets, outputs.scores, strict=True)
@@ -75,13 +63,6 @@ def fit_student(
 
 def fit_student_head(data: Sequence[HeadData], seed: int) -> tuple[StudentHead, dict[str, Any]]:
     """Choose the ridge penalty and the number of epochs on validation groups, then fit on all data.
-
-    Parameters
-    ----------
-    data : sequence of HeadData
-        Of all distillation sets.
-    seed : int
-        Of the initial weights and the batches.
 
     Returns
     -------

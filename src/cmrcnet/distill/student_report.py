@@ -4,7 +4,6 @@ Sections of the bank are left out one at a time: a head is fitted without the se
 section) and student predict its spots. The model itself was trained on these sections, and its ridge and kernel heads
 partly reproduce what was measured there, which a head that has not seen the section cannot do. So both Pearson values
 are too high, the teacher's more, and the loss is overstated. A test cohort of new patients gives unbiased values.
-The file is one thing: what is measured of a student, and how it is printed.
 """
 
 from __future__ import annotations
@@ -60,32 +59,7 @@ def make_report(
     seed: int,
     cache: TokenCache | None,
 ) -> dict[str, Any]:
-    """Measure a student: on sections that are left out, on a test cohort, and its speed.
-
-    Parameters
-    ----------
-    model : TrainedModel
-        The teacher.
-    bank : ReferenceBank
-        Its bank.
-    cohort : Cohort
-        That the bank was built from.
-    sets : sequence of DistillationSet
-        What the student was fitted to.
-    student : Student
-        Without its report.
-    test : Cohort or None
-        Sections of patients that nothing was fitted to.
-    seed : int
-        As the student was fitted with.
-    cache : TokenCache or None
-        For features of frozen encoders.
-
-    Returns
-    -------
-    dict
-        Plain values.
-    """
+    """Measure a student on sections that are left out and on a test cohort, and its speed; plain values."""
     left_out = [
         _leave_out(model, bank, cohort, sets, name, seed)
         for name in tracked(sections_to_leave_out(bank, LEFT_OUT), "measure", unit="sections")
@@ -115,15 +89,7 @@ def make_report(
 
 
 def sections_to_leave_out(bank: ReferenceBank, most: int) -> list[str]:
-    """Choose sections to leave out: one of every patient, then a second of every patient, and so on.
-
-    Parameters
-    ----------
-    bank : ReferenceBank
-        None are chosen from a bank of one section.
-    most : int
-        Number of sections, at most.
-    """
+    """Choose sections to leave out: one of every patient, then a second of every patient; none of a single section."""
     if len(bank.sections) == 1:
         return []
     of: dict[str, list[str]] = {}
@@ -168,10 +134,8 @@ def compare(
 
     Parameters
     ----------
-    model : TrainedModel
-        The teacher.
-    bank : ReferenceBank
-        Without this section.
+    model, bank
+        The teacher; the bank without this section.
     section : Section
         With counts.
     teacher_features : array, shape (spots, width)
@@ -192,6 +156,7 @@ def compare(
     by = {"teacher": pearson_per_gene(truth, teacher), "student": pearson_per_gene(truth, student)}
     defined = np.isfinite(by["teacher"]) & np.isfinite(by["student"])  # both are scored on the same genes
     means = {name: _mean(values[defined]) for name, values in by.items()}
+    loss = None if means["teacher"] is None or means["student"] is None else means["teacher"] - means["student"]
     agreement = pearson_per_gene(teacher, student)
     return {
         "section": section.name,
@@ -199,7 +164,7 @@ def compare(
         "spots": len(section.spots),
         "genes": int(defined.sum()),
         **means,
-        "loss": means["teacher"] - means["student"] if defined.any() else None,
+        "loss": loss,
         "student_with_teacher": _mean(agreement[np.isfinite(agreement)]),
         "mean_absolute_difference": _mean(np.abs(teacher - student)[np.isfinite(teacher)]),
     }
@@ -252,23 +217,8 @@ def measure_speed(
 ) -> dict[str, Any]:
     """Time teacher and student on the same locations, for all genes, with and without encoding.
 
-    Parameters
-    ----------
-    model : TrainedModel
-        The teacher.
-    bank : ReferenceBank
-        With its own search index.
-    student : Student
-        Its student.
-    slide : Slide
-        To encode.
-    spots : Spots
-        On this slide; the first of them are used, repeatedly where they are few.
-
-    Returns
-    -------
-    dict
-        Seconds per location and ratios, plain values. When teacher and student encode alike, encoding is timed once.
+    The first of `spots` are used, repeatedly where they are few. Returns seconds per location and ratios, plain
+    values. When teacher and student encode alike, encoding is timed once.
     """
     few = spots.take(np.arange(min(TIMED_ENCODED, len(spots))))
     options = PredictOptions()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cmrcnet.config import Config, HeadConfig
 from cmrcnet.evaluation.methods import chosen_methods
@@ -123,7 +123,7 @@ class SweepRun:
 
 
 def sweep(
-    cohort_of: Callable[[str], Cohort],
+    cohort_of: Callable[[Literal["drop", "keep"]], Cohort],
     plan: SweepPlan,
     folder: SweepFolder,
     cache: TokenCache,
