@@ -50,17 +50,14 @@ def test_it_lists_the_spots_that_were_averaged(table, bank):
 
 
 def test_it_says_how_much_of_the_prediction_it_explains(table):
-    assert (
-        attribution(table, "spot0").sentence
-        == "The prediction is the weighted mean of these spots, and of nothing else."
-    )
+    assert attribution(table, "spot0").sentence == "The prediction is the weighted mean of these spots."
     table.uns["cmrcnet"]["head_weights"] = json.dumps({"retrieval": 0.4, "ridge": 0.25, "kernel": 0.35})
     assert attribution(table, "spot0").sentence == (
         "These spots account for the retrieval, 40% of the prediction. The rest (25% ridge regression and 35% kernel "
-        "ridge regression) was learnt from all training spots together, and no single spots stand behind it."
+        "ridge regression) was fitted on all training spots together and is not attributable to single spots."
     )
     table.uns["cmrcnet"]["head_weights"] = json.dumps({"ridge": 1.0})
-    assert attribution(table, "spot0").sentence.startswith("The prediction is 100% ridge regression: learnt from all")
+    assert attribution(table, "spot0").sentence.startswith("The prediction is 100% ridge regression, fitted on all")
 
 
 def test_an_unknown_place_and_an_old_table_are_refused(table):
@@ -89,7 +86,7 @@ def test_patches_and_values_are_those_of_the_cohort(table):
         new = values.get("NEW1", 0.0 if section.absent_genes == "zero" else np.nan)
         np.testing.assert_allclose(tissue.expression[number, 1], new)
     assert tissue.patch is None and tissue.missing == (
-        "The patch of the place needs the slide slide: a cohort that holds it, or --slide.",
+        "The patch of the location needs the slide slide: a cohort that holds it, or --slide.",
     )
 
 

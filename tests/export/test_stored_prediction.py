@@ -28,7 +28,7 @@ def test_what_is_no_prediction_is_refused(tmp_path):
     with pytest.raises(MissingInput, match=r"The prediction table .* does not exist; write one: cmrcnet predict"):
         StoredPrediction(tmp_path / "none.h5ad")
     (tmp_path / "text.h5ad").write_text("no HDF5")
-    with pytest.raises(BadInput, match=r"it is no \.h5ad, or one that was cut short"):
+    with pytest.raises(BadInput, match=r"it is not an \.h5ad file, or is truncated"):
         StoredPrediction(tmp_path / "text.h5ad")
     with h5py.File(tmp_path / "other.h5ad", "w") as file:
         file["X"] = np.zeros((2, 2))

@@ -1,1 +1,1 @@
-"""What becomes of a prediction: analyses that read prediction tables and know no model."""
+"""Analyses of prediction tables: attribution of predictions, localisation of signatures."""

@@ -1,8 +1,4 @@
-"""The attribution of one predicted place: the measured spots that were averaged for it, and how much each one
-counts.
-
-The tissue and the counts behind a attribution: patches of the matches, and their measured expression.
-"""
+"""Attribution of one predicted location: the measured spots that were averaged, their weights, patches and counts."""
 
 from __future__ import annotations
 
@@ -29,15 +25,16 @@ _HINT = "predict again with this version of cmrcnet"
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """Where one prediction comes from.
+    """Measured spots behind the prediction of one location, and their weights.
 
     Parameters
     ----------
-    place : str
+    location : str
+        Its name.
     row : int
         Of the prediction table.
     spots : pandas.DataFrame
-        One row a measured spot, most similar first: section, patient, barcode, x, y (level-0 px of that section's
+        One row per measured spot, most similar first: section, patient, barcode, x, y (level-0 px of that section's
         slide), similarity, weight. The weights sum to 1.
     patient_weights : dict of str to float
         Share of the weight per patient, largest first.
@@ -45,7 +42,7 @@ class Attribution:
         Share of each part of the head in the prediction. The spots account for "retrieval" alone.
     """
 
-    place: str
+    location: str
     row: int
     spots: pd.DataFrame
     patient_weights: dict[str, float]
@@ -53,35 +50,35 @@ class Attribution:
 
     @property
     def sentence(self) -> str:
-        """What the attribution explains, and what not."""
+        """How much of the prediction the spots account for."""
         share = self.parts.get("retrieval", 0.0)
         if share == 1:
-            return "The prediction is the weighted mean of these spots, and of nothing else."
+            return "The prediction is the weighted mean of these spots."
         others = [f"{part:.0%} {_SPOKEN.get(name, name)}" for name, part in self.parts.items() if name != "retrieval"]
         rest = " and ".join(others)
         if share == 0:
             return (
-                f"The prediction is {rest}: learnt from all training spots together, so no single spots stand behind "
-                "it. These are the measured spots that look most alike."
+                f"The prediction is {rest}, fitted on all training spots together and not attributable to single "
+                "spots. These are the most similar measured spots."
             )
         return (
-            f"These spots account for the retrieval, {share:.0%} of the prediction. The rest ({rest}) was learnt from "
-            "all training spots together, and no single spots stand behind it."
+            f"These spots account for the retrieval, {share:.0%} of the prediction. The rest ({rest}) was fitted on "
+            "all training spots together and is not attributable to single spots."
         )
 
 
 _SPOKEN = {"ridge": "ridge regression", "kernel": "kernel ridge regression"}
 
 
-def attribution(table: AnnData, place: str) -> Attribution:
-    """The attribution of one location of a prediction table.
+def attribution(table: AnnData, location: str) -> Attribution:
+    """Look up the attribution of one location of a prediction table.
 
     Parameters
     ----------
     table : AnnData
         Prediction table.
-    place : str
-        Its name in `obs_names`.
+    location : str
+        Name in `obs_names`.
 
     Returns
     -------
@@ -90,15 +87,27 @@ def attribution(table: AnnData, place: str) -> Attribution:
     Raises
     ------
     UnknownName
-        No such place.
+        The table has no such location.
     NotAvailable
         A student made the prediction.
     Damaged
-        The table names no neighbours, or is of an older version.
+        The table has no neighbours, or is of an older version.
+
+    Examples
+    --------
+    >>> import anndata, pandas as pd
+    >>> spots = pd.DataFrame({"section": ["S1", "S2"], "patient": ["A", "B"], "barcode": ["1x1", "2x2"]})
+    >>> table = anndata.AnnData(np.ones((1, 1)), obs=pd.DataFrame(index=["q"]))
+    >>> table.uns["cmrcnet"] = {"neighbour_spots": spots.set_axis(["0", "7"]), "head_weights": '{"retrieval": 1.0}'}
+    >>> table.obsm["neighbour_ids"] = np.array([[7, 0]])
+    >>> table.obsm["neighbour_similarity"] = np.array([[0.9, 0.8]])
+    >>> table.obsm["neighbour_weight"] = np.array([[0.75, 0.25]])
+    >>> attribution(table, "q").patient_weights
+    {'B': 0.75, 'A': 0.25}
     """
     names = list(map(str, table.obs_names))
-    if place not in names:
-        raise UnknownName("location in the prediction", place, names)
+    if location not in names:
+        raise UnknownName("location in the prediction", location, names)
     told: dict[str, Any] = table.uns.get("cmrcnet", {})
     if STUDENT in told:
         raise NotAvailable.from_sentence(
@@ -109,7 +118,7 @@ def attribution(table: AnnData, place: str) -> Attribution:
     if lacking or "neighbour_spots" not in told or "head_weights" not in told:
         why = f"it lacks {', '.join(lacking) or 'neighbour_spots or head_weights'}, so nothing can be explained"
         raise Damaged("The prediction table", why, _HINT)
-    row = names.index(place)
+    row = names.index(location)
     ids = np.asarray(table.obsm["neighbour_ids"][row])
     spots = told["neighbour_spots"].loc[[str(each) for each in ids]].reset_index(drop=True)
     spots = spots.assign(
@@ -121,24 +130,24 @@ def attribution(table: AnnData, place: str) -> Attribution:
     )
     parts = json.loads(told["head_weights"])
     return Attribution(
-        place, row, spots, {str(patient): float(share) for patient, share in patient_weights.items()}, parts
+        location, row, spots, {str(patient): float(share) for patient, share in patient_weights.items()}, parts
     )
 
 
 @dataclass(frozen=True, eq=False)
 class MatchedTissue:
-    """What could be shown of a attribution.
+    """Patches and measured expression of an attribution's spots.
 
     Parameters
     ----------
     patch : numpy.ndarray or None, shape (px, px, 3)
-        Of the predicted place.
+        Patch of the predicted location.
     patches : list of numpy.ndarray or None
-        Of the first matches.
+        Patches of the first spots.
     expression : numpy.ndarray, shape (spots, genes), float32
-        Measured log-normalised expression of every spot of the attribution; NaN: not at hand, or not measured.
+        Measured log-normalised expression of every spot; NaN: not available, or not measured.
     missing : tuple of str
-        Sentences on what could not be shown, and how it could.
+        Sentences on what is missing, and how to provide it.
     """
 
     patch: np.ndarray | None
@@ -156,20 +165,22 @@ def matched_tissue(
     slide: Slide | None,
     shown: int,
 ) -> MatchedTissue:
-    """Read patches and counts of a attribution's spots from their cohort.
+    """Read patches and counts of an attribution's spots from their cohort.
 
     Parameters
     ----------
     table : AnnData
         The prediction table.
     found : Attribution
+        From this table.
     genes : sequence of str
+        Whose expression is read.
     cohort : Cohort or None
-        That the bank was built from.
+        Cohort of the bank.
     slide : Slide or None
-        That was predicted; looked for among the cohort's slides when left out.
+        The predicted slide; searched among the cohort's slides when None.
     shown : int
-        Matches whose patch is read.
+        Number of spots whose patch is read.
     """
     told = table.uns["cmrcnet"]
     scale = PatchScale(size_px=int(told["patch_px"]), mpp=float(told["patch_mpp"]))
@@ -193,10 +204,12 @@ def matched_tissue(
     if cohort is None:
         missing.append("Patches and measured values of the matches need their cohort: --cohort COHORT.csv.")
     if slide is None:
-        missing.append(f"The patch of the place needs the slide {told['slide']}: a cohort that holds it, or --slide.")
+        missing.append(
+            f"The patch of the location needs the slide {told['slide']}: a cohort that holds it, or --slide."
+        )
     centre = np.asarray(table.obsm["spatial"][found.row], np.float64)[None]
     patch = None
-    if slide is not None:  # as much of it as the prediction saw, by the micrometres that it was told
+    if slide is not None:  # the same extent as in the prediction, by its mpp
         seen = scale.showing(scale.side_um * known_scale(slide) / float(told["mpp"]))
         patch = next(iter(crop_patches(slide, centre, seen)))[0]
     return MatchedTissue(patch, patches, expression, tuple(missing))
@@ -211,29 +224,31 @@ def _fill(
     patches: list[np.ndarray | None],
     expression: np.ndarray,
 ) -> None:
-    """Put down what one section knows."""
+    """Fill in patches and expression from one section."""
     mine = np.flatnonzero((found.spots["section"] == section.name).to_numpy())
     row_of = {barcode: row for row, barcode in enumerate(section.spots.barcodes)}
-    rows = [(place, row_of[barcode]) for place in mine if (barcode := found.spots["barcode"][place]) in row_of]
+    rows = [(location, row_of[barcode]) for location in mine if (barcode := found.spots["barcode"][location]) in row_of]
     target = told["target_sum"]
     values = normalize(section.counts, target if target == "median" else float(target)).tocsc()
     column_of = {gene: column for column, gene in enumerate(section.genes)}
     for number, gene in enumerate(genes):
         if gene in column_of:
             column = np.asarray(values[:, [column_of[gene]]].todense()).ravel()
-            for place, row in rows:
-                expression[place, number] = column[row]
+            for location, row in rows:
+                expression[location, number] = column[row]
         elif section.absent_genes == "zero":
-            expression[[place for place, _ in rows], number] = 0
+            expression[[location for location, _ in rows], number] = 0
     near = mine[mine < len(patches)]
     if len(near):
         centres = found.spots.loc[near, ["x", "y"]].to_numpy(np.float64)
-        for place, patch in zip(near, np.concatenate(list(crop_patches(section.slide, centres, scale))), strict=True):
-            patches[place] = patch
+        for location, patch in zip(
+            near, np.concatenate(list(crop_patches(section.slide, centres, scale))), strict=True
+        ):
+            patches[location] = patch
 
 
 def _slide_in(cohort: Cohort, fingerprint: str) -> Slide | None:
-    """The slide of this fingerprint among the cohort's."""
+    """The cohort's slide with this fingerprint."""
     for section in cohort:
         if section.slide.fingerprint() == fingerprint:
             return section.slide

@@ -1,8 +1,6 @@
-"""The paper of a attribution: a page measured in inches, its colours, and pictures in frames.
+"""Attribution sheet: one page that explains a predicted location by its patch, the measured spots behind it and genes.
 
-Genes of a attribution: what the spots measured, their mean, the prediction and its interval, a strip a gene.
-
-One sheet that explains one predicted place: its patch, the measured tissue behind it, and what that tissue says.
+The file is one thing: the layout of that page, in inches from its upper left corner.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ class Sheet:
         self._drawing, self._high = drawing, high
 
     def axes(self, left: float, top: float, width: float, height: float) -> Any:
-        """Axes of a size, at a location."""
+        """Axes of a size at a position."""
         return self._drawing.add_axes((left / WIDE, 1 - (top + height) / self._high, width / WIDE, height / self._high))
 
     def text(
@@ -59,7 +57,7 @@ class Sheet:
         spacing: float = 1.4,
         boxed: bool = False,
     ) -> None:
-        """Words at a location; boxed ones warn."""
+        """Text at a position; boxed text is a warning."""
         box = {"boxstyle": "round,pad=0.45", "facecolor": "#fff4e0", "edgecolor": "#f0d3a2"} if boxed else None
         self._drawing.text(
             left / WIDE, 1 - top / self._high, words, fontsize=size, color=color, weight="bold" if bold else "normal",
@@ -68,7 +66,7 @@ class Sheet:
 
 
 def show_patch(axes: Any, patch: np.ndarray | None, instead: str) -> None:
-    """A patch in its frame, or words in its place."""
+    """A patch in its frame, or text instead."""
     if patch is None:
         axes.set_facecolor(WASH)
         axes.text(0.5, 0.5, instead, transform=axes.transAxes, ha="center", va="center", color=SOFT, fontsize=8.5)
@@ -86,7 +84,7 @@ def frame(axes: Any, color: str = LINE, width: float = 1.0) -> None:
 
 
 def cut(name: object, most: int = 13) -> str:
-    """A name that fits."""
+    """A name, shortened to fit."""
     word = str(name)
     return word if len(word) <= most else f"{word[: most - 1]}…"
 
@@ -95,23 +93,23 @@ GENES_AT, ROW = 4.75, 0.48
 """Inches: where the genes start, and how high each is."""
 
 _TURN = 2.399963
-"""The golden angle spreads dots evenly, and the same every time."""
+"""Golden angle: jitters dots evenly without randomness."""
 
 
 def draw_genes(sheet: Sheet, table: AnnData, found: Attribution, genes: Sequence[str], tissue: MatchedTissue) -> None:
-    """A strip a gene: what the spots measured, their mean, the prediction and its interval; and the first matches."""
-    weight, at_hand = found.spots["weight"].to_numpy(), bool(np.isfinite(tissue.expression).any())
+    """Draw a strip per gene: measured values, their mean, the prediction, its interval; and a table of values."""
+    weight, measured = found.spots["weight"].to_numpy(), bool(np.isfinite(tissue.expression).any())
     columns = [list(map(str, table.var_names)).index(gene) for gene in genes]
     predicted = np.asarray(table.X[found.row], np.float64)[columns]
     lower, upper = _interval(table, found.row, columns, predicted)
     everything = np.concatenate([tissue.expression.ravel(), upper, predicted, [0.1]])
     reach = 1.04 * float(np.nanmax(everything))
-    strip, width = 2.4, 4.9 if at_hand else 9.6
-    over = f"measured in the {len(weight)} spots, and predicted here" if at_hand else "predicted here"
+    strip, width = 2.4, 4.9 if measured else 9.6
+    over = f"measured in the {len(weight)} spots, and predicted here" if measured else "predicted here"
     sheet.text(LEFT, GENES_AT - 0.1, "gene", 9)
     sheet.text(strip, GENES_AT - 0.1, over, 9)
     sheet.text(strip + width + 0.5, GENES_AT - 0.1, "predicted", 9, ha="center")
-    if at_hand:
+    if measured:
         sheet.text(strip + width + 1.5, GENES_AT - 0.1, "mean of spots", 9, ha="center")
         sheet.text(9.85, GENES_AT - 0.1, "measured in these matches", 9)
         first = tissue.expression[: len(tissue.patches)].T
@@ -119,22 +117,22 @@ def draw_genes(sheet: Sheet, table: AnnData, found: Attribution, genes: Sequence
     for number, gene in enumerate(genes):
         top = GENES_AT + number * ROW
         sheet.text(LEFT, top + 0.19, gene, 11.5, INK, bold=True, va="center")
-        sheet.text(LEFT, top + 0.37, _card(table, columns[number]), 7.6, va="center")
+        sheet.text(LEFT, top + 0.37, _reliability(table, columns[number]), 7.6, va="center")
         axes = sheet.axes(strip, top + 0.04, width, ROW - 0.08)
         axes.set(xlim=(-0.02 * reach, reach))
         mean = _strip(axes, tissue.expression[:, number], weight, predicted[number], lower[number], upper[number])
         axes.tick_params(axis="x", labelbottom=number == len(genes) - 1, length=0, labelsize=8, colors=SOFT)
         words = f"{predicted[number]:.2f}"
         sheet.text(strip + width + 0.5, top + ROW / 2, words, 11, MARK, bold=True, ha="center", va="center")
-        if at_hand:
+        if measured:
             words = f"{mean:.2f}" if np.isfinite(mean) else "–"
             sheet.text(strip + width + 1.5, top + ROW / 2, words, 11, INK, ha="center", va="center")
     key = sheet.axes(strip, GENES_AT + ROW * len(genes) + 0.34, 4.9, 0.2)
-    _legend(key, at_hand, bool(np.isfinite(lower).any()))
+    _legend(key, measured, bool(np.isfinite(lower).any()))
 
 
 def _strip(axes: Any, values: np.ndarray, weight: np.ndarray, predicted: float, lower: float, upper: float) -> float:
-    """Draw one gene, and give the weighted mean of the spots."""
+    """Draw one gene and return the weighted mean of the spots."""
     axes.set_ylim(-1, 1)
     axes.set_yticks([])
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
@@ -151,7 +149,7 @@ def _strip(axes: Any, values: np.ndarray, weight: np.ndarray, predicted: float, 
 
 
 def _table_of_values(axes: Any, cells: np.ndarray, reach: float) -> None:
-    """Measured values (genes, matches), shaded and written."""
+    """Measured values (genes, spots) as a shaded table."""
     axes.imshow(np.ma.masked_invalid(cells), cmap="Purples", vmin=0, vmax=reach, aspect="auto")
     for (row, column), value in np.ndenumerate(cells):
         words = f"{value:.1f}" if np.isfinite(value) else "–"
@@ -166,12 +164,12 @@ def _table_of_values(axes: Any, cells: np.ndarray, reach: float) -> None:
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
 
 
-def _legend(axes: Any, at_hand: bool, interval: bool) -> None:
-    """What the marks of a strip are."""
+def _legend(axes: Any, measured: bool, interval: bool) -> None:
+    """Legend of the marks."""
     marks = [({"marker": "D", "color": MARK, "ms": 5.5}, "the prediction")]
     if interval:
         marks.append(({"marker": "_", "color": MARK, "ms": 12, "mew": 2.2, "alpha": 0.5}, "90 % interval"))
-    if at_hand:
+    if measured:
         marks.append(({"marker": "o", "color": SPOT, "ms": 5, "alpha": 0.6}, "a measured spot"))
         marks.append(({"marker": "|", "color": INK, "ms": 9, "mew": 1.8}, "their weighted mean"))
     axes.set(xlim=(0, 1), ylim=(-1, 1))
@@ -189,15 +187,15 @@ def _interval(table: AnnData, row: int, columns: list[int], predicted: np.ndarra
     return np.maximum(predicted + factor * low, 0), predicted + factor * high
 
 
-def _card(table: AnnData, column: int) -> str:
-    card = table.var.iloc[column]
-    if "grade" not in card or not np.isfinite(card["reliability"]):
+def _reliability(table: AnnData, column: int) -> str:
+    gene = table.var.iloc[column]
+    if "grade" not in gene or not np.isfinite(gene["reliability"]):
         return "reliability not measured"
-    return f"grade {card['grade']}, validation Pearson {card['reliability']:.2f}"
+    return f"grade {gene['grade']}, validation Pearson {gene['reliability']:.2f}"
 
 
 SHOWN = 8
-"""Matches whose patches and values are shown."""
+"""Spots whose patches and values are shown."""
 MOST_GENES = 8
 
 _PATIENT_WEIGHTS = ("#7a2e8e", "#2a7f9e", "#c0792a", "#4b8b3b", "#9a3b4f", "#5f6b7a")
@@ -205,45 +203,46 @@ _PATIENT_WEIGHTS = ("#7a2e8e", "#2a7f9e", "#c0792a", "#4b8b3b", "#9a3b4f", "#5f6
 
 def attribution_sheet(
     table: AnnData,
-    place: str,
+    location: str,
     *,
     genes: Sequence[str] | None = None,
     cohort: Cohort | None = None,
     slide: Slide | None = None,
     kind: str = "png",
 ) -> bytes:
-    """Draw the sheet.
+    """Draw the attribution sheet of a predicted location.
 
     Parameters
     ----------
     table : AnnData
         Prediction table.
-    place : str
-        Name of the place.
+    location : str
+        Name in `obs_names`.
     genes : sequence of str, optional
-        At most 8 are shown; the best graded of the table when left out.
+        At most 8 are shown; the most reliable of the table when left out.
     cohort : Cohort, optional
-        That the bank was built from: for the patches of the matches and their measured values.
+        Cohort of the bank: gives the patches and measured values of the spots.
     slide : Slide, optional
-        That was predicted, where the cohort does not hold it.
+        The predicted slide, when the cohort does not contain it.
     kind : {"png", "pdf", "svg"}
+        File format.
 
     Returns
     -------
     bytes
-        Of the picture.
+        Content of the image file.
 
     Raises
     ------
     UnknownName
-        No such place, or no such gene.
+        The table has no such location or gene.
     Damaged
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    found = attribution(table, place)
+    found = attribution(table, location)
     chosen = _chosen_genes(table, found.row, genes)
     tissue = matched_tissue(table, found, chosen, cohort=cohort, slide=slide, shown=SHOWN)
     foot = _foot_lines(table, found, tissue)
@@ -253,7 +252,7 @@ def attribution_sheet(
         FigureCanvasAgg(drawing)
         sheet = Sheet(drawing, high)
         _head(sheet, table, found)
-        _place(sheet, table, found, tissue)
+        _location(sheet, table, found, tissue)
         _matches(sheet, found, tissue)
         _patient_weights(sheet, found)
         draw_genes(sheet, table, found, chosen, tissue)
@@ -264,7 +263,7 @@ def attribution_sheet(
 
 
 def _chosen_genes(table: AnnData, row: int, genes: Sequence[str] | None) -> list[str]:
-    """Those asked for; else the best graded; else, where none is graded, those of which most is predicted here."""
+    """The requested genes; else the most reliable; else, without reliability, those of highest prediction here."""
     known = list(map(str, table.var_names))
     if genes is None:
         rank = table.var["reliability"].to_numpy(np.float64)
@@ -285,7 +284,7 @@ def _chosen_genes(table: AnnData, row: int, genes: Sequence[str] | None) -> list
 def _head(sheet: Sheet, table: AnnData, found: Attribution) -> None:
     told, obs = table.uns["cmrcnet"], table.obs.iloc[found.row]
     sheet.text(LEFT, 0.42, "ATTRIBUTION OF ONE PREDICTION", 9.5, MARK, bold=True)
-    sheet.text(LEFT, 0.80, f"{found.place} on {told['slide']}", 19, INK, bold=True)
+    sheet.text(LEFT, 0.80, f"{found.location} on {told['slide']}", 19, INK, bold=True)
     sections, patients = found.spots["section"].nunique(), len(found.patient_weights)
     facts = [
         f"{len(found.spots)} measured spots of {sections} section{'s' * (sections != 1)}, "
@@ -299,16 +298,16 @@ def _head(sheet: Sheet, table: AnnData, found: Attribution) -> None:
     sheet.text(LEFT, 1.09, "   ·   ".join(facts), 10.5)
     warnings = []
     if not obs.get("in_distribution", 1):
-        warnings.append("outside what the model knows")
+        warnings.append("out of distribution")
     if obs.get("abstained", 0):
-        warnings.append("refused: too uncertain")
+        warnings.append("abstained: too uncertain")
     if warnings:
         words = "  ·  ".join(warnings)
         sheet.text(RIGHT, 0.74, words, 10.5, WARN, bold=True, ha="right", boxed=True)
 
 
-def _place(sheet: Sheet, table: AnnData, found: Attribution, tissue: MatchedTissue) -> None:
-    """The place on its slide, and its patch."""
+def _location(sheet: Sheet, table: AnnData, found: Attribution, tissue: MatchedTissue) -> None:
+    """The location on its slide, and its patch."""
     side = 1.85
     axes = sheet.axes(LEFT, 1.62, side, side)
     library = next(iter(table.uns["spatial"].values()))
@@ -320,20 +319,20 @@ def _place(sheet: Sheet, table: AnnData, found: Attribution, tissue: MatchedTiss
     axes.plot(x, y, "o", ms=11, mfc="none", mec="white", mew=3.4)
     axes.plot(x, y, "o", ms=11, mfc="none", mec=MARK, mew=1.8)
     frame(axes)
-    sheet.text(LEFT, 1.54, "where it is", 9.5)
+    sheet.text(LEFT, 1.54, "location on the slide", 9.5)
     axes = sheet.axes(LEFT + side + 0.25, 1.62, side, side)
     told = table.uns["cmrcnet"]
     shows = int(told["patch_px"]) * float(told["patch_mpp"])
-    show_patch(axes, tissue.patch, "the slide is\nnot at hand")
+    show_patch(axes, tissue.patch, "the slide is\nnot available")
     frame(axes, MARK, 2.2)
-    words = f"what is seen there ({shows:.0f} µm)"
+    words = f"its patch ({shows:.0f} µm)"
     sheet.text(LEFT + side + 0.25, 1.54, words, 9.5, MARK, bold=True)
 
 
 def _matches(sheet: Sheet, found: Attribution, tissue: MatchedTissue) -> None:
     left, gap = 4.85, 0.1
     side = (RIGHT - left + gap) / SHOWN - gap
-    sheet.text(left, 1.54, f"the {len(tissue.patches)} measured spots that count most", 9.5)
+    sheet.text(left, 1.54, f"the {len(tissue.patches)} measured spots of largest similarity", 9.5)
     for number, patch in enumerate(tissue.patches):
         spot, at = found.spots.iloc[number], left + number * (side + gap)
         show_patch(sheet.axes(at, 1.62, side, side), patch, "no\npicture")
@@ -343,7 +342,7 @@ def _matches(sheet: Sheet, found: Attribution, tissue: MatchedTissue) -> None:
 
 
 def _patient_weights(sheet: Sheet, found: Attribution) -> None:
-    sheet.text(LEFT, 3.86, "patient_weights per patient, by weight", 9.5)
+    sheet.text(LEFT, 3.86, "weight per patient", 9.5)
     axes = sheet.axes(LEFT, 3.95, RIGHT - LEFT, 0.3)
     left = 0.0
     for number, (patient, share) in enumerate(found.patient_weights.items()):
@@ -361,9 +360,9 @@ def _patient_weights(sheet: Sheet, found: Attribution) -> None:
 
 def _foot_lines(table: AnnData, found: Attribution, tissue: MatchedTissue) -> list[str]:
     said = [found.sentence]
-    alarm = table.uns["cmrcnet"].get("ood")
-    if alarm is not None and int(alarm["raised"]):
-        said.append(str(alarm["sentence"]))
+    ood = table.uns["cmrcnet"].get("ood")
+    if ood is not None and int(ood["raised"]):
+        said.append(str(ood["sentence"]))
     if tissue.missing:
         said.append("Not shown: " + " ".join(tissue.missing))
     return [line for sentence in said for line in textwrap.wrap(sentence, 198)]

@@ -1,15 +1,14 @@
-"""Where a signature is high: can a region be found again in predicted expression, and how well could it be at best?
+"""Localisation: does a signature of marker genes find its tissue region in predicted expression?
 
-A signature's score of a spot is the mean, over its genes, of the z-scored log-normalised expression over the section.
-For each region the score is read as a detector of it (one against the rest), and its area under the ROC curve (AUC) is
-given: 0.5 is chance, 1 is perfect, below 0.5 the signature is LOW there. The same AUC from the measured expression
-stands beside it as the ceiling: the signature itself may not mark the region.
+The score of a spot is the mean, over the signature's genes, of the log-normalised expression z-scored over the section.
+For each region the score is judged as a detector (region against the rest) by its area under the ROC curve (AUC): 0.5
+is chance, 1 is perfect, below 0.5 the signature is low there. The AUC of the measured expression is the ceiling: the
+signature itself may not mark the region.
 
 AUC is the probability that a spot inside scores above one outside, ties counting half (Mann and Whitney 1947; Hanley
-and McNeil 1982). Intervals are percentiles of bootstrap samples of the spots. Neighbouring spots resemble each other,
-so they are somewhat too narrow; across sections, sections (or patients) are drawn instead.
-
-Localisation over the labelled sections of a cohort: one table, and what it says in words.
+and McNeil 1982). Intervals are percentiles of bootstrap samples of spots; neighbouring spots are alike, so they are
+somewhat too narrow. Over sections, sections (or patients) are drawn. The file is one thing: that measure, for a section
+and for a cohort.
 """
 
 from __future__ import annotations
@@ -32,36 +31,35 @@ if TYPE_CHECKING:
     from cmrcnet.slides.section import Section
 
 UNLABELLED = ("unknown", "undetermined", "unlabelled", "none", "nan", "")
-"""Labels that say nothing: such spots are left out on both sides."""
+"""Labels of spots that are left out."""
 
 MIN_SPOTS = 5
-"""Spots that a region and its outside must have."""
+"""Fewest spots of a region and of its outside."""
 
 
 def signature_scores(
     expression: pd.DataFrame | AnnData, signatures: Mapping[str, Sequence[str]]
 ) -> tuple[pd.DataFrame, pd.Series]:
-    """Score every spot for every signature: the mean of its genes' z-scores over the section.
+    """Score every spot for every signature: mean of its genes' z-scores over the section.
 
     Parameters
     ----------
     expression : pandas.DataFrame (spots, genes) or anndata.AnnData
-        Log-normalised expression of ONE section, predicted or measured.
+        Log-normalised expression of one section, predicted or measured.
     signatures : mapping of str to sequence of str
-        Genes of each, as the columns spell them. Genes that are not there or are constant over the section are left
-        out of the mean.
+        Genes of each, as the columns are named. Absent and constant genes are left out of the mean.
 
     Returns
     -------
     scores : pandas.DataFrame, shape (spots, signatures)
-        NaN for a signature of which no gene varies.
+        NaN for a signature without a varying gene.
     n_genes : pandas.Series
-        Genes that each score is the mean of.
+        Number of genes in each score.
 
     Raises
     ------
     GenesError
-        When no gene of any signature is there.
+        The table has no gene of any signature.
     """
     import pandas as pd
 
@@ -90,15 +88,16 @@ def signature_scores(
 def measured_expression(
     section: Section, genes: Iterable[str], target_sum: float | Literal["median"] = 10_000.0
 ) -> pd.DataFrame:
-    """Measured log-normalised expression of some genes of a section, as `localise` takes it for its truth.
+    """Measured log-normalised expression of some genes of a section, the `truth` of `localise`.
 
     Parameters
     ----------
     section : Section
+        Measured.
     genes : iterable of str
-        Those that the section does not name are left out.
+        Genes that the section does not list are left out.
     target_sum : float or "median"
-        Library size, over ALL the section's genes, before log1p.
+        Library size, over all the section's genes, before log1p.
 
     Returns
     -------
@@ -118,14 +117,22 @@ def auc(scores: np.ndarray, inside: np.ndarray) -> float:
     Parameters
     ----------
     scores : numpy.ndarray, shape (spots,)
+        Larger where `inside` is more likely.
     inside : numpy.ndarray of bool, shape (spots,)
+        Spots to detect.
 
     Returns
     -------
     float
         NaN when all spots are inside or outside, or a score is not finite.
+
+    Examples
+    --------
+    >>> auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True]))
+    0.75
     """
-    return float(_aucs(np.asarray(scores, dtype=np.float64)[None], np.asarray(inside, dtype=bool)[None])[0])
+    ranks = _rank(np.asarray(scores, dtype=np.float64)[None])
+    return float(_auc_of_ranks(ranks, np.asarray(inside, dtype=bool)[None])[0])
 
 
 def localise(
@@ -140,7 +147,7 @@ def localise(
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How well each signature of a predicted section tells each region from the rest.
+    """AUC of each signature of a predicted section for each region against the rest.
 
     Parameters
     ----------
@@ -151,21 +158,22 @@ def localise(
     signatures : mapping of str to sequence of str
         ``markers(organ).measured(genes)``, or your own.
     truth : pandas.DataFrame (spots, genes) or anndata.AnnData, optional
-        Measured log-normalised expression of the same spots: gives the ceiling, on exactly the same spots.
+        Measured log-normalised expression of the same spots: gives the ceiling.
     unlabelled : collection of str
-        Labels that say nothing, in lower case.
+        Labels to leave out, in lower case.
     min_spots : int
         Regions with fewer spots, or with fewer spots outside, are left out.
     n_bootstrap : int
         Bootstrap samples of the spots; 0 gives no intervals.
     level : float
-        Of the interval.
+        Nominal coverage of the interval.
     seed : int
+        Of the bootstrap.
 
     Returns
     -------
     pandas.DataFrame
-        One row a region and signature: `region, signature, n_spots` (labelled spots of the section), `n_inside,
+        One row per region and signature: `region, signature, n_spots` (labelled spots of the section), `n_inside,
         n_genes, auc, auc_low, auc_high`; with `truth` also `ceiling_genes, ceiling, ceiling_low, ceiling_high`.
 
     Raises
@@ -231,22 +239,25 @@ def over_sections(
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Mean AUC over sections, with an interval by drawing sections, or patients where they are named.
+    """Mean AUC over sections, with a bootstrap interval over sections or patients.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Tables of `localise` put together, with a column `section`.
+        Tables of `localise` with a column `section`.
     patient_of : mapping of section to patient, optional
-        Then sections are averaged within patients first and patients are drawn.
+        When given, sections are averaged within patients first and patients are drawn.
     n_bootstrap : int
+        Bootstrap samples.
     level : float
+        Nominal coverage of the interval.
     seed : int
+        Of the bootstrap.
 
     Returns
     -------
     pandas.DataFrame
-        One row a region and signature: `region, signature, n_units, drawn` ("sections" or "patients"), and the mean,
+        One row per region and signature: `region, signature, n_units, drawn` ("sections" or "patients"), and the mean,
         low and high of `auc` and, where there, `ceiling`. The bounds are NaN with fewer than two units.
     """
     import pandas as pd
@@ -270,22 +281,23 @@ def over_sections(
 
 
 def coarse(label: str) -> str:
-    """A label without its number or its part: ``cancer 2`` and ``immune : APC, B-cell`` become cancer and immune.
+    """Drop the number and the part of a label.
 
     Parameters
     ----------
     label : str
+        Of a region.
+
+    Examples
+    --------
+    >>> coarse("cancer 2"), coarse("immune : APC, B-cell")
+    ('cancer', 'immune')
     """
     return re.sub(r"\s+\d+$", "", re.split(r"\s*:\s*", label.strip(), maxsplit=1)[0])
 
 
 def _spots(table: pd.DataFrame | AnnData) -> list[str]:
     return [str(name) for name in (table.obs_names if hasattr(table, "obs_names") else table.index)]
-
-
-def _aucs(scores: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """AUC of each row of scores (rows, spots)."""
-    return _auc_of_ranks(_rank(scores), inside)
 
 
 def _rank(scores: np.ndarray) -> np.ndarray:
@@ -315,27 +327,28 @@ def localise_cohort(
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Localise an organ's signatures in every section that is predicted and labelled.
+    """Localise an organ's signatures in every section with a prediction and labels.
 
     Parameters
     ----------
     predictions : mapping of section to prediction table
         Predicted at the cohort's own spots.
     cohort : Cohort
-        Gives the measured expression, which is the ceiling. Sections are read one at a time.
+        Gives the measured expression for the ceiling, one section at a time.
     regions : mapping of section to labels
         As `readers.annotations.read_cohort_regions` gives them.
     chosen : MarkerList
-        Signatures are scored on the genes that were predicted; the ceiling on the same ones.
+        Signatures, scored on the predicted genes.
     merge : bool
-        Drop the numbers and parts of labels: "cancer 2" and "cancer 3" become one region.
+        Merge labels by `coarse`: "cancer 2" and "cancer 3" become one region.
     n_bootstrap, seed : int
+        As `localise`.
 
     Returns
     -------
     pandas.DataFrame
-        As `localise`, with `section` and `patient` in front and `expected` behind: whether the signature should be
-        high in such a region.
+        As `localise`, with `section` and `patient` first and `expected` last: whether the signature should be high
+        in that region.
 
     Raises
     ------
@@ -371,7 +384,7 @@ def localise_cohort(
 
 
 def localisation_text(table: pd.DataFrame) -> str:
-    """The expected pairs of region and signature as plain text: predicted and measured AUC, means over sections.
+    """Format the expected pairs of region and signature as text: predicted and measured AUC, means over sections.
 
     Parameters
     ----------
@@ -403,6 +416,6 @@ def _span(row: Mapping[str, float], name: str) -> str:
 
 
 def _target_sum(prediction: AnnData) -> float | Literal["median"]:
-    """Library size of the prediction, as its table says; the default where it does not."""
+    """Library size of the prediction table, 10,000 when it is not stated."""
     value = prediction.uns.get("cmrcnet", {}).get("target_sum", 10_000.0)
     return "median" if value == "median" else float(value)

@@ -1,1 +1,1 @@
-"""Predictions on disk: the table filled block by block, and what other programs read of it."""
+"""Prediction tables on disk, and their export to other programs."""

@@ -1,4 +1,4 @@
-"""A prediction table turned into what other programs open, by the ending of the file's name."""
+"""Export of a prediction table to another format, chosen by the ending of the file name."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ OF_GENES = {
     ".ome.tiff": write_ome_tiff,
     ".ome.tif": write_ome_tiff,
 }
-"""Files of chosen genes."""
+"""Files of selected genes."""
 STORE = ".zarr"
-"""A store of the whole table."""
+"""Ending of a store of the whole table."""
 MARK = "prediction.json"
-"""Tells that a store is ours, so that --overwrite may replace it."""
+"""Marks a store written by cmrcnet, which --overwrite may replace."""
 
 
 def ending_of(path: Path, among: Sequence[str] = (*OF_GENES, STORE)) -> str:
-    """The ending that says what to write.
+    """Ending of a path, which selects the format.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def ending_of(path: Path, among: Sequence[str] = (*OF_GENES, STORE)) -> str:
     Raises
     ------
     BadOption
-        None of them.
+        The name has none of the endings.
     """
     for ending in among:
         if path.name.lower().endswith(ending) and len(path.name) > len(ending):
@@ -53,7 +53,7 @@ def export(
     slide: Slide | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a prediction in another format, whole or not at all.
+    """Write a prediction in another format, atomically.
 
     Parameters
     ----------
@@ -61,11 +61,11 @@ def export(
     path : Path
         .geojson (QuPath), .png (heat-maps), .ome.tiff (rasters), .zarr (SpatialData, WSIData).
     genes : sequence of str, optional
-        Genes of a file of chosen genes; those that vary most when left out. A store holds all.
+        Genes to write; those that vary most when left out. A store holds all genes.
     slide : Slide, optional
-        Gives a store its picture.
+        Gives a store its image.
     overwrite : bool
-        Replace what is there.
+        Replace an existing output.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def export(
         if genes is not None:
             raise BadOption("genes", list(genes), want="nothing together with .zarr, which holds every gene")
         with atomic_folder(path, overwrite) as tmp:
-            tmp.rmdir()  # the store wants to make its folder itself
+            tmp.rmdir()  # the store makes its folder itself
             write_spatial_data(prediction, tmp, slide)
             (tmp / MARK).write_text(json.dumps({"format": 1}), encoding="utf-8")
         return

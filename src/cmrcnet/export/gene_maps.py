@@ -1,10 +1,6 @@
-"""Locations as GeoJSON that QuPath reads: one tile a location, its predicted expression as measurements.
+"""Maps of selected genes for other programs: GeoJSON for QuPath, a PNG of heat maps, an OME-TIFF of rasters.
 
 In QuPath: File, Import objects, from file; then Measure, Show measurement maps. Coordinates are level-0 pixels.
-
-Heat-maps of chosen genes over the slide, as one PNG.
-
-Chosen genes as an OME-TIFF: one channel a gene, one pixel a location, float32, with its size in micrometres.
 """
 
 from __future__ import annotations
@@ -24,12 +20,14 @@ DIGITS = 5
 
 
 def write_geojson(prediction: StoredPrediction, path: Path, genes: Sequence[str] | None = None) -> None:
-    """Write a FeatureCollection, place by place.
+    """Write a GeoJSON FeatureCollection with one tile per location and its predictions as measurements.
 
     Parameters
     ----------
     prediction : StoredPrediction
+        Open.
     path : Path
+        File to write.
     genes : sequence of str, optional
         Those that vary most when left out.
     """
@@ -48,7 +46,7 @@ def write_geojson(prediction: StoredPrediction, path: Path, genes: Sequence[str]
                 "properties": {
                     "objectType": "tile",
                     "name": barcode,
-                    # JSON knows no NaN: what is not known is not said.
+                    # JSON has no NaN: unknown values are left out.
                     "measurements": {k: float(f"{v:.{DIGITS}g}") for k, v in said.items() if np.isfinite(v)},
                 },
             }
@@ -57,7 +55,7 @@ def write_geojson(prediction: StoredPrediction, path: Path, genes: Sequence[str]
 
 
 def _square(x: float, y: float, half: float) -> list[list[float]]:
-    """The corners of a location, the first one again at the end."""
+    """Closed outline of a location."""
     corners = ((-half, -half), (half, -half), (half, half), (-half, half), (-half, -half))
     return [[round(x + across, 2), round(y + down, 2)] for across, down in corners]
 
@@ -65,19 +63,21 @@ def _square(x: float, y: float, half: float) -> list[list[float]]:
 PANEL_INCHES, DPI = 3.6, 160
 COLUMNS = 4
 RANGE = (1, 99)
-"""Percentiles at which the colours begin and end: a few extreme locations must not pale the rest."""
+"""Percentiles at the ends of the colour scale, which keep a few extreme locations from dominating it."""
 MARGIN = 0.05
-"""Share of the locations' extent that is shown around them."""
+"""Margin around the locations, as a share of their extent."""
 _INK = "#333333"
 
 
 def write_heat_maps(prediction: StoredPrediction, path: Path, genes: Sequence[str] | None = None) -> None:
-    """Draw the slide, and beside it one map a gene on the same scale of length.
+    """Draw the slide and one heat map per gene into a PNG.
 
     Parameters
     ----------
     prediction : StoredPrediction
+        Open.
     path : Path
+        File to write.
     genes : sequence of str, optional
         Those that vary most when left out.
     """
@@ -114,7 +114,7 @@ def write_heat_maps(prediction: StoredPrediction, path: Path, genes: Sequence[st
 
 
 def _map(ax, corners: np.ndarray, values: np.ndarray) -> None:
-    """One gene's locations in colour, with the colours' meaning beside them."""
+    """Draw one gene's locations with a colour bar."""
     from matplotlib.collections import PolyCollection
 
     known = np.isfinite(values)
@@ -134,7 +134,7 @@ def _squares(centres: np.ndarray, half: float) -> np.ndarray:
 
 
 def _window(prediction: StoredPrediction, width: float, height: float) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of the part of the slide that is shown: the locations, and a margin around them."""
+    """Left, top, right, bottom of the locations with a margin, within the slide."""
     low, high = prediction.centre_px.min(axis=0), prediction.centre_px.max(axis=0)
     margin = prediction.side_px / 2 + MARGIN * (high - low).max()
     (left, top), (right, bottom) = np.maximum(low - margin, 0), np.minimum(high + margin, (width, height))
@@ -142,7 +142,7 @@ def _window(prediction: StoredPrediction, width: float, height: float) -> tuple[
 
 
 def _scale_bar(ax, window: tuple[float, float, float, float], mpp: float) -> None:
-    """A bar of a round length, about a fifth of the picture's width, at its foot."""
+    """Draw a scale bar of a round length, about a fifth of the window's width."""
     left, top, right, bottom = window
     wanted = (right - left) * mpp / 5
     magnitude = 10 ** math.floor(math.log10(wanted))
@@ -154,12 +154,14 @@ def _scale_bar(ax, window: tuple[float, float, float, float], mpp: float) -> Non
 
 
 def write_ome_tiff(prediction: StoredPrediction, path: Path, genes: Sequence[str] | None = None) -> None:
-    """Write the rasters of `raster`.
+    """Write an OME-TIFF: one float32 channel per gene (`raster`), with its pixel size in micrometres.
 
     Parameters
     ----------
     prediction : StoredPrediction
+        Open.
     path : Path
+        File to write.
     genes : sequence of str, optional
         Those that vary most when left out.
     """
@@ -187,15 +189,17 @@ def write_ome_tiff(prediction: StoredPrediction, path: Path, genes: Sequence[str
 
 
 def raster(prediction: StoredPrediction, values: np.ndarray) -> np.ndarray:
-    """Values of the locations laid out as they lie on the slide: (height, width) float32.
+    """Rasterise values of locations over the slide: (height, width) float32.
 
-    A pixel is as large as a location, and the picture spans the slide from its top left corner. Where nothing was
-    predicted it is NaN; where several locations share a pixel, their mean.
+    A pixel is as large as a location, and the raster starts at the slide's top left corner. Pixels without a
+    prediction are NaN; locations that share a pixel are averaged.
 
     Parameters
     ----------
     prediction : StoredPrediction
+        Gives the locations and the slide's size.
     values : array, shape (locations,)
+        NaN where unknown.
     """
     size = np.ceil(np.array(prediction.slide_px) / prediction.side_px - 1e-6).astype(int)
     column, row = np.minimum(np.floor(prediction.centre_px / prediction.side_px).astype(int), size - 1).T

@@ -1,7 +1,4 @@
-"""A prediction table on disk, read a gene or some locations at a time.
-
-Which genes a picture or a map shows, when a table holds thousands.
-"""
+"""A prediction table on disk, read a gene or a chunk of locations at a time."""
 
 from __future__ import annotations
 
@@ -25,6 +22,7 @@ class StoredPrediction:
     Parameters
     ----------
     path : Path
+        File.
 
     Raises
     ------
@@ -45,7 +43,7 @@ class StoredPrediction:
         try:
             self._file = h5py.File(self.path, "r")
         except OSError as error:
-            raise BadInput(path, "a prediction table", "it is no .h5ad, or one that was cut short") from error
+            raise BadInput(path, "a prediction table", "it is not an .h5ad file, or is truncated") from error
         try:
             self.obs: pd.DataFrame = read_elem(self._file["obs"])
             self.var: pd.DataFrame = read_elem(self._file["var"])
@@ -69,12 +67,12 @@ class StoredPrediction:
 
     @property
     def side_px(self) -> float:
-        """Side (or diameter) of a place in level-0 pixels."""
+        """Side (or diameter) of a location in level-0 pixels."""
         return float(self.facts["spot_diameter_um"]) / float(self.facts["mpp"])
 
     @property
     def slide_px(self) -> tuple[int, int]:
-        """Width and height of the slide at level 0; where an older table does not say, those of what is predicted."""
+        """Width and height of the slide at level 0."""
         reach = np.ceil(self.centre_px.max(axis=0) + self.side_px / 2)
         return tuple(
             int(self.facts.get(f"slide_{name}_px", most)) for name, most in zip(("width", "height"), reach, strict=True)
@@ -82,7 +80,7 @@ class StoredPrediction:
 
     @cached_property
     def picture(self) -> tuple[np.ndarray, float]:
-        """A small picture of the slide, (height, width, 3) uint8, and the level-0 pixels that its pixels span."""
+        """Thumbnail of the slide, (height, width, 3) uint8, and the level-0 pixels per pixel of it."""
         from anndata.io import read_elem
 
         (found,) = read_elem(self._file["uns/spatial"]).values()
@@ -118,7 +116,7 @@ class StoredPrediction:
         return self._file["X" if layer is None else f"layers/{layer}"][rows]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> StoredPrediction:
@@ -129,20 +127,22 @@ class StoredPrediction:
 
 
 FEW = 12
-"""So many genes are all shown."""
+"""Up to this number, all genes are shown."""
 SHOWN = 6
-"""Of more genes, those that vary most."""
+"""Number of genes shown otherwise: those that vary most."""
 _LOOKED_AT = 16
-"""Blocks of 256 locations that are looked at for that."""
+"""Chunks of 256 locations sampled to find them."""
 
 
 def genes_to_show(prediction: StoredPrediction, wanted: Sequence[str] | None) -> list[str]:
-    """The genes asked for, each once; when none are named, those whose predictions vary most over the slide.
+    """Genes to show: those requested, or those whose predictions vary most over the slide.
 
     Parameters
     ----------
     prediction : StoredPrediction
+        Open.
     wanted : sequence of str or None
+        Requested genes.
 
     Raises
     ------

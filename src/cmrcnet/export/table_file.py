@@ -1,12 +1,12 @@
-"""A prediction table on disk, filled block by block: memory does not depend on the number of locations.
+"""Writes a prediction table to disk chunk by chunk: memory does not depend on the number of locations.
 
-The file is an AnnData .h5ad. Its large arrays are laid out when the first block comes, at their full size and in
+The file is an AnnData .h5ad. Its large arrays are allocated with the first chunk of locations, at full size and in HDF5
 chunks of 256 locations x 128 genes, so that a map of one gene reads a small part of the file. They are not compressed:
 averages of many spots are dense, and gzip or LZF make them only a tenth to a fifth smaller at a tenth of the speed
 or less (`benchmarks/table_on_disk.py`).
 
-Once the arrays are laid out, writing a block changes nothing but numbers in its own rows, so that the tmp of a
-killed run is whole up to the last block that was finished; a journal beside it says which that is.
+After that, writing a chunk changes only its own rows, so that the temporary file of a killed run is valid up to the
+last finished chunk, which a journal beside it records.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 LOCATIONS_PER_CHUNK, GENES_A_CHUNK = 256, 128
 _STREAMED = "streamed"
-"""Group of the tmp that holds columns of `obs` until the end."""
+"""Group that holds columns of `obs` until the end."""
 
 
 class TableFile:
-    """The tmp of a prediction table; see `finish`.
+    """A prediction table that is being written; `finish` completes it.
 
     Parameters
     ----------
     tmp : Path
-        The .h5ad that is filled. One that an earlier run left is gone on with.
+        Temporary .h5ad file. One that an earlier run left is continued.
     locations : int
         Rows of the table.
     name : str
-        Name of what is predicted. A tmp of another name is begun anew.
+        Identity of the prediction; a file of another name is started again.
     """
 
     def __init__(self, tmp: Path, locations: int, name: str = "") -> None:
@@ -58,7 +58,7 @@ class TableFile:
         obsm: Mapping[str, np.ndarray] | None = None,
         obs: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Write the rows that follow those written already.
+        """Write the next rows.
 
         Parameters
         ----------
@@ -68,7 +68,7 @@ class TableFile:
         layers : mapping of array, shape (locations, genes)
         obsm : mapping of array, shape (locations, columns), optional
         obs : mapping of array, shape (locations,), optional
-            Further columns of `obs`; every block names the same ones.
+            Further columns of `obs`; the same ones in every call.
 
         Raises
         ------
@@ -91,7 +91,7 @@ class TableFile:
         self.written = rows.stop
 
     def neighbour_similarity(self) -> np.ndarray | None:
-        """Mean of ``obsm["neighbour_similarity"]`` of each location: (locations,) float32; None where there is none."""
+        """Mean of ``obsm["neighbour_similarity"]`` of each location: (locations,) float32; None without neighbours."""
         if "obsm/neighbour_similarity" not in self._opened():
             return None
         stored = self._opened()["obsm/neighbour_similarity"]
@@ -99,7 +99,7 @@ class TableFile:
         return np.concatenate([stored[start : start + (1 << 14)].mean(axis=1) for start in steps])
 
     def neighbour_rows(self) -> np.ndarray:
-        """Rows of the bank that are somebody's neighbour, each once, sorted; empty where there are no neighbours."""
+        """Unique bank rows among the neighbours, sorted; empty without neighbours."""
         found = np.empty(0, np.int64)
         if "obsm/neighbour_ids" not in self._opened():
             return found
@@ -109,7 +109,7 @@ class TableFile:
         return found
 
     def finish(self, frame: AnnData) -> None:
-        """Add everything else of the table. After this the tmp is a whole .h5ad, to be renamed.
+        """Write the rest of the table; the file is then complete and can be renamed.
 
         Parameters
         ----------
@@ -124,7 +124,7 @@ class TableFile:
 
         with translate_os_errors(self.path):
             file = self._opened()
-            self._note(0)  # from here on the layout changes, and a killed run writes the table again
+            self._note(0)  # the layout changes now: a run killed from here on starts again
             for name in file.get(_STREAMED, {}):
                 frame.obs[name] = file[f"{_STREAMED}/{name}"][:]
             if _STREAMED in file:
@@ -140,7 +140,7 @@ class TableFile:
             self._journal.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -153,7 +153,7 @@ class TableFile:
         return self._file
 
     def _lay_out(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Give every array its full size and its place in the file, without writing any of it."""
+        """Allocate every array at its full size without writing it."""
         import h5py
 
         self.close()
@@ -169,7 +169,7 @@ class TableFile:
         self._journal.write_text(f"{self._name} {rows}\n", encoding="utf-8")
 
     def _rows_on_disk(self) -> int:
-        """Rows that an earlier run has finished."""
+        """Rows finished by an earlier run."""
         with contextlib.suppress(OSError, ValueError):
             name, _, rows = self._journal.read_text(encoding="utf-8").strip().rpartition(" ")
             if name == self._name and self.path.is_file():
@@ -178,7 +178,7 @@ class TableFile:
 
 
 def _empty(file: h5py.File, key: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
-    """A dataset whose chunks have their locations in the file from now on, and hold whatever lies there."""
+    """Create a dataset whose chunks are allocated but not filled."""
     import h5py
 
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -190,7 +190,7 @@ def _empty(file: h5py.File, key: str, shape: tuple[int, ...], dtype: np.dtype) -
 
 
 def _encode(thing: h5py.HLObject, kind: str, version: str) -> None:
-    """Say what AnnData should read it as."""
+    """Set the attributes by which AnnData reads it."""
     thing.attrs["encoding-type"], thing.attrs["encoding-version"] = kind, version
 
 

@@ -1,1 +1,1 @@
-"""From what is seen of a spot to expression components: ridge, kernel ridge, and their ensemble with retrieval."""
+"""From image features to expression: PCA, ridge and kernel ridge regression, ensemble, gene decoder."""

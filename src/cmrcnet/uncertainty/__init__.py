@@ -1,1 +1,1 @@
-"""Whether to believe a prediction: how certain each location is, how far each gene can go, and what the bank knows."""
+"""Calibration of predictions: intervals, reliability of genes, out-of-distribution detection."""
