@@ -160,6 +160,7 @@ ROOMS_THAT_TAKE_PATHS = {
 }
 NOUNS_ON_DISK = {
     "slides.slide": "a slide is a file: open_slide is its load",
+    "slides.section.Section": "from_anndata opens its slide",
     "slides.backends": "its pixels by OpenSlide and Pillow",
     "slides.tiff": "its pixels by tifffile",
     "config.Config": "load",

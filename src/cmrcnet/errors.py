@@ -13,7 +13,17 @@ from typing import Self
 
 
 class CmrcnetError(Exception):
-    """An error that the user can correct."""
+    """An error that the user can correct.
+
+    Examples
+    --------
+    >>> import cmrcnet
+    >>> try:
+    ...     cmrcnet.Config.load("papre")
+    ... except cmrcnet.CmrcnetError as error:
+    ...     print(str(error)[:32], isinstance(error, KeyError))
+    There is no preset 'papre'; know True
+    """
 
     @classmethod
     def from_sentence(cls, sentence: str) -> Self:

@@ -135,4 +135,5 @@ class LazySlideStudent:
         return self
 
     def try_compile(self, **compile_kws: Any) -> None:
-        """Do nothing: the encoder is not compiled."""
+        """Compile the encoder with `torch.compile`; it happens at the first tile."""
+        self.model.compile(**compile_kws)

@@ -28,7 +28,7 @@ class Meter:
         self._start = self._last = time.monotonic()
 
     def advance(self, by: int = 1, note: str | None = None) -> None:
-        """Say that `by` more items are done."""
+        """Count `by` more finished items, and log a line now and then."""
         self.done += by
         if note is not None:
             self.note = note
@@ -38,12 +38,12 @@ class Meter:
             log.info("%s", self.line(now))
 
     def skip(self, by: int) -> None:
-        """Say that `by` items were done before: they count as far as it is, not as fast."""
+        """Count `by` items that were done before: they count for the share, not for the rate."""
         self.done += by
         self.skipped += by
 
     def line(self, now: float) -> str:
-        """One plain line: what, how far, how fast, how long yet."""
+        """One plain line: label, share done, rate, time left."""
         rate = (self.done - self.skipped) / max(now - self._start, 1e-9)
         share = f"{self.done}/{self.total}" if self.total else str(self.done)
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
@@ -66,7 +66,7 @@ class _BarMeter(Meter):
         self._bar.update(self._task, advance=by, note=self.note)
 
     def skip(self, by: int) -> None:
-        """As `Meter.skip`; the bar's clock starts where the work does."""
+        """As `Meter.skip`; the clock of the bar starts with the first real work."""
         super().skip(by)
         if self.done == self.skipped:
             self._bar.reset(self._task, completed=self.done)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cmrcnet.config import Config
 from cmrcnet.genes.table import check_prediction_table
 from cmrcnet.slides.section import Section
 from cmrcnet.slides.slide import WHITE, Slide, known_scale
@@ -14,7 +15,7 @@ from cmrcnet.slides.spot_tables import check_counts
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["assert_prediction_table", "assert_section", "assert_slide"]
+__all__ = ["assert_prediction_table", "assert_section", "assert_slide", "quick_config"]
 
 
 def assert_slide(slide: Slide) -> None:
@@ -68,3 +69,31 @@ def assert_prediction_table(table: AnnData) -> None:
     assert np.array_equal(np.asarray(table.X), np.asarray(again.X), equal_nan=True), "X changed on disk"
     assert list(table.obs_names) == list(again.obs_names), "the locations changed on disk"
     assert list(table.var_names) == list(again.var_names), "the genes changed on disk"
+
+
+def quick_config() -> Config:
+    """Return a config that trains in about a second: a tiny encoder with random weights, one scale, one epoch.
+
+    Examples
+    --------
+    >>> from cmrcnet.testing import quick_config
+    >>> quick_config().train.epochs
+    1
+    """
+    return Config.load("tiny").override(
+        {
+            "model.encoder": "timm:test_vit",
+            "model.weights": "random",
+            "model.blocks": [],
+            "model.embedding_dim": 16,
+            "model.fusion_dim": 16,
+            "patch.size_px": 160,
+            "features.scales_um": [],
+            "features.augmentations": 1,
+            "panel.n_hvg": 20,
+            "evaluation.set_size": 10,
+            "train.epochs": 1,
+            "train.device": "cpu",
+            "head.k": 4,
+        }
+    )

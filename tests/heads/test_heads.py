@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmrcnet.errors import ShapeMismatch
+from cmrcnet.genes.spatial_stats import mean_pearson
 from cmrcnet.heads import ridge
-from cmrcnet.heads.ensemble import Ensemble, choose, component_weights_of, fit_ensemble, mean_pearson
+from cmrcnet.heads.ensemble import Ensemble, choose, component_weights_of, fit_ensemble
 from cmrcnet.heads.pca import fit_pca
 from cmrcnet.heads.ridge import PENALTIES, kernel_path, kernel_ridge, ridge_path
 

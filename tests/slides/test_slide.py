@@ -476,7 +476,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
     from cmrcnet.slides import backends
 
     monkeypatch.setattr(backends, "_holders", [])
-    monkeypatch.setattr(backends, "HELD_BYTES", 2.5 * 4 * PIXELS[..., 0].size)  # room for two
+    monkeypatch.setattr(backends, "PICTURE_CACHE_BYTES", 2.5 * 4 * PIXELS[..., 0].size)  # room for two
     slides = [open_slide(save_png(tmp_path / f"{number}.png")) for number in range(4)]
 
     def held() -> list[bool]:
@@ -499,7 +499,7 @@ def test_a_tiff_keeps_few_tiles(tmp_path, monkeypatch):
     from cmrcnet.slides import tiff
 
     tile_bytes = 128 * 128 * 3
-    monkeypatch.setattr(tiff, "HELD_BYTES", 3 * tile_bytes)
+    monkeypatch.setattr(tiff, "TILE_CACHE_BYTES", 3 * tile_bytes)
     slide = open_slide(write_ome_pyramid(tmp_path / "a.ome.tif", PIXELS))
     np.testing.assert_array_equal(slide.read(0, 0, 603, 401), PIXELS)
     assert sum(tile.nbytes for tile in slide._source._held.values()) <= 3 * tile_bytes

@@ -139,6 +139,16 @@ def distil(
     BadOption
         The cohort is not the one that the bank was built from, or `config` has values that do not go together.
     ScaleError, TooFew, WeightsError, Diverged
+
+    Examples
+    --------
+    >>> import cmrcnet
+    >>> from cmrcnet.testing import quick_config
+    >>> cohort = cmrcnet.synthetic_cohort(patients=2, spots=16, genes=24)
+    >>> model = cmrcnet.fit(cohort, quick_config())
+    >>> student = cmrcnet.distil(model, cmrcnet.build_bank(model, cohort), cohort, grid_um=0)
+    >>> cmrcnet.predict(student, cohort.read(cohort.sections[0]).slide, grid_um=400).n_vars
+    24
     """
     bank.require_model(model)
     if not 0 <= grid_um < np.inf:

@@ -1,1 +1,1 @@
-"""From pixels to tokens, and where both are kept on disk."""
+"""Image features of locations on slides, extracted with a frozen encoder and cached."""

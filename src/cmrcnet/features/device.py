@@ -23,7 +23,7 @@ def choose_device(name: str) -> torch.device:
     Raises
     ------
     BadOption
-        Nobody knows the device, or it is not there.
+        The device is unknown or not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -39,7 +39,7 @@ def choose_device(name: str) -> torch.device:
         "mps": torch.backends.mps.is_available(),
     }
     if not there.get(device.type, False):
-        raise BadOption("train.device", name, want="a device that this machine has; auto takes the best there is")
+        raise BadOption("train.device", name, want="a device of this machine; auto takes the best available")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
@@ -49,7 +49,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     Raises
     ------
     BadOption
-        fp16 is asked of a device that is no NVIDIA GPU.
+        fp16 on a device that is no NVIDIA GPU.
     """
     if name == "auto":
         if device.type != "cuda":
@@ -79,7 +79,7 @@ def choose_batch(batch: int | Literal["auto"], device: torch.device) -> int:
 
 
 def split_on_memory_error(forward: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
-    """``forward(batch)``; in halves, and halves of halves, where the device has no memory for all of it.
+    """Compute ``forward(batch)``, split in halves (again and again) where the device has no memory for all of it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Prepare the next items in threads while the present one is worked on."""
+"""Prefetching: prepare the next items in threads while the current one is processed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _END = object()
 def read_ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
     """Iterate over `items`, at most `depth` of them prepared before they are asked for.
 
-    The items come in the same order; they are made by one thread, so that a seeded generator behind them draws as it
-    would without. An exception in `items` comes out here. Leaving the iteration early ends the thread.
+    The order stays. One thread makes the items, so that a seeded generator behind them draws as it would without.
+    An exception in `items` is raised here. Leaving the iteration early ends the thread.
 
     Parameters
     ----------
@@ -70,15 +70,15 @@ def read_ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int = 1, depth: int = 1
 ) -> Iterator[Result]:
-    """Apply `function` to each of the items in threads, some items ahead of the one that is worked on.
+    """Apply `function` to each of the items in threads, some items ahead of the one that is processed.
 
-    The results come in the order of the items. An exception in `function` comes out here, in its turn. Leaving the
-    iteration early drops what waits and ends the threads.
+    The results come in the order of the items. An exception in `function` is raised here, in its turn. Leaving the
+    iteration early drops waiting items and ends the threads.
 
     Parameters
     ----------
     function : callable
-        Reads or decodes, so that it lets go of Python's lock.
+        Reads or decodes, so that it releases the GIL.
     items : iterable
         Iterated in the caller's own thread.
     workers : int
@@ -100,7 +100,7 @@ def map_ahead(
 
 
 def reading_threads(device: str) -> int:
-    """Threads that cut patches: one beside an encoder on the CPU, which wants the cores itself; several for a GPU.
+    """Threads that cut patches: one beside an encoder on the CPU, which uses the cores itself; several for a GPU.
 
     Parameters
     ----------

@@ -1,11 +1,4 @@
-"""Pearson's correlation of each gene over spots.
-
-The regular lattice that spots were printed on, found from their centres.
-
-Which spots are neighbours: a graph from their centres, whatever the unit.
-
-Moran's I: how much a gene's expression resembles that of the neighbouring spots.
-"""
+"""Statistics of genes over the spots of a section: Pearson correlation, Moran's I, and the spot lattice and graph."""
 
 from __future__ import annotations
 
@@ -20,29 +13,46 @@ from scipy.spatial import cKDTree
 from cmrcnet.errors import ShapeMismatch
 
 _GENES_AT_A_TIME = 1024
+_VALUES_AT_A_TIME = 4_000_000  # bounds the memory of a section with many spots
 _CONSTANT = 1e-6
-"""A column whose range is below this share of its largest value is constant but for float32 rounding."""
+"""A column whose range is below this share of its largest value is constant up to float32 rounding."""
+
+_NEXT = 1.25
+"""Reach of lattice neighbours in pitches: beyond jitter, short of a square's diagonal (1.41)."""
+_LEAST_ORDER = 0.4
+"""Order parameter of neighbour directions: 1 on a lattice, about 0 for scattered spots."""
+_MOST_OFF = 0.3
+"""Largest root mean square distance, in pitches, of spots from the fitted lattice."""
+_TURN = {"square": 4, "hexagonal": 6}
+_SHAPE = {"square": np.eye(2), "hexagonal": np.array([[1.0, 0.0], [0.5, np.sqrt(0.75)]])}
+
+REACH_PITCHES = 1.5
+"""Includes the 8 spots around a spot on a square lattice, and the 6 on a hexagonal one."""
 
 
 def pearson_per_gene(truth: np.ndarray | sparse.spmatrix, guess: np.ndarray | sparse.spmatrix) -> np.ndarray:
-    """Correlate each gene's truth with its prediction over spots.
-
-    ``sum((t - mean t)(g - mean g)) / sqrt(sum((t - mean t)^2) sum((g - mean g)^2))`` in float64, a block of genes at
-    a time.
+    """Pearson correlation of each gene's truth and prediction over spots, in float64.
 
     Parameters
     ----------
     truth, guess : array or sparse matrix, shape (spots, genes)
+        Measured and predicted.
 
     Returns
     -------
     numpy.ndarray, shape (genes,), float64
         NaN where it is undefined: a constant truth or prediction, fewer than two spots, or a value that is not
-        finite. The caller decides, and says, what becomes of those.
+        finite.
 
     Raises
     ------
     ShapeMismatch
+
+    Examples
+    --------
+    >>> truth = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> pearson_per_gene(truth, np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]]))
+    array([0.5, nan])
     """
     if truth.ndim != 2 or truth.shape != guess.shape:
         raise ShapeMismatch("guess", want=truth.shape, got=guess.shape)
@@ -52,39 +62,62 @@ def pearson_per_gene(truth: np.ndarray | sparse.spmatrix, guess: np.ndarray | sp
         return result
     for start in range(0, truth.shape[1], _GENES_AT_A_TIME):
         part = slice(start, start + _GENES_AT_A_TIME)
-        result[part] = _correlate(_dense(truth[:, part]), _dense(guess[:, part]))
+        true, said = _dense(truth[:, part]), _dense(guess[:, part])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            defined = varies(true) & varies(said)
+            for block in (true, said):
+                block -= block.mean(axis=0)
+                block /= np.sqrt(np.einsum("ng,ng->g", block, block))
+            value = np.clip(np.einsum("ng,ng->g", true, said), -1, 1)
+        result[part] = np.where(defined, value, np.nan)
     return result
 
 
-def _dense(block: np.ndarray | sparse.csc_matrix) -> np.ndarray:
-    return (block.toarray() if sparse.issparse(block) else block).astype(np.float64)
+def mean_pearson(
+    truth: np.ndarray, guess: np.ndarray, section_of: np.ndarray, undefined: Literal["skip", "zero"] = "skip"
+) -> float:
+    """Within-section Pearson correlation, mean over genes, then over sections: the validation score.
+
+    Parameters
+    ----------
+    truth, guess : array, shape (spots, genes)
+        Measured and predicted.
+    section_of : array, shape (spots,)
+        Section of each spot.
+    undefined : {"skip", "zero"}
+        Leave genes with an undefined correlation out of the mean, or count them as 0.
+
+    Returns
+    -------
+    float
+        NaN when no correlation is defined.
+
+    Examples
+    --------
+    >>> truth = np.array([[0.0], [1.0], [2.0], [5.0], [6.0]])
+    >>> guess = np.array([[1.0], [0.0], [2.0], [7.0], [8.0]])
+    >>> round(mean_pearson(truth, guess, np.array(["A", "A", "A", "B", "B"])), 3)
+    0.75
+    """
+    means = []
+    for section in dict.fromkeys(section_of.tolist()):
+        rows = section_of == section
+        values = pearson_per_gene(truth[rows], guess[rows])
+        if undefined == "zero":
+            values = np.nan_to_num(values)
+        if np.isfinite(values).any():
+            means.append(float(np.nanmean(values)))
+    return float(np.mean(means)) if means else float("nan")
 
 
-def _correlate(truth: np.ndarray, guess: np.ndarray) -> np.ndarray:
-    """Correlation of two dense blocks, which are changed on the way."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        defined = varies(truth) & varies(guess)
-        for block in (truth, guess):
-            block -= block.mean(axis=0)
-            block /= np.sqrt(np.einsum("ng,ng->g", block, block))
-        value = np.clip(np.einsum("ng,ng->g", truth, guess), -1, 1)
-    return np.where(defined, value, np.nan)
+def _dense(block: np.ndarray | sparse.spmatrix) -> np.ndarray:
+    return (block.toarray() if sparse.issparse(block) else np.asarray(block)).astype(np.float64)
 
 
 def varies(block: np.ndarray) -> np.ndarray:
-    """Which columns are finite and not constant: a bool a column."""
+    """Whether each column is finite and not constant: (columns,) bool."""
     low, high = block.min(axis=0), block.max(axis=0)
     return np.isfinite(low) & np.isfinite(high) & (high - low > _CONSTANT * np.maximum(np.abs(low), np.abs(high)))
-
-
-_NEXT = 1.25
-"""Lattice neighbours lie within so many pitches: beyond jitter, short of a square's diagonal (1.41)."""
-_LEAST_ORDER = 0.4
-"""Of the directions to neighbours: 1 on a lattice, about 0 where spots lie anywhere."""
-_MOST_OFF = 0.3
-"""Spots that lie further off their locations, root mean square in pitches, were printed on no such lattice."""
-_TURN = {"square": 4, "hexagonal": 6}
-_SHAPE = {"square": np.eye(2), "hexagonal": np.array([[1.0, 0.0], [0.5, np.sqrt(0.75)]])}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +129,10 @@ class SpotLattice:
     kind : {"square", "hexagonal", "none"}
         "none": the spots fit no lattice, or are fewer than four.
     locations : numpy.ndarray, shape (spots, 2), float64
-        Location of each spot in pitches, free of jitter and of the slide's turn. With kind "none" the centres
-        themselves,
-        divided by the pitch.
+        Location of each spot in pitches, without jitter and rotation. With kind "none" the centres divided by the
+        pitch.
     off : float
-        Distance of the spots from their locations, root mean square, in pitches; nan with kind "none".
+        Root mean square distance of the spots from their locations in pitches; nan with kind "none".
     """
 
     kind: Literal["square", "hexagonal", "none"]
@@ -109,7 +141,7 @@ class SpotLattice:
 
 
 def pitch_of(centres: np.ndarray) -> float:
-    """Distance between neighbouring spots: the median over spots of the distance to the nearest other spot.
+    """Median over spots of the distance to the nearest other spot.
 
     Parameters
     ----------
@@ -120,6 +152,11 @@ def pitch_of(centres: np.ndarray) -> float:
     -------
     float
         In the unit of `centres`; nan for fewer than two spots.
+
+    Examples
+    --------
+    >>> pitch_of(np.array([[0.0, 0.0], [100.0, 0.0], [100.0, 100.0]]))
+    100.0
     """
     if len(centres) < 2:
         return float("nan")
@@ -128,12 +165,12 @@ def pitch_of(centres: np.ndarray) -> float:
 
 
 def snap_to_lattice(centres: np.ndarray) -> SpotLattice:
-    """Give every spot its place on the square or hexagonal lattice that fits.
+    """Fit a square or hexagonal lattice and assign every spot to its nearest lattice location.
 
     The directions to each spot's nearest neighbours repeat every 90 degrees on a square lattice and every 60 on a
-    hexagonal one: the larger of ``|mean exp(4 i angle)|`` and ``|mean exp(6 i angle)|`` says which, its phase says how
-    the lattice is turned. Whole steps are then counted from spot to spot, the lattice (origin and two vectors, so both
-    pitches may differ) is fitted to them by least squares, and every spot goes to the nearest place.
+    hexagonal one: the larger of ``|mean exp(4 i angle)|`` and ``|mean exp(6 i angle)|`` gives the kind, its phase the
+    rotation. Whole steps are then counted from spot to spot, and the lattice (origin and two vectors, so both pitches
+    may differ) is fitted to them by least squares.
 
     Parameters
     ----------
@@ -143,7 +180,7 @@ def snap_to_lattice(centres: np.ndarray) -> SpotLattice:
     Returns
     -------
     SpotLattice
-        Of kind "none" where two spots would share a location or the spots lie off their locations.
+        Of kind "none" when two spots would share a location or the spots lie too far from the lattice.
     """
     pitch = pitch_of(centres)
     without = SpotLattice("none", centres / (pitch if pitch > 0 else 1.0), float("nan"))
@@ -161,7 +198,7 @@ def snap_to_lattice(centres: np.ndarray) -> SpotLattice:
     turn = np.array([[np.cos(turned), np.sin(turned)], [-np.sin(turned), np.cos(turned)]])
     vectors = _SHAPE[kind] @ turn * length  # rows: the two lattice vectors
 
-    # Steps are counted along chains of neighbours, so that a pitch that is slightly wrong does not add up.
+    # Counting steps along chains of neighbours keeps a small error of the pitch from adding up.
     whole = np.rint(steps @ np.linalg.inv(vectors))
     counted, group = _count_steps(len(centres), pairs, whole)
     largest = group == np.bincount(group).argmax()
@@ -179,7 +216,7 @@ def snap_to_lattice(centres: np.ndarray) -> SpotLattice:
 
 
 def _count_steps(spots: int, pairs: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lattice coordinates of each spot, from the first spot of its connected group; and the group."""
+    """Lattice coordinates of each spot relative to the first spot of its connected group; and the group."""
     forward = {(int(a), int(b)): step for (a, b), step in zip(pairs, whole, strict=True)}
     links = sparse.csr_matrix((np.ones(len(pairs)), tuple(pairs.T)), shape=(spots, spots))
     _, group = connected_components(links, directed=False)
@@ -193,27 +230,31 @@ def _count_steps(spots: int, pairs: np.ndarray, whole: np.ndarray) -> tuple[np.n
     return counted, group
 
 
-REACH_PITCHES = 1.5
-"""On a square lattice the 8 spots around a spot, on a hexagonal one the 6 around it."""
-
-
 def spot_graph(centres: np.ndarray, reach_pitches: float = REACH_PITCHES) -> sparse.csr_matrix:
-    """Weights of each spot's neighbours, which sum to 1 (row-standardised).
+    """Row-standardised adjacency matrix of the spots.
 
-    Two spots are neighbours when their locations on the lattice (`snap_to_lattice`) lie within `reach_pitches`; jitter,
-    which would drop half of a square's diagonals (1.41 pitches away), plays no part. Spots that fit no lattice are
-    taken as they lie. The graph does not depend on the unit of the centres, so it works for sections of unknown scale.
+    Two spots are neighbours when their lattice locations (`snap_to_lattice`) are within `reach_pitches`, so that jitter
+    does not drop a square's diagonals (1.41 pitches). Without a lattice the centres are used. The graph does not depend
+    on the unit of the centres, so it works for sections of unknown scale.
 
     Parameters
     ----------
     centres : numpy.ndarray, shape (spots, 2)
         x, y in micrometres, or in any one unit.
     reach_pitches : float
+        Largest distance of neighbours.
 
     Returns
     -------
     scipy.sparse.csr_matrix, shape (spots, spots), float64
         A spot without neighbours has an empty row.
+
+    Examples
+    --------
+    >>> spot_graph(np.array([[0.0, 0.0], [100.0, 0.0], [200.0, 0.0]])).toarray()
+    array([[0. , 1. , 0. ],
+           [0.5, 0. , 0.5],
+           [0. , 1. , 0. ]])
     """
     locations, spots = snap_to_lattice(centres).locations, len(centres)
     if spots < 2:
@@ -225,22 +266,20 @@ def spot_graph(centres: np.ndarray, reach_pitches: float = REACH_PITCHES) -> spa
     return sparse.csr_matrix(sparse.diags_array(1 / np.maximum(neighbours, 1)) @ ones)
 
 
-_VALUES_AT_A_TIME = 4_000_000  # bounds the memory of a section with many spots
-
-
 def morans_i(expression: np.ndarray | sparse.spmatrix, graph: sparse.csr_matrix) -> np.ndarray:
     """Moran's I of each gene.
 
     ``n / sum_ij w_ij * sum_ij w_ij z_i z_j / sum_i z_i^2``, with z a spot's distance from the gene's mean and w the
     weights of the graph (Moran, "Notes on continuous stochastic phenomena", Biometrika 1950; for these weights Cliff
-    and Ord, "Spatial processes", 1981). About 0, exactly -1 / (n - 1) on average, where locations say nothing. With
-    row-standardised weights the same as `scanpy.metrics.morans_i` of that graph.
+    and Ord, "Spatial processes", 1981). Its expectation without spatial pattern is -1 / (n - 1). With row-standardised
+    weights it equals `scanpy.metrics.morans_i` of that graph.
 
     Parameters
     ----------
     expression : array or sparse matrix, shape (spots, genes)
+        Log-normalised.
     graph : scipy.sparse.csr_matrix, shape (spots, spots)
-        See `spot_graph`.
+        From `spot_graph`.
 
     Returns
     -------
@@ -250,6 +289,12 @@ def morans_i(expression: np.ndarray | sparse.spmatrix, graph: sparse.csr_matrix)
     Raises
     ------
     ShapeMismatch
+
+    Examples
+    --------
+    >>> graph = spot_graph(np.array([[0.0, 0.0], [100.0, 0.0], [200.0, 0.0], [300.0, 0.0]]))
+    >>> morans_i(np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), graph)
+    array([ 0.5, -1. ])
     """
     spots, genes = expression.shape
     if graph.shape != (spots, spots):
@@ -261,8 +306,7 @@ def morans_i(expression: np.ndarray | sparse.spmatrix, graph: sparse.csr_matrix)
     expression = expression.tocsc() if sparse.issparse(expression) else expression
     step = max(1, _VALUES_AT_A_TIME // spots)
     for start in range(0, genes, step):
-        block = expression[:, start : start + step]
-        values = (block.toarray() if sparse.issparse(block) else np.asarray(block)).astype(np.float64)
+        values = _dense(expression[:, start : start + step])
         defined = varies(values)
         with np.errstate(invalid="ignore", divide="ignore"):
             values -= values.mean(axis=0)

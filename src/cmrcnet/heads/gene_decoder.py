@@ -1,27 +1,21 @@
-"""What turns expression scores into the expression of any gene that the bank measured.
+"""Gene decoders: linear maps from scores to the expression of every gene of a bank.
 
-Over the bank's spots, with S their scores and E the log-normalised expression of a gene (in the sections that
-measured it)::
+`GeneDecoder` decodes expression components. Over the bank's spots, with S their scores and E the log-normalised
+expression of a gene (in the sections that measured it)::
 
     level     = mean over sections of the section's mean
     loadings  = (S^T S)^-1 S^T E                 least squares; S is centred within sections
     deviation = root mean square of E around its section's mean
 
-and a gene's prediction is ``level + scores @ loadings``. The level of a slide that was never measured is not known:
-the mean of the bank's sections is the honest guess, and errors (MSE, pooled correlations) feel it while correlations
-within a section do not. All of it follows from sums over each section (`SectionStatistics`), which are kept with the
-section: a bank that lost or gained one is fitted anew without reading the others.
+and the prediction of a gene is ``level + scores @ loadings``. The level of a new slide is unknown, so it is the mean of
+the bank's sections: errors (MSE, pooled correlations) depend on it, correlations within a section do not. All of it
+follows from sums over each section (`SectionStatistics`), which are stored with the section, so that adding or removing
+a section does not read the others.
 
-What turns a student's scores into the expression of every gene of a bank.
-
-``expression = max(level + scores @ directions, 0)`` with orthonormal directions (rank x genes): an error in the scores
-is then the same error in the expression, summed over the genes. Genes that vary much count for much, and those are
-the genes that can be predicted and that are scored.
-
-The directions hold what a teacher can say. A teacher on expression components says ``level + s @ loadings``, so the
-directions span its loadings and nothing is lost (`basis_of_decoder`). A teacher that averages measured expression is
-looked at in a sample of locations, and the principal components of what it says there are kept
-(`basis_of_predictions`).
+`GeneBasis` decodes the scores of a student: ``expression = max(level + scores @ directions, 0)`` with orthonormal
+directions, so that an error in the scores is the same error in the expression, summed over the genes. The directions
+span the teacher's predictions: its loadings if it predicts expression components (`basis_of_decoder`), else the
+principal components of its predictions at a sample of locations (`basis_of_predictions`).
 """
 
 from __future__ import annotations
@@ -33,10 +27,19 @@ import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
+RANK = 64
+"""Components of a teacher that averages expression, at most."""
+_NOTHING = 1e-6
+"""Directions with less than this share of the variance of the first are rounding errors."""
+
+Blocks = Callable[[], Iterator[tuple[slice, np.ndarray]]]
+"""Iterates over chunks of genes, from the first one at every call: the genes, and (locations, genes) predictions; NaN
+where there is none."""
+
 
 @dataclass(frozen=True, eq=False)
 class GeneDecoder:
-    """One level, one deviation and one set of loadings a gene of the bank.
+    """Level, deviation and loadings of each gene of a bank.
 
     Parameters
     ----------
@@ -51,17 +54,19 @@ class GeneDecoder:
     def expression(
         self, scores: np.ndarray, columns: np.ndarray, *, covariance: np.ndarray, variance_rescaling: float
     ) -> np.ndarray:
-        """Expression of some genes: (spots, columns) float32, never below 0.
+        """Decode some genes: (spots, columns) float32, never below 0.
 
         Parameters
         ----------
         scores : array, shape (spots, rank)
+            Predicted.
         columns : array of int
+            Genes.
         covariance : array, shape (rank, rank)
             Of predicted scores, within sections.
         variance_rescaling : float
-            0: as it is; 1: every gene's predictions are stretched around its level until they vary as its measured
-            expression does; between, by that power.
+            0 leaves the variance of predictions; 1 rescales each gene's to that of its measured expression; values
+            between are the power of that factor.
         """
         guess = scores @ self.loadings[:, columns]
         if variance_rescaling > 0:
@@ -69,13 +74,14 @@ class GeneDecoder:
         return np.maximum(guess + self.level[columns], 0).astype(np.float32)
 
     def stretch(self, columns: np.ndarray | slice, covariance: np.ndarray, variance_rescaling: float) -> np.ndarray:
-        """By how much each gene's predictions are stretched around its level: (columns,); parameters as `expression`.
+        """Factor that rescales each gene's predictions around its level: (columns,).
 
         Parameters
         ----------
         columns : array of int or slice
-        covariance : array, shape (rank, rank)
-        variance_rescaling : float
+            Genes.
+        covariance, variance_rescaling
+            As `expression`.
         """
         loadings = self.loadings[:, columns]
         power = np.sqrt(np.maximum(np.einsum("rg,rq,qg->g", loadings, covariance, loadings), 1e-12))
@@ -84,11 +90,12 @@ class GeneDecoder:
 
 @dataclass(frozen=True, eq=False)
 class SectionStatistics:
-    """What one section has to say about the levels: sums over its spots, in float64.
+    """Sufficient statistics of one section for a `GeneDecoder`: sums over its spots, in float64.
 
     Parameters
     ----------
     spots : int
+        Number of spots.
     gram : numpy.ndarray, shape (rank, rank)
         S^T S.
     products : numpy.ndarray, shape (rank, genes)
@@ -105,7 +112,7 @@ class SectionStatistics:
 
     @classmethod
     def of(cls, expression: sparse.csc_matrix, scores: np.ndarray) -> SectionStatistics:
-        """Of one section's (spots, genes) expression and (spots, rank) scores."""
+        """Sum over one section's (spots, genes) expression and (spots, rank) scores."""
         wanted = np.asarray(scores, np.float64)
         ones = np.ones(len(wanted))
         return cls(
@@ -120,15 +127,16 @@ class SectionStatistics:
 def fit_gene_decoder(
     moments: Sequence[SectionStatistics], columns: Sequence[np.ndarray], measured: np.ndarray
 ) -> GeneDecoder:
-    """Fit them over a bank from what each of its sections has to say; nobody's expression is read again.
+    """Fit a decoder to a bank from the statistics of its sections.
 
     Parameters
     ----------
     moments : sequence of SectionStatistics
+        One a section.
     columns : sequence of arrays of int
-        Of each section, the bank's column of each of its own genes.
+        The bank's column of each of the section's own genes, one array a section.
     measured : array of bool, shape (sections, genes)
-        Sections that did not measure a gene have no say in it.
+        Genes that each section measured.
     """
     genes, rank = measured.shape[1], len(moments[0].gram)
     level, around, products = np.zeros(genes), np.zeros(genes), np.zeros((rank, genes))
@@ -149,19 +157,9 @@ def fit_gene_decoder(
     return GeneDecoder((level / np.maximum(seen, 1)).astype(np.float32), deviation.astype(np.float32), loadings)
 
 
-RANK = 64
-"""Components of a teacher that averages expression, at most."""
-_NOTHING = 1e-6
-"""Directions that carry less than this share of the variance of the first are rounding."""
-
-Blocks = Callable[[], Iterator[tuple[slice, np.ndarray]]]
-"""Gives predictions some genes at a time, every time from the start: which genes, and (locations, genes) with NaN where
-the teacher has no prediction."""
-
-
 @dataclass(frozen=True, eq=False)
 class GeneBasis:
-    """Levels and directions.
+    """Levels and orthonormal directions.
 
     Parameters
     ----------
@@ -175,24 +173,27 @@ class GeneBasis:
     directions: np.ndarray
 
     def expression(self, scores: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Expression of some genes: (locations, columns) float32, never below 0.
+        """Decode some genes: (locations, columns) float32, never below 0.
 
         Parameters
         ----------
         scores : array, shape (locations, rank)
+            Predicted by a student.
         columns : array of int
+            Genes.
         """
         guess = scores @ self.directions[:, columns]
         return np.maximum(guess + self.level[columns], 0).astype(np.float32, copy=False)
 
     def scores(self, blocks: Iterator[tuple[slice, np.ndarray]], locations: int) -> np.ndarray:
-        """Scores of expression that comes some genes at a time: (locations, rank) float32.
+        """Project expression that comes in chunks of genes: (locations, rank) float32.
 
         Parameters
         ----------
         blocks : iterator of slice and array, shape (locations, genes of the slice)
-            Where it is NaN, nothing is said of the gene, and it counts as its level.
+            NaN counts as the gene's level.
         locations : int
+            Number of locations.
         """
         found = np.zeros((locations, len(self.directions)))
         for genes, values in blocks:
@@ -204,15 +205,16 @@ class GeneBasis:
 def basis_of_decoder(
     levels: GeneDecoder, covariance: np.ndarray, variance_rescaling: float
 ) -> tuple[GeneBasis, np.ndarray]:
-    """The basis of a teacher on expression components.
+    """Basis of a teacher that predicts expression components.
 
     Parameters
     ----------
     levels : GeneDecoder
-        Of its bank.
+        Of the teacher's bank.
     covariance : array, shape (components, components)
         Of predicted component scores, within sections; see `GeneDecoder.expression`.
     variance_rescaling : float
+        Of the teacher.
 
     Returns
     -------
@@ -227,19 +229,19 @@ def basis_of_decoder(
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def basis_of_predictions(blocks: Blocks, locations: int, genes: int, rank: int = RANK) -> GeneBasis:
-    """The principal components of what a teacher predicts at some locations, by the products of locations with
-    locations.
+    """Basis from the principal components of a teacher's predictions at some locations.
 
-    Never more than a block of genes is laid out, and (locations, locations) and (rank, genes) numbers beside it.
+    They come from the eigenvectors of the (locations, locations) Gram matrix, so that memory holds one chunk of genes,
+    that matrix and the (rank, genes) result.
 
     Parameters
     ----------
     blocks : callable
-        Gives all genes, once for the products and once for the directions.
-    locations : int
-    genes : int
+        Predictions of all genes; called once for the Gram matrix and once for the directions.
+    locations, genes : int
+        Numbers of locations and genes.
     rank : int
-        Components at most; fewer where the predictions do not vary in so many ways.
+        Largest number of components.
     """
     level, products = np.full(genes, np.nan, np.float32), np.zeros((locations, locations))
     for which, values in blocks():
@@ -260,5 +262,5 @@ def basis_of_predictions(blocks: Blocks, locations: int, genes: int, rank: int =
 
 
 def _around(values: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Distance from the level, float64; 0 where nothing is said."""
+    """Difference from the level, float64; 0 where there is no prediction."""
     return np.nan_to_num(values.astype(np.float64) - level, nan=0.0)

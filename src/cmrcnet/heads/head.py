@@ -1,4 +1,4 @@
-"""The fitted head of a model: reduced features in, expression scores out."""
+"""The fitted head of a model: from image features to expression scores."""
 
 from __future__ import annotations
 
@@ -17,39 +17,42 @@ RETRIEVAL, RIDGE, KERNEL = "retrieval", "ridge", "kernel"
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """Everything between the tokens of a spot and its predicted expression scores, but for the bank.
+    """PCA of the features, ridge and kernel ridge regression, and their ensemble with retrieval.
 
     Parameters
     ----------
-    reduction : FeaturePCA
+    pca : FeaturePCA
+        Applied to a spot's tokens.
     ridge : Ridge
+        On the PCA's components.
     kernel : KernelRidge
+        On the same.
     ensemble : Ensemble
         Of retrieval, ridge and kernel.
     record : dict
-        What was chosen and how it did on validation units, plain values.
+        Chosen settings and their validation scores, plain values.
     """
 
-    reduction: FeaturePCA
+    pca: FeaturePCA
     ridge: Ridge
     kernel: KernelRidge
     ensemble: Ensemble
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def parts(self, features: np.ndarray, retrieved: np.ndarray) -> dict[str, np.ndarray]:
-        """What each part predicts by itself, by name: (spots, rank) each.
+        """Predictions of the parts, by name: (spots, rank) each.
 
         Parameters
         ----------
         features : array, shape (spots, components)
-            Reduced.
+            From `pca`.
         retrieved : array, shape (spots, rank)
             The bank's scores, averaged over each spot's neighbours.
         """
         return {RETRIEVAL: retrieved, RIDGE: self.ridge.predict(features), KERNEL: self.kernel.predict(features)}
 
     def combine(self, parts: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
-        """Predicted expression scores: (spots, rank) float32.
+        """Combine the parts into predicted scores: (spots, rank) float32.
 
         Parameters
         ----------
@@ -62,10 +65,10 @@ class Head:
         return (parts[kind] * self.ensemble.component_weights).astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What is stored beside the weights."""
+        """Arrays to store."""
         return {
-            "reduction.mean": self.reduction.mean,
-            "reduction.directions": self.reduction.directions,
+            "pca.mean": self.pca.mean,
+            "pca.directions": self.pca.directions,
             "ridge.weights": self.ridge.weights,
             "ridge.offset": self.ridge.offset,
             "kernel.landmarks": self.kernel.landmarks,
@@ -74,14 +77,14 @@ class Head:
         }
 
     def facts(self) -> dict[str, Any]:
-        """What is stored as plain values."""
+        """Plain values to store."""
         return {"kernel_rate": self.kernel.rate, "ensemble": self.ensemble.to_dict(), "record": dict(self.record)}
 
     @classmethod
     def restore(cls, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Head:
-        """The opposite of `arrays` and `facts`."""
+        """Inverse of `arrays` and `facts`."""
         return cls(
-            FeaturePCA(arrays["reduction.mean"], arrays["reduction.directions"]),
+            FeaturePCA(arrays["pca.mean"], arrays["pca.directions"]),
             Ridge(arrays["ridge.weights"], arrays["ridge.offset"]),
             KernelRidge(
                 arrays["kernel.landmarks"], arrays["kernel.weights"], arrays["kernel.offset"], facts["kernel_rate"]

@@ -1,4 +1,4 @@
-"""Principal components of image features: what every head and the image head start from."""
+"""Principal components of image features: the input of every head and of the image head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMPONENTS = 256
 
 @dataclass(frozen=True, eq=False)
 class FeaturePCA:
-    """A shift and a projection.
+    """Mean and directions of a principal component analysis.
 
     Parameters
     ----------
@@ -42,10 +42,18 @@ def fit_pca(features: np.ndarray, seed: int, components: int = COMPONENTS) -> Fe
     Parameters
     ----------
     features : array, shape (spots, dim) or (spots, tokens, dim)
+        Of the training spots.
     seed : int
         Of the randomised solver, which scikit-learn takes for many features.
     components : int
-        At most; never more than the spots allow.
+        Largest number; limited by the number of spots.
+
+    Examples
+    --------
+    >>> pca = fit_pca(np.array([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]]), seed=0)
+    >>> abs(pca.apply(np.array([[2.0, 1.0], [4.0, 1.0]]))).round(3)
+    array([[0.   , 0.   ],
+           [1.414, 0.   ]], dtype=float32)
     """
     from sklearn.decomposition import PCA
 

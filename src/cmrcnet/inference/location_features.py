@@ -69,10 +69,10 @@ class LocationEncoder:
         def project(tokens: np.ndarray) -> np.ndarray:
             features = [model.embed_tokens(tokens)]
             if model.head is not None:
-                features.append(model.head.reduction.apply(tokens))
+                features.append(model.head.pca.apply(tokens))
             return np.concatenate(features, axis=1)
 
-        inputs = 0 if model.head is None else model.head.reduction.directions.shape[1]
+        inputs = 0 if model.head is None else model.head.pca.directions.shape[1]
         width = model.config.model.embedding_dim + inputs
         return cls(model.encoder, FeatureSpec.of(model.config), project, width, model.fingerprint)
 

@@ -127,12 +127,13 @@ def predict(
     Examples
     --------
     >>> import cmrcnet
-    >>> cohort = cmrcnet.synthetic_cohort(patients=2, spots=16, genes=20, seed=0)
-    >>> model = cmrcnet.fit(cohort, cmrcnet.Config.load("tiny"))
+    >>> from cmrcnet.testing import quick_config
+    >>> cohort = cmrcnet.synthetic_cohort(patients=2, spots=16, genes=24, seed=0)
+    >>> model = cmrcnet.fit(cohort, quick_config())
     >>> bank = cmrcnet.build_bank(model, cohort)
     >>> section = cohort.read(cohort.sections[0])
     >>> cmrcnet.predict(model, section.slide, bank=bank, spots=section.spots).shape
-    (16, 20)
+    (16, 24)
     """
     options = PredictOptions(
         spots=spots,

@@ -34,7 +34,14 @@ _PREFIXES = "or timm:NAME for any timm network, or hf-hub:ORG/NAME for one on th
 
 
 def image_encoders() -> tuple[str, ...]:
-    """Short names of the pretrained encoders, the embedded one first."""
+    """Short names of the pretrained encoders, the embedded one first.
+
+    Examples
+    --------
+    >>> import cmrcnet as cn
+    >>> cn.image_encoders()[:3]
+    ('efficientnet-lite0', 'vit-b32', 'dinov2-s')
+    """
     return tuple(PRETRAINED)
 
 
@@ -88,11 +95,19 @@ def create_image_encoder(
     UnknownName
         If there is no such encoder.
     WeightsError
-        If its weights are not at hand; the sentence says how to get them.
-    WeightsError
-        If a local file is no safetensors file, is truncated, or holds another network's weights.
+        If its weights are not at hand, or a local file is no safetensors file, is truncated, or holds the weights of
+        another network.
     BadOption
         If the network has no such blocks, depth or heads.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cmrcnet as cn
+    >>> encoder = cn.create_image_encoder("timm:test_vit", weights="random", blocks=(0, 1))
+    >>> patches = np.full((2, 160, 160, 3), 200, np.uint8)
+    >>> encoder(encoder.prepare(patches)).shape
+    torch.Size([2, 101, 128])
     """
     weights, blocks = str(weights), tuple(blocks)
     if heads is not None and weights == "pretrained":

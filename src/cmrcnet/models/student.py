@@ -134,6 +134,22 @@ class Student:
     Raises
     ------
     ShapeMismatch
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cmrcnet as cn
+    >>> from cmrcnet.heads.gene_decoder import GeneBasis
+    >>> from cmrcnet.heads.pca import FeaturePCA
+    >>> from cmrcnet.models.student import Lineage, StudentHead
+    >>> encoder = cn.create_image_encoder("timm:test_vit", weights="random")
+    >>> pca = FeaturePCA(np.zeros(64, np.float32), np.eye(64, 4, dtype=np.float32))
+    >>> basis = GeneBasis(np.ones(3, np.float32), np.eye(2, 3, dtype=np.float32))
+    >>> lineage = Lineage("model", "bank", ("A1",), ("A",), ("A1",), ("A",))
+    >>> head, genes = StudentHead(4, 2, 8), ("EPCAM", "PTPRC", "VIM")
+    >>> student = cn.Student(encoder, cn.Config.load("tiny"), pca, head, basis, genes, 10_000.0, lineage)
+    >>> student.predict(np.zeros((5, 64), np.float32), np.array([0, 2])).shape
+    (5, 2)
     """
 
     encoder: ImageEncoder

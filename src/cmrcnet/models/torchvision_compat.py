@@ -1,8 +1,8 @@
-"""Import timm beside a torch and a torchvision that were built for different machines.
+"""Import timm where torch and torchvision were built for different devices.
 
 pip takes torch for the CPU from one index and torchvision for CUDA from another. torchvision's compiled operators
-then do not load, and its import (which is timm's import) stops at "operator torchvision::nms does not exist".
-Nothing here or in timm's networks calls these operators, so it is enough that they are declared.
+then do not load, and its import (which timm needs) stops at "operator torchvision::nms does not exist".
+Nothing here or in timm's networks calls these operators, so it is enough to declare them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def import_timm() -> ModuleType:
     Raises
     ------
     ImportError, RuntimeError
-        Whatever else stops the import of timm is not ours to mend.
+        Anything else that stops the import of timm.
     """
     awake = set(sys.modules)
     try:

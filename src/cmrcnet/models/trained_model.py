@@ -107,18 +107,38 @@ class TrainedModel:
     Parameters
     ----------
     network : CMRCNet
+        With its trained weights.
     encoder : ImageEncoder
-        What made its tokens.
+        Of its tokens.
     panel : GenePanel
         Its genes, in its order.
     config : Config
+        Of its training.
     provenance : Provenance
+        Sections and patients that it has seen.
     components : ExpressionComponents or None
         Of the panel's expression, where the config works on them; the network's genes are then their first scores.
     head : Head or None
         Together with `components`.
     calibration : Calibration or None
         What it knows of its limits. No part of the fingerprint: embeddings do not depend on it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import cmrcnet as cn
+    >>> from cmrcnet.models.cmrcnet import CMRCNet
+    >>> from cmrcnet.models.trained_model import Provenance
+    >>> config = cn.Config.load("tiny").override({"model.encoder": "timm:test_vit", "model.blocks": []})
+    >>> encoder = cn.create_image_encoder("timm:test_vit", weights="random")
+    >>> network = CMRCNet(config.model, n_genes=2, token_dim=encoder.dim)
+    >>> panel, provenance = cn.GenePanel(("EPCAM", "PTPRC")), Provenance(("A1",), ("A",))
+    >>> model = cn.TrainedModel(network, encoder, panel, config, provenance)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save_pretrained(f"{folder}/model")
+    ...     again = cn.TrainedModel.from_pretrained(f"{folder}/model")
+    >>> again.fingerprint == model.fingerprint
+    True
     """
 
     network: CMRCNet

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.genes.normalise import library_sizes, normalize
+from cmrcnet.heads.ridge import ridge_solutions
 from cmrcnet.qc.section_summary import Finding, SpotMaps
 
 FEWEST_SPOTS = 50
@@ -171,7 +172,7 @@ def loo_r2(features: np.ndarray, targets: np.ndarray) -> float:
     values = features.astype(np.float64) - features.mean(axis=0)
     deviation = values.std(axis=0)
     values /= np.where(deviation > 1e-6, deviation, 1)
-    solved = np.linalg.solve(values.T @ values + RIDGE_PENALTY * np.eye(values.shape[1]), values.T)
+    (solved,) = ridge_solutions(values.T @ values, values.T, (RIDGE_PENALTY,))
     leverage = (values * solved.T).sum(axis=1) + 1 / len(values)
     left_out = (targets - targets.mean(axis=0) - values @ (solved @ targets)) / (1 - leverage)[:, None]
     return float(1 - (left_out**2).mean())

@@ -10,7 +10,7 @@ from cmrcnet.progress import tracked
 from cmrcnet.qc.appearance import scale_findings, stain_findings, texture_curve
 from cmrcnet.qc.arrangement import arrangement_finding, judge_arrangement
 from cmrcnet.qc.identity import donor_findings, duplicate_findings
-from cmrcnet.qc.section_summary import MOST_SPOTS, PICTURE_UM, TOP_GENES, Finding, SectionSummary, SpotMaps
+from cmrcnet.qc.section_summary import MOST_ROWS, PICTURE_UM, TOP_GENES, Finding, SectionSummary, SpotMaps
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.slides.slide import known_scale
 
@@ -74,7 +74,7 @@ def summarize_section(section: Section) -> SectionSummary:
     maps = SpotMaps.of(section.slide, section.spots.diameter_um)
     totals = np.asarray(section.counts.sum(axis=0), np.float64).ravel()
     columns = np.argsort(-totals, kind="stable")[:TOP_GENES]
-    deep = np.argsort(-np.asarray(section.counts.sum(axis=1)).ravel(), kind="stable")[:MOST_SPOTS]
+    deep = np.argsort(-np.asarray(section.counts.sum(axis=1)).ravel(), kind="stable")[:MOST_ROWS]
     pitch_um = None
     if len(centre_px) >= 2:
         distances = np.asarray(KDTree(centre_px).query(centre_px, k=2)[0])

@@ -66,7 +66,7 @@ PICTURE_UM = 80.0
 TOP_GENES = 200
 """Number of genes, those of the largest totals, whose counts are kept spot by spot to find duplicates."""
 
-MOST_SPOTS = 5_000
+MOST_ROWS = 5_000
 """Spots whose counts are kept: the first ones in the order of their total counts, largest first."""
 
 

@@ -23,11 +23,11 @@ from cmrcnet.slides.tissue_mask import TissueMask
 if TYPE_CHECKING:
     import pandas as pd
 
-SPOT_UM = 100.0
+LEGACY_SPOT_UM = 100.0
 """Diameter of a spot on first-generation arrays (Ståhl et al., Science 2016)."""
 
 
-def read_spots(path: Path | str, *, diameter_um: float = SPOT_UM) -> Spots:
+def read_spots(path: Path | str, *, diameter_um: float = LEGACY_SPOT_UM) -> Spots:
     """Read the locations at which a slide is to be predicted. No counts are needed.
 
     Parameters

@@ -32,7 +32,8 @@ from cmrcnet.storage.hashing import fingerprint_stream
 PATCH_MPP = 0.5
 TABLE_FOLDERS = ("st", "adata")
 SLIDE_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi")
-SCALE_FACTOR = 1.5
+PATCH_TOLERANCE = 1.5
+"""Largest factor between the scale and that of the patches."""
 ASSAYS = {"visium": (55.0, 100.0), "xenium": (55.0, 100.0), "spatial transcriptomics": (100.0, 200.0)}
 """Spot diameter and pitch in um by `st_technology`; HEST pools Xenium transcripts into Visium-like spots."""
 UNKNOWN_PITCH_UM = (55.0, 200.0)
@@ -96,11 +97,13 @@ def read_hest(source: SectionSource) -> RawSection:
     if how:
         notes.append(how)
     image = source.image or files.slide
-    if image is not None or patches is None:
-        slide, centres = open_slide(image or "", mpp=mpp, name=name), centres[rows]
+    if image is not None:
+        slide, centres = open_slide(image, mpp=mpp, name=name), centres[rows]
+    elif patches is None:
+        raise hest_problems(source)[0]
+    elif mpp is None:
+        raise ScaleError.unknown(name)
     else:
-        if mpp is None:
-            raise ScaleError.unknown(name)
         to_patch_px = mpp / PATCH_MPP
         slide = PatchSlide(patches.path, np.round(patches.corner_px * to_patch_px).astype(np.int64), PATCH_MPP, name)
         centres = np.round(corner_px * to_patch_px) + slide.side_px / 2
@@ -239,7 +242,7 @@ def _scale(
         if written:
             break
     mpp = stated or written or from_patches
-    if mpp and patches and from_patches and not 1 / SCALE_FACTOR <= mpp / from_patches <= SCALE_FACTOR:
+    if mpp and patches and from_patches and not 1 / PATCH_TOLERANCE <= mpp / from_patches <= PATCH_TOLERANCE:
         evidence = f"its patches of {patches.side_px * PATCH_MPP:g} um lie on it as for {from_patches:.3g}"
         raise ScaleError.contradicted(name, mpp, evidence)
     if stated:

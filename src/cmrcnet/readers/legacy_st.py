@@ -22,7 +22,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, SectionError
-from cmrcnet.readers.annotations import SPOT_UM, selected_spots, spot_names
+from cmrcnet.readers.annotations import LEGACY_SPOT_UM, selected_spots, spot_names
 from cmrcnet.readers.raw_section import RawSection
 from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.tables import CountTable, Table, first_names, read_count_table, read_table
@@ -106,7 +106,7 @@ def read_legacy_st(source: SectionSource) -> RawSection:
         slide=open_slide(image_path, mpp=source.mpp, name=name),
         barcodes=kept,
         centre_px=centres,
-        diameter_um=source.spot_diameter_um or SPOT_UM,
+        diameter_um=source.spot_diameter_um or LEGACY_SPOT_UM,
         counts=values[rows],
         genes=genes,
         absent_genes="zero",

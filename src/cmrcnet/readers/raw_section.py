@@ -17,7 +17,7 @@ from cmrcnet.slides.spot_tables import check_counts
 
 NEIGHBOURS_WITHIN = 1.3
 """Neighbours are within this factor of the nearest distance: below the next ring (1.41 square, 1.73 hexagonal)."""
-SCALE_FACTOR = 1.5
+PITCH_TOLERANCE = 1.5
 """Largest factor between the distance of the spots and the assay's own pitch."""
 
 
@@ -186,7 +186,7 @@ def check_on_image(raw: RawSection) -> None:
 
 
 def check_scale(raw: RawSection) -> None:
-    """Neighbouring spots are as far apart as the assay puts them, within a factor `SCALE_FACTOR`."""
+    """Neighbouring spots are as far apart as the assay puts them, within a factor `PITCH_TOLERANCE`."""
     if raw.slide.mpp is None:
         return  # reported by `check_scale_known`
     pitch_px = raw.pitch_px or neighbour_distance_px(raw.centre_px)
@@ -194,7 +194,7 @@ def check_scale(raw: RawSection) -> None:
         return
     least, most = raw.pitch_um
     pitch_um = pitch_px * raw.slide.mpp
-    if not least / SCALE_FACTOR <= pitch_um <= most * SCALE_FACTOR:
+    if not least / PITCH_TOLERANCE <= pitch_um <= most * PITCH_TOLERANCE:
         apart = f"{least:g} um" if least == most else f"{least:g} to {most:g} um"
         fits = f"{least / pitch_px:.3g}" if least == most else f"{least / pitch_px:.3g} to {most / pitch_px:.3g}"
         raise ScaleError.contradicted(

@@ -69,12 +69,13 @@ class ReferenceBank:
     --------
     >>> import tempfile
     >>> import cmrcnet
-    >>> cohort = cmrcnet.synthetic_cohort(patients=2, spots=16, genes=20, seed=0)
-    >>> bank = cmrcnet.build_bank(cmrcnet.fit(cohort, cmrcnet.Config.load("tiny")), cohort)
+    >>> from cmrcnet.testing import quick_config
+    >>> cohort = cmrcnet.synthetic_cohort(patients=2, spots=16, genes=24, seed=0)
+    >>> bank = cmrcnet.build_bank(cmrcnet.fit(cohort, quick_config()), cohort)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     bank.save(f"{folder}/bank")
     ...     print(len(cmrcnet.ReferenceBank.load(f"{folder}/bank")), len(bank.genes))
-    32 20
+    32 24
     """
 
     entries: tuple[BankSection, ...]
@@ -298,10 +299,11 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
     Examples
     --------
     >>> import cmrcnet
-    >>> cohort = cmrcnet.synthetic_cohort(patients=2, spots=16, genes=20, seed=0)
-    >>> bank = cmrcnet.build_bank(cmrcnet.fit(cohort, cmrcnet.Config.load("tiny")), cohort)
+    >>> from cmrcnet.testing import quick_config
+    >>> cohort = cmrcnet.synthetic_cohort(patients=2, spots=16, genes=24, seed=0)
+    >>> bank = cmrcnet.build_bank(cmrcnet.fit(cohort, quick_config()), cohort)
     >>> bank.sections == cohort.sections, bank.vectors.shape
-    (True, (32, 256))
+    (True, (32, 16))
     """
     if len(cohort) == 0:
         raise TooFew("sections for the bank", 0, 1, "name at least one section with measured spots")

@@ -74,7 +74,7 @@ class OpenSlidePixels:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "JPEG2000")
 LARGEST_PX = 1 << 30
 """A picture is decoded whole, at 4 bytes a pixel; above 4 GiB a tiled slide is needed."""
-HELD_BYTES = 800_000_000
+PICTURE_CACHE_BYTES = 800_000_000
 """Total bytes of decoded pictures that are kept (two of 9,300 x 9,900 px); the one read last always is."""
 
 _LAST_MARK = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
@@ -183,7 +183,7 @@ def _make_room(wanting: PicturePixels) -> None:
     """Close the pictures that were read longest ago until a new one fits the budget."""
     held = [source for ref in _holders if (source := ref()) is not None and source is not wanting]
     taken = [4 * math.prod(source.sizes[0]) for source in (*held, wanting)]  # Pillow keeps RGB in 4 bytes a pixel
-    while held and sum(taken) > HELD_BYTES:
+    while held and sum(taken) > PICTURE_CACHE_BYTES:
         held.pop(0).close()
         taken.pop(0)
 

@@ -22,7 +22,7 @@ import numpy as np
 from cmrcnet.errors import BadInput
 from cmrcnet.slides.backends import UNIT_UM, mean_scale, over_white, plausible_scale
 
-HELD_BYTES = 64 << 20
+TILE_CACHE_BYTES = 64 << 20
 """Bytes of decoded tiles or strips that each slide keeps; the one read last always is."""
 
 _DECODING = (RuntimeError, ValueError, OSError, NotImplementedError, IndexError, TypeError, struct.error, zlib.error)
@@ -160,7 +160,7 @@ class TiffPixels:
         segment = np.asarray(decoded)[0, : shape[1], : shape[2]]
         self._held[key] = segment
         held = sum(part.nbytes for part in self._held.values())
-        while held > HELD_BYTES and len(self._held) > 1:
+        while held > TILE_CACHE_BYTES and len(self._held) > 1:
             held -= self._held.popitem(last=False)[1].nbytes
         return segment
 

@@ -1,8 +1,8 @@
-"""One array in one file: written whole or not at all, opened as a memory map, damage noticed.
+"""One array in one file: written whole or not at all, opened as a memory map, checked for damage.
 
 The file is a plain ``.npy`` (any numpy reads it) with a 12-byte tail: the bytes ``cmrcnet1`` and a CRC-32 of the
-numbers. A file that was cut short, changed or made for another shape is reported as absent, so that its owner
-computes it again.
+numbers. A file that was truncated, changed or made for another shape is reported as absent, so that it is computed
+again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _known_whole: set[tuple[str, int, int]] = set()
 
 
 def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[np.ndarray]) -> np.ndarray:
-    """Write `blocks`, which follow each other along the first axis, and open what was written.
+    """Write blocks that follow each other along the first axis, and open what was written.
 
-    Safe with several writers of the same file: each writes a tmp of its own and the last to finish stands. An
-    error or an interrupt leaves nothing behind.
+    Several processes may write the same file: each writes a temporary file, and the last to finish wins. An error or
+    an interrupt leaves nothing behind.
 
     Raises
     ------
     NoSpace, Unwritable
     BadInput
-        The disk gives back something else than was written.
+        The file does not hold what was written to it.
     """
     dtype = np.dtype(dtype)
     with atomic_file(path) as tmp:
@@ -53,13 +53,13 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Ite
             if rows != shape[0]:
                 raise RuntimeError(f"{path.name}: {rows} rows written, {shape[0]} promised")
             file.write(_MARK + struct.pack("<I", crc))
-        # Mapped before it gets its name: from then on another process may remove it, which a map outlives (but on
+        # Mapped before it is renamed: from then on another process may remove it, which a map survives (except on
         # Windows, where a mapped file can be neither renamed nor removed).
         written = open_array(tmp, shape, dtype) if os.name == "posix" else None
     if written is None:
         written = open_array(path, shape, dtype)
     if written is None:
-        raise BadInput(path, "the array that was just written to it", "the disk gives back something else")
+        raise BadInput(path, "the array that was just written to it", "the file does not hold what was written")
     return written
 
 
@@ -70,10 +70,10 @@ def open_array(path: Path, shape: tuple[int, ...] | None, dtype: np.dtype, *, ch
     ----------
     path : Path
     shape : tuple of int or None
-        Shape that is wanted; None takes any.
+        Expected shape; None takes any.
     dtype : numpy.dtype
     check : bool
-        Read everything once to see that it is whole; without it only the length is looked at.
+        Read everything once and compare the checksum; without it only the length is checked.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def open_array(path: Path, shape: tuple[int, ...] | None, dtype: np.dtype, *, ch
 
 
 def _is_whole(file, identity: tuple[str, int, int], start: int, body: int) -> bool:
-    """Whether the numbers are those that were written; read once in the life of a process."""
+    """Whether the checksum of the numbers is right; computed once in a process."""
     if identity in _known_whole:
         return True
     file.seek(start)

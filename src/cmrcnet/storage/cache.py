@@ -35,6 +35,19 @@ class TokenCache:
         Created at the first write.
     most_bytes : int, optional
         Entries that were used longest ago are removed when the folder grows beyond this; no limit when left out.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import cmrcnet as cn
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     cache = cn.TokenCache(Path(folder))
+    ...     values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    ...     _ = cache.put("tokens", "a1b2", values.shape, np.float32, [values])
+    ...     print(np.array(cache.get("tokens", "a1b2", (2, 3), np.float32)).tolist())
+    [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     """
 
     def __init__(self, folder: Path, most_bytes: int | None = None) -> None:

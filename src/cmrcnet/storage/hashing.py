@@ -1,4 +1,4 @@
-"""Fingerprints: a short name for content, so that artefacts can say what they were made from."""
+"""Fingerprints: short names of content, so that artefacts can record what they were made from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def fingerprint(*parts: object) -> str:
-    """Name content by its content.
+    """Hash content to a short name.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def fingerprint(*parts: object) -> str:
 
 
 def fingerprint_stream(parts: Iterable[object]) -> str:
-    """As `fingerprint`, for parts that are too many to hold at once."""
+    """As `fingerprint`, for parts that do not fit in memory together."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, np.ndarray):

@@ -33,7 +33,7 @@ from torch import Tensor
 from cmrcnet.config import Config
 from cmrcnet.errors import CmrcnetWarning
 from cmrcnet.genes.components import loadings_of
-from cmrcnet.genes.spatial_stats import pearson_per_gene
+from cmrcnet.genes.spatial_stats import mean_pearson
 from cmrcnet.search.aggregate import average
 from cmrcnet.search.exact import ExactSearch
 from cmrcnet.training.data import TrainingData, steps_in
@@ -408,16 +408,10 @@ class Validator:
             retrieved, similarity = predicted, neighbours.similarity.mean(axis=1)
             predicted = predicted @ self._loadings
         ids = self._split.ids
-        sections = self._data.section_of[ids]
-        means = []
-        for section in np.unique(sections):
-            inside = np.flatnonzero(sections == section)
-            values = pearson_per_gene(truth[ids[inside]], predicted[inside])
-            if self._config.evaluation.undefined == "zero":
-                values = np.nan_to_num(values)
-            if np.isfinite(values).any():
-                means.append(np.nanmean(values))
-        return float(np.mean(means)) if means else None, retrieved, deviation, similarity
+        value = mean_pearson(
+            truth[ids], predicted, self._data.section_of[ids], undefined=self._config.evaluation.undefined
+        )
+        return None if np.isnan(value) else value, retrieved, deviation, similarity
 
     @cached_property
     def _loadings(self) -> np.ndarray:

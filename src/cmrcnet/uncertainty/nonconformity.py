@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cmrcnet.heads.ridge import ridge_solutions
+
 SIGNED = 3
 """Leading components that enter with their sign."""
 PENALTY = 10.0
@@ -99,5 +101,6 @@ def fit_nonconformity_scale(features: np.ndarray, residual: np.ndarray) -> Nonco
     deviation = np.where(deviation > 1e-9, deviation, 1.0)
     standard = (features - centre) / deviation
     target = np.log(np.maximum(residual, _SMALL))
-    gram = standard.T @ standard + PENALTY * np.eye(features.shape[1])
-    return NonconformityScale(centre, deviation, np.linalg.solve(gram, standard.T @ (target - target.mean())))
+    products = standard.T @ (target - target.mean())[:, None]
+    (weights,) = ridge_solutions(standard.T @ standard, products, (PENALTY,))
+    return NonconformityScale(centre, deviation, weights[:, 0])
