@@ -1,8 +1,9 @@
-"""Outputs are written whole or not at all."""
+"""Outputs are written whole or not at all, by one process at a time."""
 
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from cmrcnet.errors import BadOption, CmrcnetError, NoSpace, OutputExists, Unwri
 from cmrcnet.storage.atomic import (
     atomic_file,
     atomic_folder,
+    file_lock,
     final_path,
+    partial_folder,
     refuse_existing,
     replace_folder,
     translate_os_errors,
@@ -249,3 +252,56 @@ def test_a_draft_is_told_by_the_name_that_will_last(tmp_path):
         assert folder != final_path(folder) == tmp_path / "demo"
         assert final_path(folder / "model") == tmp_path / "demo" / "model"
     assert final_path(Path("a/.hidden/b")) == Path("a/.hidden/b")
+
+
+def _hold(lock, ready, done) -> None:
+    with file_lock(lock) as mine:
+        assert mine
+        ready.set()
+        done.wait(30)
+
+
+def test_a_lock_is_one_process_s_until_it_ends_however_it_ends(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "lock", ready, done))
+    other.start()
+    assert ready.wait(30)
+    with file_lock(tmp_path / "lock") as mine:
+        assert not mine
+    other.kill()
+    other.join(30)
+    with file_lock(tmp_path / "lock") as mine:
+        assert mine
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_does_not_stop_the_work(tmp_path, monkeypatch, caplog, number):
+    def refuse(*_):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with caplog.at_level("WARNING", "cmrcnet"), file_lock(tmp_path / "lock") as mine:
+        assert mine
+    assert len(caplog.records) == 1 and "cannot be locked" in caplog.text
+
+
+def test_a_folder_that_may_not_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(Unwritable), file_lock(tmp_path / "file" / "lock"):
+        pass
+
+
+def test_the_folder_of_an_interrupted_output_is_kept_or_deleted_as_asked(tmp_path):
+    out, partial = tmp_path / "run", tmp_path / "run.partial"
+    assert partial_folder(out, ["state"]) == partial and not partial.exists()
+    partial.mkdir()
+    assert partial_folder(out, ["state"], resume=True) == partial
+    (partial / "thesis.docx").write_text("years")
+    with pytest.raises(OutputExists, match="did not write"):
+        partial_folder(out, ["state"], overwrite=True)
+    (partial / "state").write_text("epoch 3")
+    with pytest.raises(OutputExists, match="--resume"):
+        partial_folder(out, ["state"])
+    assert partial_folder(out, ["state"], resume=True) == partial and (partial / "state").exists()
+    assert partial_folder(out, ["state"], overwrite=True) == partial and not partial.exists()

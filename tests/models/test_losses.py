@@ -1,3 +1,5 @@
+"""The losses against their formulas."""
+
 from __future__ import annotations
 
 import math
@@ -7,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrcnet.models.losses import contrastive_loss
+from cmrcnet.models.losses import contrastive_loss, reconstruction_loss, total_loss
 
 TEMPERATURES = [0.07, 1.0, 5.0]
 
@@ -104,3 +106,27 @@ def test_order_and_sides_do_not_matter_and_it_is_never_negative(seed, batch, tau
     assert float(contrastive_loss(image[order], gene[order], **settings)) == pytest.approx(loss, rel=1e-9, abs=1e-12)
     assert float(contrastive_loss(gene, image, **settings)) == pytest.approx(loss, rel=1e-9, abs=1e-12)
     assert loss >= 0
+
+
+LEFT = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+RIGHT = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+
+
+def test_mse_by_hand():
+    assert float(reconstruction_loss(LEFT, RIGHT)) == pytest.approx((0 + 16 + 1 + 4) / 4)
+
+
+def test_cosine_by_hand_and_it_knows_no_length():
+    wanted = ((1 - 9 / (5 * 3)) + (1 - 0)) / 2
+    assert float(reconstruction_loss(LEFT, RIGHT, kind="cosine")) == pytest.approx(wanted)
+    assert float(reconstruction_loss(LEFT * 7, RIGHT, kind="cosine")) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine"])
+def test_a_perfect_reconstruction_costs_nothing(kind):
+    assert float(reconstruction_loss(LEFT, LEFT.clone(), kind=kind)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_total_is_the_sum_of_logs_and_one_log_without_a_reconstruction():
+    assert float(total_loss(torch.tensor(2.0), torch.tensor(0.5))) == pytest.approx(math.log(3) + math.log(1.5))
+    assert float(total_loss(torch.tensor(2.0), None)) == pytest.approx(math.log(3))
