@@ -1,9 +1,9 @@
 """Predict expression on a slide that has none, into a table in memory or a file on disk.
 
-Both are filled by the same code, chunk by chunk. A file needs bounded memory, and a killed run continues: its state
-lies in ``OUT.partial``, the features of the locations (`features.resumable`) and the unfinished table
-(`export.table_file`). Both carry the fingerprint of what they are made from, so that the state of another model, slide,
-grid or bank is never continued.
+Both are filled by the same code, chunk by chunk, which is why the file is one thing. A file needs bounded memory, and a
+killed run continues: its state lies in ``OUT.partial``, the features of the locations (`features.resumable`) and the
+unfinished table (`export.table_file`). Both carry the fingerprint of what they are made from, so that the state of
+another model, slide, grid or bank is never continued.
 """
 
 from __future__ import annotations

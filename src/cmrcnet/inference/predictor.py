@@ -1,7 +1,8 @@
 """Predictors: what a model with its bank, or a distilled student, predicts from the features of locations.
 
 A `Predictor` holds everything that does not depend on the slide: genes, head, calibration. It is made, and every option
-checked, before any slide is read; `inference.predict` runs it over a slide.
+checked, before any slide is read; `inference.predict` runs it over a slide. The file is one thing: everything between
+features of locations and their predicted expression.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Predict many slides, one after the other: what is done is skipped, and a broken slide does not stop the others.
+"""Predict many slides, one after the other: finished ones are skipped, and a broken slide does not stop the others.
 
-Several processes, on several machines that share the disk, may work on one folder: a slide that another one is at is
-passed over.
+Several processes, on several machines that share the disk, may work on one folder: a slide that another process is
+writing is skipped.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ENDINGS = (
     ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".dcm", ".tif", ".tiff", ".btf",
     ".jpg", ".jpeg", ".png",
 )  # fmt: skip
-"""What counts as a slide in a folder; a pattern takes whatever it names."""
+"""Endings of slides in a folder; a pattern takes every file that it names."""
 
 PREDICTED, DONE_BEFORE, ELSEWHERE, BROKEN = "predicted", "done before", "under way elsewhere", "broken"
 
 
 @dataclass(frozen=True)
 class SlideOutcome:
-    """What became of one slide: a row of summary.csv."""
+    """Outcome of one slide: a row of summary.csv."""
 
     slide: str
     table: str
@@ -52,7 +52,7 @@ class SlideOutcome:
 
 @dataclass(frozen=True)
 class BatchOutcome:
-    """What became of all of them."""
+    """Outcomes of all slides, and where their summary is."""
 
     outcomes: tuple[SlideOutcome, ...]
     summary: Path
@@ -63,7 +63,7 @@ class BatchOutcome:
         return tuple(outcome for outcome in self.outcomes if outcome.status == BROKEN)
 
     def to_text(self) -> str:
-        """What to tell at the end."""
+        """Summarise the outcomes for the terminal."""
         kinds = (PREDICTED, DONE_BEFORE, ELSEWHERE, BROKEN)
         count = {status: sum(o.status == status for o in self.outcomes) for status in kinds}
         if not count[ELSEWHERE]:
@@ -77,7 +77,7 @@ class BatchOutcome:
 
 
 def slides_of(source: Path) -> list[Path] | None:
-    """The slides in a folder or of a pattern, sorted; None where `source` is one file.
+    """List the slides of a folder or pattern, sorted; None where `source` is one file.
 
     Parameters
     ----------

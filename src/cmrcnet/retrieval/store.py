@@ -1,8 +1,8 @@
 """Bank folder on disk: the manifest ``bank.json``, and one folder of arrays per section, memory-mapped.
 
-The manifest says which sections a bank has and which search index; it is replaced whole, in one step. All other files
-never change once they have their names, so a reader of a manifest sees one state of the bank, whatever is added or
-dropped meanwhile.
+The file is one thing: what is written here is read and checked here. The manifest lists the sections of a bank and its
+search index; it is replaced whole, in one step. All other files never change once they have their names, so a reader of
+a manifest sees one state of the bank, whatever is added or dropped meanwhile.
 
 A section's folder holds ``vectors.npy``, the expression gene by gene (CSC: ``expression_data.npy``,
 ``expression_rows.npy``, ``expression_ends.npy``), ``gene_checks.npy`` (one CRC-32 per gene, so that damage is found
@@ -18,7 +18,6 @@ import json
 import shutil
 import tempfile
 import time
-import weakref
 import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -398,7 +397,6 @@ def _sha256(path: Path) -> str:
 
 _PREFIX = "bank-in-use-"
 _ABANDONED_SECONDS = 7 * 24 * 3600.0
-_open: weakref.WeakSet[tempfile.TemporaryDirectory] = weakref.WeakSet()
 
 
 def temporary_store(cache: TokenCache | None) -> tempfile.TemporaryDirectory:
@@ -415,12 +413,4 @@ def temporary_store(cache: TokenCache | None) -> tempfile.TemporaryDirectory:
             if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
     within = None if cache is None else cache.folder
-    store = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=within, ignore_cleanup_errors=True)
-    _open.add(store)
-    return store
-
-
-def remove_temporary_stores() -> None:
-    """Remove the temporary folders of all banks in use, for a process that ends by `os._exit`."""
-    for store in list(_open):
-        store.cleanup()
+    return tempfile.TemporaryDirectory(prefix=_PREFIX, dir=within, ignore_cleanup_errors=True)

@@ -3,8 +3,9 @@
 The full (queries, bank) matrix of similarities is never held. One block of it is computed, the few entries that can
 still be among the k best are selected, and these are merged with the best of the blocks before.
 
-Every search checks its queries, scales vectors to unit length, and ranks candidates by exact cosine: similarity and
-bank row are packed into one integer, so that ranking is one integer sort.
+The file is one thing, from a query to its ranked neighbours. Every search checks its queries, scales vectors to unit
+length, and ranks candidates by exact cosine: similarity and bank row are packed into one integer, so that ranking is
+one integer sort.
 """
 
 from __future__ import annotations

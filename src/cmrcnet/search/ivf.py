@@ -5,6 +5,7 @@ centroids of the others' vectors alone (but for rounding in the 16th digit), and
 Plain lists hold the vectors themselves. Compressed lists hold one byte per number, on one fixed scale for every bank,
 so that nothing of a section enters the codes of another; the best candidates by code are then ranked again by exact
 cosine with the memory-mapped vectors. FAISS does the work (docs/concepts/search.md says why).
+The file is one thing: the lists, and the search in them.
 """
 
 from __future__ import annotations
