@@ -57,7 +57,7 @@ def test_the_cohort_is_read_as_any_other_with_patients_and_without_controls(hub,
     assert section.genes == tuple(f"GENE{i + 1}" for i in range(8))
     assert len(section.spots) == 10  # two listed spots have no patch
     note = " ".join(section.notes)
-    assert "6 features are no genes (1 antisense, 1 blank, 2 negative control, 2 unassigned): dropped." in note
+    assert "6 features are not genes (1 antisense, 1 blank, 2 negative control, 2 unassigned): dropped." in note
     assert section.metadata["disease"] == "cutaneous melanoma" and section.metadata["task"] == "SKCM"
     assert read_cohort(path, controls="keep").read("TENX115").genes[-1] == "antisense_PROKR2"
 

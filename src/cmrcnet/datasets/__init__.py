@@ -1,0 +1,1 @@
+"""Synthetic tissue with known expected expression, and public cohorts."""

@@ -1,4 +1,4 @@
-"""Write sections as the files that a laboratory would hand over: pictures, count tables, spot tables, cohort.csv."""
+"""Write sections as files: images, count tables, spot tables and cohort.csv."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_cohort(
     ----------
     cohort : Cohort
     folder : path
-        Made here; it appears whole or not at all.
+        Written atomically.
     image : {"jpg", "png"}
         JPEG at quality 95 without colour subsampling, a fifth of the size; or PNG, which keeps every pixel.
     overwrite : bool
@@ -56,7 +56,7 @@ def write_cohort(
 
 
 def write_slide(slide: Slide, path: Path | str) -> tuple[Path, float]:
-    """Write a slide's level 0 as one picture.
+    """Write a slide's level 0 as one image file.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def write_slide(slide: Slide, path: Path | str) -> tuple[Path, float]:
     Returns
     -------
     tuple of Path and float
-        The file, and the micrometres per pixel that whoever opens it must give.
+        The file, and the mpp to give when opening it.
 
     Raises
     ------

@@ -1,11 +1,9 @@
-"""The tasks on HEST's data: which samples, of which patients. They are the `task` section of the presets hest-*.yaml.
+"""Public cohorts of HEST: the tasks (samples, patients, licence), and fetching them from the Hugging Face Hub.
 
-A config of your own may carry such a section as well, and `cmrcnet fetch hest --task MINE.yaml` fetches what it names.
-
-Fetch a public cohort: the licence is shown first, every file is checked, and an interrupted fetch goes on.
-
-The folder that is written holds ``cohort.csv`` beside the files in HEST's own layout, ``fetch.json`` (repository,
-commit, checksums) and ``checksums.sha256`` (for ``sha256sum -c``).
+Tasks are the `task` section of the presets hest-*.yaml; a config of your own may have one too (``cmrcnet fetch hest
+--task MINE.yaml``). The licence is shown before anything is fetched, every file is verified, and an interrupted fetch
+can be resumed. The folder holds ``cohort.csv`` beside the files in HEST's layout, ``fetch.json`` (repository, commit,
+checksums) and ``checksums.sha256`` (for ``sha256sum -c``).
 """
 
 from __future__ import annotations
@@ -40,8 +38,8 @@ class HestSample:
     id : str
         In HEST.
     patient : str
-        Unique across tasks: the task's name before the number that HEST's metadata give, or before the sample's id
-        where HEST names nobody, so that such a section is never taken for another patient's.
+        Unique across tasks: the task's name before the patient number of HEST's metadata, or before the sample's id
+        when HEST names no patient.
     note : str
     """
 
@@ -52,18 +50,18 @@ class HestSample:
 
 @dataclass(frozen=True)
 class HestTask:
-    """A set of HEST samples that is evaluated together.
+    """HEST samples that are evaluated together.
 
     Parameters
     ----------
     name, config : str
-        Such as COAD, and the config that goes with it.
+        Such as COAD, and its config.
     repository : str
         A dataset repository of the Hugging Face Hub.
     licence, technology, disease, organ : str
     samples : tuple of HestSample
     metadata : str
-        Version of HEST's metadata that the patients are from.
+        Version of HEST's metadata with the patients.
     """
 
     name: str
@@ -78,7 +76,7 @@ class HestTask:
 
     @property
     def page(self) -> str:
-        """Where the data and their terms are shown."""
+        """Web page of the data and their terms."""
         return f"https://huggingface.co/datasets/{self.repository}"
 
     def files(self, *, slides: bool = False) -> tuple[str, ...]:
@@ -137,13 +135,13 @@ def _task(config: str, values: Any) -> HestTask:
         raise BadOption("task.format", values["format"], f"{TASK_FORMAT}, the one that this version reads")
     samples, notes = values["samples"], values.get("notes") or {}
     if not isinstance(samples, Mapping) or not samples:
-        raise BadOption("task.samples", samples, "sample ids, each with its patient (null where nobody knows)")
+        raise BadOption("task.samples", samples, "sample ids, each with its patient (null when unknown)")
     unfit = [key for key in samples if not _ID.fullmatch(str(key))]
     if unfit:
         raise BadOption("task.samples", unfit[0], "ids of letters, digits, _ and -, because they become file names")
-    strangers = [name for name in notes if name not in samples]
-    if strangers:
-        raise BadOption("task.notes", strangers[0], "notes on samples of the task only")
+    foreign = [name for name in notes if name not in samples]
+    if foreign:
+        raise BadOption("task.notes", foreign[0], "notes on samples of the task only")
     name = str(values["name"])
     return HestTask(
         name=name,
@@ -188,9 +186,9 @@ def fetch_hest(
     task : str or path
         Such as COAD, or a config of your own with a section `task`.
     out : path
-        Folder to write, or one in which a fetch of the same task was interrupted.
+        New folder, or one in which a fetch of the same task was interrupted.
     accept_licence : bool
-        Without it nothing is fetched, and the licence is named.
+        Without it nothing is fetched and the error names the licence.
     slides : bool
         The whole slides too. Without them each section's patches of 112 um serve as its slide, so that views wider
         than a patch see white where no neighbouring patch lies.
@@ -234,7 +232,7 @@ def fetch_hest(
 
 
 def _record_in(out: Path, task: HestTask) -> dict[str, Any] | None:
-    """What an earlier fetch into this folder wrote down; None for a folder that is new or empty."""
+    """Record of an earlier fetch into this folder; None for a new or empty folder."""
     path = out / RECORD
     if not path.is_file():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -267,7 +265,7 @@ def _write_record(out: Path, task: HestTask, revision: str | None, commit: str, 
 
 
 def _fetch(hub: Hub, commit: str, file: RemoteFile, out: Path, place: str) -> None:
-    """One file, unless it is there and whole; what arrives damaged does not stay."""
+    """Fetch one file unless it is complete; a damaged one is removed."""
     target = out / file.path
     if file.matches(target):
         log.info("%s: %s is here already.", place, file.path)

@@ -20,7 +20,7 @@ _AT_ONCE = 1 << 22
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """What the hub says of a file.
+    """Size and checksum of a file on the hub.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class RemoteFile:
     size : int
         Bytes.
     kind : {"sha256", "git"}
-        How `checksum` is made: SHA-256 of the content (large files), or git's name of it (small ones).
+        `checksum` is the SHA-256 of the content (large files) or git's blob hash (small ones).
     checksum : str
         Hexadecimal.
     """
@@ -40,18 +40,18 @@ class RemoteFile:
     checksum: str
 
     def matches(self, file: Path) -> bool:
-        """Whether a local file is this one, byte for byte as far as size and checksum tell."""
+        """Whether a local file has this size and checksum."""
         return file.is_file() and file.stat().st_size == self.size and self._checksum_of(file) == self.checksum
 
     def _checksum_of(self, file: Path) -> str:
         if self.kind == "sha256":
             return sha256_of(file)
-        # git names a file by the SHA-1 of a short header and its content
+        # a git blob hash is the SHA-1 of a short header and the content
         return _digest(hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False), file)
 
 
 class Hub(Protocol):
-    """Where files come from."""
+    """Source of files."""
 
     def commit(self, revision: str | None) -> str:
         """The commit that a revision stands for; the newest when none is named."""
@@ -90,7 +90,7 @@ class HuggingFaceHub:
 
     def commit(self, revision: str | None) -> str:
         """The commit that a revision stands for; the newest when none is named."""
-        with self._refusals(f"the list of {self.repository}"):
+        with self._translated_errors(f"the list of {self.repository}"):
             return str(self._api.dataset_info(self.repository, revision=revision).sha)
 
     def describe(self, commit: str, paths: Sequence[str]) -> list[RemoteFile]:
@@ -100,7 +100,7 @@ class HuggingFaceHub:
         ------
         MissingInput, DownloadFailed
         """
-        with self._refusals(f"the list of {self.repository}"):
+        with self._translated_errors(f"the list of {self.repository}"):
             found = self._api.get_paths_info(self.repository, list(paths), revision=commit, repo_type="dataset")
         by_path = {file.path: file for file in found}
         missing = [path for path in paths if path not in by_path]
@@ -117,20 +117,20 @@ class HuggingFaceHub:
         return files
 
     def download(self, commit: str, path: str, folder: Path) -> None:
-        """Fetch one file to the same path under `folder`; what an interrupted call left is taken up again.
+        """Fetch one file to the same path under `folder`; an interrupted download is resumed.
 
         Raises
         ------
         DownloadFailed
         """
-        with self._refusals(path):
+        with self._translated_errors(path):
             self._library.hf_hub_download(
                 self.repository, path, repo_type="dataset", revision=commit, local_dir=str(folder)
             )
 
     @contextmanager
-    def _refusals(self, what: str) -> Iterator[None]:
-        """The library's errors as our sentences."""
+    def _translated_errors(self, what: str) -> Iterator[None]:
+        """Translate the library's errors."""
         errors = self._library.errors
         try:
             yield
@@ -149,7 +149,7 @@ class HuggingFaceHub:
             raise DownloadFailed(what, f"the hub answered with status {status}") from error
         except (errors.EntryNotFoundError, getattr(errors, "HTTPError", ConnectionError), OSError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
-                raise  # of this machine's disk, not of the hub
+                raise  # from the local disk, not from the hub
             lines = str(error).splitlines()
             raise DownloadFailed(what, lines[0][:160].rstrip(".") if lines else "the hub was not reached") from error
 

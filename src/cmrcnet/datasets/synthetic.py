@@ -1,7 +1,7 @@
-"""Made-up tissue in which the right answer is known.
+"""Synthetic tissue with known expected expression.
 
-Pictures and counts come from one hidden anatomy. Some genes follow what the picture shows, others do not
-(`synthetic_counts` lists which): whoever learns the first and not the second has learned, and not memorised.
+Image and counts come from one hidden anatomy. Some genes follow what the image shows, others do not
+(`synthetic_anatomy.synthetic_genes`), so that learning can be told from memorising.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ PITCH_UM = 150.0
 DIAMETER_UM = 100.0
 MPP = 1.0
 LEAST_TISSUE = 0.8
-"""Share of a spot that must be tissue."""
+"""Least share of tissue in a spot."""
 
 UNSEEN_PATIENT = 1_000
-"""Number of the patient that `synthetic_section` makes by default; no cohort holds it."""
+"""Patient that `synthetic_section` makes by default, which no cohort contains."""
 
 
 @dataclass(frozen=True, eq=False)
 class SyntheticTruth:
-    """What is really expected, before any counting noise.
+    """Expected expression, without counting noise.
 
     Parameters
     ----------
     genes : tuple of str
     kinds : tuple of {"morphology", "hidden", "steady"}
-        Only "morphology" genes can be told from the picture.
+        Only "morphology" genes can be predicted from the image.
     expected : numpy.ndarray, shape (spots, genes), float64
         Expected log expression: log1p(10,000 x expected share of the spot's transcripts).
     traits : numpy.ndarray, shape (spots, 6), float64
@@ -75,20 +75,21 @@ def synthetic_cohort(
     seed: int = 0,
     mpp: float = MPP,
 ) -> Cohort:
-    """Make a cohort of made-up sections.
+    """Make a cohort of synthetic sections.
 
-    A section is painted when it is first read and then kept. Sections differ in the lie of the land; patients differ
-    in stain, light and, by about 10 %, in every gene.
+    A section is rendered when it is first read and then kept. Sections differ in anatomy; patients differ in stain,
+    light and, by about 10 %, in every gene.
 
     Parameters
     ----------
     patients, sections_per_patient : int
+        Size of the cohort.
     spots : int
-        Spots a section, exactly. The picture is as large as they need: 40 spots take about 1.2 x 1.1 mm.
+        Spots per section; they determine the image's size: 40 spots take about 1.2 x 1.1 mm.
     genes : int
         At least 24; three quarters of them follow morphology.
     seed : int
-        Other seeds make other patients with the same genes.
+        Another seed gives other patients with the same genes.
     mpp : float
         Micrometres a pixel.
 
@@ -130,7 +131,7 @@ def synthetic_cohort(
 
 
 class _Once:
-    """Make a section when it is first asked for, and hand out the same one ever after."""
+    """Makes a section at the first call and returns the same one later."""
 
     def __init__(self, make: partial[Section]) -> None:
         self._make, self._section = make, None
@@ -150,7 +151,7 @@ def synthetic_section(
     genes: int = 320,
     mpp: float = MPP,
 ) -> Section:
-    """Make one section; by default of a patient that `synthetic_cohort` of the same seed does not hold.
+    """Make one section, by default of a patient that is not in `synthetic_cohort` of the same seed.
 
     Parameters
     ----------
@@ -159,15 +160,15 @@ def synthetic_section(
     spots, genes : int
     mpp : float
     """
-    anatomy, place = _lay_out(TissuePlan(seed, patient, section, genes, 0, 0), spots)
-    centre_um = place * PITCH_UM
+    anatomy, positions = _lay_out(TissuePlan(seed, patient, section, genes, 0, 0), spots)
+    centre_um = positions * PITCH_UM
     name = f"P{patient + 1}S{section + 1}"
     counts = draw_counts(anatomy, _truth(anatomy, centre_um)[1])
     return Section(
         name,
         f"P{patient + 1}",
         ArraySlide(paint(anatomy, mpp), mpp, name),
-        Spots(tuple(f"{x}x{y}" for x, y in place), centre_um / mpp, DIAMETER_UM),
+        Spots(tuple(f"{x}x{y}" for x, y in positions), centre_um / mpp, DIAMETER_UM),
         sparse.csr_matrix(counts.astype(np.float32)),
         synthetic_genes(genes).names,
         absent_genes="zero",
@@ -176,9 +177,9 @@ def synthetic_section(
 
 
 def synthetic_slide(seed: int = 0, *, spots: int = 220, mpp: float = MPP) -> ArraySlide:
-    """The slide of `synthetic_section` for the same seed: a patient whom no cohort of that seed holds.
+    """Slide of `synthetic_section` for the same seed, of a patient in no cohort of that seed.
 
-    The truth about it is ``synthetic_truth(synthetic_section(seed))``.
+    Its expected expression is ``synthetic_truth(synthetic_section(seed))``.
     """
     section = synthetic_section(seed, spots=spots, mpp=mpp)
     section.slide.name = "unseen"
@@ -186,19 +187,19 @@ def synthetic_slide(seed: int = 0, *, spots: int = 220, mpp: float = MPP) -> Arr
 
 
 def synthetic_truth(section: Section, centre_px: np.ndarray | None = None) -> SyntheticTruth:
-    """What is really expected on a made-up section, also after it was written and read again.
+    """Expected expression of a synthetic section, also after it was written and read again.
 
     Parameters
     ----------
     section : Section
-        Made here; it carries its plan in ``metadata["synthetic"]``.
+        A synthetic one, with its plan in ``metadata["synthetic"]``.
     centre_px : numpy.ndarray, shape (locations, 2), optional
         Locations in level-0 pixels; the section's spots when left out.
 
     Raises
     ------
     BadOption
-        The section was not made here.
+        The section is not synthetic.
     """
     if "synthetic" not in section.metadata:
         raise BadOption("section", section.name, want="a made-up section (its metadata hold no plan)")
@@ -229,9 +230,9 @@ def _lay_out(plan: TissuePlan, spots: int) -> tuple[Anatomy, np.ndarray]:
         sized = replace(plan, width_um=round((columns + 1) * PITCH_UM), height_um=round((rows + 1) * PITCH_UM))
         anatomy = Anatomy(sized)
         x, y = np.meshgrid(np.arange(1, columns + 1), np.arange(1, rows + 1))
-        place = np.column_stack([x.ravel(), y.ravel()])
-        share = anatomy.tissue_share(place * PITCH_UM, DIAMETER_UM)
+        positions = np.column_stack([x.ravel(), y.ravel()])
+        share = anatomy.tissue_share(positions * PITCH_UM, DIAMETER_UM)
         if (share > LEAST_TISSUE).sum() >= spots:
             best = np.argsort(-share.round(3), kind="stable")[:spots]
-            return anatomy, place[np.sort(best)]
+            return anatomy, positions[np.sort(best)]
         columns += 1

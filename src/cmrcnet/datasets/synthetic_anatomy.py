@@ -1,27 +1,24 @@
-"""Where each kind of tissue lies on a made-up section: smooth random fields, so that regions grade into each other.
+"""Hidden anatomy of synthetic sections, and genes whose counts follow it.
 
-Everything here is in micrometres and lives on a coarse grid (`CELL_UM`); pixels and counts both read from it, which
-is why they agree.
-
-Genes and counts of made-up sections, and the right answer to each.
-
-Names say what a gene follows, and the same names mean the same genes in every cohort:
+The anatomy consists of smooth random fields in micrometres on a coarse grid (`CELL_UM`), so that regions grade into
+each other; image and counts both read it. The file is one thing: all that is drawn at random about a section except
+its pixels. Gene names tell what a gene follows, and mean the same genes in every cohort:
 
 ========== ======================================================= ==============================
-name       expected expression follows                             can be predicted from the picture
+name       expected expression follows                             predictable from the image
 ========== ======================================================= ==============================
 TUMOUR001  share of tumour in the spot                             yes
 GRADE001   tumour whose nuclei are large and irregular             yes
 LYMPH001   share of lymphocytes                                    yes
 STROMA001  share of stroma                                         yes
 FAT001     share of fat                                            yes
-CROWD001   how densely nuclei lie                                  yes, weakly
-HIDDEN001  a smooth field that leaves no trace in the picture      no
+CROWD001   density of nuclei                                       yes, weakly
+HIDDEN001  a smooth field that leaves no trace in the image        no
 STEADY001  nothing: the same everywhere                            no
 ========== ======================================================= ==============================
 
-The three groups (morphology, hidden, steady) each take a fixed share of a spot's transcripts, and depth does not
-depend on the tissue. Without that, library-size normalisation would carry morphology into the other genes.
+The three groups (morphology, hidden, steady) each have a fixed share of a spot's transcripts, and depth does not depend
+on the tissue: otherwise library-size normalisation would carry morphology into the other genes.
 """
 
 from __future__ import annotations
@@ -35,13 +32,13 @@ import numpy as np
 from cmrcnet.errors import BadOption
 
 REGIONS = ("tumour", "lymphocyte", "stroma", "fat")
-"""Kinds of tissue; beyond the tissue's edge there is none of them."""
+"""Kinds of tissue."""
 
 CELL_UM = 10.0
 """Side of one cell of the coarse grid."""
 
 HIDDEN_FIELDS = 4
-"""Smooth patterns that leave no trace in the picture."""
+"""Number of smooth fields that the image does not show."""
 
 _SOFTNESS = 3.5  # how sharply regions meet: larger is sharper
 _SIGMA_UM = {"tumour": 95.0, "lymphocyte": 65.0, "stroma": 110.0, "fat": 130.0}
@@ -50,16 +47,16 @@ _OFFSET = {"tumour": 0.35, "lymphocyte": -0.55, "stroma": 0.35, "fat": -0.6}
 
 @dataclass(frozen=True)
 class TissuePlan:
-    """All that defines one made-up section; equal plans make equal sections.
+    """Definition of one synthetic section; equal plans make equal sections.
 
     Parameters
     ----------
     seed, patient, section : int
-        Of the cohort, of the patient in it, of the section of that patient.
+        Seed of the cohort, number of the patient, number of the patient's section.
     genes : int
-        How many genes are counted.
+        Number of genes.
     width_um, height_um : int
-        Size of the picture.
+        Size of the image.
     """
 
     seed: int
@@ -70,21 +67,21 @@ class TissuePlan:
     height_um: int
 
     def random(self, what: str) -> np.random.Generator:
-        """A stream of random numbers of its own for each purpose, so that no purpose disturbs another."""
+        """Independent random stream for a purpose."""
         return np.random.default_rng([self.seed, self.patient, self.section, zlib.crc32(what.encode())])
 
     def patient_random(self, what: str) -> np.random.Generator:
-        """A stream that all sections of the patient share."""
+        """Random stream shared by the patient's sections."""
         return np.random.default_rng([self.seed, self.patient, zlib.crc32(what.encode())])
 
     def to_text(self) -> str:
-        """One line that `from_text` reads; it travels in the section's facts and in the cohort file."""
+        """One line of text, stored in the section's facts and the cohort file."""
         who = f"seed {self.seed} patient {self.patient} section {self.section}"
         return f"{who} genes {self.genes} um {self.width_um}x{self.height_um}"
 
     @classmethod
     def from_text(cls, text: str) -> TissuePlan:
-        """Read `to_text` back."""
+        """Inverse of `to_text`."""
         words = text.split()
         return cls(*(int(word) for word in [*words[1:8:2], *words[9].split("x")]))
 
@@ -122,7 +119,7 @@ class Anatomy:
         return smooth_noise(self.plan.random(what), self.shape, sigma_um / CELL_UM)
 
     def _outline(self) -> np.ndarray:
-        """A rounded, wavy piece of tissue that leaves a white margin."""
+        """Tissue mask: a rounded, wavy outline with a white margin."""
         y, x = (np.linspace(-1, 1, n) for n in self.shape)
         radius = (np.abs(x[None, :]) ** 4 + np.abs(y[:, None]) ** 4) ** 0.25
         wave = 0.035 * self._field("outline", 120.0)
@@ -136,10 +133,10 @@ class Anatomy:
 
     @cached_property
     def hidden(self) -> np.ndarray:
-        """Smooth fields that the picture does not show: shape (4, rows, columns), mean 0 and deviation 1 on tissue.
+        """Smooth fields that the image does not show: shape (4, rows, columns), mean 0 and deviation 1 on tissue.
 
-        What they share with the traits by chance is taken out by least squares over the tissue, so that within a
-        section no linear use of morphology can predict them.
+        Chance correlation with the traits is removed by least squares over the tissue, so that no linear function of
+        morphology predicts them within a section.
         """
         inside = (self.tissue > 0.5).ravel()
         shown = np.column_stack([np.ones(inside.sum()), *(t.ravel()[inside] for t in self.traits)])
@@ -155,8 +152,7 @@ class Anatomy:
     def at_spots(self, maps: np.ndarray, centre_um: np.ndarray, diameter_um: float) -> np.ndarray:
         """Mean of maps within spots: maps (n, rows, columns), centres (spots, 2) as x, y -> (spots, n).
 
-        A disc is stood in for by a Gaussian of the same variance (sigma = a quarter of the diameter a axis); only
-        tissue counts.
+        A disc is approximated by a Gaussian of the same variance (sigma = diameter / 4); only tissue counts.
         """
         from scipy.ndimage import gaussian_filter, map_coordinates
 
@@ -207,7 +203,7 @@ GROUP_SHARES = {"morphology": 0.6, "hidden": 0.15, "steady": 0.25}
 
 FEWEST_GENES = 24
 MEDIAN_DEPTH = 5_000.0
-"""Transcripts of the middle spot."""
+"""Median transcripts of a spot."""
 
 _GENE_SEED = 20_250_610  # of the genes themselves, which are the same in every cohort
 _STRENGTH = {"TUMOUR": 2.2, "GRADE": 2.0, "LYMPH": 2.6, "STROMA": 1.8, "FAT": 2.4, "CROWD": 1.4}
@@ -215,7 +211,7 @@ _STRENGTH = {"TUMOUR": 2.2, "GRADE": 2.0, "LYMPH": 2.6, "STROMA": 1.8, "FAT": 2.
 
 @dataclass(frozen=True, eq=False)
 class SyntheticGenes:
-    """The genes of made-up sections.
+    """Genes of synthetic sections.
 
     Parameters
     ----------

@@ -1,17 +1,11 @@
-"""Nuclei of a made-up section: where they lie and what each looks like, stamped in one vectorised step a kind.
+"""H&E image of a synthetic section: stains and nuclei as amounts, converted to light.
 
-Sizes are typical of H&E: lymphocytes about 7 um, round and dense; tumour nuclei 9 to 15 um, oval, with clumped
-chromatin and a nucleolus; fibroblasts thin spindles along the fibres.
-
-Paint a made-up H&E section: haematoxylin and eosin are laid down as amounts, then turned into light.
-
-Light follows Beer and Lambert: each stain dims red, green and blue by its own optical density a unit of amount
-(Ruifrok and Johnston, Anal Quant Cytol Histol 23, 2001). The stain vectors start near those commonly used as the
-reference of Macenko's normalisation (Macenko et al., ISBI 2009) and move a little from patient to patient, as do the
-amounts and the lamp.
-
-The picture is painted in bands of rows, so that memory holds one band of floating-point maps at a time. Fine textures
-are small tiles that repeat; bending and region borders hide the repeats.
+Nuclei have sizes typical of H&E: lymphocytes about 7 um, round and dense; tumour nuclei 9 to 15 um, oval, with clumped
+chromatin and a nucleolus; fibroblasts thin spindles along the fibres. Light follows Beer and Lambert: each stain dims
+red, green and blue by its own optical density per unit of amount (Ruifrok and Johnston, Anal Quant Cytol Histol 23,
+2001). The stain vectors start near the reference of Macenko's normalisation (Macenko et al., ISBI 2009) and vary
+between patients, as do the amounts and the lamp. Rendering goes by bands of rows, to bound memory; fine textures are
+small repeating tiles. The file is one thing: from an `Anatomy` to pixels.
 """
 
 from __future__ import annotations
@@ -29,7 +23,7 @@ _ANGLES = 16
 
 @dataclass(frozen=True)
 class NucleusKind:
-    """How one kind of nucleus lies and looks.
+    """Distribution and appearance of one kind of nucleus.
 
     Parameters
     ----------
@@ -191,7 +185,7 @@ _BAND_PX = 384
 
 @dataclass(frozen=True)
 class Staining:
-    """How one patient's sections are stained and lit.
+    """Staining and light of one patient's sections.
 
     Parameters
     ----------
@@ -210,7 +204,7 @@ class Staining:
 
 
 def staining_of(plan: TissuePlan) -> Staining:
-    """The staining of the plan's patient."""
+    """Draw the staining of the plan's patient."""
     random = plan.patient_random("staining")
 
     def near(vector: np.ndarray) -> np.ndarray:
@@ -227,12 +221,14 @@ def staining_of(plan: TissuePlan) -> Staining:
 
 
 def paint(anatomy: Anatomy, mpp: float) -> np.ndarray:
-    """Paint the section.
+    """Render the section.
 
     Parameters
     ----------
     anatomy : Anatomy
+        Of the section.
     mpp : float
+        Micrometres per pixel.
 
     Returns
     -------
@@ -322,7 +318,7 @@ def _ground(
 
 
 def _with_nuclei(haematoxylin: np.ndarray, eosin: np.ndarray, nuclei: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nuclei hide some of the pink beneath them."""
+    """Add nuclei, which cover part of the eosin beneath them."""
     return np.maximum(haematoxylin, nuclei), eosin * (1 - 0.5 * np.clip(nuclei, 0, 1))
 
 
@@ -339,7 +335,7 @@ def _light(haematoxylin: np.ndarray, eosin: np.ndarray, stain: Staining, noise: 
 
 
 def _sharpen(regions: np.ndarray) -> np.ndarray:
-    """Mixtures look like patches of either tissue, not like a ensemble of paints: raise the larger share."""
+    """Raise the larger share, so that mixtures look like patches of either tissue."""
     regions = np.maximum(regions, 0)
     regions = regions * regions * regions
     return regions / regions.sum(axis=0)
@@ -362,7 +358,7 @@ def _enlarge(picture: object, rows: slice, height: int, width: int) -> np.ndarra
 
 
 def _slope(plan: TissuePlan, shape: tuple[int, int]) -> np.ndarray:
-    """A bend that leans the fibres of the whole section, so that not all sections lie level."""
+    """Offset that tilts the fibres of the whole section."""
     lean = plan.random("lean").uniform(-0.8, 0.8)
     return (lean * CELL_UM * np.arange(shape[1], dtype=np.float32))[None, :].repeat(shape[0], axis=0)
 
