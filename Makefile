@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint golden clean
 .DELETE_ON_ERROR:
 
 .venv/bin/python:
@@ -25,9 +25,14 @@ demo: .venv/.runtime            ## train, evaluate and predict on the cohort tha
 lint: .venv/.tests
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/vulture
+	$(BIN)/pyright
 
 test: .venv/.tests lint          ## every check and every test
 	$(BIN)/python -m pytest
+
+golden: .venv/.tests             ## scores of both real cohorts, held to 1e-6 (needs the cohorts, about ten minutes)
+	CMRCNET_GOLDEN="$${CMRCNET_GOLDEN:-$(HOME)/.cache/cmrcnet-golden}" $(BIN)/python -m pytest tests/evaluation/test_golden_scores.py --timeout=3600
 
 clean:
 	rm -rf .venv demo build dist .pytest_cache .ruff_cache
