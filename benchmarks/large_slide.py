@@ -74,7 +74,7 @@ def write_large_slide(path: Path, side: int, seed: int = 0) -> None:
         def tiles() -> Iterator[np.ndarray]:
             for top in range(0, side, TILE):
                 row = tissue_row(texture, side, top)
-                small[top // STEP : (top + TILE) // STEP] = reduced(row)
+                small[top // STEP : (top + TILE) // STEP] = reduced(row)  # noqa: F821  deleted after the last tile
                 for left in range(0, side, TILE):
                     yield row[:, left : left + TILE]
 

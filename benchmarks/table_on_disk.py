@@ -32,6 +32,7 @@ from cmrcnet.features.resumable import chunk_slices
 from cmrcnet.inference import predict as predict_module
 from cmrcnet.inference.location_features import LocationFeatures
 from cmrcnet.inference.predictor import PredictOptions, make_predictor
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import ArraySlide
 
 GENES, SPOTS, K = 18_000, 5_000, 50

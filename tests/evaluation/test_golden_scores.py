@@ -1,8 +1,8 @@
 """Scores of both real cohorts with the default config and one seed, held to 1e-6.
 
-The figures were written by the code of commit 98579a5, before the restructuring. The test takes about ten minutes on
-two cores, most of them for the encoder, so `pytest` alone skips it; ``make golden`` runs it. A change that means to move
-figures runs ``CMRCNET_REGOLD=1 make golden``, and its commit says why they moved.
+The figures were written by the code of commit 98579a5, before the restructuring. The test takes about ten minutes
+on two cores, most of them for the encoder, so `pytest` alone skips it; ``make golden`` runs it. A change that means to
+move figures runs ``CMRCNET_REGOLD=1 make golden``, and its commit says why they moved.
 """
 
 from __future__ import annotations

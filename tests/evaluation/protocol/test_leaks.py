@@ -48,7 +48,7 @@ def test_panel_weights_bank_and_predictions_do_not_depend_on_held_out_counts(sma
 
     def learnt(facts: dict) -> list[dict]:
         """Fingerprints of panel, model and bank; the history; the penalties tried; the evaluation's gene sets."""
-        parts = [p for p in metadata["results"] if p["fold"] == "P1" and p["method"] in ("cmrcnet", "ridge")]
+        parts = [p for p in facts["results"] if p["fold"] == "P1" and p["method"] in ("cmrcnet", "ridge")]
         (fold,) = (fold for fold in facts["folds"] if fold["name"] == "P1")
         return [*(part["record"] for part in parts), fold]
 
@@ -89,7 +89,7 @@ def test_other_folds_do_learn_from_it(small_run, small_config, small_cache):
     records = [
         part["record"]
         for facts in (run.metadata, small_run.run.metadata)
-        for part in metadata["results"]
+        for part in facts["results"]
         if part["method"] == "ridge" and part["fold"] == "P2"
     ]
     assert records[0] != records[1]
