@@ -102,7 +102,7 @@ def test_a_group_of_options_is_the_same_in_every_command():
         (["sweep", "c.csv", "--out", "s", "--over", "head.k="], "values parted by commas"),
         (["sweep", "c.csv", "--out", "s"], "one of --over KEY=a,b,c, --preset NAME and --ablate"),
         (["sweep", "c.csv", "--out", "s", "--preset", "magic"], "There is no sweep preset 'magic'"),
-        (["sweep", "c.csv", "--out", "s", "--preset", "k", "--only", "k=11"], "There is no cell 'k=11'"),
+        (["sweep", "c.csv", "--out", "s", "--preset", "k", "--only", "k=11"], "There is no trial 'k=11'"),
         (["index", "m", "c.csv", "--out", "b", "--recall", "1.5"], "recall is 1.5; wanted a share"),
         (["index", "m", "c.csv", "--out", "b", "--search", "exact", "--nprobe", "9"], "nprobe is 9; wanted "),
         (["index", "m", "c.csv", "--out", "b", "--search", "hnsw"], "--search"),

@@ -98,7 +98,7 @@ def make_app(verbs: Mapping[str, Callable] = VERBS) -> App:
     """Build the parser of all commands; options and help come from signatures and docstrings."""
     from cyclopts import App, Parameter
 
-    from cmrcnet import __version__
+    import cmrcnet
 
     # No --no-overwrite, and `--genes A B C` takes all three.
     plain = Parameter(negative=(), consume_multiple=True)
@@ -106,7 +106,7 @@ def make_app(verbs: Mapping[str, Callable] = VERBS) -> App:
         name="cmrcnet",
         help=ABOUT,
         help_format="markdown",
-        version=__version__,
+        version=str(cmrcnet.__version__),
         default_parameter=plain,
         suppress_keyboard_interrupt=False,
     )

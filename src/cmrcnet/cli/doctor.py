@@ -1,4 +1,4 @@
-"""What this installation can do, and what to mend."""
+"""The doctor command: what this installation can do, and what is missing."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ def doctor() -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        What was looked at and what was seen; printed by the command line.
+        Findings by topic; printed by the command line.
     """
     from rich.console import Console
     from rich.table import Table
 
-    seen = examine()
+    found = examine()
     table = Table(title="cmrcnet doctor", show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for what, finding in seen.items():
+    for what, finding in found.items():
         table.add_row(what, finding)
     Console().print(table)
-    return seen
+    return found
 
 
 def examine() -> dict[str, str]:
-    """Look at everything; never raise for what is merely absent."""
+    """Collect the findings; something that is missing is a finding, not an error."""
     import torch
 
     from cmrcnet import __version__
     from cmrcnet.storage.cache import TokenCache
 
-    seen = {
+    found = {
         "cmrcnet": __version__,
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "libraries": ", ".join(f"{name} {_version(name)}" for name in LIBRARIES),
@@ -49,21 +49,20 @@ def examine() -> dict[str, str]:
         "embedded encoder": _embedded_encoder(),
         "model hub": "offline (HF_HUB_OFFLINE is set)"
         if os.environ.get("HF_HUB_OFFLINE")
-        else "asked when an hf-hub: encoder is named",
+        else "used when an hf-hub: encoder is named",
     }
     cache = TokenCache.default()
     free = shutil.disk_usage(_existing(cache.folder)).free
-    seen["cache"] = (
-        f"{cache.folder}, {cache.size_bytes() / 2**30:.2f} GiB, {free / 2**30:.0f} GiB free (CMRCNET_CACHE moves it)"
-    )
-    return seen
+    size = f"{cache.size_bytes() / 2**30:.2f} GiB, {free / 2**30:.0f} GiB free"
+    found["cache"] = f"{cache.folder}, {size} (set CMRCNET_CACHE to move it)"
+    return found
 
 
 def _version(library: str) -> str:
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
-        return "absent"
+        return "not installed"
 
 
 def _device(torch) -> str:
@@ -72,14 +71,14 @@ def _device(torch) -> str:
         return f"cuda: {torch.cuda.get_device_name(0)}, {memory:.0f} GiB"
     if torch.backends.mps.is_available():
         return "mps (Apple)"
-    return "cpu (frozen encoders train in minutes here; config `paper` wants a GPU)"
+    return "cpu (frozen encoders train in minutes; preset `paper` needs a GPU)"
 
 
 def _torchvision() -> str:
     from cmrcnet.models.torchvision_compat import import_timm, is_stubbed
 
     import_timm()
-    remark = ", of another build than torch: its missing operators were defined" if is_stubbed() else ""
+    remark = " (another build than torch; missing operators are stubbed)" if is_stubbed() else ""
     return _version("torchvision") + remark
 
 
@@ -87,7 +86,7 @@ def _openslide() -> str:
     try:
         import openslide
     except (ImportError, OSError) as error:
-        return f"absent: {error}"
+        return f"not installed: {error}"
     return openslide.__library_version__
 
 
@@ -99,7 +98,7 @@ def _embedded_encoder() -> str:
         encoder = create_image_encoder("efficientnet-lite0")
     except CmrcnetError as error:
         return str(error)
-    return f"efficientnet-lite0 at hand, fingerprint {encoder.fingerprint()[:12]}"
+    return f"efficientnet-lite0, fingerprint {encoder.fingerprint()[:12]}"
 
 
 def _existing(folder):
