@@ -295,6 +295,13 @@ class Config:
         Short name, shown in reports.
     about : str
         One sentence for `cmrcnet presets`.
+
+    Examples
+    --------
+    >>> import cmrcnet
+    >>> config = cmrcnet.Config.load("paper").override({"head.k": 100})
+    >>> config.name, config.head.k, config.train.epochs
+    ('paper', 100, 60)
     """
 
     name: str = "default"

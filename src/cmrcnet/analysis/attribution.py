@@ -40,6 +40,13 @@ class Attribution:
         Share of the weight per patient, largest first.
     parts : dict of str to float
         Share of each part of the head in the prediction. The spots account for "retrieval" alone.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> spots = pd.DataFrame({"section": ["S1"], "patient": ["A"], "barcode": ["1x1"], "weight": [1.0]})
+    >>> Attribution("q", 0, spots, {"A": 1.0}, {"retrieval": 1.0}).sentence
+    'The prediction is the weighted mean of these spots.'
     """
 
     location: str

@@ -237,6 +237,18 @@ def attribution_sheet(
     UnknownName
         The table has no such location or gene.
     Damaged
+        The table has no neighbours.
+
+    Examples
+    --------
+    >>> import cmrcnet
+    >>> from cmrcnet.testing import quick_config
+    >>> cohort = cmrcnet.synthetic_cohort(patients=2, spots=16, genes=24)
+    >>> model = cmrcnet.fit(cohort, quick_config())
+    >>> slide = cohort.read(cohort.sections[0]).slide
+    >>> table = cmrcnet.predict(model, slide, bank=cmrcnet.build_bank(model, cohort), grid_um=400)
+    >>> cmrcnet.attribution_sheet(table, table.obs_names[0], cohort=cohort, kind="svg")[:5]
+    b'<?xml'
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -192,7 +192,7 @@ class TrainingData:
         ------
         TooFew
             No section at all, or no expression that varies.
-        NoSharedGenes, GenesMissing, UnknownScale, DiskFull, Unwritable
+        GenesError, ScaleError, NoSpace, Unwritable
         """
         if len(cohort) == 0:
             raise TooFew("training sections", 0, 1, "give a cohort with at least one section")

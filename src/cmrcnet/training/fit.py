@@ -106,12 +106,20 @@ def fit(
         No section, or fewer than two spots to train on.
     CannotResume
         The state is damaged, or was started with another config, panel, encoder or cohort.
-    Diverged, DiskFull, Unwritable
+    Diverged, NoSpace, Unwritable
 
     Warns
     -----
     CmrcnetWarning
         The network is at chance (see `validation`); or there is one section, so that none can be left out.
+
+    Examples
+    --------
+    >>> import cmrcnet
+    >>> from cmrcnet.testing import quick_config
+    >>> model = cmrcnet.fit(cmrcnet.synthetic_cohort(patients=2, spots=16, genes=24), quick_config())
+    >>> model.provenance.patients, len(model.panel.genes)
+    (('P1', 'P2'), 24)
     """
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)

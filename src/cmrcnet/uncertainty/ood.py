@@ -92,7 +92,7 @@ def image_statistics(slide: Slide, centre_px: np.ndarray) -> np.ndarray:
 
     Raises
     ------
-    UnknownScale
+    ScaleError
     """
     found = [patch_statistics(patches) for patches in crop_patches(slide, centre_px, STATISTICS_SCALE)]
     return np.concatenate(found) if found else np.empty((0, len(STATISTIC_NAMES)), np.float32)
