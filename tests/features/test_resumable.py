@@ -1,4 +1,4 @@
-"""Features kept part by part: whatever happens, no part is done twice, none is missing, and none is wrong."""
+"""Features kept chunk by chunk: whatever happens, no chunk is done twice, none is missing, and none is wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPE = (2, 11, 3)
 
 
 @pytest.fixture(autouse=True)
-def _small_parts(monkeypatch):
+def _small_chunks(monkeypatch):
     monkeypatch.setattr(resumable, "CHUNK", 4)
 
 
@@ -27,7 +27,7 @@ def values_of(rows: slice, layer: int) -> np.ndarray:
 
 
 def fill(tmp: ResumableFeatures, most: int = 99) -> int:
-    """Compute what is missing, at most so many parts; how many that were."""
+    """Compute what is missing, at most so many chunks; returns how many."""
     done = 0
     for layer in range(SHAPE[0]):
         for rows in chunk_slices(SHAPE[1]):

@@ -96,11 +96,11 @@ def test_each_scale_is_a_token_and_so_is_its_neighbourhood(encoder, slide):
     tokens = extract(encoder, slide, CENTRES, plan)
     assert tokens.shape == (4, 4, encoder.dim) and plan.token_count(encoder) == 4
     for place, side in enumerate((112.0, 80.0)):
-        view = by_hand(encoder, slide, SCALE.showing(side), [0])
-        np.testing.assert_allclose(tokens[:, place], view, atol=1e-4)
+        scale = by_hand(encoder, slide, SCALE.showing(side), [0])
+        np.testing.assert_allclose(tokens[:, place], scale, atol=1e-4)
         distance = np.linalg.norm(CENTRES[:, None] - CENTRES[None], axis=2) * 0.7
         weights = np.where(distance <= 180, np.exp(-(distance**2) / (2 * 60.0**2)), 0)
-        means = weights @ view / weights.sum(axis=1, keepdims=True)
+        means = weights @ scale / weights.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(tokens[:, 2 + place], means, atol=1e-4)
 
 
@@ -140,7 +140,7 @@ SPOTS = 57
 
 
 @pytest.fixture(scope="module")
-def views() -> np.ndarray:
+def scales() -> np.ndarray:
     rng = np.random.default_rng(0)
     return (rng.normal(size=(SPOTS, 2, 5)) * rng.uniform(0.1, 10, (2, 5)) + 100).astype(np.float32)
 
@@ -153,15 +153,15 @@ def location_um() -> np.ndarray:
 @pytest.mark.parametrize("neighbourhood_um", [0.0, 120.0])
 @pytest.mark.parametrize("standardize", ["training", "section"])
 @pytest.mark.parametrize("at_once", [1, 8, 1000])
-def test_any_rows_are_the_rows_of_the_whole(views, location_um, monkeypatch, neighbourhood_um, standardize, at_once):
-    wanted = views
+def test_any_rows_are_the_rows_of_the_whole(scales, location_um, monkeypatch, neighbourhood_um, standardize, at_once):
+    wanted = scales
     if neighbourhood_um:
-        wanted = np.concatenate([views, around(views, location_um, neighbourhood_um)], axis=1)
+        wanted = np.concatenate([scales, around(scales, location_um, neighbourhood_um)], axis=1)
     if standardize == "section":
         wanted = standardized(wanted)
     monkeypatch.setattr(tokens_module, "LOCATIONS_AT_ONCE", at_once)
     plan = FeatureSpec(scales_um=(112.0, 175.0), neighbourhood_um=neighbourhood_um, standardize=standardize)
-    tokens = SectionTokens(views, location_um, plan)
+    tokens = SectionTokens(scales, location_um, plan)
     assert len(tokens) == SPOTS
     for rows in (slice(0, SPOTS), slice(3, 4), slice(40, SPOTS)):
         np.testing.assert_allclose(tokens.take(rows), wanted[rows], rtol=2e-6, atol=2e-6)
