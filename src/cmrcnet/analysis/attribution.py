@@ -198,7 +198,9 @@ def matched_tissue(
     if slide is not None and slide.fingerprint() != wanted:
         missing.append(f"{slide.name} is not the slide that was predicted ({told['slide']}).")
         slide = None
-    for name in dict.fromkeys(found.spots["section"]) if cohort is not None else ():
+    for name in dict.fromkeys(map(str, found.spots["section"])):
+        if cohort is None:
+            break
         if name not in cohort.sections:
             missing.append(f"{cohort.name} has no section {name}.")
             continue
@@ -234,7 +236,9 @@ def _fill(
     """Fill in patches and expression from one section."""
     mine = np.flatnonzero((found.spots["section"] == section.name).to_numpy())
     row_of = {barcode: row for row, barcode in enumerate(section.spots.barcodes)}
-    rows = [(location, row_of[barcode]) for location in mine if (barcode := found.spots["barcode"][location]) in row_of]
+    rows = [
+        (location, row_of[barcode]) for location in mine if (barcode := str(found.spots["barcode"][location])) in row_of
+    ]
     target = told["target_sum"]
     values = normalize(section.counts, target if target == "median" else float(target)).tocsc()
     column_of = {gene: column for column, gene in enumerate(section.genes)}

@@ -100,7 +100,7 @@ def draw_genes(sheet: Sheet, table: AnnData, found: Attribution, genes: Sequence
     """Draw a strip per gene: measured values, their mean, the prediction, its interval; and a table of values."""
     weight, measured = found.spots["weight"].to_numpy(), bool(np.isfinite(tissue.expression).any())
     columns = [list(map(str, table.var_names)).index(gene) for gene in genes]
-    predicted = np.asarray(table.X[found.row], np.float64)[columns]
+    predicted = np.asarray(table[found.row].X, np.float64).ravel()[columns]
     lower, upper = _interval(table, found.row, columns, predicted)
     everything = np.concatenate([tissue.expression.ravel(), upper, predicted, [0.1]])
     reach = 1.04 * float(np.nanmax(everything))
@@ -183,7 +183,7 @@ def _interval(table: AnnData, row: int, columns: list[int], predicted: np.ndarra
     if "interval_scale" not in table.obs or "interval_low" not in table.var:
         return np.full(len(columns), np.nan), np.full(len(columns), np.nan)
     factor = float(table.obs["interval_scale"].iloc[row])
-    low, high = (table.var[name].to_numpy(np.float64)[columns] for name in ("interval_low", "interval_high"))
+    low, high = (np.asarray(table.var[name], np.float64)[columns] for name in ("interval_low", "interval_high"))
     return np.maximum(predicted + factor * low, 0), predicted + factor * high
 
 
@@ -278,12 +278,12 @@ def _chosen_genes(table: AnnData, row: int, genes: Sequence[str] | None) -> list
     """The requested genes; else the most reliable; else, without reliability, those of highest prediction here."""
     known = list(map(str, table.var_names))
     if genes is None:
-        rank = table.var["reliability"].to_numpy(np.float64)
+        rank = np.asarray(table.var["reliability"], np.float64)
         if np.isfinite(rank).any():
             if "grade" in table.var:
                 rank = np.where(table.var["grade"].isin(["A", "B", "C"]), rank, rank - 2)
             return [known[i] for i in np.argsort(-np.nan_to_num(rank, nan=-9), kind="stable")[:MOST_GENES]]
-        most = np.nan_to_num(np.asarray(table.X[row], np.float64))
+        most = np.nan_to_num(np.asarray(table[row].X, np.float64).ravel())
         return [known[i] for i in np.argsort(-most, kind="stable")[:MOST_GENES]]
     unknown = [gene for gene in genes if gene not in known]
     if unknown:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -64,14 +64,14 @@ def signature_scores(
     import pandas as pd
 
     wanted = list(dict.fromkeys(gene for genes in signatures.values() for gene in genes))
-    names = expression.var_names if hasattr(expression, "var_names") else expression.columns
-    known = set(names)
+    whole: Any = expression
+    known = set(whole.var_names if hasattr(whole, "var_names") else whole.columns)
     there = [gene for gene in wanted if gene in known]
     if not there:
         raise GenesError.none_shared(
             "The signatures", "the expression table", "Match them with markers(organ).measured(genes)."
         )
-    part = expression[:, there].to_df() if hasattr(expression, "var_names") else expression[there]
+    part = whole[:, there].to_df() if hasattr(whole, "var_names") else whole[there]
     values = part.to_numpy(dtype=np.float64)
     spread = values.std(axis=0)
     varies = np.isfinite(spread) & (spread > 1e-9 * np.maximum(np.abs(values).max(axis=0), 1e-30))
@@ -108,7 +108,7 @@ def measured_expression(
     column = {gene: i for i, gene in enumerate(section.genes)}
     there = [gene for gene in dict.fromkeys(genes) if gene in column]
     values = normalize(section.counts, target_sum)[:, [column[gene] for gene in there]].toarray()
-    return pd.DataFrame(values, index=list(section.spots.barcodes), columns=there)
+    return pd.DataFrame(values, index=pd.Index(section.spots.barcodes), columns=pd.Index(there))
 
 
 def auc(scores: np.ndarray, inside: np.ndarray) -> float:
@@ -184,7 +184,7 @@ def localise(
 
     if not 0 < level < 1:
         raise BadOption("level", level, "a share between 0 and 1")
-    labels = pd.Series(regions, dtype=object)
+    labels: Any = pd.Series(regions, dtype=object)
     labels = labels[~labels.astype(str).str.strip().str.lower().isin(set(unlabelled))]
     spots = [spot for spot in _spots(prediction) if spot in labels.index]
     if truth is not None:
@@ -263,11 +263,11 @@ def over_sections(
     import pandas as pd
 
     tail = (1 - level) / 2
-    unit = table["section"] if patient_of is None else table["section"].map(patient_of)
+    unit = table["section"] if patient_of is None else cast(Any, table["section"]).map(patient_of)
     columns = [name for name in ("auc", "ceiling") if name in table]
     means = table.assign(unit=unit).groupby(["region", "signature", "unit"], sort=False)[columns].mean()
     rows = []
-    for (region, signature), group in means.groupby(["region", "signature"], sort=False):
+    for (region, signature), group in cast(Any, means.groupby(["region", "signature"], sort=False)):
         rng = np.random.default_rng(seed)
         row: dict[str, object] = {"region": region, "signature": signature, "n_units": len(group)}
         row["drawn"] = "sections" if patient_of is None else "patients"
@@ -297,7 +297,7 @@ def coarse(label: str) -> str:
 
 
 def _spots(table: pd.DataFrame | AnnData) -> list[str]:
-    return [str(name) for name in (table.obs_names if hasattr(table, "obs_names") else table.index)]
+    return [str(name) for name in getattr(table, "obs_names", getattr(table, "index", ()))]
 
 
 def _rank(scores: np.ndarray) -> np.ndarray:
@@ -393,14 +393,14 @@ def localisation_text(table: pd.DataFrame) -> str:
     """
     lines = []
     if len(table["section"].unique()) > 1:
-        merged = over_sections(table[table["expected"]])
+        merged = over_sections(cast("pd.DataFrame", table[table["expected"]]))
         head, unit = f"Mean over {table['section'].nunique()} sections, 95 % interval over sections.", "n_units"
     else:
         merged = table[table["expected"]]
         head, unit = f"Section {table['section'].iloc[0]}, 95 % interval over spots.", "n_inside"
     lines.append(head)
     lines.append(f"{'region':34}{'signature':24}{'n':>4}  {'predicted AUC':22}measured (ceiling)")
-    for row in merged.to_dict("records"):
+    for row in cast(Any, merged).to_dict("records"):
         lines.append(
             f"{str(row['region'])[:33]:34}{str(row['signature'])[:23]:24}{row[unit]:>4}  "
             f"{_span(row, 'auc'):22}{_span(row, 'ceiling')}"

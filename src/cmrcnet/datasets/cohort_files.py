@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -80,7 +80,9 @@ def write_slide(slide: Slide, path: Path | str) -> tuple[Path, float]:
 
     scale = known_scale(slide)
     picture = Image.fromarray(slide.read(0, 0, slide.width_px, slide.height_px))
-    options = {".png": {"compress_level": 1}, ".jpg": _JPEG, ".jpeg": _JPEG}.get(path.suffix.lower(), {})
+    options: dict[str, Any] = {".png": {"compress_level": 1}, ".jpg": _JPEG, ".jpeg": _JPEG}.get(
+        path.suffix.lower(), {}
+    )
     with atomic_file(path) as tmp:
         picture.save(tmp, **options)
     return path, scale

@@ -287,7 +287,7 @@ def _write_checksums(out: Path, files: list[RemoteFile]) -> None:
 def _write_cohort(out: Path, task: HestTask) -> Path:
     path = out / "cohort.csv"
     with atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as text:
-        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+        writer: Any = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         for sample in task.samples:
             facts = {"disease": task.disease, "organ": task.organ, "technology": task.technology, "task": task.name}

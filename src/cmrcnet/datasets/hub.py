@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cmrcnet.errors import DownloadFailed, MissingExtra, MissingInput
 
@@ -110,7 +110,7 @@ class HuggingFaceHub:
             )
         files = []
         for path in paths:
-            file = by_path[path]
+            file: Any = by_path[path]
             large = getattr(file, "lfs", None)
             kind, checksum = ("sha256", large.sha256) if large is not None else ("git", file.blob_id)
             files.append(RemoteFile(path, int(file.size), kind, str(checksum)))

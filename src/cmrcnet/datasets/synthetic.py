@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 from scipy import sparse
@@ -17,7 +18,7 @@ from cmrcnet.datasets.synthetic_anatomy import Anatomy, TissuePlan, draw_counts,
 from cmrcnet.datasets.synthetic_image import paint
 from cmrcnet.errors import BadOption
 from cmrcnet.slides.section import Cohort, CohortEntry, Section, Spots
-from cmrcnet.slides.slide import ArraySlide
+from cmrcnet.slides.slide import ArraySlide, known_scale
 
 __all__ = [
     "SyntheticTruth",
@@ -182,8 +183,9 @@ def synthetic_slide(seed: int = 0, *, spots: int = 220, mpp: float = MPP) -> Arr
     Its expected expression is ``synthetic_truth(synthetic_section(seed))``.
     """
     section = synthetic_section(seed, spots=spots, mpp=mpp)
-    section.slide.name = "unseen"
-    return section.slide
+    slide = cast(ArraySlide, section.slide)
+    slide.name = "unseen"
+    return slide
 
 
 def synthetic_truth(section: Section, centre_px: np.ndarray | None = None) -> SyntheticTruth:
@@ -205,7 +207,7 @@ def synthetic_truth(section: Section, centre_px: np.ndarray | None = None) -> Sy
         raise BadOption("section", section.name, want="a made-up section (its metadata hold no plan)")
     plan = TissuePlan.from_text(section.metadata["synthetic"])
     centres = section.spots.centre_px if centre_px is None else np.asarray(centre_px, np.float64)
-    traits, shares = _truth(Anatomy(plan), centres * section.slide.mpp)
+    traits, shares = _truth(Anatomy(plan), centres * known_scale(section.slide))
     genes = synthetic_genes(plan.genes)
     columns = [genes.names.index(name) for name in section.genes]
     kinds = tuple(genes.kinds[column] for column in columns)

@@ -11,10 +11,14 @@ small repeating tiles. The file is one thing: from an `Anatomy` to pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cmrcnet.datasets.synthetic_anatomy import CELL_UM, Anatomy, TissuePlan, smooth_noise
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _LOOKS = 32  # different nuclei of a kind and class; drawn at random for each location
 _GRADES = 5
@@ -341,14 +345,14 @@ def _sharpen(regions: np.ndarray) -> np.ndarray:
     return regions / regions.sum(axis=0)
 
 
-def _picture(values: np.ndarray) -> object:
+def _picture(values: np.ndarray) -> Image:
     """A coarse map as a Pillow picture of 32-bit floats."""
     from PIL import Image
 
     return Image.fromarray(values.astype(np.float32))
 
 
-def _enlarge(picture: object, rows: slice, height: int, width: int) -> np.ndarray:
+def _enlarge(picture: Image, rows: slice, height: int, width: int) -> np.ndarray:
     """The band `rows` of a coarse map enlarged to (height, width), bicubic."""
     from PIL import Image
 
@@ -371,12 +375,12 @@ def _direction(bend: list[np.ndarray]) -> np.ndarray:
 
 def _fat_walls(random: np.random.Generator, side: int) -> np.ndarray:
     """Thin walls between fat cells: where the two nearest cell centres are about equally far. (side, side), 0 to 1."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     cells = round(_TILE_UM / _FAT_CELL_UM)
     y, x = np.meshgrid(np.arange(cells), np.arange(cells), indexing="ij")
     centre = np.stack([x + 0.5 * (y % 2), y], -1).reshape(-1, 2) + random.uniform(-0.3, 0.3, (cells**2, 2))
-    tree = cKDTree(np.mod(centre * _FAT_CELL_UM, _TILE_UM), boxsize=_TILE_UM)
+    tree = KDTree(np.mod(centre * _FAT_CELL_UM, _TILE_UM), boxsize=_TILE_UM)
     coarse = min(side, 384)
     axis = (np.arange(coarse) + 0.5) * (_TILE_UM / coarse)
     near = tree.query(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2), k=2)[0]

@@ -42,7 +42,7 @@ def write_geojson(prediction: StoredPrediction, path: Path, genes: Sequence[str]
             feature = {
                 "type": "Feature",
                 "id": str(uuid.uuid5(family, barcode)),
-                "geometry": {"type": "Polygon", "coordinates": [_square(*prediction.centre_px[row], half)]},
+                "geometry": {"type": "Polygon", "coordinates": [_square(prediction.centre_px[row], half)]},
                 "properties": {
                     "objectType": "tile",
                     "name": barcode,
@@ -54,8 +54,9 @@ def write_geojson(prediction: StoredPrediction, path: Path, genes: Sequence[str]
         file.write("\n]}\n")
 
 
-def _square(x: float, y: float, half: float) -> list[list[float]]:
+def _square(centre: np.ndarray, half: float) -> list[list[float]]:
     """Closed outline of a location."""
+    x, y = centre.tolist()
     corners = ((-half, -half), (half, -half), (half, half), (-half, half), (-half, -half))
     return [[round(x + across, 2), round(y + down, 2)] for across, down in corners]
 
@@ -118,7 +119,7 @@ def _map(ax, corners: np.ndarray, values: np.ndarray) -> None:
     from matplotlib.collections import PolyCollection
 
     known = np.isfinite(values)
-    locations = PolyCollection(corners[known], cmap="magma", linewidths=0, antialiaseds=False)
+    locations = PolyCollection(list(corners[known]), cmap="magma", linewidths=0, antialiaseds=False)
     locations.set_array(values[known])
     if known.any():
         locations.set_clim(*np.percentile(values[known], RANGE))

@@ -1,10 +1,10 @@
 """A prediction as a SpatialData store (zarr) that LazySlide's WSIData opens as well.
 
 ============================= ======================================================================================
-``images["he"]``              the slide made small, placed by a scale to level-0 pixels
-``shapes["tiles"]``           a square a location, in level-0 pixels, with ``tile_id x y tissue_id`` as WSIData has them
+``images["he"]``              thumbnail of the slide, with a scale to level-0 pixels
+``shapes["tiles"]``           a square per location in level-0 pixels, with WSIData's ``tile_id x y tissue_id``
 ``tables["cmrcnet_tiles"]``   the prediction table, annotating ``tiles`` (``library_id``, ``tile_id``)
-``attrs``                     ``tile_spec`` and ``slide_properties``, as WSIData has them
+``attrs``                     WSIData's ``tile_spec`` and ``slide_properties``
 ============================= ======================================================================================
 
 With spatialdata: ``spatialdata.read_zarr("OUT.zarr")``. With LazySlide: ``wsi = wsidata.open_wsi("SLIDE.svs",
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 IMAGE, TILES, TABLE = "he", "tiles", "cmrcnet_tiles"
 IMAGE_PX = 4096
-"""Longer side of the picture, at most, when the slide is at hand."""
+"""Longest side of the image that is read from a slide."""
 CHUNK = (1024, 128)
-"""Locations x genes of a chunk of the table."""
+"""Locations x genes of a chunk."""
 
 
 def write_spatial_data(prediction: StoredPrediction, path: Path, slide: Slide | None = None) -> None:
-    """Write the store; the table goes over block by block.
+    """Write the store; the table is copied in chunks.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def write_spatial_data(prediction: StoredPrediction, path: Path, slide: Slide | 
     from spatialdata.transformations import Identity, Scale
 
     picture, step = prediction.picture if slide is None else _picture(slide)
-    scaled = {"global": Scale([step, step], axes=("x", "y"))}
+    scaled: Any = {"global": Scale([step, step], axes=("x", "y"))}
     store = spatialdata.SpatialData(
         images={IMAGE: Image2DModel.parse(picture.transpose(2, 0, 1), dims=("c", "y", "x"), transformations=scaled)},
         shapes={TILES: ShapesModel.parse(_tiles(prediction), transformations={"global": Identity()})},
@@ -100,7 +100,7 @@ def _tiles(prediction: StoredPrediction):
 
 
 def _frame(prediction: StoredPrediction):
-    """The table without its numbers."""
+    """The table without its matrices."""
     import anndata
     import pandas as pd
     from spatialdata.models import TableModel
@@ -114,7 +114,7 @@ def _frame(prediction: StoredPrediction):
 
 
 def _attributes(prediction: StoredPrediction) -> dict[str, Any]:
-    """What WSIData asks of a store: how its tiles were cut, and which slide it belongs to."""
+    """Attributes that WSIData reads: how the tiles were cut, and the slide's properties."""
     mpp, side = float(prediction.facts["mpp"]), max(1, round(prediction.side_px))
     width, height = prediction.slide_px
     spec = {
@@ -133,7 +133,7 @@ def _attributes(prediction: StoredPrediction) -> dict[str, Any]:
 
 
 def _fill(prediction: StoredPrediction, table: Path) -> None:
-    """Copy X and the layers, some locations at a time."""
+    """Copy X and the layers in chunks of locations."""
     import zarr
 
     group = zarr.open_group(table, mode="r+", use_consolidated=False)

@@ -41,14 +41,15 @@ class StoredPrediction:
                 path, "The prediction table", "write one: cmrcnet predict MODEL SLIDE --bank BANK --out OUT"
             )
         try:
-            self._file = h5py.File(self.path, "r")
+            self._file: Any = h5py.File(self.path, "r")
         except OSError as error:
             raise BadInput(path, "a prediction table", "it is not an .h5ad file, or is truncated") from error
         try:
-            self.obs: pd.DataFrame = read_elem(self._file["obs"])
-            self.var: pd.DataFrame = read_elem(self._file["var"])
-            self.facts: dict[str, Any] = read_elem(self._file["uns/cmrcnet"])
-            self.centre_px = self._file["obsm/spatial"][:]
+            read: Any = read_elem
+            self.obs: pd.DataFrame = read(self._file["obs"])
+            self.var: pd.DataFrame = read(self._file["var"])
+            self.facts: dict[str, Any] = read(self._file["uns/cmrcnet"])
+            self.centre_px: np.ndarray = self._file["obsm/spatial"][:]
             number = int(self.facts["format"])
         except (KeyError, OSError, ValueError) as error:
             self.close()
@@ -74,16 +75,15 @@ class StoredPrediction:
     def slide_px(self) -> tuple[int, int]:
         """Width and height of the slide at level 0."""
         reach = np.ceil(self.centre_px.max(axis=0) + self.side_px / 2)
-        return tuple(
-            int(self.facts.get(f"slide_{name}_px", most)) for name, most in zip(("width", "height"), reach, strict=True)
-        )
+        return int(self.facts.get("slide_width_px", reach[0])), int(self.facts.get("slide_height_px", reach[1]))
 
     @cached_property
     def picture(self) -> tuple[np.ndarray, float]:
         """Thumbnail of the slide, (height, width, 3) uint8, and the level-0 pixels per pixel of it."""
         from anndata.io import read_elem
 
-        (found,) = read_elem(self._file["uns/spatial"]).values()
+        stored: Any = read_elem(self._file["uns/spatial"])
+        (found,) = stored.values()
         return found["images"]["hires"], 1 / float(found["scalefactors"]["tissue_hires_scalef"])
 
     @property

@@ -15,7 +15,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class TableFile:
     def __init__(self, tmp: Path, locations: int, name: str = "") -> None:
         self.path, self.locations, self._name = tmp, locations, name
         self._journal = tmp.with_suffix(".written")
-        self._file: h5py.File | None = None
+        self._file: Any = None
         self.written = self._rows_on_disk()
 
     def write(
@@ -145,7 +145,7 @@ class TableFile:
             self._file.close()
             self._file = None
 
-    def _opened(self) -> h5py.File:
+    def _opened(self) -> Any:
         if self._file is None:
             import h5py
 

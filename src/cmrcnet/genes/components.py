@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from scipy import sparse
@@ -56,8 +57,9 @@ class ExpressionComponents:
         ------
         ShapeMismatch
         """
-        if expression.ndim != 2 or expression.shape[1] != len(self.directions):
-            raise ShapeMismatch("expression", want=("spots", len(self.directions)), got=expression.shape)
+        shape = cast(Any, expression).shape
+        if len(shape) != 2 or shape[1] != len(self.directions):
+            raise ShapeMismatch("expression", want=("spots", len(self.directions)), got=shape)
         raw = np.asarray(expression @ self.directions.astype(np.float64))
         return (raw - raw.mean(axis=0)).astype(np.float32) if len(raw) else raw.astype(np.float32)
 
@@ -87,9 +89,10 @@ def find_components(sections: Iterable[sparse.csr_matrix], rank: int) -> Express
     for expression in sections:
         mean = np.asarray(expression.mean(axis=0), np.float64).ravel()
         part = np.asarray((expression.T @ expression).todense(), np.float64)
-        part -= expression.shape[0] * np.outer(mean, mean)
+        rows = cast(Any, expression).shape[0]
+        part -= rows * np.outer(mean, mean)
         scatter = part if scatter is None else scatter + part
-        spots, count = spots + expression.shape[0], count + 1
+        spots, count = spots + rows, count + 1
     if scatter is None or not np.trace(scatter) > 0:
         raise TooFew("spots that differ in expression", 0, 2, "give training sections with counted spots")
     from scipy.linalg import eigh

@@ -221,7 +221,7 @@ def most_variable(section: Section, target_sum: float | Literal["median"]) -> tu
         warnings.simplefilter("ignore")  # genes without counts make logarithms of 0 on the way
         import scanpy
 
-        found = scanpy.pp.highly_variable_genes(
+        found: Any = scanpy.pp.highly_variable_genes(
             anndata.AnnData(expression), flavor="seurat", n_top_genes=1, inplace=False
         )
     score = found["dispersions_norm"].to_numpy(np.float64)
@@ -312,7 +312,7 @@ def gene_sets(
     spots = 0
     for section in cohort:
         measured.add(section)
-        expression = normalize(section.counts, target_sum).astype(np.float64)
+        expression: Any = normalize(section.counts, target_sum).astype(np.float64)
         rows = expression.shape[0]
         sums = np.asarray(expression.sum(axis=0)).ravel()
         around = np.asarray(expression.multiply(expression).sum(axis=0)).ravel() - sums**2 / rows
@@ -362,12 +362,12 @@ def sets_of_truth(genes: Sequence[str], expression: sparse.csr_matrix, size: int
     dict of str to tuple of str
         ``HEG`` by the mean, ``HVG`` by the variance over the section's spots, highest first.
     """
-    expression = sparse.csr_matrix(expression).astype(np.float64)
-    mean = np.asarray(expression.mean(axis=0)).ravel()
-    variance = np.asarray(expression.multiply(expression).mean(axis=0)).ravel() - mean**2
+    values: Any = sparse.csr_matrix(expression).astype(np.float64)
+    mean = np.asarray(values.mean(axis=0)).ravel()
+    variance = np.asarray(values.multiply(values).mean(axis=0)).ravel() - mean**2
     return {"HEG": _highest(genes, mean, size), "HVG": _highest(genes, variance, size)}
 
 
 def _highest(genes: Sequence[str], values: np.ndarray, size: int) -> tuple[str, ...]:
     """Names of the highest values; ties keep the order of the genes."""
-    return tuple(genes[column] for column in np.argsort(-values.round(9), kind="stable")[:size])
+    return tuple(str(genes[column]) for column in np.argsort(-values.round(9), kind="stable")[:size])

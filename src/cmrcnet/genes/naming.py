@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from scipy import sparse
@@ -212,8 +212,8 @@ def clean_features(
     """
     if controls not in ("drop", "keep"):
         raise BadOption("controls", controls, want='"drop" or "keep"')
-    if counts.shape[1] != len(genes):
-        raise ShapeMismatch("counts", want=("spots", len(genes)), got=counts.shape)
+    if cast(Any, counts).shape[1] != len(genes):
+        raise ShapeMismatch("counts", want=("spots", len(genes)), got=cast(Any, counts).shape)
     names = [str(gene).strip() for gene in genes]
     kinds = [kind_of_control(name) for name in names]
     nameless = [name in ("", "nan", "NaN", "None") for name in names]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import breadth_first_order, connected_components
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from cmrcnet.errors import ShapeMismatch
 
@@ -23,14 +23,14 @@ _LEAST_ORDER = 0.4
 """Order parameter of neighbour directions: 1 on a lattice, about 0 for scattered spots."""
 _MOST_OFF = 0.3
 """Largest root mean square distance, in pitches, of spots from the fitted lattice."""
-_TURN = {"square": 4, "hexagonal": 6}
+_TURN: dict[Literal["square", "hexagonal"], int] = {"square": 4, "hexagonal": 6}
 _SHAPE = {"square": np.eye(2), "hexagonal": np.array([[1.0, 0.0], [0.5, np.sqrt(0.75)]])}
 
 REACH_PITCHES = 1.5
 """Includes the 8 spots around a spot on a square lattice, and the 6 on a hexagonal one."""
 
 
-def pearson_per_gene(truth: np.ndarray | sparse.spmatrix, guess: np.ndarray | sparse.spmatrix) -> np.ndarray:
+def pearson_per_gene(truth: np.ndarray | sparse.csr_matrix, guess: np.ndarray | sparse.csr_matrix) -> np.ndarray:
     """Pearson correlation of each gene's truth and prediction over spots, in float64.
 
     Parameters
@@ -54,15 +54,16 @@ def pearson_per_gene(truth: np.ndarray | sparse.spmatrix, guess: np.ndarray | sp
     >>> pearson_per_gene(truth, np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]]))
     array([0.5, nan])
     """
-    if truth.ndim != 2 or truth.shape != guess.shape:
-        raise ShapeMismatch("guess", want=truth.shape, got=guess.shape)
-    truth, guess = (each.tocsc() if sparse.issparse(each) else np.asarray(each) for each in (truth, guess))
-    result = np.full(truth.shape[1], np.nan)
-    if truth.shape[0] < 2:
+    shape = cast(Any, truth).shape
+    if len(shape) != 2 or shape != cast(Any, guess).shape:
+        raise ShapeMismatch("guess", want=shape, got=cast(Any, guess).shape)
+    true_all, said_all = (each if isinstance(each, np.ndarray) else sparse.csc_matrix(each) for each in (truth, guess))
+    result = np.full(shape[1], np.nan)
+    if shape[0] < 2:
         return result
-    for start in range(0, truth.shape[1], _GENES_AT_A_TIME):
+    for start in range(0, shape[1], _GENES_AT_A_TIME):
         part = slice(start, start + _GENES_AT_A_TIME)
-        true, said = _dense(truth[:, part]), _dense(guess[:, part])
+        true, said = _dense(true_all[:, part]), _dense(said_all[:, part])
         with np.errstate(invalid="ignore", divide="ignore"):
             defined = varies(true) & varies(said)
             for block in (true, said):
@@ -110,7 +111,7 @@ def mean_pearson(
     return float(np.mean(means)) if means else float("nan")
 
 
-def _dense(block: np.ndarray | sparse.spmatrix) -> np.ndarray:
+def _dense(block: Any) -> np.ndarray:
     return (block.toarray() if sparse.issparse(block) else np.asarray(block)).astype(np.float64)
 
 
@@ -160,7 +161,7 @@ def pitch_of(centres: np.ndarray) -> float:
     """
     if len(centres) < 2:
         return float("nan")
-    distance, _ = cKDTree(centres).query(centres, k=2)
+    distance, _ = KDTree(centres).query(centres, k=2)
     return float(np.median(distance[:, 1]))
 
 
@@ -186,10 +187,12 @@ def snap_to_lattice(centres: np.ndarray) -> SpotLattice:
     without = SpotLattice("none", centres / (pitch if pitch > 0 else 1.0), float("nan"))
     if len(centres) < 4 or not pitch > 0:
         return without
-    pairs = cKDTree(centres).query_pairs(_NEXT * pitch, output_type="ndarray")
+    pairs = KDTree(centres).query_pairs(_NEXT * pitch, output_type="ndarray")
     steps = centres[pairs[:, 1]] - centres[pairs[:, 0]]
     angles = np.arctan2(steps[:, 1], steps[:, 0])
-    order = {kind: np.exp(1j * turn * angles).mean() for kind, turn in _TURN.items()}
+    order: dict[Literal["square", "hexagonal"], complex] = {
+        kind: np.exp(1j * turn * angles).mean() for kind, turn in _TURN.items()
+    }
     kind = max(order, key=lambda name: abs(order[name]))
     if not abs(order[kind]) > _LEAST_ORDER:
         return without
@@ -259,14 +262,14 @@ def spot_graph(centres: np.ndarray, reach_pitches: float = REACH_PITCHES) -> spa
     locations, spots = snap_to_lattice(centres).locations, len(centres)
     if spots < 2:
         return sparse.csr_matrix((spots, spots))
-    near = cKDTree(locations).query_pairs(reach_pitches, output_type="ndarray")
+    near = KDTree(locations).query_pairs(reach_pitches, output_type="ndarray")
     rows, columns = np.concatenate([near, near[:, ::-1]]).T
     ones = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(spots, spots))
     neighbours = np.asarray(ones.sum(axis=1)).ravel()
     return sparse.csr_matrix(sparse.diags_array(1 / np.maximum(neighbours, 1)) @ ones)
 
 
-def morans_i(expression: np.ndarray | sparse.spmatrix, graph: sparse.csr_matrix) -> np.ndarray:
+def morans_i(expression: np.ndarray | sparse.csr_matrix, graph: sparse.csr_matrix) -> np.ndarray:
     """Moran's I of each gene.
 
     ``n / sum_ij w_ij * sum_ij w_ij z_i z_j / sum_i z_i^2``, with z a spot's distance from the gene's mean and w the
@@ -296,17 +299,17 @@ def morans_i(expression: np.ndarray | sparse.spmatrix, graph: sparse.csr_matrix)
     >>> morans_i(np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), graph)
     array([ 0.5, -1. ])
     """
-    spots, genes = expression.shape
+    spots, genes = cast(Any, expression).shape
     if graph.shape != (spots, spots):
         raise ShapeMismatch("The graph", want=(spots, spots), got=graph.shape)
     result = np.full(genes, np.nan)
     weight = graph.sum()
     if weight == 0:
         return result
-    expression = expression.tocsc() if sparse.issparse(expression) else expression
+    columns = expression if isinstance(expression, np.ndarray) else sparse.csc_matrix(expression)
     step = max(1, _VALUES_AT_A_TIME // spots)
     for start in range(0, genes, step):
-        values = _dense(expression[:, start : start + step])
+        values = _dense(columns[:, start : start + step])
         defined = varies(values)
         with np.errstate(invalid="ignore", divide="ignore"):
             values -= values.mean(axis=0)

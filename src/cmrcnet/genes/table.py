@@ -36,7 +36,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -196,7 +196,7 @@ def table_frame(
             index=pd.Index(list(spots.barcodes), dtype=object),
         ),
         var=_gene_columns(genes, reliability or {}),
-        obsm={"spatial": np.array(spots.centre_px)},
+        obsm=cast(Any, {"spatial": np.array(spots.centre_px)}),
     )
     table.uns["spatial"] = {slide.name.replace("/", "_"): _picture(slide, spots.diameter_um / scale)}
     table.uns["cmrcnet"] = {
@@ -289,7 +289,7 @@ def _violations(table: AnnData):
         if (np.asarray(neighbour_std) < 0).any():
             yield 'layers["neighbour_std"] holds negative values'
     microns = np.asarray(table.obsm["spatial"]) * float(ours.get("mpp", np.nan))
-    if not np.allclose(microns, table.obs[["x_um", "y_um"]].to_numpy(), rtol=1e-6, atol=1e-3):
+    if not np.allclose(microns, np.asarray(table.obs[["x_um", "y_um"]]), rtol=1e-6, atol=1e-3):
         yield "x_um and y_um do not match the centres and the scale"
     if ("neighbour_ids" in table.obsm) != ("neighbour_similarity" in table.obsm) or (
         "neighbour_ids" in table.obsm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -59,6 +60,6 @@ def fit_pca(features: np.ndarray, seed: int, components: int = COMPONENTS) -> Fe
 
     flat = np.asarray(features, np.float32).reshape(len(features), -1)
     count = max(1, min(components, flat.shape[1], len(flat) - 1))
-    pca = PCA(count, random_state=seed).fit(flat)
+    pca: Any = PCA(count, random_state=seed).fit(flat)
     power = float(np.sqrt(pca.explained_variance_.mean())) or 1.0
     return FeaturePCA(pca.mean_.astype(np.float32), (pca.components_.T / max(power, 1e-12)).astype(np.float32))

@@ -191,7 +191,7 @@ def grade_counts(table: pd.DataFrame) -> dict[str, int]:
 
 def _by_section(genes: pd.DataFrame, method: str, column: str) -> pd.DataFrame:
     """Values as (genes, sections), both in order of first appearance; NaN where undefined or not measured."""
-    rows = genes[genes["method"] == method]
+    rows: Any = genes[genes["method"] == method]
     if rows.empty:
         raise UnknownName("method in the gene table:", method, sorted(set(genes["method"])))
     means = rows.groupby(["gene", "section"], sort=False)[column].mean().unstack("section")
