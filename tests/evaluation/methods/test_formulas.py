@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from cmrcnet.evaluation.methods.baseline_training import Neighbourhoods, View, random_batches, section_batches
+from cmrcnet.evaluation.methods.baseline_training import Neighbourhoods, SpotInputs, random_batches, section_batches
 from cmrcnet.evaluation.methods.baselines import hest_penalty
 from cmrcnet.evaluation.methods.controls import in_frame, nearest
 from cmrcnet.evaluation.methods.frozen_features import WIDTH, colour_statistics
@@ -22,10 +22,10 @@ similarities = st.lists(st.lists(st.floats(-1, 1, width=32), min_size=5, max_siz
 )
 
 
-def view_of(seed: int, spots: int = 12, dim: int = 6) -> View:
+def view_of(seed: int, spots: int = 12, dim: int = 6) -> SpotInputs:
     rng = np.random.default_rng(seed)
     features = torch.from_numpy(rng.normal(size=(spots, dim)).astype(np.float32))
-    return View(features, rng.uniform(-300, 300, (spots, 2)), np.repeat(["a", "b"], spots // 2))
+    return SpotInputs(features, rng.uniform(-300, 300, (spots, 2)), np.repeat(["a", "b"], spots // 2))
 
 
 @settings(max_examples=40, deadline=None)
@@ -85,7 +85,7 @@ def test_triplex_sees_the_whole_of_its_section_and_nothing_of_another():
     net, view = ThreeScales(6, torch.zeros(3)).eval(), view_of(2)
     with torch.no_grad():
         before = net.hidden(view, torch.arange(6))
-        other = View(view.features.clone(), view.location_um, view.section_of)
+        other = SpotInputs(view.features.clone(), view.location_um, view.section_of)
         other.features[6:] += 1  # section b
         torch.testing.assert_close(net.hidden(other, torch.arange(6)), before)
         other.features[5] += 1  # section a

@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 
 from cmrcnet.errors import Diverged
-from cmrcnet.evaluation.methods.baseline_training import Schedule, genes_learnt, learn
+from cmrcnet.evaluation.methods.baseline_training import Schedule, genes_learnt, train_baseline
 
 
 def small_training(units: str = "aabbcc", seed: int = 0) -> SimpleNamespace:
@@ -53,7 +53,7 @@ def learnt_with(best: int, schedule: Schedule, units: str = "aabbcc"):
         made.append(Watched(rows, training.expression.toarray()[:, :2], best))
         return made[-1]
 
-    return learn(training, make, schedule), made, training
+    return train_baseline(training, make, schedule), made, training
 
 
 def test_the_best_epoch_on_the_validation_unit_is_trained_again_on_everything():
@@ -90,7 +90,7 @@ def test_torchs_own_generator_is_left_as_it_was():
 def test_a_loss_that_is_no_number_stops_at_once():
     training = small_training()
     with pytest.raises(Diverged, match="not finite in epoch 1"):
-        learn(training, lambda rows: Watched(rows, training.expression.toarray(), 1, float("nan")), Schedule())
+        train_baseline(training, lambda rows: Watched(rows, training.expression.toarray(), 1, float("nan")), Schedule())
 
 
 def test_hvg_come_first_among_the_genes_learnt_then_heg_then_the_panel():

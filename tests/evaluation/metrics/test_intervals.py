@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from cmrcnet.errors import BadOption, UnknownName
-from cmrcnet.evaluation.metrics.intervals import intervals, paired_differences, too_few_to_rank, units_of
+from cmrcnet.evaluation.metrics.intervals import groups_of, intervals, paired_differences, too_few_to_rank
 
 
 def scores_of(values: dict[str, dict[str, list[float]]]) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def test_the_interval_is_the_percentile_bootstrap_over_patients():
     (row,) = intervals(scores_of({"m": patients}), seed=0, resamples=20_000).itertuples()
     means = np.array([np.mean(own) for own in patients.values()])
     theirs = bootstrap((means,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1))
-    assert row.value == pytest.approx(means.mean()) and (row.unit, row.n) == ("patient", 8)
+    assert row.value == pytest.approx(means.mean()) and (row.group, row.n) == ("patient", 8)
     assert row.low == pytest.approx(theirs.confidence_interval.low, abs=0.003)
     assert row.high == pytest.approx(theirs.confidence_interval.high, abs=0.003)
     assert "over 8 patients" in row.note
@@ -43,7 +43,7 @@ def test_with_two_patients_sections_are_resampled_and_it_says_so():
     scores = scores_of({"m": {"B": [0.2], "C": [0.4, 0.5, 0.45, 0.45]}})
     (row,) = intervals(scores, seed=0).itertuples()
     assert row.value == pytest.approx((0.2 + 0.45) / 2)  # still the mean over patients
-    assert (row.unit, row.n) == ("section", 5) and row.low < row.value < row.high
+    assert (row.group, row.n) == ("section", 5) and row.low < row.value < row.high
     assert "over 5 sections, because 2 patients are too few" in row.note
 
 
@@ -91,7 +91,7 @@ def test_one_unit_has_a_mean_and_no_interval():
 
 
 def test_weights_of_sections_sum_to_one_a_patient():
-    _, units = units_of(scores_of({"m": {"B": [0.2], "C": [0.4, 0.5]}}), "HVG", "pearson")
+    _, units = groups_of(scores_of({"m": {"B": [0.2], "C": [0.4, 0.5]}}), "HVG", "pearson")
     known = np.array([[True, True], [True, False], [True, True]])
     assert units.weights(known).T.tolist() == [[1.0, 0.5, 0.5], [1.0, 0.0, 1.0]] and units.names == ("B0", "C0", "C1")
 

@@ -1,4 +1,7 @@
-"""What published baselines are trained with: inputs, neighbourhoods, and one AdamW loop."""
+"""What published baselines are trained with: inputs, neighbourhoods, and one AdamW loop.
+
+The file is one thing: what every published baseline needs besides its network.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ from cmrcnet.slides.slide import Slide, known_scale
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class SpotInputs:
     """Spots of one section or more, ready for a network.
 
     Parameters
     ----------
     features : tensor, shape (spots, dim), float32
-        Frozen features, standardised and rotated (see `Sight`).
+        Frozen features, standardised and rotated (see `BaselineInputs`).
     location_um : numpy.ndarray, shape (spots, 2), float64
         x, y from the mean of the section's spots, in micrometres.
     section_of : numpy.ndarray, shape (spots,)
@@ -63,7 +66,7 @@ class View:
         return tuple(np.flatnonzero(self.section_of == name) for name in dict.fromkeys(self.section_of))
 
 
-class Sight:
+class BaselineInputs:
     """Turns locations into views, always alike: features standardised, then PCA to 256, as for `ridge`.
 
     Both are fitted on the features of all training spots; features know no expression, so validation spots may take
@@ -77,17 +80,17 @@ class Sight:
     def __init__(self, training: FoldData) -> None:
         self._reduce = reduction(training.pooled, training.seed)
         locations = [_location_um(section.slide, section.spots) for section in training.cohort]
-        self.training = View(self._seen(training.pooled), np.concatenate(locations), training.section_of)
+        self.training = SpotInputs(self._seen(training.pooled), np.concatenate(locations), training.section_of)
 
     @property
     def width(self) -> int:
         """Length of a spot's features."""
         return self.training.features.shape[1]
 
-    def of(self, location: Location) -> View:
+    def of(self, location: Location) -> SpotInputs:
         """What is seen at a location."""
         section_of = np.full(len(location.spots), location.section)
-        return View(self._seen(location.pooled()), _location_um(location.slide, location.spots), section_of)
+        return SpotInputs(self._seen(location.pooled()), _location_um(location.slide, location.spots), section_of)
 
     def _seen(self, pooled: np.ndarray) -> Tensor:
         return torch.from_numpy(self._reduce.transform(pooled).astype(np.float32))
@@ -147,7 +150,7 @@ def find_neighbourhoods(
     ------
     BadOption, ShapeMismatch
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     if not radius_um > 0 or most < 1:
         raise BadOption("radius_um, most", (radius_um, most), "a radius above 0 and one neighbour or more")
@@ -158,7 +161,8 @@ def find_neighbourhoods(
     for name in dict.fromkeys(section_of):
         rows = np.flatnonzero(section_of == name)
         asked = min(most + 1, len(rows))
-        distance, near = cKDTree(location_um[rows]).query(
+        tree: Any = KDTree(location_um[rows])
+        distance, near = tree.query(
             location_um[rows], k=np.arange(1, asked + 1), distance_upper_bound=np.nextafter(radius_um, np.inf)
         )
         for own, (row, far, members) in enumerate(zip(rows, distance, near, strict=True)):
@@ -218,7 +222,7 @@ class Schedule:
     weight_decay: float = 1e-2
 
 
-class Learner(Protocol):
+class Trainable(Protocol):
     """A network and the training rows that it may learn from."""
 
     network: nn.Module
@@ -236,18 +240,18 @@ class Learner(Protocol):
         ...
 
 
-AnyLearner = TypeVar("AnyLearner", bound=Learner)
+AnyTrainable = TypeVar("AnyTrainable", bound=Trainable)
 
 
 @dataclass(frozen=True, eq=False)
-class Learnt:
+class TrainedBaseline:
     """What `learn` hands back.
 
     Parameters
     ----------
-    learner : Learner
+    learner : Trainable
         Trained on all rows.
-    searcher : Learner or None
+    searcher : Trainable or None
         The one of the search, at its best epoch; None when nothing could be held in.
     inside : numpy.ndarray, shape (spots,), bool
         Rows that the searcher learnt from.
@@ -260,7 +264,9 @@ class Learnt:
     record: dict[str, Any]
 
 
-def learn(training: FoldData, make: Callable[[np.ndarray], AnyLearner], schedule: Schedule) -> Learnt:
+def train_baseline(
+    training: FoldData, make: Callable[[np.ndarray], AnyTrainable], schedule: Schedule
+) -> TrainedBaseline:
     """Choose the number of epochs on one validation training unit, then train on all rows for as many.
 
     Parameters
@@ -272,7 +278,7 @@ def learn(training: FoldData, make: Callable[[np.ndarray], AnyLearner], schedule
 
     Returns
     -------
-    Learnt
+    TrainedBaseline
         `record` has the validation unit, the looks (epoch and validation HVG Pearson), and the epochs.
 
     Raises
@@ -289,24 +295,24 @@ def learn(training: FoldData, make: Callable[[np.ndarray], AnyLearner], schedule
         inside = training.group_of != validation
         truth, of_row = hvg_of(training)[~inside], training.section_of[~inside]
 
-        def look(learner: Learner) -> float:
+        def look(learner: Trainable) -> float:
             return section_pearson(truth, learner.guess(everything[~inside]), of_row)
 
         searcher, looks = _train(make, everything[inside], schedule, schedule.most_epochs, training.seed, look)
         epochs = max(looks, key=lambda pair: pair[1])[0]
     learner, _ = _train(make, everything, schedule, epochs, training.seed, None)
     record = {"validation": validation, "looks": [[e, round(s, 5)] for e, s in looks], "epochs": epochs}
-    return Learnt(learner, searcher, inside, record)
+    return TrainedBaseline(learner, searcher, inside, record)
 
 
 def _train(
-    make: Callable[[np.ndarray], AnyLearner],
+    make: Callable[[np.ndarray], AnyTrainable],
     rows: np.ndarray,
     schedule: Schedule,
     epochs: int,
     seed: int,
-    look: Callable[[AnyLearner], float] | None,
-) -> tuple[AnyLearner, list[tuple[int, float]]]:
+    look: Callable[[AnyTrainable], float] | None,
+) -> tuple[AnyTrainable, list[tuple[int, float]]]:
     """Train for some epochs; with a `look`, stop when it has not been better for a while and go back to the best."""
     rng = np.random.default_rng([seed, _BATCHES])
     looks: list[tuple[int, float]] = []

@@ -84,7 +84,7 @@ SAME = 0.001
 taken."""
 _GENES_AT_A_TIME = 2_000
 
-Look = Callable[[PooledFeatures, Slide, Spots], np.ndarray]
+FeatureKind = Callable[[PooledFeatures, Slide, Spots], np.ndarray]
 """Takes one kind of feature at some locations: (spots, dim)."""
 
 
@@ -114,12 +114,14 @@ class RidgeOnFeatures:
 class Linear:
     """A fitted ridge, one set of weights a gene; on the frozen features, or on another look at the same locations."""
 
-    def __init__(self, training: FoldData, penalty: float, record: dict[str, Any], look: Look | None = None) -> None:
+    def __init__(
+        self, training: FoldData, penalty: float, record: dict[str, Any], look: FeatureKind | None = None
+    ) -> None:
         from sklearn.linear_model import Ridge
 
         self.record = record
         self._genes, self._look = training.genes, look
-        seen = looked_at(training, look)
+        seen = features_of(training, look)
         self._reduce = reduction(seen, training.seed)
         inputs = self._reduce.transform(seen)
         expression = training.expression.tocsc()
@@ -138,7 +140,7 @@ class Linear:
         return Prediction(self._genes, np.concatenate(blocks, axis=1).astype(np.float32))
 
 
-def looked_at(training: FoldData, look: Look | None = None) -> np.ndarray:
+def features_of(training: FoldData, look: FeatureKind | None = None) -> np.ndarray:
     """One kind of feature of every training spot, rows as in `training.expression`; the frozen features by default."""
     if look is None:
         return training.pooled
@@ -155,14 +157,14 @@ def reduction(features: np.ndarray, seed: int) -> Pipeline:
     return make_pipeline(StandardScaler(), PCA(components, random_state=seed)).fit(features)
 
 
-def choose_penalty(training: FoldData, look: Look | None = None) -> tuple[float, dict[str, float]]:
+def choose_penalty(training: FoldData, look: FeatureKind | None = None) -> tuple[float, dict[str, float]]:
     """The penalty that predicts validation training units best, and the mean validation HVG Pearson of each tried.
 
     Inside each inner split the standardisation and the PCA are fitted on the other units only.
     """
     from sklearn.linear_model import Ridge
 
-    features, targets = looked_at(training, look), hvg_of(training)
+    features, targets = features_of(training, look), hvg_of(training)
 
     def guesses(inside: np.ndarray) -> dict[float, np.ndarray]:
         reduce = reduction(features[inside], training.seed)

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadOption
+from cmrcnet.evaluation import Sparse
 from cmrcnet.evaluation.methods.baselines import hvg_of, validation_scores
 from cmrcnet.evaluation.methods.method import DiagnosticLocation, FoldData, Location, Prediction, log_depth_of
 from cmrcnet.slides.section import Spots
@@ -120,11 +121,11 @@ def in_frame(spots: Spots) -> np.ndarray:
     return centred / (reach if reach > 0 else 1.0)
 
 
-def nearest(bank: np.ndarray, queries: np.ndarray, k: int) -> sparse.csr_matrix:
+def nearest(bank: np.ndarray, queries: np.ndarray, k: int) -> Sparse:
     """Weights (queries, bank) of the k nearest, 1/k each."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
-    ids = cKDTree(bank).query(queries, k=k)[1].reshape(len(queries), k)
+    ids = KDTree(bank).query(queries, k=k)[1].reshape(len(queries), k)
     ends = np.arange(0, ids.size + 1, k)
     return sparse.csr_matrix((np.full(ids.size, 1 / k, np.float32), ids.ravel(), ends), (len(queries), len(bank)))
 

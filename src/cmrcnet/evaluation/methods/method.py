@@ -8,7 +8,7 @@ is built from the training sections alone, and a `Location` has a slide, spots a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -18,6 +18,7 @@ from scipy import sparse
 
 from cmrcnet.config import Config, HeadConfig
 from cmrcnet.errors import ShapeMismatch, UnknownName
+from cmrcnet.evaluation import Sparse
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.protocol.folds import Fold
 from cmrcnet.genes.gene_sets import GenePanel
@@ -115,7 +116,7 @@ class FoldData:
         Of the experiment, with the seed of this task.
     panel : GenePanel
         Genes of the gene encoder.
-    sets : mapping of str to tuple of str
+    sets : mapping of str to sequence of str
         HEG, HVG, all: chosen on the training sections.
     features : PooledFeatures
         Frozen features of any location.
@@ -132,7 +133,7 @@ class FoldData:
     fold: Fold
     config: Config
     panel: GenePanel
-    sets: Mapping[str, tuple[str, ...]]
+    sets: Mapping[str, Sequence[str]]
     features: PooledFeatures
     cache: TokenCache | None = None
     checkpoints: Callable[[str], Checkpoints] | None = None
@@ -171,10 +172,10 @@ class FoldData:
         return tuple(self.sets["all"])
 
     @cached_property
-    def expression(self) -> sparse.csr_matrix:
+    def expression(self) -> Sparse:
         """Log-normalised expression of every training spot, sections one after another: (spots, genes), read-only."""
         everything = GenePanel(self.genes, self.config.panel.target_sum, {"kind": "measured in all training sections"})
-        found = sparse.vstack([everything.select(section) for section in self.cohort], format="csr")
+        found: Sparse = sparse.vstack([everything.select(section) for section in self.cohort], format="csr")
         for array in (found.data, found.indices, found.indptr):
             array.flags.writeable = False  # no method may change what the next one is given
         return found

@@ -6,6 +6,8 @@ them, and these keep the output layer that was trained. For each other gene the 
 the trained network's last hidden layer, with the penalty that predicts the HVG of the validation group best. That is
 the same model (a linear layer on the same hidden layer), solved in closed form instead of by gradient, so no gene is at
 a disadvantage; scores of HVG and HEG do not depend on it.
+
+The file is one thing: regressing baselines, which differ in their hidden layer only.
 """
 
 from __future__ import annotations
@@ -19,15 +21,16 @@ from scipy import linalg, sparse
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from cmrcnet.evaluation import Sparse
 from cmrcnet.evaluation.methods.baseline_training import (
-    Learnt,
+    BaselineInputs,
     Schedule,
-    Sight,
-    View,
+    SpotInputs,
+    TrainedBaseline,
     genes_learnt,
-    learn,
     random_batches,
     section_batches,
+    train_baseline,
 )
 from cmrcnet.evaluation.methods.baselines import hvg_of, section_pearson
 from cmrcnet.evaluation.methods.method import FoldData, Location, Prediction
@@ -48,11 +51,11 @@ class Regressor(Protocol):
 
     head: nn.Linear
 
-    def hidden(self, view: View, rows: Tensor) -> Tensor:
+    def hidden(self, view: SpotInputs, rows: Tensor) -> Tensor:
         """The last hidden layer at some rows of a view: (rows, width)."""
         ...
 
-    def loss(self, view: View, rows: Tensor, wanted: Tensor) -> Tensor:
+    def loss(self, view: SpotInputs, rows: Tensor, wanted: Tensor) -> Tensor:
         """What some rows cost, given their expression (rows, genes learnt)."""
         ...
 
@@ -72,11 +75,11 @@ class MSERegressor(nn.Module):
         super().__init__()
         self.head = started_at(width, level)
 
-    def hidden(self, view: View, rows: Tensor) -> Tensor:
+    def hidden(self, view: SpotInputs, rows: Tensor) -> Tensor:
         """The last hidden layer at some rows of a view: (rows, width)."""
         raise NotImplementedError
 
-    def loss(self, view: View, rows: Tensor, wanted: Tensor) -> Tensor:
+    def loss(self, view: SpotInputs, rows: Tensor, wanted: Tensor) -> Tensor:
         """Mean squared error over rows and genes."""
         return nn.functional.mse_loss(self.head(self.hidden(view, rows)), wanted)
 
@@ -91,10 +94,10 @@ def started_at(width: int, level: Tensor) -> nn.Linear:
 
 
 class Regression:
-    """One network, its training expression, and the rows that it may learn from: a `Learner`."""
+    """One network, its training expression, and the rows that it may learn from: a `Trainable`."""
 
     def __init__(
-        self, network: Any, view: View, targets: Tensor, rows: np.ndarray, n_hvg: int, by_section: bool
+        self, network: Any, view: SpotInputs, targets: Tensor, rows: np.ndarray, n_hvg: int, by_section: bool
     ) -> None:
         self.network, self._view, self._targets = network, view, targets
         self._rows, self._n_hvg, self._by_section = rows, n_hvg, by_section
@@ -127,7 +130,7 @@ def fit_regression(
     *,
     by_section: bool = False,
     schedule: Schedule | None = None,
-) -> RegressionPredictor:
+) -> FittedRegression:
     """Train a network, and add the output layer of the genes that it was not trained on.
 
     Parameters
@@ -141,32 +144,32 @@ def fit_regression(
 
     Returns
     -------
-    RegressionPredictor
+    FittedRegression
     """
-    sight, columns = Sight(training), genes_learnt(training)
+    sight, columns = BaselineInputs(training), genes_learnt(training)
     targets = torch.from_numpy(np.asarray(training.expression[:, columns].todense(), np.float32))
 
     def make(rows: np.ndarray) -> Regression:
         network = build(sight.width, targets[rows].mean(dim=0))
         return Regression(network, sight.training, targets, rows, len(training.sets["HVG"]), by_section)
 
-    learnt = learn(training, make, schedule or Schedule())
+    learnt = train_baseline(training, make, schedule or Schedule())
     others = np.setdiff1d(np.arange(len(training.genes)), columns)
     penalty = _choose_penalty(training, learnt)
     rest = OutputLayer(
         learnt.learner.hidden_at(np.arange(len(targets))).numpy(), training.expression[:, others], penalty
     )
     record = {**learnt.record, "genes_learnt": len(columns), "penalty_of_other_genes": penalty}
-    return RegressionPredictor(training.genes, sight, learnt.learner.network, columns, others, rest, record)
+    return FittedRegression(training.genes, sight, learnt.learner.network, columns, others, rest, record)
 
 
-class RegressionPredictor:
+class FittedRegression:
     """A trained network, and the output layer of the other genes."""
 
     def __init__(
         self,
         genes: tuple[str, ...],
-        sight: Sight,
+        sight: BaselineInputs,
         network: Any,
         columns: np.ndarray,
         others: np.ndarray,
@@ -199,7 +202,7 @@ class OutputLayer:
     penalty : float
     """
 
-    def __init__(self, hidden: np.ndarray, expression: sparse.csr_matrix, penalty: float) -> None:
+    def __init__(self, hidden: np.ndarray, expression: Sparse, penalty: float) -> None:
         hidden = hidden.astype(np.float64)
         self._middle, scale = hidden.mean(axis=0), hidden.std(axis=0)
         self._scale = np.where(scale > 1e-8, scale, 1.0)
@@ -214,7 +217,7 @@ class OutputLayer:
         return (hidden - self._middle) / self._scale @ self._weights + self._level
 
 
-def _choose_penalty(training: FoldData, learnt: Learnt) -> float:
+def _choose_penalty(training: FoldData, learnt: TrainedBaseline) -> float:
     """The penalty whose closed-form output layer predicts the HVG of the validation unit best."""
     if learnt.searcher is None:
         return PENALTIES[len(PENALTIES) // 2]
@@ -248,7 +251,7 @@ class STNet:
         "on a validation unit"
     )
 
-    def fit(self, training: FoldData) -> RegressionPredictor:
+    def fit(self, training: FoldData) -> FittedRegression:
         """Train the output layer."""
         return fit_regression(training, LinearLayer)
 
@@ -266,7 +269,7 @@ class LinearLayer(MSERegressor):
     def __init__(self, dim: int, level: Tensor) -> None:
         super().__init__(dim, level)
 
-    def hidden(self, view: View, rows: Tensor) -> Tensor:
+    def hidden(self, view: SpotInputs, rows: Tensor) -> Tensor:
         """The features."""
         return view.features[rows]
 
@@ -292,7 +295,7 @@ class DeepSpot:
         "after DeepSpot (Nonchev et al. 2025): deep set over a spot and its spatial neighbours, frozen features, MSE"
     )
 
-    def fit(self, training: FoldData) -> RegressionPredictor:
+    def fit(self, training: FoldData) -> FittedRegression:
         """Train the deep set."""
         return fit_regression(training, DeepSet)
 
@@ -315,7 +318,7 @@ class DeepSet(MSERegressor):
         self.neighbour = _layer(dim)
         self.together = _layer(2 * DEEPSPOT_DIM)
 
-    def hidden(self, view: View, rows: Tensor) -> Tensor:
+    def hidden(self, view: SpotInputs, rows: Tensor) -> Tensor:
         """``rho``'s output."""
         ids, present = view.near_ids[rows], view.near_present[rows]
         seen, place = torch.unique(ids, return_inverse=True)  # each neighbour once, however many spots it is near to
@@ -365,7 +368,7 @@ class Triplex:
     name = "triplex"
     about = "after TRIPLEX (Chung et al. 2024): spot, neighbourhood and section encoders on frozen features, fused"
 
-    def fit(self, training: FoldData) -> RegressionPredictor:
+    def fit(self, training: FoldData) -> FittedRegression:
         """Train the three encoders and their fusion."""
         return fit_regression(training, ThreeScales, by_section=True, schedule=Schedule(most_epochs=30))
 
@@ -401,11 +404,11 @@ class ThreeScales(nn.Module):
         self.head = started_at(TRIPLEX_DIM, level)
         self.branch_heads = nn.ModuleList(started_at(TRIPLEX_DIM, level) for _ in range(3))
 
-    def hidden(self, view: View, rows: Tensor) -> Tensor:
+    def hidden(self, view: SpotInputs, rows: Tensor) -> Tensor:
         """The fused vector of each row: (rows, 64)."""
         return self._fused(view, rows)[0]
 
-    def loss(self, view: View, rows: Tensor, wanted: Tensor) -> Tensor:
+    def loss(self, view: SpotInputs, rows: Tensor, wanted: Tensor) -> Tensor:
         """The fused prediction's MSE and the branches' losses."""
         fused, branches = self._fused(view, rows)
         said = self.head(fused)
@@ -415,7 +418,7 @@ class ThreeScales(nn.Module):
             total = total + (1 - FUSED_SHARE) * mse_loss(own, wanted) + FUSED_SHARE * mse_loss(own, said.detach())
         return total
 
-    def _fused(self, view: View, rows: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def _fused(self, view: SpotInputs, rows: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         target = self.target(view.features[rows])
         tokens, absent = self._neighbourhood(view, rows)
         whole = self._section(view, rows)
@@ -424,7 +427,7 @@ class ThreeScales(nn.Module):
         answer = self.fusion(whole[:, None], keys, keys, key_padding_mask=hidden, need_weights=False)[0][:, 0]
         return self.norm(whole + answer), (target, masked_mean(tokens, ~absent), whole)
 
-    def _neighbourhood(self, view: View, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _neighbourhood(self, view: SpotInputs, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of the spot and its neighbours (rows, 1 + near, 64), and which of them are absent."""
         ids = torch.cat([rows[:, None], view.near_ids[rows]], dim=1)
         absent = torch.cat([torch.zeros(len(rows), 1, dtype=torch.bool), ~view.near_present[rows]], dim=1)
@@ -433,7 +436,7 @@ class ThreeScales(nn.Module):
         tokens = self.near_input(view.features[seen])[place] + self.near_place(apart)
         return self.near(tokens, src_key_padding_mask=absent), absent
 
-    def _section(self, view: View, rows: Tensor) -> Tensor:
+    def _section(self, view: SpotInputs, rows: Tensor) -> Tensor:
         """Each row's token after all spots of its section have looked at each other: (rows, 64)."""
         asked = rows.numpy()
         out = torch.zeros(len(rows), TRIPLEX_DIM)

@@ -2,6 +2,8 @@
 
 The gene tower reads up to 1,000 genes (`genes_learnt`), each minus its training mean. The bank holds the full
 expression, so every gene is predicted.
+
+The file is one thing: retrieving baselines, which differ in their towers, loss and weights only.
 """
 
 from __future__ import annotations
@@ -11,17 +13,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor, nn
 
+from cmrcnet.evaluation import Sparse
 from cmrcnet.evaluation.methods.baseline_training import (
+    BaselineInputs,
     Schedule,
-    Sight,
-    View,
+    SpotInputs,
     genes_learnt,
-    learn,
     random_batches,
     section_batches,
+    train_baseline,
 )
 from cmrcnet.evaluation.methods.baselines import hvg_of
 from cmrcnet.evaluation.methods.method import FoldData, Location, Prediction
@@ -68,9 +70,7 @@ def all_by_similarity(similarity: np.ndarray) -> np.ndarray:
     return np.where(total > 0, positive / np.where(total > 0, total, 1), even)
 
 
-def averaged(
-    queries: np.ndarray, bank: np.ndarray, expression: sparse.csr_matrix | np.ndarray, weigh: Weigh
-) -> np.ndarray:
+def averaged(queries: np.ndarray, bank: np.ndarray, expression: Sparse | np.ndarray, weigh: Weigh) -> np.ndarray:
     """The bank's expression, averaged for each query by its cosine similarities.
 
     Parameters
@@ -111,11 +111,11 @@ TEMPERATURE = 0.1
 class Towers(Protocol):
     """The network of a retrieving rival (a `torch.nn.Module`)."""
 
-    def image(self, view: View, rows: Tensor) -> Tensor:
+    def image(self, view: SpotInputs, rows: Tensor) -> Tensor:
         """Image embeddings at some rows: (rows, 256)."""
         ...
 
-    def gene(self, view: View, rows: Tensor, expression: Tensor) -> Tensor:
+    def gene(self, view: SpotInputs, rows: Tensor, expression: Tensor) -> Tensor:
         """Gene embeddings of some rows, given their expression (rows, genes): (rows, 256)."""
         ...
 
@@ -138,22 +138,22 @@ class HeadTowers(nn.Module):
         self.image_head = ProjectionHead(dim, EMBEDDING, DROPOUT)
         self.gene_head = ProjectionHead(genes, EMBEDDING, DROPOUT)
 
-    def image(self, view: View, rows: Tensor) -> Tensor:
+    def image(self, view: SpotInputs, rows: Tensor) -> Tensor:
         """Image embeddings at some rows: (rows, 256)."""
         return self.image_head(view.features[rows])
 
-    def gene(self, view: View, rows: Tensor, expression: Tensor) -> Tensor:
+    def gene(self, view: SpotInputs, rows: Tensor, expression: Tensor) -> Tensor:
         """Gene embeddings of some rows: (rows, 256)."""
         return self.gene_head(expression)
 
 
 class Contrast:
-    """Two towers and the pairs that they may learn from: a `Learner`."""
+    """Two towers and the pairs that they may learn from: a `Trainable`."""
 
     def __init__(
         self,
         network: Any,
-        view: View,
+        view: SpotInputs,
         inputs: Tensor,
         rows: np.ndarray,
         hvg: np.ndarray,
@@ -196,7 +196,7 @@ def fit_towers(
     *,
     by_section: bool = False,
     schedule: Schedule | None = None,
-) -> TowerPredictor:
+) -> FittedTowers:
     """Train two towers and embed the training spots' expression.
 
     Parameters
@@ -212,9 +212,9 @@ def fit_towers(
 
     Returns
     -------
-    TowerPredictor
+    FittedTowers
     """
-    sight, columns = Sight(training), genes_learnt(training)
+    sight, columns = BaselineInputs(training), genes_learnt(training)
     expression = torch.from_numpy(np.asarray(training.expression[:, columns].todense(), np.float32))
     hvg = hvg_of(training)
 
@@ -222,18 +222,18 @@ def fit_towers(
         inputs = expression - expression[rows].mean(dim=0)
         return Contrast(build(sight.width, len(columns)), sight.training, inputs, rows, hvg, weigh, by_section)
 
-    learnt = learn(training, make, schedule or Schedule())
+    learnt = train_baseline(training, make, schedule or Schedule())
     record = {**learnt.record, "genes_learnt": len(columns)}
-    return TowerPredictor(training, sight, learnt.learner.network, learnt.learner.bank(), weigh, record)
+    return FittedTowers(training, sight, learnt.learner.network, learnt.learner.bank(), weigh, record)
 
 
-class TowerPredictor:
+class FittedTowers:
     """Trained towers, and the bank of training spots."""
 
     def __init__(
         self,
         training: FoldData,
-        sight: Sight,
+        sight: BaselineInputs,
         network: Any,
         bank: np.ndarray,
         weigh: Weigh,
@@ -265,7 +265,7 @@ class Bleep:
     name = "bleep"
     about = "after BLEEP (Xie et al. 2023): projection heads on frozen features, soft targets, mean of the top 50 spots"
 
-    def fit(self, training: FoldData) -> TowerPredictor:
+    def fit(self, training: FoldData) -> FittedTowers:
         """Train both heads and build the bank."""
         return fit_towers(training, BleepTowers, top_k(K))
 
@@ -301,7 +301,7 @@ class MclSTExp:
     name = "mclstexp"
     about = "after mclSTExp (Min et al. 2024): transformer over spots with learned positions, contrast, weighted top 50"
 
-    def fit(self, training: FoldData) -> TowerPredictor:
+    def fit(self, training: FoldData) -> FittedTowers:
         """Train both sides and build the bank."""
         return fit_towers(
             training, SpotSentence, top_k(K, TEMPERATURE), by_section=True, schedule=Schedule(most_epochs=30)
@@ -329,11 +329,11 @@ class SpotSentence(nn.Module):
         )
         self.gene_head = ProjectionHead(EMBEDDING, EMBEDDING, DROPOUT)
 
-    def image(self, view: View, rows: Tensor) -> Tensor:
+    def image(self, view: SpotInputs, rows: Tensor) -> Tensor:
         """Image embeddings at some rows: (rows, 256)."""
         return self.image_head(view.features[rows])
 
-    def gene(self, view: View, rows: Tensor, expression: Tensor) -> Tensor:
+    def gene(self, view: SpotInputs, rows: Tensor, expression: Tensor) -> Tensor:
         """Gene embeddings of some rows, which see the other rows of their section: (rows, 256)."""
         across, down = torch.from_numpy(steps_of(view.location_um[rows.numpy()])).unbind(dim=1)
         words = self.word(expression) + self.across(across) + self.down(down)
@@ -369,7 +369,7 @@ class Loki:
     name = "loki"
     about = "after Loki (Chen et al. 2025): all training spots, weighted by similarity in a space trained in the fold"
 
-    def fit(self, training: FoldData) -> TowerPredictor:
+    def fit(self, training: FoldData) -> FittedTowers:
         """Train both heads and build the bank."""
         return fit_towers(training, ClipTowers, all_by_similarity)
 

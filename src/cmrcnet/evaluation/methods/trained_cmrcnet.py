@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cmrcnet.storage.cache import TokenCache
 
 log = logging.getLogger("cmrcnet")
+
+HeadName = Literal["retrieval", "ridge", "kernel"]
 
 
 class TrainedCMRCNet:
@@ -40,18 +42,20 @@ class TrainedCMRCNet:
 
     def __init__(
         self,
-        head: str | None = None,
+        head: HeadName | None = None,
         name: str = MAIN,
         about: str = "CMRCNet trained on the fold's training sections, with the head that the config says",
     ) -> None:
-        self.head, self.name, self.about = head, name, about
+        self.head: HeadName | None = head
+        self.name, self.about = name, about
 
     def fit(self, training: FoldData) -> FittedCMRCNet:
         """Train, and build the bank of the training sections."""
-        found = _fit(training, training.cohort)
-        if self.head is None:
+        found, head = _fit(training, training.cohort), self.head
+        if head is None:
             return found
-        head = self.head if found.model.head is not None else "retrieval"
+        if found.model.head is None:
+            head = "retrieval"
         return replace(found, head=head, record=found.record | {"head": head})
 
 
@@ -123,7 +127,7 @@ class FittedCMRCNet:
     bank: ReferenceBank
     cache: TokenCache | None
     record: dict[str, Any]
-    head: str | None = None
+    head: HeadName | None = None
 
     def predict(self, location: Location) -> Prediction:
         """Predict every gene of the bank from the slide and the spot positions alone."""

@@ -2,6 +2,8 @@
 
 A correlation is undefined where the truth or the prediction is constant over the section. Such genes are counted
 beside every mean, and either left out of it ("skip") or taken as 0 ("zero").
+
+The file is one thing: every metric that a single gene has.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy import sparse
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from scipy.stats import rankdata
 
 from cmrcnet.errors import ShapeMismatch
+from cmrcnet.evaluation import Frame, Sparse
 from cmrcnet.genes.gene_sets import EVERYTHING
 from cmrcnet.genes.spatial_stats import SpotLattice, pearson_per_gene, varies
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 Undefined = Literal["skip", "zero"]
 METRICS = (
@@ -33,7 +36,7 @@ ZERO_WITHOUT_SKILL = ("pearson", "spearman")
 _GENES_AT_A_TIME = 2_000  # bounds the memory of a section with many spots
 
 
-def score_genes(truth: sparse.csr_matrix | np.ndarray, guess: np.ndarray, genes: Sequence[str]) -> pd.DataFrame:
+def score_genes(truth: Sparse | np.ndarray, guess: np.ndarray, genes: Sequence[str]) -> Frame:
     """Score each gene of one section, spot against spot.
 
     Parameters
@@ -59,7 +62,7 @@ def score_genes(truth: sparse.csr_matrix | np.ndarray, guess: np.ndarray, genes:
     blocks: list[dict[str, np.ndarray]] = []
     for start in range(0, max(1, len(genes)), _GENES_AT_A_TIME):
         block = slice(start, start + _GENES_AT_A_TIME)
-        true = truth[:, block]
+        true: Any = truth[:, block]
         true = np.asarray(true.todense() if sparse.issparse(true) else true, dtype=np.float64)
         blocks.append(_score_block(true, np.asarray(guess[:, block], dtype=np.float64)))
     return pd.DataFrame({"gene": list(genes)} | {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]})
@@ -101,7 +104,7 @@ def over_genes(values: np.ndarray, undefined: Undefined = "skip") -> tuple[float
 
 
 def score_sets(
-    table: pd.DataFrame, sets: Mapping[str, Sequence[str]], undefined: Undefined = "skip"
+    table: Frame, sets: Mapping[str, Sequence[str]], undefined: Undefined = "skip"
 ) -> list[dict[str, object]]:
     """Average one section's gene table over gene sets.
 
@@ -197,7 +200,7 @@ _K1, _K2 = 0.01, 0.03
 _VALUES_AT_A_TIME = 1_000_000
 
 
-def ssim_windows(lattice: SpotLattice) -> sparse.csr_matrix:
+def ssim_windows(lattice: SpotLattice) -> Sparse:
     """Weights of the spots in the window around each spot, which sum to 1.
 
     A Gaussian of standard deviation 1.5 pitches, cut to 11 x 11 pitches. Locations of the window that hold no spot (off
@@ -212,14 +215,14 @@ def ssim_windows(lattice: SpotLattice) -> sparse.csr_matrix:
     scipy.sparse.csr_matrix, shape (spots, spots), float64
     """
     locations, spots = lattice.locations, len(lattice.locations)
-    near = cKDTree(locations).query_pairs(_REACH + 1e-6, p=np.inf, output_type="ndarray")
+    near = KDTree(locations).query_pairs(_REACH + 1e-6, p=np.inf, output_type="ndarray")
     weight = np.exp(-((locations[near[:, 0]] - locations[near[:, 1]]) ** 2).sum(axis=1) / (2 * _SIGMA**2))
     one_way = sparse.csr_matrix((weight, tuple(near.T)), shape=(spots, spots))
     windows = one_way + one_way.T + sparse.eye_array(spots)
     return sparse.csr_matrix(sparse.diags_array(1 / np.asarray(windows.sum(axis=1)).ravel()) @ windows)
 
 
-def ssim_per_gene(truth: np.ndarray, guess: np.ndarray, windows: sparse.csr_matrix) -> np.ndarray:
+def ssim_per_gene(truth: np.ndarray, guess: np.ndarray, windows: Sparse) -> np.ndarray:
     """Mean structural similarity of each gene's two maps.
 
     ``(2 mx my + C1)(2 sxy + C2) / ((mx^2 + my^2 + C1)(sxx + syy + C2))`` at each spot, from the means, variances and
@@ -253,7 +256,7 @@ def ssim_per_gene(truth: np.ndarray, guess: np.ndarray, windows: sparse.csr_matr
     return result
 
 
-def _block(x: np.ndarray, y: np.ndarray, windows: sparse.csr_matrix) -> np.ndarray:
+def _block(x: np.ndarray, y: np.ndarray, windows: Sparse) -> np.ndarray:
     defined = varies(x) & np.isfinite(y).all(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         c1, c2 = ((k * np.ptp(x, axis=0)) ** 2 for k in (_K1, _K2))
@@ -288,7 +291,7 @@ class PooledPearson:
         self._low = np.full((2, len(self.genes)), np.inf)
         self._high = -self._low
 
-    def add(self, truth: np.ndarray | sparse.spmatrix, guess: np.ndarray, genes: Sequence[str]) -> None:
+    def add(self, truth: np.ndarray | Sparse, guess: np.ndarray, genes: Sequence[str]) -> None:
         """Take in one section.
 
         Parameters
@@ -301,11 +304,12 @@ class PooledPearson:
             raise ShapeMismatch("The prediction", want=(truth.shape[0], len(genes)), got=guess.shape)
         if not truth.shape[0]:
             return
-        truth = truth.tocsc() if sparse.issparse(truth) else truth
+        values: Any = truth
+        values = values.tocsc() if sparse.issparse(values) else values
         step = max(1, 4_000_000 // truth.shape[0])
         for start in range(0, len(genes), step):
             part = slice(start, start + step)
-            block = truth[:, part]
+            block = values[:, part]
             true = np.asarray(block.toarray() if sparse.issparse(block) else block, np.float64)
             at = np.array([self._column[gene] for gene in genes[part]], dtype=np.int64)
             self._join(at, np.stack([true, np.asarray(guess[:, part], np.float64)]))

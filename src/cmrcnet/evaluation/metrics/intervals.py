@@ -1,4 +1,7 @@
-"""Means over seeds, sections and patients, and bootstrap intervals of means and of paired differences."""
+"""Means over seeds, sections and patients, and bootstrap intervals of means and of paired differences.
+
+The file is one thing: from scores of sections to means and intervals over patients.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cmrcnet.errors import BadOption, UnknownName
+from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.protocol.protocol_info import FEWEST_PATIENTS_TO_RANK
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 _KEYS = ["method", "fold", "section", "patient", "gene_set", "metric"]
 
 
-def over_seeds(scores: pd.DataFrame) -> pd.DataFrame:
+def over_seeds(scores: Frame) -> Frame:
     """Mean over the seeds of each method, section, gene set and metric.
 
     Parameters
@@ -38,7 +42,7 @@ def over_seeds(scores: pd.DataFrame) -> pd.DataFrame:
     return means[[column for column in scores if column != "seed"]]
 
 
-def genes_over_seeds(genes: pd.DataFrame, seeds: int) -> pd.DataFrame:
+def genes_over_seeds(genes: Frame, seeds: int) -> Frame:
     """Mean over seeds of every number of `genes.csv`, one row a method, section and gene.
 
     Parameters
@@ -57,10 +61,7 @@ def genes_over_seeds(genes: pd.DataFrame, seeds: int) -> pd.DataFrame:
     return means[list(genes.columns)]
 
 
-DRAWS = 2_000
-
-
-def by_patient(scores: pd.DataFrame) -> pd.DataFrame:
+def by_patient(scores: Frame) -> Frame:
     """Mean over seeds, then over each patient's sections: `method, gene_set, metric, patient, value` and counts.
 
     `n_genes` and `n_undefined` are sums over sections: gene-section pairs looked at, and those undefined.
@@ -73,7 +74,7 @@ def by_patient(scores: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def over_patients(scores: pd.DataFrame) -> pd.DataFrame:
+def over_patients(scores: Frame) -> Frame:
     """Mean over sections, then over patients: `method, gene_set, metric, value, n_patients, n_genes, n_undefined`.
 
     `n_patients` counts those with a defined value.
@@ -91,16 +92,15 @@ def over_patients(scores: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def mean_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """Mean, and the percentile bootstrap interval of it (Efron & Tibshirani 1993, chapter 13).
+def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Return the mean and its 95 % percentile bootstrap interval.
 
     Parameters
     ----------
     values : array, shape (n,)
-        One a patient (or a section); nan is left out.
-    level : float
+        One for each patient (or section); nan is left out.
     seed : int
-        Of the 2,000 draws.
+        Of the 2,000 resamples.
 
     Returns
     -------
@@ -111,11 +111,10 @@ def mean_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tup
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return float("nan"), float("nan"), float("nan")
-    if len(values) == 1:
-        return float(values[0]), float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(0, len(values), (DRAWS, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(values.mean()), float(low), float(high)
+    groups = ResampledGroups(
+        "patient", tuple(map(str, range(len(values)))), len(values), np.arange(len(values)), values[:, None]
+    )
+    return _bootstrap(["values"], groups.values, groups, seed, RESAMPLES)[0][1]
 
 
 FEWEST_PATIENTS_TO_RESAMPLE = 3
@@ -123,8 +122,8 @@ RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
-class Units:
-    """What is resampled, and how much each unit weighs.
+class ResampledGroups:
+    """What is resampled, and how much each group weighs.
 
     Parameters
     ----------
@@ -132,9 +131,9 @@ class Units:
     names : tuple of str
     patients : int
         Different patients.
-    owner : numpy.ndarray, shape (units,), int
-        Number of each unit's patient.
-    values : numpy.ndarray, shape (units, methods)
+    owner : numpy.ndarray, shape (groups,), int
+        Number of each group's patient.
+    values : numpy.ndarray, shape (groups, methods)
         Score of each; nan where undefined.
     """
 
@@ -145,15 +144,15 @@ class Units:
     values: np.ndarray
 
     def weights(self, known: np.ndarray) -> np.ndarray:
-        """1 by the number of units of the same patient that are known: their mean is the mean over patients.
+        """1 by the number of groups of the same patient that are known: their mean is the mean over patients.
 
         Parameters
         ----------
-        known : array, shape (units, columns), bool
+        known : array, shape (groups, columns), bool
 
         Returns
         -------
-        numpy.ndarray, shape (units, columns)
+        numpy.ndarray, shape (groups, columns)
             0 where unknown.
         """
         same = self.owner[:, None] == self.owner[None]
@@ -171,13 +170,13 @@ class Units:
 
 
 def intervals(
-    scores: pd.DataFrame, gene_set: str = "HVG", metric: str = "pearson", *, seed: int, resamples: int = RESAMPLES
-) -> pd.DataFrame:
+    scores: Frame, gene_set: str = "HVG", metric: str = "pearson", *, seed: int, resamples: int = RESAMPLES
+) -> Frame:
     """Mean over patients of each method, with its bootstrap interval.
 
     Percentile intervals (Efron and Tibshirani, "An introduction to the bootstrap", 1993) of the mean over patients;
     with fewer than three patients over sections, weighed so that patients count alike, and the table says so. Every
-    method sees the same resamples. With few units such intervals are too narrow; that is the data's limit, and
+    method sees the same resamples. With few groups such intervals are too narrow; that is the data's limit, and
     `too_few_to_rank` says it.
 
     Parameters
@@ -191,27 +190,27 @@ def intervals(
     Returns
     -------
     pandas.DataFrame
-        One row a method: `method, value, low, high, unit, n, note`. `n` counts units with a defined value; low and
+        One row a method: `method, value, low, high, group, n, note`. `n` counts groups with a defined value; low and
         high are nan with fewer than two.
     """
     import pandas as pd
 
-    methods, units = units_of(scores, gene_set, metric)
-    rows = [[m, *row, units.kind, n] for m, row, n in _bootstrap(methods, units.values, units, seed, resamples)]
-    table = pd.DataFrame(rows, columns=["method", "value", "low", "high", "unit", "n"])
-    table["note"] = units.to_text()
+    methods, groups = groups_of(scores, gene_set, metric)
+    rows = [[m, *row, groups.kind, n] for m, row, n in _bootstrap(methods, groups.values, groups, seed, resamples)]
+    table: Frame = pd.DataFrame(rows, columns=pd.Index(["method", "value", "low", "high", "group", "n"]))
+    table["note"] = groups.to_text()
     return table
 
 
 def paired_differences(
-    scores: pd.DataFrame,
+    scores: Frame,
     method: str,
     gene_set: str = "HVG",
     metric: str = "pearson",
     *,
     seed: int,
     resamples: int = RESAMPLES,
-) -> pd.DataFrame:
+) -> Frame:
     """How much one method differs from each other one on the same patients, with the interval of the difference.
 
     Parameters
@@ -227,8 +226,8 @@ def paired_differences(
     Returns
     -------
     pandas.DataFrame
-        One row another method: `method, other, difference, low, high, higher_in, unit, n, note`. `higher_in` counts
-        the units in which `method` scored strictly higher; `n` those in which both are defined.
+        One row another method: `method, other, difference, low, high, higher_in, group, n, note`. `higher_in` counts
+        the groups in which `method` scored strictly higher; `n` those in which both are defined.
 
     Raises
     ------
@@ -236,21 +235,20 @@ def paired_differences(
     """
     import pandas as pd
 
-    methods, units = units_of(scores, gene_set, metric)
+    methods, groups = groups_of(scores, gene_set, metric)
     if method not in methods:
         raise UnknownName("method", method, methods)
-    mine = units.values[:, [methods.index(method)]]
+    mine = groups.values[:, [methods.index(method)]]
     others = [name for name in methods if name != method]
-    gap = mine - units.values[:, [methods.index(name) for name in others]]
+    gap = mine - groups.values[:, [methods.index(name) for name in others]]
     higher = (gap > 0).sum(axis=0).tolist()
     rows = [
-        [method, other, *row, wins, units.kind, n]
-        for (other, row, n), wins in zip(_bootstrap(others, gap, units, seed, resamples), higher, strict=True)
+        [method, other, *row, wins, groups.kind, n]
+        for (other, row, n), wins in zip(_bootstrap(others, gap, groups, seed, resamples), higher, strict=True)
     ]
-    table = pd.DataFrame(
-        rows, columns=["method", "other", "difference", "low", "high", "higher_in", "unit", "n"]
-    )  # fmt: skip
-    table["note"] = units.to_text()
+    columns = ["method", "other", "difference", "low", "high", "higher_in", "group", "n"]
+    table: Frame = pd.DataFrame(rows, columns=pd.Index(columns))
+    table["note"] = groups.to_text()
     return table
 
 
@@ -261,8 +259,8 @@ def too_few_to_rank(patients: int) -> str | None:
     return f"{patients} patient{'s' if patients != 1 else ''}: too few patients to rank methods."
 
 
-def units_of(scores: pd.DataFrame, gene_set: str, metric: str) -> tuple[list[str], Units]:
-    """The methods of a table of scores, and their values on the units that are resampled."""
+def groups_of(scores: Frame, gene_set: str, metric: str) -> tuple[list[str], ResampledGroups]:
+    """The methods of a table of scores, and their values on the groups that are resampled."""
     picked = scores[(scores.gene_set == gene_set) & (scores.metric == metric)]
     if picked.empty:
         known = [f"{s} {m}" for s, m in scores[["gene_set", "metric"]].drop_duplicates().itertuples(index=False)]
@@ -273,23 +271,25 @@ def units_of(scores: pd.DataFrame, gene_set: str, metric: str) -> tuple[list[str
     sections = picked.groupby(["patient", "section", "method"], sort=False)["value"].mean().unstack("method")[methods]
     if len(patients) >= FEWEST_PATIENTS_TO_RESAMPLE:
         values = sections.groupby(level="patient", sort=False).mean().loc[patients]
-        return methods, Units("patient", tuple(patients), len(patients), np.arange(len(patients)), values.to_numpy())
+        return methods, ResampledGroups(
+            "patient", tuple(patients), len(patients), np.arange(len(patients)), values.to_numpy()
+        )
     owner = np.array([patients.index(patient) for patient in sections.index.get_level_values("patient")])
     names = tuple(sections.index.get_level_values("section"))
-    return methods, Units("section", names, len(patients), owner, sections.to_numpy())
+    return methods, ResampledGroups("section", names, len(patients), owner, sections.to_numpy())
 
 
 def _bootstrap(
-    names: list[str], values: np.ndarray, units: Units, seed: int, resamples: int
+    names: list[str], values: np.ndarray, groups: ResampledGroups, seed: int, resamples: int
 ) -> list[tuple[str, tuple[float, float, float], int]]:
-    """Weighted mean of each column, its 2.5 and 97.5 percentiles over resamples, and how many units are defined."""
+    """Weighted mean of each column, its 2.5 and 97.5 percentiles over resamples, and how many groups are defined."""
     if resamples < 1:
         raise BadOption("resamples", resamples, want="a number of resamples, 1 or more")
     draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    times = np.zeros((resamples, len(values)))  # how often each unit was drawn
+    times = np.zeros((resamples, len(values)))  # how often each group was drawn
     np.add.at(times, (np.arange(resamples)[:, None], draws), 1)
     known = ~np.isnan(values)
-    weight = units.weights(known)
+    weight = groups.weights(known)
     filled = np.where(known, values, 0.0) * weight
     result = []
     for column, name in enumerate(names):

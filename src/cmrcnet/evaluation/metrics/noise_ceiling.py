@@ -13,6 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadOption
+from cmrcnet.evaluation import Sparse
 from cmrcnet.genes.normalise import library_sizes, scale_factors
 from cmrcnet.slides.section import Section, check_counts
 
@@ -20,7 +21,7 @@ REPEATS = 10
 
 
 def noise_ceiling(
-    counts: sparse.csr_matrix,
+    counts: Sparse,
     target_sum: float | Literal["median"] = 10_000.0,
     *,
     seed: int,
@@ -70,7 +71,8 @@ def noise_ceiling(
     total, defined = np.zeros(counts.shape[1]), np.zeros(counts.shape[1], dtype=int)
     for _ in range(repeats):
         one = random.binomial(whole, 0.5)
-        r = _correlation(*(_expression(counts, half, target_sum) for half in (one, whole - one)), counts)
+        first, second = (_expression(counts, half, target_sum) for half in (one, whole - one))
+        r = _correlation(first, second, counts)
         total += np.nan_to_num(r)
         defined += ~np.isnan(r)
     r = np.divide(total, defined, out=np.full(len(total), np.nan), where=defined > 0)
@@ -105,13 +107,13 @@ class Ceilings:
         return self._kept[section.name]
 
 
-def _expression(counts: sparse.csr_matrix, half: np.ndarray, target_sum: float | Literal["median"]) -> np.ndarray:
+def _expression(counts: Sparse, half: np.ndarray, target_sum: float | Literal["median"]) -> np.ndarray:
     """Log-normalised values of one half at the locations of `counts.data`."""
     library = library_sizes(sparse.csr_matrix((half, counts.indices, counts.indptr), shape=counts.shape))
     return np.log1p(half * np.repeat(scale_factors(library, target_sum), np.diff(counts.indptr)))
 
 
-def _correlation(a: np.ndarray, b: np.ndarray, counts: sparse.csr_matrix) -> np.ndarray:
+def _correlation(a: np.ndarray, b: np.ndarray, counts: Sparse) -> np.ndarray:
     """Pearson of each gene over all spots, from sums over the locations that hold a count; the rest is 0 in both."""
     spots, genes = counts.shape
 

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import GenesError
+from cmrcnet.evaluation import Frame, Sparse
 from cmrcnet.evaluation.methods.method import Prediction
 from cmrcnet.evaluation.metrics.gene_metrics import (
     PooledPearson,
@@ -32,7 +33,7 @@ from cmrcnet.genes.spatial_stats import morans_i, snap_to_lattice, spot_graph
 from cmrcnet.slides.section import Section
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 SET_METRICS = ("ceiling", "pearson_share", "gene_gene_error", "gene_gene_agreement", "svg_recall", "pooled_pearson")
 """Metrics of a set as a whole, beside the means of `metrics.METRICS`.
@@ -63,9 +64,9 @@ class SectionTruth:
     """
 
     genes: tuple[str, ...]
-    expression: sparse.csc_matrix
-    graph: sparse.csr_matrix
-    windows: sparse.csr_matrix
+    expression: Sparse
+    graph: Sparse
+    windows: Sparse
     moran: np.ndarray
     ceiling: np.ndarray
 
@@ -94,7 +95,9 @@ class Scorer:
         protocol: ScoringProtocol = STRICT,
         seed: int = 0,
     ) -> None:
-        self.target_sum, self.undefined, self.set_size, self.protocol = target_sum, undefined, set_size, protocol
+        self.target_sum: float | Literal["median"] = target_sum
+        self.undefined: Undefined = undefined
+        self.set_size, self.protocol = set_size, protocol
         self._ceilings = Ceilings(target_sum, seed=seed)
         self._genes: Sequence[str] = ()
         self._kept: dict[str, SectionTruth] = {}
@@ -134,7 +137,7 @@ class FoldScores:
         self._measured: set[str] = set()
         self._scored_sets: dict[str, dict[str, None]] = {name: {} for name in sets}
 
-    def add(self, section: Section, prediction: Prediction) -> pd.DataFrame:
+    def add(self, section: Section, prediction: Prediction) -> Frame:
         """Score one section.
 
         Parameters
@@ -201,7 +204,7 @@ class FoldScores:
 
     def _of_sets(
         self,
-        table: pd.DataFrame,
+        table: Frame,
         truth: SectionTruth,
         guess: np.ndarray,
         said: np.ndarray,

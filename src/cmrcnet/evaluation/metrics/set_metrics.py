@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import ShapeMismatch, TooFew, UnknownName
+from cmrcnet.evaluation import Sparse
 from cmrcnet.genes.spatial_stats import varies
 
 
@@ -58,18 +59,15 @@ def gene_gene_correlation(truth: np.ndarray, guess: np.ndarray) -> tuple[float, 
     """
     if truth.shape != guess.shape:
         raise ShapeMismatch("guess", want=truth.shape, got=guess.shape)
-    if len(truth) < 2:
+    if len(truth) < 3:
         return float("nan"), float("nan"), truth.shape[1]
     truth, guess = np.asarray(truth, np.float64), np.asarray(guess, np.float64)
-    kept = varies(truth) & varies(guess)
-    genes, left_out = int(kept.sum()), int((~kept).sum())
-    if genes < 2:
+    kept = np.flatnonzero(varies(truth) & varies(guess))
+    left_out = truth.shape[1] - len(kept)
+    if len(kept) < 2:
         return float("nan"), float("nan"), left_out
-    above = np.triu_indices(genes, 1)
-    true, said = (np.corrcoef(block[:, kept], rowvar=False)[above] for block in (truth, guess))
-    error = float(np.sqrt(((true - said) ** 2).mean()))
-    defined = genes > 2 and np.ptp(true) > 1e-12 and np.ptp(said) > 1e-12
-    return error, float(np.corrcoef(true, said)[0, 1]) if defined else float("nan"), left_out
+    found = gene_correlation([(truth[:, kept], guess[:, kept])], [str(gene) for gene in kept])
+    return found.rms, found.agreement, left_out
 
 
 def share_of_ceiling(scores: np.ndarray, ceiling: np.ndarray) -> tuple[float, int]:
@@ -100,7 +98,7 @@ def _highest(values: np.ndarray, size: int) -> np.ndarray:
     return order[: min(size, int((~np.isnan(values)).sum()))]
 
 
-Expression = np.ndarray | sparse.spmatrix
+Expression = np.ndarray | Sparse
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +181,8 @@ def gene_correlation(pairs: Iterable[tuple[Expression, Expression]], genes: Sequ
         if truth.shape != prediction.shape or truth.shape[1] != size:
             raise ShapeMismatch("The prediction", want=(truth.shape[0], size), got=prediction.shape)
         spots += truth.shape[0]
-        for i, values in enumerate((truth, prediction)):
+        both: tuple[Any, Any] = truth, prediction
+        for i, values in enumerate(both):
             dense = np.asarray(values.todense() if sparse.issparse(values) else values, dtype=np.float64)
             largest[i] = np.maximum(largest[i], np.abs(dense).max(axis=0, initial=0.0))
             centred = dense - dense.mean(axis=0)
@@ -252,7 +251,7 @@ def matched_sets(
         rng = np.random.default_rng([seed, number])
         partner: dict[str, str] = {}
         for place in rng.permutation(len(members)):
-            gene = members[place]
+            gene = members[int(place)]
             candidates = np.flatnonzero(free)
             apart = np.abs(mean[candidates] - mean[column[gene]])
             near = candidates[np.argsort(apart, kind="stable")[:NEAREST]]

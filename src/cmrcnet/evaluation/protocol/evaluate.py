@@ -3,6 +3,8 @@
 ``strict`` fixes the scored genes on the training sections. ``paper`` scores as published studies do, so that their
 numbers can be compared with ours: one section is held out at a time, HEG and HVG are those of the test truth, and the
 gene panel is chosen on all sections; every table says so.
+
+The file is one thing: from a cohort to an `EvaluationRun`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from cmrcnet.config import Config
+from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods import chosen_methods
 from cmrcnet.evaluation.methods.method import Method
 from cmrcnet.evaluation.metrics.intervals import genes_over_seeds, over_patients
@@ -28,7 +31,6 @@ from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
 _LIBRARIES = ("cmrcnet", "torch", "timm", "numpy", "scipy", "scikit-learn", "scanpy", "anndata")
@@ -65,12 +67,12 @@ class EvaluationRun:
     folds: tuple[Fold, ...]
     protocol_info: ProtocolInfo
     methods: dict[str, str]
-    scores: pd.DataFrame
-    genes: pd.DataFrame
+    scores: Frame
+    genes: Frame
     predictions: Mapping[str, AnnData]
     metadata: dict[str, Any] = field(repr=False)
 
-    def means(self) -> pd.DataFrame:
+    def means(self) -> Frame:
         """Return the mean over patients of each method, gene set and metric."""
         return over_patients(self.scores)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from cmrcnet.config import Config
+from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.methods.method import FoldData, location_of
 from cmrcnet.evaluation.metrics.scoring import Scorer
@@ -130,7 +131,7 @@ class FoldRunner:
         start = time.monotonic()
         fitted = run.method.fit(data)
         scores = self._scorer_of(run).begin(run.plan.scored)
-        gene_tables: list[pd.DataFrame] = []
+        gene_tables: list[Frame] = []
         tables: dict[str, AnnData] = {}
         fold, name = run.plan.fold, run.method.name
         for section in self.cohort.only(fold.test):

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from scipy import sparse
-
 from cmrcnet.config import Config
 from cmrcnet.errors import BadOption, UnknownName
+from cmrcnet.evaluation import Frame, Sparse
 from cmrcnet.evaluation.protocol.folds import GroupBy
 from cmrcnet.genes.gene_sets import sets_of_truth
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 ProtocolName = Literal["strict", "paper"]
 Sets = Mapping[str, Sequence[str]]
@@ -61,7 +60,7 @@ class ScoringProtocol:
         given = {} if group_by is None else {"evaluation.group_by": group_by}
         return config.override(given | self.settings) if given or self.settings else config
 
-    def scored_sets(self, sets: Sets, genes: Sequence[str], truth: sparse.spmatrix, size: int) -> dict[str, tuple]:
+    def scored_sets(self, sets: Sets, genes: Sequence[str], truth: Sparse, size: int) -> dict[str, tuple]:
         """Return the gene sets on which one test section is scored; for scoring only, it may use the truth.
 
         Parameters
@@ -163,7 +162,7 @@ class ProtocolInfo:
     seeds: int = 1
     all_folds: int | None = None
 
-    def counted(self, genes: pd.DataFrame) -> ProtocolInfo:
+    def counted(self, genes: Frame) -> ProtocolInfo:
         """Add the numbers of genes that were scored.
 
         Parameters

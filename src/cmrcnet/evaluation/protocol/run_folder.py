@@ -4,6 +4,8 @@ While a run works, everything lies in ``OUT.partial``: one result for each fold,
 atomically. After an interruption, ``resume`` picks up the finished results, and an unfinished training from its
 checkpoints. `finish` renames ``OUT.partial`` to ``OUT``; until then an older ``OUT`` is not touched, also with
 ``overwrite``.
+
+The file is one thing: the layout of the folder and its way from partial to finished.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from cmrcnet.errors import CannotResume, Damaged, OutputExists
+from cmrcnet.evaluation import Frame
 from cmrcnet.storage.atomic import atomic_file, atomic_folder, partial_folder, refuse_existing, replace_folder
 from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from cmrcnet.training.checkpoint import Checkpoints
@@ -51,8 +53,8 @@ class FoldResult:
         `genes` holds every gene, not only those of named gene sets.
     """
 
-    scores: pd.DataFrame
-    genes: pd.DataFrame
+    scores: Frame
+    genes: Frame
     record: dict[str, Any]
     seconds: float
     tables: dict[str, AnnData] = field(default_factory=dict)
@@ -214,7 +216,7 @@ class RunFolder(WorkFolder):
 
         return Checkpoints(self._place("checkpoints", fold, training, seed))
 
-    def write_tables(self, scores: pd.DataFrame, genes: pd.DataFrame, metadata: dict[str, Any]) -> None:
+    def write_tables(self, scores: Frame, genes: Frame, metadata: dict[str, Any]) -> None:
         """Write `scores.csv`, `genes.csv` and `run.json` of the whole run."""
         with atomic_file(self.working / "scores.csv") as tmp:
             scores.to_csv(tmp, index=False)
@@ -223,7 +225,7 @@ class RunFolder(WorkFolder):
         self._write_json("run.json", {"format": FORMAT, **metadata})
 
     @staticmethod
-    def read_finished(path: Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+    def read_finished(path: Path) -> tuple[Frame, dict[str, Any]] | None:
         """Read scores and metadata of a finished run; None where there is none.
 
         Raises
@@ -284,13 +286,14 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise Damaged(file, str(error), "run again with --overwrite") from error
 
 
-def _read_table(file: Path) -> pd.DataFrame:
+def _read_table(file: Path) -> Frame:
     """Read scores or genes: names stay text (patient 794, gene NA), numbers come back as they were written."""
     import pandas as pd
 
-    head = pd.read_csv(file, nrows=0).columns
+    read_csv: Any = pd.read_csv
+    head = read_csv(file, nrows=0).columns
     numbers = [column for column in head if column not in _TEXT]
-    return pd.read_csv(
+    return read_csv(
         file,
         dtype={column: str for column in head if column in _TEXT},
         keep_default_na=False,

@@ -7,12 +7,15 @@ by themselves. Finished results are in the run folder by then.
 A sum over many threads is added up in another order than over one, so the last digits depend on their number. Tasks
 on a CPU therefore run with one thread each, whatever the number of workers: results are then bit-identical. Only a
 config that trains its encoder gets all cores (a task of hours); there the last digits may depend on the number.
+
+The file is one thing: how tasks are distributed over processes.
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
+import multiprocessing.reduction
 import os
 import signal
 import sys
@@ -25,7 +28,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from itertools import islice
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("cmrcnet")
 
 Workers = int | Literal["auto"]
+
+ForkingPickler: Any = multiprocessing.reduction.ForkingPickler
 
 WORKER_BYTES = 1_500_000_000
 """Memory that one worker is expected to need: torch, the counts of a cohort, one method."""
@@ -105,7 +109,7 @@ def run_experiments(
     if count > 1:
         assert payload is not None
         log.info("%d tasks in %d processes", len(tasks), count)
-        found = run_in_workers(planned, payload, count)
+        found: Any = run_in_workers(planned, payload, count)
     else:
         found = run_here(planned, runner)
     with metered("evaluate", todo, "results") as meter, closing(found):

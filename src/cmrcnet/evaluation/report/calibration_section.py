@@ -10,18 +10,18 @@ Of each held-out section, over the genes of a set (HVG) that it measured:
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
 
+from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.metrics.scoring import truth_of
 from cmrcnet.evaluation.report.page import render
 from cmrcnet.uncertainty.conformal import LEVEL, bounds
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
@@ -72,7 +72,7 @@ def risk_column(share: float) -> str:
     return f"risk_{round(100 * share)}"
 
 
-def uncertainty_scores(run: EvaluationRun, gene_set: str = "HVG") -> pd.DataFrame:
+def uncertainty_scores(run: EvaluationRun, gene_set: str = "HVG") -> Frame:
     """One row a held-out section whose table says how far to believe it.
 
     Parameters
@@ -95,7 +95,7 @@ def uncertainty_scores(run: EvaluationRun, gene_set: str = "HVG") -> pd.DataFram
             genes = _genes(run, section, gene_set)
             rows.append(_of_section(run, section, table, genes) | {"gene_set": gene_set})
     head = ["section", "patient", "gene_set", "n_genes", "coverage", "width", "abstained", "ood", "distance", "limit"]
-    return pd.DataFrame(rows, columns=[*head, "outside", *map(risk_column, KEPT)])
+    return pd.DataFrame(rows, columns=pd.Index([*head, "outside", *map(risk_column, KEPT)]))
 
 
 def _of_section(run: EvaluationRun, section: str, table: AnnData, genes: list[str]) -> dict[str, object]:
@@ -107,7 +107,7 @@ def _of_section(run: EvaluationRun, section: str, table: AnnData, genes: list[st
         found["outside"] = float(1 - table.obs["in_distribution"].mean())
     if "interval_scale" not in table.obs or not genes:
         return found
-    mine = table[:, genes]
+    mine: Any = table[:, genes]
     truth = np.asarray(truth_of(measured, genes, run.config.panel.target_sum)[1].todense(), np.float64)
     mean, factor = np.asarray(mine.X, np.float64), mine.obs["interval_scale"].to_numpy(np.float64)
     low, high = (mine.var[name].to_numpy(np.float64) for name in ("interval_low", "interval_high"))
@@ -162,7 +162,7 @@ def calibration_section(run: EvaluationRun) -> Markup:
     return render("calibration.html", values)
 
 
-def coverage_svg(frame: pd.DataFrame) -> bytes:
+def coverage_svg(frame: Frame) -> bytes:
     """A dot a section, beside the nominal level."""
     known = frame[frame["coverage"].notna()]
     with _style():
@@ -181,7 +181,7 @@ def coverage_svg(frame: pd.DataFrame) -> bytes:
         return _svg(drawing)
 
 
-def risk_svg(frame: pd.DataFrame) -> bytes:
+def risk_svg(frame: Frame) -> bytes:
     """Error of the spots that are kept, over the error of all, against the share of abstained spots."""
     curves = frame[[risk_column(share) for share in KEPT]].to_numpy(np.float64)
     curves = curves[np.isfinite(curves).all(axis=1)]
@@ -205,7 +205,7 @@ def risk_svg(frame: pd.DataFrame) -> bytes:
         return _svg(drawing)
 
 
-def _statement(frame: pd.DataFrame) -> str:
+def _statement(frame: Frame) -> str:
     said = []
     covered = frame["coverage"].dropna()
     if len(covered):

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from cmrcnet.errors import BadOption, TooFew, UnknownName
+from cmrcnet.evaluation import Frame, Sparse
 from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.metrics.scoring import truth_of
 from cmrcnet.evaluation.metrics.set_metrics import GeneCorrelation, gene_correlation
@@ -22,8 +23,6 @@ from cmrcnet.genes.markers import MarkerList, markers, organ_of_cohort
 from cmrcnet.uncertainty.gene_reliability import GRADES, grade_counts, predictability
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
 
 MOST_GENES = 2_000
@@ -79,7 +78,7 @@ def marker_table(run: EvaluationRun) -> Markup:
     return render("markers.html", {"run": run, "organ": organ.organ, "rows": rows, "method": first_method(run)})
 
 
-def gene_frame(run: EvaluationRun) -> pd.DataFrame:
+def gene_frame(run: EvaluationRun) -> Frame:
     """Every gene of the first method, in the order of the explorer: named sets first, each part by its Pearson.
 
     Returns
@@ -108,7 +107,7 @@ def gene_frame(run: EvaluationRun) -> pd.DataFrame:
     return order.drop(columns="part")
 
 
-def gene_means(run: EvaluationRun, method: str) -> pd.DataFrame:
+def gene_means(run: EvaluationRun, method: str) -> Frame:
     """One row a gene: its mean Pearson over sections and in how many of them that is defined."""
     mine = run.genes[run.genes.method == method]
     grouped = mine.groupby("gene", sort=False)
@@ -125,7 +124,7 @@ def gene_means(run: EvaluationRun, method: str) -> pd.DataFrame:
     return frame
 
 
-def _rows(run: EvaluationRun, frame: pd.DataFrame) -> dict[str, Any]:
+def _rows(run: EvaluationRun, frame: Frame) -> dict[str, Any]:
     """Names of the columns, and the rows, three digits a number; None where undefined."""
     others = [name for name in run.methods if name != first_method(run)]
     others = [name for name in others if run.genes[run.genes.method == name].pearson.notna().any()]
@@ -158,7 +157,7 @@ def _markers(run: EvaluationRun) -> tuple[MarkerList, dict[str, tuple[str, ...]]
         return None
 
 
-def _joined(sets: pd.Series) -> str:
+def _joined(sets: Frame) -> str:
     return " ".join(sorted({name for entry in sets for name in entry.split()}))
 
 
@@ -186,10 +185,10 @@ def correlated_genes(run: EvaluationRun) -> list[str]:
     return [gene for gene, _ in chosen.most_common() if everywhere.get(gene, False)][:_MOST_CORRELATED]
 
 
-def _pairs(run: EvaluationRun, genes: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _pairs(run: EvaluationRun, genes: list[str]) -> Iterator[tuple[Sparse, np.ndarray]]:
     for name in run.predictions:
         _, truth = truth_of(run.cohort.read(name), genes, run.config.panel.target_sum)
-        said = run.predictions[name][:, genes].X
+        said: Any = run.predictions[name][:, genes].X
         yield truth, np.asarray(said.todense() if hasattr(said, "todense") else said, np.float64)
 
 

@@ -126,7 +126,7 @@ def _map(
 
 
 def _column(table: AnnData, gene: str) -> np.ndarray:
-    values = table[:, gene].X
+    values: Any = table[:, gene].X
     return np.asarray(values.todense() if hasattr(values, "todense") else values, np.float64).ravel()
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.metrics.intervals import by_patient, intervals, paired_differences
 from cmrcnet.evaluation.report.page import render
 from cmrcnet.evaluation.report.summary import first_method, number
 
 if TYPE_CHECKING:
-    import pandas as pd
     from markupsafe import Markup
 
     from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
@@ -48,7 +48,7 @@ def comparison(run: EvaluationRun) -> str:
     gaps = paired_differences(run.scores, main, "HVG", seed=run.metadata["seed"]).set_index("other")
     said = [
         f"minus {name}: {signed(gap['difference'])} ({between(gap['low'], gap['high'], plus=True)}), higher in "
-        f"{int(gap['higher_in'])} of {int(gap['n'])} {gap['unit']}s"
+        f"{int(gap['higher_in'])} of {int(gap['n'])} {gap['group']}s"
         for name, gap in ((name, gaps.loc[name]) for name in beside)
     ]
     share = run.mean(main, "HVG", "pearson_share")
@@ -81,7 +81,7 @@ def methods_section(run: EvaluationRun) -> Markup:
     heads += [f"{main} minus it, {sets[0]}", "95 % interval", "higher in", "share of ceiling", "time"]
     note = (
         f"{means[sets[0]]['note'].iloc[0]}. “{main} minus it” is paired: both on the same "
-        f"{gaps['unit'].iloc[0] if len(gaps) else 'patient'}s; “higher in” counts those in which {main} is ahead. "
+        f"{gaps['group'].iloc[0] if len(gaps) else 'patient'}s; “higher in” counts those in which {main} is ahead. "
         f"Share of ceiling: {sets[0]} Pearson by what the noise of the counts allows. Time: fit, predict and score, "
         "all folds; methods on one training share it, and the first of them is charged for it."
     )
@@ -99,7 +99,7 @@ def methods_section(run: EvaluationRun) -> Markup:
     return render("methods.html", values)
 
 
-def _metrics_of(run: EvaluationRun, name: str, summary: pd.DataFrame) -> tuple[str, list[str], list[list[str]]]:
+def _metrics_of(run: EvaluationRun, name: str, summary: Frame) -> tuple[str, list[str], list[list[str]]]:
     """Name, heads and rows of the table of one gene set."""
     mine = summary[summary.gene_set == name]
     metrics = list(dict.fromkeys(mine.metric))
@@ -203,5 +203,5 @@ def signed(value: float) -> str:
     return said if said.startswith(("-", "u")) or float(said) == 0 else f"+{said}"
 
 
-def _hvg_pearson(frame: pd.DataFrame) -> pd.DataFrame:
+def _hvg_pearson(frame: Frame) -> Frame:
     return frame[(frame.gene_set == "HVG") & (frame.metric == "pearson")]

@@ -118,6 +118,7 @@ def curve_svg(
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with mpl.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": "cmrcnet", "font.family": "sans-serif", "font.size": 10}
@@ -136,7 +137,7 @@ def curve_svg(
             )  # fmt: skip
         axes.set_title(title, fontsize=10.5, loc="left")
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.12)
         out = io.BytesIO()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cmrcnet.config import Config, HeadConfig
+from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods import chosen_methods
 from cmrcnet.evaluation.methods.method import MAIN, Method, training_name
 from cmrcnet.evaluation.metrics.intervals import by_patient, mean_interval
@@ -26,14 +27,12 @@ from cmrcnet.storage.atomic import atomic_file
 from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from cmrcnet.storage.cache import TokenCache
 
 log = logging.getLogger("cmrcnet")
 
 FORMAT = 2
-Finished = tuple["pd.DataFrame", dict[str, Any]]
+Finished = tuple[Frame, dict[str, Any]]
 """Scores and metadata of a finished trial."""
 
 
@@ -97,7 +96,7 @@ class SweepRun:
 
     plan: SweepPlan
     cohort: str
-    table: pd.DataFrame
+    table: Frame
     protocols: dict[str, str]
     seconds: dict[str, float]
     metadata: dict[str, Any]
@@ -239,10 +238,10 @@ def _gathered(plan: SweepPlan, cohort: str, found: dict[str, Finished]) -> Sweep
     return SweepRun(plan, cohort, pd.DataFrame(rows), protocols, seconds, metadata)
 
 
-def _rows(plan: SweepPlan, trial: Trial, scores: pd.DataFrame, base: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def _rows(plan: SweepPlan, trial: Trial, scores: Frame, base: Frame) -> Iterator[dict[str, Any]]:
     over = "patients" if scores["patient"].nunique() > 1 else "sections"
 
-    def groups(scores: pd.DataFrame) -> pd.DataFrame:
+    def groups(scores: Frame) -> Frame:
         """Means of patients; or of sections, where there is one patient."""
         if over == "sections":
             scores = scores.assign(patient=scores["section"])

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.report.page import render
 from cmrcnet.evaluation.report.summary import number
 from cmrcnet.evaluation.sweep.sweep_plan import BASE
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
     from cmrcnet.evaluation.sweep.run_sweep import SweepFolder, SweepRun
@@ -71,7 +71,7 @@ def plot(run: SweepRun, gene_set: str, metric: str = "pearson") -> bytes:
     return held.getvalue()
 
 
-def _number_axis(run: SweepRun, rows: pd.DataFrame) -> str | None:
+def _number_axis(run: SweepRun, rows: Frame) -> str | None:
     """The setting along which a line can be drawn."""
     if not run.plan.grid:
         return run.plan.keys[0] if len(run.plan.keys) == 1 and _is_number(list(rows[run.plan.keys[0]])) else None
@@ -87,7 +87,7 @@ def _is_number(words: Sequence[str]) -> bool:
         return False
 
 
-def _lines(axes: Axes, run: SweepRun, rows: pd.DataFrame, across: str) -> None:
+def _lines(axes: Axes, run: SweepRun, rows: Frame, across: str) -> None:
     others = [key for key in run.plan.keys if key != across]
     groups = rows.groupby(others, sort=False) if others else [((), rows)]
     for values, mine in groups:
@@ -105,7 +105,7 @@ def _lines(axes: Axes, run: SweepRun, rows: pd.DataFrame, across: str) -> None:
         axes.legend(fontsize=8, frameon=False)
 
 
-def _bars(axes: Axes, rows: pd.DataFrame) -> None:
+def _bars(axes: Axes, rows: Frame) -> None:
     below, above = _arms(rows)
     colours = [_BASE if trial == BASE else _BAR for trial in rows["trial"]]
     axes.barh(list(rows["trial"]), rows["value"], xerr=[below, above], color=colours, ecolor=_INK, capsize=3)
@@ -115,7 +115,7 @@ def _bars(axes: Axes, rows: pd.DataFrame) -> None:
     axes.invert_yaxis()
 
 
-def _arms(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
+def _arms(rows: Frame) -> tuple[list[float], list[float]]:
     """How far the interval reaches to either side; nothing where there is none."""
     value = rows["value"].to_numpy()
     below, above = value - rows["low"].to_numpy(), rows["high"].to_numpy() - value

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmrcnet.config import Config
 from cmrcnet.errors import GenesError, Leakage, TooFew
+from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods import chosen_methods
 from cmrcnet.evaluation.methods.method import MAIN, Method
 from cmrcnet.evaluation.metrics.intervals import by_patient, mean_interval
@@ -32,8 +33,6 @@ from cmrcnet.slides.section import Cohort, CohortEntry, Section
 from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from cmrcnet.storage.cache import TokenCache
 
 _EVERY = 10**9
@@ -53,7 +52,7 @@ class TransferRun:
         Content of `transfer.json`.
     """
 
-    table: pd.DataFrame
+    table: Frame
     metadata: dict[str, Any]
 
     def to_text(self) -> str:
@@ -140,7 +139,7 @@ def transfer(
         fold = Fold(name, sides[first].sections, test.sections, test.patients, patient_disjoint=True)
         wanted[f"to {name}"] = experiment((fold,), config.evaluation.group_by, scored[name], name)
 
-    found: dict[str, pd.DataFrame] = {}
+    found: dict[str, Frame] = {}
     waiting: list[str] = []
     for name, each in wanted.items():
         known = folder.finished_trial(each.config, name)
@@ -250,7 +249,7 @@ def _grouping(cohort: Cohort, asked: GroupBy) -> GroupBy:
     return "section" if len(cohort.patients) < 2 else asked
 
 
-def _rows(test: str, train: str, found: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+def _rows(test: str, train: str, found: dict[str, Frame]) -> list[dict[str, Any]]:
     keys = ["method", "gene_set", "metric"]
     nothing = float("nan")
     moved = by_patient(found[f"to {test}"])
