@@ -71,12 +71,12 @@ def test_the_searcher_goes_back_to_its_best_weights():
     learnt, (searcher, _), _ = learnt_with(6, Schedule(most_epochs=30, look_every=2, patience=2))
     again, (other, _), _ = learnt_with(6, Schedule(most_epochs=6, look_every=2, patience=2))
     torch.testing.assert_close(searcher.network.weight, other.network.weight)
-    assert [e for e, _ in learnt.record["looks"]] == [2, 4, 6, 8, 10] and again.record["epochs"] == 6
+    assert [e for e, _ in learnt.record["validation_scores"]] == [2, 4, 6, 8, 10] and again.record["epochs"] == 6
 
 
 def test_with_one_unit_nothing_is_validation():
     learnt, made, _ = learnt_with(6, Schedule(most_epochs=4), units="a")
-    assert learnt.record == {"validation": "nothing", "looks": [], "epochs": 4}
+    assert learnt.record == {"validation": "nothing", "validation_scores": [], "epochs": 4}
     assert len(made) == 1 and made[0].epoch == 4 and learnt.searcher is None
 
 

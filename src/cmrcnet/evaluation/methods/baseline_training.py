@@ -206,9 +206,9 @@ class Schedule:
     Parameters
     ----------
     most_epochs : int
-        Epochs of the search, at most; also how many are trained when nothing can be held in.
+        Epochs of the search, at most; also how many are trained when nothing can be held out for validation.
     look_every : int
-        Epochs between two looks at the validation unit.
+        Epochs between two looks at the validation group.
     patience : int
         Looks without a better score after which the search stops.
     learning_rate, weight_decay : float
@@ -252,7 +252,7 @@ class TrainedBaseline:
     learner : Trainable
         Trained on all rows.
     searcher : Trainable or None
-        The one of the search, at its best epoch; None when nothing could be held in.
+        The one of the search, at its best epoch; None when no group could be held out.
     inside : numpy.ndarray, shape (spots,), bool
         Rows that the searcher learnt from.
     record : dict
@@ -267,7 +267,7 @@ class TrainedBaseline:
 def train_baseline(
     training: FoldData, make: Callable[[np.ndarray], AnyTrainable], schedule: Schedule
 ) -> TrainedBaseline:
-    """Choose the number of epochs on one validation training unit, then train on all rows for as many.
+    """Choose the number of epochs on one validation training group, then train on all rows for as many.
 
     Parameters
     ----------
@@ -279,19 +279,19 @@ def train_baseline(
     Returns
     -------
     TrainedBaseline
-        `record` has the validation unit, the looks (epoch and validation HVG Pearson), and the epochs.
+        `record` has the validation group, `validation_scores` (epoch and validation HVG Pearson), and the epochs.
 
     Raises
     ------
     Diverged
     """
-    units = list(dict.fromkeys(training.group_of))
+    groups = list(dict.fromkeys(training.group_of))
     everything = np.arange(len(training.group_of))
     epochs, looks, searcher, validation = schedule.most_epochs, [], None, "nothing"
     inside = np.ones(len(everything), bool)
-    if len(units) > 1:
+    if len(groups) > 1:
         rng = np.random.default_rng([training.seed, _VALIDATION])
-        validation = str(units[int(rng.integers(len(units)))])
+        validation = str(groups[int(rng.integers(len(groups)))])
         inside = training.group_of != validation
         truth, of_row = hvg_of(training)[~inside], training.section_of[~inside]
 
@@ -301,7 +301,7 @@ def train_baseline(
         searcher, looks = _train(make, everything[inside], schedule, schedule.most_epochs, training.seed, look)
         epochs = max(looks, key=lambda pair: pair[1])[0]
     learner, _ = _train(make, everything, schedule, epochs, training.seed, None)
-    record = {"validation": validation, "looks": [[e, round(s, 5)] for e, s in looks], "epochs": epochs}
+    record = {"validation": validation, "validation_scores": [[e, round(s, 5)] for e, s in looks], "epochs": epochs}
     return TrainedBaseline(learner, searcher, inside, record)
 
 

@@ -49,7 +49,7 @@ def section_pearson(truth: np.ndarray, guess: np.ndarray, section_of: np.ndarray
 def validation_scores(
     training: FoldData, guesses: Callable[[np.ndarray], Mapping[Candidate, np.ndarray]]
 ) -> dict[Candidate, float]:
-    """Score every candidate value of a option on each training unit in turn.
+    """Score every candidate value of an option on each training group in turn.
 
     Parameters
     ----------
@@ -61,16 +61,16 @@ def validation_scores(
     Returns
     -------
     dict
-        Candidate to validation HVG Pearson, mean over sections, then over units. Empty when there is one training unit
-        only: then nothing can be held in.
+        Candidate to validation HVG Pearson, mean over sections, then over groups. Empty with a single training group,
+        where nothing can be held out for validation.
     """
-    units = list(dict.fromkeys(training.group_of))
-    if len(units) < 2:
+    groups = list(dict.fromkeys(training.group_of))
+    if len(groups) < 2:
         return {}
     truth = hvg_of(training)
     scores: dict[Candidate, list[float]] = {}
-    for unit in units:
-        inside = training.group_of != unit
+    for group in groups:
+        inside = training.group_of != group
         for candidate, guess in guesses(inside).items():
             score = section_pearson(truth[~inside], guess, training.section_of[~inside])
             scores.setdefault(candidate, []).append(score)
@@ -92,8 +92,9 @@ class RidgeOnFeatures:
     """Ridge regression on the same frozen features: standardised, PCA to 256, one penalty for all genes.
 
     The probe of HEST-Bench (Jaume et al., NeurIPS 2024, arXiv 2406.16192: PCA to 256 components, ridge), except
-    that the penalty is chosen: each training unit (patient, or section where that is left out, or where there is one
-    patient) is held in once, and the penalty of the highest mean Pearson over the training HVG, averaged over units,
+    that the penalty is chosen: each training group (patient, or section where that is left out, or where there is one
+    patient) is held out once for validation, and the penalty of the highest mean Pearson over the training HVG,
+    averaged over groups,
     is taken; among equals (within 0.001) the smallest. With a single training section there is nothing to hold in; the
     middle of the grid is taken.
     """
@@ -101,7 +102,7 @@ class RidgeOnFeatures:
     name = "ridge"
     about = (
         "ridge regression on the same frozen features (mean token, standardised, PCA-256; after HEST-Bench's probe), "
-        "its penalty chosen on validation training units"
+        "its penalty chosen on validation groups"
     )
 
     def fit(self, training: FoldData) -> Linear:
@@ -158,9 +159,9 @@ def reduction(features: np.ndarray, seed: int) -> Pipeline:
 
 
 def choose_penalty(training: FoldData, look: FeatureKind | None = None) -> tuple[float, dict[str, float]]:
-    """The penalty that predicts validation training units best, and the mean validation HVG Pearson of each tried.
+    """The penalty that predicts validation groups best, and the mean validation HVG Pearson of each tried.
 
-    Inside each inner split the standardisation and the PCA are fitted on the other units only.
+    Inside each inner split the standardisation and the PCA are fitted on the other groups only.
     """
     from sklearn.linear_model import Ridge
 
@@ -217,7 +218,7 @@ def last_layer_width(training: FoldData) -> int:
 
 
 class PatchRidge:
-    """The features of `hest-probe` (last layer, one patch), with the penalty chosen on validation units, as for
+    """The features of `hest-probe` (last layer, one patch), with the penalty chosen on validation groups, as for
     `ridge`.
 
     Source: HEST-1k (Jaume et al., NeurIPS 2024, arXiv 2406.16192). Differs from its probe in the penalty, and in what
@@ -225,7 +226,7 @@ class PatchRidge:
     """
 
     name = "patch-ridge"
-    about = "ridge on the encoder's last layer, one patch (HEST-Bench's features), penalty chosen on validation units"
+    about = "ridge on the encoder's last layer, one patch (HEST-Bench's features), penalty chosen on validation groups"
 
     def fit(self, training: FoldData) -> Linear:
         """Choose the penalty, then fit every gene."""
@@ -236,13 +237,13 @@ class PatchRidge:
 class ColourRidge:
     """Ridge on 54 colour statistics of each patch (`colour.colour_statistics`); a network must beat it.
 
-    Source: none; a control of ours. The penalty is chosen on validation units, as for `ridge`.
+    Source: none; a control of ours. The penalty is chosen on validation groups, as for `ridge`.
     """
 
     name = "colour-ridge"
     about = (
         "ridge on the patch's colour only (mean, deviation, histogram of each channel), penalty "
-        "chosen on validation units"
+        "chosen on validation groups"
     )
 
     def fit(self, training: FoldData) -> Linear:
@@ -259,11 +260,11 @@ def colour(features: PooledFeatures, slide: Slide, spots: Spots) -> np.ndarray:
 class UntrainedEncoder:
     """Ridge on the config's encoder and blocks with random weights (seeded); what training the encoder earned is above.
 
-    Source: none; a control of ours. The penalty is chosen on validation units, as for `ridge`.
+    Source: none; a control of ours. The penalty is chosen on validation groups, as for `ridge`.
     """
 
     name = "untrained-encoder"
-    about = "ridge on the same encoder with random weights, penalty chosen on validation units"
+    about = "ridge on the same encoder with random weights, penalty chosen on validation groups"
 
     def fit(self, training: FoldData) -> Linear:
         """Choose the penalty, then fit every gene."""

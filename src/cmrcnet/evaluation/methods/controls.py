@@ -78,7 +78,7 @@ class CoordinatesKNN:
     """Mean of the k training spots that are nearest in a frame which all sections share.
 
     Each section's coordinates are centred on their mean and divided by their root mean square distance from it; k is
-    chosen on validation units. It sees no pixel. Source: none; a diagnostic of ours. Where it scores well, sections
+    chosen on validation groups. It sees no pixel. Source: none; a diagnostic of ours. Where it scores well, sections
     look
     alike from above (serial sections, an organ cut in the same plane), and part of every score may be position.
     """

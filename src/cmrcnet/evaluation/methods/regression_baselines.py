@@ -41,7 +41,7 @@ PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 
 
 class Regressor(Protocol):
-    """A network of a regressing rival (a `torch.nn.Module`).
+    """A network of a regressing baseline (a `torch.nn.Module`).
 
     Attributes
     ----------
@@ -218,7 +218,7 @@ class OutputLayer:
 
 
 def _choose_penalty(training: FoldData, learnt: TrainedBaseline) -> float:
-    """The penalty whose closed-form output layer predicts the HVG of the validation unit best."""
+    """The penalty whose closed-form output layer predicts the HVG of the validation group best."""
     if learnt.searcher is None:
         return PENALTIES[len(PENALTIES) // 2]
     inside = learnt.inside
@@ -240,7 +240,7 @@ class STNet:
     Biomedical Engineering 2020, doi 10.1038/s41551-020-0578-x.
 
     Differs from the original: the encoder is the run's frozen one, seen through PCA-256, where ST-Net trains a
-    DenseNet-121 too; the optimiser is AdamW; the epoch is chosen on a validation unit; genes are chosen and completed
+    DenseNet-121 too; the optimiser is AdamW; the epoch is chosen on a validation group; genes are chosen and completed
     as
     in `regression`.
     """
@@ -248,7 +248,7 @@ class STNet:
     name = "st-net"
     about = (
         "after ST-Net (He et al. 2020): linear output layer on frozen features, MSE, early stopping "
-        "on a validation unit"
+        "on a validation group"
     )
 
     def fit(self, training: FoldData) -> FittedRegression:

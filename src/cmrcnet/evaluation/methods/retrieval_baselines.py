@@ -109,7 +109,7 @@ TEMPERATURE = 0.1
 
 
 class Towers(Protocol):
-    """The network of a retrieving rival (a `torch.nn.Module`)."""
+    """The network of a retrieving baseline (a `torch.nn.Module`)."""
 
     def image(self, view: SpotInputs, rows: Tensor) -> Tensor:
         """Image embeddings at some rows: (rows, 256)."""
@@ -259,7 +259,7 @@ class Bleep:
 
     Differs from the original: the image encoder is the run's frozen one (PCA-256), where BLEEP trains a ResNet-50 too;
     the gene side reads at most 1,000 genes of the training sections, minus their means, and no batch correction is
-    fitted (BLEEP's has seen the test section); the epoch is chosen on a validation unit, not on random spots.
+    fitted (BLEEP's has seen the test section); the epoch is chosen on a validation group, not on random spots.
     """
 
     name = "bleep"
@@ -295,7 +295,7 @@ class MclSTExp:
     Differs from the original: the image encoder is the run's frozen one (PCA-256), where mclSTExp trains a
     DenseNet-121 too; positions are micrometres from the section's middle in steps of 100 um, not array indices; one
     transformer layer; a batch is one section; cosines at temperature 0.1 with identity targets; the 50 most similar
-    spots are weighted by ``exp(cosine / 0.1)``; the epoch is chosen on a validation unit.
+    spots are weighted by ``exp(cosine / 0.1)``; the epoch is chosen on a validation group.
     """
 
     name = "mclstexp"

@@ -107,7 +107,7 @@ def plan_over(
 def plan_switches(base: Config, switches: Sequence[Mapping[str, Any]], about: str = "") -> SweepPlan:
     """Each switch alone: to what was released, or back to what is sound where the base has what was released.
 
-    A switch that the base cannot take alone (random validation spots, where heads are fitted on validation units) is
+    A switch that the base cannot take alone (random validation spots, where heads are fitted on validation groups) is
     left out, and `about` says so.
 
     Parameters
