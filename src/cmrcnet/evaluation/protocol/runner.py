@@ -185,8 +185,7 @@ def run_in_workers(tasks: Iterable[Task], payload: bytes, workers: int) -> Itera
                 yield from zip(task, answer["results"], strict=True)
         complete = True
     except BrokenProcessPool:
-        for process in crew:
-            process.join(_PATIENCE_S)
+        pool.shutdown(wait=True, cancel_futures=True)  # it joins the processes, so that their exit codes are known
         while not started.empty():
             names |= [started.get()]
         dead = [process for process in crew if process.exitcode not in _ENDED_BY_US] or list(crew)
