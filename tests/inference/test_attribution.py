@@ -11,7 +11,7 @@ from cmrcnet.search.exact import Neighbours
 from tests.inference.small_model import locations, noise_slide
 
 
-def test_votes_are_the_weights_of_each_patients_spots(bank):
+def test_patient_weights_sum_the_weights_of_each_patients_spots(bank):
     """Rows 0 to 15 of the bank are patient A's, 16 to 23 patient B's."""
     ids = np.array([[0, 23, 15], [16, 17, 18]])
     similarity = np.array([[0.9, 0.8, 0.7], [0.5, 0.5, 0.5]], np.float32)

@@ -30,7 +30,7 @@ def test_an_unknown_gene_is_named_beside_those_like_it():
 
 
 @pytest.mark.parametrize(
-    ("gene", "why"), [("ENSG00000141510", "The first uses human Ensembl ids"), ("Actb", "names meet when upper")]
+    ("gene", "why"), [("ENSG00000141510", "The first uses human Ensembl ids"), ("Actb", "names match when upper")]
 )
 def test_when_no_gene_is_known_it_is_said_why(gene, why):
     with pytest.raises(UnknownName, match=rf"There is no gene in the bank '{gene}'; .*{why}"):

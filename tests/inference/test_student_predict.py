@@ -118,7 +118,7 @@ def test_the_state_of_another_student_is_never_gone_on_with(student, slide, tmp_
     np.testing.assert_array_equal(anndata.read_h5ad(out).X, predict(student, slide, grid_um=GRID_UM).X)
 
 
-def test_there_is_no_receipt(student, slide):
+def test_there_is_no_attribution(student, slide):
     table = predict(student, slide, grid_um=200)
     with pytest.raises(NotAvailable, match="predict with MODEL and --bank"):
         attribution(table, table.obs_names[0])

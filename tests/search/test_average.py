@@ -108,12 +108,12 @@ def test_an_average_never_leaves_its_neighbours(seed, k, weighting, temperature,
     near = expression[neighbours.ids].astype(np.float64)
     if some:
         near[~measured[section_of_spot[neighbours.ids]]] = np.nan
-    nobody = np.isnan(near).all(axis=1)
-    np.testing.assert_array_equal(np.isnan(mean), nobody)
-    np.testing.assert_array_equal(np.isnan(spread), nobody)
+    unmeasured = np.isnan(near).all(axis=1)
+    np.testing.assert_array_equal(np.isnan(mean), unmeasured)
+    np.testing.assert_array_equal(np.isnan(spread), unmeasured)
     least, most = np.nanmin(near, axis=1, initial=99), np.nanmax(near, axis=1, initial=-99)
-    assert (mean >= least - 1e-5)[~nobody].all() and (mean <= most + 1e-5)[~nobody].all()
-    assert (spread >= 0)[~nobody].all() and (spread <= (most - least) / 2 + 5e-3)[~nobody].all()
+    assert (mean >= least - 1e-5)[~unmeasured].all() and (mean <= most + 1e-5)[~unmeasured].all()
+    assert (spread >= 0)[~unmeasured].all() and (spread <= (most - least) / 2 + 5e-3)[~unmeasured].all()
 
 
 def test_one_neighbour_is_copied_without_spread():

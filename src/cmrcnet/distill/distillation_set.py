@@ -22,8 +22,8 @@ import numpy as np
 from cmrcnet.errors import BadOption, TooFew
 from cmrcnet.heads.gene_decoder import GeneBasis, basis_of_decoder, basis_of_predictions
 from cmrcnet.heads.pca import FeaturePCA, fit_pca
-from cmrcnet.inference.location_features import LocationEncoder, LocationFeatures
-from cmrcnet.inference.predictor import average_expression, component_scores, split_features
+from cmrcnet.inference.location_features import LocationEncoder, LocationFeatures, split_features
+from cmrcnet.inference.predictor import average_expression, component_scores
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.readers.hest import PatchSlide
 from cmrcnet.retrieval.bank import ReferenceBank

@@ -56,7 +56,7 @@ class Confidence:
     abstain: float | None
 
     def of_locations(
-        self, similarity: np.ndarray, spread: np.ndarray, parts: Mapping[str, np.ndarray], scores: np.ndarray
+        self, similarity: np.ndarray, neighbour_std: np.ndarray, parts: Mapping[str, np.ndarray], scores: np.ndarray
     ) -> dict[str, np.ndarray]:
         """Columns of `obs` for some locations, by name; empty without a calibration.
 
@@ -64,7 +64,7 @@ class Confidence:
         ----------
         similarity : array, shape (locations, k)
             Cosine to each neighbour.
-        spread : array, shape (locations, rank)
+        neighbour_std : array, shape (locations, rank)
             Standard deviation of the neighbours' scores.
         parts : mapping of str to array, shape (locations, rank)
             From `Head.parts`.
@@ -74,14 +74,14 @@ class Confidence:
         if self.reliability is None or self.model.head is None:
             return {}
         ensemble = self.model.head.ensemble
-        traits = nonconformity_features(
+        features = nonconformity_features(
             similarity.mean(axis=1),
-            spread * ensemble.component_weights,
+            neighbour_std * ensemble.component_weights,
             ensemble.scaled(parts),
             scores,
             self.reliability.component_power,
         )
-        factor = self.reliability.nonconformity.scale(traits)
+        factor = self.reliability.nonconformity.scale(features)
         confidence = self.reliability.intervals.confidence(factor)
         found = {"confidence": confidence, "interval_scale": factor.astype(np.float32)}
         if self.abstain is not None:
@@ -171,8 +171,8 @@ def confidence_of(
         nothing = np.full(len(genes), np.nan, np.float32)
         return Confidence(None, model, nothing, nothing, (f"No intervals: {why}.",), False, None)
     calibration = reliability.intervals
-    place = {gene: number for number, gene in enumerate(reliability.gene_reliability.genes)}
-    at = np.array([place.get(gene, -1) for gene in genes], np.int64)
+    column = {gene: number for number, gene in enumerate(reliability.gene_reliability.genes)}
+    at = np.array([column.get(gene, -1) for gene in genes], np.int64)
     low, high = (np.append(values, np.float32(np.nan))[at] for values in (calibration.low, calibration.high))
     notes = [calibration.sentence]
     if set(bank.sections) != set(model.provenance.sections):
@@ -195,14 +195,14 @@ def _calibrated_for(model: TrainedModel, config: HeadConfig) -> tuple[Prediction
     return model.calibration.reliability, ""
 
 
-def flag_out_of_distribution(table: AnnData, domain: OODDetector, statistics: np.ndarray, slide: str) -> None:
+def flag_out_of_distribution(table: AnnData, detector: OODDetector, statistics: np.ndarray, slide: str) -> None:
     """Write ``obs["in_distribution"]`` and ``uns["cmrcnet"]["ood"]``, and warn where the slide is out of distribution.
 
     Parameters
     ----------
     table : AnnData
         Prediction table of these locations.
-    domain : OODDetector
+    detector : OODDetector
         The out-of-distribution detector of the model.
     statistics : array, shape (locations, 9)
         Image statistics of every location.
@@ -213,14 +213,14 @@ def flag_out_of_distribution(table: AnnData, domain: OODDetector, statistics: np
     -----
     CmrcnetWarning
     """
-    inside, alarm = domain.flag(statistics, slide)
+    inside, found = detector.flag(statistics, slide)
     table.obs["in_distribution"] = inside.astype(np.int64)
     table.uns["cmrcnet"]["ood"] = {
-        "raised": int(alarm.raised),
-        "kind": alarm.kind,
-        "sentence": alarm.sentence,
-        "distance": alarm.distance,
-        "limit": alarm.limit,
+        "raised": int(found.raised),
+        "kind": found.kind,
+        "sentence": found.sentence,
+        "distance": found.distance,
+        "limit": found.limit,
     }
-    if alarm.raised:
-        warnings.warn(alarm.sentence, CmrcnetWarning, stacklevel=4)
+    if found.raised:
+        warnings.warn(found.sentence, CmrcnetWarning, stacklevel=4)

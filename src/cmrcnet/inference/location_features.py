@@ -95,6 +95,27 @@ class LocationEncoder:
         return cls(encoder, spec, project, encoder.dim, encoder.fingerprint())
 
 
+def split_features(features: np.ndarray, model: TrainedModel) -> tuple[np.ndarray, np.ndarray | None]:
+    """Split a model's features of locations into its embedding and the inputs of its heads.
+
+    Parameters
+    ----------
+    features : array, shape (locations, embedding + components)
+        From `LocationEncoder.of_model`.
+    model : TrainedModel
+
+    Returns
+    -------
+    queries : numpy.ndarray, shape (locations, embedding), float32
+        To search the bank with.
+    reduced : numpy.ndarray, shape (locations, components), float32, or None
+        Inputs of the heads; None where the model has none.
+    """
+    length = model.config.model.embedding_dim
+    queries = np.ascontiguousarray(features[:, :length])
+    return queries, None if model.head is None else np.ascontiguousarray(features[:, length:])
+
+
 class LocationFeatures:
     """Features of locations of one slide, and on request their image statistics.
 

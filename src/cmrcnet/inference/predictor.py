@@ -23,7 +23,7 @@ from cmrcnet.errors import BadOption, TooFew, UnknownName
 from cmrcnet.genes.naming import explain_no_shared_genes
 from cmrcnet.genes.table import STUDENT
 from cmrcnet.inference.confidence import confidence_of, write_gene_reliability
-from cmrcnet.inference.location_features import LocationEncoder
+from cmrcnet.inference.location_features import LocationEncoder, split_features
 from cmrcnet.models.student import Student
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
@@ -191,7 +191,7 @@ class BankPredictor(Predictor):
         bank, config, head = self.bank, self.config, self.model.head
         queries, reduced = split_features(features, self.model)
         neighbours = self._index.nearest(queries, config.k)
-        mean, spread = average_expression(neighbours, bank, config, self.columns)
+        mean, neighbour_std = average_expression(neighbours, bank, config, self.columns)
         obs: dict[str, np.ndarray] = {}
         if head is not None and reduced is not None and bank.scores is not None and bank.gene_decoder is not None:
             scores, varied, parts = component_scores(self.model, bank, config, neighbours, reduced)
@@ -204,6 +204,7 @@ class BankPredictor(Predictor):
             )
             mean[unmeasured] = np.nan
             obs = self.confidence.of_locations(neighbours.similarity, varied, parts, scores)
+        layers = {"neighbour_std": neighbour_std} | self.confidence.bounds(mean, obs)
         weights, patient_weights = attribution_weights(neighbours, bank, config)
         obsm = {
             "neighbour_ids": neighbours.ids.astype(np.int64, copy=False),
@@ -211,7 +212,7 @@ class BankPredictor(Predictor):
             "neighbour_weight": weights,
             "patient_weights": patient_weights,
         }
-        return PredictionChunk(mean, {"neighbour_std": spread} | self.confidence.bounds(mean, obs), obs, obsm)
+        return PredictionChunk(mean, layers, obs, obsm)
 
     def annotate(self, table: AnnData, neighbour_rows: np.ndarray) -> None:
         """Add the origin of the neighbours and the gene reliability; parameters as `Predictor.annotate`."""
@@ -382,27 +383,6 @@ def gene_columns(wanted: Sequence[str] | None, known: Sequence[str]) -> np.ndarr
         hint = explain_no_shared_genes(genes, known) if len(unknown) == len(genes) else ""
         raise UnknownName("gene in the bank", unknown[0], alike, hint)
     return np.array([column[gene] for gene in genes])
-
-
-def split_features(features: np.ndarray, model: TrainedModel) -> tuple[np.ndarray, np.ndarray | None]:
-    """Split a model's features of locations into its embedding and the inputs of its heads.
-
-    Parameters
-    ----------
-    features : array, shape (locations, embedding + components)
-        From `LocationEncoder.of_model`.
-    model : TrainedModel
-
-    Returns
-    -------
-    queries : numpy.ndarray, shape (locations, embedding), float32
-        To search the bank with.
-    reduced : numpy.ndarray, shape (locations, components), float32, or None
-        Inputs of the heads; None where the model has none.
-    """
-    length = model.config.model.embedding_dim
-    queries = np.ascontiguousarray(features[:, :length])
-    return queries, None if model.head is None else np.ascontiguousarray(features[:, length:])
 
 
 def component_scores(
