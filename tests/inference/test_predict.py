@@ -183,7 +183,7 @@ def test_a_config_that_wants_more_spots_than_the_bank_has_takes_them_all(model, 
 
 def test_bad_input_is_refused(model, bank):
     slide = noise_slide(9)
-    with pytest.raises(UnknownName, match=r"There is no gene in the bank 'Gene0'; known: GENE0.*names match when upper"):
+    with pytest.raises(UnknownName, match=r"There is no gene in the bank 'Gene0'; known: GENE0.*match when upper"):
         predict(model, slide, bank=bank, spots=SPOTS, genes=["Gene0"])
     with pytest.raises(TooFew, match="0 genes to predict, but at least 1 are needed"):
         predict(model, slide, bank=bank, spots=SPOTS, genes=[])
