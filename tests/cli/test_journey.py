@@ -210,7 +210,7 @@ def test_what_a_bank_cannot_do_is_said_in_one_sentence(place, tmp_path, capsys):
     csv, model, bank = place / "cohort" / "cohort.csv", place / "model", tmp_path / "bank"
     shutil.copytree(place / "bank", bank)
     predict = ["predict", model, csv, "--section", "P3S1", "--bank", bank, "--out", tmp_path / "p.h5ad"]
-    assert "k is 81; wanted at most 80, the number of spots in" in _refused([*predict, "--k", 81], capsys)
+    assert "k is 81; wanted 1 to 80, the number of spots in" in _refused([*predict, "--k", 81], capsys)
     (tmp_path / "none.txt").write_text("")
     assert "0 genes to predict" in _refused([*predict, "--genes", tmp_path / "none.txt"], capsys)
     words = ["index", model, csv, "--out", tmp_path / "b", "--search", "ivf", "--nprobe", 1, "--recall", 1]
@@ -219,7 +219,7 @@ def test_what_a_bank_cannot_do_is_said_in_one_sentence(place, tmp_path, capsys):
     assert "no section or patient in the bank 'P9'; known: P1" in _refused(["bank", "drop", bank, "P9"], capsys)
     assert "only is 'P9'; wanted a section" in _refused(["bank", "add", bank, model, csv, "--only", "P9"], capsys)
     assert "section is 'P1S1'" in _refused(["bank", "add", bank, model, csv, "--only", "P1"], capsys)
-    [block, *_] = sorted((bank / "parts").glob("*/expression_data.npy"))
+    [block, *_] = sorted((bank / "sections").glob("*/expression_data.npy"))
     content = block.read_bytes()
     block.write_bytes(content[:-14] + bytes([content[-14] ^ 1]) + content[-13:])
     said = _refused(predict, capsys)
