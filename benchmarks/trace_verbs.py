@@ -43,7 +43,7 @@ from typing import Any
 
 PACKAGE = "cmrcnet"
 
-FEATURES = ("features", "evaluation.features", "evaluation.methods.features")
+FEATURES = ("features", "evaluation.features", "evaluation.methods.frozen_features")
 """Modules, or folders of modules, that read slides to make the encoder's input."""
 
 PLUMBING = ("slides.patches", "slides.slide")
@@ -52,13 +52,13 @@ PLUMBING = ("slides.patches", "slides.slide")
 SETTINGS_FLAG = "--config"
 """The command line's option that takes the name of shipped settings (`--settings` here)."""
 
-SHORT = ("--set", "train.epochs=2", "readout.k=10")
+SHORT = ("--set", "train.epochs=2", "head.k=10")
 COHORT = {"patients": 4, "spots": 40, "genes": 120}
 """As many patients and sections as `cmrcnet demo` has, each smaller."""
 
 VERBS: dict[str, tuple[str, ...]] = {
     "train": ("train", "cohort/cohort.csv", "--out", "traced-model", *SHORT),
-    "predict": ("predict", "model", "unseen.png", "--bank", "bank", "--out", "unseen.h5ad", "--um-per-px", "1.0"),
+    "predict": ("predict", "model", "unseen.png", "--bank", "bank", "--out", "unseen.h5ad", "--mpp", "1.0"),
     "evaluate": (
         *("evaluate", "cohort/cohort.csv", "--out", "run-1", "--methods", "cmrcnet", "ridge", "--workers", "1"),
         *SHORT,
