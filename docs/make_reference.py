@@ -181,12 +181,12 @@ def python_page() -> str:
         "",
     ]
     rooms: dict[str, list[str]] = {}
-    for home, names in cmrcnet._HOMES.items():
-        rooms.setdefault(home.split(".")[0], []).extend((home, name) for name in names)
-    for room, entries in rooms.items():
+    for name in cmrcnet.__all__:
+        rooms.setdefault(getattr(cmrcnet, name).__module__.split(".")[1], []).append(name)
+    for room, names in sorted(rooms.items()):
         lines += [f"## {room}", "", "| name | description |", "|---|---|"]
-        for home, name in entries:
-            thing = getattr(importlib.import_module(f"cmrcnet.{home}"), name)
+        for name in names:
+            thing = getattr(cmrcnet, name)
             first = (inspect.getdoc(thing) or "").split("\n\n")[0]
             lines.append(f"| `{name}{_short_signature(thing)}` | {_cell(_prose(first.splitlines()))} |")
         lines.append("")

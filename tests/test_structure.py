@@ -324,7 +324,7 @@ def faults(name: str, wanted: set[str]) -> list[str]:
 
 
 def _home(name: str) -> str:
-    return f"cmrcnet.{cmrcnet._WHERE[name]}.{name}"
+    return f"{getattr(cmrcnet, name).__module__}.{name}"
 
 
 PUBLIC_FUNCTIONS = [n for n in cmrcnet.__all__ if n[0].islower()]

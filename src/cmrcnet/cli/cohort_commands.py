@@ -11,6 +11,7 @@ from cmrcnet.cli.evaluate_commands import evaluate_into
 from cmrcnet.cli.model_commands import train_command
 from cmrcnet.cli.options import ConfigOptions
 from cmrcnet.cli.predict_commands import predict_command
+from cmrcnet.errors import BadOption
 from cmrcnet.storage.atomic import atomic_folder
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def demo_command(
     from cmrcnet.datasets.synthetic import synthetic_cohort, synthetic_slide, write_cohort, write_slide
     from cmrcnet.evaluation.report.evaluation_report import write_report
     from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.slides.slide import FileSlide
 
     wanted = ConfigOptions(config=config)
     with atomic_folder(out, overwrite) as folder:
@@ -133,8 +135,10 @@ def demo_command(
         else:
             cohort = read_cohort(data)
             table, hidden = data, [cohort.sections[-1]]
-            picture = cohort.read(hidden[0]).slide
-            unseen, scale = picture.path, picture.mpp
+            image = cohort.read(hidden[0]).slide
+            if not isinstance(image, FileSlide):
+                raise BadOption("data", data, want=f"a cohort whose last section ({hidden[0]}) has its slide in a file")
+            unseen, scale = image.path, image.mpp
         run = evaluate_into(folder / "evaluation", table, config=wanted, methods=DEMO_METHODS)
         train_command(table, out=folder / "model", config=wanted, without=hidden)
         index_command(folder / "model", table, out=folder / "bank", without=hidden)

@@ -269,7 +269,7 @@ def spot_graph(centres: np.ndarray, reach_pitches: float = REACH_PITCHES) -> spa
     return sparse.csr_matrix(sparse.diags_array(1 / np.maximum(neighbours, 1)) @ ones)
 
 
-def morans_i(expression: np.ndarray | sparse.csr_matrix, graph: sparse.csr_matrix) -> np.ndarray:
+def morans_i(expression: np.ndarray | sparse.csr_matrix | sparse.csc_matrix, graph: sparse.csr_matrix) -> np.ndarray:
     """Moran's I of each gene.
 
     ``n / sum_ij w_ij * sum_ij w_ij z_i z_j / sum_i z_i^2``, with z a spot's distance from the gene's mean and w the

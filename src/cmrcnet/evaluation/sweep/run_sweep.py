@@ -157,7 +157,7 @@ def sweep(
     BadOption, UnknownName, TooFew, CannotResume, WorkerDied
     """
     chosen = tuple(chosen_methods([MAIN, *(each for each in methods if each != MAIN)]))
-    kinds = dict.fromkeys(trial.config.panel.controls for trial in plan.trials)
+    kinds: list[Literal["drop", "keep"]] = sorted({trial.config.panel.controls for trial in plan.trials})
     cohorts = {kind: remembered(cohort_of(kind)) for kind in kinds}
     described = {kind: describe(cohort) for kind, cohort in cohorts.items()}
     folder.begin(

@@ -1,0 +1,50 @@
+"""The public names and where they live; `__init__.py` resolves them when they are first used."""
+
+from .analysis.attribution import Attribution as Attribution
+from .analysis.attribution import attribution as attribution
+from .analysis.attribution_sheet import attribution_sheet as attribution_sheet
+from .config import Config as Config
+from .datasets.synthetic import synthetic_cohort as synthetic_cohort
+from .distill.distil import StudentConfig as StudentConfig
+from .distill.distil import distil as distil
+from .errors import CmrcnetError as CmrcnetError
+from .evaluation.protocol.evaluate import evaluate as evaluate
+from .evaluation.report.evaluation_report import write_report as write_report
+from .features.extract import FeatureSpec as FeatureSpec
+from .features.extract import extract as extract
+from .genes.gene_sets import GenePanel as GenePanel
+from .genes.gene_sets import choose_panel as choose_panel
+from .genes.normalise import normalize as normalize
+from .genes.table import check_prediction_table as check_prediction_table
+from .genes.table import prediction_table as prediction_table
+from .inference.predict import predict as predict
+from .models.encoders import create_image_encoder as create_image_encoder
+from .models.encoders import image_encoders as image_encoders
+from .models.student import Student as Student
+from .models.trained_model import TrainedModel as TrainedModel
+from .qc.cohort_check import check_cohort as check_cohort
+from .qc.section_summary import Finding as Finding
+from .readers.annotations import read_spots as read_spots
+from .readers.cohort import read_cohort as read_cohort
+from .readers.inspection import inspect as inspect
+from .readers.registry import read_section as read_section
+from .readers.registry import reader_formats as reader_formats
+from .retrieval.bank import ReferenceBank as ReferenceBank
+from .retrieval.bank import build_bank as build_bank
+from .search.exact import ExactSearch as ExactSearch
+from .search.exact import Neighbours as Neighbours
+from .slides.patches import crop_patches as crop_patches
+from .slides.query_grid import patch_grid as patch_grid
+from .slides.section import Cohort as Cohort
+from .slides.section import Section as Section
+from .slides.section import Spots as Spots
+from .slides.slide import ArraySlide as ArraySlide
+from .slides.slide import PatchScale as PatchScale
+from .slides.slide import Slide as Slide
+from .slides.slide import open_slide as open_slide
+from .slides.tissue_mask import TissueMask as TissueMask
+from .slides.tissue_mask import find_tissue as find_tissue
+from .storage.cache import TokenCache as TokenCache
+from .training.fit import fit as fit
+
+__version__: str
