@@ -260,12 +260,7 @@ class HeadConfig:
         _require(self.temperature > 0, "head.temperature", self.temperature, "a number above 0")
 
     def within(self, spots: int) -> HeadConfig:
-        """The same head in a bank of so many spots: `k` is at most their number.
-
-        Parameters
-        ----------
-        spots : int
-        """
+        """The same head in a bank of so many spots: `k` is at most their number."""
         return dataclasses.replace(self, k=min(self.k, spots))
 
 

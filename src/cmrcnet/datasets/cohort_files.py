@@ -26,12 +26,10 @@ def write_cohort(
 
     Parameters
     ----------
-    cohort : Cohort
     folder : path
         Written atomically.
     image : {"jpg", "png"}
         JPEG at quality 95 without colour subsampling, a fifth of the size; or PNG, which keeps every pixel.
-    overwrite : bool
 
     Returns
     -------
@@ -60,7 +58,6 @@ def write_slide(slide: Slide, path: Path | str) -> tuple[Path, float]:
 
     Parameters
     ----------
-    slide : Slide
     path : path
         ``.png``, ``.jpg`` or ``.tif``. The scale is not written into it.
 

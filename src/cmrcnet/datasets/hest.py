@@ -40,7 +40,6 @@ class HestSample:
     patient : str
         Unique across tasks: the task's name before the patient number of HEST's metadata, or before the sample's id
         when HEST names no patient.
-    note : str
     """
 
     id: str
@@ -58,8 +57,6 @@ class HestTask:
         Such as COAD, and its config.
     repository : str
         A dataset repository of the Hugging Face Hub.
-    licence, technology, disease, organ : str
-    samples : tuple of HestSample
     metadata : str
         Version of HEST's metadata with the patients.
     """

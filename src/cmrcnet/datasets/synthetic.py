@@ -48,7 +48,6 @@ class SyntheticTruth:
 
     Parameters
     ----------
-    genes : tuple of str
     kinds : tuple of {"morphology", "hidden", "steady"}
         Only "morphology" genes can be predicted from the image.
     expected : numpy.ndarray, shape (spots, genes), float64
@@ -158,8 +157,6 @@ def synthetic_section(
     ----------
     seed, patient, section : int
         Which section: the cohort's first patient is 0.
-    spots, genes : int
-    mpp : float
     """
     anatomy, positions = _lay_out(TissuePlan(seed, patient, section, genes, 0, 0), spots)
     centre_um = positions * PITCH_UM

@@ -89,10 +89,6 @@ class TissuePlan:
 class Anatomy:
     """The coarse maps of one section.
 
-    Parameters
-    ----------
-    plan : TissuePlan
-
     Attributes
     ----------
     tissue : numpy.ndarray, shape (rows, columns), float32
@@ -215,7 +211,6 @@ class SyntheticGenes:
 
     Parameters
     ----------
-    names : tuple of str
     kinds : tuple of {"morphology", "hidden", "steady"}
     base : numpy.ndarray, shape (genes,)
         Expected expression where the gene's driver is 0, relative to its group.
@@ -283,7 +278,6 @@ def expected_shares(genes: SyntheticGenes, traits: np.ndarray, hidden: np.ndarra
 
     Parameters
     ----------
-    genes : SyntheticGenes
     traits : numpy.ndarray, shape (spots, 6)
     hidden : numpy.ndarray, shape (spots, 4)
 

@@ -71,10 +71,8 @@ def stamp_nuclei(canvas: np.ndarray, anatomy: Anatomy, direction: np.ndarray, mp
     ----------
     canvas : numpy.ndarray, shape (height, width), float32
         Changed in place: each pixel keeps the larger of what it had and what the nucleus brings.
-    anatomy : Anatomy
     direction : numpy.ndarray, shape (rows, columns), float32
         Angle of the fibres in radians, on the coarse grid.
-    mpp : float
     """
     for name, kind in KINDS.items():
         random = anatomy.plan.random(f"nuclei {name}")
@@ -195,7 +193,6 @@ class Staining:
     ----------
     haematoxylin, eosin : numpy.ndarray, shape (3,)
         Optical density of red, green, blue a unit of stain, unit length.
-    haematoxylin_amount, eosin_amount : float
     lamp : numpy.ndarray, shape (3,)
         Red, green, blue of empty glass, 0 to 255.
     """

@@ -29,11 +29,6 @@ MARK = "prediction.json"
 def ending_of(path: Path, among: Sequence[str] = (*OF_GENES, STORE)) -> str:
     """Ending of a path, which selects the format.
 
-    Parameters
-    ----------
-    path : Path
-    among : sequence of str
-
     Raises
     ------
     BadOption
@@ -57,7 +52,6 @@ def export(
 
     Parameters
     ----------
-    prediction : StoredPrediction
     path : Path
         .geojson (QuPath), .png (heat-maps), .ome.tiff (rasters), .zarr (SpatialData, WSIData).
     genes : sequence of str, optional

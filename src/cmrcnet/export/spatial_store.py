@@ -39,7 +39,6 @@ def write_spatial_data(prediction: StoredPrediction, path: Path, slide: Slide | 
 
     Parameters
     ----------
-    prediction : StoredPrediction
     path : Path
         A folder that is not there yet.
     slide : Slide, optional

@@ -109,7 +109,6 @@ class StoredPrediction:
 
         Parameters
         ----------
-        rows : slice
         layer : str, optional
             X when left out.
         """

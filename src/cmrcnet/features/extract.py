@@ -469,11 +469,8 @@ def cached_patches(cache: TokenCache, slide: Slide, centre_px: np.ndarray, scale
 
     Parameters
     ----------
-    cache : TokenCache
-    slide : Slide
     centre_px : array, shape (spots, 2)
         x, y in level-0 pixels.
-    scale : PatchScale
 
     Returns
     -------
@@ -505,9 +502,7 @@ def location_key(slide: Slide, centre_px: np.ndarray, scale: PatchScale) -> str:
 
     Parameters
     ----------
-    slide : Slide
     centre_px : array, shape (patches, 2)
-    scale : PatchScale
     """
     centres = np.asarray(centre_px, np.float64)
     return fingerprint(slide.fingerprint(), slide.mpp, centres, [scale.size_px, scale.mpp], CROP_FORMAT)

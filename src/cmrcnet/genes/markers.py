@@ -229,10 +229,6 @@ def organ_of(*words: str) -> str:
 def organ_of_cohort(cohort: Cohort) -> str:
     """Identify a cohort's organ from the columns `organ`, `disease` and `site` of its file; no section is read.
 
-    Parameters
-    ----------
-    cohort : Cohort
-
     Raises
     ------
     UnknownName
@@ -253,7 +249,6 @@ def marker_genes(genes: Sequence[str], organ: str | MarkerList) -> tuple[str, ..
     ----------
     genes : sequence of str
         Genes that every training section measures (the set "all").
-    organ : str or MarkerList
 
     Returns
     -------

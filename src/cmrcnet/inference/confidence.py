@@ -36,7 +36,6 @@ class Confidence:
     ----------
     reliability : PredictionReliability or None
         None where the model has no calibration for this way of predicting.
-    model : TrainedModel
     low, high : numpy.ndarray, shape (genes,), float32
         Interval quantiles of the genes that are predicted.
     notes : tuple of str
@@ -119,8 +118,6 @@ def write_gene_reliability(table: AnnData, cards: GeneReliability, kind: str) ->
 
     Parameters
     ----------
-    table : AnnData
-    cards : GeneReliability
     kind : str
         Value of ``var["reliability_is"]`` for the genes that have one.
     """
@@ -144,8 +141,6 @@ def confidence_of(
 
     Parameters
     ----------
-    model : TrainedModel
-    bank : ReferenceBank
     config : HeadConfig
         How predictions are made; intervals are calibrated for the model config's own way only.
     genes : sequence of str

@@ -35,8 +35,6 @@ class LocationEncoder:
 
     Parameters
     ----------
-    encoder : ImageEncoder
-    spec : FeatureSpec
     project : callable
         From tokens (locations, tokens, dim) to features (locations, width) float32.
     width : int
@@ -59,12 +57,7 @@ class LocationEncoder:
 
     @classmethod
     def of_model(cls, model: TrainedModel) -> LocationEncoder:
-        """Make a trained model's: features are its embedding, followed by the inputs of its heads.
-
-        Parameters
-        ----------
-        model : TrainedModel
-        """
+        """Make a trained model's: features are its embedding, followed by the inputs of its heads."""
 
         def project(tokens: np.ndarray) -> np.ndarray:
             features = [model.embed_tokens(tokens)]
@@ -82,7 +75,6 @@ class LocationEncoder:
 
         Parameters
         ----------
-        encoder : ImageEncoder
         config : Config
             Of the student.
         """
@@ -102,7 +94,6 @@ def split_features(features: np.ndarray, model: TrainedModel) -> tuple[np.ndarra
     ----------
     features : array, shape (locations, embedding + components)
         From `LocationEncoder.of_model`.
-    model : TrainedModel
 
     Returns
     -------
@@ -121,8 +112,6 @@ class LocationFeatures:
 
     Parameters
     ----------
-    encoder : LocationEncoder
-    slide : Slide
     centre_px : array, shape (locations, 2)
         x, y in level-0 pixels.
     folder : Path, optional

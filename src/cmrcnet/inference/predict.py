@@ -168,7 +168,6 @@ def predict_to_file(
     ----------
     predictor : Predictor
         From `make_predictor`.
-    slide : Slide
     out : Path
         The .h5ad, or .zarr, to write. It appears when it is complete, and replaces what is there.
     cache : TokenCache, optional
@@ -293,12 +292,7 @@ def _fill(
 
 
 class _TableInMemory:
-    """A prediction table that is filled as `TableFile` is, but in memory.
-
-    Parameters
-    ----------
-    locations : int
-    """
+    """A prediction table that is filled as `TableFile` is, but in memory."""
 
     def __init__(self, locations: int) -> None:
         self.locations, self.written = locations, 0

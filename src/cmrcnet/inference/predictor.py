@@ -153,10 +153,8 @@ class BankPredictor(Predictor):
 
     Parameters
     ----------
-    model : TrainedModel
     bank : ReferenceBank
         Made with this model.
-    options : PredictOptions
 
     Raises
     ------
@@ -251,7 +249,6 @@ class StudentPredictor(Predictor):
 
     Parameters
     ----------
-    student : Student
     options : PredictOptions
         Those of a bank must be left out.
 
@@ -309,10 +306,8 @@ def make_predictor(model: TrainedModel | Student, bank: ReferenceBank | None, op
 
     Parameters
     ----------
-    model : TrainedModel or Student
     bank : ReferenceBank or None
         Required by a `TrainedModel`; None with a `Student`.
-    options : PredictOptions
 
     Raises
     ------
@@ -330,11 +325,6 @@ def make_predictor(model: TrainedModel | Student, bank: ReferenceBank | None, op
 
 def head_config(model: TrainedModel, options: PredictOptions) -> HeadConfig:
     """The head of the model's config, with the given options in its place.
-
-    Parameters
-    ----------
-    model : TrainedModel
-    options : PredictOptions
 
     Raises
     ------
@@ -355,7 +345,6 @@ def gene_columns(wanted: Sequence[str] | None, known: Sequence[str]) -> np.ndarr
 
     Parameters
     ----------
-    wanted : sequence of str or None
     known : sequence of str
         Genes of the bank, or of the student.
 
@@ -392,7 +381,6 @@ def component_scores(
 
     Parameters
     ----------
-    model : TrainedModel
     bank : ReferenceBank
         Whose spots have scores.
     config : HeadConfig
@@ -427,7 +415,6 @@ def average_expression(
     ----------
     neighbours : Neighbours
         (queries, k) rows of the bank.
-    bank : ReferenceBank
     config : HeadConfig
         Weighting and temperature.
     columns : array of int, optional
@@ -474,7 +461,6 @@ def attribution_weights(
     ----------
     neighbours : Neighbours
         Of these locations.
-    bank : ReferenceBank
     config : HeadConfig
         Weighting and temperature.
 

@@ -79,10 +79,6 @@ class BatchOutcome:
 def slides_of(source: Path) -> list[Path] | None:
     """List the slides of a folder or pattern, sorted; None where `source` is one file.
 
-    Parameters
-    ----------
-    source : Path
-
     Raises
     ------
     MissingInput
@@ -117,7 +113,6 @@ def predict_slides(
     ----------
     predictor : Predictor
         From `make_predictor`, without spots and mask.
-    slides : sequence of Path
     folder : Path
         Made when it is not there. ``summary.csv`` is written after every slide; with several processes it shows what
         the last writer has seen, so run the command once more when all are done.

@@ -30,7 +30,6 @@ class StoredArtefact:
 
     Parameters
     ----------
-    folder : Path
     file : str
         Name of the .json.
     facts : dict
@@ -86,7 +85,6 @@ def write_artefact(
 
     Parameters
     ----------
-    folder : Path
     file : str
         Name of the .json.
     facts : mapping
@@ -118,7 +116,6 @@ def read_artefact(
 
     Parameters
     ----------
-    source : path or "hf-hub:ORG/NAME"
     file : str
         Name of the .json.
     what, verb : str
@@ -189,7 +186,6 @@ def module_tensors(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
     ----------
     prefix : str
         Before each name, with a dot.
-    module : torch.nn.Module
     """
     state = sorted(module.state_dict().items())
     return {f"{prefix}.{name}": value.detach().cpu().contiguous() for name, value in state}

@@ -280,7 +280,6 @@ def encoder_facts(encoder: ImageEncoder, trained: bool) -> dict[str, Any]:
 
     Parameters
     ----------
-    encoder : ImageEncoder
     trained : bool
         Whether its weights were changed in training.
     """

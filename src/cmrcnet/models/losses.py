@@ -90,11 +90,6 @@ def reconstruction_loss(
 
 
 def total_loss(contrastive: Float[Tensor, ""], reconstruction: Float[Tensor, ""] | None) -> Float[Tensor, ""]:
-    """The loss that is minimised: ``L = log(1 + L_con) + log(1 + L_rec)``, without the second term if there is none.
-
-    Parameters
-    ----------
-    contrastive, reconstruction : tensor, scalar
-    """
+    """The loss that is minimised: ``L = log(1 + L_con) + log(1 + L_rec)``, without the second term if there is none."""
     total = contrastive.log1p()
     return total if reconstruction is None else total + reconstruction.log1p()

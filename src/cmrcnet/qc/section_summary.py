@@ -76,11 +76,9 @@ class SectionSummary:
 
     Parameters
     ----------
-    name, patient : str
     slide : str
         Fingerprint of the picture.
     centre_px : numpy.ndarray, shape (spots, 2)
-    diameter_um : float
     pitch_um : float or None
         Median distance to the nearest spot.
     picture : numpy.ndarray, shape (height, width), float32
@@ -89,7 +87,6 @@ class SectionSummary:
         Median optical density of the tissue around the spots: red, green, blue.
     texture : numpy.ndarray, shape (sizes,)
         See `texture_curve`.
-    arrangement : Arrangement
     totals : dict of str to float
         Counts of each gene, summed over the spots.
     top : dict of str to int

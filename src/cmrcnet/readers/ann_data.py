@@ -139,7 +139,6 @@ def raw_counts(table: AnnData, name: str) -> tuple[sparse.csr_matrix, tuple[str,
 
     Parameters
     ----------
-    table : anndata.AnnData
     name : str
         For the error.
 

@@ -38,9 +38,6 @@ class CohortRow:
     ----------
     where : str
         "cohort.csv, line 3 (C2)", the prefix of every error of this row.
-    patient : str
-    source : SectionSource
-    format : str or None
     metadata : dict
         Further columns.
     problems : tuple of CmrcnetError

@@ -67,7 +67,6 @@ class Inspection:
     Parameters
     ----------
     kind : {"cohort", "section", "slide"}
-    source : str
     rows : tuple of (str, str)
         Label and value, in the order to print.
     sections : tuple of SectionInspection

@@ -27,11 +27,8 @@ class RawSection:
 
     Parameters
     ----------
-    name : str
     patient : str or None
         Where the files state one.
-    slide : Slide
-    barcodes : sequence of str, length spots
     centre_px : numpy.ndarray, shape (spots, 2), float64
         x, y in level-0 pixels of `slide`.
     diameter_um : float
@@ -105,7 +102,6 @@ def checked_section(
 
     Parameters
     ----------
-    raw : RawSection
     patient : str, optional
         Overrides the files; when neither states one, the section's name is used and noted.
     controls : {"drop", "keep"}

@@ -60,7 +60,6 @@ class Reader:
 
     Parameters
     ----------
-    name : str
     read : callable
         `SectionSource` to `RawSection`.
     recognises : callable

@@ -95,7 +95,6 @@ def read_table(path: Path, what: str, *, columns: Sequence[str] | None = None) -
 
     Parameters
     ----------
-    path : pathlib.Path
     what : str
         Kind of table, for the error: "a cohort file".
     columns : sequence of str, optional
@@ -184,7 +183,6 @@ def read_count_table(path: Path, block_bytes: int = BLOCK_BYTES) -> CountTable:
 
     Parameters
     ----------
-    path : pathlib.Path
     block_bytes : int
         Size of the blocks of text that are parsed at once.
 

@@ -263,11 +263,9 @@ class TenxMatrix:
 
     Parameters
     ----------
-    barcodes : tuple of str
     genes : tuple of str
         Symbols; may repeat.
     counts : scipy.sparse.csr_matrix, shape (barcodes, genes)
-    notes : tuple of str
     """
 
     barcodes: tuple[str, ...]

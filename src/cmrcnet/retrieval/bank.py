@@ -208,7 +208,6 @@ class ReferenceBank:
 
         Parameters
         ----------
-        folder : path
         overwrite : bool
             Replace an existing bank.
         search : SearchConfig, optional
@@ -234,10 +233,6 @@ class ReferenceBank:
 
         All but the expression is read once and checked; the expression of a gene is checked on first use. A bank that
         is edited while it is opened is opened again; later edits do not affect an open bank.
-
-        Parameters
-        ----------
-        folder : path
 
         Raises
         ------
@@ -323,8 +318,6 @@ def embed_section(model: TrainedModel, section: Section, source: str = "") -> Ba
 
     Parameters
     ----------
-    model : TrainedModel
-    section : Section
     source : str
         The cohort file that names it.
 
@@ -367,7 +360,6 @@ def cohort_of_bank(bank: ReferenceBank, *, controls: Literal["drop", "keep"] = "
 
     Parameters
     ----------
-    bank : ReferenceBank
     controls : {"drop", "keep"}
         As `read_cohort`.
 

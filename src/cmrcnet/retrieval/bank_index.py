@@ -30,7 +30,6 @@ def write_index(folder: Path, built: BuiltSearch, bank: str, wanted: float) -> d
     ----------
     folder : Path
         The bank's.
-    built : BuiltSearch
     bank : str
         Fingerprint of the bank.
     wanted : float
@@ -69,7 +68,6 @@ def write_lists(
         The bank's.
     record : dict
         Of the index, with its recall and nprobe.
-    lists : IVFLists
     list_of_spot : array of int, shape (spots,)
     bank : str
         Fingerprint of the bank that the lists belong to.

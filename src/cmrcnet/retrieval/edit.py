@@ -59,7 +59,6 @@ def add_sections(folder: Path, model: TrainedModel, cohort: Cohort) -> tuple[str
         The bank.
     model : TrainedModel
         The one that made the bank.
-    cohort : Cohort
 
     Returns
     -------
@@ -143,7 +142,6 @@ def rebuild_index(folder: Path, config: SearchConfig) -> Manifest:
     ----------
     folder : Path
         The bank.
-    config : SearchConfig
 
     Returns
     -------

@@ -179,14 +179,12 @@ class BankSection:
 
     Parameters
     ----------
-    section, patient : str
     spots : pandas.DataFrame
         Columns barcode, x, y (level-0 px of the section's slide).
     vectors : numpy.ndarray, shape (spots, dim), float32
         Gene embeddings, unit length.
     expression : scipy.sparse.csc_matrix, shape (spots, genes), float32
         Log-normalised, of the section's own genes; rows rising within a gene.
-    genes : tuple of str
     measures_all : bool
         Whether a gene that is not listed counts as measured and absent (0), or as not measured.
     scores : numpy.ndarray, shape (spots, rank), float32, or None

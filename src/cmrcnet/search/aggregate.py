@@ -210,7 +210,6 @@ def neighbour_weights(neighbours: Neighbours, weighting: str, temperature: float
 
     Parameters
     ----------
-    neighbours : Neighbours
     weighting : {"mean", "similarity"}
         similarity: softmax of cosine / temperature, computed from the difference to the nearest so that no temperature
         overflows.

@@ -91,7 +91,6 @@ class BuiltSearch:
     ----------
     kind : str
         Never auto.
-    searcher : ExactSearch or IVFSearch
     recall : dict of int to float
         Measured recall, by k; empty for exact search.
     queries : int
@@ -112,7 +111,6 @@ def build_search(
     Parameters
     ----------
     vectors : array or StackedRows, shape (bank, dim), float32
-    config : SearchConfig
     queries : array, shape (queries, dim), optional
         To measure with, in place of spots of the bank.
 
@@ -179,7 +177,6 @@ class HeldOutQueries:
         Bank row of each query itself; -1 for one that is not of the bank.
     kth : numpy.ndarray, shape (queries, ks), float32
         Similarity of the k-th true neighbour, for each k.
-    ks : tuple of int
     """
 
     queries: np.ndarray
@@ -217,7 +214,6 @@ class HeldOutQueries:
 
         Parameters
         ----------
-        searcher : Searcher
         k : int
             One of `ks`.
         """

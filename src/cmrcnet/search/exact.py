@@ -240,7 +240,6 @@ def require_query(queries: np.ndarray, k: int, bank: tuple[int, int]) -> np.ndar
     Parameters
     ----------
     queries : array, shape (queries, dim)
-    k : int
     bank : tuple of int
         Number of spots, and dim.
 
@@ -268,7 +267,6 @@ def ranked(candidates: np.ndarray, similarity: np.ndarray, k: int) -> Neighbours
         At least k per query; -1 for none.
     similarity : array, shape (queries, candidates), float32
         Exact cosines.
-    k : int
     """
     keys = np.where(candidates >= 0, packed(similarity, candidates), NO_NEIGHBOUR)
     if keys.shape[1] > k:
@@ -284,7 +282,6 @@ def packed(similarity: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    similarity : array, float32
     ids : array of int
         Below 2^31.
     """
@@ -294,12 +291,7 @@ def packed(similarity: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def unpacked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unpack ids and similarity from the keys of `packed`.
-
-    Parameters
-    ----------
-    keys : array of int64
-    """
+    """Unpack ids and similarity from the keys of `packed`."""
     rising = ~(keys >> 32).astype(np.int32)
     bits = rising ^ ((rising >> 31) & np.int32(0x7FFFFFFF))
     return keys & 0xFFFFFFFF, bits.view(np.float32)

@@ -204,9 +204,7 @@ class IVFSearch:
     ----------
     vectors : array or StackedRows, shape (bank, dim), float32
         May be memory-mapped.
-    lists : IVFLists
     list_of_spot : array of int32, shape (bank,)
-    parameters : SearchParameters
     compressed : bool
         Keep one byte per number in memory instead of four.
 

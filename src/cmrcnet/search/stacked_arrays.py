@@ -173,7 +173,6 @@ class StackedColumns:
 
         Parameters
         ----------
-        columns : array of int
         into : array, shape (rows, columns), float32
             Zeros; values other than 0 are written.
         slots : array of int32, shape (spots,), optional
@@ -267,7 +266,6 @@ def csc_of(data: np.ndarray, rows: np.ndarray, ends: np.ndarray, shape: tuple[in
 
     Parameters
     ----------
-    data : numpy.ndarray, float32
     rows : numpy.ndarray, int32
         Row of each value, rising within a column.
     ends : numpy.ndarray, shape (columns + 1,)

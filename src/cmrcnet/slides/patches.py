@@ -79,7 +79,6 @@ def crop_scales(slide: Slide, centre_px: np.ndarray, scales: Sequence[PatchScale
 
     Parameters
     ----------
-    slide : Slide
     centre_px : array, shape (patches, 2)
         x, y in level-0 pixels.
     scales : sequence of PatchScale
@@ -107,13 +106,7 @@ def crop_scales(slide: Slide, centre_px: np.ndarray, scales: Sequence[PatchScale
 
 
 def share_regions(slide: Slide, first: PatchScale, second: PatchScale) -> bool:
-    """Whether one region serves patches of both scales in `crop_scales`: they are cut from the same pyramid level.
-
-    Parameters
-    ----------
-    slide : Slide
-    first, second : PatchScale
-    """
+    """Whether one region serves patches of both scales in `crop_scales`: they are cut from the same pyramid level."""
     one, two = _Cutter(slide, first), _Cutter(slide, second)
     return _serves(one, two, False) or _serves(two, one, True)
 
@@ -187,7 +180,6 @@ def thumbnail(slide: Slide, downsample: float) -> np.ndarray:
 
     Parameters
     ----------
-    slide : Slide
     downsample : float
         1 or more. Pixel (row, column) of the result covers level-0 x from ``column * downsample`` to
         ``(column + 1) * downsample``, and so for y; what reaches over the edge is white.

@@ -70,7 +70,6 @@ def make_query_grid(
 
     Parameters
     ----------
-    slide : Slide
     spots : Spots or None
         Locations; None lays a grid over the tissue.
     mask : TissueMask or None

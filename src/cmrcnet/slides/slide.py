@@ -91,7 +91,6 @@ class Slide(Protocol):
             Top-left corner in LEVEL-0 pixels; may lie outside the slide.
         width, height : int
             Size in pixels of `level`; what lies outside the slide is white.
-        level : int
 
         Returns
         -------

@@ -58,7 +58,6 @@ def spots_of_anndata(
 
     Parameters
     ----------
-    adata : anndata.AnnData
     name : str
         Of the section, for messages.
     layer : str, optional

@@ -68,10 +68,8 @@ def open_array(path: Path, shape: tuple[int, ...] | None, dtype: np.dtype, *, ch
 
     Parameters
     ----------
-    path : Path
     shape : tuple of int or None
         Expected shape; None takes any.
-    dtype : numpy.dtype
     check : bool
         Read everything once and compare the checksum; without it only the length is checked.
 

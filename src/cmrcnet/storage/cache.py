@@ -83,7 +83,6 @@ class TokenCache:
             Fingerprint of what the content depends on.
         shape : tuple of int or None
             What it must have; None takes any.
-        dtype : numpy type
         """
         path = self._path(kind, name)
         found = open_array(path, shape, np.dtype(dtype))

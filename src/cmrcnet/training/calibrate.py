@@ -52,8 +52,6 @@ def fit_calibration(
     ----------
     data : TrainingData
         Collected with ``limits=True``.
-    config : Config
-    head : Head or None
     predictions : ValidationPredictions or None
         Without it there are no intervals and no gene reliability.
     """
@@ -106,7 +104,6 @@ class HeldOutGroup:
         inside : numpy.ndarray, shape (spots,), bool
             Which calibration spots the group has.
         section_of : numpy.ndarray, shape (spots,)
-        statistics : dict of int to SectionStatistics
         measured : numpy.ndarray, shape (sections, genes), bool
         """
         rest = np.flatnonzero(~inside)

@@ -40,7 +40,6 @@ class TrainingState:
         Epochs of the phase that are finished.
     facts : dict
         Plain values that JSON can write.
-    tensors : dict of str to torch.Tensor
     """
 
     phase: str
@@ -87,7 +86,6 @@ class Checkpoints:
 
         Parameters
         ----------
-        state : TrainingState
         identity : mapping of str to str
             What the run was started with, each by its fingerprint: config, panel, pairs, encoder.
 

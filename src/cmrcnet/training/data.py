@@ -54,7 +54,6 @@ class ExpressionSample:
     ----------
     rows : numpy.ndarray, shape (spots,)
         Rows of the training data, ascending.
-    genes : tuple of str
     expression : scipy.sparse.csc_matrix, shape (spots, genes), float32
     measured : numpy.ndarray, shape (sections, genes), bool
         Whether a section measured a gene; where it did not, its expression is stored as 0.
@@ -71,7 +70,6 @@ class ExpressionSample:
 
         Parameters
         ----------
-        sections : sequence of Section
         target_sum : float or "median"
             Library size before log1p.
         """
@@ -117,8 +115,6 @@ class TrainingData:
         Expression scores, when the config works on components.
     weights : numpy.ndarray, shape (spots,), float32
         Weight of each spot where heads are fitted; 1 for all when left out.
-    panel : GenePanel or None
-    components : ExpressionComponents or None
     image_statistics : tuple of arrays, shape (locations, statistics)
         One a section, for the out-of-distribution detector; empty when not collected.
     perturbation_effects : tuple of arrays, shape (perturbations, statistics)
@@ -178,7 +174,6 @@ class TrainingData:
         ----------
         cohort : Cohort
             Training sections only.
-        config : Config
         encoder : ImageEncoder
             Its tokens are the inputs, unless `config.model.train_encoder` asks for patches.
         cache : TokenCache
@@ -385,7 +380,6 @@ def epoch_batches(
 
     Parameters
     ----------
-    data : TrainingData
     ids : array of int, shape (spots,)
     batch_size : int
         Largest batch.

@@ -188,12 +188,7 @@ def fit(
 
 
 def new_encoder(config: Config) -> ImageEncoder:
-    """The image encoder of a config, with the weights that training starts from.
-
-    Parameters
-    ----------
-    config : Config
-    """
+    """The image encoder of a config, with the weights that training starts from."""
     model = config.model
     return create_image_encoder(
         model.encoder,

@@ -33,7 +33,6 @@ class ValidationPredictions:
         Scores predicted by each part of the ensemble, with the settings that were chosen.
     permuted : numpy.ndarray, shape (spots, rank)
         A null: scores predicted by a ridge regression on pairs that are shuffled within their sections.
-    search : CrossSearch
     """
 
     parts: dict[str, np.ndarray]
@@ -54,7 +53,6 @@ def fit_head(
     ----------
     data : TrainingData
         With scores, and the expression of the genes that choose.
-    config : Config
     search : CrossSearch or None
         None where nothing could be left out: middle settings and an even ensemble are taken.
     """

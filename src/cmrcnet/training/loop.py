@@ -55,7 +55,6 @@ def train_epochs(
     ----------
     module : torch.nn.Module
         Put into training mode at the start of every epoch.
-    optimizer : torch.optim.Optimizer
     batches : callable
         Batches of an epoch, by its number.
     loss : callable
@@ -106,7 +105,6 @@ def cosine_rate(config: TrainConfig, progress: float) -> float:
 
     Parameters
     ----------
-    config : TrainConfig
     progress : float
         Share of `config.epochs` that is done, 0 to 1. A refit that stops early follows the same curve.
     """
@@ -126,7 +124,6 @@ class History:
         One entry an epoch, by name.
     best_epoch : int or None
         Epochs behind the best validation score so far; the earliest of equals. None before any is defined.
-    best_score : float or None
     """
 
     select_by: Literal["pearson", "objective"]
@@ -135,13 +132,7 @@ class History:
     best_score: float | None = None
 
     def consider(self, epoch: int, result: ValidationResult) -> bool:
-        """Note the epoch if it is the best yet, and tell whether it is.
-
-        Parameters
-        ----------
-        epoch : int
-        result : ValidationResult
-        """
+        """Note the epoch if it is the best yet, and tell whether it is."""
         score = result.score(self.select_by)
         if score is None or (self.best_score is not None and score <= self.best_score):
             return False
@@ -160,14 +151,10 @@ class TrainContext:
 
     Parameters
     ----------
-    config : Config
-    data : TrainingData
-    fabric : lightning_fabric.Fabric
     encoder : callable
         Gives the encoder with the weights that training starts from.
     prefix : int or None
         Tokens before the grid, when samples are augmented; None: no augmentation.
-    checkpoints : Checkpoints or None
     identity : mapping of str to str
         What the run was started with, by fingerprint.
     """
@@ -202,13 +189,9 @@ def train_phase(
 
     Parameters
     ----------
-    context : TrainContext
     phase : {"search", "refit"}
-    ids : array of int
-    epochs : int
     history : History
         Grows by a row an epoch.
-    validator : Validator
     validate_every : int
         Epochs between two validations; the last epoch is always validated.
     choose : bool
@@ -310,7 +293,6 @@ class CrossSearch:
 
     Parameters
     ----------
-    splits : tuple of ValidationSplit
     epoch : int
         Passes over the training spots, best on the mean over splits.
     score : float or None
@@ -336,8 +318,6 @@ def cross_search(context: TrainContext, splits: tuple[ValidationSplit, ...], his
 
     Parameters
     ----------
-    context : TrainContext
-    splits : tuple of ValidationSplit
     history : History
         Grows by a row an epoch and split, and notes the best epoch.
     """
@@ -398,8 +378,6 @@ class TrainingWeights:
 
     Parameters
     ----------
-    module : TrainingModule
-    optimizer : torch.optim.Optimizer
     config : TrainConfig
         Its `ema_decay` and `ema_used`.
     """
@@ -452,12 +430,7 @@ class TrainingWeights:
         return found | {f"best.{name}": value for name, value in self._best.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `tensors` gave.
-
-        Parameters
-        ----------
-        tensors : mapping of str to torch.Tensor
-        """
+        """Load what `tensors` gave."""
         parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimizer": {}, "average": {}, "best": {}}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")

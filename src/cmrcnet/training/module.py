@@ -32,7 +32,6 @@ class TrainingModule(nn.Module):
 
     Parameters
     ----------
-    network : CMRCNet
     encoder : ImageEncoder or None
         The encoder, when it is trained; inputs are then patches, otherwise tokens.
     """
@@ -72,8 +71,6 @@ def new_training_module(config: Config, data: TrainingData, ids: np.ndarray, enc
 
     Parameters
     ----------
-    config : Config
-    data : TrainingData
     ids : array of int
         The spots that will be trained on.
     encoder : ImageEncoder
@@ -104,7 +101,6 @@ def on_device(
 
     Parameters
     ----------
-    fabric : lightning_fabric.Fabric
     inputs, expression, ways : arrays
         One item of `epoch_batches`.
     prefix : int or None

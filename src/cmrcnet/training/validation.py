@@ -92,11 +92,6 @@ def choose_validation(data: TrainingData, config: Config) -> ValidationSplit:
 
     With one training patient a section is left out. With one training section there is no group to leave out; random
     spots of it would choose the epoch that fits that section best, so the last epoch is kept, with a warning.
-
-    Parameters
-    ----------
-    data : TrainingData
-    config : Config
     """
     kind = config.train.validation
     rng = np.random.default_rng([config.train.seed, _DRAW])
@@ -126,7 +121,6 @@ def each_validation_group(data: TrainingData, config: Config) -> tuple[Validatio
 
     Parameters
     ----------
-    data : TrainingData
     config : Config
         Its `evaluation.group_by`, and the seed that merges groups.
 
@@ -171,10 +165,8 @@ class CollapseReading:
         Recall of a network at chance.
     ahead : float
         Share of negatives that are farther than the true partner; 0.5 at chance.
-    k, pairs : int
     effective_rank : float
         1: all patches have the same embedding, up to scale.
-    at_chance : bool
     where : str
         The sample: "validation P2", "training spots".
     """
@@ -291,7 +283,6 @@ class ValidationResult:
         Mean training objective on the validation spots.
     pearson : float or None
         Mean Pearson over the scored genes, then over validation sections; None where nothing is defined.
-    reading : CollapseReading
     retrieved : numpy.ndarray or None, shape (validation spots, rank)
         Expression scores retrieved for the validation patches, when the config works on components.
     neighbour_std, similarity : numpy.ndarray or None, shapes (validation spots, rank) and (validation spots,)
@@ -323,15 +314,7 @@ class ValidationResult:
 
 
 class Validator:
-    """Validates a module on one split, the same way every time.
-
-    Parameters
-    ----------
-    data : TrainingData
-    split : ValidationSplit
-    config : Config
-    fabric : lightning_fabric.Fabric
-    """
+    """Validates a module on one split, the same way every time."""
 
     def __init__(self, data: TrainingData, split: ValidationSplit, config: Config, fabric: Fabric) -> None:
         self._data, self._split, self._config, self._fabric = data, split, config, fabric
@@ -342,12 +325,7 @@ class Validator:
             self._sample, self._where = rng.permutation(split.rest)[:SAMPLE], "training spots"
 
     def validate(self, module: TrainingModule) -> ValidationResult:
-        """Validate once, in evaluation mode. Masks are seeded if `model.mask_seeded_in_validation`.
-
-        Parameters
-        ----------
-        module : TrainingModule
-        """
+        """Validate once, in evaluation mode. Masks are seeded if `model.mask_seeded_in_validation`."""
         training = module.training
         module.eval()
         try:

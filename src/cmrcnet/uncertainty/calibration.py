@@ -26,12 +26,10 @@ class PredictionReliability:
 
     Parameters
     ----------
-    nonconformity : NonconformityScale
     component_power : numpy.ndarray, shape (rank,)
         Mean square loading of each expression component, for `nonconformity_features`.
     intervals : ConformalIntervals
         For the genes of `gene_reliability`, in their order.
-    gene_reliability : GeneReliability
     """
 
     nonconformity: NonconformityScale

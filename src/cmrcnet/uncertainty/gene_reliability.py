@@ -108,7 +108,6 @@ def predictability(
     genes : pandas.DataFrame
         ``genes.csv`` of a run: `method, section, gene, pearson`, optionally `ceiling`; several rows of a gene and
         section (seeds) are averaged first.
-    patient_of : mapping of section to patient
     method : str
         Method whose genes are graded.
     null : str, float or mapping of gene to float

@@ -82,7 +82,6 @@ def image_statistics(slide: Slide, centre_px: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    slide : Slide
     centre_px : array, shape (locations, 2)
         x, y in level-0 pixels.
 

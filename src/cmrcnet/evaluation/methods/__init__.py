@@ -50,10 +50,6 @@ def method_of(name: str) -> Method:
     The module is looked for where Python looks, then in the current folder. The object is a class that takes no
     argument, a function that makes a method, or a method ready made.
 
-    Parameters
-    ----------
-    name : str
-
     Returns
     -------
     Method

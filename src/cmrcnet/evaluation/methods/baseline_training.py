@@ -71,10 +71,6 @@ class BaselineInputs:
 
     Both are fitted on the features of all training spots; features know no expression, so validation spots may take
     part. The width of a network's input is thus the same for every encoder, and what it sees is what ridge sees.
-
-    Parameters
-    ----------
-    training : FoldData
     """
 
     def __init__(self, training: FoldData) -> None:
@@ -138,7 +134,6 @@ def find_neighbourhoods(
         x, y of each centre in micrometres, in its section's own frame.
     section_of : array, shape (spots,)
         Section of each spot; spots of different sections are never neighbours.
-    radius_um : float
     most : int
         Neighbours kept for one spot.
 
@@ -179,11 +174,6 @@ def genes_learnt(training: FoldData, most: int = MOST_GENES) -> np.ndarray:
     """Columns of `training.expression` that a network learns: the HVG, the HEG, then the panel, up to `most`.
 
     The HVG always come first and are always in.
-
-    Parameters
-    ----------
-    training : FoldData
-    most : int
 
     Returns
     -------
@@ -255,7 +245,6 @@ class TrainedBaseline:
         The one of the search, at its best epoch; None when no group could be held out.
     inside : numpy.ndarray, shape (spots,), bool
         Rows that the searcher learnt from.
-    record : dict
     """
 
     learner: Any
@@ -271,10 +260,8 @@ def train_baseline(
 
     Parameters
     ----------
-    training : FoldData
     make : callable
         Builds an untrained learner from the rows that it may learn from. Called with torch's generator seeded.
-    schedule : Schedule
 
     Returns
     -------

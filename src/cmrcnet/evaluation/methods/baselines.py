@@ -53,7 +53,6 @@ def validation_scores(
 
     Parameters
     ----------
-    training : FoldData
     guesses : callable
         Takes the mask (spots,) of the rows that may be learnt from; gives, for each candidate, its prediction of the
         training HVG at the other rows.

@@ -25,11 +25,6 @@ class PooledFeatures:
 
     They come from the config's encoder as it is before any training, also where the config trains it: frozen
     features know no expression, so the test section's may be computed like any other's.
-
-    Parameters
-    ----------
-    config : Config
-    cache : TokenCache or None
     """
 
     def __init__(self, config: Config, cache: TokenCache | None) -> None:

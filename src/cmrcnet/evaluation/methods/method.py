@@ -77,7 +77,6 @@ class Prediction:
 
     Parameters
     ----------
-    genes : tuple of str
     mean : numpy.ndarray, shape (spots, genes), float32
         Log-normalised expression at the config's target sum.
     table : AnnData or None
@@ -120,7 +119,6 @@ class FoldData:
         HEG, HVG, all: chosen on the training sections.
     features : PooledFeatures
         Frozen features of any location.
-    cache : TokenCache or None
     checkpoints : callable or None
         Takes the name of a training; returns where it may keep its state, to resume after an interruption.
     models : dict
@@ -258,8 +256,6 @@ def location_of(section: Section, features: PooledFeatures, method: Method | Non
 
     Parameters
     ----------
-    section : Section
-    features : PooledFeatures
     method : Method, optional
         One with ``diagnostic = True`` also gets each spot's depth.
 

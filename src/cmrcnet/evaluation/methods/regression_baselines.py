@@ -135,7 +135,6 @@ def fit_regression(
 
     Parameters
     ----------
-    training : FoldData
     build : callable
         Takes the width of a spot's features and the training mean of each gene learnt (tensor); gives a `Regressor`.
     by_section : bool
@@ -199,7 +198,6 @@ class OutputLayer:
     hidden : array, shape (spots, width)
     expression : scipy.sparse.csr_matrix, shape (spots, genes)
         Never dense as a whole.
-    penalty : float
     """
 
     def __init__(self, hidden: np.ndarray, expression: Sparse, penalty: float) -> None:

@@ -43,7 +43,6 @@ def top_k(k: int, temperature: float | None = None) -> Weigh:
     ----------
     k : int
         All, where the bank is smaller.
-    temperature : float or None
 
     Returns
     -------
@@ -78,7 +77,6 @@ def averaged(queries: np.ndarray, bank: np.ndarray, expression: Sparse | np.ndar
     queries, bank : array, shape (queries, dim) and (bank, dim)
         Embeddings of any length but 0.
     expression : sparse matrix or array, shape (bank, genes)
-    weigh : callable
 
     Returns
     -------
@@ -201,7 +199,6 @@ def fit_towers(
 
     Parameters
     ----------
-    training : FoldData
     build : callable
         Takes the width of a spot's features and the number of genes read; gives `Towers`.
     weigh : callable

@@ -116,7 +116,6 @@ class FittedCMRCNet:
     ----------
     model, bank
         From the training sections of the fold.
-    cache : TokenCache or None
     record : dict
         Fingerprints, the chosen epoch, the heads and the history of the training.
     head : str, optional

@@ -43,7 +43,6 @@ def score_genes(truth: Sparse | np.ndarray, guess: np.ndarray, genes: Sequence[s
     ----------
     truth, guess : shape (spots, genes)
         Log-normalised expression, measured and predicted.
-    genes : sequence of str
 
     Returns
     -------
@@ -205,10 +204,6 @@ def ssim_windows(lattice: SpotLattice) -> Sparse:
 
     A Gaussian of standard deviation 1.5 pitches, cut to 11 x 11 pitches. Locations of the window that hold no spot (off
     the tissue, beyond the edge) are left out and the others weigh accordingly more.
-
-    Parameters
-    ----------
-    lattice : SpotLattice
 
     Returns
     -------

@@ -128,7 +128,6 @@ class ResampledGroups:
     Parameters
     ----------
     kind : {"patient", "section"}
-    names : tuple of str
     patients : int
         Different patients.
     owner : numpy.ndarray, shape (groups,), int
@@ -183,9 +182,6 @@ def intervals(
     ----------
     scores : pandas.DataFrame
         As `scores.csv`. Seeds of one section, where there are several, are averaged first.
-    gene_set, metric : str
-    seed : int
-    resamples : int
 
     Returns
     -------
@@ -219,9 +215,6 @@ def paired_differences(
         As `scores.csv`.
     method : str
         The method whose score the others' are taken from.
-    gene_set, metric : str
-    seed : int
-    resamples : int
 
     Returns
     -------

@@ -47,8 +47,6 @@ def noise_ceiling(
     ----------
     counts : scipy.sparse.csr_matrix, shape (spots, genes)
         Raw counts of ALL the section's genes: library sizes are their sums.
-    target_sum : float or "median"
-    seed : int
     repeats : int
         Splits; r is the mean over them.
 
@@ -85,14 +83,7 @@ def spearman_brown(r: np.ndarray | float) -> np.ndarray | float:
 
 
 class Ceilings:
-    """The noise ceiling of each section, worked out once however many methods are scored.
-
-    Parameters
-    ----------
-    target_sum : float or "median"
-    seed : int
-    repeats : int
-    """
+    """The noise ceiling of each section, worked out once however many methods are scored."""
 
     def __init__(self, target_sum: float | Literal["median"], *, seed: int, repeats: int = REPEATS) -> None:
         self._options = (target_sum, seed, repeats)

@@ -81,7 +81,6 @@ class Scorer:
     undefined : {"skip", "zero"}
     set_size : int
         Genes that SVG recall looks for, and genes of the truth's own sets under ``paper``.
-    protocol : ScoringProtocol
     seed : int
         Of the splits behind the noise ceiling: not the seed of a training, so that all share one yardstick.
     """
@@ -139,11 +138,6 @@ class FoldScores:
 
     def add(self, section: Section, prediction: Prediction) -> Frame:
         """Score one section.
-
-        Parameters
-        ----------
-        section : Section
-        prediction : Prediction
 
         Returns
         -------

@@ -108,7 +108,6 @@ class GeneCorrelation:
 
     Parameters
     ----------
-    genes : tuple of str
     truth, prediction : numpy.ndarray, shape (genes, genes), float64
         Pearson's correlation over spots; NaN in the row and column of a gene that is constant.
     """

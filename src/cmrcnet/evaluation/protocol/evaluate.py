@@ -42,9 +42,6 @@ class EvaluationRun:
 
     Parameters
     ----------
-    cohort : Cohort
-    config : Config
-    folds : tuple of Fold
     protocol_info : ProtocolInfo
         How it was scored.
     methods : dict of str to str
@@ -186,7 +183,6 @@ def begin(experiment: Experiment, described: list[dict[str, Any]]) -> None:
 
     Parameters
     ----------
-    experiment : Experiment
     described : list
         From `describe`.
     """
@@ -215,7 +211,6 @@ def collect(
 
     Parameters
     ----------
-    cohort : Cohort
     experiment : Experiment
         Its folds are planned.
     results : dict

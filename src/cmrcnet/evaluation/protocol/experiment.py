@@ -29,7 +29,6 @@ class FoldPlan:
 
     Parameters
     ----------
-    fold : Fold
     panel : GenePanel
         Genes of the gene encoder.
     sets : mapping of str to sequence of str
@@ -83,12 +82,10 @@ class Experiment:
 
     Parameters
     ----------
-    config : Config
     methods : tuple of Method
         In the order of the tables.
     folds : tuple of Fold
         Those that are run.
-    seeds : tuple of int
     protocol : {"strict", "paper"}
     folder : RunFolder or None
         Keeps finished results.
@@ -147,9 +144,6 @@ class MethodRun:
         Index of its experiment among those that run together.
     config : Config
         With the experiment's first seed.
-    plan : FoldPlan
-    method : Method
-    seed : int
     protocol : {"strict", "paper"}
     keep_tables, every_gene : bool
         What is kept of its predictions and scores.
@@ -194,7 +188,6 @@ class TaskList:
 
     Parameters
     ----------
-    experiments : sequence of Experiment
     done : sequence of collection of Key
         Results that each experiment already has.
     workers : int

@@ -50,7 +50,6 @@ class FoldRunner:
     ----------
     cohort : Cohort
         All sections, for scoring. A method gets `FoldData`, whose cohort has no entry of a held-out section.
-    cache : TokenCache or None
     share : int
         Number of processes that share this machine's memory.
     """

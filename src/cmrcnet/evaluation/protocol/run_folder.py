@@ -207,8 +207,6 @@ class RunFolder(WorkFolder):
 
         Parameters
         ----------
-        fold : str
-        seed : int
         training : str
             Name of the training: a fold may have several.
         """

@@ -66,9 +66,6 @@ def run_experiments(
     ----------
     experiments : sequence of Experiment
         They share workers, features, plans and trainings.
-    cohort : Cohort
-    cache : TokenCache
-    workers : int or "auto"
 
     Yields
     ------
@@ -153,7 +150,6 @@ def run_in_workers(tasks: Iterable[Task], payload: bytes, workers: int) -> Itera
         Taken one by one when a worker is free.
     payload : bytes
         Cohort and cache, from `pickled`.
-    workers : int
 
     Raises
     ------

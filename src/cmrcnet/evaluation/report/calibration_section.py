@@ -75,11 +75,6 @@ def risk_column(share: float) -> str:
 def uncertainty_scores(run: EvaluationRun, gene_set: str = "HVG") -> Frame:
     """One row a held-out section whose table says how far to believe it.
 
-    Parameters
-    ----------
-    run : EvaluationRun
-    gene_set : str
-
     Returns
     -------
     pandas.DataFrame

@@ -222,7 +222,6 @@ def gene_correlation_png(found: GeneCorrelation, *, title: str = "") -> bytes:
 
     Parameters
     ----------
-    found : GeneCorrelation
     title : str
         Above the picture; such as the gene set and the method.
 

@@ -175,7 +175,6 @@ def map_jpeg(
 
     Parameters
     ----------
-    view : TissueView
     values : numpy.ndarray, shape (spots,)
     colours : str
         A matplotlib colour map.

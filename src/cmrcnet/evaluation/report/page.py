@@ -45,7 +45,6 @@ def table(
 
     Parameters
     ----------
-    heads : sequence of str
     rows : iterable of sequence
         Values of each row.
     main_row : int, optional

@@ -111,7 +111,6 @@ def curve_svg(
     ----------
     lines : sequence of (kind, epochs, values)
         kind "main" is drawn in colour, "null" in grey behind.
-    title : str
     limit : (value, name), optional
         A level to compare with, drawn across.
     """

@@ -41,7 +41,6 @@ class SweepFolder(WorkFolder):
 
     Parameters
     ----------
-    path : Path
     last : str
         The file that is written when all is done: sweep.json or transfer.json.
     overwrite, resume : bool
@@ -79,8 +78,6 @@ class SweepRun:
 
     Parameters
     ----------
-    plan : SweepPlan
-    cohort : str
     table : pandas.DataFrame
         One row a trial, method, gene set and metric: `trial`, a column for each option, `method, gene_set, metric,
         value, low, high, over, n, n_genes, n_undefined`, and the paired difference from the base trial:
@@ -144,9 +141,6 @@ def sweep(
     ----------
     cohort_of : callable
         Returns the cohort, read with `panel.controls` "drop" or "keep".
-    plan : SweepPlan
-    folder : SweepFolder
-    cache : TokenCache
     methods : sequence of names or methods
         Besides CMRCNet.
     protocol, group_by, seeds, only, workers

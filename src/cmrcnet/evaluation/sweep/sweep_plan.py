@@ -26,7 +26,6 @@ class Trial:
         "mask_rate=0.3, reconstruction_loss=mse"; "base" for the base config itself.
     settings : dict
         Dotted key to value, over the base config.
-    config : Config
     """
 
     name: str
@@ -40,14 +39,12 @@ class SweepPlan:
 
     Parameters
     ----------
-    base : Config
     trials : tuple of Trial
         No two of the same config.
     keys : tuple of str
         Settings that differ between trials.
     grid : bool
         Every value of a key with every value of the others; otherwise each alone against the base.
-    about : str
     """
 
     base: Config
@@ -80,11 +77,8 @@ def plan_over(
 
     Parameters
     ----------
-    base : Config
     over : mapping of str to sequence
         Dotted key to values.
-    one_at_a_time : bool
-    about : str
 
     Raises
     ------
@@ -112,10 +106,8 @@ def plan_switches(base: Config, switches: Sequence[Mapping[str, Any]], about: st
 
     Parameters
     ----------
-    base : Config
     switches : sequence of mapping
         `name`, and settings under `sound` and under `released`.
-    about : str
     """
     named, left_out = [], []
     for switch in switches:

@@ -26,13 +26,7 @@ _INK, _BAR, _BASE = "#1b3a4b", "#3a7ca5", "#b8c4cc"
 
 
 def write_sweep(run: SweepRun, folder: SweepFolder) -> None:
-    """Write sweep.csv, a plot for each gene set, and sweep.html into the folder.
-
-    Parameters
-    ----------
-    run : SweepRun
-    folder : SweepFolder
-    """
+    """Write sweep.csv, a plot for each gene set, and sweep.html into the folder."""
     folder.write("sweep.csv", run.table.to_csv(index=False))
     plots = {name: plot(run, name) for name in SHOWN if (run.table.gene_set == name).any()}
     for name, image in plots.items():
@@ -41,13 +35,7 @@ def write_sweep(run: SweepRun, folder: SweepFolder) -> None:
 
 
 def plot(run: SweepRun, gene_set: str, metric: str = "pearson") -> bytes:
-    """A PNG: a line where one setting is a number, otherwise a bar for each trial, with intervals.
-
-    Parameters
-    ----------
-    run : SweepRun
-    gene_set, metric : str
-    """
+    """A PNG: a line where one setting is a number, otherwise a bar for each trial, with intervals."""
     from matplotlib.figure import Figure
 
     t = run.table
@@ -123,13 +111,7 @@ def _arms(rows: Frame) -> tuple[list[float], list[float]]:
 
 
 def write_transfer(run: TransferRun, folder: SweepFolder) -> None:
-    """Write transfer.csv and transfer.html into the folder.
-
-    Parameters
-    ----------
-    run : TransferRun
-    folder : SweepFolder
-    """
+    """Write transfer.csv and transfer.html into the folder."""
     heads = ["test", "method", "set", "transfer", "95 % over patients", "inside test", "drop", "95 %"]
     heads += [f"inside {run.metadata['train']}", "undefined"]
     rows = [

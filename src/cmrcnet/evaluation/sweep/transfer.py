@@ -84,12 +84,8 @@ def transfer(
 
     Parameters
     ----------
-    train : Cohort
-    tests : sequence of Cohort
     config : Config
         Its gene panel is chosen on training sections, whatever it says.
-    folder : SweepFolder
-    cache : TokenCache
     methods : sequence of names or methods
         Besides CMRCNet.
     group_by, seeds, workers
