@@ -150,7 +150,7 @@ class Trace:
         if known is None:
             is_function = bool(code.co_flags & inspect.CO_OPTIMIZED)
             plain = code.co_name == "<lambda>" or not code.co_name.startswith("<")
-            known = self._ours[code] = is_function and plain and code.co_filename.startswith(self._root)
+            known = self._ours[code] = is_function and plain and code.co_filename.startswith(self._root) and code.co_filename.endswith(".py")
         return known
 
     def _slide_read(self, frame: FrameType) -> None:
@@ -175,7 +175,7 @@ class Trace:
         found: list[str] = []
         while frame is not None:
             code = frame.f_code
-            if code.co_filename.startswith(self._root) and not is_module_level(code):
+            if code.co_filename.startswith(self._root) and code.co_filename.endswith(".py") and not is_module_level(code):
                 found.append(f"{self._file(code)}:{frame.f_lineno} {code.co_qualname}")
             frame = frame.f_back
         before = getattr(threading.current_thread(), "started_at", ())
