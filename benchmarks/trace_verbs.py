@@ -150,7 +150,7 @@ class Trace:
         if known is None:
             is_function = bool(code.co_flags & inspect.CO_OPTIMIZED)
             plain = code.co_name == "<lambda>" or not code.co_name.startswith("<")
-            known = self._ours[code] = is_function and plain and code.co_filename.startswith(self._root) and code.co_filename.endswith(".py")
+            known = self._ours[code] = is_function and plain and self._is_ours(code)
         return known
 
     def _slide_read(self, frame: FrameType) -> None:
@@ -175,11 +175,15 @@ class Trace:
         found: list[str] = []
         while frame is not None:
             code = frame.f_code
-            if code.co_filename.startswith(self._root) and code.co_filename.endswith(".py") and not is_module_level(code):
+            if self._is_ours(code) and not is_module_level(code):
                 found.append(f"{self._file(code)}:{frame.f_lineno} {code.co_qualname}")
             frame = frame.f_back
         before = getattr(threading.current_thread(), "started_at", ())
         return tuple(dict.fromkeys([*before, *reversed(found)]))
+
+    def _is_ours(self, code: CodeType) -> bool:
+        """Whether the code stands in a Python file of the package (compiled templates of the report do not)."""
+        return code.co_filename.startswith(self._root) and code.co_filename.endswith(".py")
 
     def _file(self, code: CodeType) -> str:
         return code.co_filename.removeprefix(self._root).replace(os.sep, "/")
