@@ -113,7 +113,7 @@ class Confidence:
         table.var["interval_low"], table.var["interval_high"] = self.low, self.high
 
 
-def write_gene_reliability(table: AnnData, cards: GeneReliability, kind: str) -> None:
+def write_gene_reliability(table: AnnData, gene_reliability: GeneReliability, kind: str) -> None:
     """Write the reliability of genes into a prediction table.
 
     Parameters
@@ -121,11 +121,11 @@ def write_gene_reliability(table: AnnData, cards: GeneReliability, kind: str) ->
     kind : str
         Value of ``var["reliability_is"]`` for the genes that have one.
     """
-    known = cards.table(list(table.var_names))
+    known = gene_reliability.table(list(table.var_names))
     for name in known:
         table.var[name] = known[name].to_numpy()
     table.var["reliability_is"] = np.where(np.isfinite(table.var["reliability"]), kind, NOT_MEASURED)
-    table.uns["cmrcnet"]["gene_reliability"] = cards.sentence
+    table.uns["cmrcnet"]["gene_reliability"] = gene_reliability.sentence
 
 
 def confidence_of(

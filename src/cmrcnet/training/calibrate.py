@@ -201,10 +201,12 @@ def _reliability(
         "weighting": config.head.weighting,
         "names": sorted(set(groups.tolist())),
     }
-    cards = fit_gene_reliability(genes, pearson, null, data.sections, data.patients, dict(facts), config.train.seed)
+    gene_reliability = fit_gene_reliability(
+        genes, pearson, null, data.sections, data.patients, dict(facts), config.train.seed
+    )
     calibration = ConformalIntervals(low, high, scale_quantiles(factor, weights), facts)
     log.info("%s", calibration.sentence)
-    return PredictionReliability(difficulty, power, calibration, cards)
+    return PredictionReliability(difficulty, power, calibration, gene_reliability)
 
 
 def _missed(data: TrainingData, rows: np.ndarray, scores: np.ndarray, held_out: list[HeldOutGroup]) -> np.ndarray:

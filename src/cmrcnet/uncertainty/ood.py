@@ -219,7 +219,7 @@ def evenly(count: int, most: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class OODFlag:
-    """Verdict on a slide.
+    """Whether a slide is out of distribution, and why.
 
     Parameters
     ----------
@@ -228,7 +228,7 @@ class OODFlag:
     kind : str
         "" when it is not; the name of a perturbation; or "unlike" for anything else.
     sentence : str
-        The verdict in words.
+        The result in words.
     distance, limit : float
         Of the slide, and the largest one that is not flagged.
     """

@@ -57,19 +57,19 @@ def learnt_with(best: int, schedule: Schedule, units: str = "aabbcc"):
 
 
 def test_the_best_epoch_on_the_validation_unit_is_trained_again_on_everything():
-    learnt, (searcher, final), training = learnt_with(6, Schedule(most_epochs=30, look_every=2, patience=2))
+    learnt, (searcher, final), training = learnt_with(6, Schedule(most_epochs=30, evaluate_every=2, patience=2))
     assert learnt.record["epochs"] == 6 and final.epoch == 6
     assert searcher.epoch == 10  # two looks without a better score
     outside = np.flatnonzero(training.group_of == learnt.record["validation"])
     assert not set(searcher.rows) & set(outside) and len(searcher.rows) + len(outside) == 120
     np.testing.assert_array_equal(final.rows, np.arange(120))
     np.testing.assert_array_equal(searcher.guessed[0], outside)
-    assert final.guessed == [] and learnt.learner is final and not final.network.training
+    assert final.guessed == [] and learnt.trainable is final and not final.network.training
 
 
 def test_the_searcher_goes_back_to_its_best_weights():
-    learnt, (searcher, _), _ = learnt_with(6, Schedule(most_epochs=30, look_every=2, patience=2))
-    again, (other, _), _ = learnt_with(6, Schedule(most_epochs=6, look_every=2, patience=2))
+    learnt, (searcher, _), _ = learnt_with(6, Schedule(most_epochs=30, evaluate_every=2, patience=2))
+    again, (other, _), _ = learnt_with(6, Schedule(most_epochs=6, evaluate_every=2, patience=2))
     torch.testing.assert_close(searcher.network.weight, other.network.weight)
     assert [e for e, _ in learnt.record["validation_scores"]] == [2, 4, 6, 8, 10] and again.record["epochs"] == 6
 

@@ -197,8 +197,8 @@ class Schedule:
     ----------
     most_epochs : int
         Epochs of the search, at most; also how many are trained when nothing can be held out for validation.
-    look_every : int
-        Epochs between two looks at the validation group.
+    evaluate_every : int
+        Epochs between two evaluations at the validation group.
     patience : int
         Looks without a better score after which the search stops.
     learning_rate, weight_decay : float
@@ -206,7 +206,7 @@ class Schedule:
     """
 
     most_epochs: int = 45
-    look_every: int = 3
+    evaluate_every: int = 3
     patience: int = 3
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
@@ -239,7 +239,7 @@ class TrainedBaseline:
 
     Parameters
     ----------
-    learner : Trainable
+    trainable : Trainable
         Trained on all rows.
     searcher : Trainable or None
         The one of the search, at its best epoch; None when no group could be held out.
@@ -247,7 +247,7 @@ class TrainedBaseline:
         Rows that the searcher learnt from.
     """
 
-    learner: Any
+    trainable: Any
     searcher: Any
     inside: np.ndarray
     record: dict[str, Any]
@@ -261,7 +261,7 @@ def train_baseline(
     Parameters
     ----------
     make : callable
-        Builds an untrained learner from the rows that it may learn from. Called with torch's generator seeded.
+        Builds an untrained trainable from the rows that it may learn from. Called with torch's generator seeded.
 
     Returns
     -------
@@ -274,7 +274,7 @@ def train_baseline(
     """
     groups = list(dict.fromkeys(training.group_of))
     everything = np.arange(len(training.group_of))
-    epochs, looks, searcher, validation = schedule.most_epochs, [], None, "nothing"
+    epochs, evaluations, searcher, validation = schedule.most_epochs, [], None, "nothing"
     inside = np.ones(len(everything), bool)
     if len(groups) > 1:
         rng = np.random.default_rng([training.seed, _VALIDATION])
@@ -282,14 +282,20 @@ def train_baseline(
         inside = training.group_of != validation
         truth, of_row = hvg_of(training)[~inside], training.section_of[~inside]
 
-        def look(learner: Trainable) -> float:
-            return section_pearson(truth, learner.guess(everything[~inside]), of_row)
+        def evaluate_epoch(trainable: Trainable) -> float:
+            return section_pearson(truth, trainable.guess(everything[~inside]), of_row)
 
-        searcher, looks = _train(make, everything[inside], schedule, schedule.most_epochs, training.seed, look)
-        epochs = max(looks, key=lambda pair: pair[1])[0]
-    learner, _ = _train(make, everything, schedule, epochs, training.seed, None)
-    record = {"validation": validation, "validation_scores": [[e, round(s, 5)] for e, s in looks], "epochs": epochs}
-    return TrainedBaseline(learner, searcher, inside, record)
+        searcher, evaluations = _train(
+            make, everything[inside], schedule, schedule.most_epochs, training.seed, evaluate_epoch
+        )
+        epochs = max(evaluations, key=lambda pair: pair[1])[0]
+    trainable, _ = _train(make, everything, schedule, epochs, training.seed, None)
+    record = {
+        "validation": validation,
+        "validation_scores": [[e, round(s, 5)] for e, s in evaluations],
+        "epochs": epochs,
+    }
+    return TrainedBaseline(trainable, searcher, inside, record)
 
 
 def _train(
@@ -298,38 +304,38 @@ def _train(
     schedule: Schedule,
     epochs: int,
     seed: int,
-    look: Callable[[AnyTrainable], float] | None,
+    evaluate_epoch: Callable[[AnyTrainable], float] | None,
 ) -> tuple[AnyTrainable, list[tuple[int, float]]]:
-    """Train for some epochs; with a `look`, stop when it has not been better for a while and go back to the best."""
+    """Train for some epochs; with `evaluate_epoch`, stop early and return to the best."""
     rng = np.random.default_rng([seed, _BATCHES])
-    looks: list[tuple[int, float]] = []
+    evaluations: list[tuple[int, float]] = []
     with torch.random.fork_rng(devices=[]):  # dropout and initial weights draw from torch's own generator
         torch.manual_seed(seed)
-        learner = make(rows)
-        network = learner.network
+        trainable = make(rows)
+        network = trainable.network
         step = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
         best = copy.deepcopy(network.state_dict())
         for epoch in range(1, epochs + 1):
             network.train()
-            for batch in learner.batches(rng):
-                loss = learner.loss(batch)
+            for batch in trainable.batches(rng):
+                loss = trainable.loss(batch)
                 if not torch.isfinite(loss):
                     raise Diverged(epoch)
                 step.zero_grad()
                 loss.backward()
                 step.step()
-            if look is not None and (epoch % schedule.look_every == 0 or epoch == epochs):
+            if evaluate_epoch is not None and (epoch % schedule.evaluate_every == 0 or epoch == epochs):
                 network.eval()
-                looks.append((epoch, look(learner)))
-                scores = [score for _, score in looks]
+                evaluations.append((epoch, evaluate_epoch(trainable)))
+                scores = [score for _, score in evaluations]
                 if scores[-1] > max(scores[:-1], default=-np.inf):
                     best = copy.deepcopy(network.state_dict())
                 if len(scores) - 1 - int(np.argmax(scores)) >= schedule.patience:
                     break
-    if looks:
+    if evaluations:
         network.load_state_dict(best)
     network.eval()
-    return learner, looks
+    return trainable, evaluations
 
 
 def random_batches(rows: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:

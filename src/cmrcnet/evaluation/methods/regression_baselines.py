@@ -145,21 +145,21 @@ def fit_regression(
     -------
     FittedRegression
     """
-    sight, columns = BaselineInputs(training), genes_learnt(training)
+    baseline_inputs, columns = BaselineInputs(training), genes_learnt(training)
     targets = torch.from_numpy(np.asarray(training.expression[:, columns].todense(), np.float32))
 
     def make(rows: np.ndarray) -> Regression:
-        network = build(sight.width, targets[rows].mean(dim=0))
-        return Regression(network, sight.training, targets, rows, len(training.sets["HVG"]), by_section)
+        network = build(baseline_inputs.width, targets[rows].mean(dim=0))
+        return Regression(network, baseline_inputs.training, targets, rows, len(training.sets["HVG"]), by_section)
 
     learnt = train_baseline(training, make, schedule or Schedule())
     others = np.setdiff1d(np.arange(len(training.genes)), columns)
     penalty = _choose_penalty(training, learnt)
     rest = OutputLayer(
-        learnt.learner.hidden_at(np.arange(len(targets))).numpy(), training.expression[:, others], penalty
+        learnt.trainable.hidden_at(np.arange(len(targets))).numpy(), training.expression[:, others], penalty
     )
     record = {**learnt.record, "genes_learnt": len(columns), "penalty_of_other_genes": penalty}
-    return FittedRegression(training.genes, sight, learnt.learner.network, columns, others, rest, record)
+    return FittedRegression(training.genes, baseline_inputs, learnt.trainable.network, columns, others, rest, record)
 
 
 class FittedRegression:
@@ -168,7 +168,7 @@ class FittedRegression:
     def __init__(
         self,
         genes: tuple[str, ...],
-        sight: BaselineInputs,
+        baseline_inputs: BaselineInputs,
         network: Any,
         columns: np.ndarray,
         others: np.ndarray,
@@ -176,12 +176,12 @@ class FittedRegression:
         record: dict[str, Any],
     ) -> None:
         self.record = record
-        self._genes, self._sight, self._network = genes, sight, network
+        self._genes, self._baseline_inputs, self._network = genes, baseline_inputs, network
         self._columns, self._others, self._rest = columns, others, rest
 
     def predict(self, location: Location) -> Prediction:
         """Every gene at every spot."""
-        view = self._sight.of(location)
+        view = self._baseline_inputs.of(location)
         mean = np.empty((len(location.spots), len(self._genes)), np.float32)
         with torch.no_grad():
             hidden = self._network.hidden(view, torch.arange(len(location.spots)))

@@ -211,17 +211,19 @@ def fit_towers(
     -------
     FittedTowers
     """
-    sight, columns = BaselineInputs(training), genes_learnt(training)
+    baseline_inputs, columns = BaselineInputs(training), genes_learnt(training)
     expression = torch.from_numpy(np.asarray(training.expression[:, columns].todense(), np.float32))
     hvg = hvg_of(training)
 
     def make(rows: np.ndarray) -> Contrast:
         inputs = expression - expression[rows].mean(dim=0)
-        return Contrast(build(sight.width, len(columns)), sight.training, inputs, rows, hvg, weigh, by_section)
+        return Contrast(
+            build(baseline_inputs.width, len(columns)), baseline_inputs.training, inputs, rows, hvg, weigh, by_section
+        )
 
     learnt = train_baseline(training, make, schedule or Schedule())
     record = {**learnt.record, "genes_learnt": len(columns)}
-    return FittedTowers(training, sight, learnt.learner.network, learnt.learner.bank(), weigh, record)
+    return FittedTowers(training, baseline_inputs, learnt.trainable.network, learnt.trainable.bank(), weigh, record)
 
 
 class FittedTowers:
@@ -230,7 +232,7 @@ class FittedTowers:
     def __init__(
         self,
         training: FoldData,
-        sight: BaselineInputs,
+        baseline_inputs: BaselineInputs,
         network: Any,
         bank: np.ndarray,
         weigh: Weigh,
@@ -238,11 +240,11 @@ class FittedTowers:
     ) -> None:
         self.record = record
         self._genes, self._expression = training.genes, training.expression
-        self._sight, self._network, self._bank, self._weigh = sight, network, bank, weigh
+        self._baseline_inputs, self._network, self._bank, self._weigh = baseline_inputs, network, bank, weigh
 
     def predict(self, location: Location) -> Prediction:
         """Every gene, averaged over measured spots."""
-        view = self._sight.of(location)
+        view = self._baseline_inputs.of(location)
         with torch.no_grad():
             queries = self._network.image(view, torch.arange(len(location.spots))).numpy()
         return Prediction(self._genes, averaged(queries, self._bank, self._expression, self._weigh))
