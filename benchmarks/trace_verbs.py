@@ -150,7 +150,7 @@ class Trace:
         if known is None:
             is_function = bool(code.co_flags & inspect.CO_OPTIMIZED)
             plain = code.co_name == "<lambda>" or not code.co_name.startswith("<")
-            known = self._ours[code] = is_function and plain and self._is_ours(code)
+            known = self._ours[code] = is_function and plain and self._in_package(code)
         return known
 
     def _slide_read(self, frame: FrameType) -> None:
@@ -175,13 +175,13 @@ class Trace:
         found: list[str] = []
         while frame is not None:
             code = frame.f_code
-            if self._is_ours(code) and not is_module_level(code):
+            if self._in_package(code) and not is_module_level(code):
                 found.append(f"{self._file(code)}:{frame.f_lineno} {code.co_qualname}")
             frame = frame.f_back
         before = getattr(threading.current_thread(), "started_at", ())
         return tuple(dict.fromkeys([*before, *reversed(found)]))
 
-    def _is_ours(self, code: CodeType) -> bool:
+    def _in_package(self, code: CodeType) -> bool:
         """Whether the code stands in a Python file of the package (compiled templates of the report do not)."""
         return code.co_filename.startswith(self._root) and code.co_filename.endswith(".py")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CROP_FORMAT = 1
 """Counts up when the same call cuts other pixels; part of the name of everything cached that was made from them."""
-BLOCK_PX = 1024
+BLOCK_PX = 2048
 """Side of the blocks that `thumbnail` reads, in pixels of the level that is read."""
 
 
