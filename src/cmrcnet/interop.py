@@ -12,7 +12,7 @@ from torch import Tensor
 from cmrcnet.errors import BadOption, ShapeMismatch, UnknownName
 from cmrcnet.features.extract import FeatureSpec
 from cmrcnet.features.tokens import SectionTokens
-from cmrcnet.models.image_encoder import ROTATIONS_FIRST, d4
+from cmrcnet.models.image_encoder import mean_token
 
 if TYPE_CHECKING:
     from cmrcnet.models.student import Student
@@ -92,10 +92,7 @@ class LazySlideStudent:
         """
         encoder = self.student.encoder
         with torch.inference_mode():
-            image = image.to(encoder.mean.device)
-            ways = ROTATIONS_FIRST[: self.spec.augmentations]
-            each = [encoder(d4(image, way).contiguous()).float().mean(dim=1) for way in ways]
-        return torch.stack(each).mean(dim=0)
+            return mean_token(encoder, image.to(encoder.mean.device), self.spec.augmentations)
 
     def predict(self, features: np.ndarray, coords: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Expression of each gene at each tile, log1p of counts scaled to the student's library size.

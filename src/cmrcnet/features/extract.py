@@ -32,7 +32,7 @@ from cmrcnet.features.device import (
 )
 from cmrcnet.features.prefetch import map_ahead, reading_threads
 from cmrcnet.features.tokens import SectionTokens
-from cmrcnet.models.image_encoder import ROTATIONS_FIRST, d4
+from cmrcnet.models.image_encoder import mean_token
 from cmrcnet.progress import Meter, metered
 from cmrcnet.slides.patches import CROP_FORMAT, crop_patches, crop_scales, share_regions
 from cmrcnet.slides.slide import PatchScale, Slide, known_scale
@@ -458,10 +458,7 @@ class _Run:
     def _forward(self, upright: torch.Tensor) -> torch.Tensor:
         if not self.spec.scales_um:
             return self.encoder(upright)
-        total = torch.zeros((), device=upright.device)
-        for way in ROTATIONS_FIRST[: self.spec.augmentations]:
-            total = total + self.encoder(d4(upright, way).contiguous()).float().mean(dim=1)
-        return total / self.spec.augmentations
+        return mean_token(self.encoder, upright, self.spec.augmentations)
 
 
 def cached_patches(cache: TokenCache, slide: Slide, centre_px: np.ndarray, scale: PatchScale) -> np.ndarray:

@@ -190,7 +190,7 @@ def predict_to_file(
     Unwritable, BadInput
     MissingExtra
         .zarr without spatialdata, before anything is encoded.
-    ScaleError, TooFew, TooFew, SectionError
+    ScaleError, TooFew, SectionError
         As `predict`.
     """
     if out.suffix == STORE:

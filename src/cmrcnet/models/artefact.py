@@ -6,7 +6,8 @@ A folder is written whole, and everything in it is checked when it is read. Noth
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmrcnet.errors import Damaged, DownloadFailed, Incompatible, MissingExtra, MissingInput, WeightsError
+from cmrcnet.errors import CmrcnetError, Damaged, DownloadFailed, Incompatible, MissingExtra, MissingInput, WeightsError
 from cmrcnet.models.encoder_weights import looks_like_pickle, transport_errors
 from cmrcnet.storage.atomic import atomic_folder
 from cmrcnet.storage.hashing import fingerprint
@@ -68,6 +69,16 @@ class StoredArtefact:
         if fingerprint(content) != self.facts[name]["checksum"]:
             raise WeightsError.damaged(path, "the content is not what was written")
         return load(content)
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Raise `damaged` where the content does not fit what is built from it; errors of our own pass."""
+        try:
+            yield
+        except CmrcnetError:
+            raise
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise self.damaged(str(error).splitlines()[0]) from error
 
     def damaged(self, why: str) -> Damaged:
         """The error for a folder whose content is not what was written."""

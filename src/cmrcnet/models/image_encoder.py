@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,6 +179,23 @@ def d4(patches: Tensor, way: int, rows: int = 2, columns: int = 3) -> Tensor:
     if way & 2:
         patches = patches.flip(rows)
     return patches.transpose(rows, columns) if way & 4 else patches
+
+
+def mean_token(encoder: Callable[[Tensor], Tensor], patches: Tensor, augmentations: int) -> Tensor:
+    """Features (batch, dim) of prepared patches: the mean over their tokens and over the first ways of `d4`.
+
+    Parameters
+    ----------
+    encoder : callable
+        Gives tokens (batch, tokens, dim) of prepared patches, as `ImageEncoder` does.
+    patches : torch.Tensor, shape (batch, 3, height, width)
+    augmentations : int
+        Number of symmetries, 1 to 8, the rotations first.
+    """
+    total = torch.zeros((), device=patches.device)
+    for way in ROTATIONS_FIRST[:augmentations]:
+        total = total + encoder(d4(patches, way).contiguous()).float().mean(dim=1)
+    return total / augmentations
 
 
 class _LastWanted(Exception):

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cmrcnet.config import Config
-from cmrcnet.errors import CmrcnetError, ShapeMismatch
+from cmrcnet.errors import ShapeMismatch
 from cmrcnet.heads.gene_decoder import GeneBasis
 from cmrcnet.heads.pca import FeaturePCA
 from cmrcnet.models.artefact import (
@@ -282,7 +282,7 @@ class Student:
         """
         stored = read_artefact(source, FILE, "The student", "distil", FORMAT, revision)
         facts, tensors, limits = stored.facts, stored.tensors("weights"), stored.tensors("calibration")
-        try:
+        with stored.restoring():
             encoder = rebuild_encoder(facts["encoder"], under(tensors, "encoder"), stored.folder, encoder)
             head = StudentHead(*facts["shape"])
             head.load_state_dict(under(tensors, "head"), strict=True)
@@ -299,10 +299,6 @@ class Student:
                 Calibration.restore(tensors_to_arrays(limits)) if limits else None,
                 facts["report"],
             )
-        except (KeyError, TypeError, RuntimeError) as error:
-            if isinstance(error, CmrcnetError):
-                raise
-            raise stored.damaged(str(error).splitlines()[0]) from error
         if student.fingerprint != facts["fingerprint"]:
             raise stored.damaged(f"{FILE} does not belong to these weights")
         return student

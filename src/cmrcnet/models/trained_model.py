@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cmrcnet.config import Config
-from cmrcnet.errors import CmrcnetError, ShapeMismatch
+from cmrcnet.errors import ShapeMismatch
 from cmrcnet.genes.components import ExpressionComponents
 from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.heads.head import Head
@@ -317,7 +317,7 @@ class TrainedModel:
         """
         stored = read_artefact(source, FILE, "The model", "train", FORMAT, revision)
         facts, tensors, limits = stored.facts, stored.tensors("weights"), stored.tensors("calibration")
-        try:
+        with stored.restoring():
             config = Config.from_dict(facts["config"], where=f"{stored.folder}/{FILE}")
             panel = GenePanel.from_dict(facts["panel"])
             encoder = rebuild_encoder(facts["encoder"], under(tensors, "encoder"), stored.folder, encoder)
@@ -334,10 +334,6 @@ class TrainedModel:
             calibration = Calibration.restore(tensors_to_arrays(limits)) if limits else None
             provenance = Provenance(**facts["provenance"])
             model = cls(network, encoder, panel, config, provenance, components, head, calibration)
-        except (KeyError, TypeError, RuntimeError) as error:
-            if isinstance(error, CmrcnetError):
-                raise
-            raise stored.damaged(str(error).splitlines()[0]) from error
         if model.fingerprint != facts["fingerprint"]:
             raise stored.damaged(f"{FILE} does not belong to these weights")
         return model

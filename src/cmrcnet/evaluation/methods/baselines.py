@@ -9,8 +9,7 @@ import numpy as np
 
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.methods.method import FoldData, Location, Prediction
-from cmrcnet.evaluation.metrics.gene_metrics import over_genes
-from cmrcnet.genes.spatial_stats import pearson_per_gene
+from cmrcnet.genes.spatial_stats import mean_pearson
 from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide
 
@@ -27,7 +26,7 @@ def hvg_of(training: FoldData) -> np.ndarray:
 
 
 def section_pearson(truth: np.ndarray, guess: np.ndarray, section_of: np.ndarray) -> float:
-    """Mean Pearson over genes in each section, then over sections; 0 where nothing is defined.
+    """`mean_pearson` as a score to choose by: 0 where nothing is defined.
 
     Parameters
     ----------
@@ -39,11 +38,8 @@ def section_pearson(truth: np.ndarray, guess: np.ndarray, section_of: np.ndarray
     -------
     float
     """
-    per_section = [
-        over_genes(pearson_per_gene(truth[section_of == name], guess[section_of == name]))[0]
-        for name in dict.fromkeys(section_of)
-    ]
-    return float(np.nanmean(per_section)) if not np.isnan(per_section).all() else 0.0
+    score = mean_pearson(truth, guess, section_of)
+    return 0.0 if np.isnan(score) else score
 
 
 def validation_scores(
