@@ -9,10 +9,11 @@ import pytest
 
 from cmrcnet.analysis.localisation import localisation_text, localise_cohort
 from cmrcnet.cli import app
-from cmrcnet.errors import GenesError, TooFew
+from cmrcnet.errors import CmrcnetWarning, GenesError, TooFew, UnknownName
 from cmrcnet.genes.markers import markers
 from cmrcnet.readers.annotations import read_cohort_regions
 from cmrcnet.readers.cohort import read_cohort
+from cmrcnet.storage.file_names import file_name
 from tests.readers.written_formats import made_up, write_legacy
 
 GENES = ["ERBB2", "GRB7", "MIEN1", "CD3D", "CD8A", "KRT8", "ACTB", "GAPDH", "RPLP0", "TPT1", "B2M", "EEF2"]
@@ -91,11 +92,39 @@ def test_words_for_one_section_and_for_several(csv):
 
 def test_nothing_to_compare(csv):
     cohort, regions = read_cohort(csv), read_cohort_regions(csv)
-    with pytest.raises(TooFew, match=r"0 sections are both predicted and labelled"):
+    with pytest.raises(UnknownName, match=r"no section 'S9'; known: S1, S2. The prediction names it"):
         localise_cohort({"S9": None}, cohort, regions, markers("breast"))
+    with (
+        pytest.raises(TooFew, match=r"0 sections are both predicted and labelled"),
+        pytest.warns(CmrcnetWarning, match=r"Left out: S1 "),
+    ):
+        localise_cohort({"S1": None}, cohort, {"S2": regions["S2"]}, markers("breast"))
     tables = predicted(cohort, genes=["ACTB", "GAPDH", "RPLP0"])
     with pytest.raises(GenesError, match=r"The breast markers and the prediction of S1"):
         localise_cohort(tables, cohort, regions, markers("breast"))
+
+
+def test_odd_names_of_sections_come_back_from_the_run_folder(csv, tmp_path, capsys):
+    odd = {"S1": "S24/01187", "S2": '"Müller, A"'}
+    text = csv.read_text()
+    for plain, name in odd.items():
+        text = text.replace(f"\n{plain},", f"\n{name},")
+    csv.write_text(text, encoding="utf-8")
+    cohort = read_cohort(csv)
+    assert cohort.sections == ("S24/01187", "Müller, A")
+    run = tmp_path / "run" / "predictions"
+    run.mkdir(parents=True)
+    for name, table in predicted(cohort).items():
+        table.write_h5ad(run / f"{file_name(name)}.h5ad")
+        (run / f"._{file_name(name)}.h5ad").write_bytes(b"\0" * 40)
+    out = tmp_path / "found.csv"
+    assert app.main(["localise", str(run.parent), str(csv), "--merge", "--out", str(out)]) == 0
+    assert "Mean over 2 sections" in capsys.readouterr().out
+    assert set(pd.read_csv(out).section) == set(cohort.sections)
+    assert app.main(["localise", str(run.parent), str(csv), "--merge", "--section", "S24/01187"]) == 0
+    assert "Section S24/01187" in capsys.readouterr().out
+    assert app.main(["localise", str(run / f"{file_name('Müller, A')}.h5ad"), str(csv)]) == 0
+    assert "Section Müller, A" in capsys.readouterr().out
 
 
 def test_the_verb_reads_one_table_or_a_run_folder(csv, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from cmrcnet.datasets.synthetic import synthetic_cohort, synthetic_slide, synthetic_truth, write_cohort, write_slide
 from cmrcnet.errors import BadOption, OutputExists, ScaleError
 from cmrcnet.readers.cohort import read_cohort
+from cmrcnet.slides.section import Cohort
 from cmrcnet.slides.slide import ArraySlide, open_slide
 
 
@@ -41,6 +43,15 @@ def test_it_reads_back_the_same(cohort, image, tmp_path):
         difference = np.abs(whole(ours.slide).astype(int) - whole(theirs.slide))
         assert difference.max() == 0 if image == "png" else difference.mean() < 3
         np.testing.assert_array_equal(synthetic_truth(theirs).expected, synthetic_truth(ours).expected)
+
+
+def test_odd_names_of_sections_and_patients_read_back_the_same(cohort, tmp_path):
+    names = {"P1S1": ("S24/01187", "007"), "P2S1": ("=NA, ü", "NA")}
+    odd = Cohort.of([replace(s, name=names[s.name][0], patient=names[s.name][1]) for s in cohort])
+    again = read_cohort(write_cohort(odd, tmp_path / "made"))
+    assert again.sections == ("S24/01187", "=NA, ü") and again.patients == ("007", "NA")
+    for ours, theirs in zip(odd, again, strict=True):
+        assert theirs.counts.sum() == ours.counts.sum() and theirs.name == ours.name
 
 
 def test_writing_twice_gives_the_same_bytes(cohort, tmp_path):

@@ -14,12 +14,13 @@ and for a cohort.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from cmrcnet.errors import BadOption, GenesError, TooFew
+from cmrcnet.errors import BadOption, CmrcnetWarning, GenesError, TooFew, UnknownName
 from cmrcnet.genes.markers import MarkerList
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.slides.section import Cohort
@@ -352,14 +353,26 @@ def localise_cohort(
 
     Raises
     ------
+    UnknownName
+        A prediction is of a section that the cohort does not name.
     TooFew, GenesError
+
+    Warns
+    -----
+    CmrcnetWarning
+        Names the predicted sections that have no labels, and with several predictions the labelled ones without one.
     """
     import pandas as pd
 
+    if foreign := [name for name in predictions if name not in cohort.sections]:
+        raise UnknownName("section", foreign[0], cohort.sections, "The prediction names it, the cohort file does not.")
+    both = [name for name in cohort.sections if name in predictions and name in regions]
+    asked = set(predictions) | (set(regions) if len(predictions) > 1 else set())
+    if left_out := sorted(asked - set(both)):
+        why = "each has a prediction but no labels, or labels but no prediction"
+        warnings.warn(f"Left out: {', '.join(left_out)} ({why}).", CmrcnetWarning, stacklevel=2)
     tables = []
-    for name in cohort.sections:
-        if name not in predictions or name not in regions:
-            continue
+    for name in both:
         prediction = predictions[name]
         section = cohort.read(name)
         known = set(section.genes)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from cmrcnet.cli.options import count_text, read_genes
 from cmrcnet.errors import BadInput, BadOption, MissingInput, UnknownName
 from cmrcnet.storage.atomic import atomic_file, final_path, refuse_existing
+from cmrcnet.storage.file_names import name_of_file
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -312,7 +313,7 @@ def _predicted_sections(prediction: Path, section: str | None) -> dict[str, AnnD
 
     folder = prediction / "predictions"
     if prediction.is_dir():
-        files = {file.stem: file for file in sorted(folder.glob("*.h5ad"))}
+        files = {name_of_file(f.stem): f for f in sorted(folder.glob("*.h5ad")) if not f.name.startswith(".")}
         if not files:
             raise MissingInput(folder, "The prediction tables of the run in", "give a finished run folder or an .h5ad")
         if section is not None:
@@ -320,7 +321,8 @@ def _predicted_sections(prediction: Path, section: str | None) -> dict[str, AnnD
                 raise UnknownName("section", section, tuple(files))
             files = {section: files[section]}
     elif prediction.is_file():
-        files = {section or prediction.stem: prediction}
+        of_run = prediction.parent.name == "predictions"
+        files = {section or (name_of_file(prediction.stem) if of_run else prediction.stem): prediction}
     else:
         raise MissingInput(prediction, "The prediction table")
     try:

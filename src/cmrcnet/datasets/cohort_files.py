@@ -13,6 +13,7 @@ from cmrcnet.errors import BadOption
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.storage.atomic import atomic_file, atomic_folder
+from cmrcnet.storage.file_names import file_name
 
 _COLUMNS = ("section", "patient", "format", "counts", "spots", "image", "mpp", "spot_diameter_um")
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -87,8 +88,9 @@ def write_slide(slide: Slide, path: Path | str) -> tuple[Path, float]:
 
 def _write_section(section: Section, folder: Path, image: str) -> dict[str, str]:
     """Write one section's three files and return its row of cohort.csv."""
-    picture, scale = write_slide(section.slide, folder / f"{section.name}.{image}")
-    counts, spots = folder / f"{section.name}_counts.tsv.gz", folder / f"{section.name}_spots.tsv"
+    stem = file_name(section.name)
+    picture, scale = write_slide(section.slide, folder / f"{stem}.{image}")
+    counts, spots = folder / f"{stem}_counts.tsv.gz", folder / f"{stem}_spots.tsv"
     _write_counts(section, counts)
     _write_spots(section, spots)
     row = (

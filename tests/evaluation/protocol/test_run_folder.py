@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote
-
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cmrcnet.errors import CannotResume, Damaged, OutputExists
-from cmrcnet.evaluation.protocol.run_folder import FoldResult, RunFolder, _file_name
+from cmrcnet.evaluation.protocol.run_folder import FoldResult, RunFolder
 
 IDENTITY = {"config": {"a": 1}, "cohort": "x"}
 SCORES = pd.DataFrame(
@@ -148,10 +144,3 @@ def test_a_truncated_part_is_reported(tmp_path):
     file.write_text('{"format": 1')
     with pytest.raises(Damaged, match=r"result\.json is incomplete or damaged"):
         folder.result("f", "m")
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=12))
-def test_any_name_becomes_a_file_name_and_comes_back(name):
-    safe = _file_name(name)
-    assert "/" not in safe and "\\" not in safe and safe not in (".", "..") and unquote(safe) == name

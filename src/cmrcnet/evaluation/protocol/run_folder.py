@@ -11,17 +11,16 @@ The file is one thing: the layout of the folder and its way from partial to fini
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from cmrcnet.errors import CannotResume, Damaged, OutputExists
 from cmrcnet.evaluation import Frame
 from cmrcnet.storage.atomic import atomic_file, atomic_folder, partial_folder, refuse_existing, replace_folder
+from cmrcnet.storage.file_names import file_name, name_of_file
 from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
@@ -245,10 +244,10 @@ class RunFolder(WorkFolder):
         return _Tables(self)
 
     def _place(self, kind: str, fold: str, name: str, seed: int) -> Path:
-        return self.working / kind / _file_name(fold) / _file_name(name) / str(seed)
+        return self.working / kind / file_name(fold) / file_name(name) / str(seed)
 
     def _table_file(self, section: str) -> Path:
-        return self.working / "predictions" / f"{_file_name(section)}.h5ad"
+        return self.working / "predictions" / f"{file_name(section)}.h5ad"
 
 
 class _Tables(Mapping):
@@ -257,7 +256,7 @@ class _Tables(Mapping):
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         files = folder.working.glob("predictions/*.h5ad")
-        self._names = [unquote(file.stem) for file in sorted(files)]
+        self._names = [name_of_file(file.stem) for file in sorted(files) if not file.name.startswith(".")]
 
     def __getitem__(self, section: str) -> AnnData:
         if section not in self._names:
@@ -269,12 +268,6 @@ class _Tables(Mapping):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _file_name(name: str) -> str:
-    """Turn a name into a file name that any file system takes and `unquote` reverses: others become ``%xx``."""
-    safe = re.sub(r"[^A-Za-z0-9_.\- ]", lambda m: "".join(f"%{byte:02x}" for byte in m.group().encode()), name)
-    return safe if safe.strip(".") else safe.replace(".", "%2e")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
