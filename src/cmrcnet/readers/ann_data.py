@@ -78,7 +78,7 @@ def read_ann_data(source: SectionSource) -> RawSection:
         notes.append(f"{int((~kept).sum())} of {len(kept)} spots are not under tissue: dropped.")
 
     diameter = source.spot_diameter_um or (visium.SPOT_UM if is_visium else None)
-    mpp = source.mpp
+    mpp = source.mpp if source.affine is None else None  # with an affine, mpp is the scale of another picture
     if mpp is None and is_visium:
         enough = len(centres) >= visium.FEWEST_LOCATIONS
         mpp, how = visium.visium_scale(None, factors, pitch_px if enough else None, slide=name)
@@ -86,7 +86,11 @@ def read_ann_data(source: SectionSource) -> RawSection:
     elif mpp is None and diameter and factors.get("spot_diameter_fullres"):
         mpp = diameter / factors["spot_diameter_fullres"]
         notes.append(f"um per px is the spot diameter over spot_diameter_fullres: {mpp:.4g}.")
-    slide, scalef = _slide(source, library, factors, mpp, name)
+    assay_mpp = mpp
+    if source.affine is None or source.image is None:
+        slide, scalef = _slide(source, library, factors, mpp, name)
+    else:
+        slide, scalef = open_slide(source.image, mpp=source.mpp, name=name), 1.0
     if scalef != 1.0:
         notes.append(
             "The picture is the reduced one inside the file: too coarse for cells; give the full one as image."
@@ -106,6 +110,7 @@ def read_ann_data(source: SectionSource) -> RawSection:
         absent_genes="unmeasured",
         pitch_um=visium.PITCH_UM if is_visium else (diameter, 2 * diameter),
         pitch_px=(pitch_px or 0) * scalef or None,
+        assay_mpp=assay_mpp,
         notes=tuple(notes),
     )
 

@@ -4,8 +4,8 @@
     C6,C,legacy_st,C6_counts.tsv.gz,C6_spots.tsv,C6.jpg,0.6877,100,HER2+ breast cancer
 
 `section`, `patient` and `counts` (or `path`) are required, the others where the format needs them; an empty
-`format` is recognised from the files. Paths are relative to the cohort file. Further columns become the section's
-metadata.
+`format` is recognised from the files. Two more columns have a meaning: `affine` (six numbers or a file, see `affine`)
+and `bin_um`. Paths are relative to the cohort file. Further columns become the section's metadata.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Literal
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, TooFew
+from cmrcnet.readers.affine import Affine, read_affine
 from cmrcnet.readers.raw_section import RawSection, checked_section
 from cmrcnet.readers.registry import SectionSource, input_problems, read_raw
 from cmrcnet.readers.tables import Table, read_table
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 
 WHAT = "a cohort file"
-OUR_COLUMNS = ("section", "patient", "format", "counts", "path", "spots", "image", "mpp", "spot_diameter_um")
+NUMBERS = ("mpp", "spot_diameter_um", "bin_um")
+OUR_COLUMNS = ("section", "patient", "format", "counts", "path", "spots", "image", "affine", *NUMBERS)
 
 SCALE_ALIAS = "um_per_px"
 """Accepted as the name of the column ``mpp``."""
@@ -170,7 +172,7 @@ def _row(table: Table, i: int) -> CohortRow:
     counts = cells.get("counts") or cells.get("path") or ""
     if not counts:
         problems.append(BadOption("counts", "", want="the path of the counts (or of the section's folder)"))
-    numbers: dict[str, float | None] = dict.fromkeys(("mpp", "spot_diameter_um"))
+    numbers: dict[str, float | None] = dict.fromkeys(NUMBERS)
     for column in numbers:
         cell = cells.get(column, "")
         try:
@@ -181,11 +183,18 @@ def _row(table: Table, i: int) -> CohortRow:
             numbers[column] = value
         else:
             problems.append(BadOption(column, cell, want="a number of micrometres above 0, or nothing"))
+    affine: Affine | None = None
+    if cells.get("affine"):
+        try:
+            affine = read_affine(cells["affine"], folder=folder, decimal_comma=table.decimal_comma)
+        except CmrcnetError as error:
+            problems.append(error)
     source = SectionSource(
         path=folder / counts,
         name=name or None,
         spots=folder / cells["spots"] if cells.get("spots") else None,
         image=folder / cells["image"] if cells.get("image") else None,
+        affine=affine,
         **numbers,
     )
     format = cells.get("format") or None

@@ -93,12 +93,14 @@ def read_hest(source: SectionSource) -> RawSection:
         corner_px = np.empty((0, 2))
         notes.append("There is no patch file, so every listed spot counts as tissue.")
 
-    mpp, how = _scale(source.mpp, metadata, patches, centres[rows], corner_px, name)
+    stated = source.mpp if source.affine is None else None  # with an affine, mpp is the scale of another picture
+    mpp, how = _scale(stated, metadata, patches, centres[rows], corner_px, name)
     if how:
         notes.append(how)
     image = source.image or files.slide
     if image is not None:
-        slide, centres = open_slide(image, mpp=mpp, name=name), centres[rows]
+        slide_mpp = mpp if source.affine is None else source.mpp
+        slide, centres = open_slide(image, mpp=slide_mpp, name=name), centres[rows]
     elif patches is None:
         raise hest_problems(source)[0]
     elif mpp is None:
@@ -129,6 +131,7 @@ def read_hest(source: SectionSource) -> RawSection:
         genes=genes,
         absent_genes="zero" if technology == "spatial transcriptomics" else "unmeasured",
         pitch_um=(pitch, pitch) if pitch else UNKNOWN_PITCH_UM,
+        assay_mpp=mpp,
         notes=tuple(notes),
     )
 

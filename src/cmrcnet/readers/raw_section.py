@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import sparse
 
 from cmrcnet.errors import BadInput, CmrcnetError, ScaleError, SectionError, ShapeMismatch
 from cmrcnet.genes.naming import clean_features
+from cmrcnet.readers.affine import Affine
 from cmrcnet.slides.section import Section, Spots, on_slide, repeated
 from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.slides.spot_tables import check_counts
@@ -19,6 +21,8 @@ NEIGHBOURS_WITHIN = 1.3
 """Neighbours are within this factor of the nearest distance: below the next ring (1.41 square, 1.73 hexagonal)."""
 PITCH_TOLERANCE = 1.5
 """Largest factor between the distance of the spots and the assay's own pitch."""
+AFFINE_TOLERANCE = 1.25
+"""Largest factor between the scale of the slide and the scale that an affine implies."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,7 +34,8 @@ class RawSection:
     patient : str or None
         Where the files state one.
     centre_px : numpy.ndarray, shape (spots, 2), float64
-        x, y in level-0 pixels of `slide`.
+        x, y in level-0 pixels of `slide`. Where `affine` is set, or the user states one: in the assay's own unit, which
+        `placed` maps to level-0 pixels.
     diameter_um : float
         Diameter of a spot.
     counts : scipy.sparse.csr_matrix, shape (spots, features)
@@ -42,6 +47,10 @@ class RawSection:
         Least and largest distance between neighbouring spots that this assay can have.
     pitch_px : float or None
         That distance in level-0 pixels, when the format gives a better measure than the nearest neighbour.
+    affine : Affine or None
+        Map from the assay's coordinates to level-0 pixels, where the format states one. The user's own overrides it.
+    assay_mpp : float or None
+        Micrometres of one unit of the assay's coordinates, where known: 1 for micrometres.
     notes : tuple of str
         What the reader dropped or assumed, one sentence each.
     """
@@ -57,7 +66,51 @@ class RawSection:
     absent_genes: Literal["zero", "unmeasured"]
     pitch_um: tuple[float, float]
     pitch_px: float | None = None
+    affine: Affine | None = None
+    assay_mpp: float | None = None
     notes: tuple[str, ...] = ()
+
+
+def placed(raw: RawSection, affine: Affine) -> RawSection:
+    """Map the spots of a section from the assay's coordinates to level-0 pixels of its slide.
+
+    Parameters
+    ----------
+    raw : RawSection
+        `centre_px` and `pitch_px` in the unit of the assay.
+    affine : Affine
+        The map.
+
+    Returns
+    -------
+    RawSection
+        A slide of unknown scale has the scale that the affine implies, where the unit of the assay is known.
+
+    Raises
+    ------
+    ScaleError
+        The scale of the slide and the scale that the affine implies differ by more than `AFFINE_TOLERANCE`.
+    """
+    slide, notes = raw.slide, [*raw.notes, f"Spots are mapped to the image by the affine {affine.text}."]
+    implied = None if raw.assay_mpp is None else raw.assay_mpp / affine.scale
+    if implied is not None and slide.mpp is None:
+        slide = copy.copy(slide)
+        slide.mpp = implied
+        notes.append(f"um per px follows from the affine: {implied:.4g}.")
+    elif implied is not None and not 1 / AFFINE_TOLERANCE <= slide.mpp / implied <= AFFINE_TOLERANCE:
+        raise ScaleError(
+            f"{slide.name} is said to show {slide.mpp:.4g} um per px, but the affine of {raw.name} makes it "
+            f"{implied:.4g} (a unit of the assay is {raw.assay_mpp:.4g} um and {affine.scale:.4g} px); correct the "
+            "affine, which maps from the assay to the image and not back, or mpp."
+        )
+    return replace(
+        raw,
+        slide=slide,
+        centre_px=affine.apply(raw.centre_px),
+        pitch_px=None if raw.pitch_px is None else raw.pitch_px * affine.scale,
+        affine=None,
+        notes=tuple(notes),
+    )
 
 
 def neighbour_distance_px(centre_px: np.ndarray) -> float | None:

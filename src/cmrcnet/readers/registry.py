@@ -12,13 +12,16 @@ Controls, duplicates, invalid counts, spots off the image and a wrong scale are 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput
-from cmrcnet.readers.raw_section import RawSection, checked_section
+from cmrcnet.readers.affine import Affine, read_affine
+from cmrcnet.readers.raw_section import RawSection, checked_section, placed
 from cmrcnet.slides.section import Section
 
 
@@ -38,6 +41,11 @@ class SectionSource:
         Micrometres per pixel of the full-resolution picture. It overrides the files.
     spot_diameter_um : float or None
         Diameter of a spot in micrometres; it overrides the files.
+    affine : Affine or None
+        Map from the assay's coordinates to level-0 pixels of `image`; it overrides the files. `mpp` is then the scale
+        of `image`, which need not be the picture that the assay's coordinates belong to.
+    bin_um : float or None
+        Side of the square bins in which counts are summed, for the formats that have a choice.
     """
 
     path: Path
@@ -46,6 +54,8 @@ class SectionSource:
     spots: Path | None = None
     mpp: float | None = None
     spot_diameter_um: float | None = None
+    affine: Affine | None = None
+    bin_um: float | None = None
 
 
 BUILT_IN = ("legacy_st", "visium", "hest", "ann_data")
@@ -66,12 +76,15 @@ class Reader:
         Path to bool; reads names and first lines only.
     problems : callable
         `SectionSource` to the errors that are found without reading much: a missing picture or spot file.
+    binned : bool
+        Whether `bin_um` is an option of this format; stated for another one it is an error.
     """
 
     name: str
     read: Reading
     recognises: Callable[[Path], bool]
     problems: Callable[[SectionSource], list[CmrcnetError]]
+    binned: bool = False
 
 
 _READERS: dict[str, Reader] = {}
@@ -82,6 +95,7 @@ def register_reader(
     *,
     recognises: Callable[[Path], bool],
     problems: Callable[[SectionSource], list[CmrcnetError]] = lambda source: [],
+    binned: bool = False,
 ) -> Callable[[Reading], Reading]:
     """Register a function that `read_section`, `read_cohort` and `inspect` then use.
 
@@ -93,6 +107,8 @@ def register_reader(
         Path to bool; reads names and first lines only.
     problems : callable
         `SectionSource` to the errors that are found without reading much.
+    binned : bool
+        Whether `bin_um` is an option of this format.
 
     Raises
     ------
@@ -104,7 +120,7 @@ def register_reader(
         known = _READERS.get(name)
         if known is not None and known.read.__qualname__ != read.__qualname__:
             raise BadOption("reader", name, want="a name that no reader has yet")
-        _READERS[name] = Reader(name, read, recognises, problems)
+        _READERS[name] = Reader(name, read, recognises, problems, binned)
         return read
 
     return register
@@ -145,23 +161,30 @@ def input_problems(source: SectionSource, format: str | None = None) -> list[Cmr
     for path, what in ((source.path, "The counts"), (source.spots, "The spot file"), (source.image, "The image")):
         if path is not None and not path.exists():
             problems.append(MissingInput(path, what))
-    for option in ("mpp", "spot_diameter_um"):
+    for option in ("mpp", "spot_diameter_um", "bin_um"):
         value = getattr(source, option)
         if value is not None and not 0 < value < float("inf"):
             problems.append(BadOption(option, value, want="micrometres, above 0"))
+    if source.affine is not None and source.image is None:
+        problems.append(BadOption("image", None, want="the H&E picture to whose level-0 pixels the affine maps"))
     if problems:
         return problems
     try:
-        return list(reader_of(source, format).problems(source))
+        reader = reader_of(source, format)
+        if source.bin_um is not None and not reader.binned:
+            return [BadOption("bin_um", source.bin_um, want=f"nothing: sections of format {reader.name} have no bins")]
+        return list(reader.problems(source))
     except CmrcnetError as error:
         return [error]
 
 
 def read_raw(source: SectionSource, format: str | None = None) -> RawSection:
-    """Read a section without checking it (see `read_section`)."""
+    """Read a section without checking it, its spots in level-0 pixels of its slide (see `read_section`)."""
     for problem in input_problems(source, format):
         raise problem
-    return reader_of(source, format).read(source)
+    raw = reader_of(source, format).read(source)
+    affine = source.affine or raw.affine
+    return raw if affine is None else placed(raw, affine)
 
 
 def read_section(
@@ -174,6 +197,8 @@ def read_section(
     spots: Path | str | None = None,
     mpp: float | None = None,
     spot_diameter_um: float | None = None,
+    affine: Affine | Path | str | Sequence | np.ndarray | None = None,
+    bin_um: float | None = None,
     controls: Literal["drop", "keep"] = "drop",
     metadata: Mapping[str, str] | None = None,
 ) -> Section:
@@ -193,7 +218,11 @@ def read_section(
     mpp : float, optional
         Micrometres per pixel of the full-resolution picture. It overrides the files.
     spot_diameter_um : float, optional
-        Otherwise the diameter of the format: 100 um (legacy ST), 55 um (Visium).
+        Otherwise the diameter of the format: 100 um (legacy ST), 55 um (Visium), the side of the bin (Visium HD).
+    affine : path, six numbers or a 2x3 or 3x3 matrix, optional
+        Maps the assay's coordinates to level-0 pixels of `image`, where these are not the same (see `read_affine`).
+    bin_um : float, optional
+        Side of the square bins in which counts are summed: 8 by default for Visium HD; for Xenium, cells by default.
     controls : {"drop", "keep"}
         What happens to features that are no genes.
     metadata : mapping, optional
@@ -229,6 +258,8 @@ def read_section(
         spots=None if spots is None else Path(spots),
         mpp=mpp,
         spot_diameter_um=spot_diameter_um,
+        affine=affine if affine is None or isinstance(affine, Affine) else read_affine(affine),
+        bin_um=bin_um,
     )
     return checked_section(read_raw(files, format), patient=patient, controls=controls, metadata=metadata)
 

@@ -111,10 +111,14 @@ def read_visium(source: SectionSource) -> RawSection:
 
     name = source.name or _name(source.path, outs)
     pitch_px = neighbour_distance_px(pixels)
-    mpp, how = visium_scale(source.mpp, factors, pitch_px if len(pixels) >= FEWEST_LOCATIONS else None, slide=name)
+    stated = source.mpp if source.affine is None else None  # with an affine, mpp is the scale of another picture
+    mpp, how = visium_scale(stated, factors, pitch_px if len(pixels) >= FEWEST_LOCATIONS else None, slide=name)
     if how:
         notes.append(how)
-    image, scalef = _picture(source.image, outs, factors)
+    image, scalef = picture_of(source.image, outs, factors)
+    slide_mpp = None if mpp is None else mpp / scalef
+    if source.affine is not None:
+        slide_mpp, scalef = source.mpp, 1.0
     if scalef != 1.0:
         shown = "of unknown scale" if mpp is None else f"{mpp / scalef:.3g} um per px"
         notes.append(
@@ -124,7 +128,7 @@ def read_visium(source: SectionSource) -> RawSection:
     return RawSection(
         name=name,
         patient=None,
-        slide=open_slide(image, mpp=None if mpp is None else mpp / scalef, name=name),
+        slide=open_slide(image, mpp=slide_mpp, name=name),
         barcodes=[matrix.barcodes[i] for i in rows],
         centre_px=centres * scalef,
         diameter_um=source.spot_diameter_um or SPOT_UM,
@@ -133,6 +137,7 @@ def read_visium(source: SectionSource) -> RawSection:
         absent_genes="unmeasured",
         pitch_um=PITCH_UM,
         pitch_px=None if pitch_px is None else pitch_px * scalef,
+        assay_mpp=mpp,
         notes=tuple(notes),
     )
 
@@ -234,7 +239,7 @@ def _positions_file(outs: Path) -> Path | None:
     return None
 
 
-def _picture(image: Path | None, outs: Path, factors: dict[str, float]) -> tuple[Path, float]:
+def picture_of(image: Path | None, outs: Path, factors: dict[str, float]) -> tuple[Path, float]:
     """The picture, and the factor from positions to its pixels."""
     image = image or outs / "spatial" / "tissue_hires_image.png"
     key = SCALED_PICTURES.get(image.stem)
