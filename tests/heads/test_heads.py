@@ -12,7 +12,7 @@ from cmrcnet.genes.spatial_stats import mean_pearson
 from cmrcnet.heads import ridge
 from cmrcnet.heads.ensemble import Ensemble, choose, component_weights_of, fit_ensemble
 from cmrcnet.heads.pca import fit_pca
-from cmrcnet.heads.ridge import PENALTIES, kernel_path, kernel_ridge, ridge_path
+from cmrcnet.heads.ridge import PENALTIES, kernel_path, ridge_path
 
 
 def data(seed: int = 0, spots: int = 30, features: int = 5, rank: int = 2):
@@ -39,7 +39,9 @@ def test_kernel_ridge_with_every_spot_a_landmark_is_kernel_ridge():
     gram = np.exp(-0.5 * apart / np.median(apart))
     level = scores.mean(axis=0)
     wanted = gram @ np.linalg.solve(gram + 0.3 * np.eye(30), scores - level) + level
-    np.testing.assert_allclose(kernel_ridge(inputs, scores, 0, (0.5, 0.3)).predict(inputs), wanted, atol=2e-3)
+    np.testing.assert_allclose(
+        next(kernel_path(inputs, scores, 0, None, [(0.5, 0.3)])).predict(inputs), wanted, atol=2e-3
+    )
 
 
 def test_a_weight_of_two_is_the_same_spot_twice():
@@ -58,33 +60,35 @@ def test_weights_divide_the_penalty_of_kernel_ridge():
     gram = np.exp(-0.5 * apart / np.median(apart))
     level = (counts[:, None] * scores).sum(axis=0) / counts.sum()
     wanted = gram @ np.linalg.solve(gram + np.diag(0.3 / counts), scores - level) + level
-    found = kernel_ridge(inputs, scores, 0, (0.5, 0.3), counts).predict(inputs)
+    found = next(kernel_path(inputs, scores, 0, counts, [(0.5, 0.3)])).predict(inputs)
     np.testing.assert_allclose(found, wanted, atol=2e-3)
 
 
 def test_the_path_gives_what_each_setting_gives_alone():
     inputs, scores = data()
-    for setting, found in zip(ridge.settings(), kernel_path(inputs, scores, 0), strict=True):
-        alone = kernel_ridge(inputs, scores, 0, setting)
+    for setting, found in zip(ridge.SETTINGS, kernel_path(inputs, scores, 0), strict=True):
+        alone = next(kernel_path(inputs, scores, 0, None, [setting]))
         np.testing.assert_allclose(found.predict(inputs), alone.predict(inputs), atol=1e-5)
 
 
 def test_few_landmarks_come_near_to_all_of_them(monkeypatch):
     inputs, scores = data(spots=120, features=2)
-    whole = kernel_ridge(inputs, scores, 0, (0.25, 0.1)).predict(inputs)
+    whole = next(kernel_path(inputs, scores, 0, None, [(0.25, 0.1)])).predict(inputs)
     monkeypatch.setattr(ridge, "LANDMARKS", 60)
-    few = kernel_ridge(inputs, scores, 0, (0.25, 0.1))
+    few = next(kernel_path(inputs, scores, 0, None, [(0.25, 0.1)]))
     assert len(few.landmarks) == 60
     assert np.corrcoef(few.predict(inputs)[:, 0], whole[:, 0])[0, 1] > 0.99
 
 
 def test_blocks_change_no_prediction(monkeypatch):
     inputs, scores = data()
-    found = kernel_ridge(inputs, scores, 0, (1.0, 0.1))
+    found = next(kernel_path(inputs, scores, 0, None, [(1.0, 0.1)]))
     whole = found.predict(inputs)
     monkeypatch.setattr(ridge, "_SPOTS_AT_A_TIME", 7)
     np.testing.assert_allclose(found.predict(inputs), whole, atol=1e-6)
-    np.testing.assert_allclose(kernel_ridge(inputs, scores, 0, (1.0, 0.1)).predict(inputs), whole, atol=1e-4)
+    np.testing.assert_allclose(
+        next(kernel_path(inputs, scores, 0, None, [(1.0, 0.1)])).predict(inputs), whole, atol=1e-4
+    )
 
 
 def test_the_reduction_keeps_distances_up_to_one_scale():

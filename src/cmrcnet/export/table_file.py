@@ -114,7 +114,7 @@ class TableFile:
         Parameters
         ----------
         frame : anndata.AnnData
-            Its obs, var, obsm and uns; see `genes.table.table_frame`.
+            Its obs, var, obsm and uns; see `genes.table.prediction_table`.
 
         Raises
         ------

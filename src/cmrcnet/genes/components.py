@@ -28,10 +28,7 @@ from cmrcnet.errors import ShapeMismatch, TooFew
 class ExpressionComponents:
     """Projection of the panel's genes onto expression components.
 
-    Parameters
-    ----------
-    directions : numpy.ndarray, shape (genes of the panel, rank), float32
-        ``V_r / s1``.
+    `directions` (genes of the panel, rank) is ``V_r / s1``, float32.
     """
 
     directions: np.ndarray
@@ -42,20 +39,10 @@ class ExpressionComponents:
         return self.directions.shape[1]
 
     def scores(self, expression: sparse.csr_matrix | np.ndarray) -> np.ndarray:
-        """Scores of the spots of one section, centred within it.
+        """Scores (spots, rank) float32 of the spots of one section, centred within it.
 
-        Parameters
-        ----------
-        expression : sparse matrix or array, shape (spots, genes of the panel)
-            Log-normalised expression of the whole section, from `GenePanel.select`.
-
-        Returns
-        -------
-        numpy.ndarray, shape (spots, rank), float32
-
-        Raises
-        ------
-        ShapeMismatch
+        `expression` (spots, genes of the panel) is that of the whole section, from `GenePanel.select`; an array of
+        another width is a `ShapeMismatch`.
         """
         shape = cast(Any, expression).shape
         if len(shape) != 2 or shape[1] != len(self.directions):
@@ -68,22 +55,8 @@ class ExpressionComponents:
 def find_components(sections: Iterable[sparse.csr_matrix], rank: int) -> ExpressionComponents:
     """Compute the leading components of training sections from their summed (genes, genes) scatter.
 
-    Parameters
-    ----------
-    sections : iterable of scipy.sparse.csr_matrix, shape (spots, genes)
-        Log-normalised expression of the panel's genes, a section each.
-    rank : int
-        Number of components; limited by the number of spots.
-
-    Returns
-    -------
-    ExpressionComponents
-        The largest entry of each direction is positive.
-
-    Raises
-    ------
-    TooFew
-        The expression does not vary.
+    Each of `sections` is log-normalised expression (spots, genes of the panel); `rank` is limited by the number of
+    spots. The largest entry of each direction is positive. Expression that does not vary raises `TooFew`.
     """
     scatter, spots, count = None, 0, 0
     for expression in sections:
@@ -107,18 +80,10 @@ def find_components(sections: Iterable[sparse.csr_matrix], rank: int) -> Express
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # several threads may differ in the last bit, and so may two runs
 def loadings_of(scores: np.ndarray, expression: sparse.csr_matrix | np.ndarray) -> np.ndarray:
-    """Least-squares loadings of each gene on the scores: ``(S^T S)^-1 S^T E``.
+    """Least-squares loadings (rank, genes) float32 of each gene on the scores: ``(S^T S)^-1 S^T E``.
 
-    Parameters
-    ----------
-    scores : array, shape (spots, rank)
-        Centred within sections, so that the level of a section drops out of ``S^T E``.
-    expression : sparse matrix or array, shape (spots, genes)
-        Log-normalised.
-
-    Returns
-    -------
-    numpy.ndarray, shape (rank, genes), float32
+    `scores` (spots, rank) are centred within sections, so that the level of a section drops out of ``S^T E``;
+    `expression` (spots, genes) is log-normalised.
     """
     wanted = np.asarray(scores, np.float64)
     right = np.asarray((expression.T @ wanted).T)

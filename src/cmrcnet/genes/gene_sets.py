@@ -33,10 +33,8 @@ class MeasuredGenes:
     def add(self, section: Section) -> None:
         """Add the next section.
 
-        Raises
-        ------
-        GenesError
-            It shares no gene with the earlier sections, or only the few names that two species have in common.
+        `GenesError`: it shares no gene with the earlier sections, or only the few names that two species have in
+        common.
         """
         genes, known = frozenset(section.genes), list(self._order)
         if known and are_disjoint(known, section.genes):
@@ -49,12 +47,7 @@ class MeasuredGenes:
             self._assays.append(genes)
 
     def shared(self) -> tuple[str, ...]:
-        """Genes that every section measures, in order of first appearance.
-
-        Raises
-        ------
-        GenesError
-        """
+        """Genes that every section measures, in order of first appearance; `GenesError` when there are none."""
         shared = tuple(gene for gene in self._order if all(gene in assay for assay in self._assays))
         if not shared:
             raise GenesError.none_shared(self._name, "the other sections", "No gene is measured in all of them.")
@@ -188,7 +181,11 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
         largest = set(gene_sets(cohort, config.target_sum, config.n_hvg)["HVG"])
         genes = [gene for gene in shared if gene in largest]
     else:
-        genes = _union(rankings, shared, config.n_hvg)
+        allowed = set(shared)
+        union = {gene for each in rankings for gene in [gene for gene in each if gene in allowed][: config.n_hvg]}
+        if not union:
+            raise TooFew("variable genes", 0, 1, "the sections hold too few counted spots to choose a panel from")
+        genes = [gene for gene in shared if gene in union]
     origin: dict[str, Any] = {"kind": config.kind, "sections": list(cohort.sections), "shared_genes": len(shared)}
     if config.kind == "hvg":
         origin |= {"n_hvg": config.n_hvg, "method": "scanpy highly_variable_genes, flavor seurat, union over sections"}
@@ -196,18 +193,11 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
 
 
 def most_variable(section: Section, target_sum: float | Literal["median"]) -> tuple[str, ...]:
-    """Rank a section's genes from most to least variable; constant genes are left out.
+    """Rank a section's genes from most to least variable; constant genes are left out, and empty spots ignored.
 
     Uses `scanpy.pp.highly_variable_genes`, flavor "seurat" (Satija et al., Nat Biotechnol 33, 2015), as the released
-    code: variance over mean of the expression before the logarithm, standardised among genes of similar mean. Ties
-    keep the section's order of genes.
-
-    Parameters
-    ----------
-    section : Section
-        Its empty spots are ignored.
-    target_sum : float or "median"
-        Library size before log1p.
+    code: variance over mean of the expression before the logarithm, standardised among genes of similar mean. Ties keep
+    the section's order of genes.
     """
     import warnings
 
@@ -242,16 +232,6 @@ def _thread_count_kept() -> Iterator[None]:
         yield
 
 
-def _union(rankings: list[tuple[str, ...]], shared: Sequence[str], n_hvg: int) -> list[str]:
-    """Genes among the first `n_hvg` shared genes of any ranking, in the order of `shared`."""
-    allowed, chosen = set(shared), set()
-    for ranking in rankings:
-        chosen.update([gene for gene in ranking if gene in allowed][:n_hvg])
-    if not chosen:
-        raise TooFew("variable genes", 0, 1, "the sections hold too few counted spots to choose a panel from")
-    return [gene for gene in shared if gene in chosen]
-
-
 EVERYTHING = "all"
 """Name of the set of all genes, for which costly metrics are not computed."""
 CHOSEN = ("HEG", "HVG", "SVG")
@@ -280,16 +260,14 @@ def gene_sets(
         Training sections of the fold only; one is in memory at a time.
     scaling : GenePanel, float or "median"
         Library size before log1p, or the panel that holds it.
-    size : int
-        Largest number of genes in each chosen set.
     lists : mapping of str to sequence of str, optional
         Further sets, such as marker genes (``MG``); genes that some section does not measure are left out.
 
     Returns
     -------
     dict of str to tuple of str
-        ``HEG``, ``HVG`` and ``SVG``, highest first (ties in the order of the genes), then the lists in their own order,
-        and ``all``.
+        ``HEG``, ``HVG`` and ``SVG``, `size` genes each, highest first (ties in the order of the genes), then the lists
+        in their own order, and ``all``.
 
     Raises
     ------
@@ -346,21 +324,8 @@ def sets_of_truth(genes: Sequence[str], expression: sparse.csr_matrix, size: int
     """Choose HEG and HVG from one section's own expression, as the paper does on the test section.
 
     For scoring under the protocol ``paper`` only: genes chosen by the truth that they are scored on favour every
-    method, and must not be given to any.
-
-    Parameters
-    ----------
-    genes : sequence of str
-        Names of the columns.
-    expression : sparse matrix, shape (spots, genes)
-        Log-normalised.
-    size : int
-        Genes in each set.
-
-    Returns
-    -------
-    dict of str to tuple of str
-        ``HEG`` by the mean, ``HVG`` by the variance over the section's spots, highest first.
+    method, and must not be given to any. `expression` (spots, genes) is log-normalised. Returns `size` genes each:
+    ``HEG`` by the mean, ``HVG`` by the variance over the section's spots, highest first.
     """
     values: Any = sparse.csr_matrix(expression).astype(np.float64)
     mean = np.asarray(values.mean(axis=0)).ravel()

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cmrcnet.errors import BadInput, BadOption, GenesError, UnknownName
+from cmrcnet.errors import BadInput, BadOption, UnknownName
 from cmrcnet.genes.naming import naming_of
 from cmrcnet.slides.section import Cohort
 
@@ -26,15 +26,7 @@ SHARED = "shared"
 
 @dataclass(frozen=True)
 class Source:
-    """A publication.
-
-    Parameters
-    ----------
-    cite : str
-        Author, title, journal and year.
-    doi : str
-        Empty when unknown.
-    """
+    """A publication: author, title, journal and year; the DOI is empty when unknown."""
 
     cite: str
     doi: str = ""
@@ -46,14 +38,10 @@ class Signature:
 
     Parameters
     ----------
-    name, about : str
-        Key and description.
-    genes : tuple of str
-        Human symbols.
-    mouse : tuple of str
-        Mouse symbols, or empty: then the human ones are matched ignoring case.
+    genes, mouse : tuple of str
+        Human and mouse symbols; without mouse ones the human ones are matched ignoring case.
     sources : tuple of Source
-        Publications, the main one first.
+        The main one first.
     checked : bool
         Whether the genes were compared with a table or the text of the source.
     regions : tuple of str
@@ -75,8 +63,6 @@ class MarkerList:
 
     Parameters
     ----------
-    organ : str
-        As `marker_organs` names it.
     version : int
         Increases with every change of a gene.
     signatures : dict of str to Signature
@@ -94,25 +80,10 @@ class MarkerList:
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def measured(self, genes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Genes of each signature that a cohort measures, in the cohort's spelling.
+        """Genes of each signature that a cohort measures, in the cohort's spelling; empty when there are none.
 
-        A gene is found by its symbol, else by an older name, else by either ignoring case (ERBB2, Erbb2), as most
-        human and mouse orthologues are named.
-
-        Parameters
-        ----------
-        genes : sequence of str
-            Symbols of the cohort's genes.
-
-        Returns
-        -------
-        dict of str to tuple of str
-            Every signature; an empty tuple when none of its genes is measured.
-
-        Raises
-        ------
-        BadOption
-            The genes are Ensembl ids.
+        A gene is found by its symbol, else by an older name, else by either ignoring case (ERBB2, Erbb2), as most human
+        and mouse orthologues are named. Ensembl ids are a `BadOption`.
 
         Examples
         --------
@@ -169,17 +140,8 @@ def marker_organs() -> tuple[str, ...]:
 
 @cache
 def markers(organ: str) -> MarkerList:
-    """Load the marker list of an organ.
-
-    Parameters
-    ----------
-    organ : str
-        As `marker_organs` names it; "spinal_cord" and "spinal-cord" work too.
-
-    Raises
-    ------
-    UnknownName
-        Lists the known organs.
+    """Load the marker list of an organ of `marker_organs` ("spinal_cord" and "spinal-cord" work too), else
+    `UnknownName`.
     """
     name = re.sub(r"[\s_-]+", " ", organ.strip().lower())
     if name not in marker_organs():
@@ -197,15 +159,7 @@ def markers(organ: str) -> MarkerList:
 def organ_of(*words: str) -> str:
     """Identify the organ from words about a cohort, such as its `disease` column.
 
-    Parameters
-    ----------
-    *words : str
-        Texts in which the name of an organ or of its disease occurs as a whole word.
-
-    Raises
-    ------
-    UnknownName
-        No organ or several are named.
+    The name of the organ or of its disease must occur as a whole word; none or several organs are an `UnknownName`.
 
     Examples
     --------
@@ -227,12 +181,7 @@ def organ_of(*words: str) -> str:
 
 
 def organ_of_cohort(cohort: Cohort) -> str:
-    """Identify a cohort's organ from the columns `organ`, `disease` and `site` of its file; no section is read.
-
-    Raises
-    ------
-    UnknownName
-    """
+    """Identify a cohort's organ from the columns `organ`, `disease` and `site` of its file; no section is read."""
     texts = dict.fromkeys(
         entry.metadata[column]
         for entry in cohort.entries
@@ -242,39 +191,9 @@ def organ_of_cohort(cohort: Cohort) -> str:
     return organ_of(*texts)
 
 
-def marker_genes(genes: Sequence[str], organ: str | MarkerList) -> tuple[str, ...]:
-    """Gene set "MG": every measured gene of the organ's signatures.
-
-    Parameters
-    ----------
-    genes : sequence of str
-        Genes that every training section measures (the set "all").
-
-    Returns
-    -------
-    tuple of str
-        In the order of the list, each once, in the cohort's spelling.
-
-    Raises
-    ------
-    UnknownName, BadOption, GenesError
-    """
-    chosen = organ if isinstance(organ, MarkerList) else markers(organ)
-    union = tuple(dict.fromkeys(gene for found in chosen.measured(genes).values() for gene in found))
-    if not union:
-        raise GenesError.none_shared(f"The {chosen.organ} markers", "the training sections")
-    return union
-
-
 def source_lines(chosen: MarkerList, signatures: Iterable[str] | None = None) -> list[str]:
-    """List the sources for a report, one line each: citation, DOI if known, and signatures.
-
-    Parameters
-    ----------
-    chosen : MarkerList
-        Of an organ.
-    signatures : iterable of str, optional
-        All of them when left out.
+    """List the sources of some signatures (all when left out) for a report, a line each: citation, DOI if known,
+    signatures.
     """
     used: dict[Source, list[str]] = {}
     for name in chosen.signatures if signatures is None else signatures:

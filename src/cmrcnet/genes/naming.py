@@ -68,11 +68,6 @@ class Naming:
 def naming_of(genes: Sequence[str]) -> Naming:
     """Determine how genes are named from the majority of the names.
 
-    Parameters
-    ----------
-    genes : sequence of str
-        Their names.
-
     Examples
     --------
     >>> str(naming_of(["TP53", "ERBB2", "KRT8"])), str(naming_of(["ENSMUSG00000059552"]))
@@ -99,14 +94,9 @@ def naming_of(genes: Sequence[str]) -> Naming:
 
 
 def are_disjoint(left: Sequence[str], right: Sequence[str]) -> bool:
-    """Whether two gene lists have no name in common, or hardly any and a different naming.
+    """Whether two gene lists (not empty) have no name in common, or hardly any and a different naming.
 
     The second case is that of two species: human and mouse share C3, F5 and hardly another symbol.
-
-    Parameters
-    ----------
-    left, right : sequence of str
-        Gene names; not empty.
     """
     ours, theirs = set(left), set(right)
     shared = len(ours & theirs)
@@ -116,12 +106,8 @@ def are_disjoint(left: Sequence[str], right: Sequence[str]) -> bool:
 
 
 def explain_no_shared_genes(left: Sequence[str], right: Sequence[str]) -> str:
-    """Explain in one or two sentences why two gene lists do not match, and how to fix it.
-
-    Parameters
-    ----------
-    left, right : sequence of str
-        Gene names: "the first" and "the second" of the sentence.
+    """Explain in one or two sentences why two gene lists, "the first" and "the second", do not match, and how to fix
+    it.
     """
     if not len(left) or not len(right):
         return f"The {'first' if not len(left) else 'second'} names no genes at all."
@@ -165,12 +151,7 @@ def _bare(gene: str) -> str:
 
 
 def kind_of_control(name: str) -> str | None:
-    """Kind of control feature, or None for a gene.
-
-    Parameters
-    ----------
-    name : str
-        As the assay wrote it.
+    """Kind of control feature that bears this name, or None for a gene.
 
     Examples
     --------
@@ -205,10 +186,6 @@ def clean_features(
     counts : scipy.sparse.csr_matrix, shape (spots, genes)
     notes : tuple of str
         One sentence per change.
-
-    Raises
-    ------
-    BadOption, ShapeMismatch
     """
     if controls not in ("drop", "keep"):
         raise BadOption("controls", controls, want='"drop" or "keep"')

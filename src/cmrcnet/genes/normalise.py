@@ -18,12 +18,8 @@ def library_sizes(counts: sparse.csr_matrix) -> np.ndarray:
 def scale_factors(library: np.ndarray, target_sum: float | Literal["median"]) -> np.ndarray:
     """Factor of each spot's counts: (spots,) float64; 0 for an empty spot.
 
-    Parameters
-    ----------
-    library : numpy.ndarray, shape (spots,)
-        From `library_sizes`.
-    target_sum : float or "median"
-        Library size after scaling; "median" is that of this section's spots with any count.
+    `library` is from `library_sizes`; `target_sum` is the library size after scaling, where "median" is that of this
+    section's spots with any count.
     """
     if target_sum != "median" and not (np.isfinite(target_sum) and target_sum > 0):
         raise BadOption("target_sum", target_sum, want='a sum above 0, or "median"')
@@ -74,24 +70,15 @@ def log_scaled(counts: sparse.csr_matrix, factor: np.ndarray) -> sparse.csr_matr
 
 
 def spot_weights(counts: sparse.csr_matrix) -> np.ndarray:
-    """Weigh the spots of one section by sequencing depth, for least squares.
+    """Weigh the spots of one section by sequencing depth, for least squares: (spots,) float32 of mean 1.
 
     The counting noise of log-normalised expression falls as one over the spot's depth, so that spot i gets the inverse
     of the variance ``1 + g / d_i`` (weighted least squares, Aitken 1936)::
 
         w_i = d_i / (d_i + g) / mean_j(d_j / (d_j + g))        d = counts of the spot, g = exp(mean_j log d_j)
 
-    The mean is 1 in every section, so that a section sequenced twice as deeply has the same weight as another.
-
-    Parameters
-    ----------
-    counts : sparse matrix, shape (spots, genes)
-        Raw.
-
-    Returns
-    -------
-    numpy.ndarray, shape (spots,), float32
-        Mean 1; 0 for a spot without counts. All 1 when no spot has any.
+    The mean is 1 in every section, so that a section sequenced twice as deeply has the same weight as another. A spot
+    without counts weighs 0; all weigh 1 when no spot has any.
 
     Examples
     --------

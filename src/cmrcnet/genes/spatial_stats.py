@@ -31,22 +31,9 @@ REACH_PITCHES = 1.5
 
 
 def pearson_per_gene(truth: np.ndarray | sparse.csr_matrix, guess: np.ndarray | sparse.csr_matrix) -> np.ndarray:
-    """Pearson correlation of each gene's truth and prediction over spots, in float64.
+    """Pearson correlation of each gene's truth and prediction (spots, genes) over spots: (genes,) float64.
 
-    Parameters
-    ----------
-    truth, guess : array or sparse matrix, shape (spots, genes)
-        Measured and predicted.
-
-    Returns
-    -------
-    numpy.ndarray, shape (genes,), float64
-        NaN where it is undefined: a constant truth or prediction, fewer than two spots, or a value that is not
-        finite.
-
-    Raises
-    ------
-    ShapeMismatch
+    NaN where it is undefined: a constant truth or prediction, fewer than two spots, or a value that is not finite.
 
     Examples
     --------
@@ -82,9 +69,7 @@ def mean_pearson(
     Parameters
     ----------
     truth, guess : array, shape (spots, genes)
-        Measured and predicted.
     section_of : array, shape (spots,)
-        Section of each spot.
     undefined : {"skip", "zero"}
         Leave genes with an undefined correlation out of the mean, or count them as 0.
 
@@ -130,8 +115,7 @@ class SpotLattice:
     kind : {"square", "hexagonal", "none"}
         "none": the spots fit no lattice, or are fewer than four.
     locations : numpy.ndarray, shape (spots, 2), float64
-        Location of each spot in pitches, without jitter and rotation. With kind "none" the centres divided by the
-        pitch.
+        In pitches, without jitter and rotation. With kind "none" the centres divided by the pitch.
     off : float
         Root mean square distance of the spots from their locations in pitches; nan with kind "none".
     """
@@ -142,17 +126,9 @@ class SpotLattice:
 
 
 def pitch_of(centres: np.ndarray) -> float:
-    """Median over spots of the distance to the nearest other spot.
+    """Median over spots of the distance to the nearest other spot; nan for fewer than two spots.
 
-    Parameters
-    ----------
-    centres : numpy.ndarray, shape (spots, 2)
-        x, y in micrometres, or in any one unit.
-
-    Returns
-    -------
-    float
-        In the unit of `centres`; nan for fewer than two spots.
+    `centres` (spots, 2) are in micrometres, or in any one unit, which is that of the result.
 
     Examples
     --------
@@ -166,22 +142,13 @@ def pitch_of(centres: np.ndarray) -> float:
 
 
 def snap_to_lattice(centres: np.ndarray) -> SpotLattice:
-    """Fit a square or hexagonal lattice and assign every spot to its nearest lattice location.
+    """Fit a square or hexagonal lattice to centres (spots, 2) and assign every spot to its nearest lattice location.
 
     The directions to each spot's nearest neighbours repeat every 90 degrees on a square lattice and every 60 on a
     hexagonal one: the larger of ``|mean exp(4 i angle)|`` and ``|mean exp(6 i angle)|`` gives the kind, its phase the
     rotation. Whole steps are then counted from spot to spot, and the lattice (origin and two vectors, so both pitches
-    may differ) is fitted to them by least squares.
-
-    Parameters
-    ----------
-    centres : numpy.ndarray, shape (spots, 2)
-        x, y in micrometres, or in any one unit.
-
-    Returns
-    -------
-    SpotLattice
-        Of kind "none" when two spots would share a location or the spots lie too far from the lattice.
+    may differ) is fitted to them by least squares. The kind is "none" when two spots would share a location or the
+    spots lie too far from the lattice.
     """
     pitch = pitch_of(centres)
     without = SpotLattice("none", centres / (pitch if pitch > 0 else 1.0), float("nan"))
@@ -234,23 +201,12 @@ def _count_steps(spots: int, pairs: np.ndarray, whole: np.ndarray) -> tuple[np.n
 
 
 def spot_graph(centres: np.ndarray, reach_pitches: float = REACH_PITCHES) -> sparse.csr_matrix:
-    """Row-standardised adjacency matrix of the spots.
+    """Row-standardised adjacency matrix (spots, spots) float64 of the spots; a spot without neighbours has an empty
+    row.
 
     Two spots are neighbours when their lattice locations (`snap_to_lattice`) are within `reach_pitches`, so that jitter
-    does not drop a square's diagonals (1.41 pitches). Without a lattice the centres are used. The graph does not depend
-    on the unit of the centres, so it works for sections of unknown scale.
-
-    Parameters
-    ----------
-    centres : numpy.ndarray, shape (spots, 2)
-        x, y in micrometres, or in any one unit.
-    reach_pitches : float
-        Largest distance of neighbours.
-
-    Returns
-    -------
-    scipy.sparse.csr_matrix, shape (spots, spots), float64
-        A spot without neighbours has an empty row.
+    does not drop a square's diagonals (1.41 pitches). Without a lattice the centres (spots, 2) are used. The graph does
+    not depend on the unit of the centres, so it works for sections of unknown scale.
 
     Examples
     --------
@@ -270,28 +226,13 @@ def spot_graph(centres: np.ndarray, reach_pitches: float = REACH_PITCHES) -> spa
 
 
 def morans_i(expression: np.ndarray | sparse.csr_matrix | sparse.csc_matrix, graph: sparse.csr_matrix) -> np.ndarray:
-    """Moran's I of each gene.
+    """Moran's I of each gene of log-normalised expression (spots, genes) on a `spot_graph`: (genes,) float64.
 
     ``n / sum_ij w_ij * sum_ij w_ij z_i z_j / sum_i z_i^2``, with z a spot's distance from the gene's mean and w the
     weights of the graph (Moran, "Notes on continuous stochastic phenomena", Biometrika 1950; for these weights Cliff
     and Ord, "Spatial processes", 1981). Its expectation without spatial pattern is -1 / (n - 1). With row-standardised
-    weights it equals `scanpy.metrics.morans_i` of that graph.
-
-    Parameters
-    ----------
-    expression : array or sparse matrix, shape (spots, genes)
-        Log-normalised.
-    graph : scipy.sparse.csr_matrix, shape (spots, spots)
-        From `spot_graph`.
-
-    Returns
-    -------
-    numpy.ndarray, shape (genes,), float64
-        NaN for a constant gene, a value that is not finite, or a graph without edges.
-
-    Raises
-    ------
-    ShapeMismatch
+    weights it equals `scanpy.metrics.morans_i` of that graph. NaN for a constant gene, a value that is not finite, or a
+    graph without edges.
 
     Examples
     --------

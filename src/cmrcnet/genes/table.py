@@ -69,7 +69,7 @@ class Ranked(Protocol):
 
 
 def prediction_table(
-    mean: np.ndarray,
+    mean: np.ndarray | None,
     neighbour_std: np.ndarray | None,
     *,
     genes: Sequence[str],
@@ -77,16 +77,18 @@ def prediction_table(
     slide: Slide,
     neighbours: Ranked | None,
     provenance: Mapping[str, Any],
+    similarity: np.ndarray | None = None,
     reliability: Mapping[str, float] | None = None,
     confidence: np.ndarray | None = None,
     in_tissue: np.ndarray | None = None,
 ) -> AnnData:
-    """Make the table of a prediction in memory.
+    """Make the table of a prediction in memory, or all of it but its large arrays.
 
     Parameters
     ----------
-    mean, neighbour_std : numpy.ndarray, shape (locations, genes)
-        NaN in both where there is no prediction. `neighbour_std` is None without neighbours.
+    mean, neighbour_std : numpy.ndarray, shape (locations, genes), or None
+        NaN in both where there is no prediction. `neighbour_std` is None without neighbours; `mean` is None where X is
+        written elsewhere, in chunks (`export.table_file`).
     genes : sequence of str
         Names of the columns.
     spots : Spots
@@ -98,6 +100,8 @@ def prediction_table(
     provenance : mapping
         Fingerprints, k, target_sum, version, ... for ``uns["cmrcnet"]``; what AnnData cannot store becomes JSON text.
         ``target_sum`` gives X its units.
+    similarity : numpy.ndarray, shape (locations,), optional
+        Mean cosine to the neighbours; that of `neighbours`, or NaN without any, when left out.
     reliability : mapping of gene to float, optional
         Held-out Pearson of genes.
     confidence : numpy.ndarray, shape (locations,), optional
@@ -125,79 +129,39 @@ def prediction_table(
     >>> table.shape, table.uns["cmrcnet"]["units"]
     ((4, 1), 'log1p of counts per 10,000')
     """
+    import anndata
+    import pandas as pd
+
     wanted = (len(spots), len(genes))
     for name, values in (("mean", mean), ("neighbour_std", neighbour_std)):
         if values is not None and values.shape != wanted:
             raise ShapeMismatch(name, want=wanted, got=values.shape)
     if neighbours is not None and neighbours.ids.shape[0] != len(spots):
         raise ShapeMismatch("neighbours", want=(len(spots), "k"), got=neighbours.ids.shape)
-    table = table_frame(
-        genes=genes,
-        spots=spots,
-        slide=slide,
-        similarity=None if neighbours is None else neighbours.similarity.mean(axis=1),
-        provenance=provenance,
-        reliability=reliability,
-        confidence=confidence,
-        in_tissue=in_tissue,
-    )
-    table.X = np.ascontiguousarray(mean, dtype=np.float32)
-    if neighbour_std is not None:
-        table.layers["neighbour_std"] = np.ascontiguousarray(neighbour_std, dtype=np.float32)
-    if neighbours is not None:
-        table.obsm["neighbour_ids"] = neighbours.ids.astype(np.int64)
-        table.obsm["neighbour_similarity"] = neighbours.similarity.astype(np.float32)
-    return table
-
-
-def table_frame(
-    *,
-    genes: Sequence[str],
-    spots: Spots,
-    slide: Slide,
-    similarity: np.ndarray | None,
-    provenance: Mapping[str, Any],
-    reliability: Mapping[str, float] | None = None,
-    confidence: np.ndarray | None = None,
-    in_tissue: np.ndarray | None = None,
-) -> AnnData:
-    """Make a prediction table without its large arrays: X is None, and there are no layers and no neighbours.
-
-    Parameters
-    ----------
-    similarity : numpy.ndarray, shape (locations,), or None
-        Mean cosine to the neighbours.
-    genes, spots, slide, provenance, reliability, confidence, in_tissue
-        As `prediction_table`.
-
-    Returns
-    -------
-    anndata.AnnData
-
-    Raises
-    ------
-    ScaleError
-    """
-    import anndata
-    import pandas as pd
-
-    scale = known_scale(slide)
-    locations = {
-        "x_um": spots.centre_px[:, 0] * scale,
-        "y_um": spots.centre_px[:, 1] * scale,
-        "similarity": np.full(len(spots), np.nan) if similarity is None else np.asarray(similarity),
-        "in_tissue": np.ones(len(spots)) if in_tissue is None else np.asarray(in_tissue),
-        "confidence": np.full(len(spots), np.nan) if confidence is None else np.asarray(confidence),
-    }
-    kinds = {"similarity": np.float32, "in_tissue": np.int64, "confidence": np.float32}
+    if similarity is None and neighbours is not None:
+        similarity = neighbours.similarity.mean(axis=1)
+    scale, unknown = known_scale(slide), np.full(len(spots), np.nan, np.float32)
     table = anndata.AnnData(
         obs=pd.DataFrame(
-            {name: values.astype(kinds.get(name, np.float64)) for name, values in locations.items()},
+            {
+                "x_um": spots.centre_px[:, 0] * scale,
+                "y_um": spots.centre_px[:, 1] * scale,
+                "similarity": unknown if similarity is None else np.asarray(similarity, np.float32),
+                "in_tissue": np.ones(len(spots), np.int64) if in_tissue is None else np.asarray(in_tissue, np.int64),
+                "confidence": unknown if confidence is None else np.asarray(confidence, np.float32),
+            },
             index=pd.Index(list(spots.barcodes), dtype=object),
         ),
         var=_gene_columns(genes, reliability or {}),
         obsm=cast(Any, {"spatial": np.array(spots.centre_px)}),
     )
+    if mean is not None:
+        table.X = np.ascontiguousarray(mean, dtype=np.float32)
+    if neighbour_std is not None:
+        table.layers["neighbour_std"] = np.ascontiguousarray(neighbour_std, dtype=np.float32)
+    if neighbours is not None:
+        table.obsm["neighbour_ids"] = neighbours.ids.astype(np.int64)
+        table.obsm["neighbour_similarity"] = neighbours.similarity.astype(np.float32)
     table.uns["spatial"] = {slide.name.replace("/", "_"): _picture(slide, spots.diameter_um / scale)}
     table.uns["cmrcnet"] = {
         **{key: _storable(value) for key, value in provenance.items()},

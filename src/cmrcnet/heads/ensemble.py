@@ -82,14 +82,7 @@ class Ensemble:
 
 
 def component_weights_of(ranks: Sequence[int], rank: int) -> np.ndarray:
-    """Share of `ranks` that include each component: (rank,) float32.
-
-    Parameters
-    ----------
-    ranks : sequence of int
-        Numbers of leading components to average over.
-    rank : int
-        Number of components.
+    """Share of `ranks` (numbers of leading components) that include each of `rank` components: (rank,) float32.
 
     Examples
     --------
@@ -118,12 +111,9 @@ def fit_ensemble(
         ``t``.
     scores : array, shape (spots, rank)
         Measured.
-    truth : array, shape (spots, genes)
-        Measured expression of the genes of the validation score.
-    loadings : array, shape (rank, genes)
-        Of these genes.
+    truth, loadings : array, shape (spots, genes) and (rank, genes)
+        Measured expression and loadings of the genes of the validation score.
     section_of : array, shape (spots,)
-        Section of each spot.
 
     Returns
     -------
@@ -163,21 +153,10 @@ def choose(
     loadings: np.ndarray,
     section_of: np.ndarray,
 ) -> tuple[int, float]:
-    """Choose the setting with the best validation Pearson; the first among ties.
+    """Choose the setting with the best validation Pearson, the first among ties: its number and its score.
 
-    Parameters
-    ----------
-    predictions : iterable of array, shape (spots, rank)
-        One a setting: predicted scores of spots in groups that it was not fitted on.
-    component_weights, truth, loadings, section_of
-        As `fit_ensemble`.
-
-    Returns
-    -------
-    setting : int
-        Its number.
-    score : float
-        Its mean validation Pearson.
+    `predictions` gives for each setting the predicted scores (spots, rank) of spots in groups that it was not fitted
+    on; the other parameters are those of `fit_ensemble`.
     """
     weighted = component_weights[:, None] * loadings
     best = (0, -np.inf)

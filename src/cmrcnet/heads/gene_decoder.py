@@ -39,13 +39,7 @@ where there is none."""
 
 @dataclass(frozen=True, eq=False)
 class GeneDecoder:
-    """Level, deviation and loadings of each gene of a bank.
-
-    Parameters
-    ----------
-    level, deviation : numpy.ndarray, shape (genes,), float32
-    loadings : numpy.ndarray, shape (rank, genes), float32
-    """
+    """Level and deviation (genes,) and loadings (rank, genes) of each gene of a bank, float32."""
 
     level: np.ndarray
     deviation: np.ndarray
@@ -54,14 +48,12 @@ class GeneDecoder:
     def expression(
         self, scores: np.ndarray, columns: np.ndarray, *, covariance: np.ndarray, variance_rescaling: float
     ) -> np.ndarray:
-        """Decode some genes: (spots, columns) float32, never below 0.
+        """Decode the genes `columns`: (spots, columns) float32, never below 0.
 
         Parameters
         ----------
         scores : array, shape (spots, rank)
             Predicted.
-        columns : array of int
-            Genes.
         covariance : array, shape (rank, rank)
             Of predicted scores, within sections.
         variance_rescaling : float
@@ -74,15 +66,7 @@ class GeneDecoder:
         return np.maximum(guess + self.level[columns], 0).astype(np.float32)
 
     def stretch(self, columns: np.ndarray | slice, covariance: np.ndarray, variance_rescaling: float) -> np.ndarray:
-        """Factor that rescales each gene's predictions around its level: (columns,).
-
-        Parameters
-        ----------
-        columns : array of int or slice
-            Genes.
-        covariance, variance_rescaling
-            As `expression`.
-        """
+        """Factor that rescales each gene's predictions around its level: (columns,); parameters as `expression`."""
         loadings = self.loadings[:, columns]
         power = np.sqrt(np.maximum(np.einsum("rg,rq,qg->g", loadings, covariance, loadings), 1e-12))
         return np.maximum(self.deviation[columns] / power, 1.0) ** variance_rescaling
@@ -94,8 +78,6 @@ class SectionStatistics:
 
     Parameters
     ----------
-    spots : int
-        Number of spots.
     gram : numpy.ndarray, shape (rank, rank)
         S^T S.
     products : numpy.ndarray, shape (rank, genes)
@@ -129,14 +111,8 @@ def fit_gene_decoder(
 ) -> GeneDecoder:
     """Fit a decoder to a bank from the statistics of its sections.
 
-    Parameters
-    ----------
-    moments : sequence of SectionStatistics
-        One a section.
-    columns : sequence of arrays of int
-        The bank's column of each of the section's own genes, one array a section.
-    measured : array of bool, shape (sections, genes)
-        Genes that each section measured.
+    `columns` gives for each section the bank's column of each of its own genes; `measured` (sections, genes) tells
+    which genes of the bank each section measured.
     """
     genes, rank = measured.shape[1], len(moments[0].gram)
     level, around, products = np.zeros(genes), np.zeros(genes), np.zeros((rank, genes))
@@ -159,42 +135,20 @@ def fit_gene_decoder(
 
 @dataclass(frozen=True, eq=False)
 class GeneBasis:
-    """Levels and orthonormal directions.
-
-    Parameters
-    ----------
-    level : numpy.ndarray, shape (genes,), float32
-        NaN for a gene that is never predicted.
-    directions : numpy.ndarray, shape (rank, genes), float32
-        Orthonormal rows.
-    """
+    """Level (genes,) and orthonormal directions (rank, genes), float32; the level of a gene never predicted is NaN."""
 
     level: np.ndarray
     directions: np.ndarray
 
     def expression(self, scores: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Decode some genes: (locations, columns) float32, never below 0.
-
-        Parameters
-        ----------
-        scores : array, shape (locations, rank)
-            Predicted by a student.
-        columns : array of int
-            Genes.
+        """Decode the genes `columns` from a student's scores (locations, rank): (locations, columns) float32, never
+        below 0.
         """
         guess = scores @ self.directions[:, columns]
         return np.maximum(guess + self.level[columns], 0).astype(np.float32, copy=False)
 
     def scores(self, blocks: Iterator[tuple[slice, np.ndarray]], locations: int) -> np.ndarray:
-        """Project expression that comes in chunks of genes: (locations, rank) float32.
-
-        Parameters
-        ----------
-        blocks : iterator of slice and array, shape (locations, genes of the slice)
-            NaN counts as the gene's level.
-        locations : int
-            Number of locations.
-        """
+        """Project expression that comes in chunks of genes: (locations, rank) float32; NaN counts as the level."""
         found = np.zeros((locations, len(self.directions)))
         for genes, values in blocks:
             found += _around(values, self.level[genes]) @ self.directions[:, genes].T.astype(np.float64)
@@ -205,22 +159,10 @@ class GeneBasis:
 def basis_of_decoder(
     levels: GeneDecoder, covariance: np.ndarray, variance_rescaling: float
 ) -> tuple[GeneBasis, np.ndarray]:
-    """Basis of a teacher that predicts expression components.
+    """Basis of a teacher that predicts expression components; parameters as `GeneDecoder.expression`.
 
-    Parameters
-    ----------
-    levels : GeneDecoder
-        Of the teacher's bank.
-    covariance : array, shape (components, components)
-        Of predicted component scores, within sections; see `GeneDecoder.expression`.
-    variance_rescaling : float
-        Of the teacher.
-
-    Returns
-    -------
-    basis : GeneBasis
-    turn : numpy.ndarray, shape (components, rank), float64
-        ``component scores @ turn`` are the scores in this basis.
+    Returns the basis and a matrix (components, rank), float64: ``component scores @ matrix`` are the scores in this
+    basis.
     """
     loadings = (levels.loadings * levels.stretch(slice(None), covariance, variance_rescaling)).astype(np.float64)
     directions, turn = np.linalg.qr(loadings.T)
@@ -229,19 +171,10 @@ def basis_of_decoder(
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def basis_of_predictions(blocks: Blocks, locations: int, genes: int, rank: int = RANK) -> GeneBasis:
-    """Basis from the principal components of a teacher's predictions at some locations.
+    """Basis from the principal components, at most `rank`, of a teacher's predictions at some locations.
 
     They come from the eigenvectors of the (locations, locations) Gram matrix, so that memory holds one chunk of genes,
-    that matrix and the (rank, genes) result.
-
-    Parameters
-    ----------
-    blocks : callable
-        Predictions of all genes; called once for the Gram matrix and once for the directions.
-    locations, genes : int
-        Numbers of locations and genes.
-    rank : int
-        Largest number of components.
+    that matrix and the (rank, genes) result: `blocks` is called once for the Gram matrix and once for the directions.
     """
     level, products = np.full(genes, np.nan, np.float32), np.zeros((locations, locations))
     for which, values in blocks():

@@ -17,20 +17,9 @@ RETRIEVAL, RIDGE, KERNEL = "retrieval", "ridge", "kernel"
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """PCA of the features, ridge and kernel ridge regression, and their ensemble with retrieval.
+    """PCA of a spot's tokens, ridge and kernel ridge regression on its components, and their ensemble with retrieval.
 
-    Parameters
-    ----------
-    pca : FeaturePCA
-        Applied to a spot's tokens.
-    ridge : Ridge
-        On the PCA's components.
-    kernel : KernelRidge
-        On the same.
-    ensemble : Ensemble
-        Of retrieval, ridge and kernel.
-    record : dict
-        Chosen settings and their validation scores, plain values.
+    `record` holds the chosen settings and their validation scores as plain values.
     """
 
     pca: FeaturePCA
@@ -42,24 +31,13 @@ class Head:
     def parts(self, features: np.ndarray, retrieved: np.ndarray) -> dict[str, np.ndarray]:
         """Predictions of the parts, by name: (spots, rank) each.
 
-        Parameters
-        ----------
-        features : array, shape (spots, components)
-            From `pca`.
-        retrieved : array, shape (spots, rank)
-            The bank's scores, averaged over each spot's neighbours.
+        `features` (spots, components) are from `pca`; `retrieved` (spots, rank) are the bank's scores, averaged over
+        each spot's neighbours.
         """
         return {RETRIEVAL: retrieved, RIDGE: self.ridge.predict(features), KERNEL: self.kernel.predict(features)}
 
     def combine(self, parts: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
-        """Combine the parts into predicted scores: (spots, rank) float32.
-
-        Parameters
-        ----------
-        parts : mapping of str to array, shape (spots, rank)
-            From `parts`.
-        kind : {"retrieval", "ridge", "kernel", "ensemble"}
-        """
+        """Combine the parts into predicted scores: (spots, rank) float32; `kind` is "ensemble" or a part's name."""
         if kind == "ensemble":
             return self.ensemble.combine(parts)
         return (parts[kind] * self.ensemble.component_weights).astype(np.float32)

@@ -26,6 +26,8 @@ PENALTIES = tuple(float(10.0**power) for power in np.arange(-3, 3.5, 0.5))
 """Of ridge, per training spot: features have mean square 1, so that a penalty means the same at any size."""
 WIDTHS = (0.1, 0.25, 0.5, 1.0)
 KERNEL_PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+SETTINGS = tuple(itertools.product(WIDTHS, KERNEL_PENALTIES))
+"""Every (width, penalty) of the search grid of kernel ridge."""
 LANDMARKS = 2048
 
 _SPOTS_AT_A_TIME = 4096
@@ -33,20 +35,9 @@ _JITTER = 1e-6
 
 
 def ridge_solutions(gram: np.ndarray, products: np.ndarray, penalties: Sequence[float]) -> Iterator[np.ndarray]:
-    """Solve ``(gram + penalty I) W = products`` for each penalty with one eigendecomposition.
+    """Solve ``(gram + penalty I) W = products`` for each penalty, above 0, with one eigendecomposition.
 
-    Parameters
-    ----------
-    gram : array, shape (features, features)
-        Symmetric, positive semidefinite: ``Z^T Z``.
-    products : array, shape (features, targets)
-        ``Z^T S``.
-    penalties : sequence of float
-        Above 0.
-
-    Yields
-    ------
-    numpy.ndarray, shape (features, targets)
+    `gram` (features, features) is ``Z^T Z``, `products` (features, targets) ``Z^T S``; yields (features, targets).
 
     Examples
     --------
@@ -63,13 +54,7 @@ def ridge_solutions(gram: np.ndarray, products: np.ndarray, penalties: Sequence[
 
 @dataclass(frozen=True, eq=False)
 class Ridge:
-    """A fitted linear map.
-
-    Parameters
-    ----------
-    weights : numpy.ndarray, shape (features, rank), float32
-    offset : numpy.ndarray, shape (rank,), float32
-    """
+    """A fitted linear map: weights (features, rank) and offset (rank,), float32."""
 
     weights: np.ndarray
     offset: np.ndarray
@@ -85,18 +70,10 @@ def ridge_path(
     penalties: Sequence[float] = PENALTIES,
     weights: np.ndarray | None = None,
 ) -> list[Ridge]:
-    """Fit ridge regression for each penalty.
+    """Fit ridge regression of scores (spots, rank) on features (spots, features) for each penalty.
 
-    Parameters
-    ----------
-    features : array, shape (spots, features)
-        From `FeaturePCA.apply`.
-    scores : array, shape (spots, rank)
-        Targets.
-    penalties : sequence of float
-        Each times the number of spots is added to the diagonal.
-    weights : array, shape (spots,), optional
-        Weight of each spot, with mean 1; all equal when left out.
+    Each penalty times the number of spots is added to the diagonal. `weights` (spots,) has mean 1; all are equal when
+    left out.
 
     Examples
     --------
@@ -119,15 +96,8 @@ def ridge_path(
 
 @dataclass(frozen=True, eq=False)
 class KernelRidge:
-    """Landmarks and their weights.
-
-    Parameters
-    ----------
-    landmarks : numpy.ndarray, shape (landmarks, features), float32
-    weights : numpy.ndarray, shape (landmarks, rank), float32
-    offset : numpy.ndarray, shape (rank,), float32
-    rate : float
-        ``g / m`` of the kernel.
+    """Landmarks (landmarks, features), their weights (landmarks, rank) and offset (rank,), float32; `rate` is ``g /
+    m``.
     """
 
     landmarks: np.ndarray
@@ -145,43 +115,6 @@ class KernelRidge:
         return found
 
 
-def settings() -> tuple[tuple[float, float], ...]:
-    """Every (width, penalty) of the search grid, in the order of `kernel_path`."""
-    return tuple(itertools.product(WIDTHS, KERNEL_PENALTIES))
-
-
-def kernel_path(
-    features: np.ndarray, scores: np.ndarray, seed: int, weights: np.ndarray | None = None
-) -> Iterator[KernelRidge]:
-    """Fit kernel ridge regression for each of `settings`, in their order.
-
-    Parameters
-    ----------
-    features : array, shape (spots, features)
-        From `FeaturePCA.apply`.
-    scores : array, shape (spots, rank)
-        Targets.
-    seed : int
-        Draws the landmarks when there are more than 2,048 spots.
-    weights : array, shape (spots,), optional
-        Weight of each spot, with mean 1; all equal when left out.
-    """
-    for width in WIDTHS:
-        yield from _of_width(features, scores, seed, width, KERNEL_PENALTIES, weights)
-
-
-def kernel_ridge(
-    features: np.ndarray,
-    scores: np.ndarray,
-    seed: int,
-    setting: tuple[float, float],
-    weights: np.ndarray | None = None,
-) -> KernelRidge:
-    """Fit kernel ridge regression for one (width, penalty); parameters as `kernel_path`."""
-    width, penalty = setting
-    return next(_of_width(features, scores, seed, width, (penalty,), weights))
-
-
 def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Euclidean distances, (first, second) float64: float32 would cancel in the difference of large squares."""
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
@@ -189,14 +122,17 @@ def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(squares, 0))
 
 
-def _of_width(
+def kernel_path(
     features: np.ndarray,
     scores: np.ndarray,
     seed: int,
-    width: float,
-    penalties: tuple[float, ...],
-    weights: np.ndarray | None,
+    weights: np.ndarray | None = None,
+    settings: Sequence[tuple[float, float]] = SETTINGS,
 ) -> Iterator[KernelRidge]:
+    """Fit kernel ridge regression for each (width, penalty) of `settings`, in their order; see `ridge_path`.
+
+    `seed` draws the landmarks when there are more than 2,048 spots.
+    """
     from scipy.linalg import cholesky, solve_triangular
 
     landmarks = features
@@ -204,19 +140,20 @@ def _of_width(
         chosen = np.random.default_rng([seed, 0x1A4D]).choice(len(features), LANDMARKS, replace=False)
         landmarks = features[np.sort(chosen)]
     among = distances(landmarks, landmarks)
-    rate = width / max(float(np.median(among)), 1e-12)
-    kernel = np.exp(-rate * among)
     counts = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
     level = np.average(scores, axis=0, weights=counts)
-    # With K_LL = R R^T the penalty becomes a I, and the fit is ridge regression on k(., L) R^-T.
-    root = cholesky(kernel + _JITTER * np.eye(len(kernel)), lower=True)
-    gram, products = np.zeros_like(kernel), np.zeros((len(kernel), scores.shape[1]))
-    for start in range(0, len(features), _SPOTS_AT_A_TIME):
-        part = slice(start, start + _SPOTS_AT_A_TIME)
-        mapped = solve_triangular(root, np.exp(-rate * distances(landmarks, features[part])), lower=True)
-        weighted = mapped * counts[part]
-        gram += weighted @ mapped.T
-        products += weighted @ (scores[part] - level)
-    for inner in ridge_solutions(gram, products, penalties):
-        slopes = solve_triangular(root, inner, lower=True, trans=1)
-        yield KernelRidge(landmarks.astype(np.float32), slopes.astype(np.float32), level.astype(np.float32), rate)
+    for width, same in itertools.groupby(settings, key=lambda setting: setting[0]):
+        rate = width / max(float(np.median(among)), 1e-12)
+        kernel = np.exp(-rate * among)
+        # With K_LL = R R^T the penalty becomes a I, and the fit is ridge regression on k(., L) R^-T.
+        root = cholesky(kernel + _JITTER * np.eye(len(kernel)), lower=True)
+        gram, products = np.zeros_like(kernel), np.zeros((len(kernel), scores.shape[1]))
+        for start in range(0, len(features), _SPOTS_AT_A_TIME):
+            part = slice(start, start + _SPOTS_AT_A_TIME)
+            mapped = solve_triangular(root, np.exp(-rate * distances(landmarks, features[part])), lower=True)
+            weighted = mapped * counts[part]
+            gram += weighted @ mapped.T
+            products += weighted @ (scores[part] - level)
+        for inner in ridge_solutions(gram, products, [penalty for _, penalty in same]):
+            slopes = solve_triangular(root, inner, lower=True, trans=1)
+            yield KernelRidge(landmarks.astype(np.float32), slopes.astype(np.float32), level.astype(np.float32), rate)

@@ -20,7 +20,7 @@ from cmrcnet.export.formats import STORE, export
 from cmrcnet.export.spatial_store import require_spatialdata
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.export.table_file import TableFile
-from cmrcnet.genes.table import table_frame
+from cmrcnet.genes.table import prediction_table
 from cmrcnet.inference.confidence import flag_out_of_distribution
 from cmrcnet.inference.location_features import LocationFeatures
 from cmrcnet.inference.predictor import PredictOptions, Predictor, make_predictor
@@ -275,10 +275,13 @@ def _fill(
             table.write(rows, chunk.mean, layers=chunk.layers, obsm=chunk.obsm, obs=chunk.obs)
             del chunk  # before the next one is made
             meter.advance(rows.stop - rows.start)
-    frame = table_frame(
+    frame = prediction_table(
+        None,
+        None,
         genes=predictor.genes,
         spots=locations,
         slide=slide,
+        neighbours=None,
         similarity=table.neighbour_similarity(),
         provenance=predictor.provenance(),
         in_tissue=tissue.contains(locations.centre_px),

@@ -13,7 +13,7 @@ from cmrcnet.genes.components import loadings_of
 from cmrcnet.heads.ensemble import Ensemble, choose, component_weights_of, fit_ensemble
 from cmrcnet.heads.head import KERNEL, RETRIEVAL, RIDGE, Head
 from cmrcnet.heads.pca import fit_pca
-from cmrcnet.heads.ridge import PENALTIES, kernel_path, kernel_ridge, ridge_path, settings
+from cmrcnet.heads.ridge import PENALTIES, SETTINGS, kernel_path, ridge_path
 from cmrcnet.training.data import TrainingData
 from cmrcnet.training.loop import CrossSearch
 
@@ -67,7 +67,7 @@ def fit_head(
         return Head(
             pca,
             ridge_path(features, scores, PENALTIES[middle : middle + 1], data.weights)[0],
-            kernel_ridge(features, scores, seed, settings()[len(settings()) // 2], data.weights),
+            next(kernel_path(features, scores, seed, data.weights, [SETTINGS[len(SETTINGS) // 2]])),
             Ensemble(
                 dict.fromkeys(parts, 1 / len(parts)),
                 dict.fromkeys(parts, 1.0),
@@ -82,7 +82,7 @@ def fit_head(
     loadings = loadings_of(scores, data.scored)
     section_of = np.array(data.sections)[data.section_of]
     ridges = np.empty((len(PENALTIES), *scores.shape), np.float32)
-    kernels = np.empty((len(settings()), *scores.shape), np.float32)
+    kernels = np.empty((len(SETTINGS), *scores.shape), np.float32)
     for split in search.splits:
         rest, out = split.rest, features[split.ids]
         for number, fitted in enumerate(ridge_path(features[rest], scores[rest], weights=data.weights[rest])):
@@ -97,7 +97,7 @@ def fit_head(
         chosen[name], validation[name] = choose(tried, component_weights, truth, loadings, section_of)
         predicted[name] = tried[chosen[name]]
     ensemble, validation["ensemble"] = fit_ensemble(predicted, component_weights, scores, truth, loadings, section_of)
-    penalty, (width, kernel_penalty) = PENALTIES[chosen[RIDGE]], settings()[chosen[KERNEL]]
+    penalty, (width, kernel_penalty) = PENALTIES[chosen[RIDGE]], SETTINGS[chosen[KERNEL]]
     record = {
         "validation_pearson": validation,
         "weights": dict(ensemble.weights),
@@ -112,7 +112,7 @@ def fit_head(
         ", ".join(f"{weight:.2f} {name}" for name, weight in ensemble.weights.items()),
     )
     ridge = ridge_path(features, scores, (penalty,), data.weights)[0]
-    kernel = kernel_ridge(features, scores, seed, (width, kernel_penalty), data.weights)
+    kernel = next(kernel_path(features, scores, seed, data.weights, [(width, kernel_penalty)]))
 
     rng = np.random.default_rng([seed, _SHUFFLE])
     order = np.arange(len(data))
