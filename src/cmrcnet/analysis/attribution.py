@@ -172,22 +172,9 @@ def matched_tissue(
     slide: Slide | None,
     shown: int,
 ) -> MatchedTissue:
-    """Read patches and counts of an attribution's spots from their cohort.
+    """Read patches (of the first `shown` spots) and expression of `genes` at an attribution's spots from their cohort.
 
-    Parameters
-    ----------
-    table : AnnData
-        The prediction table.
-    found : Attribution
-        From this table.
-    genes : sequence of str
-        Whose expression is read.
-    cohort : Cohort or None
-        Cohort of the bank.
-    slide : Slide or None
-        The predicted slide; searched among the cohort's slides when None.
-    shown : int
-        Number of spots whose patch is read.
+    `cohort` is that of the bank; `slide` the predicted one, which is searched among the cohort's slides when None.
     """
     told = table.uns["cmrcnet"]
     scale = PatchScale(size_px=int(told["patch_px"]), mpp=float(told["patch_mpp"]))

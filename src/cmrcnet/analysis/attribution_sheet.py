@@ -26,15 +26,7 @@ WIDE, LEFT, RIGHT, DPI = 14.0, 0.5, 13.5, 130
 
 
 class Sheet:
-    """A page measured in inches from its upper left corner.
-
-    Parameters
-    ----------
-    drawing : matplotlib.figure.Figure
-        `WIDE` wide.
-    high : float
-        Its height.
-    """
+    """A page `WIDE` inches wide and `high` inches high, measured from its upper left corner."""
 
     def __init__(self, drawing: Any, high: float) -> None:
         self._drawing, self._high = drawing, high

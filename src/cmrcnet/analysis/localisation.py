@@ -89,20 +89,9 @@ def signature_scores(
 def measured_expression(
     section: Section, genes: Iterable[str], target_sum: float | Literal["median"] = 10_000.0
 ) -> pd.DataFrame:
-    """Measured log-normalised expression of some genes of a section, the `truth` of `localise`.
+    """Measured log-normalised expression (spots, genes) float32 of some genes of a section, the `truth` of `localise`.
 
-    Parameters
-    ----------
-    section : Section
-        Measured.
-    genes : iterable of str
-        Genes that the section does not list are left out.
-    target_sum : float or "median"
-        Library size, over all the section's genes, before log1p.
-
-    Returns
-    -------
-    pandas.DataFrame, shape (spots, genes), float32
+    Genes that the section does not list are left out; `target_sum` is the library size over all of its genes.
     """
     import pandas as pd
 
@@ -113,19 +102,9 @@ def measured_expression(
 
 
 def auc(scores: np.ndarray, inside: np.ndarray) -> float:
-    """Area under the ROC curve of `scores` as a detector of `inside`.
+    """Area under the ROC curve of `scores` (spots,) as a detector of `inside` (spots,), bool.
 
-    Parameters
-    ----------
-    scores : numpy.ndarray, shape (spots,)
-        Larger where `inside` is more likely.
-    inside : numpy.ndarray of bool, shape (spots,)
-        Spots to detect.
-
-    Returns
-    -------
-    float
-        NaN when all spots are inside or outside, or a score is not finite.
+    NaN when all spots are inside or outside, or a score is not finite.
 
     Examples
     --------
@@ -282,12 +261,7 @@ def over_sections(
 
 
 def coarse(label: str) -> str:
-    """Drop the number and the part of a label.
-
-    Parameters
-    ----------
-    label : str
-        Of a region.
+    """Drop the number and the part of a region's label.
 
     Examples
     --------
@@ -342,8 +316,6 @@ def localise_cohort(
         Signatures, scored on the predicted genes.
     merge : bool
         Merge labels by `coarse`: "cancer 2" and "cancer 3" become one region.
-    n_bootstrap, seed : int
-        As `localise`.
 
     Returns
     -------
@@ -397,12 +369,8 @@ def localise_cohort(
 
 
 def localisation_text(table: pd.DataFrame) -> str:
-    """Format the expected pairs of region and signature as text: predicted and measured AUC, means over sections.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From `localise_cohort`.
+    """Format the expected pairs of region and signature in a table of `localise_cohort` as text: AUC, means over
+    sections.
     """
     lines = []
     if len(table["section"].unique()) > 1:

@@ -23,23 +23,10 @@ _JPEG = {"quality": 95, "subsampling": 0}
 def write_cohort(
     cohort: Cohort, folder: Path | str, *, image: Literal["png", "jpg"] = "jpg", overwrite: bool = False
 ) -> Path:
-    """Write every section as legacy ST files, one section in memory at a time.
+    """Write every section as legacy ST files, one section in memory at a time, and return ``folder/cohort.csv``.
 
-    Parameters
-    ----------
-    folder : path
-        Written atomically.
-    image : {"jpg", "png"}
-        JPEG at quality 95 without colour subsampling, a fifth of the size; or PNG, which keeps every pixel.
-
-    Returns
-    -------
-    Path
-        ``folder/cohort.csv``, which `readers.cohort.read_cohort` reads.
-
-    Raises
-    ------
-    OutputExists, BadOption
+    The folder is written atomically. `image` is "jpg", at quality 95 without colour subsampling and a fifth of the
+    size, or "png", which keeps every pixel. Raises `OutputExists`.
     """
     folder = Path(folder)
     if f".{image}" not in _PICTURES:
@@ -55,21 +42,8 @@ def write_cohort(
 
 
 def write_slide(slide: Slide, path: Path | str) -> tuple[Path, float]:
-    """Write a slide's level 0 as one image file.
-
-    Parameters
-    ----------
-    path : path
-        ``.png``, ``.jpg`` or ``.tif``. The scale is not written into it.
-
-    Returns
-    -------
-    tuple of Path and float
-        The file, and the mpp to give when opening it.
-
-    Raises
-    ------
-    BadOption, ScaleError
+    """Write a slide's level 0 as one .png, .jpg or .tif, without its scale; return the file and the mpp to open it
+    with.
     """
     path = Path(path)
     if path.suffix.lower() not in _PICTURES:

@@ -151,12 +151,8 @@ def synthetic_section(
     genes: int = 320,
     mpp: float = MPP,
 ) -> Section:
-    """Make one section, by default of a patient that is not in `synthetic_cohort` of the same seed.
-
-    Parameters
-    ----------
-    seed, patient, section : int
-        Which section: the cohort's first patient is 0.
+    """Make one section, by default of a patient that is not in `synthetic_cohort` of the same seed (its first one is
+    0).
     """
     anatomy, positions = _lay_out(TissuePlan(seed, patient, section, genes, 0, 0), spots)
     centre_um = positions * PITCH_UM
@@ -188,17 +184,8 @@ def synthetic_slide(seed: int = 0, *, spots: int = 220, mpp: float = MPP) -> Arr
 def synthetic_truth(section: Section, centre_px: np.ndarray | None = None) -> SyntheticTruth:
     """Expected expression of a synthetic section, also after it was written and read again.
 
-    Parameters
-    ----------
-    section : Section
-        A synthetic one, with its plan in ``metadata["synthetic"]``.
-    centre_px : numpy.ndarray, shape (locations, 2), optional
-        Locations in level-0 pixels; the section's spots when left out.
-
-    Raises
-    ------
-    BadOption
-        The section is not synthetic.
+    `centre_px` (locations, 2) are level-0 pixels, by default those of the spots. A section without a plan in
+    ``metadata["synthetic"]`` is a `BadOption`.
     """
     if "synthetic" not in section.metadata:
         raise BadOption("section", section.name, want="a made-up section (its metadata hold no plan)")

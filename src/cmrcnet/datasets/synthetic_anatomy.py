@@ -49,14 +49,8 @@ _OFFSET = {"tumour": 0.35, "lymphocyte": -0.55, "stroma": 0.35, "fat": -0.6}
 class TissuePlan:
     """Definition of one synthetic section; equal plans make equal sections.
 
-    Parameters
-    ----------
-    seed, patient, section : int
-        Seed of the cohort, number of the patient, number of the patient's section.
-    genes : int
-        Number of genes.
-    width_um, height_um : int
-        Size of the image.
+    `seed` is that of the cohort, `patient` and `section` count from 0, `genes` is their number; the image's size is in
+    um.
     """
 
     seed: int
@@ -214,10 +208,8 @@ class SyntheticGenes:
     kinds : tuple of {"morphology", "hidden", "steady"}
     base : numpy.ndarray, shape (genes,)
         Expected expression where the gene's driver is 0, relative to its group.
-    traits : numpy.ndarray, shape (genes, 6)
-        Change of the log of expression a unit of each of `TRAITS`.
-    hidden : numpy.ndarray, shape (genes, 4)
-        The same for the hidden fields.
+    traits, hidden : numpy.ndarray, shape (genes, 6) and (genes, 4)
+        Change of the log of expression a unit of each of `TRAITS`, and of each hidden field.
     dispersion : numpy.ndarray, shape (genes,)
         theta of the negative binomial: variance = mean + mean^2 / theta.
     """
@@ -236,12 +228,7 @@ class SyntheticGenes:
 
 @cache
 def synthetic_genes(genes: int = 320) -> SyntheticGenes:
-    """The first genes of each programme: three quarters follow morphology, an eighth hidden fields, the rest nothing.
-
-    Raises
-    ------
-    BadOption
-    """
+    """The first genes of each programme: 3/4 follow morphology, an eighth hidden fields, the rest nothing."""
     if genes < FEWEST_GENES:
         raise BadOption("genes", genes, want=f"{FEWEST_GENES} or more")
     each = genes * 3 // 4 // len(PREFIXES)
@@ -274,17 +261,9 @@ def _gene(prefix: str, number: int) -> tuple[str, str, float, np.ndarray, np.nda
 
 
 def expected_shares(genes: SyntheticGenes, traits: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """What share of a spot's transcripts each gene is expected to take.
+    """Expected share of each gene in a spot's transcripts, of traits (spots, 6) and hidden fields (spots, 4).
 
-    Parameters
-    ----------
-    traits : numpy.ndarray, shape (spots, 6)
-    hidden : numpy.ndarray, shape (spots, 4)
-
-    Returns
-    -------
-    numpy.ndarray, shape (spots, genes), float64
-        Rows sum to 1, and each group of genes to its `GROUP_SHARES`.
+    Returns (spots, genes) float64: rows sum to 1, and each group of genes to its `GROUP_SHARES`.
     """
     rate = genes.base * np.exp(traits @ genes.traits.T + hidden @ genes.hidden.T)
     for kind, share in GROUP_SHARES.items():
@@ -294,13 +273,10 @@ def expected_shares(genes: SyntheticGenes, traits: np.ndarray, hidden: np.ndarra
 
 
 def draw_counts(anatomy: Anatomy, shares: np.ndarray) -> np.ndarray:
-    """Draw negative binomial counts (a Poisson whose mean is gamma distributed), with depth a spot.
+    """Draw negative binomial counts (spots, genes) int64: Poisson of a gamma distributed mean, with a depth of each
+    spot.
 
     The patient moves each gene a little (a batch effect of about 10 %), which no picture tells.
-
-    Returns
-    -------
-    numpy.ndarray, shape (spots, genes), int64
     """
     genes = synthetic_genes(anatomy.plan.genes)
     batch = anatomy.plan.patient_random("batch").lognormal(0, 0.1, shares.shape[1])

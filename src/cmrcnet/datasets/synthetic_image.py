@@ -33,18 +33,14 @@ class NucleusKind:
     ----------
     region : int
         Index in `REGIONS` of the tissue that holds it.
-    pitch_um : float
-        Side of the square that holds at most one.
-    share : float
-        Share of the squares that hold one, where nuclei are neither crowded nor sparse.
+    pitch_um, share : float
+        Side of the square that holds at most one, and share of the squares that hold one at mean crowding.
     length_um, width_um : float
         Half axes.
     growth : float
         How much of its size it gains from grade 0 to 1.
-    darkness : float
-        Haematoxylin in its middle.
-    clumps : float
-        Contrast of the chromatin.
+    darkness, clumps : float
+        Haematoxylin in its middle, and contrast of the chromatin.
     """
 
     region: int
@@ -65,14 +61,9 @@ KINDS = {
 
 
 def stamp_nuclei(canvas: np.ndarray, anatomy: Anatomy, direction: np.ndarray, mpp: float) -> None:
-    """Draw all nuclei into a map of haematoxylin.
+    """Draw all nuclei into a map of haematoxylin (height, width), in place: the larger value of each pixel wins.
 
-    Parameters
-    ----------
-    canvas : numpy.ndarray, shape (height, width), float32
-        Changed in place: each pixel keeps the larger of what it had and what the nucleus brings.
-    direction : numpy.ndarray, shape (rows, columns), float32
-        Angle of the fibres in radians, on the coarse grid.
+    `direction` is the angle of the fibres in radians, on the coarse grid.
     """
     for name, kind in KINDS.items():
         random = anatomy.plan.random(f"nuclei {name}")
@@ -189,12 +180,8 @@ _BAND_PX = 384
 class Staining:
     """Staining and light of one patient's sections.
 
-    Parameters
-    ----------
-    haematoxylin, eosin : numpy.ndarray, shape (3,)
-        Optical density of red, green, blue a unit of stain, unit length.
-    lamp : numpy.ndarray, shape (3,)
-        Red, green, blue of empty glass, 0 to 255.
+    `haematoxylin` and `eosin` (3,) are the optical density of red, green, blue a unit of stain, of unit length; `lamp`
+    (3,) is the colour of empty glass, 0 to 255.
     """
 
     haematoxylin: np.ndarray
@@ -222,20 +209,7 @@ def staining_of(plan: TissuePlan) -> Staining:
 
 
 def paint(anatomy: Anatomy, mpp: float) -> np.ndarray:
-    """Render the section.
-
-    Parameters
-    ----------
-    anatomy : Anatomy
-        Of the section.
-    mpp : float
-        Micrometres per pixel.
-
-    Returns
-    -------
-    numpy.ndarray, shape (height, width, 3), uint8
-        RGB.
-    """
+    """Render the section at `mpp` micrometres a pixel: (height, width, 3) uint8, RGB."""
     plan = anatomy.plan
     height, width = round(plan.height_um / mpp), round(plan.width_um / mpp)
     bend = [45.0 * smooth_noise(plan.random(f"bend {axis}"), anatomy.shape, 9.0) for axis in "xy"]

@@ -27,13 +27,7 @@ MARK = "prediction.json"
 
 
 def ending_of(path: Path, among: Sequence[str] = (*OF_GENES, STORE)) -> str:
-    """Ending of a path, which selects the format.
-
-    Raises
-    ------
-    BadOption
-        The name has none of the endings.
-    """
+    """Ending of a path, which selects the format; a name with none of the endings is a `BadOption`."""
     for ending in among:
         if path.name.lower().endswith(ending) and len(path.name) > len(ending):
             return ending

@@ -20,17 +20,7 @@ DIGITS = 5
 
 
 def write_geojson(prediction: StoredPrediction, path: Path, genes: Sequence[str] | None = None) -> None:
-    """Write a GeoJSON FeatureCollection with one tile per location and its predictions as measurements.
-
-    Parameters
-    ----------
-    prediction : StoredPrediction
-        Open.
-    path : Path
-        File to write.
-    genes : sequence of str, optional
-        Those that vary most when left out.
-    """
+    """Write a GeoJSON FeatureCollection with one tile per location and its predictions as measurements."""
     shown = genes_to_show(prediction, genes)
     values = np.column_stack([prediction.column(gene) for gene in shown])
     family = uuid.uuid5(uuid.NAMESPACE_URL, str(prediction.facts["slide_fingerprint"]))
@@ -71,17 +61,7 @@ _INK = "#333333"
 
 
 def write_heat_maps(prediction: StoredPrediction, path: Path, genes: Sequence[str] | None = None) -> None:
-    """Draw the slide and one heat map per gene into a PNG.
-
-    Parameters
-    ----------
-    prediction : StoredPrediction
-        Open.
-    path : Path
-        File to write.
-    genes : sequence of str, optional
-        Those that vary most when left out.
-    """
+    """Draw the slide and one heat map per gene into a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -155,17 +135,7 @@ def _scale_bar(ax, window: tuple[float, float, float, float], mpp: float) -> Non
 
 
 def write_ome_tiff(prediction: StoredPrediction, path: Path, genes: Sequence[str] | None = None) -> None:
-    """Write an OME-TIFF: one float32 channel per gene (`raster`), with its pixel size in micrometres.
-
-    Parameters
-    ----------
-    prediction : StoredPrediction
-        Open.
-    path : Path
-        File to write.
-    genes : sequence of str, optional
-        Those that vary most when left out.
-    """
+    """Write an OME-TIFF: one float32 channel per gene (`raster`), with its pixel size in micrometres."""
     import tifffile
 
     shown = genes_to_show(prediction, genes)
@@ -190,17 +160,10 @@ def write_ome_tiff(prediction: StoredPrediction, path: Path, genes: Sequence[str
 
 
 def raster(prediction: StoredPrediction, values: np.ndarray) -> np.ndarray:
-    """Rasterise values of locations over the slide: (height, width) float32.
+    """Rasterise values (locations,), NaN where unknown, over the slide: (height, width) float32.
 
-    A pixel is as large as a location, and the raster starts at the slide's top left corner. Pixels without a
-    prediction are NaN; locations that share a pixel are averaged.
-
-    Parameters
-    ----------
-    prediction : StoredPrediction
-        Gives the locations and the slide's size.
-    values : array, shape (locations,)
-        NaN where unknown.
+    A pixel is as large as a location, and the raster starts at the slide's top left corner. Pixels without a prediction
+    are NaN; locations that share a pixel are averaged.
     """
     size = np.ceil(np.array(prediction.slide_px) / prediction.side_px - 1e-6).astype(int)
     column, row = np.minimum(np.floor(prediction.centre_px / prediction.side_px).astype(int), size - 1).T

@@ -35,19 +35,9 @@ CHUNK = (1024, 128)
 
 
 def write_spatial_data(prediction: StoredPrediction, path: Path, slide: Slide | None = None) -> None:
-    """Write the store; the table is copied in chunks.
+    """Write the store to a folder that is not there yet; the table is copied in chunks.
 
-    Parameters
-    ----------
-    path : Path
-        A folder that is not there yet.
-    slide : Slide, optional
-        Its picture is stored; the small one that the table carries when left out.
-
-    Raises
-    ------
-    MissingExtra
-        spatialdata is not installed.
+    The picture is that of `slide`, or the small one that the table carries. Without spatialdata it is a `MissingExtra`.
     """
     require_spatialdata()
     import spatialdata

@@ -19,16 +19,9 @@ if TYPE_CHECKING:
 class StoredPrediction:
     """An .h5ad that `cmrcnet predict` wrote. Use it in a ``with`` block, or call `close`.
 
-    Parameters
-    ----------
-    path : Path
-        File.
-
     Raises
     ------
-    MissingInput
-    BadInput
-        It is no prediction table, or one of another format.
+    MissingInput, BadInput, Incompatible
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,12 +85,7 @@ class StoredPrediction:
         return list(self._file["layers"])
 
     def column(self, gene: str) -> np.ndarray:
-        """Predicted expression of one gene: (locations,) float32.
-
-        Raises
-        ------
-        UnknownName
-        """
+        """Predicted expression of one gene: (locations,) float32."""
         try:
             number = self.var.index.get_loc(gene)
         except KeyError:
@@ -105,13 +93,7 @@ class StoredPrediction:
         return self._file["X"][:, number]
 
     def rows(self, rows: slice, layer: str | None = None) -> np.ndarray:
-        """All genes of some locations: (locations, genes) float32.
-
-        Parameters
-        ----------
-        layer : str, optional
-            X when left out.
-        """
+        """All genes of some locations, of X or of a layer: (locations, genes) float32."""
         return self._file["X" if layer is None else f"layers/{layer}"][rows]
 
     def close(self) -> None:
@@ -134,19 +116,7 @@ _LOOKED_AT = 16
 
 
 def genes_to_show(prediction: StoredPrediction, wanted: Sequence[str] | None) -> list[str]:
-    """Genes to show: those requested, or those whose predictions vary most over the slide.
-
-    Parameters
-    ----------
-    prediction : StoredPrediction
-        Open.
-    wanted : sequence of str or None
-        Requested genes.
-
-    Raises
-    ------
-    UnknownName, TooFew
-    """
+    """Genes to show: those wanted, else those whose predictions vary most over the slide."""
     known = prediction.genes
     if wanted is not None:
         genes = list(dict.fromkeys(wanted))

@@ -58,21 +58,10 @@ class TableFile:
         obsm: Mapping[str, np.ndarray] | None = None,
         obs: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Write the next rows.
+        """Write the next rows, from `written` on.
 
-        Parameters
-        ----------
-        rows : slice
-            Starts at `written`.
-        mean : array, shape (locations, genes), float32
-        layers : mapping of array, shape (locations, genes)
-        obsm : mapping of array, shape (locations, columns), optional
-        obs : mapping of array, shape (locations,), optional
-            Further columns of `obs`; the same ones in every call.
-
-        Raises
-        ------
-        NoSpace, Unwritable
+        X and `layers` are (locations, genes), `obsm` (locations, columns); `obs` holds further columns (locations,),
+        the same ones in every call. Raises `NoSpace` or `Unwritable`.
         """
         if rows.start != self.written:
             raise RuntimeError(f"rows {rows.start} follow {self.written}")
@@ -109,16 +98,9 @@ class TableFile:
         return found
 
     def finish(self, frame: AnnData) -> None:
-        """Write the rest of the table; the file is then complete and can be renamed.
+        """Write the rest of the table, a frame without X and layers (`genes.table.prediction_table`).
 
-        Parameters
-        ----------
-        frame : anndata.AnnData
-            Its obs, var, obsm and uns; see `genes.table.prediction_table`.
-
-        Raises
-        ------
-        NoSpace, Unwritable
+        The file is then complete and can be renamed. Raises `NoSpace` or `Unwritable`.
         """
         from anndata.io import write_elem
 

@@ -38,13 +38,7 @@ EXCHANGE_GAIN = 5.0
 
 
 def stain_findings(summaries: Sequence[SectionSummary]) -> list[Finding]:
-    """Sections whose stain differs in colour or strength from the others.
-
-    Parameters
-    ----------
-    summaries : sequence of SectionSummary
-        At least four on pictures of their own; with fewer there are no findings.
-    """
+    """Sections whose stain differs in colour or strength from at least three others on pictures of their own."""
     angles, factors, exchanges = np.zeros(len(summaries)), np.ones(len(summaries)), [""] * len(summaries)
     for i, one in enumerate(summaries):
         others = [other.colour for other in _on_other_slides(one, summaries)]
@@ -105,19 +99,11 @@ PITCH_FACTOR = 1.25
 
 
 def texture_curve(slide: Slide, centre_px: np.ndarray) -> np.ndarray:
-    """Log strength of dark blobs of each size around the spots, minus its mean.
+    """Log strength of dark blobs of each size around the spots, minus its mean: (9,) float64, one for each of
+    `OCTAVES`.
 
-    Parameters
-    ----------
-    slide : Slide
-        Its scale must be known.
-    centre_px : numpy.ndarray, shape (spots, 2)
-        At most `PATCHES` of them, evenly picked, are used.
-
-    Returns
-    -------
-    numpy.ndarray, shape (9,), float64
-        For each of `OCTAVES`, the median over patches.
+    The median over patches at `PATCHES` or fewer, evenly picked, of the centres (spots, 2); the slide's scale must be
+    known.
     """
     from scipy import ndimage
 
@@ -144,13 +130,7 @@ def octaves_shifted(curve: np.ndarray, reference: np.ndarray) -> float:
 
 
 def scale_findings(summaries: Sequence[SectionSummary]) -> list[Finding]:
-    """Sections whose spots or nuclei differ in size from those of the other sections.
-
-    Parameters
-    ----------
-    summaries : sequence of SectionSummary
-        At least four on pictures of their own; with fewer there are no findings.
-    """
+    """Sections whose spots or nuclei differ in size from those of at least three others on pictures of their own."""
     found = []
     for one in summaries:
         others = _on_other_slides(one, summaries)

@@ -57,14 +57,10 @@ class Arrangement:
     ----------
     outcome : {"fits", "shuffled", "misaligned", "cannot tell"}
         "fits": the stated arrangement explains something, and no other one much more.
-    stated : float
-        Leave-one-out R2 of the stated arrangement, mean over targets.
-    permuted : float
-        The largest R2 of `PERMUTATIONS` permuted ones.
-    best : float
-        R2 of the best other arrangement that lies on tissue as well.
-    best_is : str
-        Its description.
+    stated, permuted : float
+        Leave-one-out R2 of the stated arrangement, mean over targets, and the largest of `PERMUTATIONS` permuted ones.
+    best, best_is : float, str
+        R2 and description of the best other arrangement that lies on tissue as well.
     smooth_z : float
         Largest z of Moran's I among the targets.
     spots : int
@@ -83,14 +79,7 @@ class Arrangement:
 def judge_arrangement(maps: SpotMaps, centre_px: np.ndarray, counts: sparse.csr_matrix) -> Arrangement:
     """Compare the stated arrangement of a section's spots with others.
 
-    Parameters
-    ----------
-    maps : SpotMaps
-        Of its slide.
-    centre_px : numpy.ndarray, shape (spots, 2)
-        x, y in level-0 pixels.
-    counts : sparse matrix, shape (spots, genes)
-        Raw counts.
+    `centre_px` (spots, 2) are in level-0 pixels of the slide of `maps`, `counts` (spots, genes) are raw.
     """
     random = np.random.default_rng(0)
     used = np.flatnonzero(library_sizes(counts) > 0)
@@ -136,14 +125,7 @@ def arrangement_finding(name: str, seen: Arrangement) -> Finding | None:
 def expression_targets(counts: sparse.csr_matrix) -> np.ndarray:
     """Log depth, log number of genes, and two principal components of the 500 most variable genes, standardised.
 
-    Parameters
-    ----------
-    counts : sparse matrix, shape (spots, genes)
-        Raw counts.
-
-    Returns
-    -------
-    numpy.ndarray, shape (spots, 4), float64
+    Of raw counts (spots, genes): (spots, 4) float64.
     """
     logged = normalize(counts)
     square = np.asarray(logged.multiply(logged).mean(axis=0)).ravel()
@@ -161,13 +143,8 @@ def expression_targets(counts: sparse.csr_matrix) -> np.ndarray:
 def loo_r2(features: np.ndarray, targets: np.ndarray) -> float:
     """Leave-one-out R2 of a ridge regression with intercept, mean over the targets.
 
-    The residual of a spot left out is ``r / (1 - h)`` with its leverage h (Allen 1974, PRESS).
-
-    Parameters
-    ----------
-    features : numpy.ndarray, shape (spots, features)
-    targets : numpy.ndarray, shape (spots, targets)
-        Standardised.
+    The residual of a spot left out is ``r / (1 - h)`` with its leverage h (Allen 1974, PRESS). Features are (spots,
+    features), targets (spots, targets) and standardised.
     """
     values = features.astype(np.float64) - features.mean(axis=0)
     deviation = values.std(axis=0)

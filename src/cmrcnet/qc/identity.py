@@ -84,15 +84,7 @@ def equal_rows(one: SectionSummary, other: SectionSummary) -> float:
 def picture_likeness(left: np.ndarray, right: np.ndarray) -> float:
     """Largest correlation of two pictures over the eight turns and mirrorings, and every shift with enough overlap.
 
-    Parameters
-    ----------
-    left, right : numpy.ndarray, shape (height, width)
-        Grey pictures at the same scale.
-
-    Returns
-    -------
-    float
-        -1 to 1; 0 for pictures without contrast.
+    The pictures (height, width) are grey and at the same scale; 0 for pictures without contrast.
     """
     from scipy.ndimage import gaussian_filter
 

@@ -78,7 +78,6 @@ class SectionSummary:
     ----------
     slide : str
         Fingerprint of the picture.
-    centre_px : numpy.ndarray, shape (spots, 2)
     pitch_um : float or None
         Median distance to the nearest spot.
     picture : numpy.ndarray, shape (height, width), float32
@@ -89,10 +88,8 @@ class SectionSummary:
         See `texture_curve`.
     totals : dict of str to float
         Counts of each gene, summed over the spots.
-    top : dict of str to int
-        Column of each gene of `rows`.
-    rows : numpy.ndarray, shape (spots, genes), int64
-        Counts of the `TOP_GENES` genes.
+    top, rows : dict of str to int; numpy.ndarray, shape (spots, genes), int64
+        Counts of the `TOP_GENES` genes, and the column of each.
     """
 
     name: str
@@ -128,15 +125,12 @@ class SpotMaps:
     features : numpy.ndarray, shape (height, width, 5), float32
         Means over a disc: optical density (all channels), haematoxylin, eosin (Ruifrok & Johnston 2001, by
         scikit-image), red minus blue density, and the log of the density's standard deviation.
-    tissue : numpy.ndarray, shape (height, width), float32
-        Share of the disc that is tissue.
-    mask : numpy.ndarray, shape (height, width), bool
+    tissue, mask : numpy.ndarray, shape (height, width), float32 and bool
+        Share of the disc that is tissue, and whether a pixel is.
     downsample : float
         Level-0 pixels a map pixel.
-    mpp : float
-        Of level 0.
-    size_px : tuple of int
-        Width, height of level 0.
+    mpp, size_px : float, tuple of int
+        Of level 0: micrometres a pixel; width and height.
     """
 
     density: np.ndarray

@@ -24,12 +24,8 @@ _INTERVALS = ("low", "high", "scales")
 class PredictionReliability:
     """Statistics of the validation predictions: error scale of locations, interval widths, reliability of genes.
 
-    Parameters
-    ----------
-    component_power : numpy.ndarray, shape (rank,)
-        Mean square loading of each expression component, for `nonconformity_features`.
-    intervals : ConformalIntervals
-        For the genes of `gene_reliability`, in their order.
+    `component_power` (rank,) is the mean square loading of each expression component, for `nonconformity_features`;
+    `intervals` are for the genes of `gene_reliability`, in their order.
     """
 
     nonconformity: NonconformityScale
@@ -40,16 +36,10 @@ class PredictionReliability:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Out-of-distribution detector and validation statistics of a model.
+    """Out-of-distribution detector (of the training images) and validation statistics of a model.
 
-    Parameters
-    ----------
-    ood_detector : OODDetector or None
-        Fitted on the images of the training sections.
-    reliability : PredictionReliability or None
-        None when there are no predictions of left-out groups: the config has no validation of each group in turn.
-    why_not : str
-        Why there is no `reliability`.
+    `reliability` is None, and `why_not` says why, when there are no predictions of left-out groups: the config has no
+    validation of each group in turn.
     """
 
     ood_detector: OODDetector | None

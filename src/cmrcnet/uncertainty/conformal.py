@@ -94,27 +94,15 @@ class ConformalIntervals:
 def bounds(mean: np.ndarray, scale: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute the interval of every location and gene: two (locations, genes) float32, NaN where there is none.
 
-    Parameters
-    ----------
-    mean : array, shape (locations, genes)
-        Predicted; any chunk of locations.
-    scale : array, shape (locations,)
-        Nonconformity scale.
-    low, high : array, shape (genes,)
-        Of `ConformalIntervals`.
+    `mean` (locations, genes) is predicted, `scale` (locations,) the nonconformity scale, `low` and `high` (genes,) are
+    those of `ConformalIntervals`.
     """
     lower = np.maximum(mean + np.outer(scale, low), 0)
     return lower.astype(np.float32), (mean + np.outer(scale, high)).astype(np.float32)
 
 
 def group_weights(group_of: np.ndarray, section_of: np.ndarray) -> np.ndarray:
-    """Spot weights under which groups, sections of a group and spots of a section count alike: (spots,), sum 1.
-
-    Parameters
-    ----------
-    group_of, section_of : array of str, shape (spots,)
-        Names.
-    """
+    """Spot weights under which groups, sections of a group and spots of a section count alike: (spots,), sum 1."""
     weights = np.zeros(len(group_of))
     groups = np.unique(group_of)
     for group in groups:
@@ -160,14 +148,7 @@ def conformal_quantiles(residuals: np.ndarray, weights: np.ndarray, level: float
 def widening(offset_share: np.ndarray, patients: int, level: float) -> np.ndarray:
     """Factor by which each gene's quantiles are widened when there are few patients; 1 when there are enough.
 
-    Parameters
-    ----------
-    offset_share : array, shape (genes,)
-        Mean square offset of the groups over the mean square residual.
-    patients : int
-        Calibration patients.
-    level : float
-        Nominal coverage.
+    `offset_share` (genes,) is the mean square offset of the groups over the mean square residual.
     """
     from scipy.stats import norm, t
 

@@ -73,16 +73,8 @@ class GradeRule:
             raise BadOption("min_sections", self.min_sections, "2 or more, because one section has no interval")
 
     def grade(self, pearson: float, low: float, null: float, n_sections: int) -> str:
-        """Grade one gene.
-
-        Parameters
-        ----------
-        pearson, low : float
-            Mean and lower end of its interval.
-        null : float
-            Pearson reached by chance; NaN (unknown) gives no grade.
-        n_sections : int
-            Sections on which the correlation is defined.
+        """Grade a gene by its mean Pearson, the low end of its interval, the null (NaN: no grade) and its defined
+        sections.
         """
         if n_sections < self.min_sections or not np.isfinite([pearson, low, null]).all():
             return NOT_MEASURED
@@ -114,11 +106,7 @@ def predictability(
         Name of a null method in the same table, such as "permuted-pairs"; or the null itself, for all genes or for
         each (0 for a gene that is not named).
     rule : GradeRule, optional
-        Thresholds; the defaults when left out.
-    n_bootstrap : int
-        Bootstrap samples.
-    seed : int
-        Of the bootstrap.
+        The default thresholds when left out.
 
     Returns
     -------
@@ -178,13 +166,7 @@ def predictability(
 
 
 def grade_counts(table: pd.DataFrame) -> dict[str, int]:
-    """Count the genes of each grade, in the order of `GRADES`; absent grades count 0.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From `predictability`.
-    """
+    """Count the genes of each grade in a table of `predictability`, in the order of `GRADES`; absent grades count 0."""
     return {grade: int((table["grade"] == grade).sum()) for grade in GRADES}
 
 
@@ -258,8 +240,6 @@ class GeneReliability:
 
     Parameters
     ----------
-    genes : tuple of str
-        Names.
     pearson, low, high, null : numpy.ndarray, shape (genes,), float32
         Mean Pearson over validation sections, its 95 % interval, and the null.
     n_sections, n_patients : numpy.ndarray, shape (genes,), int64
@@ -291,18 +271,10 @@ class GeneReliability:
         )
 
     def table(self, genes: Sequence[str]) -> pd.DataFrame:
-        """Look up genes; NaN and "not measured" for unknown ones.
+        """Look up genes, in the order given; NaN and "not measured" for unknown ones.
 
-        Parameters
-        ----------
-        genes : sequence of str
-            Names, in the order of the result.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Indexed by gene: reliability, reliability_low, reliability_high, reliability_null, reliability_sections,
-            grade.
+        The table is indexed by gene: reliability, reliability_low, reliability_high, reliability_null,
+        reliability_sections, grade.
         """
         import pandas as pd
 
@@ -328,20 +300,9 @@ def fit_gene_reliability(
     facts: dict[str, Any],
     seed: int = 0,
 ) -> GeneReliability:
-    """Grade genes by the correlations on validation sections.
+    """Grade genes by the correlations (genes, sections) on validation sections, NaN where undefined.
 
-    Parameters
-    ----------
-    genes : sequence of str
-        Names.
-    pearson, null : array, shape (genes, sections)
-        Of the model, and of one fitted on permuted pairs; NaN where undefined.
-    sections, patients : sequence of str
-        Name and patient of each section.
-    facts : dict
-        See `GeneReliability`.
-    seed : int
-        Of the bootstrap.
+    `pearson` is that of the model, `null` that of one fitted on permuted pairs; `facts` as in `GeneReliability`.
     """
     import pandas as pd
 

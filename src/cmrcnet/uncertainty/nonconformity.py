@@ -37,7 +37,7 @@ def nonconformity_features(
     scores: np.ndarray,
     power: np.ndarray,
 ) -> np.ndarray:
-    """Features of each location.
+    """Features of each location: (locations, features) float64.
 
     Parameters
     ----------
@@ -51,10 +51,6 @@ def nonconformity_features(
         Final prediction.
     power : array, shape (rank,)
         ``p``.
-
-    Returns
-    -------
-    numpy.ndarray, shape (locations, features), float64
     """
 
     def length(values: np.ndarray) -> np.ndarray:
@@ -69,14 +65,7 @@ def nonconformity_features(
 
 @dataclass(frozen=True, eq=False)
 class NonconformityScale:
-    """Log-linear model of the residual's size.
-
-    Parameters
-    ----------
-    centre, deviation : numpy.ndarray, shape (features,)
-        Mean and standard deviation of the features over validation spots.
-    weights : numpy.ndarray, shape (features,)
-    """
+    """Log-linear model of the residual's size: weights of standardised features, each array (features,)."""
 
     centre: np.ndarray
     deviation: np.ndarray
@@ -89,14 +78,7 @@ class NonconformityScale:
 
 
 def fit_nonconformity_scale(features: np.ndarray, residual: np.ndarray) -> NonconformityScale:
-    """Fit the weights on validation spots.
-
-    Parameters
-    ----------
-    features : array, shape (spots, features)
-    residual : array, shape (spots,)
-        Root mean square residual of each spot.
-    """
+    """Fit the weights on validation spots: features (spots, features), root mean square residual (spots,)."""
     centre, deviation = features.mean(axis=0), features.std(axis=0)
     deviation = np.where(deviation > 1e-9, deviation, 1.0)
     standard = (features - centre) / deviation

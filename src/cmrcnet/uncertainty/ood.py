@@ -78,36 +78,18 @@ _VALUES = ("slide_limit", "location_limit", "gain_limit", "facts")
 
 
 def image_statistics(slide: Slide, centre_px: np.ndarray) -> np.ndarray:
-    """Read a small patch around each location and compute its statistics.
+    """Read a small patch around each centre (locations, 2), in level-0 pixels, and compute its statistics.
 
-    Parameters
-    ----------
-    centre_px : array, shape (locations, 2)
-        x, y in level-0 pixels.
-
-    Returns
-    -------
-    numpy.ndarray, shape (locations, statistics), float32
-
-    Raises
-    ------
-    ScaleError
+    Returns (locations, statistics) float32. A slide of unknown scale is a `ScaleError`.
     """
     found = [patch_statistics(patches) for patches in crop_patches(slide, centre_px, STATISTICS_SCALE)]
     return np.concatenate(found) if found else np.empty((0, len(STATISTIC_NAMES)), np.float32)
 
 
 def patch_statistics(patches: np.ndarray) -> np.ndarray:
-    """Compute the statistics of patches.
+    """Compute the statistics of patches: (patches, statistics) float32.
 
-    Parameters
-    ----------
-    patches : array, shape (patches, side, side, 3), uint8
-        The side is a multiple of 32; a pixel shows 1 um.
-
-    Returns
-    -------
-    numpy.ndarray, shape (patches, statistics), float32
+    The patches (patches, side, side, 3) are uint8, their side a multiple of 32; a pixel shows 1 um.
     """
     density = -np.log10((patches.astype(np.float32) + 1) / 256)
     mean = density.mean(axis=(1, 2))
@@ -186,14 +168,8 @@ PERTURBED_SCALES = tuple(dict.fromkeys([STATISTICS_SCALE, *(kind.scale for kind 
 def perturbed_statistics(patches: Sequence[np.ndarray]) -> np.ndarray:
     """Compute the statistics of patches as they are, then under each perturbation.
 
-    Parameters
-    ----------
-    patches : sequence of array, shape (locations, side, side, 3), uint8
-        Of sound sections (in focus, of the right scale and channel order), at each of `PERTURBED_SCALES`.
-
-    Returns
-    -------
-    numpy.ndarray, shape (locations, 1 + perturbations, statistics), float32
+    The patches (locations, side, side, 3) uint8 are of sound sections (in focus, of the right scale and channel order),
+    at each of `PERTURBED_SCALES`. Returns (locations, 1 + perturbations, statistics) float32.
     """
     of = dict(zip(PERTURBED_SCALES, patches, strict=True))
     under = [patch_statistics(kind.change(of[kind.scale])) for kind in PERTURBATIONS]
@@ -201,13 +177,7 @@ def perturbed_statistics(patches: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def perturbation_effects(perturbed: np.ndarray) -> np.ndarray:
-    """Change of a section's median statistics under each perturbation: (perturbations, statistics) float64.
-
-    Parameters
-    ----------
-    perturbed : array, shape (locations, 1 + perturbations, statistics)
-        From `perturbed_statistics`.
-    """
+    """Change of a section's median statistics under each perturbation: (perturbations, statistics) float64."""
     medians = np.median(perturbed, axis=0)
     return (medians[1:] - medians[0]).astype(np.float64)
 
@@ -223,8 +193,6 @@ class OODFlag:
 
     Parameters
     ----------
-    raised : bool
-        The slide is out of distribution.
     kind : str
         "" when it is not; the name of a perturbation; or "unlike" for anything else.
     sentence : str
@@ -280,20 +248,9 @@ class OODDetector:
         return self.slide_distance(median) - _mahalanobis(back, self.between)
 
     def flag(self, statistics: np.ndarray, name: str = "This slide") -> tuple[np.ndarray, OODFlag]:
-        """Judge a slide by all of its locations.
+        """Judge the slide `name` by the statistics (locations, statistics) of all of its locations.
 
-        Parameters
-        ----------
-        statistics : array, shape (locations, statistics)
-            From `image_statistics`.
-        name : str
-            Of the slide, for the sentence.
-
-        Returns
-        -------
-        inside : numpy.ndarray, shape (locations,), bool
-            In-distribution locations; all False on a flagged slide.
-        OODFlag
+        Returns which locations (locations,) are in distribution, none on a flagged slide, and the flag.
         """
         median = np.median(np.asarray(statistics, np.float64), axis=0)
         distance, gains, sections = self.slide_distance(median), self.gains(median), self.facts["sections"]
@@ -352,10 +309,6 @@ def fit_ood_detector(
         Patient (or section) of each section; a section is compared with those of other groups only.
     group_by : str
         What the groups are, for the record.
-
-    Returns
-    -------
-    OODDetector
     """
     effect = np.mean(effects, axis=0)
     slides, locations, gains, weights = [], [], [], []
