@@ -172,7 +172,9 @@ def test_missing_parts_are_named(tmp_path, visium):
 def test_visium_hd_is_refused_by_name(tmp_path, visium):
     outs = write_visium(tmp_path / "outs", visium)
     (outs / "binned_outputs").mkdir()
-    with pytest.raises(BadInput, match=r"Visium HD"):
+    with pytest.raises(BadInput, match=r"Visium HD.*format= .*visium_hd"):
+        read_section(outs, format="visium", image=fullres(tmp_path, visium))
+    with pytest.raises(MissingInput, match=r"Space Ranger 3 or later writes bins there"):
         read_section(outs, image=fullres(tmp_path, visium))
 
 

@@ -58,7 +58,7 @@ class SectionSource:
     bin_um: float | None = None
 
 
-BUILT_IN = ("legacy_st", "visium", "hest", "ann_data")
+BUILT_IN = ("legacy_st", "visium", "hest", "ann_data", "visium_hd")
 """Modules beside this one that register a reader of the same name."""
 
 Reading = Callable[[SectionSource], RawSection]
@@ -207,8 +207,8 @@ def read_section(
     Parameters
     ----------
     source : path
-        A counts table (legacy ST), an `outs` folder (Visium), the root of a HEST folder or an `.h5ad` in it, or any
-        `.h5ad` with `obsm["spatial"]`.
+        A counts table (legacy ST), an `outs` folder (Visium, Visium HD), the root of a HEST folder or an `.h5ad` in it, or
+        any `.h5ad` with `obsm["spatial"]`.
     format : str, optional
         One of `reader_formats`; otherwise recognised from the files.
     name, patient : str, optional

@@ -54,15 +54,16 @@ def looks_like_visium(path: Path) -> bool:
     if path.is_file() and not (path.suffix == ".h5" and any(name in path.name for name in MATRICES)):
         return False
     outs = _outs(path)
+    if (outs / "binned_outputs").is_dir() or (outs / "spatial" / "tissue_positions.parquet").is_file():
+        return False  # Visium HD
     return (outs / "spatial").is_dir() and (_positions_file(outs) is not None or _matrix_path(outs, path) is not None)
 
 
 def visium_problems(source: SectionSource) -> list[CmrcnetError]:
-    """Errors for a missing matrix, positions file or picture, and for Visium HD."""
+    """Errors for a missing matrix, positions file or picture, and for Visium HD, which is another format."""
     outs = _outs(source.path)
     if (outs / "binned_outputs").is_dir():
-        why = "it is Visium HD (binned_outputs), which is not read yet"
-        return [BadInput.unclear_format(source.path, why, ["visium"])]
+        return [BadInput.unclear_format(source.path, "it is Visium HD (binned_outputs)", ["visium_hd"])]
     problems: list[CmrcnetError] = []
     if _matrix_path(outs, source.path) is None:
         problems.append(MissingInput(outs / f"{MATRICES[0]}.h5", "The count matrix", "nor is there a matrix folder"))
@@ -191,7 +192,7 @@ def read_positions(path: Path) -> Table:
     MissingInput, BadInput
     """
     if path.suffix == ".parquet":
-        raise BadInput(path, "spot positions", "parquet positions belong to Visium HD, which is not read yet")
+        raise BadInput(path, "spot positions", "parquet positions belong to Visium HD; give the format visium_hd")
     text = read_bytes(path, "spot positions")
     has_header = b"in_tissue" in text.split(b"\n", 1)[0]
     table = read_table(path, "spot positions", columns=None if has_header else POSITION_COLUMNS)
