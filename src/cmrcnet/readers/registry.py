@@ -207,8 +207,8 @@ def read_section(
     Parameters
     ----------
     source : path
-        A counts table (legacy ST), an `outs` folder (Visium, Visium HD), the root of a HEST folder or an `.h5ad` in it, or
-        any `.h5ad` with `obsm["spatial"]`.
+        A counts table (legacy ST), an `outs` folder (Visium, Visium HD), the root of a HEST folder or an `.h5ad` in
+        it, or any `.h5ad` with `obsm["spatial"]`.
     format : str, optional
         One of `reader_formats`; otherwise recognised from the files.
     name, patient : str, optional

@@ -16,6 +16,8 @@ Scale
 Memory
     A slide has 10^7 bins of 2 um. Positions are read in batches, the matrix in blocks of columns that are summed into
     the rows of the result, so that the fine matrix is never held.
+
+Long because it is one thing: this platform.
 """
 
 from __future__ import annotations
