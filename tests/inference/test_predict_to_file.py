@@ -9,7 +9,7 @@ import anndata
 import numpy as np
 import pytest
 
-from cmrcnet.errors import BadInput, InUse, NoSpace
+from cmrcnet.errors import BadInput, InUse, NoSpace, OutputExists
 from cmrcnet.export.table_file import TableFile
 from cmrcnet.features import resumable
 from cmrcnet.features.extract import FeatureSpec, extract
@@ -19,7 +19,8 @@ from cmrcnet.inference.predictor import BankPredictor, PredictOptions, make_pred
 from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.search.exact import ExactSearch
 from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.storage.atomic import file_lock
+from cmrcnet.storage.atomic import file_lock, make_partial
+from cmrcnet.storage.ownership import MARKER
 from cmrcnet.testing import assert_prediction_table
 from tests.inference.small_model import noise_slide, small_cohort, small_model
 
@@ -226,11 +227,11 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_encoded(
 
 def test_what_another_process_is_writing_is_left_to_it(model, bank, slide, tmp_path, encoded):
     work = tmp_path / "p.h5ad.partial"
-    work.mkdir()
-    (work / "theirs").touch()
+    make_partial(work, ["table.h5ad"])
+    (work / "table.h5ad").touch()
     with file_lock(work / LOCK), pytest.raises(InUse, match=r"p\.h5ad is being written by another process; wait"):
         predict_to_file(predictor_of(model, bank), slide, tmp_path / "p.h5ad")
-    assert encoded == [] and sorted(path.name for path in work.iterdir()) == [LOCK, "theirs"]
+    assert encoded == [] and sorted(path.name for path in work.iterdir()) == [MARKER, LOCK, "table.h5ad"]
 
 
 def test_a_slide_that_breaks_on_the_way_leaves_nothing(model, bank, slide, tmp_path, monkeypatch):
@@ -265,3 +266,19 @@ def test_further_layers_and_columns_of_a_chunk_reach_the_table(model, bank, slid
     np.testing.assert_array_equal(written.obs["first"], written.X[:, 0])
     np.testing.assert_array_equal(written.obsm["patient_weights"][:, 2], written.X[:, 0])
     assert_same(written, predict(model, slide, bank=bank, grid_um=GRID_UM))
+
+
+def test_a_folder_of_the_users_named_as_our_partial_is_neither_used_nor_removed(model, bank, slide, tmp_path):
+    theirs = tmp_path / "p.h5ad.partial"
+    theirs.mkdir()
+    (theirs / "lock").write_text("theirs, longer than any lock")
+    with pytest.raises(OutputExists, match=r"p\.h5ad\.partial exists already; it is a folder that cmrcnet did not"):
+        predict_to_file(predictor_of(model, bank), slide, tmp_path / "p.h5ad")
+    (tmp_path / "q.h5ad.partial").symlink_to(theirs)
+    with pytest.raises(OutputExists, match=r"q\.h5ad\.partial exists already; it is a link"):
+        predict_to_file(predictor_of(model, bank), slide, tmp_path / "q.h5ad")
+    (tmp_path / "r.h5ad").symlink_to(theirs / "lock")
+    with pytest.raises(OutputExists, match=r"r\.h5ad exists already; it is a link"):
+        predict_to_file(predictor_of(model, bank), slide, tmp_path / "r.h5ad")
+    assert [path.name for path in theirs.iterdir()] == ["lock"]
+    assert (theirs / "lock").read_text() == "theirs, longer than any lock"

@@ -17,7 +17,7 @@ from cmrcnet.inference.predictor import PredictOptions, make_predictor
 from cmrcnet.inference.slide_batch import predict_slides
 from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.slides.section import Spots
-from cmrcnet.storage.atomic import file_lock
+from cmrcnet.storage.atomic import file_lock, make_partial
 from cmrcnet.testing import assert_prediction_table
 from tests.inference.small_model import noise_slide, small_cohort, small_model
 from tests.models.test_student import GENES, small_student
@@ -140,7 +140,7 @@ def test_many_slides_share_a_student(student, tmp_path):
     assert [outcome.status for outcome in again.outcomes] == ["done before", "done before"]
     (tmp_path / "out" / "one.h5ad").unlink()
     work = tmp_path / "out" / "one.h5ad.partial"
-    work.mkdir()
+    make_partial(work, ["table.h5ad"])
     with file_lock(work / LOCK):
         beside = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)
     assert [outcome.status for outcome in beside.outcomes] == ["under way elsewhere", "done before"]

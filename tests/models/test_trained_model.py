@@ -122,7 +122,7 @@ def test_a_loaded_model_is_the_saved_one(model, folder):
     assert (loaded.panel, loaded.config, loaded.provenance) == (model.panel, model.config, model.provenance)
     np.testing.assert_array_equal(loaded.embed_tokens(tokens_for(model)), model.embed_tokens(tokens_for(model)))
     np.testing.assert_array_equal(loaded.embed_expression(expression()), model.embed_expression(expression()))
-    assert {path.name for path in folder.iterdir()} == {"model.json", "weights.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {".cmrcnet.json", "model.json", "weights.safetensors"}
 
 
 def test_the_fingerprint_follows_what_embeddings_depend_on_and_nothing_else(model):

@@ -29,6 +29,7 @@ from cmrcnet.genes.normalise import normalize
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache
+from cmrcnet.storage.ownership import MARKER, mark_folder, temporary_path
 from tests.inference.small_model import GENES, small_cohort, small_model, small_section
 
 PART_FILES = (
@@ -133,7 +134,8 @@ def test_the_same_bank_is_the_same_bytes(model, bank, tmp_path):
     one = files_of(tmp_path / "one")
     assert one == files_of(tmp_path / "two")
     wanted = {f"sections/{part.fingerprint}/{file}" for part in bank.entries for file in PART_FILES}
-    assert set(one) == {"bank.json"} | wanted
+    wanted |= {f"sections/{part.fingerprint}/{MARKER}" for part in bank.entries}
+    assert set(one) == {"bank.json", MARKER} | wanted
 
 
 def test_a_loaded_bank_can_be_saved_elsewhere_and_over_itself(bank, tmp_path):
@@ -218,19 +220,22 @@ def test_another_models_bank_is_refused(bank):
 def test_the_temporary_folder_goes_with_the_bank(model, tmp_path):
     cache = TokenCache(tmp_path / "cache")
     bank = build_bank(model, small_cohort(), cache=cache)
-    assert len(list(cache.folder.glob("bank-in-use-*"))) == 1
+    assert len(list(cache.folder.glob(".bank-in-use.*"))) == 1
     del bank
-    assert list(cache.folder.glob("bank-in-use-*")) == []
+    assert list(cache.folder.iterdir()) == []
 
 
 def test_what_killed_processes_left_is_swept(model, tmp_path):
     cache = TokenCache(tmp_path / "cache")
-    old, fresh = cache.folder / "bank-in-use-old", cache.folder / "bank-in-use-fresh"
-    for folder in (old, fresh):
+    made = temporary_path(cache.folder / "bank-in-use")
+    killed, theirs = made.with_name(made.name.replace(f"{os.getpid():x}", f"{2**30:x}")), cache.folder / "bank-in-use-x"
+    for folder in (killed, theirs):
         folder.mkdir(parents=True)
-    os.utime(old, (time.time() - 30 * 24 * 3600,) * 2)
+        (folder / "spots").write_text("of a patient")
+    mark_folder(killed, ["*"])
+    os.utime(theirs, (time.time() - 30 * 24 * 3600,) * 2)
     build_bank(model, small_cohort(), cache=cache)
-    assert not old.exists() and fresh.exists()
+    assert [path.name for path in cache.folder.iterdir()] == ["bank-in-use-x"]
 
 
 def test_an_empty_cohort_has_no_bank(model):

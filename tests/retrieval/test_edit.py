@@ -37,6 +37,7 @@ from cmrcnet.retrieval.edit import add_sections, drop_sections, merge_banks, reb
 from cmrcnet.retrieval.store import Manifest
 from cmrcnet.search.build import SearchConfig
 from cmrcnet.slides.section import Cohort
+from cmrcnet.storage.ownership import MARKER, temporary_path
 from tests.inference.small_model import GENES, noise_slide, small_model, small_section
 
 KINDS = (None, SearchConfig(kind="ivf"), SearchConfig(kind="ivf-compressed"))
@@ -142,7 +143,7 @@ def test_nothing_of_the_dropped_is_left_in_any_byte(model, tmp_path, kind, how):
     drop_sections(folder, [f"withdrawn-{how}"])
     assert left() == []
     assert ReferenceBank.load(folder).searcher().nearest(np.eye(2, 16, dtype=np.float32), 50).ids.max() < 85
-    assert {path.name for path in folder.iterdir()} <= {"bank.json", "sections", "index", ".lock"}
+    assert {path.name for path in folder.iterdir()} <= {"bank.json", "sections", "index", ".lock", MARKER}
 
 
 @pytest.mark.parametrize("kind", KINDS[1:], ids=lambda kind: kind.kind)
@@ -221,7 +222,7 @@ def test_an_index_that_does_not_match_is_refused_and_can_be_rebuilt(model, tmp_p
     build_bank(model, cohort("A1", "B1", "C1")).save(tmp_path / "bank", search=kind)
     build_bank(model, cohort("A1", "B1", "C2")).save(tmp_path / "other", search=kind)
     here, there = (next((tmp_path / name / "index").iterdir()) for name in ("bank", "other"))
-    for path in here.iterdir():
+    for path in here.glob("*.npy"):
         if damage == "another bank's":
             path.write_bytes((there / path.name).read_bytes())
         elif damage == "missing":
@@ -243,6 +244,33 @@ def test_an_index_without_the_library_names_the_extra(model, tmp_path, monkeypat
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(ImportError, match=r"faiss, which is not installed; run: pip install 'cmrcnet\[ann\]'"):
         ReferenceBank.load(tmp_path / "bank").searcher()
+
+
+def test_a_drop_removes_nothing_that_is_not_ours(model, tmp_path):
+    folder = tmp_path / "bank"
+    build_bank(model, cohort("A1", "B1", "C1")).save(folder)
+    [gone] = [record["name"] for record in Manifest.read(folder).sections if record["section"] == "B1"]
+    for path in (folder / "sections" / "notes.txt", folder / "sections" / gone / "thesis.docx", folder / "mine.txt"):
+        path.write_text("theirs")
+    drop_sections(folder, ["B1"])
+    assert [path.name for path in (folder / "sections" / gone).iterdir()] == ["thesis.docx"]
+    assert (folder / "sections" / "notes.txt").exists() and (folder / "mine.txt").exists()
+    assert ReferenceBank.load(folder).sections == ("A1", "C1")
+
+
+@pytest.mark.parametrize("name", ["index", "sections", ".lock", "bank.json"])
+def test_a_bank_with_a_link_in_it_is_not_edited(model, tmp_path, name):
+    folder, theirs = tmp_path / "bank", tmp_path / "theirs"
+    build_bank(model, cohort("A1", "B1", "C1")).save(folder, search=KINDS[1])
+    if name == ".lock":
+        theirs.write_text("theirs")
+    else:
+        (folder / name).rename(theirs)
+    (folder / name).symlink_to(theirs)
+    before = files_of(theirs) if theirs.is_dir() else theirs.read_bytes()
+    with pytest.raises(Unwritable, match=rf"bank/{name} is a link, and what it points to is not cmrcnet's to change"):
+        drop_sections(folder, ["B1"])
+    assert (files_of(theirs) if theirs.is_dir() else theirs.read_bytes()) == before
 
 
 def test_a_damaged_section_can_be_dropped(model, tmp_path):
@@ -296,7 +324,7 @@ def test_what_a_killed_edit_left_goes_with_the_next(model, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(bank_edit, "_remove_unnamed", lambda *_: None)  # killed behind the new manifest
         drop_sections(folder, ["B1"])
-    (folder / ".bank.tmp-0123abcd.json").write_text("B1")
+    temporary_path(folder / "bank.json", keep_suffix=True).write_text("B1")
     assert len(list((folder / "sections").iterdir())) == 3
     with pytest.raises(
         UnknownName, match=r"There is no section or patient in the bank 'B1'; known: patient-A, patient-C, A1, C1"

@@ -16,12 +16,14 @@ from cmrcnet.storage.atomic import (
     atomic_file,
     atomic_folder,
     file_lock,
-    final_path,
+    make_partial,
     partial_folder,
     refuse_existing,
+    remove_partial,
     replace_folder,
     translate_os_errors,
 )
+from cmrcnet.storage.ownership import MARKER, final_path, mark_folder
 
 
 class Interrupt(BaseException):
@@ -142,6 +144,7 @@ def test_our_own_errors_pass_as_they_are(tmp_path):
 def a_model(path: Path, content: str = "old") -> Path:
     path.mkdir()
     (path / "model.json").write_text(content)
+    mark_folder(path)
     return path
 
 
@@ -149,7 +152,7 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
     with atomic_folder(tmp_path / "model") as tmp:
         (tmp / "model.json").write_text("new")
         assert not (tmp_path / "model").exists()
-    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["model.json"]
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == [MARKER, "model.json"]
 
 
 @pytest.mark.parametrize("failure", [ValueError("no"), Interrupt()])
@@ -177,21 +180,74 @@ def test_without_overwrite_an_output_is_refused_before_any_work(tmp_path):
     with pytest.raises(OutputExists, match=sentence), atomic_folder(path):
         pytest.fail("worked for nothing")
     with pytest.raises(OutputExists):
-        refuse_existing(path, overwrite=False)
-    refuse_existing(path, overwrite=True)
+        refuse_existing(path, overwrite=False, folder=True)
+    refuse_existing(path, overwrite=True, folder=True)
     assert names(tmp_path) == ["model"]
 
 
-@pytest.mark.parametrize("ours", ["model.json", "bank.json", "run.json"])
-def test_overwrite_never_costs_a_folder_that_is_not_ours(tmp_path, ours):
+def test_overwrite_never_costs_a_folder_that_is_not_ours(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    refuse_existing(home, overwrite=True)  # empty: nothing to lose
-    (home / "thesis.tex").write_text("years")
-    with pytest.raises(OutputExists, match="it is a folder that cmrcnet did not write"):
-        refuse_existing(home, overwrite=True)
-    (home / ours).write_text("{}")
-    refuse_existing(home, overwrite=True)
+    refuse_existing(home, overwrite=True, folder=True)  # empty: nothing to lose
+    for name in ("model.json", "bank.json", "thesis.tex"):
+        (home / name).write_text("{}")
+        with pytest.raises(OutputExists, match="it is a folder that cmrcnet did not write"):
+            refuse_existing(home, overwrite=True, folder=True)
+        with pytest.raises(OutputExists), atomic_folder(home, overwrite=True):
+            pass
+        with pytest.raises(OutputExists):
+            replace_folder(a_model(tmp_path / name), home)
+    assert names(home) == ["bank.json", "model.json", "thesis.tex"]
+
+
+def test_a_file_of_the_users_in_our_folder_is_named_and_stays(tmp_path):
+    path = a_model(tmp_path / "model")
+    (path / "notes").mkdir()
+    (path / "notes" / "ideas.txt").write_text("a year's")
+    with pytest.raises(OutputExists, match=r"model exists already; it holds notes/ideas.txt, which cmrcnet did not"):
+        refuse_existing(path, overwrite=True, folder=True)
+    assert (path / "notes" / "ideas.txt").read_text() == "a year's"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_link_is_followed_at_an_output(tmp_path, overwrite):
+    a_model(tmp_path / "theirs")
+    (tmp_path / "file.txt").write_text("theirs")
+    for target in ("theirs", "file.txt", "nowhere"):
+        link = tmp_path / f"link-{target}"
+        link.symlink_to(tmp_path / target)
+        for folder in (False, True):
+            with pytest.raises(OutputExists, match="it is a link, and links are not followed"):
+                refuse_existing(link, overwrite, folder=folder)
+        with pytest.raises(OutputExists), atomic_folder(link, overwrite):
+            pass
+        assert link.is_symlink()
+    assert (tmp_path / "file.txt").read_text() == "theirs" and (tmp_path / "theirs" / "model.json").exists()
+
+
+def test_a_device_and_a_pipe_are_no_outputs(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path(os.devnull), tmp_path / "pipe"):
+        with pytest.raises(OutputExists, match="neither a file nor a folder"):
+            refuse_existing(path, overwrite=True)
+
+
+@pytest.mark.parametrize("path", ["", ".", "..", "/", "a/.."])
+def test_a_path_without_a_name_of_its_own_is_no_output(path):
+    with pytest.raises(BadOption, match="wanted the name of a new file or folder"):
+        refuse_existing(Path(path), overwrite=True, folder=True)
+
+
+def test_a_folder_is_not_replaced_by_a_file_nor_a_file_by_a_folder(tmp_path):
+    path = a_model(tmp_path / "model")
+    with pytest.raises(OutputExists, match="it is a folder, and a file is to be written"):
+        refuse_existing(path, overwrite=True)
+    (tmp_path / "thesis.docx").write_text("years")
+    with pytest.raises(OutputExists, match="it is a file, and a folder is to be written"):
+        refuse_existing(tmp_path / "thesis.docx", overwrite=True, folder=True)
+    with pytest.raises(OutputExists):
+        replace_folder(path, tmp_path / "thesis.docx")
+    assert (tmp_path / "thesis.docx").read_text() == "years"
 
 
 def test_a_probe_leaves_nothing(tmp_path):
@@ -216,13 +272,6 @@ def test_when_the_new_folder_cannot_take_its_place_the_old_comes_back(tmp_path, 
     assert names(tmp_path) == ["model", "new"]
 
 
-def test_a_file_may_be_replaced_by_a_folder(tmp_path):
-    (tmp_path / "model").write_text("a file")
-    replace_folder(a_model(tmp_path / "new", "new"), tmp_path / "model")
-    assert (tmp_path / "model" / "model.json").read_text() == "new"
-    assert names(tmp_path) == ["model"]
-
-
 def test_a_killed_process_leaves_the_old_output(tmp_path):
     """kill -9 cannot be caught: a hidden tmp may stay, but the output is whole."""
     path = a_model(tmp_path / "model")
@@ -235,9 +284,33 @@ def test_a_killed_process_leaves_the_old_output(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     assert (path / "model.json").read_text() == "old"
+    assert len(names(tmp_path)) == 2
     with atomic_folder(path, overwrite=True) as tmp:
         (tmp / "model.json").write_text("new")
     assert (path / "model.json").read_text() == "new"
+    assert names(tmp_path) == ["model"]  # the next run removed what the killed one left
+
+
+def test_killed_between_two_renames_the_old_output_comes_back(tmp_path):
+    path = a_model(tmp_path / "model")
+    code = (
+        "import os, pathlib, signal\n"
+        "from cmrcnet.storage import atomic\n"
+        "rename = pathlib.Path.replace\n"
+        "def once(self, target):\n"
+        "    rename(self, target)\n"
+        "    if '.old-' in str(target): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "pathlib.Path.replace = once\n"
+        f"with atomic.atomic_folder(pathlib.Path({str(path)!r}), overwrite=True) as tmp:\n"
+        "    (tmp / 'model.json').write_text('new')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert not path.exists()
+    with pytest.raises(OutputExists):
+        refuse_existing(path, overwrite=False, folder=True)
+    assert (path / "model.json").read_text() == "old"
+    refuse_existing(path, overwrite=True, folder=True)
+    assert names(tmp_path) == ["model"]
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder of the Linux kernel's")
@@ -252,6 +325,9 @@ def test_a_draft_is_told_by_the_name_that_will_last(tmp_path):
         assert folder != final_path(folder) == tmp_path / "demo"
         assert final_path(folder / "model") == tmp_path / "demo" / "model"
     assert final_path(Path("a/.hidden/b")) == Path("a/.hidden/b")
+    with atomic_file(tmp_path / "table.h5ad") as tmp:
+        assert final_path(tmp) == tmp_path / "table.h5ad"
+        tmp.touch()
 
 
 def _hold(lock, ready, done) -> None:
@@ -292,16 +368,46 @@ def test_a_folder_that_may_not_be_written_is_said(tmp_path):
         pass
 
 
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "lock").symlink_to(tmp_path / "theirs")
+    with pytest.raises(Unwritable, match="lock cannot be written: it is a link"), file_lock(tmp_path / "lock"):
+        pass
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
 def test_the_folder_of_an_interrupted_output_is_kept_or_deleted_as_asked(tmp_path):
     out, partial = tmp_path / "run", tmp_path / "run.partial"
-    assert partial_folder(out, ["state"]) == partial and not partial.exists()
-    partial.mkdir()
-    assert partial_folder(out, ["state"], resume=True) == partial
-    (partial / "thesis.docx").write_text("years")
-    with pytest.raises(OutputExists, match="did not write"):
-        partial_folder(out, ["state"], overwrite=True)
+    assert partial_folder(out) == partial and not partial.exists()
+    make_partial(partial, ["state"])
+    assert partial_folder(out, resume=True) == partial and names(partial) == [MARKER]
     (partial / "state").write_text("epoch 3")
     with pytest.raises(OutputExists, match="--resume"):
-        partial_folder(out, ["state"])
-    assert partial_folder(out, ["state"], resume=True) == partial and (partial / "state").exists()
-    assert partial_folder(out, ["state"], overwrite=True) == partial and not partial.exists()
+        partial_folder(out)
+    assert partial_folder(out, resume=True) == partial and (partial / "state").exists()
+    assert partial_folder(out, resume=None) == partial and (partial / "state").exists()
+    assert partial_folder(out, overwrite=True) == partial and not partial.exists()
+
+
+@pytest.mark.parametrize("resume", [False, True, None])
+def test_a_folder_of_the_users_with_that_name_is_neither_deleted_nor_used(tmp_path, resume):
+    theirs = tmp_path / "run.partial"
+    theirs.mkdir()
+    (theirs / "state").write_text("theirs")
+    with pytest.raises(OutputExists, match=r"run.partial exists already; it is a folder that cmrcnet did not write"):
+        partial_folder(tmp_path / "run", resume=resume, overwrite=True)
+    (tmp_path / "link.partial").symlink_to(theirs)
+    with pytest.raises(OutputExists, match="it is a link"):
+        partial_folder(tmp_path / "link", resume=resume, overwrite=True)
+    assert names(theirs) == ["state"]
+
+
+def test_what_the_user_put_beside_our_state_is_kept(tmp_path):
+    partial = partial_folder(tmp_path / "run")
+    make_partial(partial, ["state"])
+    (partial / "state").write_text("epoch 3")
+    (partial / "thesis.docx").write_text("years")
+    with pytest.raises(OutputExists, match=r"holds thesis.docx, which cmrcnet did not write"):
+        partial_folder(tmp_path / "run", overwrite=True)
+    remove_partial(partial)
+    assert names(partial) == ["thesis.docx"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
 
 import pytest
 import torch
 
 from cmrcnet.errors import CannotResume, OutputExists
+from cmrcnet.storage.ownership import temporary_path
 from cmrcnet.training.checkpoint import Checkpoints, TrainingState
 
 IDENTITY = {"config": "r", "cohort": "c"}
@@ -51,7 +53,7 @@ def test_without_a_state_there_is_none(tmp_path):
 def test_a_later_state_replaces_the_first_and_one_file_stays(kept):
     kept.save(state(epoch=4), IDENTITY)
     assert kept.load(IDENTITY).epoch == 4
-    assert [path.name for path in kept.folder.iterdir()] == ["state.safetensors"]
+    assert sorted(path.name for path in kept.folder.iterdir()) == [".cmrcnet.json", "state.safetensors"]
 
 
 @pytest.mark.parametrize("key", ["config", "cohort"])
@@ -81,7 +83,8 @@ def test_a_damaged_state_is_refused(kept, damage):
 
 
 def test_what_a_killed_process_half_wrote_goes_with_the_next_state(kept):
-    half = kept.folder / ".state.tmp-12345678.safetensors"
+    half = temporary_path(kept.folder / "state.safetensors", keep_suffix=True)
+    half = half.with_name(half.name.replace(f"-{os.getpid():x}-", f"-{2**30:x}-"))  # no process has that number
     half.write_bytes(b"half")
     kept.save(state(), IDENTITY)
     assert not half.exists()

@@ -35,7 +35,7 @@ def index_command(
         Replace OUT.
     """
     wanted = search.to_config()
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, folder=True)
 
     from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.readers.cohort import read_cohort
@@ -137,7 +137,7 @@ def bank_merge_command(
         Replace OUT.
     """
     wanted = search.to_config()
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, folder=True)
 
     from cmrcnet.retrieval.bank import ReferenceBank
     from cmrcnet.retrieval.edit import merge_banks

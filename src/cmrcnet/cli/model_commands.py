@@ -36,7 +36,7 @@ def train_command(
         Replace OUT, and delete OUT.partial.
     """
     wanted = config.load()
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, folder=True)
 
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.storage.cache import TokenCache
@@ -116,7 +116,7 @@ def distil_command(
     overwrite : bool
         Replace OUT.
     """
-    refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite, folder=True)
 
     from cmrcnet.distill.distil import StudentConfig, distil
     from cmrcnet.distill.student_report import report_text

@@ -84,7 +84,7 @@ def predict_command(
     if slides is None:
         if out.suffix not in (".h5ad", ".zarr"):
             raise BadOption("out", str(out), "a file name that ends in .h5ad or .zarr")
-        refuse_existing(out, overwrite)
+        refuse_existing(out, overwrite, folder=out.suffix == ".zarr")
 
     from cmrcnet.inference.predict import predict_to_file
     from cmrcnet.inference.predictor import PredictOptions
@@ -180,12 +180,11 @@ def export_command(
     overwrite : bool
         Replace TO.
     """
-    from cmrcnet.export.formats import ending_of, export
+    from cmrcnet.export.formats import STORE, ending_of, export
     from cmrcnet.export.stored_prediction import StoredPrediction
     from cmrcnet.slides.slide import open_slide
 
-    ending_of(to)
-    refuse_existing(to, overwrite)
+    refuse_existing(to, overwrite, folder=ending_of(to) == STORE)
     with StoredPrediction(prediction) as table:
         picture = None if slide is None else open_slide(slide, mpp=float(table.facts["mpp"]))
         export(table, to, genes=read_genes(genes), slide=picture, overwrite=overwrite)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +21,6 @@ OF_GENES = {
 """Files of selected genes."""
 STORE = ".zarr"
 """Ending of a store of the whole table."""
-MARK = "prediction.json"
-"""Marks a store written by cmrcnet, which --overwrite may replace."""
 
 
 def ending_of(path: Path, among: Sequence[str] = (*OF_GENES, STORE)) -> str:
@@ -64,9 +61,10 @@ def export(
         if genes is not None:
             raise BadOption("genes", list(genes), want="nothing together with .zarr, which holds every gene")
         with atomic_folder(path, overwrite) as tmp:
-            tmp.rmdir()  # the store makes its folder itself
-            write_spatial_data(prediction, tmp, slide)
-            (tmp / MARK).write_text(json.dumps({"format": 1}), encoding="utf-8")
+            write_spatial_data(prediction, tmp / "store", slide)  # a store makes its folder itself
+            for entry in sorted((tmp / "store").iterdir()):
+                entry.rename(tmp / entry.name)
+            (tmp / "store").rmdir()
         return
     with atomic_file(path) as tmp:
         OF_GENES[ending](prediction, tmp, genes)

@@ -26,7 +26,14 @@ from cmrcnet.inference.location_features import LocationFeatures
 from cmrcnet.inference.predictor import PredictOptions, Predictor, make_predictor
 from cmrcnet.progress import metered
 from cmrcnet.slides.query_grid import make_query_grid
-from cmrcnet.storage.atomic import file_lock, translate_os_errors
+from cmrcnet.storage.atomic import (
+    file_lock,
+    make_partial,
+    partial_folder,
+    refuse_existing,
+    remove_partial,
+    translate_os_errors,
+)
 from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
@@ -197,9 +204,9 @@ def predict_to_file(
         require_spatialdata()
     options = predictor.options
     locations, tissue = make_query_grid(slide, options.spots, options.mask, options.grid_um)
+    refuse_existing(out, overwrite=True, folder=out.suffix == STORE)
     work = out.with_name(f"{out.name}.partial")
     with translate_os_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
         kept = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
     copies = 2 if out.suffix == STORE else 1
@@ -210,8 +217,7 @@ def predict_to_file(
             f"{out} takes about {needed / 1e9:.1f} GB while it is made, and {free / 1e9:.1f} GB are free there; free "
             "space, choose another folder, or choose fewer genes (--genes) or locations (--grid-um)."
         )
-    with translate_os_errors(out):
-        work.mkdir(exist_ok=True)
+    make_partial(partial_folder(out, resume=None), ("table.h5ad", "table.written", "features/*"))
     with file_lock(work / LOCK) as mine:
         if not mine:
             raise InUse(out)
@@ -234,9 +240,9 @@ def predict_to_file(
             tmp.unlink(missing_ok=True)
             raise
         except CmrcnetError:
-            shutil.rmtree(work, ignore_errors=True)
+            remove_partial(work)
             raise
-        shutil.rmtree(work, ignore_errors=True)
+        remove_partial(work)
     return len(locations), len(predictor.genes)
 
 

@@ -6,7 +6,6 @@ and counts of the IVF lists, and the list of each spot. The vectors themselves s
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from cmrcnet.search.stacked_arrays import StackedRows
 from cmrcnet.storage.arrays import open_array, write_array
 from cmrcnet.storage.atomic import atomic_folder
 from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.storage.ownership import remove_ours
 
 
 def write_index(folder: Path, built: BuiltSearch, bank: str, wanted: float) -> dict[str, Any] | None:
@@ -81,7 +81,7 @@ def write_lists(
     """
     arrays = {"sums": lists.sums, "counts": lists.counts, "list_of_spot": list_of_spot.astype(np.int32)}
     name = _name(bank, arrays)
-    shutil.rmtree(folder / INDEX / name, ignore_errors=True)  # a damaged one of the same content
+    remove_ours(folder / INDEX / name)  # a damaged one of the same content
     with atomic_folder(folder / INDEX / name) as tmp:
         for what, array in arrays.items():
             write_array(tmp / f"{what}.npy", array.shape, array.dtype, [array])

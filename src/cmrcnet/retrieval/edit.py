@@ -12,7 +12,7 @@ scope of this guarantee.
 
 from __future__ import annotations
 
-import shutil
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,19 +31,23 @@ from cmrcnet.errors import (
     NotAvailable,
     TooFew,
     UnknownName,
+    Unwritable,
 )
 from cmrcnet.progress import tracked
 from cmrcnet.retrieval.bank import ReferenceBank, embed_section
 from cmrcnet.retrieval.bank_index import read_lists, write_index, write_lists
-from cmrcnet.retrieval.store import INDEX, SECTIONS, BankSection, Manifest
+from cmrcnet.retrieval.store import INDEX, MANIFEST, SECTIONS, BankSection, Manifest
 from cmrcnet.search.build import SearchConfig, build_search
 from cmrcnet.search.ivf import IVFLists
 from cmrcnet.search.stacked_arrays import StackedRows
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.atomic import atomic_folder, file_lock
+from cmrcnet.storage.ownership import is_marked, is_temporary, remove_ours
 
 if TYPE_CHECKING:
     from cmrcnet.models.trained_model import TrainedModel
+
+log = logging.getLogger("cmrcnet")
 
 LOCK = ".lock"
 REBUILD_AFTER = 0.1
@@ -189,6 +193,11 @@ def merge_banks(banks: Sequence[ReferenceBank]) -> ReferenceBank:
 def _editing(folder: Path) -> Iterator[Manifest]:
     """Lock the bank against other edits, and leave nothing in its folder that its manifest does not name."""
     Manifest.read(folder)
+    for path in (folder / MANIFEST, folder / SECTIONS, folder / INDEX, folder / LOCK):
+        if path.is_symlink():
+            raise Unwritable.from_sentence(
+                f"{path} is a link, and what it points to is not cmrcnet's to change; put the real folder in its place."
+            )
     with file_lock(folder / LOCK) as mine:
         if not mine:
             raise InUse(f"The bank {folder}", "is being edited by another process")
@@ -201,13 +210,16 @@ def _editing(folder: Path) -> Iterator[Manifest]:
 
 
 def _remove_unnamed(folder: Path, manifest: Manifest) -> None:
-    """Remove temporary files, and sections and indexes that the manifest does not name; other files stay."""
-    unneeded = [*folder.glob(".*.tmp-*")]
+    """Remove temporary files, and sections and indexes of ours that the manifest does not name; other files stay."""
+    unneeded = [path for path in folder.iterdir() if is_temporary(path)]
     indexes = set() if manifest.index is None else {manifest.index["name"]}
     for place, named in ((SECTIONS, {record["name"] for record in manifest.sections}), (INDEX, indexes)):
-        unneeded += [path for path in (folder / place).glob("*") if path.name not in named]
+        entries = [path for path in (folder / place).glob("*") if path.name not in named]
+        unneeded += [path for path in entries if is_temporary(path) or is_marked(path)]
     for path in unneeded:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        left = remove_ours(path)
+        if left:
+            log.warning("%s stays in the bank: cmrcnet did not write it.", path / left[0])
 
 
 def _finish(folder: Path, before: Manifest, after: Manifest, added: StackedRows | None = None) -> None:

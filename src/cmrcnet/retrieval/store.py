@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
-import time
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +32,7 @@ from cmrcnet.search.stacked_arrays import csc_of
 from cmrcnet.storage.arrays import open_array, write_array
 from cmrcnet.storage.atomic import atomic_file
 from cmrcnet.storage.hashing import fingerprint, fingerprint_stream
+from cmrcnet.storage.ownership import mark_folder, temporary_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -292,6 +292,7 @@ class BankSection:
         (folder / "genes.json").write_text(json.dumps(self.genes), encoding="utf-8")
         table = folder / "spots.csv.gz"
         self.spots[list(SPOT_COLUMNS)].to_csv(table, index=False, compression={"method": "gzip", "mtime": 0})
+        mark_folder(folder)
         return {
             "section": self.section,
             "patient": self.patient,
@@ -393,22 +394,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_PREFIX = "bank-in-use-"
-_ABANDONED_SECONDS = 7 * 24 * 3600.0
-
-
 def temporary_store(cache: TokenCache | None) -> tempfile.TemporaryDirectory:
-    """Make a temporary folder, which is removed with the returned object; remove what killed processes left.
+    """Make a temporary folder for the sections of a bank, which is removed with the returned object.
 
     Parameters
     ----------
     cache : TokenCache or None
-        The folder is made within it; by default in the system's temporary folder.
+        The folder is made within it; in the system's temporary folder where there is none, or it cannot be written.
     """
     if cache is not None:
-        cache.folder.mkdir(parents=True, exist_ok=True)
-        for left in sorted(cache.folder.glob(f"{_PREFIX}*")):
-            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-    within = None if cache is None else cache.folder
-    return tempfile.TemporaryDirectory(prefix=_PREFIX, dir=within, ignore_cleanup_errors=True)
+        with suppress(OSError):
+            return temporary_folder(cache.folder, "bank-in-use")
+    return temporary_folder(None, "bank-in-use")

@@ -6,48 +6,86 @@ import errno
 import logging
 import os
 import re
-import shutil
-import uuid
+import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cmrcnet.errors import CmrcnetError, NoSpace, OutputExists, Unwritable
-
-OUR_FOLDERS = (
-    "model.json", "bank.json", "student.json", "run.json", "demo.json", "sweep.json", "transfer.json",
-    "prediction.json",
-)  # fmt: skip
-"""A folder that holds one of these was written by cmrcnet, so that --overwrite may replace it."""
+from cmrcnet.errors import BadOption, CmrcnetError, NoSpace, OutputExists, Unwritable
+from cmrcnet.storage.ownership import (
+    MARKER,
+    final_path,
+    foreign_files,
+    is_marked,
+    mark_folder,
+    recover,
+    remove_abandoned,
+    remove_made,
+    remove_ours,
+    temporary_path,
+)
 
 log = logging.getLogger("cmrcnet")
-_TEMPORARY = re.compile(r"^\.(.+)\.tmp-[0-9a-f]{8}$")
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise `OutputExists` or `Unwritable` before any time is spent on an output that could not be written.
+def refuse_existing(path: Path, overwrite: bool, *, folder: bool = False) -> None:
+    """Raise before any time is spent on an output that could not be written.
 
-    Even with `overwrite`, a folder is only replaced when it is empty or cmrcnet wrote it: ``--out ~ --overwrite`` must
-    not delete a home folder.
+    Even with `overwrite` only what cmrcnet wrote is replaced: ``--out ~ --overwrite`` must not delete a home folder,
+    and no link is followed. An output that an earlier run was replacing when it was killed is brought back first, and
+    what killed runs left beside it is removed.
+
+    Parameters
+    ----------
+    path : Path
+        The output.
+    overwrite : bool
+        It may be there already.
+    folder : bool
+        It is a folder, not a file.
+
+    Raises
+    ------
+    OutputExists, Unwritable, BadOption
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise OutputExists(path)
-    if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in OUR_FOLDERS):
-        raise OutputExists(path, "it is a folder that cmrcnet did not write, so choose another name")
+    if path.name in ("", ".."):
+        raise BadOption("the output", str(path), want="the name of a new file or folder, as in results/model")
     with translate_os_errors(path):
+        recover(path)
+        _require_replaceable(path, folder)
+        if os.path.lexists(path) and not overwrite:
+            raise OutputExists(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            probe = path.parent / f".{path.name}.probe-{uuid.uuid4().hex[:8]}"
+            remove_abandoned(path.parent, path.name)
+            probe = temporary_path(path, "probe")
             probe.touch()
             probe.unlink()
         except FileNotFoundError as error:  # a location that is no ordinary folder, as /proc
             raise Unwritable(path, "no file can be made there") from error
 
 
-def final_path(path: Path) -> Path:
-    """Final path of a file that is still written under a temporary name, for messages."""
-    return Path(*(_TEMPORARY.sub(r"\1", part) for part in Path(path).parts))
+def _require_replaceable(path: Path, folder: bool) -> None:
+    """Raise `OutputExists` where something lies at `path` that cmrcnet must not replace, whatever is asked for."""
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISLNK(mode):
+        raise OutputExists(path, "it is a link, and links are not followed; name the place itself, or another")
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OutputExists(path, "it is neither a file nor a folder, so choose another name")
+    if folder and stat.S_ISREG(mode):
+        raise OutputExists(path, "it is a file, and a folder is to be written, so choose another name")
+    if stat.S_ISDIR(mode) and any(path.iterdir()):
+        if not folder:
+            raise OutputExists(path, "it is a folder, and a file is to be written, so choose another name")
+        if not is_marked(path):
+            raise OutputExists(path, f"it is a folder that cmrcnet did not write (no {MARKER}), so choose another name")
+        foreign = foreign_files(path)
+        if foreign:
+            raise OutputExists(path, f"it holds {foreign[0]}, which cmrcnet did not write; move that elsewhere")
 
 
 @contextmanager
@@ -59,7 +97,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     NoSpace, Unwritable
     """
     path = Path(path)
-    tmp = path.with_name(f".{path.stem}.tmp-{uuid.uuid4().hex[:8]}{path.suffix}")
+    tmp = temporary_path(path, keep_suffix=True)
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -71,29 +109,39 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; on success it replaces `path`, on failure nothing is left.
+    """Yield a folder beside `path` to fill; on success it replaces `path`, on failure nothing is left.
 
-    An existing `path` is replaced only with `overwrite`, and then at the last moment.
+    An existing `path` is replaced only with `overwrite`, and then at the last moment. The folder gets the marker by
+    which it is known as cmrcnet's (see `ownership`).
 
     Raises
     ------
     OutputExists, NoSpace, Unwritable
     """
     path = Path(path)
-    refuse_existing(path, overwrite)
-    tmp = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    refuse_existing(path, overwrite, folder=True)
+    tmp = temporary_path(path)
     with translate_os_errors(path):
         try:
             tmp.mkdir(parents=True)
+            mark_folder(tmp, ["*"])
             yield tmp
+            mark_folder(tmp)
             replace_folder(tmp, path)
         finally:
-            shutil.rmtree(tmp, ignore_errors=True)
+            remove_made(tmp)
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Move the folder (or file) `new` to `path`; an old one is removed only when the new one is in place."""
-    old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
+    """Move the folder `new` to `path`; an old one is removed only when the new one is in place.
+
+    Raises
+    ------
+    OutputExists
+        What lies at `path` was not written by cmrcnet.
+    """
+    _require_replaceable(path, folder=True)
+    old = temporary_path(path, "old")
     if path.exists():
         path.replace(old)
     try:
@@ -102,10 +150,9 @@ def replace_folder(new: Path, path: Path) -> None:
         if old.exists():
             old.replace(path)
         raise
-    if old.is_dir():
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        old.unlink(missing_ok=True)
+    left = remove_ours(old)
+    if left:
+        log.warning("%s stays: it holds %s, which cmrcnet did not write.", old, left[0])
 
 
 @contextmanager
@@ -151,6 +198,8 @@ def file_lock(path: Path) -> Iterator[bool]:
     """
     from filelock import FileLock, Timeout
 
+    if path.is_symlink():
+        raise Unwritable(path, "it is a link, and links are not followed")
     lock, mine = FileLock(path, timeout=0), True
     with translate_os_errors(path.parent):
         try:
@@ -158,52 +207,80 @@ def file_lock(path: Path) -> Iterator[bool]:
         except Timeout:
             mine = False
         except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
                 raise
             log.warning("Files in %s cannot be locked, so other processes are not kept from it.", path.parent)
     try:
         yield mine
     finally:
-        lock.release()
+        with suppress(OSError, NotImplementedError):  # what could not be locked cannot be released either
+            lock.release()
 
 
-def partial_folder(out: Path, marks: Sequence[str], *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Name the folder ``OUT.partial`` of an output that takes long, and decide about what an interrupted run left.
+def partial_folder(out: Path, *, resume: bool | None = False, overwrite: bool = False) -> Path:
+    """Decide about the folder ``OUT.partial`` of an output that takes long, and about what an interrupted run left.
 
     Parameters
     ----------
     out : Path
         The output.
-    marks : sequence of str
-        A folder that is not empty and holds none of these files was not written by cmrcnet.
-    resume : bool
-        Keep what an interrupted run left.
+    resume : bool or None
+        Keep what an interrupted run left. None: keep it without being asked.
     overwrite : bool
         Delete it, unless `resume` keeps it.
 
     Returns
     -------
     Path
-        It need not exist.
+        It need not exist; `make_partial` makes it.
 
     Raises
     ------
     OutputExists
-        It is a foreign folder, or an interrupted run and neither `resume` nor `overwrite` is set.
+        It is not cmrcnet's or holds something that is not, or it is an interrupted run and neither `resume` nor
+        `overwrite` is set.
+    Unwritable, NoSpace
     """
     partial = Path(out).with_name(f"{Path(out).name}.partial")
-    if not partial.exists():
-        return partial
-    written = any((partial / mark).exists() for mark in marks)
-    if not written and (not partial.is_dir() or any(partial.iterdir())):
-        raise OutputExists(partial, "it is a folder that cmrcnet did not write, so choose another name")
-    if written and not (resume or overwrite):
-        raise OutputExists(
-            partial, "an interrupted run; pass --resume to go on with it, or --overwrite to start afresh"
-        )
-    if not resume:
-        shutil.rmtree(partial)
+    with translate_os_errors(partial):
+        if os.path.lexists(partial):
+            _require_replaceable(partial, folder=True)
+        began = partial.exists() and any(entry.name != MARKER for entry in partial.iterdir())
+        if began and resume is False:
+            if not overwrite:
+                raise OutputExists(
+                    partial, "an interrupted run; pass --resume to go on with it, or --overwrite to start afresh"
+                )
+            remove_ours(partial)
     return partial
+
+
+def make_partial(partial: Path, patterns: Sequence[str]) -> None:
+    """Make the folder ``OUT.partial`` with the marker by which it may be removed again; one that is there is kept.
+
+    Parameters
+    ----------
+    partial : Path
+        From `partial_folder`.
+    patterns : sequence of str
+        Names of the files that will lie in it, relative, ``*`` for anything.
+
+    Raises
+    ------
+    Unwritable, NoSpace
+    """
+    if not is_marked(partial):
+        with translate_os_errors(partial):
+            partial.mkdir(parents=True, exist_ok=True)
+            mark_folder(partial, patterns)
+
+
+def remove_partial(partial: Path) -> None:
+    """Remove the folder ``OUT.partial`` of an output that is finished, but for files that cmrcnet did not write."""
+    with suppress(OSError):  # the output is written; what cannot be removed is removed by the next run
+        left = remove_ours(partial)
+        if left:
+            log.warning("%s stays: it holds %s, which cmrcnet did not write.", partial, left[0])
 
 
 def reserve(path: Path, size: int) -> None:
@@ -225,7 +302,11 @@ def reserve(path: Path, size: int) -> None:
             file.truncate(size)
 
 
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_FORBIDDEN = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+    errno.ELOOP, errno.EFBIG, errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def _means_full_disk(error: Exception) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import time
 import zlib
 from collections.abc import Mapping
@@ -22,10 +21,11 @@ import torch
 from torch import Tensor
 
 from cmrcnet.errors import CannotResume
-from cmrcnet.storage.atomic import atomic_file, partial_folder
+from cmrcnet.storage.atomic import atomic_file, make_partial, partial_folder, remove_partial
+from cmrcnet.storage.ownership import remove_abandoned
 
 FORMAT = 2
-_STATE, _LOG = "state.safetensors", "log.csv"
+_FILES = _STATE, _LOG = "state.safetensors", "log.csv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ class Checkpoints:
         OutputExists
             An interrupted run lies there, and neither `resume` nor `overwrite` says what to do with it.
         """
-        return cls(partial_folder(out, [_STATE, _LOG], resume=resume, overwrite=overwrite))
+        return cls(partial_folder(out, resume=resume, overwrite=overwrite))
 
     def is_due(self) -> bool:
         """Whether the next state should be written now."""
@@ -106,10 +106,10 @@ class Checkpoints:
             "crc": _crc(tensors),
         }
         path = self.folder / _STATE
+        make_partial(self.folder, _FILES)
         with atomic_file(path) as tmp:
             save_file(tensors, tmp, metadata={"state": json.dumps(head)})
-        for abandoned in self.folder.glob(".*.tmp-*"):  # of a process that was killed while writing
-            abandoned.unlink(missing_ok=True)
+        remove_abandoned(self.folder)
         took = time.monotonic() - start
         self._due = time.monotonic() + took / self.most_share - took
 
@@ -147,6 +147,7 @@ class Checkpoints:
     def write_log(self, history: list[dict[str, Any]]) -> None:
         """Write `log.csv`: one row an epoch, a column for each name in any row."""
         columns = list(dict.fromkeys(name for row in history for name in row))
+        make_partial(self.folder, _FILES)
         with atomic_file(self.folder / _LOG) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
@@ -154,7 +155,7 @@ class Checkpoints:
 
     def discard(self) -> None:
         """Forget the state: the training is finished, or starts afresh."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_partial(self.folder)
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -66,6 +66,7 @@ def test_nothing_stands_at_the_path_until_it_is_finished(tmp_path):
 def test_the_finished_folder_holds_the_contract_and_nothing_else(tmp_path):
     folder = finished(tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        ".cmrcnet.json",
         "genes.csv",
         "predictions",
         "report.html",

@@ -11,7 +11,7 @@ The file is one thing: the layout of the folder and its way from partial to fini
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 from cmrcnet.errors import CannotResume, Damaged, OutputExists
 from cmrcnet.evaluation import Frame
-from cmrcnet.storage.atomic import atomic_file, atomic_folder, partial_folder, refuse_existing, replace_folder
+from cmrcnet.storage.atomic import (
+    atomic_file,
+    atomic_folder,
+    make_partial,
+    partial_folder,
+    refuse_existing,
+    replace_folder,
+)
 from cmrcnet.storage.file_names import file_name, name_of_file
 from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.storage.ownership import is_temporary, mark_folder, remove_ours
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,6 +39,8 @@ if TYPE_CHECKING:
 FORMAT = 3
 GENE_DIGITS = "%.5g"
 """Float format of `genes.csv`, which has a row for every method, section and gene."""
+_OURS = ("*.json", "*.csv", "*.html", "*.png", "*.svg", "predictions/*", "results/*", "checkpoints/*", "trials/*")
+"""Files of a folder that is being made."""
 _TEXT = ("method", "fold", "section", "patient", "gene_set", "metric", "gene", "sets")
 
 
@@ -96,8 +106,8 @@ class WorkFolder:
         leftovers: Sequence[str] = (),
     ) -> None:
         self.path, self._last, self._format, self._leftovers = Path(path), last, format, leftovers
-        refuse_existing(self.path, overwrite)
-        self.partial = partial_folder(self.path, ["identity.json"], resume=resume, overwrite=overwrite)
+        refuse_existing(self.path, overwrite, folder=True)
+        self.partial = partial_folder(self.path, resume=resume, overwrite=overwrite)
         self._finished, self._overwrite = False, overwrite
 
     @property
@@ -118,6 +128,7 @@ class WorkFolder:
         CannotResume
         """
         stamp = {"format": self._format} | {key: fingerprint(value) for key, value in identity.items()}
+        make_partial(self.partial, _OURS)
         file = self.partial / "identity.json"
         if not file.exists():
             self._write_json("identity.json", stamp)
@@ -133,13 +144,19 @@ class WorkFolder:
             raise Damaged(self.partial, "the run is not finished", "go on with it: --resume")
         if self.path.exists() and not self._overwrite:
             raise OutputExists(self.path)
+        for where, folders, names in os.walk(self.partial):
+            for name in (*folders, *names):
+                if is_temporary(Path(name)):  # of a process that was killed while it wrote
+                    remove_ours(Path(where, name))
+        (self.partial / "identity.json").unlink(missing_ok=True)
+        leftovers = [self.partial / name for name in self._leftovers if (self.partial / name).is_dir()]
+        for leftover in leftovers:
+            mark_folder(leftover)
+        mark_folder(self.partial)
         replace_folder(self.partial, self.path)
         self._finished = True
-        for leftover in self._leftovers:
-            shutil.rmtree(self.path / leftover, ignore_errors=True)
-        for tmp in self.path.rglob(".*.tmp-*"):  # of a process that was killed while it wrote
-            tmp.unlink(missing_ok=True)
-        (self.path / "identity.json").unlink(missing_ok=True)
+        for name in self._leftovers:
+            remove_ours(self.path / name)
         return self.path
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -182,7 +199,7 @@ class RunFolder(WorkFolder):
             return None
         metadata = _read_json(folder / "result.json")
         if every_gene and not metadata["every_gene"]:
-            shutil.rmtree(folder)
+            remove_ours(folder)
             return None
         scores, genes = _read_table(folder / "scores.csv"), _read_table(folder / "genes.csv")
         return FoldResult(scores, genes, metadata["record"], metadata["seconds"], every_gene=metadata["every_gene"])
