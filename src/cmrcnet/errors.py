@@ -136,11 +136,11 @@ class ScaleError(CmrcnetError, ValueError):
     """The scale of a slide (micrometres per pixel, mpp) is unknown, or contradicts the slide or its spots."""
 
     @classmethod
-    def unknown(cls, slide: str) -> Self:
-        """The slide does not state its scale, and none was given."""
+    def unknown(cls, slide: str, why: str = "") -> Self:
+        """The slide does not state its scale, or (`why`) not a plausible one, and none was given."""
         return cls(
-            f"{slide} does not say how many micrometres a pixel shows; give it: --mpp 0.5 on the command line, "
-            "the column mpp in the cohort file, or mpp= in open_slide()."
+            f"{slide} does not say how many micrometres a pixel shows{f' ({why})' if why else ''}; give it: --mpp 0.5 "
+            "on the command line, the column mpp in the cohort file, or mpp= in open_slide()."
         )
 
     @classmethod

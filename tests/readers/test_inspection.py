@@ -122,9 +122,9 @@ def test_a_visium_folder_with_two_problems(tmp_path):
     outs = write_visium(tmp_path / "outs", visium)
     path = outs / "spatial" / "scalefactors_json.json"
     factors = json.loads(path.read_text())
-    found = inspect(outs, mpp=visium.mpp * 4)
+    found = inspect(outs, mpp=visium.mpp * 2)
     assert len(found.problems) == 2
-    assert "not raw counts" in found.problems[0] and "400 um apart" in found.problems[1]
+    assert "not raw counts" in found.problems[0] and "200 um apart" in found.problems[1]
     path.write_text(json.dumps({**factors, "tissue_hires_scalef": 4.0}))  # the picture is smaller than that
     assert any("lie outside its image" in problem for problem in inspect(outs).problems)
 

@@ -46,13 +46,13 @@ def write_tiled_pyramid(path: Path, pixels: np.ndarray, levels: int = 3, **optio
     return path
 
 
-def write_aperio(path: Path, pixels: np.ndarray, mpp: float = 0.499, description: str | None = None) -> Path:
+def write_aperio(path: Path, pixels: np.ndarray, mpp: float = 0.499, description: str | None = None, **options) -> Path:
     """As an SVS: Aperio's image description, level 0, a striped thumbnail, level 1."""
     import tifffile
 
     text = description or f"Aperio Image Library v12.0.15\n{pixels.shape[1]}x{pixels.shape[0]}|AppMag = 20|MPP = {mpp}"
     with tifffile.TiffWriter(path) as tiff:
-        plain = {"photometric": "rgb", "metadata": None}
+        plain = {"photometric": "rgb", "metadata": None, **options}
         tiff.write(pixels, tile=(128, 128), description=text, **plain)
         tiff.write(halved(pixels, 3), rowsperstrip=16, description="Aperio thumbnail", **plain)
         tiff.write(halved(pixels, 2), tile=(128, 128), description="Aperio level", subfiletype=1, **plain)

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cmrcnet.errors import BadInput, BadOption, MissingInput, ScaleError
+from cmrcnet.errors import BadInput, BadOption, CmrcnetWarning, MissingInput, ScaleError
 from cmrcnet.slides.slide import ArraySlide, Slide, known_scale, open_slide
 
 from .slide_making import halved, tissue_picture, write_aperio, write_ome_pyramid, write_tiled_pyramid
@@ -63,7 +63,7 @@ def test_width_comes_first_in_calls_and_second_in_arrays(lossless):
 
 
 def test_a_slide_can_be_closed_read_again_and_sent_to_another_process(lossless):
-    slide = open_slide(lossless, mpp=0.3 if lossless.suffix != ".svs" else 0.5)
+    slide = open_slide(lossless, mpp=0.5 if lossless.suffix == ".svs" else 0.26)
     before = slide.read(10, 20, 30, 40)
     sent = pickle.loads(pickle.dumps(slide))
     np.testing.assert_array_equal(sent.read(10, 20, 30, 40), before)
@@ -263,14 +263,47 @@ def test_what_is_no_scale_is_not_taken_for_one(tmp_path):
             known_scale(slide)
 
 
-def test_a_stated_scale_overrides_the_files_own_unless_they_are_far_apart(tmp_path):
+def test_a_stated_scale_wins_over_the_files_own_with_a_warning(tmp_path):
     path = write_aperio(tmp_path / "a.svs", PIXELS)
     assert scale_of(path, mpp=0.52) == 0.52
-    assert scale_of(path, mpp=0.7) == 0.7
-    for stated in (2.0, 0.25):
-        with pytest.raises(ScaleError, match=f"a is said to show {stated:g} um per px, .* metadata says 0.499"):
-            open_slide(path, mpp=stated)
+    for stated in (0.7, 4.99, 0.25):
+        with pytest.warns(CmrcnetWarning, match=rf"a: {stated:g} um per px is used, as stated; its file says 0.499"):
+            assert scale_of(path, mpp=stated) == stated
     assert scale_of(save_png(tmp_path / "b.png"), mpp=2) == 2.0
+
+
+@pytest.mark.parametrize("said", [0.000686, 0.049, 10.1, 686.0])
+def test_an_implausible_scale_of_any_file_is_unknown_and_says_why(tmp_path, said):
+    per_cm = {"resolution": (1e4 / said, 1e4 / said), "resolutionunit": "centimeter"}
+    files = [
+        write_aperio(tmp_path / "a.svs", PIXELS, mpp=said),
+        write_ome_pyramid(tmp_path / "b.ome.tif", PIXELS, size=said),
+        write_tiled_pyramid(tmp_path / "c.tif", PIXELS, **per_cm),
+        save_strips(tmp_path / "d.tif", **per_cm),
+    ]
+    for file in files:
+        slide = open_slide(file)
+        assert slide.mpp is None, file.name
+        with pytest.raises(ScaleError, match=r"its file says .* um per px, but slides show 0.05 to 10"):
+            known_scale(slide)
+        assert scale_of(file, mpp=0.5) == 0.5  # nothing to warn of
+
+
+def test_a_slide_longer_than_any_glass(tmp_path):
+    long = np.zeros((16, 30_000, 3), np.uint8)
+    path = write_ome_pyramid(tmp_path / "a.ome.tif", long, size=7.0)
+    with pytest.raises(ScaleError, match=r"its 30000 x 16 px would then be 210 x 0 mm, .* longer than 200 mm"):
+        known_scale(open_slide(path))
+    assert scale_of(write_ome_pyramid(tmp_path / "b.ome.tif", long, size=6.0)) == 6.0
+    with pytest.raises(ScaleError, match="is said to show 7 um per px, but its 30000 x 16 px"):
+        open_slide(path, mpp=7)
+
+
+@pytest.mark.parametrize("stated", [0.04, 11.0, 1e9])
+def test_an_implausible_scale_that_is_stated_is_refused(tmp_path, stated):
+    for source in (save_png(tmp_path / "a.png"), PIXELS):
+        with pytest.raises(ScaleError, match=r"is said to show .* um per px, but slides show 0.05 to 10 um"):
+            open_slide(source, mpp=stated)
 
 
 @pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf")])
@@ -306,34 +339,35 @@ def test_a_fingerprint_names_the_content_not_the_place(tmp_path):
 
 
 def test_a_large_file_is_named_by_samples(tmp_path, monkeypatch):
-    from cmrcnet.slides import slide as ours
+    from cmrcnet.slides import slide_files as ours
 
     for name, size in {"WHOLE_BYTES": 1000, "END_BYTES": 100, "SAMPLE_BYTES": 10, "SAMPLES": 8}.items():
         monkeypatch.setattr(ours, name, size)
     path = tmp_path / "large"
     content = np.random.default_rng(0).bytes(5000)
     path.write_bytes(content)
-    before = ours.file_fingerprint(path)
-    assert before == ours.file_fingerprint(path)
+    before = ours.file_fingerprint([path])
+    assert before == ours.file_fingerprint([path])
     first_sample = 100
     for place in (0, 99, first_sample + 3, 100 + 600 * 4 + 9, 4905, 4999):  # head, samples, tail
         path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
-        assert ours.file_fingerprint(path) != before, place
+        assert ours.file_fingerprint([path]) != before, place
     path.write_bytes(content + b"x")
-    assert ours.file_fingerprint(path) != before
+    assert ours.file_fingerprint([path]) != before
     path.write_bytes(content[:150] + bytes([content[150] ^ 255]) + content[151:])
-    assert ours.file_fingerprint(path) == before  # the stated limit: between samples a change is not seen
+    assert ours.file_fingerprint([path]) == before  # the stated limit: between samples a change is not seen
 
 
 def test_the_folder_of_an_mrxs_slide_counts(tmp_path):
-    from cmrcnet.slides.slide import file_fingerprint
+    from cmrcnet.slides.slide_files import file_fingerprint, files_of_slide
 
     (tmp_path / "a.mrxs").write_bytes(b"front")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "Data0000.dat").write_bytes(b"pixels")
-    before = file_fingerprint(tmp_path / "a.mrxs")
+    files = files_of_slide(tmp_path / "a.mrxs", "mirax")
+    before = file_fingerprint(files)
     (tmp_path / "a" / "Data0000.dat").write_bytes(b"pixelS")
-    assert file_fingerprint(tmp_path / "a.mrxs") != before
+    assert len(files) == 2 and file_fingerprint(files) != before
 
 
 # --- what is no slide --------------------------------------------------------------------------------------------
@@ -352,8 +386,8 @@ def test_what_is_no_image(tmp_path):
     for name, why in {
         "text.jpg": "neither a whole-slide format, a TIFF, nor a picture",
         "empty.tif": "it is empty",
-        "head.tif": "header is damaged|holds no image",
-        "junk.tif": "header is damaged|holds no image",
+        "head.tif": "truncated",
+        "junk.tif": "header is damaged|truncated",
         ".": "it is a folder",
     }.items():
         with pytest.raises(BadInput, match=why):
@@ -428,15 +462,13 @@ def test_a_damaged_tile_in_openslides_hands(tmp_path):
 
 def test_images_that_are_no_slide(tmp_path):
     deep = PIXELS.astype(np.uint16) * 200
-    tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="rgb")
-    tifffile.imwrite(tmp_path / "deep tiles.tif", deep, photometric="rgb", tile=(128, 128), metadata=None)
+    tifffile.imwrite(tmp_path / "deep grey.tif", deep[..., 0], tile=(128, 128), metadata=None)
     tifffile.imwrite(tmp_path / "float.tif", PIXELS[..., 0].astype(np.float32))
     tifffile.imwrite(tmp_path / "stack.tif", np.stack([PIXELS[..., 0]] * 5), photometric="minisblack")
     tifffile.imwrite(tmp_path / "markers.ome.tif", np.stack([PIXELS[..., 0]] * 7), metadata={"axes": "CYX"})
     Image.fromarray(deep[..., 0]).save(tmp_path / "deep.png")
     for name, why in {
-        "deep.tif": "16-bit uint16; convert it to 8-bit RGB",
-        "deep tiles.tif": "16-bit uint16; convert it to 8-bit RGB",
+        "deep grey.tif": "16-bit uint16; convert it to 8-bit RGB",
         "float.tif": "32-bit float32",
         "stack.tif": "it is a stack",
         "markers.ome.tif": "it has 7 channels",

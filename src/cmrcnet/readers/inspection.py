@@ -238,7 +238,7 @@ def _inspect_slide(path: Path, mpp: float | None) -> Inspection:
     size, problems = f"{slide.width_px} x {slide.height_px} px", ()
     rows = [("pyramid", ", ".join(f"1:{by:g}" for by in slide.downsamples))]
     if slide.mpp is None:
-        problems = (str(ScaleError.unknown(slide.name)),)
+        problems = (str(ScaleError.unknown(slide.name, getattr(slide, "scale_fault", ""))),)
     else:
         size += f", {slide.width_px * slide.mpp / 1000:.1f} x {slide.height_px * slide.mpp / 1000:.1f} mm"
         patch = f"{PATCH.side_on(slide.mpp):.1f} px ({PATCH.side_um:g} um)"

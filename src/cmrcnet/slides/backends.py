@@ -1,4 +1,4 @@
-"""Pixels through OpenSlide (whole-slide formats) and Pillow (JPEG, PNG); alpha and stored scale, also for `tiff`."""
+"""Pixels through OpenSlide (whole-slide formats) and Pillow (JPEG, PNG); transparency, also for `tiff`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.errors import BadInput
+from cmrcnet.slides.depth import picture_bits, read_deep_picture
+from cmrcnet.slides.scale import mean_scale
 from cmrcnet.slides.slide import WHITE
+from cmrcnet.slides.slide_files import files_of_slide
 
 
 def openslide_vendor(path: Path) -> str | None:
@@ -33,10 +36,13 @@ class OpenSlidePixels:
         with self._open() as slide:
             self.sizes = tuple((int(width), int(height)) for width, height in slide.level_dimensions)
             properties = slide.properties
-            scale = mean_scale(properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y"))
-            # The scale of a plain TIFF comes from its resolution tags, which often hold a printer's.
-            self.mpp = plausible_scale(scale) if properties.get("openslide.vendor") == "generic-tiff" else scale
+            self.mpp = mean_scale(properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y"))
+            self._vendor = properties.get("openslide.vendor", "")
         self._slide = None
+
+    def files(self) -> tuple[Path, ...]:
+        """See `PixelSource.files`."""
+        return files_of_slide(self.path, self._vendor)
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """See `PixelSource.region`."""
@@ -88,8 +94,8 @@ class PicturePixels:
     """Pixels of one picture; see `PixelSource`. There is one level.
 
     The pixels are taken as stored: an EXIF orientation is NOT applied, because spot coordinates refer to the stored
-    pixels, and no colour profile is applied. Transparent pixels are laid on white. A picture of more than 8 bits a
-    channel is refused when it is grey (which value is white is unknown).
+    pixels, and no colour profile is applied. Transparent pixels are laid on white. RGB of more than 8 bits a channel is
+    scaled (see `depth`); grey of more is refused (which value is white is unknown).
 
     A decoded picture is kept until `close`, until the object is deleted, or until other pictures need the memory.
     """
@@ -100,14 +106,21 @@ class PicturePixels:
         self.mpp: float | None = None
         with self._opened() as picture:
             self.sizes = (picture.size,)
-            mark = _LAST_MARK.get(picture.format)
+            mark, self._kind = _LAST_MARK.get(picture.format), picture.format
             if picture.mode.startswith(("I", "F")):
-                raise BadInput(path, "a slide", "it holds more than 8 bits a pixel; convert it to 8-bit RGB")
+                raise BadInput(
+                    path, "a slide", "it holds more than 8 bits a pixel and is grey; convert it to 8-bit RGB"
+                )
+        self._bits = picture_bits(path, self._kind)
         if mark is None:
             return
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content.rfind(mark, _pixels_start(content)) < 0:
                 raise BadInput(path, "a picture", "it is truncated (its end is missing); copy or download it again")
+
+    def files(self) -> tuple[Path, ...]:
+        """See `PixelSource.files`."""
+        return (self.path,)
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """See `PixelSource.region`."""
@@ -137,14 +150,21 @@ class PicturePixels:
             picture = self._picture
             if picture is None:
                 _make_room(self)
-                with self._opened() as picture:
-                    try:
-                        picture.load()
-                    except _DECODING as error:
-                        raise BadInput(self.path, "a picture", f"its pixels cannot be decoded ({error})") from error
-                self._picture = picture
+                picture = self._picture = self._decode()
             _holders[:] = [ref for ref in _holders if ref() is not None and ref() is not self]
             _holders.append(weakref.ref(self))
+        return picture
+
+    def _decode(self):
+        from PIL import Image
+
+        if self._bits > 8:
+            return Image.fromarray(read_deep_picture(self.path, self._kind, self._bits))
+        with self._opened() as picture:
+            try:
+                picture.load()
+            except _DECODING as error:
+                raise BadInput(self.path, "a picture", f"its pixels cannot be decoded ({error})") from error
         return picture
 
     @contextmanager
@@ -229,32 +249,3 @@ def over_white(colour: np.ndarray, alpha: np.ndarray, premultiplied: bool = Fals
     own = colour.astype(np.uint32) * (WHITE if premultiplied else share)
     mixed = (own + WHITE * (WHITE - share) + WHITE // 2) // WHITE
     return np.minimum(mixed, WHITE).astype(np.uint8)
-
-
-UNIT_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "Å": 1e-4}
-"""Micrometres in a unit of length, as OME and ImageJ spell them (both code points of the Greek letter)."""
-
-PLAUSIBLE_MPP = (0.05, 10.0)
-"""Resolution tags outside this range are ignored: many hold a printer's 72 or 300 dpi (353 and 85 um per px)."""
-
-LARGEST_ANISOTROPY = 1.05
-"""Scales of x and y that differ by more than this factor are ignored."""
-
-
-def mean_scale(x: str | float | None, y: str | float | None) -> float | None:
-    """Geometric mean of the scales of x and y (text or number); None unless both are positive and nearly equal."""
-    try:
-        across, down = float(x or 0), float(y or 0)
-    except ValueError:
-        return None
-    if not (0 < across < math.inf and 0 < down < math.inf):
-        return None
-    if max(across, down) / min(across, down) > LARGEST_ANISOTROPY:
-        return None
-    return across if across == down else math.sqrt(across * down)
-
-
-def plausible_scale(mpp: float | None) -> float | None:
-    """The scale, if it is within `PLAUSIBLE_MPP`; else None."""
-    low, high = PLAUSIBLE_MPP
-    return mpp if mpp is not None and low <= mpp <= high else None

@@ -1,19 +1,22 @@
 """Slides: the protocol, a slide in memory, a slide in a file, and `open_slide`.
 
-Long because it is one thing: what a slide is and how to get one. Pixel formats are in `backends` and `tiff`.
+Pixel formats are in `backends` and `tiff`, the choice among them in `decoders`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from cmrcnet.errors import BadInput, BadOption, MissingInput, ScaleError, ShapeMismatch
-from cmrcnet.storage.hashing import fingerprint, fingerprint_stream
+from cmrcnet.errors import BadInput, BadOption, CmrcnetWarning, ScaleError, ShapeMismatch
+from cmrcnet.slides.scale import scale_fault, scales_differ
+from cmrcnet.slides.slide_files import file_fingerprint
+from cmrcnet.storage.hashing import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ class Slide(Protocol):
 def known_scale(slide: Slide) -> float:
     """Micrometres per level-0 pixel of a slide; `ScaleError` when it is unknown."""
     if slide.mpp is None:
-        raise ScaleError.unknown(slide.name)
+        raise ScaleError.unknown(slide.name, getattr(slide, "scale_fault", ""))
     return float(slide.mpp)
 
 
@@ -185,11 +188,15 @@ class PixelSource(Protocol):
     sizes : tuple of (width, height)
         In pixels, of each pyramid level, largest first.
     mpp : float or None
-        Scale of level 0 that the file itself states.
+        Scale of level 0 that the file itself states, plausible or not.
     """
 
     sizes: tuple[tuple[int, int], ...]
     mpp: float | None
+
+    def files(self) -> tuple[Path, ...]:
+        """The files that the pixels come from."""
+        ...
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """Pixels (height, width, 3) of a region in pixels of `level` that lies wholly on it, or `BadInput`."""
@@ -209,19 +216,29 @@ class FileSlide:
     Parameters
     ----------
     path : Path
-        The file, for the fingerprint and messages.
+        The file, for messages.
     source : PixelSource
         Reads its pixels.
     mpp : float or None
         Micrometres per level-0 pixel.
     name : str
         Used in messages and reports.
+
+    Attributes
+    ----------
+    file_mpp : float or None
+        The plausible scale that the file itself states.
+    scale_fault : str
+        Why the scale that the file states is not believed: the end of a sentence, or "".
     """
 
     def __init__(self, path: Path, source: PixelSource, mpp: float | None, name: str) -> None:
         self.path = path
         self.name = name
-        self.mpp = mpp
+        fault = "" if source.mpp is None else scale_fault(source.mpp, source.sizes[0])
+        self.scale_fault = fault and f"its file says {source.mpp:g} um per px, but {fault}"
+        self.file_mpp = None if fault else source.mpp
+        self.mpp = self.file_mpp if mpp is None else mpp
         self.width_px, self.height_px = source.sizes[0]
         self.downsamples = tuple(_downsample(source.sizes[0], size) for size in source.sizes)
         self._source = source
@@ -244,9 +261,18 @@ class FileSlide:
         )
 
     def fingerprint(self) -> str:
-        """Hash of the file's content (see `file_fingerprint`), computed once."""
+        """Hash of the content of every file that the pixels come from (see `file_fingerprint`), computed once.
+
+        Raises
+        ------
+        BadInput
+            A file cannot be read any more.
+        """
         if self._fingerprint is None:
-            self._fingerprint = file_fingerprint(self.path)
+            try:
+                self._fingerprint = file_fingerprint(self._source.files())
+            except OSError as error:
+                raise BadInput(self.path, "a slide", f"the system refuses it ({error.strerror or error})") from error
         return self._fingerprint
 
     def close(self) -> None:
@@ -276,24 +302,20 @@ def _downsample(full: tuple[int, int], size: tuple[int, int]) -> float:
     return float(whole) if explained else mean
 
 
-LARGEST_DISAGREEMENT = 1.5
-"""A stated scale may differ from the file's own by this factor at most."""
-
-_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
 def open_slide(source: str | Path | np.ndarray, *, mpp: float | None = None, name: str | None = None) -> Slide:
     """Open a slide. Only its header is read; pixels are read on demand.
 
     Parameters
     ----------
     source : str, Path, or numpy.ndarray, shape (height, width, 3), uint8
-        A whole-slide file that OpenSlide opens (SVS, NDPI, MRXS, SCN, BIF, tiled TIFF), an (OME-)TIFF, a picture
-        (JPEG, PNG), or RGB pixels. The format is told by the content, not by the file's ending. Pixels are taken as
-        stored: neither an EXIF orientation nor a colour profile is applied.
+        A whole-slide file that OpenSlide opens (SVS, NDPI, MRXS, SCN, BIF, tiled TIFF, any file of a DICOM series), an
+        (OME-)TIFF, a picture (JPEG, PNG), or RGB pixels. The format is told by the content, not by the file's ending.
+        Pixels are taken as stored: neither an orientation (EXIF, TIFF) nor a colour profile is applied. RGB of more
+        than 8 bits is scaled to 8 by the depth that the file states.
     mpp : float, optional
-        Micrometres that one level-0 pixel shows. It overrides what the file states; without both, `Slide.mpp`
-        is None and whatever needs a scale raises `ScaleError`.
+        Micrometres that one level-0 pixel shows. It overrides what the file states, with a warning where that is
+        another scale. Without both, `Slide.mpp` is None and whatever needs a scale raises `ScaleError`; so it is where
+        the file states less than 0.05 or more than 10, or a slide longer than 200 mm.
     name : str, optional
         Name of the slide; the file's name without its ending by default.
 
@@ -305,10 +327,15 @@ def open_slide(source: str | Path | np.ndarray, *, mpp: float | None = None, nam
     Raises
     ------
     MissingInput, BadInput
-        The file does not exist; is truncated, no image, or no H&E slide (16-bit grey, a stack). Damage inside the
-        pixels of a file is found when they are first read.
+        The file does not exist; is truncated, no image, or no H&E slide (16-bit grey, a stack); or two decoders read
+        different pixels from it. Damage inside the pixels of a file is found when they are first read.
     ScaleError
-        The given scale differs from the file's own by more than a factor of 1.5.
+        The given scale is outside 0.05 to 10, or makes the slide longer than 200 mm.
+
+    Warns
+    -----
+    CmrcnetWarning
+        The given scale differs from the file's own by more than 10 %.
 
     Examples
     --------
@@ -323,76 +350,23 @@ def open_slide(source: str | Path | np.ndarray, *, mpp: float | None = None, nam
     """
     if mpp is not None and not 0 < float(mpp) < float("inf"):
         raise BadOption("mpp", mpp, want="micrometres per pixel, above 0")
+    mpp = None if mpp is None else float(mpp)
     if isinstance(source, np.ndarray):
-        return ArraySlide(source, None if mpp is None else float(mpp), name or "array")
-    path = Path(source)
-    name = name or (path.stem[: -len(".ome")] if path.stem.lower().endswith(".ome") else path.stem)
-    pixels = _pixel_source(path)
-    if mpp is None:
-        mpp = pixels.mpp
-    elif pixels.mpp is not None and max(mpp / pixels.mpp, pixels.mpp / mpp) > LARGEST_DISAGREEMENT:
-        raise ScaleError.contradicted(name, mpp, f"its own metadata says {pixels.mpp:g}")
-    return FileSlide(path, pixels, None if mpp is None else float(mpp), name)
+        slide = ArraySlide(source, mpp, name or "array")
+    else:
+        from cmrcnet.slides.decoders import pixel_source
 
-
-def _pixel_source(path: Path) -> PixelSource:
-    """Choose the backend: OpenSlide, else tifffile for a TIFF that OpenSlide reads poorly or not, else Pillow."""
-    from cmrcnet.slides.backends import OpenSlidePixels, PicturePixels, openslide_vendor
-    from cmrcnet.slides.tiff import TiffPixels, beyond_openslide
-
-    if not path.exists():
-        raise MissingInput(path, "The slide")
-    if path.is_dir():
-        raise BadInput(path, "a slide", "it is a folder; give the slide's file")
-    with path.open("rb") as file:
-        head = file.read(4)
-    if not head:
-        raise BadInput(path, "a slide", "it is empty")
-    if head not in _TIFF_SIGNATURES:
-        return PicturePixels(path) if openslide_vendor(path) is None else OpenSlidePixels(path)
-    only_ours = beyond_openslide(path)
-    vendor = openslide_vendor(path)
-    # OpenSlide knows no OME metadata and no SubIFD pyramid, and reduces 16-bit values to 8 without notice.
-    ours = vendor is None or (vendor == "generic-tiff" and only_ours)
-    return TiffPixels(path) if ours else OpenSlidePixels(path)
-
-
-WHOLE_BYTES = 256 << 20
-"""Files up to this size are hashed whole."""
-END_BYTES = 8 << 20
-"""Of a larger file: this much of its head and of its tail ..."""
-SAMPLE_BYTES = 256 << 10
-"""... and blocks of this size ..."""
-SAMPLES = 64
-"""... this many, evenly spaced in between."""
-
-
-def file_fingerprint(path: Path) -> str:
-    """Hash of a file's content, independent of its place and name.
-
-    A file of at most 256 MiB is hashed whole. Of a larger one the size, the first and last 8 MiB and 64 evenly
-    spaced blocks of 256 KiB are hashed: half a second instead of minutes. Slides are written once, and pyramids change
-    throughout when they are written again, so a real change is found; a few bytes patched by hand in the middle of a
-    large file are not. The folder of an MRXS slide's pixels, beside it under its name, is included.
-    """
-    path = Path(path)
-    companion = path.with_suffix("") if path.suffix.lower() == ".mrxs" else None
-    files = sorted(companion.iterdir()) if companion is not None and companion.is_dir() else []
-    return fingerprint_stream(part for file in [path, *files] if file.is_file() for part in _parts_to_hash(file))
-
-
-def _parts_to_hash(path: Path) -> Iterator[object]:
-    size = path.stat().st_size
-    yield size
-    with path.open("rb") as file:
-        if size <= WHOLE_BYTES:
-            while block := file.read(END_BYTES):
-                yield block
-            return
-        yield file.read(END_BYTES)
-        stride = (size - 2 * END_BYTES) // SAMPLES
-        for number in range(SAMPLES):
-            file.seek(END_BYTES + number * stride)
-            yield file.read(SAMPLE_BYTES)
-        file.seek(size - END_BYTES)
-        yield file.read(END_BYTES)
+        path = Path(source)
+        name = name or (path.stem[: -len(".ome")] if path.stem.lower().endswith(".ome") else path.stem)
+        slide = FileSlide(path, pixel_source(path), mpp, name)
+    if mpp is not None:
+        if fault := scale_fault(mpp, (slide.width_px, slide.height_px)):
+            raise ScaleError.contradicted(slide.name, mpp, fault)
+        own = getattr(slide, "file_mpp", None)
+        if own is not None and scales_differ(mpp, own):
+            warnings.warn(
+                f"{slide.name}: {mpp:g} um per px is used, as stated; its file says {own:g}. Check which is right.",
+                CmrcnetWarning,
+                stacklevel=2,
+            )
+    return slide

@@ -1,18 +1,15 @@
 """TIFF through tifffile, for what OpenSlide does not open: OME-TIFF, strips, planar axes, pyramids in SubIFDs.
 
 Tiles are decoded and kept here rather than read through `TiffFile.aszarr`: that store keeps no decoded tile, so that
-overlapping patches took 3 (tiles) to 28 (strips) times as long, and it cannot map uncompressed pixels. A TIFF is a
-chain of pages, each a list of tags that point into the file; tifffile and OpenSlide silently skip pages and tags beyond
-its end, so that half a colour slide may be read as a whole grey one: `_is_whole` finds that.
-Long because it is one thing: this format.
+overlapping patches took 3 (tiles) to 28 (strips) times as long, and it cannot map uncompressed pixels. The header is
+checked by `tiff_header` before.
 """
 
 from __future__ import annotations
 
 import math
-import struct
+import re
 import threading
-import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -20,28 +17,32 @@ from typing import Any
 import numpy as np
 
 from cmrcnet.errors import BadInput
-from cmrcnet.slides.backends import UNIT_UM, mean_scale, over_white, plausible_scale
+from cmrcnet.slides.backends import over_white
+from cmrcnet.slides.depth import FULL, depth_fault, to_8_bits
+from cmrcnet.slides.scale import UNIT_UM, mean_scale
 
 TILE_CACHE_BYTES = 64 << 20
 """Bytes of decoded tiles or strips that each slide keeps; the one read last always is."""
 
-_DECODING = (RuntimeError, ValueError, OSError, NotImplementedError, IndexError, TypeError, struct.error, zlib.error)
+DEPTH_TILES = 16
+"""Tiles of which at least one must show glass where 16-bit samples have no stated depth."""
+
+_ORIENTATION, _MAX_SAMPLE = 274, 281
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _JPEG = (6, 7, 33003, 33005, 34712)  # the codecs that turn YCbCr into RGB themselves
 
 
 def beyond_openslide(path: Path) -> bool:
-    """Whether a TIFF holds what OpenSlide ignores: OME metadata, or more than 8 bits a channel.
+    """Whether a TIFF holds what OpenSlide misreads: OME metadata, more than 8 bits a channel, or an orientation.
 
     Raises
     ------
     BadInput
-        It is no TIFF, or a truncated one.
+        It is no TIFF.
     """
     with _open(path) as tiff:
-        if not _is_whole(tiff, path):
-            raise BadInput(path, "a TIFF", "it is truncated (parts beyond its end are missing); copy it again")
-        return tiff.is_ome or tiff.pages[0].dtype != np.uint8
+        turned = tiff.pages[0].tags.valueof(_ORIENTATION, default=1) != 1
+        return turned or tiff.is_ome or tiff.pages[0].dtype != np.uint8
 
 
 class TiffPixels:
@@ -54,36 +55,75 @@ class TiffPixels:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reset()
-        with _open(path) as tiff:
-            try:  # labels and overviews are smaller than the slide
+        try:
+            with _open(path) as tiff:  # labels and overviews are smaller than the slide
                 areas = [math.prod(_size(one)) if {"Y", "X"} <= set(one.axes) else 0 for one in tiff.series]
                 if not any(areas):
                     raise BadInput(path, "a TIFF", "it holds no image")
                 self._series = areas.index(max(areas))
-                levels = tiff.series[self._series].levels
-                self.sizes = tuple(_size(level) for level in levels)
-                self._planes = tuple(_check(level, path) for level in levels)
-                self.mpp = _scale(tiff, tiff.series[self._series])
-            except _DECODING as error:
-                if isinstance(error, BadInput):
-                    raise
-                raise BadInput(path, "a TIFF", f"its header is damaged ({error})") from error
+                series = tiff.series[self._series]
+                self.sizes = tuple(_size(level) for level in series.levels)
+                self._planes = tuple(_check(level, path) for level in series.levels)
+                self.mpp = _scale(tiff, series)
+                pages = [page for level in series.levels for page in level.pages]
+                self._files = tuple(sorted({Path(page.parent.filehandle.path) for page in pages}))
+                self._top = _stated_top(tiff, series)
+            if self._top is None:
+                self._check_depth()
+        except BadInput:
+            raise
+        except Exception as error:  # whatever a damaged header makes tifffile raise
+            raise BadInput(path, "a TIFF", f"its header is damaged ({error})") from error
+
+    def files(self) -> tuple[Path, ...]:
+        """See `PixelSource.files`; an OME-TIFF may name others."""
+        return self._files
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """See `PixelSource.region`."""
         with self._lock:
-            try:
-                pages: Any = self._file().series[self._series].levels[level].pages
-                planes = [
-                    self._plane(level, number, pages[number], left, top, width, height)
-                    for number in range(self._planes[level])
-                ]
-                stored = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-                return _to_rgb(stored, pages[0].keyframe)
-            except _DECODING as error:
-                if isinstance(error, BadInput):
-                    raise
-                raise BadInput(self.path, "a TIFF", f"its pixels cannot be decoded ({error})") from error
+            stored, page = self._stored(level, left, top, width, height)
+            if stored.dtype != np.uint8:
+                stored = to_8_bits(stored, self._top or FULL, self.path)
+            return _to_rgb(stored, page)
+
+    def tiles(self, level: int, most: int) -> list[tuple[int, int, int, int]]:
+        """Choose tiles of a level: left, top, width, height of those with most bytes, or else evenly spaced ones."""
+        with self._lock:
+            page: Any = self._file().series[self._series].levels[level].pages[0]
+            frame, counts = page.keyframe, np.asarray(page.databytecounts)
+            (width, height), (wide, high) = self.sizes[level], _step(page.keyframe)
+            across, down = math.ceil(width / wide), math.ceil(height / high)
+            counts = counts[: across * down]
+            if len(counts) == across * down and frame.compression != 1:
+                chosen = np.argsort(-counts, kind="stable")[:most]
+            else:
+                chosen = np.unique(np.linspace(0, across * down - 1, most + 2)[1:-1].astype(int))
+            corners = [(int(one % across) * wide, int(one // across) * high) for one in chosen]
+            return [(x, y, min(wide, width - x), min(high, height - y)) for x, y in corners]
+
+    def _stored(self, level: int, left: int, top: int, width: int, height: int) -> tuple[np.ndarray, Any]:
+        """A region (height, width, samples) as stored, and its page."""
+        try:
+            pages: Any = self._file().series[self._series].levels[level].pages
+            planes = [
+                self._plane(level, number, pages[number], left, top, width, height)
+                for number in range(self._planes[level])
+            ]
+            return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2), pages[0].keyframe
+        except BadInput:
+            raise
+        except Exception as error:  # whatever a codec raises for damaged bytes
+            raise BadInput(self.path, "a TIFF", f"its pixels cannot be decoded ({error})") from error
+
+    def _check_depth(self) -> None:
+        """Refuse 16-bit samples whose largest value leaves their depth open; tiles of the smallest level are read."""
+        level = len(self.sizes) - 1
+        regions = (self._stored(level, *tile)[0][..., :3] for tile in self.tiles(level, DEPTH_TILES))
+        fault = depth_fault(max(int(region.max(initial=0)) for region in regions))
+        self.close()
+        if fault:
+            raise BadInput(self.path, "a slide", fault)
 
     def close(self) -> None:
         """See `PixelSource.close`."""
@@ -118,13 +158,11 @@ class TiffPixels:
         if whole is not None:
             return whole[top : top + height, left : left + width]
         frame = page.keyframe
-        step_x = frame.tilewidth if frame.is_tiled else frame.imagewidth
-        step_y = frame.tilelength if frame.is_tiled else min(frame.rowsperstrip, frame.imagelength)
+        step_x, step_y = _step(frame)
         across, down = math.ceil(frame.imagewidth / step_x), math.ceil(frame.imagelength / step_y)
         separate = frame.samplesperpixel if frame.planarconfig == 2 else 1
-        region = np.full(
-            (height, width, frame.samplesperpixel), 0 if frame.photometric == _MINISWHITE else 255, np.uint8
-        )
+        white = 0 if frame.photometric == _MINISWHITE else self._top or FULL
+        region = np.full((height, width, frame.samplesperpixel), white, frame.dtype)
         for row in range(top // step_y, (top + height - 1) // step_y + 1):
             for column in range(left // step_x, (left + width - 1) // step_x + 1):
                 for sample in range(separate):
@@ -147,7 +185,9 @@ class TiffPixels:
         size = page.databytecounts[index]
         if size == 0:
             return None
-        file = self._file().filehandle
+        file = page.parent.filehandle  # an OME-TIFF may have pages in other files
+        if file.closed:
+            file.open()
         file.seek(page.dataoffsets[index])
         data = file.read(size)
         if len(data) < size:
@@ -173,7 +213,8 @@ class TiffPixels:
                 separate = frame.planarconfig == 2 and frame.samplesperpixel > 1
                 grid = (frame.imagelength, frame.imagewidth)
                 shape = (frame.samplesperpixel, *grid) if separate else (*grid, frame.samplesperpixel)
-                mapped = np.memmap(self.path, np.uint8, "r", page.dataoffsets[0], shape)
+                kind = np.dtype(frame.dtype).newbyteorder(page.parent.byteorder)
+                mapped = np.memmap(page.parent.filehandle.path, kind, "r", page.dataoffsets[0], shape)
                 mapped = np.moveaxis(mapped, 0, 2) if separate else mapped
             self._mapped[key] = mapped
         return self._mapped[key]
@@ -187,7 +228,7 @@ def _open(path: Path):
         first: Any = tiff.pages[0] if len(tiff.pages) else None
         if first is not None and first.imagewidth:
             return tiff
-    except (tifffile.TiffFileError, *_DECODING) as error:
+    except Exception as error:  # whatever a damaged header makes tifffile raise
         raise BadInput(path, "a TIFF", f"its header is damaged ({error})") from error
     raise BadInput(path, "a TIFF", "it holds no image")
 
@@ -197,12 +238,20 @@ def _size(level) -> tuple[int, int]:
     return int(level.shape[level.axes.index("X")]), int(level.shape[level.axes.index("Y")])
 
 
+def _step(page) -> tuple[int, int]:
+    """Width and height of a tile or strip."""
+    if page.is_tiled:
+        return page.tilewidth, page.tilelength
+    return page.imagewidth, min(page.rowsperstrip, page.imagelength)
+
+
 def _check(level, path: Path) -> int:
-    """Number of pages that make the channels of a level: 1, or one a channel; `BadInput` unless 8-bit grey or RGB."""
+    """Number of pages that make the channels of a level: 1, or one a channel; `BadInput` unless grey or RGB."""
     page = level.keyframe
     if any(one is None for one in level.pages):
         raise BadInput(path, "a TIFF", "some of its pages are missing; copy or download it again")
-    if level.dtype != np.uint8 or page.bitspersample != 8:
+    deep = level.dtype == np.uint16 and page.bitspersample > 8 and page.photometric in (_RGB, _YCBCR)
+    if not deep and (level.dtype != np.uint8 or page.bitspersample != 8):
         kind = f"{page.bitspersample}-bit {np.dtype(level.dtype).name}" if level.dtype is not None else "unknown"
         raise BadInput(path, "a slide", f"its pixels are {kind}; convert it to 8-bit RGB")
     beyond = [f"{axis} = {n}" for axis, n in zip(level.axes, level.shape, strict=True) if axis not in "YXSC" and n > 1]
@@ -233,12 +282,18 @@ def _to_rgb(stored: np.ndarray, page) -> np.ndarray:
 
 
 def _scale(tiff, series) -> float | None:
-    """Micrometres per pixel: OME's PhysicalSize, ImageJ's unit, or plausible resolution tags."""
+    """Micrometres per pixel: OME's PhysicalSize, Aperio's MPP, ImageJ's unit, or resolution tags."""
+    page = series.keyframe
     if tiff.is_ome:
         stated = _ome_scale(tiff.ome_metadata, series)
         if stated is not None:
             return stated
-    page = series.keyframe
+    if tiff.is_svs:
+        found = re.search(r"\|\s*MPP\s*=\s*([^|]+)", page.description)
+        if found is None:
+            return None
+        stated = found[1].replace(",", ".")
+        return mean_scale(stated, stated)
     try:
         across, down = (value[0] / value[1] for value in (page.tags[282].value, page.tags[283].value))
     except (KeyError, TypeError, ZeroDivisionError, IndexError):
@@ -248,75 +303,45 @@ def _scale(tiff, series) -> float | None:
         unit_um = UNIT_UM.get(str((tiff.imagej_metadata or {}).get("unit", "")).replace("\\u00B5", "µ"))
     if unit_um is None or across <= 0 or down <= 0:
         return None
-    return plausible_scale(mean_scale(unit_um / across, unit_um / down))
+    return mean_scale(unit_um / across, unit_um / down)
 
 
 def _ome_scale(xml: str, series) -> float | None:
     """PhysicalSizeX and Y of the OME image that has the size of `series`, in micrometres."""
+    pixels, sizes = _ome_pixels(xml, series), []
+    for axis in "XY":
+        unit = UNIT_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))  # OME: micrometres unless it says else
+        try:
+            sizes.append(float(pixels[f"PhysicalSize{axis}"]) * unit if unit else None)
+        except (KeyError, ValueError):
+            sizes.append(None)
+    return mean_scale(sizes[0], sizes[1] if sizes[1] is not None else sizes[0])
+
+
+def _ome_pixels(xml: str, series) -> dict[str, str]:
+    """Attributes of the OME image that has the size of `series`."""
     from xml.etree import ElementTree
 
     width, height = _size(series)
     try:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError:
-        return None
-    for pixels in root.iter():
-        if pixels.tag.rpartition("}")[2] != "Pixels":
-            continue
-        if (pixels.get("SizeX"), pixels.get("SizeY")) != (str(width), str(height)):
-            continue
-        sizes = []
-        for axis in "XY":
-            unit = UNIT_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))  # OME: micrometres unless it says else
-            size = pixels.get(f"PhysicalSize{axis}")
-            sizes.append(None if size is None or unit is None else float(size) * unit)
-        return mean_scale(sizes[0], sizes[1] if sizes[1] is not None else sizes[0])
-    return None
+        return {}
+    for each in root.iter():
+        found = each.tag.rpartition("}")[2] == "Pixels"
+        if found and (each.get("SizeX"), each.get("SizeY")) == (str(width), str(height)):
+            return each.attrib
+    return {}
 
 
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_NEEDED_TAGS = frozenset({258, 270, 273, 279, 324, 325, 330, 347})
-"""Bits, description, strips, tiles, SubIFDs, JPEG tables. Private tags of a scanner may be odd and do no harm."""
-
-
-def _is_whole(tiff, path: Path) -> bool:
-    """Whether every page, needed tag and pixel that the header of a `tifffile.TiffFile` announces is in its file."""
-    size = path.stat().st_size
-    return (tiff.is_ndpi or _tags_are_whole(tiff.tiff, path, size)) and all(
-        start + length <= size
-        for page in tiff.pages
-        for start, length in zip(page.dataoffsets, page.databytecounts, strict=False)
-    )
-
-
-def _tags_are_whole(form, path: Path, size: int) -> bool:
-    """Walk the chain of pages; `form` is tifffile's TiffFormat (byte order and widths)."""
-    width = form.offsetsize
-    with path.open("rb") as file:
-
-        def number(offset: int, kind: str, length: int) -> int | None:
-            file.seek(offset)
-            found = file.read(length)
-            return struct.unpack(kind, found)[0] if len(found) == length else None
-
-        page, seen = number(8 if width == 8 else 4, form.offsetformat, width), set()
-        while page and page not in seen:
-            seen.add(page)
-            count = number(page, form.tagnoformat, form.tagnosize)
-            if count is None:
-                return False
-            first = page + form.tagnosize
-            file.seek(first)
-            tags = file.read(count * form.tagsize)
-            if len(tags) < count * form.tagsize:
-                return False
-            for start in range(0, len(tags), form.tagsize):
-                # A tag is: code, type, number of values, and the value, or its place where it is longer than that.
-                code, kind = struct.unpack_from(f"{form.byteorder}HH", tags, start)
-                (values,) = struct.unpack_from(form.offsetformat, tags, start + 4)
-                (place,) = struct.unpack_from(form.offsetformat, tags, start + 4 + width)
-                length = values * _TYPE_BYTES.get(kind, 1)
-                if code in _NEEDED_TAGS and length > width and place + length > size:
-                    return False
-            page = number(first + count * form.tagsize, form.offsetformat, width)
-        return page is not None
+def _stated_top(tiff, series) -> int | None:
+    """The value of white that a TIFF states, or None for 16-bit samples of which it states nothing."""
+    page = series.keyframe
+    if page.bitspersample < 16:
+        return (1 << page.bitspersample) - 1
+    top = page.tags.valueof(_MAX_SAMPLE, default=FULL)
+    top = max(top) if isinstance(top, tuple) else top
+    bits = _ome_pixels(tiff.ome_metadata, series).get("SignificantBits", "") if tiff.is_ome else ""
+    if bits.isdecimal() and 8 <= int(bits) < 16:
+        return (1 << int(bits)) - 1
+    return int(top) if 0 < top < FULL else None

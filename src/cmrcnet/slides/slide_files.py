@@ -1,0 +1,183 @@
+"""The files of a slide: one, or several as DICOM, MIRAX and Hamamatsu VMS have; and their fingerprint.
+
+OpenSlide opens a DICOM slide by any file of its series. Labels and overviews belong to a series and are no slide.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from cmrcnet.errors import BadInput, MissingInput
+from cmrcnet.storage.hashing import fingerprint_stream
+
+WHOLE_BYTES = 256 << 20
+"""Files up to this size are hashed whole."""
+END_BYTES = 8 << 20
+"""Of a larger file: this much of its head and of its tail ..."""
+SAMPLE_BYTES = 256 << 10
+"""... and blocks of this size ..."""
+SAMPLES = 64
+"""... this many, evenly spaced in between."""
+
+
+def require_file(path: Path) -> None:
+    """Refuse what is no ordinary file, without opening it: opening a named pipe would wait for ever.
+
+    Raises
+    ------
+    MissingInput, BadInput
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            to = path.readlink()
+            raise MissingInput.from_sentence(
+                f"The slide {path} is a link to {to}, which does not exist; copy the file or correct the link."
+            ) from None
+        raise MissingInput(path, "The slide") from None
+    except ValueError as error:  # a zero byte in the name
+        raise BadInput(repr(str(path)), "a slide", str(error)) from None
+    if stat.S_ISDIR(mode):
+        raise BadInput(path, "a slide", "it is a folder; give the slide's file")
+    if not stat.S_ISREG(mode):
+        raise BadInput(path, "a slide", "it is a pipe, socket or device; give an ordinary file")
+
+
+def files_of_slide(path: Path, vendor: str) -> tuple[Path, ...]:
+    """List the files that the pixels of a slide come from.
+
+    Parameters
+    ----------
+    path : Path
+        One of them.
+    vendor : str
+        OpenSlide's name of the format.
+
+    Returns
+    -------
+    tuple of Path
+        Sorted by what does not depend on the place of the slide; labels and overviews are left out.
+    """
+    if vendor == "mirax":
+        folder = path.with_suffix("")
+        return (path, *sorted(folder.iterdir())) if folder.is_dir() else (path,)
+    if vendor == "hamamatsu" and path.suffix.lower() in (".vms", ".vmu"):
+        return (path, *_files_named_in(path))
+    if vendor == "dicom":
+        volumes = [one for one in dicom_series(path) if one.kind == "VOLUME"]
+        return tuple(one.path for one in sorted(volumes, key=lambda one: one.uid)) or (path,)
+    return (path,)
+
+
+def _files_named_in(key_file: Path) -> list[Path]:
+    """Files of pixels that a VMS or VMU file names, in its order."""
+    pairs = (line.partition("=") for line in key_file.read_text(encoding="latin-1").splitlines())
+    names = [value.strip() for key, _, value in pairs if key.startswith(("ImageFile", "MapFile", "OptimisationFile"))]
+    return [file for name in names if name and (file := key_file.parent / name).is_file()]
+
+
+# --- DICOM ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DicomInstance:
+    """One file of a DICOM slide."""
+
+    path: Path
+    series: str
+    """Files of one series are one slide."""
+    kind: str
+    """VOLUME, LABEL, OVERVIEW or THUMBNAIL."""
+    uid: str
+    pixels: int
+    """Of the whole level that the file is (a part) of."""
+
+
+def dicom_instance(path: Path) -> DicomInstance | None:
+    """Read the header of a DICOM file; None for another file, or one that cannot be read."""
+    try:
+        found = path.stat()
+        return _dicom_instance(path, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _dicom_instance(path: Path, size: int, changed: int) -> DicomInstance | None:
+    with path.open("rb") as file:
+        if file.read(132)[128:] != b"DICM":
+            return None
+        import pydicom.filereader
+        from pydicom.errors import InvalidDicomError
+
+        file.seek(0)
+        try:  # up to the size of the whole picture; tables of frames and the pixels come after it
+            head = pydicom.filereader.read_partial(file, lambda tag, vr, length: tag > 0x00480007)
+            kinds = [*head.get("ImageType", []), "", "", ""]
+            across, down = head.get("TotalPixelMatrixColumns", 0), head.get("TotalPixelMatrixRows", 0)
+            return DicomInstance(path, str(head.SeriesInstanceUID), kinds[2], str(head.SOPInstanceUID), across * down)
+        except (InvalidDicomError, AttributeError, ValueError, TypeError, KeyError, EOFError, NotImplementedError):
+            return None
+
+
+def dicom_series(path: Path) -> list[DicomInstance]:
+    """List the files in the folder of a DICOM file that are of its series, that file included."""
+    own = dicom_instance(path)
+    if own is None:
+        return []
+    beside = (dicom_instance(file) for file in sorted(path.parent.iterdir()))
+    return [one for one in beside if one is not None and one.series == own.series]
+
+
+def one_file_a_slide(paths: Sequence[Path]) -> list[Path]:
+    """Keep one file of each slide: of a DICOM series that of its largest level. A label by itself is no slide.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        What is no DICOM file is kept, as is a DICOM file that cannot be read.
+    """
+    instances = {path: dicom_instance(path) if path.suffix.lower() == ".dcm" else None for path in paths}
+    largest: dict[tuple[Path, str], DicomInstance] = {}
+    for one in filter(None, instances.values()):
+        key = (one.path.parent, one.series)
+        if one.kind == "VOLUME" and (key not in largest or one.pixels > largest[key].pixels):
+            largest[key] = one
+    kept = {one.path for one in largest.values()}
+    return [path for path, one in instances.items() if one is None or path in kept]
+
+
+# --- fingerprint ---------------------------------------------------------------------------------------------------
+
+
+def file_fingerprint(files: Iterable[Path]) -> str:
+    """Hash of the content of files, in their order, independent of their places and names.
+
+    A file of at most 256 MiB is hashed whole. Of a larger one the size, the first and last 8 MiB and 64 evenly
+    spaced blocks of 256 KiB are hashed: half a second instead of minutes. Slides are written once, and pyramids change
+    throughout when they are written again, so a real change is found; a few bytes patched by hand in the middle of a
+    large file are not.
+    """
+    return fingerprint_stream(part for file in files if file.is_file() for part in _parts_to_hash(file))
+
+
+def _parts_to_hash(path: Path) -> Iterator[object]:
+    size = path.stat().st_size
+    yield size
+    with path.open("rb") as file:
+        if size <= WHOLE_BYTES:
+            while block := file.read(END_BYTES):
+                yield block
+            return
+        yield file.read(END_BYTES)
+        stride = (size - 2 * END_BYTES) // SAMPLES
+        for number in range(SAMPLES):
+            file.seek(END_BYTES + number * stride)
+            yield file.read(SAMPLE_BYTES)
+        file.seek(size - END_BYTES)
+        yield file.read(END_BYTES)
