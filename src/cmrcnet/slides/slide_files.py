@@ -117,7 +117,7 @@ def _dicom_instance(path: Path, size: int, changed: int) -> DicomInstance | None
 
         file.seek(0)
         try:  # up to the size of the whole picture; tables of frames and the pixels come after it
-            head = pydicom.filereader.read_partial(file, lambda tag, vr, length: tag > 0x00480007)
+            head = pydicom.filereader.read_partial(file, lambda tag, *_: tag > 0x00480007)
             kinds = [*head.get("ImageType", []), "", "", ""]
             across, down = head.get("TotalPixelMatrixColumns", 0), head.get("TotalPixelMatrixRows", 0)
             return DicomInstance(path, str(head.SeriesInstanceUID), kinds[2], str(head.SOPInstanceUID), across * down)
