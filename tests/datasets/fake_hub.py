@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 
 from cmrcnet.datasets.hub import RemoteFile
@@ -18,6 +17,7 @@ class FolderHub:
         self.fetched: list[str] = []
         self.breaks_after: int | None = None
         self.damages: set[str] = set()
+        self.withholds: set[str] = set()
 
     def commit(self, revision):
         return revision or self.head
@@ -35,14 +35,15 @@ class FolderHub:
             return RemoteFile(path, len(content), "git", name)
         return RemoteFile(path, len(content), "sha256", hashlib.sha256(content).hexdigest())
 
-    def download(self, commit, path, folder):
-        if self.breaks_after is not None and len(self.fetched) >= self.breaks_after:
-            raise DownloadFailed(path, "the connection was lost")
-        self.fetched.append(path)
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(self.root / path, target)
-        if path in self.damages:
-            content = bytearray(target.read_bytes())
-            content[len(content) // 2] ^= 1
-            target.write_bytes(content)
+    def download(self, commit, paths, folder):
+        for path in paths:
+            if self.breaks_after is not None and len(self.fetched) >= self.breaks_after:
+                raise DownloadFailed(path, "the connection was lost")
+            self.fetched.append(path)
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            content = bytearray((self.root / path).read_bytes())
+            if path in self.damages:
+                content[len(content) // 2] ^= 1
+            if path not in self.withholds:
+                target.write_bytes(content)

@@ -45,8 +45,9 @@ def hub(tmp_path):
     return FolderHub(root)
 
 
-def fetch(hub, out, **options):
-    return fetch_hest("SKCM", out, hub=hub, accept_licence=True, **options)
+def fetch(hub, out, task="SKCM", accept_licence=True, **options):
+    with mock.patch("cmrcnet.datasets.hest.HuggingFaceHub", lambda repository: hub):
+        return fetch_hest(task, out, accept_licence=accept_licence, **options)
 
 
 def test_the_cohort_is_read_as_any_other_with_patients_and_without_controls(hub, tmp_path):
@@ -71,7 +72,7 @@ def test_slides_are_fetched_only_when_asked_for(hub, tmp_path):
 
 def test_without_the_licence_nothing_is_fetched(hub, tmp_path):
     with pytest.raises(DownloadFailed, match=r"CC BY-NC-SA 4.0 .*no commercial use.*--accept-licence"):
-        fetch_hest("SKCM", tmp_path / "skcm", hub=hub)
+        fetch(hub, tmp_path / "skcm", accept_licence=False)
     assert hub.fetched == [] and not (tmp_path / "skcm").exists()
 
 
@@ -114,6 +115,13 @@ def test_what_arrives_damaged_does_not_stay(hub, tmp_path, path):
     fetch(hub, tmp_path / "skcm")
 
 
+def test_a_file_that_does_not_arrive_is_an_error(hub, tmp_path):
+    """As `snapshot_download` does where the hub is out of reach and the folder is not empty."""
+    hub.withholds = {"st/TENX117.h5ad"}
+    with pytest.raises(DownloadFailed, match=r"^st/TENX117.h5ad was not fetched: the hub was not reached"):
+        fetch(hub, tmp_path / "skcm")
+
+
 def test_checksums_are_those_of_the_files(hub, tmp_path):
     out = fetch(hub, tmp_path / "skcm").parent
     lines = dict(line.split("  ")[::-1] for line in (out / "checksums.sha256").read_text().splitlines())
@@ -126,7 +134,7 @@ def test_the_unknown_patient_of_coad_has_a_name_and_a_note_of_its_own(tmp_path):
     made = as_visium(made_up(columns=4, rows=3, mpp=1.6))
     for sample in hest_task("COAD").samples:
         write_hest(tmp_path / "hub", made, sample.id)
-    path = fetch_hest("coad", tmp_path / "coad", hub=FolderHub(tmp_path / "hub"), accept_licence=True)
+    path = fetch(FolderHub(tmp_path / "hub"), tmp_path / "coad", "coad")
     rows = {row["section"]: row for row in csv.DictReader(path.open())}
     assert {name: row["patient"] for name, row in rows.items()} == {
         "TENX111": "COAD-TENX111", "TENX147": "COAD-5", "TENX148": "COAD-2", "TENX149": "COAD-1"
@@ -141,7 +149,7 @@ def test_folders_that_are_not_ours_or_hold_another_task_are_left_alone(hub, tmp_
         fetch(hub, tmp_path / "home")
     fetch(hub, tmp_path / "skcm")
     with pytest.raises(OutputExists, match=r"it holds SKCM of MahmoodLab/hest"):
-        fetch_hest("COAD", tmp_path / "skcm", hub=hub, accept_licence=True)
+        fetch(hub, tmp_path / "skcm", "COAD")
     with pytest.raises(BadOption, match=r"revision is 'v9'; wanted c0ffee.*, with which .* was begun"):
         fetch(hub, tmp_path / "skcm", revision="v9")
     (tmp_path / "skcm" / "fetch.json").write_text("{")
@@ -190,7 +198,8 @@ def library(monkeypatch):
     for name in ("get_paths_info", "dataset_info"):
         spied = mock.create_autospec(getattr(huggingface_hub.HfApi, name))
         monkeypatch.setattr(huggingface_hub.HfApi, name, spied)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", mock.create_autospec(huggingface_hub.hf_hub_download))
+    spied = mock.create_autospec(huggingface_hub.snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", spied)
     return huggingface_hub
 
 
@@ -222,18 +231,18 @@ def test_downloads_name_repository_commit_and_folder(library, tmp_path):
     library.HfApi.dataset_info.return_value = mock.Mock(sha="abc")
     hub = HuggingFaceHub("MahmoodLab/hest")
     assert hub.commit(None) == "abc"
-    hub.download("abc", "st/A.h5ad", tmp_path)
-    library.hf_hub_download.assert_called_once_with(
-        "MahmoodLab/hest", "st/A.h5ad", repo_type="dataset", revision="abc", local_dir=str(tmp_path)
+    hub.download("abc", ["st/A.h5ad"], tmp_path)
+    library.snapshot_download.assert_called_once_with(
+        "MahmoodLab/hest", repo_type="dataset", revision="abc", local_dir=str(tmp_path), allow_patterns=["st/A.h5ad"]
     )
 
 
 def test_a_gated_repository_says_how_to_get_in(library, tmp_path):
     hub = HuggingFaceHub("MahmoodLab/hest")
     for kind in ("GatedRepoError", "RepositoryNotFoundError", "HfHubHTTPError"):
-        library.hf_hub_download.side_effect = refusal(getattr(library.errors, kind))
+        library.snapshot_download.side_effect = refusal(getattr(library.errors, kind))
         with pytest.raises(DownloadFailed, match=r"https://huggingface.co/datasets/MahmoodLab/hest .*HF_TOKEN"):
-            hub.download("abc", "st/A.h5ad", tmp_path)
+            hub.download("abc", ["st/A.h5ad"], tmp_path)
 
 
 def test_a_hub_that_does_not_answer_is_a_sentence(library, tmp_path):
@@ -245,15 +254,15 @@ def test_a_hub_that_does_not_answer_is_a_sentence(library, tmp_path):
         (library.errors.OfflineModeIsEnabled("offline mode is on."), "offline mode is on;"),
         (refusal(library.errors.RevisionNotFoundError, 404), "no such revision"),
     ):
-        library.hf_hub_download.side_effect = fault
+        library.snapshot_download.side_effect = fault
         with pytest.raises(DownloadFailed, match=why):
-            hub.download("abc", "st/A.h5ad", tmp_path)
+            hub.download("abc", ["st/A.h5ad"], tmp_path)
 
 
 def test_a_full_disk_is_not_called_a_fault_of_the_hub(library, tmp_path):
-    library.hf_hub_download.side_effect = OSError(28, "No space left on device")
+    library.snapshot_download.side_effect = OSError(28, "No space left on device")
     with pytest.raises(OSError, match="No space left") as caught:
-        HuggingFaceHub("MahmoodLab/hest").download("abc", "st/A.h5ad", tmp_path)
+        HuggingFaceHub("MahmoodLab/hest").download("abc", ["st/A.h5ad"], tmp_path)
     assert not isinstance(caught.value, DownloadFailed)
 
 

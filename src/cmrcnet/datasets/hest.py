@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cmrcnet.config import Config, shipped_presets
-from cmrcnet.datasets.hub import Hub, HuggingFaceHub, RemoteFile, sha256_of
+from cmrcnet.datasets.hub import HuggingFaceHub, RemoteFile, sha256_of
 from cmrcnet.errors import BadInput, BadOption, DownloadFailed, OutputExists, UnknownName
 from cmrcnet.storage.atomic import atomic_file
 
@@ -31,15 +31,10 @@ _OPTIONAL = ("metadata", "notes")
 
 @dataclass(frozen=True)
 class HestSample:
-    """One section of a task.
+    """One section of a task: its id in HEST and its patient.
 
-    Parameters
-    ----------
-    id : str
-        In HEST.
-    patient : str
-        Unique across tasks: the task's name before the patient number of HEST's metadata, or before the sample's id
-        when HEST names no patient.
+    Patients are unique across tasks: the task's name before the patient number of HEST's metadata, or before the
+    sample's id when HEST names no patient.
     """
 
     id: str
@@ -77,34 +72,19 @@ class HestTask:
         return f"https://huggingface.co/datasets/{self.repository}"
 
     def files(self, *, slides: bool = False) -> tuple[str, ...]:
-        """Paths in the repository: of every sample its counts, patches and metadata, and its slide if asked for.
-
-        Parameters
-        ----------
-        slides : bool
-            The whole slides too; without them the patches of 112 um serve as the slide.
-        """
+        """Paths in the repository: of every sample its counts, patches and metadata, and its slide if asked for."""
         parts = ("metadata/{}.json", "st/{}.h5ad", "patches/{}.h5", *(("wsis/{}.tif",) if slides else ()))
         return tuple(part.format(sample.id) for sample in self.samples for part in parts)
 
 
 def hest_tasks() -> tuple[str, ...]:
     """Names of the tasks that ship, sorted: COAD, IDC, LYMPH_IDC, ..."""
-    return tuple(sorted(_name_of(config) for config in shipped_presets() if config.startswith(PREFIX)))
+    named = [config.removeprefix(PREFIX) for config in shipped_presets() if config.startswith(PREFIX)]
+    return tuple(sorted(name.upper().replace("-", "_") for name in named))
 
 
 def hest_task(name: str | Path) -> HestTask:
-    """A task that ships, or the one in a config of your own.
-
-    Parameters
-    ----------
-    name : str or path
-        COAD, lymph-idc, hest-coad; or a file that ends in .yaml and has a section `task`.
-
-    Raises
-    ------
-    UnknownName, MissingInput, BadOption, BadInput
-    """
+    """A task that ships (COAD, lymph-idc, hest-coad), or the section `task` of a config of your own (.yaml)."""
     text = str(name)
     if text.endswith((".yaml", ".yml")):
         return _task(text, Config.parts_beside_settings(text).get("task"))
@@ -113,10 +93,6 @@ def hest_task(name: str | Path) -> HestTask:
         raise UnknownName("HEST task", text, hest_tasks(), "A task of your own is given as a path that ends in .yaml.")
     config = PREFIX + wanted.lower().replace("_", "-")
     return _task(config, Config.parts_beside_settings(config).get("task"))
-
-
-def _name_of(config: str) -> str:
-    return config.removeprefix(PREFIX).upper().replace("-", "_")
 
 
 def _task(config: str, values: Any) -> HestTask:
@@ -174,7 +150,6 @@ def fetch_hest(
     accept_licence: bool = False,
     slides: bool = False,
     revision: str | None = None,
-    hub: Hub | None = None,
 ) -> Path:
     """Fetch the sections of a HEST task and write their cohort file.
 
@@ -191,8 +166,6 @@ def fetch_hest(
         than a patch see white where no neighbouring patch lies.
     revision : str, optional
         Commit, tag or branch of the repository; the newest when left out. It is written down, and kept when resuming.
-    hub : Hub, optional
-        Where the files come from; the Hugging Face Hub when left out.
 
     Returns
     -------
@@ -201,8 +174,7 @@ def fetch_hest(
 
     Raises
     ------
-    UnknownName, DownloadFailed, OutputExists, BadOption, BadInput, MissingExtra,
-    MissingInput
+    UnknownName, DownloadFailed, OutputExists, BadOption, BadInput, MissingExtra, MissingInput
     """
     chosen, out = hest_task(task), Path(out)
     terms = LICENCES.get(chosen.licence, chosen.page)
@@ -213,18 +185,23 @@ def fetch_hest(
         )
     before = _record_in(out, chosen)
     log.info("%s of %s: licence %s, accepted (%s).", chosen.name, chosen.repository, chosen.licence, terms)
-    hub = HuggingFaceHub(chosen.repository) if hub is None else hub
+    hub = HuggingFaceHub(chosen.repository)
     if before is not None and revision is not None and revision not in (before["revision"], before["commit"]):
         raise BadOption("revision", revision, f"{before['revision'] or before['commit']}, with which {out} was begun")
     commit = before["commit"] if before is not None else hub.commit(revision)
     revision = before["revision"] if before is not None else revision
     files = hub.describe(commit, chosen.files(slides=slides))
     _write_record(out, chosen, revision, commit, files)
-    total = sum(file.size for file in files)
-    log.info("%d files, %.2f GiB, commit %s.", len(files), total / 2**30, commit[:12])
-    for number, file in enumerate(files, 1):
-        _fetch(hub, commit, file, out, f"{number} of {len(files)}")
-    _write_checksums(out, files)
+    missing = [file for file in files if not file.matches(out / file.path)]
+    total, here = sum(file.size for file in missing), len(files) - len(missing)
+    log.info(
+        "%d files, %d of them are here; %.2f GiB to fetch, commit %s.", len(files), here, total / 2**30, commit[:12]
+    )
+    if missing:
+        _fetch(hub, commit, missing, out)
+    with atomic_file(out / CHECKSUMS) as tmp:
+        lines = [f"{sha256_of(out / file.path)}  {file.path}" for file in files]
+        tmp.write_text("\n".join([*lines, ""]), encoding="utf-8", newline="\n")
     return _write_cohort(out, chosen)
 
 
@@ -261,24 +238,18 @@ def _write_record(out: Path, task: HestTask, revision: str | None, commit: str, 
         tmp.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _fetch(hub: Hub, commit: str, file: RemoteFile, out: Path, place: str) -> None:
-    """Fetch one file unless it is complete; a damaged one is removed."""
-    target = out / file.path
-    if file.matches(target):
-        log.info("%s: %s is here already.", place, file.path)
-        return
-    target.unlink(missing_ok=True)  # of another commit, or damaged
-    log.info("%s: %s (%.1f MiB)", place, file.path, file.size / 2**20)
-    hub.download(commit, file.path, out)
-    if not file.matches(target):
-        target.unlink(missing_ok=True)
-        raise DownloadFailed(file.path, "what arrived does not have the size and checksum that the hub states")
-
-
-def _write_checksums(out: Path, files: list[RemoteFile]) -> None:
-    lines = [f"{sha256_of(out / file.path)}  {file.path}" for file in files]
-    with atomic_file(out / CHECKSUMS) as tmp:
-        tmp.write_text("\n".join([*lines, ""]), encoding="utf-8", newline="\n")
+def _fetch(hub: HuggingFaceHub, commit: str, files: list[RemoteFile], out: Path) -> None:
+    """Fetch files anew; the first one that is damaged or did not arrive is an error, and does not stay."""
+    for file in files:
+        (out / file.path).unlink(missing_ok=True)  # of another commit, or damaged
+    hub.download(commit, [file.path for file in files], out)
+    for file in files:
+        target = out / file.path
+        if not file.matches(target):
+            damaged = "what arrived does not have the size and checksum that the hub states"
+            why = damaged if target.is_file() else "the hub was not reached"
+            target.unlink(missing_ok=True)
+            raise DownloadFailed(file.path, why)
 
 
 def _write_cohort(out: Path, task: HestTask) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cmrcnet.errors import DownloadFailed, MissingExtra, MissingInput
 
@@ -20,18 +20,9 @@ _AT_ONCE = 1 << 22
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """Size and checksum of a file on the hub.
+    """Path in the repository, size in bytes and checksum of a file on the hub.
 
-    Parameters
-    ----------
-    path : str
-        In the repository.
-    size : int
-        Bytes.
-    kind : {"sha256", "git"}
-        `checksum` is the SHA-256 of the content (large files) or git's blob hash (small ones).
-    checksum : str
-        Hexadecimal.
+    The checksum is hexadecimal: the SHA-256 of the content (`kind` "sha256", large files) or git's blob hash ("git").
     """
 
     path: str
@@ -41,43 +32,16 @@ class RemoteFile:
 
     def matches(self, file: Path) -> bool:
         """Whether a local file has this size and checksum."""
-        return file.is_file() and file.stat().st_size == self.size and self._checksum_of(file) == self.checksum
-
-    def _checksum_of(self, file: Path) -> str:
+        if not file.is_file() or file.stat().st_size != self.size:
+            return False
         if self.kind == "sha256":
-            return sha256_of(file)
+            return sha256_of(file) == self.checksum
         # a git blob hash is the SHA-1 of a short header and the content
-        return _digest(hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False), file)
-
-
-class Hub(Protocol):
-    """Source of files."""
-
-    def commit(self, revision: str | None) -> str:
-        """The commit that a revision stands for; the newest when none is named."""
-        ...
-
-    def describe(self, commit: str, paths: Sequence[str]) -> list[RemoteFile]:
-        """Size and checksum of each path, in this order."""
-        ...
-
-    def download(self, commit: str, path: str, folder: Path) -> None:
-        """Fetch one file to the same path under `folder`."""
-        ...
+        return _digest(hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False), file) == self.checksum
 
 
 class HuggingFaceHub:
-    """A dataset repository on the Hugging Face Hub.
-
-    Parameters
-    ----------
-    repository : str
-        Such as MahmoodLab/hest.
-
-    Raises
-    ------
-    MissingExtra
-    """
+    """A dataset repository on the Hugging Face Hub, such as MahmoodLab/hest; raises `MissingExtra`."""
 
     def __init__(self, repository: str) -> None:
         try:
@@ -94,12 +58,7 @@ class HuggingFaceHub:
             return str(self._api.dataset_info(self.repository, revision=revision).sha)
 
     def describe(self, commit: str, paths: Sequence[str]) -> list[RemoteFile]:
-        """Size and checksum of each path, in this order.
-
-        Raises
-        ------
-        MissingInput, DownloadFailed
-        """
+        """Size and checksum of each path, in this order; `MissingInput` when the repository lacks one."""
         with self._translated_errors(f"the list of {self.repository}"):
             found = self._api.get_paths_info(self.repository, list(paths), revision=commit, repo_type="dataset")
         by_path = {file.path: file for file in found}
@@ -116,36 +75,34 @@ class HuggingFaceHub:
             files.append(RemoteFile(path, int(file.size), kind, str(checksum)))
         return files
 
-    def download(self, commit: str, path: str, folder: Path) -> None:
-        """Fetch one file to the same path under `folder`; an interrupted download is resumed.
+    def download(self, commit: str, paths: Sequence[str], folder: Path) -> None:
+        """Fetch files to the same paths under `folder`; an interrupted download is resumed.
 
-        Raises
-        ------
-        DownloadFailed
+        Where the hub cannot be reached, the library may return without an error and without a file.
         """
-        with self._translated_errors(path):
-            self._library.hf_hub_download(
-                self.repository, path, repo_type="dataset", revision=commit, local_dir=str(folder)
+        with self._translated_errors(paths[0]):
+            self._library.snapshot_download(
+                self.repository,
+                repo_type="dataset",
+                revision=commit,
+                local_dir=str(folder),
+                allow_patterns=list(paths),
             )
 
     @contextmanager
     def _translated_errors(self, what: str) -> Iterator[None]:
-        """Translate the library's errors."""
+        """Translate the library's errors to `DownloadFailed`."""
         errors = self._library.errors
+        no_access = (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.LocalTokenNotFoundError)
         try:
             yield
-        except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.LocalTokenNotFoundError) as error:
-            raise DownloadFailed.access(
-                self.repository, f"https://huggingface.co/datasets/{self.repository}"
-            ) from error
         except errors.RevisionNotFoundError as error:
             raise DownloadFailed(what, "the repository has no such revision") from error
-        except errors.HfHubHTTPError as error:
+        except (errors.HfHubHTTPError, *no_access) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
-            if status in (401, 403):
-                raise DownloadFailed.access(
-                    self.repository, f"https://huggingface.co/datasets/{self.repository}"
-                ) from error
+            if isinstance(error, no_access) or status in (401, 403):
+                page = f"https://huggingface.co/datasets/{self.repository}"
+                raise DownloadFailed.access(self.repository, page) from error
             raise DownloadFailed(what, f"the hub answered with status {status}") from error
         except (errors.EntryNotFoundError, getattr(errors, "HTTPError", ConnectionError), OSError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
