@@ -196,7 +196,7 @@ def matched_tissue(
             slide = section.slide
         _fill(section, found, genes, told, scale, patches, expression)
     if slide is None and cohort is not None:
-        slide = _slide_in(cohort, wanted)
+        slide = next((each.slide for each in cohort if each.slide.fingerprint() == wanted), None)
     if cohort is None:
         missing.append("Patches and measured values of the matches need their cohort: --cohort COHORT.csv.")
     if slide is None:
@@ -243,11 +243,3 @@ def _fill(
             near, np.concatenate(list(crop_patches(section.slide, centres, scale))), strict=True
         ):
             patches[location] = patch
-
-
-def _slide_in(cohort: Cohort, fingerprint: str) -> Slide | None:
-    """The cohort's slide with this fingerprint."""
-    for section in cohort:
-        if section.slide.fingerprint() == fingerprint:
-            return section.slide
-    return None

@@ -98,7 +98,9 @@ class Anatomy:
     def __init__(self, plan: TissuePlan) -> None:
         self.plan = plan
         self.shape = (int(np.ceil(plan.height_um / CELL_UM)), int(np.ceil(plan.width_um / CELL_UM)))
-        self.tissue = self._outline()
+        y, x = (np.linspace(-1, 1, n) for n in self.shape)  # the tissue's outline is rounded and wavy, on white
+        radius = (np.abs(x[None, :]) ** 4 + np.abs(y[:, None]) ** 4) ** 0.25
+        self.tissue = _sigmoid((0.93 - radius + 0.035 * self._field("outline", 120.0)) / 0.006)
         logits = np.stack([_SOFTNESS * (self._field(name, _SIGMA_UM[name]) + _OFFSET[name]) for name in REGIONS])
         shares = np.exp(logits - logits.max(axis=0))
         self.composition = (shares / shares.sum(axis=0)).astype(np.float32)
@@ -107,13 +109,6 @@ class Anatomy:
 
     def _field(self, what: str, sigma_um: float) -> np.ndarray:
         return smooth_noise(self.plan.random(what), self.shape, sigma_um / CELL_UM)
-
-    def _outline(self) -> np.ndarray:
-        """Tissue mask: a rounded, wavy outline with a white margin."""
-        y, x = (np.linspace(-1, 1, n) for n in self.shape)
-        radius = (np.abs(x[None, :]) ** 4 + np.abs(y[:, None]) ** 4) ** 0.25
-        wave = 0.035 * self._field("outline", 120.0)
-        return _sigmoid((0.93 - radius + wave) / 0.006)
 
     @cached_property
     def traits(self) -> np.ndarray:
@@ -140,28 +135,13 @@ class Anatomy:
         return np.stack(fields).astype(np.float32)
 
     def at_spots(self, maps: np.ndarray, centre_um: np.ndarray, diameter_um: float) -> np.ndarray:
-        """Mean of maps within spots: maps (n, rows, columns), centres (spots, 2) as x, y -> (spots, n).
-
-        A disc is approximated by a Gaussian of the same variance (sigma = diameter / 4); only tissue counts.
-        """
-        from scipy.ndimage import gaussian_filter, map_coordinates
-
-        where = (centre_um[:, ::-1].T / CELL_UM) - 0.5
-        sigma = diameter_um / 4 / CELL_UM
-
-        def read(values: np.ndarray) -> np.ndarray:
-            return map_coordinates(gaussian_filter(values.astype(np.float64), sigma), where, order=1, mode="nearest")
-
-        share = np.maximum(read(self.tissue), 1e-6)
-        return np.column_stack([read(values * self.tissue) / share for values in maps])
+        """Mean of maps within spots, only tissue: maps (n, rows, columns), centres (spots, 2) as x, y -> (spots, n)."""
+        share = np.maximum(self.tissue_share(centre_um, diameter_um), 1e-6)
+        return np.column_stack([_in_discs(values * self.tissue, centre_um, diameter_um) / share for values in maps])
 
     def tissue_share(self, centre_um: np.ndarray, diameter_um: float) -> np.ndarray:
         """Share of each spot that is tissue: (spots,)."""
-        from scipy.ndimage import gaussian_filter, map_coordinates
-
-        where = (centre_um[:, ::-1].T / CELL_UM) - 0.5
-        smooth = gaussian_filter(self.tissue.astype(np.float64), diameter_um / 4 / CELL_UM)
-        return map_coordinates(smooth, where, order=1, mode="nearest")
+        return _in_discs(self.tissue, centre_um, diameter_um)
 
 
 TRAITS = ("tumour", "grade", "lymphocyte", "stroma", "fat", "crowding")
@@ -179,6 +159,14 @@ def smooth_noise(random: np.random.Generator, shape: tuple[int, int], sigma: flo
     noise = random.standard_normal((shape[0] + 2 * margin, shape[1] + 2 * margin), dtype=np.float32)
     smooth = gaussian_filter(noise, sigma, truncate=3.0)[margin : margin + shape[0], margin : margin + shape[1]]
     return (smooth - smooth.mean()) / max(float(smooth.std()), 1e-9)
+
+
+def _in_discs(values: np.ndarray, centre_um: np.ndarray, diameter_um: float) -> np.ndarray:
+    """Mean of a map over discs, each approximated by a Gaussian of the same variance (sigma = diameter / 4)."""
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    smooth = gaussian_filter(values.astype(np.float64), diameter_um / 4 / CELL_UM)
+    return map_coordinates(smooth, (centre_um[:, ::-1].T / CELL_UM) - 0.5, order=1, mode="nearest")
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:
@@ -220,10 +208,6 @@ class SyntheticGenes:
     traits: np.ndarray
     hidden: np.ndarray
     dispersion: np.ndarray
-
-    def of_kind(self, kind: str) -> np.ndarray:
-        """Columns of the genes of one kind."""
-        return np.flatnonzero(np.array(self.kinds) == kind)
 
 
 @cache
@@ -267,7 +251,7 @@ def expected_shares(genes: SyntheticGenes, traits: np.ndarray, hidden: np.ndarra
     """
     rate = genes.base * np.exp(traits @ genes.traits.T + hidden @ genes.hidden.T)
     for kind, share in GROUP_SHARES.items():
-        columns = genes.of_kind(kind)
+        columns = np.array(genes.kinds) == kind
         rate[:, columns] *= share / rate[:, columns].sum(axis=1, keepdims=True)
     return rate
 

@@ -70,10 +70,14 @@ def stamp_nuclei(canvas: np.ndarray, anatomy: Anatomy, direction: np.ndarray, mp
         centre_um, cell = _places(kind, anatomy, random)
         if kind.growth > 0:
             classes = np.minimum((anatomy.grade[cell] * _GRADES).astype(int), _GRADES - 1)
-            looks = _tumour_looks(kind, random, mpp)
+            sizes = np.repeat(1 + kind.growth * (np.arange(_GRADES) + 0.5) / _GRADES, _LOOKS)
+            angles = random.uniform(0, np.pi, sizes.size)
+            looks = _looks(kind, random, mpp, sizes, angles, uneven=0.12, nucleolus=True)
         elif kind.length_um > 2 * kind.width_um:
             classes = np.round(direction[cell] / np.pi * _ANGLES).astype(int) % _ANGLES
-            looks = _spindle_looks(kind, random, mpp)
+            angles = np.repeat(np.arange(_ANGLES) * np.pi / _ANGLES, _LOOKS)
+            angles = angles + random.normal(0, 0.15, angles.size)
+            looks = _looks(kind, random, mpp, np.ones(angles.size), angles)
         else:
             classes = np.zeros(len(centre_um), int)
             looks = _looks(kind, random, mpp, np.ones(_LOOKS), random.uniform(0, np.pi, _LOOKS))
@@ -100,18 +104,6 @@ def _places(
     chance = chance * share * np.clip(3 * share, 0, 1) * (anatomy.tissue[cell] > 0.6)  # few strays among other tissue
     kept = random.random(len(centre)) < chance
     return centre[kept], (cell[0][kept], cell[1][kept])
-
-
-def _tumour_looks(kind: NucleusKind, random: np.random.Generator, mpp: float) -> np.ndarray:
-    """Looks of all grades, one grade after another; every grade shares one frame size."""
-    sizes = np.repeat(1 + kind.growth * (np.arange(_GRADES) + 0.5) / _GRADES, _LOOKS)
-    return _looks(kind, random, mpp, sizes, random.uniform(0, np.pi, sizes.size), uneven=0.12, nucleolus=True)
-
-
-def _spindle_looks(kind: NucleusKind, random: np.random.Generator, mpp: float) -> np.ndarray:
-    """Looks of all angles, one angle after another."""
-    angles = np.repeat(np.arange(_ANGLES) * np.pi / _ANGLES, _LOOKS) + random.normal(0, 0.15, _ANGLES * _LOOKS)
-    return _looks(kind, random, mpp, np.ones(angles.size), angles)
 
 
 def _looks(
@@ -213,9 +205,11 @@ def paint(anatomy: Anatomy, mpp: float) -> np.ndarray:
     plan = anatomy.plan
     height, width = round(plan.height_um / mpp), round(plan.width_um / mpp)
     bend = [45.0 * smooth_noise(plan.random(f"bend {axis}"), anatomy.shape, 9.0) for axis in "xy"]
-    bend[1] += _slope(plan, anatomy.shape)
+    lean = plan.random("lean").uniform(-0.8, 0.8)  # tilts the fibres of the whole section
+    bend[1] += lean * CELL_UM * np.arange(anatomy.shape[1], dtype=np.float32)
     nuclei = np.zeros((height, width), np.float32)
-    stamp_nuclei(nuclei, anatomy, _direction(bend), mpp)
+    down, right = np.gradient(bend[1], CELL_UM)  # fibres run where the bent row number stays the same
+    stamp_nuclei(nuclei, anatomy, np.arctan2(-right, 1 + down).astype(np.float32), mpp)
     maps = [_picture(values) for values in [anatomy.tissue, *bend, *anatomy.composition]]
     textures = _Textures.of(plan, mpp)
     stain = staining_of(plan)
@@ -224,8 +218,10 @@ def paint(anatomy: Anatomy, mpp: float) -> np.ndarray:
         rows = slice(top, min(top + _BAND_PX, height))
         tissue, bend_x, bend_y, *regions = (_enlarge(each, rows, height, width) for each in maps)
         fibres = textures.fibres_along(rows, bend_x / mpp, bend_y / mpp)
-        stains = _ground(_sharpen(np.stack(regions)), tissue, fibres, textures.over(rows, width))
-        pixels[rows] = _light(*_with_nuclei(*stains, nuclei[rows]), stain, textures.tiled("camera", rows, width))
+        grain, walls, noise = (textures.tiled(which, rows, width) for which in ("grain", "walls", "camera"))
+        haematoxylin, eosin = _ground(np.stack(regions), tissue, fibres, grain, walls)
+        covered = 1 - 0.5 * np.clip(nuclei[rows], 0, 1)  # nuclei cover part of the eosin beneath them
+        pixels[rows] = _light(np.maximum(haematoxylin, nuclei[rows]), eosin * covered, stain, noise)
     return pixels
 
 
@@ -265,10 +261,6 @@ class _Textures:
         lines = tile[np.arange(rows.start, rows.stop) % len(tile)]
         return np.tile(lines, (1, -(-width // len(tile))))[:, :width]
 
-    def over(self, rows: slice, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Grain and walls of a band."""
-        return self.tiled("grain", rows, width), self.tiled("walls", rows, width)
-
     def fibres_along(self, rows: slice, bend_x: np.ndarray, bend_y: np.ndarray) -> np.ndarray:
         """Strands read along bent lines."""
         from scipy.ndimage import map_coordinates
@@ -279,22 +271,18 @@ class _Textures:
 
 
 def _ground(
-    regions: np.ndarray, tissue: np.ndarray, fibres: np.ndarray, texture: tuple[np.ndarray, np.ndarray]
+    regions: np.ndarray, tissue: np.ndarray, fibres: np.ndarray, grain: np.ndarray, walls: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Haematoxylin and eosin of everything but nuclei, for one band: each (rows, width)."""
-    tumour, lymphocyte, stroma, fat = regions
-    grain, walls = texture
+    regions = np.maximum(regions, 0)
+    regions = regions * regions * regions  # raises the larger share: mixtures look like patches of either tissue
+    tumour, lymphocyte, stroma, fat = regions / regions.sum(axis=0)
     gaps = np.clip(1.4 * (fibres + 2.1), 0, 1)  # clefts, where fibres are thin
     eosin = stroma * gaps * (0.47 + 0.15 * fibres + 0.04 * grain)
     eosin += tumour * (0.40 + 0.06 * grain) + lymphocyte * (0.20 + 0.06 * grain) + fat * (0.5 * walls + 0.01)
     haematoxylin = tumour * (0.17 + 0.03 * grain) + lymphocyte * (0.14 + 0.03 * grain) + stroma * 0.02
     edge = np.clip(3 * (tissue - 0.35), 0, 1)
     return np.maximum(haematoxylin, 0) * edge, np.maximum(eosin, 0) * edge
-
-
-def _with_nuclei(haematoxylin: np.ndarray, eosin: np.ndarray, nuclei: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Add nuclei, which cover part of the eosin beneath them."""
-    return np.maximum(haematoxylin, nuclei), eosin * (1 - 0.5 * np.clip(nuclei, 0, 1))
 
 
 def _light(haematoxylin: np.ndarray, eosin: np.ndarray, stain: Staining, noise: np.ndarray) -> np.ndarray:
@@ -307,13 +295,6 @@ def _light(haematoxylin: np.ndarray, eosin: np.ndarray, stain: Staining, noise: 
         light += noise if channel == 0 else np.roll(noise, 37 * channel, axis=1)
         pixels[..., channel] = np.clip(light, 0, 255)
     return pixels
-
-
-def _sharpen(regions: np.ndarray) -> np.ndarray:
-    """Raise the larger share, so that mixtures look like patches of either tissue."""
-    regions = np.maximum(regions, 0)
-    regions = regions * regions * regions
-    return regions / regions.sum(axis=0)
 
 
 def _picture(values: np.ndarray) -> Image:
@@ -330,18 +311,6 @@ def _enlarge(picture: Image, rows: slice, height: int, width: int) -> np.ndarray
     scale = picture.height / height
     box = (0, rows.start * scale, picture.width, rows.stop * scale)
     return np.asarray(picture.resize((width, rows.stop - rows.start), Image.Resampling.BICUBIC, box=box))
-
-
-def _slope(plan: TissuePlan, shape: tuple[int, int]) -> np.ndarray:
-    """Offset that tilts the fibres of the whole section."""
-    lean = plan.random("lean").uniform(-0.8, 0.8)
-    return (lean * CELL_UM * np.arange(shape[1], dtype=np.float32))[None, :].repeat(shape[0], axis=0)
-
-
-def _direction(bend: list[np.ndarray]) -> np.ndarray:
-    """Angle of the fibres on the coarse grid: along the lines on which the bent row number stays the same."""
-    down, right = np.gradient(bend[1], CELL_UM)
-    return np.arctan2(-right, 1 + down).astype(np.float32)
 
 
 def _fat_walls(random: np.random.Generator, side: int) -> np.ndarray:

@@ -24,15 +24,16 @@ def write_geojson(prediction: StoredPrediction, path: Path, genes: Sequence[str]
     shown = genes_to_show(prediction, genes)
     values = np.column_stack([prediction.column(gene) for gene in shown])
     family = uuid.uuid5(uuid.NAMESPACE_URL, str(prediction.facts["slide_fingerprint"]))
-    similarity, half = prediction.obs["similarity"].to_numpy(), prediction.side_px / 2
+    similarity, corners = prediction.obs["similarity"].to_numpy(), _corners(prediction)
     with path.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         for row, barcode in enumerate(prediction.obs.index):
+            outline = corners[row, [0, 1, 2, 3, 0]].round(2).tolist()
             said = {"similarity": similarity[row], **dict(zip(shown, values[row], strict=True))}
             feature = {
                 "type": "Feature",
                 "id": str(uuid.uuid5(family, barcode)),
-                "geometry": {"type": "Polygon", "coordinates": [_square(prediction.centre_px[row], half)]},
+                "geometry": {"type": "Polygon", "coordinates": [outline]},
                 "properties": {
                     "objectType": "tile",
                     "name": barcode,
@@ -42,13 +43,6 @@ def write_geojson(prediction: StoredPrediction, path: Path, genes: Sequence[str]
             }
             file.write((",\n" if row else "\n") + json.dumps(feature))
         file.write("\n]}\n")
-
-
-def _square(centre: np.ndarray, half: float) -> list[list[float]]:
-    """Closed outline of a location."""
-    x, y = centre.tolist()
-    corners = ((-half, -half), (half, -half), (half, half), (-half, half), (-half, -half))
-    return [[round(x + across, 2), round(y + down, 2)] for across, down in corners]
 
 
 PANEL_INCHES, DPI = 3.6, 160
@@ -82,7 +76,7 @@ def write_heat_maps(prediction: StoredPrediction, path: Path, genes: Sequence[st
     axes[0].set_title(str(prediction.facts["slide"]), color=_INK, fontsize=10)
     _scale_bar(axes[0], window, float(prediction.facts["mpp"]))
     grey = np.repeat(picture.mean(axis=2, keepdims=True).astype(np.uint8) // 3 + 170, 3, axis=2)
-    corners = _squares(prediction.centre_px, prediction.side_px / 2)
+    corners = _corners(prediction)
     for ax, gene in zip(axes[1:], shown, strict=False):
         ax.imshow(grey, extent=extent)
         _map(ax, corners, prediction.column(gene))
@@ -109,9 +103,9 @@ def _map(ax, corners: np.ndarray, values: np.ndarray) -> None:
     bar.ax.tick_params(labelsize=7, colors=_INK, length=2)
 
 
-def _squares(centres: np.ndarray, half: float) -> np.ndarray:
-    """Corners of each location: (locations, 4, 2)."""
-    return centres[:, None] + half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+def _corners(prediction: StoredPrediction) -> np.ndarray:
+    """Corners of each location, in level-0 pixels: (locations, 4, 2)."""
+    return prediction.centre_px[:, None] + prediction.side_px / 2 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 
 
 def _window(prediction: StoredPrediction, width: float, height: float) -> tuple[float, float, float, float]:

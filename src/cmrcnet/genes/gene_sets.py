@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -283,28 +284,23 @@ def gene_sets(
         if name in (*CHOSEN, EVERYTHING) or not name.strip():
             raise BadOption("name of a gene list", name, want=f"a name other than {', '.join(CHOSEN)}, {EVERYTHING}")
     measured = MeasuredGenes()
-    total: dict[str, float] = {}
-    scatter: dict[str, float] = {}
-    pattern: dict[str, float] = {}
-    found_in: dict[str, int] = {}
+    total, scatter, pattern = (defaultdict[str, float](float) for _ in CHOSEN)
+    found_in: Counter[str] = Counter()
     spots = 0
     for section in cohort:
         measured.add(section)
         expression: Any = normalize(section.counts, target_sum).astype(np.float64)
-        rows = expression.shape[0]
         sums = np.asarray(expression.sum(axis=0)).ravel()
-        around = np.asarray(expression.multiply(expression).sum(axis=0)).ravel() - sums**2 / rows
-        for gene, s, v in zip(section.genes, sums.tolist(), around.tolist(), strict=True):
-            total[gene] = total.get(gene, 0.0) + s
-            scatter[gene] = scatter.get(gene, 0.0) + v
+        around = np.asarray(expression.multiply(expression).sum(axis=0)).ravel() - sums**2 / expression.shape[0]
         alike = np.nan_to_num(morans_i(expression, spot_graph(section.spots.centre_px)))
-        spots += rows
-        held = expression.getnnz(axis=0)
-        for gene, i, n in zip(section.genes, alike.tolist(), held.tolist(), strict=True):
-            pattern[gene] = pattern.get(gene, 0.0) + i
-            found_in[gene] = found_in.get(gene, 0) + n
+        statistics = (sums.tolist(), around.tolist(), alike.tolist(), expression.getnnz(axis=0).tolist())
+        for gene, of_sum, of_scatter, of_pattern, detected in zip(section.genes, *statistics, strict=True):
+            total[gene] += of_sum
+            scatter[gene] += of_scatter
+            pattern[gene] += of_pattern
+            found_in[gene] += detected
+        spots += expression.shape[0]
     shared = measured.shared()
-
     pattern |= {gene: -np.inf for gene in shared if found_in[gene] < LEAST_DETECTED * spots}
     chosen = {
         name: _highest(shared, np.array([of[gene] for gene in shared]), size)

@@ -137,9 +137,9 @@ def scale_findings(summaries: Sequence[SectionSummary]) -> list[Finding]:
         if len(others) < FEWEST_OTHERS:
             continue
         shifted = octaves_shifted(one.texture, np.median([other.texture for other in others], axis=0))
-        alike = [o.pitch_um for o in others if o.pitch_um and abs(np.log(o.diameter_um / one.diameter_um)) < 0.1]
-        comparable = bool(one.pitch_um) and len(alike) >= FEWEST_OTHERS
-        pitch = float((one.pitch_um or 0) / np.median(alike)) if comparable else 1.0
+        alike = [o.pitch_um for o in others if o.pitch_um > 0 and abs(np.log(o.diameter_um / one.diameter_um)) < 0.1]
+        comparable = one.pitch_um > 0 and len(alike) >= FEWEST_OTHERS
+        pitch = float(one.pitch_um / np.median(alike)) if comparable else 1.0
         if max(pitch, 1 / pitch) > PITCH_FACTOR:
             sentence = (
                 f"Spots of {one.name} lie {one.pitch_um:.0f} um apart, {pitch:.2f} times as far as in the other "

@@ -100,7 +100,11 @@ def judge_arrangement(maps: SpotMaps, centre_px: np.ndarray, counts: sparse.csr_
             score = loo_r2(features, targets)
             if score > best:
                 best, best_is = score, name
-    outcome = _outcome(stated, permuted, best, smooth, len(used))
+    outcome = "fits" if stated >= max(FIT, permuted) else "cannot tell"
+    if best >= max(FIT, 2 * permuted) and best - stated >= _least_gain(len(used)):
+        outcome = "misaligned"
+    elif smooth < SMOOTH_Z and stated <= max(permuted, NO_FIT):
+        outcome = "shuffled"
     return Arrangement(outcome, stated, permuted, float(best), best_is, smooth, len(used))
 
 
@@ -157,18 +161,6 @@ def loo_r2(features: np.ndarray, targets: np.ndarray) -> float:
 
 def _least_gain(spots: int) -> float:
     return GAIN if spots >= 150 else 2 * GAIN
-
-
-def _outcome(
-    stated: float, permuted: float, best: float, smooth: float, spots: int
-) -> Literal["fits", "shuffled", "misaligned", "cannot tell"]:
-    if spots < FEWEST_SPOTS:
-        return "cannot tell"
-    if best >= max(FIT, 2 * permuted) and best - stated >= _least_gain(spots):
-        return "misaligned"
-    if smooth < SMOOTH_Z and stated <= max(permuted, NO_FIT):
-        return "shuffled"
-    return "fits" if stated >= max(FIT, permuted) else "cannot tell"
 
 
 def _others(locations: np.ndarray, maps: SpotMaps):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cmrcnet.genes.spatial_stats import pitch_of
 from cmrcnet.progress import tracked
 from cmrcnet.qc.appearance import scale_findings, stain_findings, texture_curve
 from cmrcnet.qc.arrangement import arrangement_finding, judge_arrangement
@@ -68,24 +69,18 @@ def findings_of(summaries: Sequence[SectionSummary]) -> tuple[Finding, ...]:
 
 def summarize_section(section: Section) -> SectionSummary:
     """Reduce a section to what the detectors compare; its scale must be known (`ScaleError`)."""
-    from scipy.spatial import KDTree
-
     mpp, centre_px = known_scale(section.slide), np.array(section.spots.centre_px)
     maps = SpotMaps.of(section.slide, section.spots.diameter_um)
     totals = np.asarray(section.counts.sum(axis=0), np.float64).ravel()
     columns = np.argsort(-totals, kind="stable")[:TOP_GENES]
     deep = np.argsort(-np.asarray(section.counts.sum(axis=1)).ravel(), kind="stable")[:MOST_ROWS]
-    pitch_um = None
-    if len(centre_px) >= 2:
-        distances = np.asarray(KDTree(centre_px).query(centre_px, k=2)[0])
-        pitch_um = float(np.median(distances[:, 1]) * mpp)
     return SectionSummary(
         name=section.name,
         patient=section.patient,
         slide=section.slide.fingerprint(),
         centre_px=centre_px,
         diameter_um=section.spots.diameter_um,
-        pitch_um=pitch_um,
+        pitch_um=pitch_of(centre_px) * mpp,
         picture=maps.around(centre_px, PICTURE_UM),
         colour=maps.colour(centre_px),
         texture=texture_curve(section.slide, centre_px),

@@ -180,10 +180,6 @@ def switched_genes(left: Mapping[str, float], right: Mapping[str, float]) -> int
 def donor_findings(summaries: Sequence[SectionSummary]) -> list[Finding]:
     """Patients with sections of both sexes, and patients whose sections look like one donor."""
     sexes = {one.name: sex_of(one.totals) for one in summaries}
-    return [*_two_sexes(summaries, sexes), *_one_donor(summaries, sexes)]
-
-
-def _two_sexes(summaries: Sequence[SectionSummary], sexes: Mapping[str, str]) -> list[Finding]:
     found = []
     for patient in dict.fromkeys(one.patient for one in summaries):
         own = [one.name for one in summaries if one.patient == patient]
@@ -195,7 +191,7 @@ def _two_sexes(summaries: Sequence[SectionSummary], sexes: Mapping[str, str]) ->
             )
             fewer = float(min(len(men), len(women)))
             found.append(Finding("sexes differ", (*women, *men), fewer, 0.0, sentence, certain=True))
-    return found
+    return found + _one_donor(summaries, sexes)
 
 
 def _one_donor(summaries: Sequence[SectionSummary], sexes: Mapping[str, str]) -> list[Finding]:

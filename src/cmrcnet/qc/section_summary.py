@@ -78,8 +78,8 @@ class SectionSummary:
     ----------
     slide : str
         Fingerprint of the picture.
-    pitch_um : float or None
-        Median distance to the nearest spot.
+    pitch_um : float
+        Median distance to the nearest spot; nan for a single spot.
     picture : numpy.ndarray, shape (height, width), float32
         Optical density of the spots' surroundings at `PICTURE_UM` a pixel.
     colour : numpy.ndarray, shape (3,)
@@ -97,7 +97,7 @@ class SectionSummary:
     slide: str
     centre_px: np.ndarray
     diameter_um: float
-    pitch_um: float | None
+    pitch_um: float
     picture: np.ndarray
     colour: np.ndarray
     texture: np.ndarray
@@ -144,24 +144,11 @@ class SpotMaps:
     @classmethod
     def of(cls, slide: Slide, diameter_um: float) -> SpotMaps:
         """The maps of a slide, read at reduced size; its scale must be known (`ScaleError`)."""
+        from skimage.color import rgb2hed
+
         mpp = known_scale(slide)
         downsample = max(1.0, MAP_MPP / mpp)
         small, mask = thumbnail(slide, downsample), find_tissue(slide).pixels
-        return cls.of_picture(small, mask, downsample, mpp, (slide.width_px, slide.height_px), diameter_um)
-
-    @classmethod
-    def of_picture(
-        cls,
-        small: np.ndarray,
-        mask: np.ndarray,
-        downsample: float,
-        mpp: float,
-        size_px: tuple[int, int],
-        diameter_um: float,
-    ) -> SpotMaps:
-        """The maps of a small picture (height, width, 3) and its tissue (height, width)."""
-        from skimage.color import rgb2hed
-
         density = optical_density(small)
         stains = rgb2hed(small).astype(np.float32)
         disc = _disc(diameter_um / 2 / (mpp * downsample))
@@ -176,6 +163,7 @@ class SpotMaps:
             np.log(rough + 1e-3),
         ]
         tissue = np.clip(_mean(mask.astype(np.float32), disc), 0, 1)
+        size_px = (slide.width_px, slide.height_px)
         return cls(density, np.stack(features, axis=2), tissue, mask, downsample, mpp, size_px)
 
     def at(self, centre_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
