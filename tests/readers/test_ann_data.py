@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cmrcnet.errors import BadInput, BadOption, ScaleError, SectionError
+from cmrcnet.errors import BadInput, BadOption, ScaleError, SectionError, UnknownName
+from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.readers.registry import read_section, sniff
 from tests.readers.written_formats import ann_data_of, as_visium, cut, write_image, write_visium
 
@@ -129,11 +130,46 @@ def test_what_is_missing_is_named(tmp_path, small):
 def test_two_libraries_in_one_file(tmp_path, small):
     table = ann_data_of(small)
     library = {"images": {"hires": small.image}, "scalefactors": {"tissue_hires_scalef": 1.0}}
-    table.uns["spatial"] = {"a": library, "b": library}
+    table.uns["spatial"] = {"a": library, "b": {**library, "scalefactors": {"tissue_hires_scalef": 0.5}}}
     path = write(tmp_path, table)
-    with pytest.raises(BadInput, match=r"holds 2 libraries; write one file a section"):
-        read_section(path, mpp=4.0, spot_diameter_um=100)
-    assert len(read(path, small).spots) == small.spots
+    with pytest.raises(BadOption, match=r"library is None; wanted one of a, b"):
+        read(path, small)  # also with a picture: two sections never lie on one
+    table.obs["library_id"] = ["a"] * 10 + ["b"] * (small.spots - 10)
+    path = write(tmp_path, table)
+    with pytest.raises(BadOption, match=r'library is None; wanted one of a, b, .*obs\["library_id"\]'):
+        read(path, small)
+    section = read(path, small, library="b")
+    assert section.name == "b" and section.spots.barcodes == tuple(small.barcodes[10:])
+    np.testing.assert_array_equal(section.counts.toarray(), small.counts[10:])
+    inside = read_section(path, mpp=4.0, spot_diameter_um=100, library="b")
+    np.testing.assert_array_equal(inside.spots.centre_px, small.centre_px[10:] * 0.5)
+    with pytest.raises(UnknownName, match=r"no library in .*S1.h5ad 'c'; known: a, b"):
+        read(path, small, library="c")
+
+
+def test_a_library_column_of_a_cohort_file(tmp_path, small):
+    table = ann_data_of(small)
+    table.obs["sample"] = ["a"] * 15 + ["b"] * (small.spots - 15)
+    write(tmp_path, table)
+    write_image(tmp_path / "S1.png", small.image)
+    rows = [f"{name},P1,S1.h5ad,S1.png,4.0,100,{name}" for name in "ab"]
+    csv = tmp_path / "cohort.csv"
+    csv.write_text("\n".join(["section,patient,counts,image,mpp,spot_diameter_um,library", *rows]))
+    a, b = read_cohort(csv)
+    assert a.spots.barcodes == tuple(small.barcodes[:15]) and b.spots.barcodes == tuple(small.barcodes[15:])
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "int32", "uint64", "float16", "float32"])
+@pytest.mark.parametrize("dense", [True, False])
+def test_sums_of_a_repeated_gene_do_not_wrap(tmp_path, small, kind, dense):
+    table = ann_data_of(small)
+    if kind == "float16" and not dense:
+        pytest.skip("SciPy makes no sparse matrix of float16")
+    counts = np.full(small.counts.shape, 120).astype(kind)
+    table.X = counts if dense else sparse.csr_matrix(counts)
+    table.var_names = ["A"] * 3 + [f"G{i}" for i in range(table.n_vars - 3)]
+    section = read(write(tmp_path, table), small)
+    assert (section.counts[:, section.genes.index("A")].toarray() == 360).all()
 
 
 def test_patient_and_tissue_columns(tmp_path, small):

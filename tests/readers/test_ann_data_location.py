@@ -36,7 +36,7 @@ def test_a_row_is_that_of_the_whole_table(stored):
 def test_what_is_no_table_or_no_place_is_refused(stored, tmp_path):
     with pytest.raises(UnknownName, match="There is no location in the prediction 'spot9'; known: spot0, spot1"):
         read_location(stored[1], "spot9")
-    with pytest.raises(MissingInput, match=r"The prediction table .*nothing\.h5ad does not exist"):
+    with pytest.raises(MissingInput, match=r"The file .wanted: a prediction table. .*nothing\.h5ad does not exist"):
         read_location(tmp_path / "nothing.h5ad", "spot0")
     (tmp_path / "text.h5ad").write_text("no table")
     with pytest.raises(BadInput, match=r"text\.h5ad cannot be read as a prediction table: "):

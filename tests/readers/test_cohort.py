@@ -9,6 +9,7 @@ import pytest
 
 from cmrcnet.errors import BadInput, BadOption, MissingInput, SectionError, TooFew
 from cmrcnet.readers import cohort as cohort_file
+from cmrcnet.readers.annotations import read_cohort_regions
 from cmrcnet.readers.cohort import cohort_rows, read_cohort
 from tests.readers.written_formats import as_visium, made_up, write_hest, write_image, write_legacy, write_visium
 
@@ -190,3 +191,50 @@ def test_errors_keep_their_kind_and_sentence_on_the_way():
     assert str(error) == "The image a.jpg does not exist; check the path."
     again = pickle.loads(pickle.dumps(told))
     assert type(again) is MissingInput and str(again) == str(told)
+
+
+def test_names_stay_text(folder):
+    odd = ["S24/01187", "007", "NA", "=1+1"]
+    rows = [row.split(",", 1)[1] for row in ROWS.strip().split("\n")]
+    text = HEADER + "\n".join(f'"{name}",{row}' for name, row in zip(odd, rows, strict=True))
+    text = text.replace('"007",A', '"Müller, A",1E5').replace('"NA",B', '"NA",NA').replace(",C,", ",07,")
+    cohort = read_cohort(write(folder, text))
+    assert cohort.sections == ("S24/01187", "Müller, A", "NA", "=1+1")
+    assert cohort.patients == ("A", "1E5", "NA", "07")
+    assert [section.name for section in cohort.only(cohort.sections[:3])] == list(cohort.sections[:3])
+
+
+def test_na_states_nothing_in_optional_columns(folder):
+    text = HEADER.replace("disease", "disease,regions,library")
+    text += "A2,A,NA,st/A2_counts.tsv.gz,n/a,NA,4,nan,NA,NA,NA\n"
+    (section,) = read_cohort(write(folder, text))
+    assert section.spots.diameter_um == 100 and section.metadata["disease"] == "NA"
+    with pytest.raises(TooFew, match=r"sections of cohort.csv name a table of regions"):
+        read_cohort_regions(folder / "cohort.csv")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_cohort_file_in_every_encoding(folder, end, encoding):
+    path = write(folder, (HEADER + ROWS).replace("\n", end), encoding=encoding)
+    assert read_cohort(path).sections == ("A1", "A2", "B1", "H1")
+    assert cohort_file.is_cohort_file(path)
+
+
+def test_a_cohort_cut_short_is_refused(folder):
+    text = HEADER + ROWS
+    cut = text.replace("A2,A", '"A2,A')
+    with pytest.raises(BadInput, match=r"line 3: unexpected end of data; is a quote left open"):
+        read_cohort(write(folder, cut))
+    with pytest.raises(BadInput, match=r"line 3 holds a quoted cell with a line end in it"):
+        read_cohort(write(folder, cut.replace("B1,B", 'B1",B')))
+    with pytest.raises(BadInput, match=r"line 3 has 5 cells, not 9"):
+        read_cohort(write(folder, text.replace(",st/A2.png,4,,", "")))
+
+
+@pytest.mark.parametrize("column", ["section", "patient"])
+def test_a_name_that_makes_no_file_name_is_a_problem(folder, column):
+    long = "x" * 300
+    text = HEADER + (ROWS.replace("A1,A", f"{long},A") if column == "section" else ROWS.replace("A1,A,", f"A1,{long},"))
+    with pytest.raises(BadOption, match=rf"line 2 .*{column}: name is 'x+\.\.\.'; wanted 1 to 200 characters"):
+        read_cohort(write(folder, text))

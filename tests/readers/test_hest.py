@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cmrcnet.errors import BadInput, BadOption, MissingInput, ScaleError
+from cmrcnet.errors import BadInput, BadOption, MissingInput, ScaleError, SectionError
 from cmrcnet.readers.hest import PatchSlide
 from cmrcnet.readers.registry import read_section, sniff
 from tests.readers.written_formats import as_visium, cut, made_up, write_hest
@@ -182,13 +182,16 @@ def test_the_fingerprint_tells_other_patches_and_other_places(tmp_path, tissue):
 
 def test_patches_without_counts_are_left_out(tmp_path, tissue):
     root = write_hest(tmp_path, tissue, metadata=False, slide=False)
-    table = anndata.read_h5ad(root / "st" / "TENX1.h5ad")[:4].copy()
-    table.write_h5ad(root / "st" / "TENX1.h5ad")
+    whole = anndata.read_h5ad(root / "st" / "TENX1.h5ad")
+    whole[:10].copy().write_h5ad(root / "st" / "TENX1.h5ad")
     section = read_section(root)
-    assert section.spots.barcodes == tuple(tissue.barcodes[:4])
-    np.testing.assert_array_equal(section.counts.toarray(), tissue.counts[:4])
-    assert "8 patches have no counts: left out." in section.notes
+    assert section.spots.barcodes == tuple(tissue.barcodes[:10])
+    np.testing.assert_array_equal(section.counts.toarray(), tissue.counts[:10])
+    assert "2 patches have no counts: left out." in section.notes
     patches = patches_of(root)
     for barcode, (x, y) in zip(section.spots.barcodes, section.spots.centre_px, strict=True):
         np.testing.assert_array_equal(section.slide.read(int(x) - 112, int(y) - 112, 224, 224), patches[barcode][1])
     assert any("patch corners: 0.8" in note for note in section.notes)
+    whole[:4].copy().write_h5ad(root / "st" / "TENX1.h5ad")
+    with pytest.raises(SectionError, match=r"8 of 12 patches of TENX1.h5 have no counts"):
+        read_section(root)

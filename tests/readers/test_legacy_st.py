@@ -158,3 +158,63 @@ def test_truncated_files(tmp_path, part):
     cut(tmp_path / part)
     with pytest.raises(BadInput, match=r"truncated"):
         read(counts)
+
+
+@pytest.mark.parametrize(
+    ("in_counts", "x", "y"),
+    [("{:.3f}x{:.3f}", "{:g}", "{:g}"), ("{:g}x{:g}", "{:.1f}", "{:.2f}"), ("X{:g}x{:g}", "{:.1f}", "{:g}")],
+)
+def test_names_of_spots_are_compared_as_numbers(tmp_path, small, in_counts, x, y):
+    array = small.array_xy + np.array([0.01, 0.1]) if "3f" in in_counts else small.array_xy
+    small.barcodes[:] = [in_counts.format(a, b) for a, b in array]
+    counts = write_legacy(tmp_path, small)
+    edit_spots(counts, lambda s: s.assign(x=[x.format(a) for a, _ in array], y=[y.format(b) for _, b in array]))
+    section = read(counts)
+    assert section.spots.barcodes == tuple(name.removeprefix("X") for name in small.barcodes)
+    np.testing.assert_array_equal(section.counts.toarray(), small.counts)
+    np.testing.assert_allclose(section.spots.centre_px, small.centre_px)
+    assert not any("dropped" in note or "left out" in note for note in section.notes)
+
+
+def test_decimal_commas_and_nothing_selected(tmp_path, small):
+    small.barcodes[:] = [f"{a + 0.01:g}x{b + 0.1:g}" for a, b in small.array_xy]
+    counts = write_legacy(tmp_path, small)
+    spots = pd.DataFrame({"x": small.array_xy[:, 0] + 0.01, "y": small.array_xy[:, 1] + 0.1})
+    spots["pixel_x"], spots["pixel_y"] = small.centre_px.T
+    spots["selected"] = ["NA", "TRUE", "1"] * (len(spots) // 3)
+    spots.to_csv(tmp_path / "S1_spots.tsv", sep=";", decimal=",", index=False)
+    np.testing.assert_array_equal(read(counts).counts.toarray(), small.counts)
+    edit = (tmp_path / "S1_spots.tsv").read_text().replace(";TRUE", ";perhaps", 1)
+    (tmp_path / "S1_spots.tsv").write_text(edit)
+    with pytest.raises(BadInput, match="line 3 has 'perhaps' as selected; wanted 0, 1, TRUE, FALSE or nothing"):
+        read(counts)
+
+
+@pytest.mark.parametrize("side", ["counts", "spots"])
+def test_a_share_of_unmatched_spots_is_an_error(tmp_path, small, side):
+    counts = write_legacy(tmp_path, small)
+
+    def change(spots):
+        other = spots.iloc[:4].assign(x="77", y=["1", "2", "3", "4"])
+        return pd.concat([spots.iloc[4:], other] if side == "counts" else [spots, other])
+
+    edit_spots(counts, change)
+    said = "4 of 30 counted spots are not in" if side == "counts" else "4 of 34 spots of the spot file have no counts"
+    with pytest.raises(SectionError, match=f"{said}.*check that S1_counts.tsv.gz and S1_spots.tsv are of one section"):
+        read(counts)
+    if side == "spots":  # the way out that the sentence names
+        edit_spots(counts, lambda spots: spots.assign(selected=["1"] * 30 + ["0"] * 4))
+        assert len(read(counts).spots) == 30
+
+
+def test_several_files_beside_the_counts_are_named_and_hidden_ones_ignored(tmp_path, small):
+    counts = write_legacy(tmp_path, small)
+    for path in list(tmp_path.iterdir()):
+        path.with_name("._" + path.name).write_bytes(b"\0\5\x16\7" * 9)
+    assert len(read(counts).spots) == 30
+    (tmp_path / "S1.jpg").write_bytes((tmp_path / "S1.png").read_bytes())
+    with pytest.raises(BadOption, match=r"image is None; .*2 files could be it: S1.jpg, S1.png"):
+        read(counts)
+    (tmp_path / "S1_spots.csv").write_bytes((tmp_path / "S1_spots.tsv").read_bytes())
+    with pytest.raises(BadOption, match=r"spots is None; .*2 files could be it: S1_spots.csv, S1_spots.tsv"):
+        read(counts)

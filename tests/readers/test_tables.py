@@ -49,9 +49,16 @@ def test_a_table_without_a_header(tmp_path):
     [
         (b"", "empty"),
         (b"a,b\n1,2,3\n", "line 2 has 3 cells, not 2"),
+        (b"a,b,c\n1,2,3\n\n1,2\n", "line 4 has 2 cells, not 3"),
+        (b'a,b\n1,2\n"1,2\n3,4\n', "line 3: unexpected end of data; is a quote left open"),
+        (b'a,b\n"1,2\n3",4\n5,6\n', "line 2 holds a quoted cell with a line end in it"),
+        (b'a,b\n"1\n2",4\n', "line 2 holds a quoted cell with a line end in it"),
+        (b'a,b\n"1"x,4\n', "line 2: ',' expected after '\"'; is a quote left open"),
+        (b'a,b\n"' + b"x" * 200_000, "line 2: field larger than field limit"),
         (b"a,a\n1,2\n", "two columns are named 'a'"),
         ("a,b\nH\u00e4ma,2\n".encode("latin-1"), "CSV UTF-8"),
         (b"\x89PNG\0\0\0", "no UTF-8 text"),
+        (b"a,b\n1\0,2\n", "line 2 holds a NUL byte"),
         (gzip.compress(PLAIN.encode() * 99)[:-20], "truncated or damaged"),
     ],
 )
@@ -64,6 +71,10 @@ def test_what_is_no_table_is_refused(tmp_path, content, said):
 
 def test_cells_that_are_no_numbers_are_named_by_line(tmp_path):
     path = tmp_path / "t.csv"
+    for cell in ("1_000", "\u0661", "1e400", "nan", "0x1F", "1 2", "9" * 5000):
+        path.write_text(f"spot,pixel_x\na,1\nb,{cell}\n", encoding="utf-8")
+        with pytest.raises(BadInput, match=r"line 3 has .* as pixel_x, which is no number"):
+            read_table(path, "a table").numbers("pixel_x")
     path.write_text("spot,pixel_x\na,1\nb,two\nc,inf\n")
     table = read_table(path, "a table")
     with pytest.raises(BadInput, match=r"line 3 has 'two' as pixel_x, which is no number"):

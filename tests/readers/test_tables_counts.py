@@ -108,5 +108,26 @@ def test_a_truncated_gzip_is_named(tmp_path):
     with gzip.open(path, "wt") as file:
         file.write("\t".join(["", *(f"G{i}" for i in range(500))]) + "\n" + "\n".join(rows) + "\n")
     cut(path)
-    with pytest.raises(BadInput, match=r"gzip file is truncated or damaged"):
+    with pytest.raises(BadInput, match=r"as a gzip file: it is truncated or damaged"):
         read_count_table(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("1x1\t1_0\t2\n", "row 1 holds '1_0', which is no number"),
+        ("1x1\t1,5\t2\n", "row 1 holds '1,5', which is no number"),
+        ("1x1\t1\t2\n1x2\t\x00\t2\n", "a NUL byte"),
+    ],
+)
+def test_half_numbers_are_refused(tmp_path, rows, said):
+    path = tmp_path / "c.tsv"
+    path.write_text("\tA\tB\n" + rows)
+    with pytest.raises(BadInput, match=said):
+        read_count_table(path)
+
+
+def test_decimal_commas_between_semicolons(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_text(";A;B\n1x1;3,0;12,0\n")
+    np.testing.assert_array_equal(read_count_table(path).values.toarray(), [[3, 12]])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import warnings
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from cmrcnet.errors import (
     BadInput,
@@ -14,6 +16,7 @@ from cmrcnet.errors import (
     MissingInput,
     ScaleError,
     SectionError,
+    UnknownName,
 )
 from cmrcnet.readers.registry import read_section, sniff
 from cmrcnet.readers.visium import read_tenx_matrix, visium_scale
@@ -220,3 +223,140 @@ def test_an_h5_of_another_kind(tmp_path, visium):
     (outs / "filtered_feature_bc_matrix.h5").write_text("no HDF5 at all")
     with pytest.raises(BadInput, match=r"truncated, damaged or of another kind"):
         read_section(outs)
+
+
+def aggregated(folder, *, alike=False):
+    """Two capture areas, the one matrix of `spaceranger aggr`, and a positions file of each with suffix -1."""
+    areas = {"1": as_visium(made_up(seed=1)), "2": as_visium(made_up(seed=2))}
+    areas["2"].genes[:] = areas["1"].genes
+    off = {"1": 0, "2": 0 if alike else 3}
+    for suffix, made in areas.items():
+        write_visium(folder / suffix, made, off_tissue=off[suffix])
+    both = []
+    for suffix, made in areas.items():
+        kept = made.spots - off[suffix]
+        both.append(([f"{barcode[:-1]}{suffix}" for barcode in made.barcodes[:kept]], made.counts[:kept]))
+    aggr = folder / "aggr"
+    (aggr / "spatial").mkdir(parents=True)
+    names = [name for barcodes, _ in both for name in barcodes]
+    matrix = sparse.csc_matrix(np.vstack([counts for _, counts in both]).T)
+    genes = areas["1"].genes
+    write_10x_h5(aggr / "filtered_feature_bc_matrix.h5", matrix, names, genes, genes, ["Gene Expression"] * len(genes))
+    (aggr / "spatial" / "scalefactors_json.json").write_bytes(
+        (folder / "1" / "spatial" / "scalefactors_json.json").read_bytes()
+    )
+    return aggr, areas, both
+
+
+def test_an_aggregated_matrix_gives_the_library_that_the_positions_name(tmp_path):
+    aggr, areas, both = aggregated(tmp_path)
+    for number, (barcodes, counts) in enumerate(both, 1):
+        spots = tmp_path / str(number) / "spatial" / "tissue_positions.csv"
+        section = read_section(aggr, spots=spots, image=fullres(tmp_path, areas[str(number)]))
+        assert section.spots.barcodes == tuple(barcodes)
+        np.testing.assert_array_equal(section.counts.toarray(), counts)
+        assert any(f"those of suffix -{number} are taken" in note for note in section.notes)
+
+
+def test_an_aggregated_matrix_that_tells_nothing_is_refused(tmp_path):
+    aggr, areas, both = aggregated(tmp_path, alike=True)  # all spots of both are under tissue
+    image, spots = fullres(tmp_path, areas["2"]), tmp_path / "2" / "spatial" / "tissue_positions.csv"
+    with pytest.raises(BadOption, match=r"library is None; wanted the suffix .*, one of 1, 2: filtered_feature_bc"):
+        read_section(aggr, spots=spots, image=image)
+    for library in ("2", "-2", "B"):
+        (aggr / "aggregation.csv").write_text("library_id,molecule_h5\nA,a.h5\nB,b.h5\n")
+        section = read_section(aggr, spots=spots, image=image, library=library)
+        assert section.spots.barcodes == tuple(both[1][0])
+        np.testing.assert_array_equal(section.counts.toarray(), both[1][1])
+        np.testing.assert_array_equal(section.spots.centre_px, np.round(areas["2"].centre_px))
+    with pytest.raises(UnknownName, match=r"library in filtered_feature_bc_matrix.h5 '3'; known: 1, 2, A, B"):
+        read_section(aggr, spots=spots, image=image, library="3")
+
+
+def test_the_positions_of_several_libraries_need_one(tmp_path):
+    aggr, areas, both = aggregated(tmp_path)
+    tables = [
+        (tmp_path / n / "spatial" / "tissue_positions.csv").read_text().replace("-1,", f"-{n},").split("\n", 1)
+        for n in "12"
+    ]
+    (aggr / "spatial" / "tissue_positions.csv").write_text(tables[0][0] + "\n" + tables[0][1] + tables[1][1])
+    image = fullres(tmp_path, areas["2"])
+    with pytest.raises(BadOption, match=r"one of 1, 2"):
+        read_section(aggr, image=image)
+    section = read_section(aggr, image=image, library="2")
+    np.testing.assert_array_equal(section.counts.toarray(), both[1][1])
+
+
+def test_barcodes_without_positions_are_an_error(tmp_path, visium):
+    outs = write_visium(tmp_path / "outs", visium)
+    spots = outs / "spatial" / "tissue_positions.csv"
+    lines = spots.read_text().splitlines()
+    spots.write_text("\n".join(lines[:-2]))
+    section = read_section(outs, image=fullres(tmp_path, visium))
+    assert "2 of 30 barcodes have no position: dropped." in section.notes
+    spots.write_text("\n".join(lines[:-3]))
+    with pytest.raises(
+        SectionError, match=r"3 of 30 barcodes of filtered.*h5 have no position, the first .*one section"
+    ):
+        read_section(outs, image=fullres(tmp_path, visium))
+    extra = [line.replace("-1,", "-X,").replace("-X,", "TT-1,", 1) for line in lines[1:4]]
+    spots.write_text("\n".join(lines + extra))
+    with pytest.raises(SectionError, match=r"3 of 33 spots under tissue of tissue_positions.csv have no counts"):
+        read_section(outs, image=fullres(tmp_path, visium))
+
+
+def test_several_matrices_are_refused_and_a_raw_one_is_noted(tmp_path, visium):
+    outs = write_visium(tmp_path / "outs", visium)
+    image, filtered = fullres(tmp_path, visium), outs / "filtered_feature_bc_matrix.h5"
+    for path in list(outs.rglob("*")):
+        if path.is_file():
+            path.with_name("._" + path.name).write_bytes(b"\0\5\x16\7" * 9)
+    (outs / "raw_feature_bc_matrix.h5").write_bytes(filtered.read_bytes())
+    assert not any("raw" in note for note in read_section(outs, image=image).notes)
+    (outs / "S1_filtered_feature_bc_matrix.h5").write_bytes(filtered.read_bytes())
+    with pytest.raises(
+        BadInput,
+        match=r"2 files could be its matrix \(S1_filtered_feature_bc_matrix.h5, filtered_feature_bc_matrix.h5\)",
+    ):
+        read_section(outs, image=image)
+    assert len(read_section(filtered, image=image).spots) == visium.spots
+    filtered.unlink()
+    (outs / "S1_filtered_feature_bc_matrix.h5").unlink()
+    notes = read_section(outs, image=image).notes
+    assert "There is no filtered matrix; the spots under tissue of raw_feature_bc_matrix.h5 are taken." in notes
+
+
+def test_two_positions_files_must_agree(tmp_path, visium):
+    outs = write_visium(tmp_path / "outs", visium)
+    spots = outs / "spatial" / "tissue_positions.csv"
+    content = spots.read_text().split("\n", 1)[1]
+    older = spots.with_name("tissue_positions_list.csv")
+    older.write_text(content)
+    assert len(read_section(outs, image=fullres(tmp_path, visium)).spots) == visium.spots
+    older.write_text(content.replace(",1,", ",0,", 1))
+    with pytest.raises(BadInput, match=r"tissue_positions.csv and tissue_positions_list.csv list other positions"):
+        read_section(outs, image=fullres(tmp_path, visium))
+
+
+def test_missing_files_say_where_space_ranger_writes_them(tmp_path, visium):
+    outs = write_visium(tmp_path / "run" / "outs", visium)
+    (outs / "filtered_feature_bc_matrix.h5").unlink()
+    said = r"filtered_feature_bc_matrix.h5 does not exist; Space Ranger writes it into outs/, .*"
+    with pytest.raises(MissingInput, match=said + "by its files this is Space Ranger 2.0 or later"):
+        read_section(outs)
+    (outs.parent / "_versions").write_text('{"pipelines": "3.1.2", "martian": "x"}')
+    (outs / "spatial" / "tissue_positions.csv").unlink()
+    with pytest.raises(MissingInput, match=said + "_versions says Space Ranger 3.1.2"):
+        read_section(outs, format="visium")
+
+
+def test_a_10x_folder_with_two_of_a_file_is_refused(tmp_path, visium):
+    outs = write_visium(tmp_path / "outs", visium, matrix="mtx.gz")
+    folder = outs / "filtered_feature_bc_matrix"
+    (folder / "barcodes.tsv").write_text("A-1\n")
+    with pytest.raises(BadInput, match=r"it holds barcodes.tsv.gz, barcodes.tsv, of which one is wanted"):
+        read_section(outs, image=fullres(tmp_path, visium))
+    (folder / "barcodes.tsv").unlink()
+    path = folder / "barcodes.tsv.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).decode().replace("\n", "\r").encode("utf-16")))
+    assert read_section(outs, image=fullres(tmp_path, visium)).spots.barcodes == tuple(visium.barcodes)

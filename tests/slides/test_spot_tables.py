@@ -13,6 +13,7 @@ import pytest
 from cmrcnet import Section, read_section, synthetic_cohort
 from cmrcnet.errors import BadInput, BadOption, MissingExtra, ScaleError, SectionError, UnknownName
 from cmrcnet.slides.slide import ArraySlide
+from cmrcnet.slides.spot_tables import check_counts
 from cmrcnet.testing import assert_section
 
 
@@ -106,6 +107,34 @@ def test_spots_off_tissue_and_a_few_off_the_image_are_dropped_with_a_note(sectio
         Section.from_anndata(table, section.slide, name="P1S1")
 
 
+def test_one_library_of_several_is_taken(section):
+    table = table_of(section, other={"scalefactors": {"spot_diameter_fullres": 1.0}})
+    table.obs["library_id"] = ["lib", "other"] * 10
+    table.obs["patient"] = ["P1", "P2"] * 10
+    with pytest.raises(BadOption, match=r'wanted one of lib, other, because .* sections by obs\["library_id"\]'):
+        Section.from_anndata(table, section.slide)
+    made = Section.from_anndata(table, section.slide, library="lib")
+    assert made.spots.barcodes == section.spots.barcodes[::2] and made.patient == "P1"
+    np.testing.assert_array_equal(made.counts.toarray(), section.counts.toarray()[::2])
+    assert made.spots.diameter_um == pytest.approx(section.spots.diameter_um)
+    cut_out = table[table.obs["library_id"] == "lib"].copy()  # keeps both entries of uns
+    assert Section.from_anndata(cut_out, section.slide).spots.barcodes == section.spots.barcodes[::2]
+
+
+@pytest.mark.parametrize(("value", "said"), [(-1, "negative"), (2**31 + 5, r"too large \(did they wrap\?\)")])
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint32, np.float64])
+def test_wrapped_counts_are_refused(value, said, kind):
+    if not np.can_cast(np.min_scalar_type(value), kind):
+        pytest.skip("the type does not hold this value")
+    with pytest.raises(SectionError, match=f"1 values are {said}, the first .* at spot b, gene g"):
+        check_counts(np.array([[0], [value]], kind), "S1", barcodes=["a", "b"], genes=["g"])
+
+
+def test_text_is_no_count():
+    with pytest.raises(SectionError, match=r"its values are of type <U1"):
+        check_counts(np.array([["1"]]), "S1")
+
+
 def test_bad_tables_are_refused(section):
     def made(change, **options):
         table = table_of(section)
@@ -116,9 +145,11 @@ def test_bad_tables_are_refused(section):
         made(lambda table: table.obsm.pop("spatial"))
     with pytest.raises(BadOption, match=r"spot_diameter_um is None; wanted the diameter of the spots of P1S1"):
         made(lambda table: table.uns.clear())
-    with pytest.raises(BadOption, match=r"library is None; wanted one of the 2 entries"):
+    with pytest.raises(BadOption, match=r"library is None; wanted one of lib, b, because P1S1 holds several"):
         made(lambda table: table.uns["spatial"].update(b={}))
-    with pytest.raises(UnknownName, match=r"library in uns.* 'c'; known: lib"):
+    with pytest.raises(BadInput, match=r"has 2 entries, and no column of obs .* says which spot is of which"):
+        made(lambda table: table.uns["spatial"].update(b={}), library="lib")
+    with pytest.raises(UnknownName, match=r"library in P1S1 'c'; known: lib"):
         made(lambda table: None, library="c")
     with pytest.raises(SectionError, match=r"repeat the barcode.s. a"):
         made(lambda table: setattr(table, "obs_names", ["a", "a", *section.spots.barcodes[2:]]))

@@ -97,9 +97,16 @@ def split_names(names: list[str] | None) -> list[str] | None:
 
 def read_genes(genes: list[str] | None) -> list[str] | None:
     """Return genes given by name, or read them from a file when one path is given."""
-    if genes is None or len(genes) != 1 or not Path(genes[0]).is_file():
+    if genes is None or len(genes) != 1:
         return split_names(genes)
-    return Path(genes[0]).read_text().split()
+    try:
+        if not Path(genes[0]).is_file():
+            return split_names(genes)
+    except OSError:  # a list that is too long for the name of a file
+        return split_names(genes)
+    from cmrcnet.readers.text_files import read_text
+
+    return split_names(read_text(Path(genes[0]), "The list of genes").split())
 
 
 def sections_named(cohort: Cohort, names: list[str] | None, option: str) -> list[str]:

@@ -174,7 +174,7 @@ def clean_features(
     genes : sequence of str, length features
         Names as the assay wrote them.
     counts : scipy.sparse.csr_matrix, shape (spots, features)
-        Raw.
+        Raw, of any type; sums are made in floating point, where one byte cannot wrap.
     controls : {"drop", "keep"}
         "keep" leaves controls in, as the released code does. Features without a name are dropped and features of the
         same name are summed either way, because a panel needs one column per name.
@@ -220,10 +220,9 @@ def clean_features(
     if len(kept) == len(names) == len(column_of):
         return tuple(names), sparse.csr_matrix(counts), tuple(notes)
     into = np.array([column_of[names[i]] for i in kept], dtype=np.int64)
-    gather = sparse.csr_matrix(
-        (np.ones(len(kept), dtype=counts.dtype), (kept, into)), shape=(len(names), len(column_of))
-    )
-    merged = sparse.csr_matrix(counts @ gather)
+    wide = np.result_type(counts.dtype, np.float32)
+    gather = sparse.csr_matrix((np.ones(len(kept), dtype=wide), (kept, into)), shape=(len(names), len(column_of)))
+    merged = sparse.csr_matrix(counts.astype(wide) @ gather)
     merged.sort_indices()
     return tuple(column_of), merged, tuple(notes)
 

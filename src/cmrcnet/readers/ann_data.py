@@ -6,6 +6,9 @@ Picture
 Counts
     The first of `layers["counts"]`, `raw` and `X` that holds whole numbers. A file that holds only normalised values
     is refused: they cannot be converted back without the library sizes.
+Sections
+    A file of several (several entries of `uns["spatial"]`, several values of `library_id` and the like) gives one,
+    named by `library`; the picture inside is used only if its entry bears that name.
 Scale
     `mpp` of the user; else what the picture states; else, for Visium (Space Ranger's scale factors are in the
     file), as in `visium`; else `spot_diameter_um` over `spot_diameter_fullres`. Otherwise it is unknown, an error.
@@ -19,17 +22,19 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, SectionError, UnknownName
+from cmrcnet.errors import BadInput, BadOption, SectionError, UnknownName
 from cmrcnet.readers import visium
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import SectionSource, register_reader
+from cmrcnet.readers.sparse_files import open_h5
 from cmrcnet.slides.slide import ArraySlide, Slide, open_slide
 from cmrcnet.slides.spot_tables import (
+    as_sparse,
     count_fault,
+    one_library,
     patient_of_table,
     scale_factors_of,
     spatial_centres,
-    spatial_library,
     under_tissue,
 )
 
@@ -59,28 +64,26 @@ def read_ann_data(source: SectionSource) -> RawSection:
     BadInput, SectionError, BadOption, ScaleError
     """
     table = read_h5ad(source.path)
-    name = source.name or source.path.stem
+    name = source.name or source.library or source.path.stem
     counts, genes, where = raw_counts(table, name)
     notes = [] if where == "X" else [f"Counts are those of {where}."]
     centres = spatial_centres(table, source.path)
-    try:
-        library = spatial_library(table)
-    except BadOption as error:
-        if source.image is None:
-            why = f'uns["spatial"] holds {len(table.uns["spatial"])} libraries; write one file a section, or give image'
-            raise BadInput(source.path, WHAT, why) from error
-        library = {}
+    mine, library = one_library(table, source.library, source.path)
+    if not mine.all():
+        notes.append(
+            f"{int(mine.sum())} of {len(mine)} spots are of library {source.library}; the others are left out."
+        )
     factors = scale_factors_of(library)
     is_visium = "fiducial_diameter_fullres" in factors
-    pitch_px = neighbour_distance_px(centres)
-    kept = under_tissue(table)
-    if not kept.all():
-        notes.append(f"{int((~kept).sum())} of {len(kept)} spots are not under tissue: dropped.")
+    pitch_px = neighbour_distance_px(centres[mine])
+    kept = mine & under_tissue(table)
+    if not kept[mine].all():
+        notes.append(f"{int((mine & ~kept).sum())} of {int(mine.sum())} spots are not under tissue: dropped.")
 
     diameter = source.spot_diameter_um or (visium.SPOT_UM if is_visium else None)
     mpp = source.mpp if source.affine is None else None  # with an affine, mpp is the scale of another picture
     if mpp is None and is_visium:
-        enough = len(centres) >= visium.FEWEST_LOCATIONS
+        enough = mine.sum() >= visium.FEWEST_LOCATIONS
         mpp, how = visium.visium_scale(None, factors, pitch_px if enough else None, slide=name)
         notes.append(how)
     elif mpp is None and diameter and factors.get("spot_diameter_fullres"):
@@ -100,7 +103,7 @@ def read_ann_data(source: SectionSource) -> RawSection:
         raise BadOption("spot_diameter_um", None, want=want)
     return RawSection(
         name=name,
-        patient=patient_of_table(table),
+        patient=patient_of_table(table, mine),
         slide=slide,
         barcodes=[str(barcode) for barcode in table.obs_names[kept]],
         centre_px=centres[kept] * scalef,
@@ -126,14 +129,12 @@ def read_h5ad(path: Path) -> AnnData:
 
     import anndata
 
-    if not Path(path).is_file():
-        raise MissingInput(path, "The AnnData file")
+    with open_h5(path, WHAT):
+        pass
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # repeated names are checked later
             return anndata.read_h5ad(path)
-    except CmrcnetError:
-        raise
     except Exception as error:  # anndata and h5py raise a dozen kinds for a damaged file
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BadInput(path, WHAT, f"the file is truncated, damaged or of another kind ({lines[0][:120]})") from error
@@ -170,7 +171,7 @@ def raw_counts(table: AnnData, name: str) -> tuple[sparse.csr_matrix, tuple[str,
     for where, values, names in stored:
         fault = count_fault(values)
         if fault is None:
-            return sparse.csr_matrix(values), tuple(str(gene) for gene in names), where
+            return as_sparse(values), tuple(str(gene) for gene in names), where
         why.append(f"in {where}, {fault}")
     hint = ' (put the raw counts in layers["counts"])'
     raise SectionError.not_counts(name, "; ".join(why) + hint if why else "there are none")
@@ -218,26 +219,18 @@ def read_location(path: Path, location: str) -> AnnData:
         There is no such location.
     """
     import anndata
-    import h5py
     from anndata.io import read_elem
 
-    if not path.is_file():
-        raise MissingInput(path, "The prediction table")
-    try:
-        with h5py.File(path, "r") as file:
-            content: Any = file
-            obs, var, uns = (cast(Any, read_elem(content[part])) for part in ("obs", "var", "uns"))
-            names = list(map(str, obs.index))
-            if location in names:
-                only = slice(names.index(location), names.index(location) + 1)
-                return anndata.AnnData(
-                    X=np.asarray(content["X"][only]),
-                    obs=obs.iloc[only],
-                    var=var,
-                    obsm=cast(Any, {name: np.asarray(values[only]) for name, values in content["obsm"].items()}),
-                    uns=uns,
-                )
-    except (OSError, KeyError, TypeError) as error:
-        lines = str(error).splitlines()
-        raise BadInput(path, "a prediction table", lines[0][:120] if lines else type(error).__name__) from error
-    raise UnknownName("location in the prediction", location, names)
+    with open_h5(path, "a prediction table") as content:
+        obs, var, uns = (cast(Any, read_elem(content[part])) for part in ("obs", "var", "uns"))
+        names = list(map(str, obs.index))
+        if location not in names:
+            raise UnknownName("location in the prediction", location, names)
+        only = slice(names.index(location), names.index(location) + 1)
+        return anndata.AnnData(
+            X=np.asarray(content["X"][only]),
+            obs=obs.iloc[only],
+            var=var,
+            obsm=cast(Any, {name: np.asarray(values[only]) for name, values in content["obsm"].items()}),
+            uns=uns,
+        )

@@ -8,6 +8,7 @@ A table of regions has one row a spot; a cohort file names one a section in its 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from cmrcnet.errors import BadInput, MissingInput, SectionError, TooFew
 from cmrcnet.readers.cohort import cohort_rows
-from cmrcnet.readers.tables import Table, read_table
+from cmrcnet.readers.tables import NOTHING, Table, read_table
 from cmrcnet.slides.section import Spots, repeated
 from cmrcnet.slides.slide import Slide, open_slide
 from cmrcnet.slides.tissue_mask import TissueMask
@@ -66,6 +67,22 @@ def read_spots(path: Path | str, *, diameter_um: float = LEGACY_SPOT_UM) -> Spot
     return Spots(tuple(names), centres, diameter_um).take(selected)
 
 
+SPOT_NAME = re.compile(r"X?(-?\d+(?:[.,]\d+)?)x(-?\d+(?:[.,]\d+)?)", re.ASCII)
+"""A location on the array, ``10x15`` or ``5.907x2.103``; R puts an X before column names that begin with a digit."""
+
+
+def spot_key(name: str) -> str:
+    """Write the name of a spot so that names of the same numbers are equal; other names stay.
+
+    Examples
+    --------
+    >>> spot_key("9.010x2.100"), spot_key("X10x15"), spot_key("9,01x15.0"), spot_key("AAAC-1")
+    ('9.01x2.1', '10x15', '9.01x15', 'AAAC-1')
+    """
+    match = SPOT_NAME.fullmatch(name)
+    return "x".join(f"{float(part.replace(',', '.')):.15g}" for part in match.groups()) if match else name
+
+
 def spot_names(table: Table, required: bool = False) -> list[list[str]]:
     """Every way in which a spot table can name its spots, the surest first.
 
@@ -82,14 +99,19 @@ def spot_names(table: Table, required: bool = False) -> list[list[str]]:
 
 
 def selected_spots(table: Table) -> np.ndarray:
-    """Which rows are under tissue by the column `selected`, as bool (rows,); all of them without it."""
+    """Which rows are under tissue by the column `selected`, as bool (rows,); those where it states nothing are."""
     if "selected" not in table.columns:
         return np.ones(len(table), dtype=bool)
-    words = {"true": 1.0, "false": 0.0, "": 1.0}
-    cells = [cell.lower() for cell in table.text("selected")]
-    if all(cell in words for cell in cells):
-        return np.array([words[cell] for cell in cells]) != 0
-    return table.numbers("selected") != 0
+    words = {"true": True, "false": False, **dict.fromkeys(NOTHING, True)}
+    selected = []
+    for cell, line in zip(table.text("selected"), table.lines, strict=True):
+        try:
+            word = words.get(cell.lower())
+            selected.append(table.number(cell) != 0 if word is None else word)
+        except ValueError:
+            why = f"line {line} has {cell!r} as selected; wanted 0, 1, TRUE, FALSE or nothing"
+            raise BadInput(table.path, "a table of spots", why) from None
+    return np.array(selected, dtype=bool)
 
 
 REGIONS = "a table of regions"
@@ -157,7 +179,8 @@ def read_cohort_regions(csv: Path | str) -> dict[str, pd.Series]:
     rows = cohort_rows(csv)
     if all(COLUMN not in row.metadata for row in rows):
         raise BadInput.columns(csv, [COLUMN], sorted({name for row in rows for name in row.metadata}))
-    found = {row.source.name: row.metadata[COLUMN] for row in rows if row.metadata.get(COLUMN) and row.source.name}
+    stated = {row.source.name: row.metadata.get(COLUMN, "") for row in rows if row.source.name}
+    found = {name: path for name, path in stated.items() if path.lower() not in NOTHING}
     if not found:
         raise TooFew(f"sections of {csv.name} name a table of regions", 0, 1, "fill in its column regions")
     return {section: read_regions(csv.parent / name) for section, name in found.items()}

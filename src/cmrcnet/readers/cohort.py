@@ -4,8 +4,10 @@
     C6,C,legacy_st,C6_counts.tsv.gz,C6_spots.tsv,C6.jpg,0.6877,100,HER2+ breast cancer
 
 `section`, `patient` and `counts` (or `path`) are required, the others where the format needs them; an empty
-`format` is recognised from the files. Two more columns have a meaning: `affine` (six numbers or a file, see `affine`)
-and `bin_um`. Paths are relative to the cohort file. Further columns become the section's metadata.
+`format` is recognised from the files. Three more columns have a meaning: `affine` (six numbers or a file, see
+`affine`), `bin_um`, and `library`, which says which section of a file of several a row is: the suffix of its barcodes
+in a matrix of `spaceranger aggr`, or its name in an `.h5ad`. Paths are relative to the cohort file. `NA` in one of
+these columns (but section and patient) states nothing. Further columns become the section's metadata.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from cmrcnet.errors import BadInput, BadOption, CmrcnetError, TooFew
 from cmrcnet.readers.affine import Affine, read_affine
 from cmrcnet.readers.raw_section import RawSection, checked_section
 from cmrcnet.readers.registry import SectionSource, input_problems, read_raw
-from cmrcnet.readers.tables import Table, read_table
+from cmrcnet.readers.tables import NOTHING, Table, read_table
+from cmrcnet.readers.text_files import open_text
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
+from cmrcnet.storage.file_names import file_name
 
 WHAT = "a cohort file"
 NUMBERS = ("mpp", "spot_diameter_um", "bin_um")
@@ -140,12 +144,10 @@ def located(error: CmrcnetError, where: str, after: str = "") -> CmrcnetError:
 
 def is_cohort_file(path: Path) -> bool:
     """Whether a file's first line names the columns of a cohort (and is no table of counts)."""
-    if not path.is_file() or not path.name.lower().endswith((".csv", ".tsv", ".txt")):
+    if not path.is_file() or not path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv", ".txt")):
         return False
-    with path.open("rb") as file:
-        head = file.read(4096)
-    text = head.decode("utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "ignore")
-    first = text.splitlines()[0] if text else ""
+    with open_text(path, "The cohort file") as file:
+        first = file.readline(4096).decode("utf-8", "ignore")
     cells = {cell.strip().strip('"') for cell in first.replace(";", ",").replace("\t", ",").split(",")}
     return len(cells & {"section", "patient", "counts", "image", "spots", "path"}) >= 2
 
@@ -164,11 +166,17 @@ def _scale_column_renamed(table: Table) -> Table:
 def _row(table: Table, i: int) -> CohortRow:
     cells, folder = table.rows[i], table.path.parent
     name, patient = cells["section"], cells["patient"]
+    cells = cells | {key: "" for key in (*OUR_COLUMNS[2:], "library") if cells.get(key, "").lower() in NOTHING}
     where = f"{table.path.name}, line {table.lines[i]}" + (f" ({name})" if name else "")
     problems: list[CmrcnetError] = []
     for column in ("section", "patient"):
         if not cells[column]:
             problems.append(BadOption(column, "", want="a name (sections of one patient must share it, or tests leak)"))
+            continue
+        try:
+            file_name(cells[column])
+        except BadOption as error:
+            problems.append(located(error, column))
     counts = cells.get("counts") or cells.get("path") or ""
     if not counts:
         problems.append(BadOption("counts", "", want="the path of the counts (or of the section's folder)"))
@@ -195,6 +203,7 @@ def _row(table: Table, i: int) -> CohortRow:
         spots=folder / cells["spots"] if cells.get("spots") else None,
         image=folder / cells["image"] if cells.get("image") else None,
         affine=affine,
+        library=cells.get("library") or None,
         **numbers,
     )
     format = cells.get("format") or None
@@ -214,8 +223,8 @@ def _mark_repeats(rows: Sequence[CohortRow]) -> list[CohortRow]:
         name = row.source.name
         if name is not None and name in names:
             extra.append(BadOption("section", name, want=f"a name of its own ({names[name]} has this one)"))
-        files = (row.source.path, row.source.spots)
-        if row.source.path.is_file() and files in entered:
+        files = (row.source.path, row.source.spots, row.source.library)
+        if files in entered and not row.problems and row.source.path.is_file():
             want = f"each section entered once ({entered[files]} is the same)"
             extra.append(BadOption("counts", row.source.path.name, want=want))
         names.setdefault(name, row.where)

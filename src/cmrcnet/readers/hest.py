@@ -13,7 +13,6 @@ one thing: this platform.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,10 @@ import numpy as np
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, ScaleError, SectionError, ShapeMismatch
 from cmrcnet.readers.ann_data import in_hest_folder, raw_counts, read_h5ad
-from cmrcnet.readers.raw_section import RawSection
+from cmrcnet.readers.raw_section import RawSection, refuse_unmatched
 from cmrcnet.readers.registry import SectionSource, register_reader
+from cmrcnet.readers.sparse_files import open_h5
+from cmrcnet.readers.text_files import read_json
 from cmrcnet.slides.section import repeated
 from cmrcnet.slides.slide import WHITE, open_slide
 from cmrcnet.slides.spot_tables import spatial_centres
@@ -167,47 +168,44 @@ def _hest_files(source: SectionSource) -> _HestFiles:
         name = source.name if source.name in ids else ids[0] if len(ids) == 1 else None
         if name is None:
             raise BadOption("name", source.name, want=f"one of the sections in {path}: {', '.join(ids[:12]) or 'none'}")
-    found = [root / folder / f"{name}.h5ad" for folder in TABLE_FOLDERS]
-    table = path if path.is_file() else next((file for file in found if file.is_file()), found[0])
-    slides = [root / "wsis" / f"{name}{suffix}" for suffix in SLIDE_SUFFIXES]
+    tables = [path] if path.is_file() else [root / folder / f"{name}.h5ad" for folder in TABLE_FOLDERS]
+    slides = [] if source.image else [root / "wsis" / f"{name}{suffix}" for suffix in SLIDE_SUFFIXES]
     patches, metadata = root / "patches" / f"{name}.h5", root / "metadata" / f"{name}.json"
     return _HestFiles(
         name,
         root,
-        table,
+        _only(root, tables) or tables[0],
         patches if patches.is_file() else None,
-        next((file for file in slides if file.is_file()), None),
+        _only(root, slides),
         metadata if metadata.is_file() else None,
     )
 
 
+def _only(root: Path, candidates: list[Path]) -> Path | None:
+    found = [path for path in candidates if path.is_file()]
+    if len(found) > 1:
+        several = " and ".join(str(path.relative_to(root)) for path in found)
+        raise BadInput(root, "one section", f"it holds {several}; remove one or give one as counts or image")
+    return found[0] if found else None
+
+
 def _ids(root: Path) -> list[str]:
-    return sorted({file.stem for folder in TABLE_FOLDERS for file in (root / folder).glob("*.h5ad")})
+    files = [file for folder in TABLE_FOLDERS for file in (root / folder).glob("*.h5ad")]
+    return sorted({file.stem for file in files if not file.name.startswith(".")})
 
 
 def _read_metadata(path: Path | None) -> dict:
     if path is None:
         return {}
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise BadInput(path, "HEST metadata (JSON)", str(error).splitlines()[0]) from error
-    return metadata if isinstance(metadata, dict) else {}
+    return read_json(path, "The HEST metadata")
 
 
 def _read_patches(path: Path) -> _Patches:
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            content: Any = file
-            key = "barcode" if "barcode" in content else "barcodes"
-            barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in np.asarray(content[key]).reshape(-1)]
-            corners = np.asarray(content["coords"], dtype=np.float64).reshape(-1, 2)
-            count, side = content["img"].shape[:2]
-    except (OSError, KeyError, ValueError) as error:
-        why = str(error).splitlines()[0][:120]
-        raise BadInput(path, PATCH_FILE, f"the file is truncated, damaged or of another kind ({why})") from error
+    with open_h5(path, PATCH_FILE) as content:
+        key = "barcode" if "barcode" in content else "barcodes"
+        barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in np.asarray(content[key]).reshape(-1)]
+        corners = np.asarray(content["coords"], dtype=np.float64).reshape(-1, 2)
+        count, side = content["img"].shape[:2]
     if not len(barcodes) == len(corners) == count:
         raise BadInput(path, PATCH_FILE, f"{len(barcodes)} barcodes, {len(corners)} coords and {count} patches")
     if len(set(barcodes)) < count:
@@ -221,8 +219,10 @@ def _tissue(barcodes: list[str], patches: _Patches, notes: list[str]) -> tuple[n
     rows = np.array([i for i, barcode in enumerate(barcodes) if barcode in patch_of], dtype=np.int64)
     if len(rows) < len(barcodes):
         notes.append(f"{len(barcodes) - len(rows)} of {len(barcodes)} listed spots have no patch (no tissue): dropped.")
-    if len(rows) < len(patch_of):
-        notes.append(f"{len(patch_of) - len(rows)} patches have no counts: left out.")
+    if uncounted := sorted(set(patch_of) - set(barcodes)):
+        hint = "check that table and patch file are of one section"
+        refuse_unmatched(uncounted, len(patch_of), f"patches of {patches.path.name} have no counts", hint)
+        notes.append(f"{len(uncounted)} patches have no counts: left out.")
     return rows, np.array([patch_of[barcodes[i]] for i in rows], dtype=np.int64)
 
 

@@ -13,11 +13,12 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadInput, CmrcnetError, GenesError, MissingInput, ScaleError
+from cmrcnet.errors import BadInput, CmrcnetError, GenesError, ScaleError
 from cmrcnet.genes.naming import are_disjoint, clean_features, explain_no_shared_genes, naming_of
 from cmrcnet.readers.cohort import CohortRow, cohort_rows, is_cohort_file, located
 from cmrcnet.readers.raw_section import RawSection, checked_section, neighbour_distance_px, problems_of
 from cmrcnet.readers.registry import SectionSource, input_problems, reader_of
+from cmrcnet.readers.text_files import require_file
 from cmrcnet.slides.slide import PatchScale, open_slide
 
 PATCH = PatchScale()
@@ -128,9 +129,7 @@ def inspect(source: Path | str, *, mpp: float | None = None, format: str | None 
     >>> found.kind, found.problems, found.sections[0].spots
     ('cohort', (), 12)
     """
-    path = Path(source)
-    if not path.exists():
-        raise MissingInput(path, "The file or folder to inspect")
+    path = require_file(Path(source), "The file or folder to inspect", or_folder=True)
     if format is None and is_cohort_file(path):
         return _inspect_cohort(path, mpp)
     files = SectionSource(path=path, mpp=mpp)

@@ -2,7 +2,8 @@
 
 Counts
     Text parted by tabs, commas or semicolons, gzipped or not; one row a spot named ``XxY`` after its position on
-    the array (``10x15``, ``5.907x2.103``), one column a gene. Tables with one row a gene are turned.
+    the array (``10x15``, ``5.907x2.103``), one column a gene. Tables with one row a gene are turned. Names are compared
+    as numbers: ``9.010x2.100`` is ``9.01x2.1``.
 Spot file
     Columns `pixel_x` and `pixel_y` (centre in the picture's pixels); the spot's name in `spot`, or `x` and `y`
     (or `new_x` and `new_y`) of which the name is made; `selected` (0: not under tissue), when there is one.
@@ -22,8 +23,8 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, SectionError
-from cmrcnet.readers.annotations import LEGACY_SPOT_UM, selected_spots, spot_names
-from cmrcnet.readers.raw_section import RawSection
+from cmrcnet.readers.annotations import LEGACY_SPOT_UM, SPOT_NAME, selected_spots, spot_key, spot_names
+from cmrcnet.readers.raw_section import RawSection, refuse_unmatched
 from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.tables import CountTable, Table, first_names, read_count_table, read_table
 from cmrcnet.slides.section import repeated
@@ -32,8 +33,6 @@ from cmrcnet.slides.slide import open_slide
 PITCH_UM = (200.0, 200.0)
 SUFFIXES = (".tsv", ".txt", ".csv")
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi")
-SPOT_NAME = re.compile(r"X?(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)")
-"""A location on the array; R puts an X before column names that begin with a digit."""
 
 
 def looks_like_legacy_st(path: Path) -> bool:
@@ -42,7 +41,7 @@ def looks_like_legacy_st(path: Path) -> bool:
         return False
     try:
         rows, columns = first_names(path)
-    except (OSError, EOFError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, BadInput):
         return True  # a damaged table: the reader reports the damage
     return bool(rows) and (all(map(_is_spot, rows)) or (len(columns) > 1 and all(map(_is_spot, columns[1:]))))
 
@@ -50,18 +49,14 @@ def looks_like_legacy_st(path: Path) -> bool:
 def legacy_st_problems(source: SectionSource) -> list[CmrcnetError]:
     """Errors for a spot file or picture that is neither given nor found beside the counts."""
     problems: list[CmrcnetError] = []
-    spots = source.spots or spots_beside(source.path)
-    if spots is None:
-        want = f"the spot file of {source.path.name} (columns spot or x, y; pixel_x, pixel_y), "
-        want += "because names like 10x15 do not say where a spot lies in the image"
-        problems.append(BadOption("spots", None, want=want))
-    else:
-        try:
-            _spot_columns(read_table(spots, "a spot file"))
-        except CmrcnetError as error:
-            problems.append(error)
-    if (source.image or image_beside(source.path)) is None:
-        problems.append(BadOption("image", None, want=f"the picture on which the spots of {source.path.name} lie"))
+    try:
+        spot_names(read_table(_spots_file(source), "a spot file"), required=True)
+    except CmrcnetError as error:
+        problems.append(error)
+    try:
+        _image_file(source)
+    except CmrcnetError as error:
+        problems.append(error)
     return problems
 
 
@@ -80,10 +75,7 @@ def read_legacy_st(source: SectionSource) -> RawSection:
     BadInput, SectionError
     """
     notes: list[str] = []
-    spots_path = source.spots or spots_beside(source.path)
-    image_path = source.image or image_beside(source.path)
-    if spots_path is None or image_path is None:
-        raise legacy_st_problems(source)[0]
+    spots_path, image_path = _spots_file(source), _image_file(source)
     if source.spots is None:
         notes.append(f"Spot file found beside the counts: {spots_path.name}.")
     if source.image is None:
@@ -92,42 +84,52 @@ def read_legacy_st(source: SectionSource) -> RawSection:
     counts = read_count_table(source.path)
     barcodes, genes, values, names = _matched(counts, table, source.path, notes)
 
-    rows, listed = _shared(barcodes, names, notes)
-    selected = selected_spots(table)[listed]
-    if not selected.all():
-        notes.append(f"{int((~selected).sum())} counted spots are not selected (not under tissue): dropped.")
-    rows, listed = rows[selected], listed[selected]
+    selected = selected_spots(table)
+    rows, listed = _shared(barcodes, names, selected, (source.path.name, spots_path.name), notes)
+    kept = selected[listed]
+    if not kept.all():
+        notes.append(f"{int((~kept).sum())} counted spots are not selected (not under tissue): dropped.")
+    rows, listed = rows[kept], listed[kept]
     centres = np.column_stack([table.numbers("pixel_x"), table.numbers("pixel_y")])[listed]
-    kept = [barcodes[row] for row in rows]
+    barcodes = [barcodes[row] for row in rows]
     name = source.name or _stem(source.path) or source.path.stem
     return RawSection(
         name=name,
         patient=None,
         slide=open_slide(image_path, mpp=source.mpp, name=name),
-        barcodes=kept,
+        barcodes=barcodes,
         centre_px=centres,
         diameter_um=source.spot_diameter_um or LEGACY_SPOT_UM,
         counts=values[rows],
         genes=genes,
         absent_genes="zero",
         pitch_um=PITCH_UM,
-        pitch_px=_pitch_px(kept, centres),
+        pitch_px=_pitch_px(barcodes, centres),
         notes=tuple(notes),
     )
 
 
-def spots_beside(counts: Path) -> Path | None:
-    """The one file ``<section>_spots.*`` beside ``<section>_counts.*``."""
+def _spots_file(source: SectionSource) -> Path:
+    """The spot file that is given, or the one ``<section>_spots.*`` beside ``<section>_counts.*``."""
     endings = tuple(f"_spots{suffix}{gz}" for suffix in SUFFIXES for gz in ("", ".gz"))
-    found = [path for path in _same_stem(counts) if path.name.lower().endswith(endings)]
-    return found[0] if len(found) == 1 else None
+    found = [path for path in _same_stem(source.path) if path.name.lower().endswith(endings)]
+    want = f"the spot file of {source.path.name} (columns spot or x, y; pixel_x, pixel_y), "
+    want += "because names like 10x15 do not say where a spot lies in the image"
+    return source.spots or _only("spots", found, want)
 
 
-def image_beside(counts: Path) -> Path | None:
-    """The one picture ``<section>.*`` beside ``<section>_counts.*``."""
-    stem = _stem(counts)
-    found = [path for path in _same_stem(counts) if path.suffix.lower() in PICTURES and path.stem == stem]
-    return found[0] if len(found) == 1 else None
+def _image_file(source: SectionSource) -> Path:
+    """The picture that is given, or the one ``<section>.*`` beside ``<section>_counts.*``."""
+    stem = _stem(source.path)
+    found = [path for path in _same_stem(source.path) if path.suffix.lower() in PICTURES and path.stem == stem]
+    return source.image or _only("image", found, f"the picture on which the spots of {source.path.name} lie")
+
+
+def _only(option: str, found: list[Path], want: str) -> Path:
+    if len(found) != 1:
+        several = f"; {len(found)} files could be it: {', '.join(path.name for path in found)}" if found else ""
+        raise BadOption(option, None, want=want + several)
+    return found[0]
 
 
 def _same_stem(counts: Path) -> list[Path]:
@@ -157,13 +159,13 @@ def _matched(
     counts: CountTable, table: Table, path: Path, notes: list[str]
 ) -> tuple[list[str], tuple[str, ...], sparse.csr_matrix, list[str]]:
     """Turn the counts to spots x genes and choose the spot file's columns that name the same spots."""
-    candidates = _spot_columns(table)
+    candidates = spot_names(table, required=True)
     rows, columns = [_plain(name) for name in counts.rows], [_plain(name) for name in counts.columns]
     best, best_shared = None, 0
     for names in candidates:
-        known = set(names)
+        known = set(map(spot_key, names))
         for turned, ids in ((False, rows), (True, columns)):
-            shared = sum(name in known for name in ids)
+            shared = sum(spot_key(name) in known for name in ids)
             if shared > best_shared:
                 best, best_shared = (names, turned), shared
     if best is None:
@@ -180,23 +182,30 @@ def _matched(
     return rows, counts.columns, counts.values, names
 
 
-def _spot_columns(table: Table) -> list[list[str]]:
-    """Every way in which the spot file can name its spots, R's leading X taken off."""
-    return [[_plain(name) for name in names] for names in spot_names(table, required=True)]
-
-
-def _shared(barcodes: list[str], names: list[str], notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _shared(
+    barcodes: list[str], names: list[str], selected: np.ndarray, files: tuple[str, str], notes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the counts and of the spot file that name the same spot, in the order of the counts."""
-    for ids, where in ((barcodes, "the counts"), (names, "the lines of the spot file")):
+    keys, known = [spot_key(name) for name in barcodes], [spot_key(name) for name in names]
+    for ids, where in ((keys, "the counts"), (known, "the lines of the spot file")):
         if twice := repeated(ids):
             raise SectionError.repeated_barcodes(twice, where)
-    line_of = {name: i for i, name in enumerate(names)}
-    rows = np.array([i for i, barcode in enumerate(barcodes) if barcode in line_of], dtype=np.int64)
-    listed = np.array([line_of[barcodes[i]] for i in rows], dtype=np.int64)
-    if len(rows) < len(barcodes):
-        notes.append(f"{len(barcodes) - len(rows)} of {len(barcodes)} counted spots are not in the spot file: dropped.")
-    if len(rows) < len(names):
-        notes.append(f"{len(names) - len(rows)} of {len(names)} spots of the spot file have no counts: left out.")
+    line_of = {name: i for i, name in enumerate(known)}
+    rows = np.array([i for i, key in enumerate(keys) if key in line_of], dtype=np.int64)
+    listed = np.array([line_of[keys[i]] for i in rows], dtype=np.int64)
+    unlisted = [name for name, key in zip(barcodes, keys, strict=True) if key not in line_of]
+    counted = set(keys)
+    uncounted = [name for name, key in zip(names, known, strict=True) if key not in counted]
+    hint = f"check that {files[0]} and {files[1]} are of one section and name its spots alike"
+    refuse_unmatched(unlisted, len(keys), "counted spots are not in the spot file", hint)
+    empty = [name for name, key, kept in zip(names, known, selected, strict=True) if kept and key not in counted]
+    refuse_unmatched(
+        empty, int(selected.sum()), "spots of the spot file have no counts", f"{hint}, or set their `selected` to 0"
+    )
+    if unlisted:
+        notes.append(f"{len(unlisted)} of {len(keys)} counted spots are not in the spot file: dropped.")
+    if uncounted:
+        notes.append(f"{len(uncounted)} of {len(known)} spots of the spot file have no counts: left out.")
     return rows, listed
 
 
@@ -207,7 +216,7 @@ def _pitch_px(barcodes: list[str], centres: np.ndarray) -> float | None:
     matches = [SPOT_NAME.fullmatch(barcode) for barcode in barcodes]
     if len(barcodes) < 3 or not all(matches):
         return None
-    array = np.array([[float(match[1]), float(match[2])] for match in matches if match])
+    array = np.array([[float(part.replace(",", ".")) for part in match.groups()] for match in matches if match])
     found: Any = KDTree(array).query(array, k=2)
     steps, nearest = found
     away = steps[:, 1] > 0.5  # two spots of one location would divide by nothing

@@ -19,6 +19,8 @@ from cmrcnet.slides.spot_tables import check_counts
 
 NEIGHBOURS_WITHIN = 1.3
 """Neighbours are within this factor of the nearest distance: below the next ring (1.41 square, 1.73 hexagonal)."""
+MOST_UNMATCHED = 0.05
+"""Largest share of spots that counts and positions may each name alone; above it they do not belong together."""
 PITCH_TOLERANCE = 1.5
 """Largest factor between the distance of the spots and the assay's own pitch."""
 AFFINE_TOLERANCE = 1.25
@@ -113,6 +115,23 @@ def placed(raw: RawSection, affine: Affine) -> RawSection:
     )
 
 
+def refuse_unmatched(unmatched: Sequence[str], total: int, sentence: str, hint: str) -> None:
+    """Raise `SectionError` when more than `MOST_UNMATCHED` of `total` spots (and more than two) have no partner.
+
+    Parameters
+    ----------
+    unmatched : sequence of str
+        Their names.
+    sentence : str
+        What is true of them: "counted spots have no line in spots.tsv".
+    hint : str
+        What to do.
+    """
+    if len(unmatched) > max(2, MOST_UNMATCHED * total):
+        few = ", ".join(map(str, unmatched[:3]))
+        raise SectionError(f"{len(unmatched)} of {total} {sentence}, the first {few}; {hint}.")
+
+
 def neighbour_distance_px(centre_px: np.ndarray) -> float | None:
     """Distance between neighbouring spots of an array, in pixels; None for fewer than three spots.
 
@@ -174,7 +193,10 @@ def checked_section(
         notes.append(f"{int((~inside).sum())} of {len(inside)} spots have their centre outside the image: dropped.")
     spots = Spots(tuple(raw.barcodes), raw.centre_px, raw.diameter_um).take(inside)
     raw_counts = sparse.csr_matrix(raw.counts)[np.flatnonzero(inside)]
+    raw_counts = raw_counts.astype(np.result_type(raw_counts.dtype, np.float32))  # whole numbers, which cannot wrap
+    raw_counts.sum_duplicates()
     genes, counts, remarks = clean_features(raw.genes, raw_counts, controls=controls)
+    check_counts(counts, raw.name, barcodes=spots.barcodes, genes=genes)
     notes += remarks
     if patient is None and raw.patient is None:
         notes.append("No patient is given; the section's name is used.")

@@ -19,9 +19,10 @@ from typing import Literal
 
 import numpy as np
 
-from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError
 from cmrcnet.readers.affine import Affine, read_affine
 from cmrcnet.readers.raw_section import RawSection, checked_section, placed
+from cmrcnet.readers.text_files import require_file
 from cmrcnet.slides.section import Section
 
 
@@ -46,6 +47,9 @@ class SectionSource:
         of `image`, which need not be the picture that the assay's coordinates belong to.
     bin_um : float or None
         Side of the square bins in which counts are summed, for the formats that have a choice.
+    library : str or None
+        Which section it is, where the file holds several: the suffix of its barcodes in a matrix of
+        `spaceranger aggr` ("2"), or its name in an `.h5ad`.
     """
 
     path: Path
@@ -56,6 +60,7 @@ class SectionSource:
     spot_diameter_um: float | None = None
     affine: Affine | None = None
     bin_um: float | None = None
+    library: str | None = None
 
 
 BUILT_IN = ("legacy_st", "visium", "hest", "ann_data", "visium_hd")
@@ -139,8 +144,7 @@ def reader_formats() -> tuple[str, ...]:
 
 def sniff(path: Path) -> str:
     """The format of a file or folder; `BadInput` when no reader or several recognise it."""
-    if not path.exists():
-        raise MissingInput(path, "The section")
+    require_file(path, "The section", or_folder=True)
     fitting = [reader.name for reader in _readers().values() if reader.recognises(path)]
     if len(fitting) == 1:
         return fitting[0]
@@ -159,8 +163,11 @@ def input_problems(source: SectionSource, format: str | None = None) -> list[Cmr
     """Missing files and wrong options, as far as they are found without reading much."""
     problems: list[CmrcnetError] = []
     for path, what in ((source.path, "The counts"), (source.spots, "The spot file"), (source.image, "The image")):
-        if path is not None and not path.exists():
-            problems.append(MissingInput(path, what))
+        try:
+            if path is not None:
+                require_file(path, what, or_folder=True)
+        except CmrcnetError as error:
+            problems.append(error)
     for option in ("mpp", "spot_diameter_um", "bin_um"):
         value = getattr(source, option)
         if value is not None and not 0 < value < float("inf"):
@@ -199,6 +206,7 @@ def read_section(
     spot_diameter_um: float | None = None,
     affine: Affine | Path | str | Sequence | np.ndarray | None = None,
     bin_um: float | None = None,
+    library: str | None = None,
     controls: Literal["drop", "keep"] = "drop",
     metadata: Mapping[str, str] | None = None,
 ) -> Section:
@@ -223,6 +231,9 @@ def read_section(
         Maps the assay's coordinates to level-0 pixels of `image`, where these are not the same (see `read_affine`).
     bin_um : float, optional
         Side of the square bins in which counts are summed: 8 by default for Visium HD; for Xenium, cells by default.
+    library : str, optional
+        Which section it is, where the file holds several: the suffix of its barcodes in a matrix of
+        `spaceranger aggr` ("2"), or its name in an `.h5ad`.
     controls : {"drop", "keep"}
         What happens to features that are no genes.
     metadata : mapping, optional
@@ -260,6 +271,7 @@ def read_section(
         spot_diameter_um=spot_diameter_um,
         affine=affine if affine is None or isinstance(affine, Affine) else read_affine(affine),
         bin_um=bin_um,
+        library=library,
     )
     return checked_section(read_raw(files, format), patient=patient, controls=controls, metadata=metadata)
 

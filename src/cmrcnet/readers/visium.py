@@ -13,28 +13,32 @@ Picture
 Counts
     One `.h5` file, or a folder of three Matrix Market files (10x Genomics, "Feature-barcode matrices"), read with h5py
     and SciPy; the tests compare with scanpy.
+Libraries
+    `spaceranger aggr` puts several capture areas into one matrix and tells them apart by the suffix of their barcodes
+    (-1, -2), while the positions file of each says -1. One is chosen by `library`, or by the positions where these
+    name exactly the spots of one suffix; otherwise such a matrix is refused.
 
 Long because it is one thing: this platform.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, ScaleError, SectionError
-from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, ScaleError, SectionError, UnknownName
+from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px, refuse_unmatched
 from cmrcnet.readers.registry import SectionSource, register_reader
-from cmrcnet.readers.tables import Table, read_bytes, read_table
+from cmrcnet.readers.sparse_files import open_h5, read_mtx
+from cmrcnet.readers.tables import Table, read_table
+from cmrcnet.readers.text_files import open_text, read_json, read_text
 from cmrcnet.slides.section import repeated
 from cmrcnet.slides.slide import open_slide
+from cmrcnet.storage.sparse_matrix import LARGEST, sparse_fault
 
 SPOT_UM = 55.0
 PITCH_UM = (100.0, 100.0)
@@ -45,6 +49,7 @@ FEWEST_LOCATIONS = 20
 """Fewest listed locations whose distance is measured; with fewer the scale is taken from the file."""
 
 POSITION_COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
+POSITION_FILES = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
 MATRICES = ("filtered_feature_bc_matrix", "raw_feature_bc_matrix")
 SCALED_PICTURES = {"tissue_hires_image": "tissue_hires_scalef", "tissue_lowres_image": "tissue_lowres_scalef"}
 
@@ -65,13 +70,32 @@ def visium_problems(source: SectionSource) -> list[CmrcnetError]:
     if (outs / "binned_outputs").is_dir():
         return [BadInput.unclear_format(source.path, "it is Visium HD (binned_outputs)", ["visium_hd"])]
     problems: list[CmrcnetError] = []
-    if _matrix_path(outs, source.path) is None:
-        problems.append(MissingInput(outs / f"{MATRICES[0]}.h5", "The count matrix", "nor is there a matrix folder"))
-    if source.spots is None and _positions_file(outs) is None:
-        problems.append(MissingInput(outs / "spatial" / "tissue_positions.csv", "The file of spot positions"))
+    seen = _version_seen(outs)
+    try:
+        if _matrix_path(outs, source.path) is None:
+            hint = f"Space Ranger writes it into outs/, also as the folder {MATRICES[0]} ({seen})"
+            problems.append(MissingInput(outs / f"{MATRICES[0]}.h5", "The count matrix", hint))
+        if source.spots is None and _positions_file(outs) is None:
+            hint = f"Space Ranger writes it into outs/spatial/, before 2.0 as tissue_positions_list.csv ({seen})"
+            problems.append(MissingInput(outs / "spatial" / "tissue_positions.csv", "The file of spot positions", hint))
+    except CmrcnetError as error:
+        problems.append(error)
     if source.image is None and not (outs / "spatial" / "tissue_hires_image.png").is_file():
-        problems.append(BadOption("image", None, want="the full-resolution picture, which Space Ranger does not copy"))
+        want = "the full-resolution picture, which Space Ranger does not copy (outs/spatial/tissue_hires_image.png, "
+        problems.append(BadOption("image", None, want=f"{want}the reduced one, is missing too; {seen})"))
     return problems
+
+
+def _version_seen(outs: Path) -> str:
+    """The version of Space Ranger that wrote a folder, as far as its files tell."""
+    for path in (outs.parent / "_versions", outs / "_versions"):
+        if path.is_file():
+            return f"_versions says Space Ranger {read_json(path, 'The file of versions').get('pipelines', '?')}"
+    if (outs / "spatial" / "tissue_positions.csv").is_file():
+        return "by its files this is Space Ranger 2.0 or later"
+    if (outs / "spatial" / "tissue_positions_list.csv").is_file():
+        return "by its files this is Space Ranger 1"
+    return "no file here tells the version of Space Ranger"
 
 
 @register_reader("visium", recognises=looks_like_visium, problems=visium_problems)
@@ -94,21 +118,33 @@ def read_visium(source: SectionSource) -> RawSection:
     matrix, positions = read_tenx_matrix(matrix_path), read_positions(positions_path)
     factors = read_scale_factors(outs / "spatial" / "scalefactors_json.json")
     notes = list(matrix.notes)
+    if matrix_path.name.startswith("raw") and source.path != matrix_path:
+        notes.append(f"There is no filtered matrix; the spots under tissue of {matrix_path.name} are taken.")
 
     listed = positions.text("barcode")
     if twice := repeated(listed):
         raise SectionError.repeated_barcodes(twice, positions.path.name)
-    pixels = np.column_stack([positions.numbers("pxl_col_in_fullres"), positions.numbers("pxl_row_in_fullres")])
-    row_of = dict(zip(listed, range(len(listed)), strict=True))
     under_tissue = positions.numbers("in_tissue") == 1
-    rows = [i for i, barcode in enumerate(matrix.barcodes) if barcode in row_of and under_tissue[row_of[barcode]]]
-    unlisted = sum(barcode not in row_of for barcode in matrix.barcodes)
-    off_tissue = len(matrix.barcodes) - unlisted - len(rows)
+    library, how = _library(matrix.barcodes, listed, under_tissue, source.library, matrix_path)
+    if how:
+        notes.append(how)
+    mine, lines = _of_library(matrix.barcodes, library), _of_library(listed, library)
+    line_of = {(listed[i] if library is None else _stem(listed[i])): i for i in lines}
+    found = {i: line_of.get(matrix.barcodes[i] if library is None else _stem(matrix.barcodes[i])) for i in mine}
+    hint = f"check that {matrix_path.name} and {positions_path.name} are of one section"
+    unlisted = [matrix.barcodes[i] for i in mine if found[i] is None]
+    refuse_unmatched(unlisted, len(mine), f"barcodes of {matrix_path.name} have no position", hint)
+    counted = set(found.values())
+    tissue = [i for i in lines if under_tissue[i]]
+    uncounted = [listed[i] for i in tissue if i not in counted]
+    refuse_unmatched(uncounted, len(tissue), f"spots under tissue of {positions_path.name} have no counts", hint)
+    line_of_row = {i: line for i, line in found.items() if line is not None and under_tissue[line]}
     if unlisted:
-        notes.append(f"{unlisted} of {len(matrix.barcodes)} barcodes have no position: dropped.")
-    if off_tissue:
-        notes.append(f"{off_tissue} of {len(matrix.barcodes)} spots are not under tissue: dropped.")
-    centres = pixels[[row_of[matrix.barcodes[i]] for i in rows]].reshape(-1, 2)
+        notes.append(f"{len(unlisted)} of {len(mine)} barcodes have no position: dropped.")
+    if off_tissue := len(mine) - len(unlisted) - len(line_of_row):
+        notes.append(f"{off_tissue} of {len(mine)} spots are not under tissue: dropped.")
+    pixels = np.column_stack([positions.numbers("pxl_col_in_fullres"), positions.numbers("pxl_row_in_fullres")])
+    rows, centres, pixels = list(line_of_row), pixels[list(line_of_row.values())].reshape(-1, 2), pixels[lines]
 
     name = source.name or _name(source.path, outs)
     pitch_px = neighbour_distance_px(pixels)
@@ -141,6 +177,71 @@ def read_visium(source: SectionSource) -> RawSection:
         assay_mpp=mpp,
         notes=tuple(notes),
     )
+
+
+def _suffix(barcode: str) -> str:
+    """``2`` of ``AAACAAGTATCTCCCA-2``; empty without a suffix."""
+    return barcode.rpartition("-")[2] if "-" in barcode else ""
+
+
+def _stem(barcode: str) -> str:
+    return barcode.rpartition("-")[0] if "-" in barcode else barcode
+
+
+def _of_library(barcodes: Sequence[str], library: str | None) -> list[int]:
+    """Rows of a library: those with its suffix, or all where there is one suffix only."""
+    several = library is not None and len(set(map(_suffix, barcodes))) > 1
+    return [i for i, barcode in enumerate(barcodes) if not several or _suffix(barcode) == library]
+
+
+def _library(
+    barcodes: Sequence[str], listed: Sequence[str], under_tissue: np.ndarray, wanted: str | None, matrix: Path
+) -> tuple[str | None, str]:
+    """The suffix of the section in a matrix or a positions file of several, and a sentence that says how it was found.
+
+    Raises
+    ------
+    BadOption
+        There are several and neither `wanted` nor the positions tell which one it is.
+    UnknownName
+        There is no library of this name.
+    """
+    of_matrix, of_positions = set(map(_suffix, barcodes)), set(map(_suffix, listed))
+    known = sorted(of_matrix | of_positions)
+    if wanted is not None:
+        named = dict(_aggregated(matrix.parent))
+        suffix = named.get(wanted, wanted.removeprefix("-"))
+        if suffix not in (of_matrix if len(of_matrix) > 1 else known):
+            raise UnknownName(f"library in {matrix.name}", wanted, [*known, *named])
+        return suffix, ""
+    if len(of_matrix) <= 1 and len(of_positions) <= 1:
+        return None, ""
+    if len(of_positions) == 1:
+        tissue = {_stem(barcode) for barcode, under in zip(listed, under_tissue, strict=True) if under}
+        stems: dict[str, set[str]] = {suffix: set() for suffix in known}
+        for barcode in barcodes:
+            stems[_suffix(barcode)].add(_stem(barcode))
+        fitting = [suffix for suffix in known if stems[suffix] == tissue]
+        if len(fitting) == 1:
+            return fitting[0], (
+                f"{matrix.name} holds {len(of_matrix)} libraries; those of suffix -{fitting[0]} are taken, because "
+                "their barcodes are exactly the spots under tissue."
+            )
+    want = (
+        f"the suffix of this section's barcodes, one of {', '.join(known)}: {matrix.name} or its positions hold the "
+        "barcodes of several libraries (spaceranger aggr); fill in the column library of cohort.csv, or library="
+    )
+    raise BadOption("library", None, want=want)
+
+
+def _aggregated(outs: Path) -> Iterator[tuple[str, str]]:
+    """Names of the libraries in `aggregation.csv`, which `spaceranger aggr` copies to outs, and their suffixes."""
+    path = outs / "aggregation.csv"
+    if not path.is_file():
+        return
+    table = read_table(path, "a list of aggregated libraries")
+    column = next((name for name in ("library_id", "sample_id") if name in table.columns), table.columns[0])
+    yield from ((name, str(number + 1)) for number, name in enumerate(table.text(column)))
 
 
 def visium_scale(
@@ -193,8 +294,8 @@ def read_positions(path: Path) -> Table:
     """
     if path.suffix == ".parquet":
         raise BadInput(path, "spot positions", "parquet positions belong to Visium HD; give the format visium_hd")
-    text = read_bytes(path, "spot positions")
-    has_header = b"in_tissue" in text.split(b"\n", 1)[0]
+    with open_text(path, "The file of spot positions") as file:
+        has_header = b"in_tissue" in file.readline(1 << 12)
     table = read_table(path, "spot positions", columns=None if has_header else POSITION_COLUMNS)
     table.require(POSITION_COLUMNS)
     return table
@@ -209,11 +310,10 @@ def read_scale_factors(path: Path) -> dict[str, float]:
     """
     if not path.is_file():
         return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return {key: float(value) for key, value in values.items() if isinstance(value, int | float) and value > 0}
-    except (ValueError, AttributeError, OSError) as error:
-        raise BadInput(path, "Space Ranger's scale factors", str(error).splitlines()[0]) from error
+    values = read_json(path, "The scale factors")
+    return {
+        key: float(value) for key, value in values.items() if isinstance(value, int | float) and 0 < value < LARGEST
+    }
 
 
 def _outs(path: Path) -> Path:
@@ -225,8 +325,11 @@ def _matrix_path(outs: Path, path: Path) -> Path | None:
     if path.is_file():
         return path
     for name in MATRICES:
-        files = sorted(outs.glob(f"*{name}.h5"))
-        if len(files) == 1:
+        files = [file for file in sorted(outs.glob(f"*{name}.h5")) if not file.name.startswith(".")]
+        if len(files) > 1:
+            found = ", ".join(file.name for file in files)
+            raise BadInput(outs, "one section", f"{len(files)} files could be its matrix ({found}); give one as counts")
+        if files:
             return files[0]
         if (outs / name).is_dir():
             return outs / name
@@ -234,10 +337,14 @@ def _matrix_path(outs: Path, path: Path) -> Path | None:
 
 
 def _positions_file(outs: Path) -> Path | None:
-    for name in ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet"):
-        if (outs / "spatial" / name).is_file():
-            return outs / "spatial" / name
-    return None
+    found = [path for name in POSITION_FILES if (path := outs / "spatial" / name).is_file()]
+    tables = [read_positions(path) for path in found if len(found) > 1 and path.suffix == ".csv"]
+    if len(tables) > 1 and [list(row.values()) for row in tables[0].rows] != [
+        list(row.values()) for row in tables[1].rows
+    ]:
+        why = f"{found[0].name} and {found[1].name} list other positions; give one of them as spots"
+        raise BadInput(outs / "spatial", "spot positions", why)
+    return found[0] if found else None
 
 
 def picture_of(image: Path | None, outs: Path, factors: dict[str, float]) -> tuple[Path, float]:
@@ -291,51 +398,32 @@ def read_tenx_matrix(path: Path) -> TenxMatrix:
 
 
 def _read_h5(path: Path) -> TenxMatrix:
-    import h5py
-
-    if not Path(path).is_file():
-        raise MissingInput(path, "The count matrix")
-    try:
-        with h5py.File(path, "r") as content:
-            file: Any = content
-            if "matrix" in file:
-                group, features = file["matrix"], file["matrix/features"]
-                names, types = _texts(features["name"]), _texts(features["feature_type"])
-            else:  # CellRanger 2: one group a genome
-                genomes = [name for name in file if isinstance(file[name], h5py.Group) and "gene_names" in file[name]]
-                if len(genomes) != 1:
-                    raise BadInput(path, H5, f"it holds no group 'matrix' and {len(genomes)} genomes")
-                group = file[genomes[0]]
-                names, types = _texts(group["gene_names"]), [GENES] * len(group["gene_names"])
-            barcodes = _texts(group["barcodes"])
-            shape = tuple(int(n) for n in group["shape"][:])
-            matrix = sparse.csc_matrix((group["data"][:], group["indices"][:], group["indptr"][:]), shape=shape)
-    except BadInput:
-        raise
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise BadInput(path, H5, f"the file is truncated, damaged or of another kind ({_short(error)})") from error
+    with open_h5(path, H5) as file:
+        if "matrix" in file:
+            group, features = file["matrix"], file["matrix/features"]
+            names, types = _texts(features["name"]), _texts(features["feature_type"])
+        else:  # CellRanger 2: one group a genome
+            genomes = [name for name in file if "gene_names" in getattr(file[name], "keys", tuple)()]
+            if len(genomes) != 1:
+                raise BadInput(path, H5, f"it holds no group 'matrix' and {len(genomes)} genomes")
+            group = file[genomes[0]]
+            names, types = _texts(group["gene_names"]), [GENES] * len(group["gene_names"])
+        barcodes = _texts(group["barcodes"])
+        shape = tuple(int(n) for n in group["shape"][:])
+        data, indices, indptr = group["data"], group["indices"], group["indptr"]
+        if why := sparse_fault(data, indices, indptr, shape, by_row=False):
+            raise BadInput(path, H5, why)
+        matrix = sparse.csc_matrix((data[:], indices[:], indptr[:]), shape=shape)
     return _matrix(path, H5, barcodes, names, types, matrix)
 
 
 def _read_folder(path: Path) -> TenxMatrix:
-    from scipy.io import mmread
-
-    barcodes_path = _one_of(path, "barcodes.tsv")
-    features_path = _one_of(path, "features.tsv", "genes.tsv")
-    matrix_path = _one_of(path, "matrix.mtx")
-    barcodes = _lines(barcodes_path)
-    features = [line.split("\t") for line in _lines(features_path)]
+    barcodes = _lines(_one_of(path, "barcodes.tsv"))
+    features = [line.split("\t") for line in _lines(_one_of(path, "features.tsv", "genes.tsv"))]
     names = [cells[1] if len(cells) > 1 else cells[0] for cells in features]
     types = [cells[2] if len(cells) > 2 else GENES for cells in features]
-    try:
-        if matrix_path.suffix == ".gz":
-            with gzip.open(matrix_path, "rb") as file:
-                matrix = mmread(file)
-        else:
-            matrix = mmread(matrix_path)
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
-        raise BadInput(matrix_path, FOLDER, f"the file is truncated or damaged ({_short(error)})") from error
-    return _matrix(path, FOLDER, barcodes, names, types, sparse.csc_matrix(matrix))
+    matrix = read_mtx(_one_of(path, "matrix.mtx"), (len(names), len(barcodes)))
+    return _matrix(path, FOLDER, barcodes, names, types, matrix)
 
 
 def _matrix(
@@ -356,27 +444,19 @@ def _matrix(
 
 
 def _one_of(folder: Path, *names: str) -> Path:
-    for name in names:
-        for path in (folder / f"{name}.gz", folder / name):
-            if path.is_file():
-                return path
-    raise MissingInput(
-        folder / names[0], "The file", "a 10x matrix folder holds matrix.mtx, barcodes.tsv, features.tsv"
-    )
+    found = [path for name in names for path in (folder / f"{name}.gz", folder / name) if path.is_file()]
+    if len(found) > 1:
+        several = ", ".join(path.name for path in found)
+        raise BadInput(folder, FOLDER, f"it holds {several}, of which one is wanted; remove the others")
+    if not found:
+        hint = "a 10x matrix folder holds matrix.mtx, barcodes.tsv, features.tsv"
+        raise MissingInput(folder / names[0], "The file", hint)
+    return found[0]
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        text = read_bytes(path, FOLDER).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(path, FOLDER, "it is no UTF-8 text") from error
-    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    return [line for line in read_text(path, "The list").split("\n") if line.strip()]
 
 
 def _texts(dataset) -> list[str]:
     return [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in dataset[:]]
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__

@@ -158,7 +158,8 @@ class Section:
             Otherwise ``spot_diameter_fullres`` of ``uns["spatial"]`` times the slide's scale. Space Ranger writes
             there a spot of 65 um: give 55 for Visium.
         library : str, optional
-            Entry of ``uns["spatial"]``; needed when there are several.
+            Which section, where the table holds several: a value of ``obs["library_id"]`` (or ``library``,
+            ``sample``, ``section``, ``batch``), or the key of its entry of ``uns["spatial"]``.
         name : str, optional
             Name of the section; the slide's by default.
         patient : str, optional

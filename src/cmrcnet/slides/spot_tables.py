@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+LARGEST_COUNT = 2**24
+"""Counts are kept as float32, which holds every whole number below this one."""
+LIBRARY_COLUMNS = ("library_id", "library", "sample_id", "sample", "section_id", "section", "slide_id", "batch")
+"""Columns of ``obs`` that tell several sections in one table apart."""
+
 
 @dataclass(frozen=True, eq=False)
 class SpotTable:
@@ -63,7 +68,7 @@ def spots_of_anndata(
     layer : str, optional
         Where the counts are; ``X`` by default.
     library : str, optional
-        Entry of ``uns["spatial"]``.
+        The section, where the table holds several (see `one_library`).
     centre_px, diameter_px : optional
         Taken instead of ``obsm["spatial"]`` and ``uns["spatial"]``.
 
@@ -76,19 +81,21 @@ def spots_of_anndata(
     counts = adata.X if layer is None else adata.layers[layer]
     if counts is None:
         raise BadOption("layer", None, want=f"the layer of the counts of {name}, because X is empty")
+    mine = np.ones(adata.n_obs, bool)
     if centre_px is None:
+        mine, entry = one_library(adata, library, name)
         centre_px = spatial_centres(adata, name)
-        diameter_px = scale_factors_of(spatial_library(adata, library)).get("spot_diameter_fullres")
+        diameter_px = scale_factors_of(entry).get("spot_diameter_fullres")
     kept = under_tissue(adata)
-    rows, off = np.flatnonzero(kept), int((~kept).sum())
+    rows, off = np.flatnonzero(kept & mine), int((mine & ~kept).sum())
     return SpotTable(
         barcodes=tuple(str(adata.obs_names[row]) for row in rows),
         genes=tuple(str(gene) for gene in adata.var_names),
-        counts=sparse.csr_matrix(counts)[rows],
+        counts=as_sparse(counts)[rows],
         centre_px=centre_px[rows],
         diameter_px=diameter_px,
-        patient=patient_of_table(adata),
-        notes=(f"{off} of {len(kept)} spots are not under tissue: dropped.",) if off else (),
+        patient=patient_of_table(adata, mine),
+        notes=(f"{off} of {int(mine.sum())} spots are not under tissue: dropped.",) if off else (),
     )
 
 
@@ -166,29 +173,68 @@ def spatial_centres(table: AnnData, where: object) -> np.ndarray:
         held = ", ".join(table.obsm.keys()) or "nothing"
         why = f'it has no spot positions: obsm["spatial"] is missing (obsm holds {held})'
         raise BadInput(where, "an AnnData table of spots", why)
-    centres = np.asarray(table.obsm["spatial"], dtype=np.float64)
+    try:
+        centres = np.asarray(table.obsm["spatial"], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise BadInput(where, "an AnnData table of spots", f'obsm["spatial"] holds no numbers ({error})') from error
     if centres.ndim != 2 or centres.shape[1] < 2 or not np.isfinite(centres[:, :2]).all():
         why = f'obsm["spatial"] has shape {centres.shape}; wanted (spots, 2), all finite'
         raise BadInput(where, "an AnnData table of spots", why)
     return centres[:, :2]
 
 
-def spatial_library(table: AnnData, library: str | None = None) -> dict:
-    """The named, or the only, entry of ``uns["spatial"]``; an empty dict when there is none.
+def one_library(table: AnnData, library: str | None, where: object) -> tuple[np.ndarray, dict]:
+    """Spots of one section in a table that may hold several, and its entry of ``uns["spatial"]``.
+
+    Parameters
+    ----------
+    library : str or None
+        A value of one of `LIBRARY_COLUMNS`, or the key of an entry of ``uns["spatial"]``.
+    where : object
+        Named in the error.
+
+    Returns
+    -------
+    rows : numpy.ndarray, shape (spots,), bool
+    entry : dict
+        Empty when there is none for this section.
 
     Raises
     ------
-    UnknownName, BadOption
-        `BadOption` when there are several and `library` is None.
+    BadOption
+        The table holds several sections and `library` is None.
+    UnknownName
+        No spot is of that library.
+    BadInput
+        There are several entries of ``uns["spatial"]`` and no column says which spot is of which.
     """
-    libraries = table.uns.get("spatial", {})
-    if not isinstance(libraries, dict) or (not libraries and library is None):
-        return {}
-    if library is not None and library not in libraries:
-        raise UnknownName('library in uns["spatial"]', library, list(libraries))
-    if library is None and len(libraries) > 1:
-        raise BadOption("library", None, want=f'one of the {len(libraries)} entries of uns["spatial"], one a section')
-    return dict(libraries[library or next(iter(libraries))])
+    entries = table.uns.get("spatial", {})
+    entries = {str(key): entry for key, entry in entries.items()} if isinstance(entries, dict) else {}
+    columns = {column: table.obs[column].astype(str) for column in LIBRARY_COLUMNS if column in table.obs}
+    several = {column: each for column, each in columns.items() if 1 < each.nunique() <= table.n_obs / 2}
+    single = [str(each.iloc[0]) for each in columns.values() if each.nunique() == 1]
+    everything = np.ones(table.n_obs, bool)
+    if library is None and not several:
+        if len(entries) < 2:
+            return everything, dict(next(iter(entries.values()), {}))
+        library = next((name for name in single if name in entries), None)  # a table cut out of a larger one
+    known = list(dict.fromkeys([*(value for each in several.values() for value in each.unique()), *single, *entries]))
+    if library is None:
+        told_by = ", ".join(f'obs["{column}"]' for column in several) or 'the entries of uns["spatial"]'
+        want = f"one of {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}, because {where} holds several "
+        want += f"sections by {told_by}; fill in the column library of cohort.csv, or library="
+        raise BadOption("library", None, want=want)
+    if library not in known:
+        raise UnknownName(f"library in {where}", library, known)
+    for each in several.values():
+        if library in set(each):
+            return (each == library).to_numpy(), dict(entries.get(library, {}))
+    if len(entries) > 1 and library not in single:
+        why = f'uns["spatial"] has {len(entries)} entries, and no column of obs ({", ".join(LIBRARY_COLUMNS)}) '
+        raise BadInput(where, "an AnnData table of spots", f"{why}says which spot is of which")
+    if several:
+        raise UnknownName(f"library in {where}", library, [name for name in known if name not in single])
+    return everything, dict(entries.get(library, {}))
 
 
 def scale_factors_of(library: dict) -> dict[str, float]:
@@ -204,11 +250,13 @@ def under_tissue(table: AnnData) -> np.ndarray:
     return np.isin(np.asarray(table.obs["in_tissue"]).astype(str), ["1", "1.0", "True", "true"])
 
 
-def patient_of_table(table: AnnData) -> str | None:
-    """``obs["patient"]`` or ``obs["patient_id"]``, when it is one for all spots."""
+def patient_of_table(table: AnnData, rows: np.ndarray | None = None) -> str | None:
+    """``obs["patient"]`` or ``obs["patient_id"]``, when it is one for all spots (at `rows`)."""
     for column in ("patient", "patient_id"):
-        if column in table.obs and table.obs[column].nunique() == 1:
-            return str(table.obs[column].iloc[0])
+        if column in table.obs:
+            stated = table.obs[column] if rows is None else table.obs[column][rows]
+            if stated.nunique() == 1:
+                return str(stated.dropna().iloc[0])
     return None
 
 
@@ -219,7 +267,7 @@ def check_counts(
     barcodes: Sequence[str] | None = None,
     genes: Sequence[str] | None = None,
 ) -> None:
-    """Refuse values that are not raw counts: NaN, infinite, negative or fractional.
+    """Refuse values that are not raw counts: NaN, infinite, negative, fractional, or `LARGEST_COUNT` and more.
 
     Parameters
     ----------
@@ -238,23 +286,30 @@ def check_counts(
         raise SectionError.not_counts(section_name, fault)
 
 
+def as_sparse(counts: Any) -> Any:
+    """A matrix of any stored type by rows; float16, which SciPy does not know, becomes float32."""
+    return sparse.csr_matrix(counts.astype(np.float32) if counts.dtype == np.float16 else counts)
+
+
 def count_fault(
     counts: sparse.spmatrix | np.ndarray, barcodes: Sequence[str] | None = None, genes: Sequence[str] | None = None
 ) -> str | None:
     """Why a matrix (spots, genes) holds no raw counts, or None; see `check_counts`."""
-    matrix: Any = sparse.csr_matrix(counts)
+    if counts.dtype.kind not in "biuf":
+        return f"its values are of type {counts.dtype}, no numbers"
+    matrix = as_sparse(counts)
     values = matrix.data
-    if values.dtype.kind in "ub":
+    if values.dtype.kind == "b" or values.dtype in (np.uint8, np.uint16):
         return None
     with np.errstate(invalid="ignore"):
-        bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0) & (values == np.floor(values))))
+        bad = np.flatnonzero(~((values >= 0) & (values < LARGEST_COUNT) & (values == np.floor(values))))
     if len(bad) == 0:
         return None
     rows, columns = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
     first = int(bad[np.lexsort((columns[bad], rows[bad]))[0]])
     value, row, column = values[first], int(rows[first]), int(columns[first])
     if np.isfinite(value):
-        fault = "negative" if value < 0 else "fractional"
+        fault = "negative" if value < 0 else "fractional" if value != np.floor(value) else "too large (did they wrap?)"
     else:
         fault = "missing (NaN)" if np.isnan(value) else "infinite"
     spot = barcodes[row] if barcodes is not None else f"number {row + 1}"

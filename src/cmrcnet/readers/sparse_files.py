@@ -1,0 +1,155 @@
+"""Matrices in files of HDF5 and Matrix Market, checked before any compiled code uses them.
+
+An HDF5 file may point to other files (external links, external storage, virtual datasets), declare sizes that it does
+not hold, and carry indices that point outside its matrix; a Matrix Market file may declare any size. All of it is
+refused here.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from cmrcnet.errors import BadInput, CmrcnetError
+from cmrcnet.readers.text_files import open_text, require_file
+from cmrcnet.storage.sparse_matrix import LARGEST, sparse_fault
+
+FREE_BYTES = 256 << 20
+"""Bytes that a dataset may declare whatever it takes on disk."""
+MOST_INFLATED = 200
+"""Largest factor between the declared size of a larger dataset and its size on disk."""
+
+
+@contextmanager
+def open_h5(path: Path, what: str) -> Iterator[Any]:
+    """Open an HDF5 file whose datasets all lie in it, have plausible sizes and sound sparse matrices.
+
+    Parameters
+    ----------
+    what : str
+        Kind of file, for the error: "a 10x count matrix (.h5)".
+
+    Yields
+    ------
+    h5py.File
+
+    Raises
+    ------
+    MissingInput
+    BadInput
+        Also for what h5py raises in the body of the `with` statement.
+    """
+    import h5py
+
+    require_file(path, f"The file (wanted: {what})")
+    try:
+        with h5py.File(path, "r") as file:
+            if why := _fault(file):
+                raise BadInput(path, what, why)
+            yield file
+    except CmrcnetError:
+        raise
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, OverflowError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise BadInput(path, what, f"the file is truncated, damaged or of another kind ({lines[0][:120]})") from error
+
+
+def _fault(file: Any) -> str | None:
+    """Why an HDF5 file is not to be trusted, or None."""
+    import h5py
+
+    waiting, seen = [file], set()
+    while waiting:
+        group = waiting.pop()
+        kind = str(group.attrs.get("encoding-type", group.attrs.get("h5sparse_format", ""))).removesuffix("_matrix")
+        if kind in ("csr", "csc") and {"data", "indices", "indptr"} <= set(group):
+            shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape", ()))
+            arrays = (group["data"], group["indices"], group["indptr"])
+            if why := sparse_fault(*arrays, tuple(int(n) for n in shape), by_row=kind == "csr"):
+                return f"the matrix {group.name} is damaged: {why}"
+        for key in group:
+            where, link = f"{group.name.rstrip('/')}/{key}", group.get(key, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                return f"{where} is a link to another file ({link.filename}), which is not followed"
+            found = group.get(key)
+            if isinstance(link, h5py.SoftLink) and not isinstance(found, h5py.Dataset):
+                return f"{where} is a link to {link.path}, which is not followed"
+            if isinstance(found, h5py.Group):
+                address = h5py.h5o.get_info(found.id).addr
+                if address not in seen:  # a group may hold itself
+                    seen.add(address)
+                    waiting.append(found)
+            elif isinstance(found, h5py.Dataset) and (why := _dataset_fault(found)):
+                return f"{where} {why}"
+    return None
+
+
+def _dataset_fault(dataset: Any) -> str | None:
+    if dataset.external or (dataset.is_virtual and any(s.file_name != "." for s in dataset.virtual_sources())):
+        return "is stored in another file, which is not followed"
+    stored = dataset.id.get_storage_size()
+    if dataset.nbytes > max(FREE_BYTES, MOST_INFLATED * stored):
+        return f"declares {dataset.nbytes:,} bytes and holds {stored:,}"
+    return None
+
+
+def read_mtx(path: Path, shape: tuple[int, int]) -> sparse.csc_matrix:
+    """Read a Matrix Market file of counts, gzipped or not.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Rows and columns that the lists beside it name.
+
+    Returns
+    -------
+    scipy.sparse.csc_matrix, shape (rows, columns)
+        As stored: int64 or float64.
+
+    Raises
+    ------
+    MissingInput, BadInput
+    """
+    from scipy.io import mmread
+
+    what = "a Matrix Market file of counts"
+    with open_text(path, "The matrix file") as file:
+        text = file.read()
+    lines, kind, stated = io.BytesIO(text), "", ""
+    for number in range(10_000):
+        line = lines.readline(1 << 12).decode("ascii", "replace").strip()
+        if number == 0:
+            kind = line.lower()
+        elif line and not line.startswith("%"):
+            stated = line
+            break
+    if kind.split() not in (
+        ["%%matrixmarket", "matrix", "coordinate", number_kind, "general"] for number_kind in ("integer", "real")
+    ):
+        raise BadInput(path, what, f"it begins with {kind[:60]!r}; wanted a general coordinate matrix of numbers")
+    sizes = stated.split()
+    if len(sizes) != 3 or not all(size.isdecimal() and len(size) < 20 for size in sizes):
+        raise BadInput(path, what, f"its line of sizes is {stated[:60]!r}; wanted rows, columns and entries")
+    rows, columns, entries = map(int, sizes)
+    if (rows, columns) != shape or max(shape) > LARGEST:
+        raise BadInput(path, what, f"it has {rows:,} x {columns:,} entries, and the lists beside it {shape}")
+    body = text[lines.tell() :]  # SciPy reads 5.5 as 5 where it expects whole numbers, and 1,5 as 1
+    if foreign := body.translate(None, b"0123456789+- \t\r\n" + (b".eE" if "real" in kind else b"")):
+        raise BadInput(
+            path, what, f"its entries hold {foreign[:1].decode('latin-1')!r}; wanted {kind.split()[3]} counts"
+        )
+    blank = np.isin(np.frombuffer(b" " + body, np.uint8), np.frombuffer(b" \t\r\n", np.uint8))
+    numbers = int((blank[:-1] & ~blank[1:]).sum())
+    if numbers != 3 * entries:
+        raise BadInput(path, what, f"it declares {entries:,} entries of 3 numbers and holds {numbers:,} numbers")
+    try:
+        found: Any = mmread(io.BytesIO(text), spmatrix=False)
+    except (ValueError, OverflowError, OSError) as error:
+        raise BadInput(path, what, f"the file is truncated or damaged ({str(error)[:120]})") from error
+    return sparse.csc_matrix(found)
