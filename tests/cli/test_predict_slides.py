@@ -14,6 +14,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from cmrcnet.cli import app
@@ -76,6 +77,43 @@ def test_a_batch_skips_what_is_done_and_isolates_what_is_broken(place, tmp_path,
     single = tmp_path / "one.h5ad"
     assert run(place, slides / "one.png", "--out", single) == 0
     np.testing.assert_array_equal(anndata.read_h5ad(single).X, anndata.read_h5ad(out / "one.h5ad").X)
+
+
+def test_what_cannot_be_opened_is_named_and_the_others_are_predicted(place, tmp_path, capsys):
+    slides, out = tmp_path / "slides", tmp_path / "out"
+    shutil.copytree(place / "pictures", slides)
+    (slides / "._one.png").write_bytes(b"\0\5\26\7")
+    (slides / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(slides / "pipe.png")
+    whole = write_aperio(slides / "zero.svs", noise_slide(0, 300).read(0, 0, 300, 300), mpp=0.5)
+    content = bytearray(whole.read_bytes())
+    with tifffile.TiffFile(whole) as tiff:
+        tile_width = tiff.pages[0].tags[322].valueoffset
+    content[tile_width : tile_width + 2] = b"\0\0"
+    whole.write_bytes(content)
+    assert run(place, slides, "--out", out) == app.PROBLEMS_FOUND
+    assert "5 slides: 2 predicted, 0 done before, 3 broken." in capsys.readouterr().out
+    rows = {Path(row["slide"]).name: row for row in csv.DictReader((out / "summary.csv").open())}
+    assert list(rows) == ["gone.png", "one.png", "pipe.png", "two.png", "zero.svs"]
+    assert "is a link to" in rows["gone.png"]["problem"] and "pipe, socket or device" in rows["pipe.png"]["problem"]
+    assert "tile width is 0" in rows["zero.svs"]["problem"] and rows["two.png"]["status"] == "predicted"
+
+
+def test_an_error_that_was_not_foreseen_is_that_slides_own(place, tmp_path, capsys, monkeypatch):
+    from cmrcnet.inference import predict
+
+    whole = predict.predict_to_file
+
+    def fails(predictor, slide, out, **options):
+        if slide.name == "one":
+            raise ZeroDivisionError("somewhere")
+        return whole(predictor, slide, out, **options)
+
+    monkeypatch.setattr(predict, "predict_to_file", fails)
+    assert run(place, place / "pictures", "--out", tmp_path / "out") == app.PROBLEMS_FOUND
+    said = capsys.readouterr()
+    assert "1 predicted, 0 done before, 1 broken." in said.out and "ZeroDivisionError: somewhere" in said.out
+    assert "Traceback" not in said.err
 
 
 def test_a_pattern_is_a_batch_and_a_table_of_other_settings_is_not_taken_for_done(place, tmp_path, capsys):

@@ -83,3 +83,58 @@ def write_ome_pyramid(
         for level in (1, 2):
             tiff.write(stored(level), subfiletype=1, **options)
     return path
+
+
+def write_dicom_series(folder: Path, pixels: np.ndarray, mpp: float = 0.5, label: bool = True, seed: str = "1") -> Path:
+    """A DICOM whole-slide image as a scanner writes it: a file a pyramid level, and a label picture of the series."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for level in range(3):
+        name, kind = f"level-{level}.dcm", ("ORIGINAL" if level == 0 else "DERIVED", "PRIMARY", "VOLUME", "NONE")
+        _write_dicom(folder / name, halved(pixels, level), mpp * 2**level, kind, f"1.2.826.0.1.{seed}", level + 1)
+    if label:
+        kind = ("ORIGINAL", "PRIMARY", "LABEL", "NONE")
+        _write_dicom(folder / "a-label.dcm", pixels[:100, :150], mpp, kind, f"1.2.826.0.1.{seed}", 9)
+    return folder / "level-0.dcm"
+
+
+def _write_dicom(path: Path, pixels: np.ndarray, mpp: float, kind: tuple[str, ...], series: str, number: int) -> None:
+    import io
+
+    from PIL import Image
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGBaseline8Bit
+
+    height, width = pixels.shape[:2]
+    side, frames = (128, 128) if kind[2] == "VOLUME" else (height, width), []
+    for y in range(0, height, side[0]):
+        for x in range(0, width, side[1]):
+            tile = np.full((*side, 3), 255, np.uint8)
+            part = pixels[y : y + side[0], x : x + side[1]]
+            tile[: part.shape[0], : part.shape[1]] = part
+            stream = io.BytesIO()
+            Image.fromarray(tile).save(stream, "JPEG", quality=95, subsampling="4:2:2")
+            frames.append(stream.getvalue())
+    measures, frame_type, shared, optics, found = (Dataset() for _ in range(5))
+    measures.PixelSpacing, measures.SliceThickness = [round(mpp / 1000, 10)] * 2, 0.001
+    frame_type.FrameType = list(kind)
+    shared.PixelMeasuresSequence = [measures]
+    shared.WholeSlideMicroscopyImageFrameTypeSequence = [frame_type]
+    optics.ObjectiveLensPower, optics.OpticalPathIdentifier = 20, "1"
+    found.file_meta = FileMetaDataset()
+    found.file_meta.MediaStorageSOPClassUID = found.SOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+    found.file_meta.MediaStorageSOPInstanceUID = found.SOPInstanceUID = f"{series}.{number}"
+    found.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    found.StudyInstanceUID = found.FrameOfReferenceUID = found.SeriesInstanceUID = series
+    found.Modality, found.InstanceNumber, found.ImageType = "SM", number, list(kind)
+    found.DimensionOrganizationType, found.NumberOfFrames = "TILED_FULL", len(frames)
+    found.Rows, found.Columns = side
+    found.TotalPixelMatrixColumns, found.TotalPixelMatrixRows = width, height
+    found.SamplesPerPixel, found.PhotometricInterpretation, found.PlanarConfiguration = 3, "YBR_FULL_422", 0
+    found.BitsAllocated, found.BitsStored, found.HighBit, found.PixelRepresentation = 8, 8, 7, 0
+    found.ImagedVolumeWidth, found.ImagedVolumeHeight, found.ImagedVolumeDepth = width * mpp, height * mpp, 0.001
+    found.SharedFunctionalGroupsSequence, found.OpticalPathSequence = [shared], [optics]
+    found.NumberOfOpticalPaths, found.TotalPixelMatrixFocalPlanes = 1, 1
+    found.PixelData = encapsulate(frames)
+    found["PixelData"].is_undefined_length = True
+    found.save_as(path, enforce_file_format=True)

@@ -138,10 +138,11 @@ def test_limits_come_from_validation_groups_and_never_fall_below_the_floor():
 
 
 def test_a_domain_comes_back_from_plain_values(detector):
-    again = OODDetector.restore(detector.arrays(), detector.to_dict())
+    arrays = {name: getattr(detector, name) for name in ("centre", "between", "within", "effects")}
+    again = OODDetector.restore(arrays, detector.to_dict())
     statistics = np.random.default_rng(0).normal(size=(9, len(STATISTIC_NAMES)))
     np.testing.assert_array_equal(again.flag(statistics)[0], detector.flag(statistics)[0])
-    assert OODDetector.restore(detector.arrays(), detector.to_dict() | {"statistics": ["others"]}) is None
+    assert OODDetector.restore(arrays, detector.to_dict() | {"statistics": ["others"]}) is None
 
 
 def test_locations_are_picked_evenly():

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cmrcnet.analysis.localisation import measured_expression, target_sum_of
 from cmrcnet.errors import Damaged, NotAvailable, UnknownName
-from cmrcnet.genes.normalise import normalize
 from cmrcnet.genes.table import STUDENT
 from cmrcnet.slides.patches import crop_patches
-from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.slides.section import Cohort
 from cmrcnet.slides.slide import PatchScale, Slide, known_scale
 
 if TYPE_CHECKING:
@@ -115,19 +115,20 @@ def attribution(table: AnnData, location: str) -> Attribution:
     names = list(map(str, table.obs_names))
     if location not in names:
         raise UnknownName("location in the prediction", location, names)
-    told: dict[str, Any] = table.uns.get("cmrcnet", {})
-    if STUDENT in told:
+    info: dict[str, Any] = table.uns.get("cmrcnet", {})
+    if STUDENT in info:
         raise NotAvailable.from_sentence(
-            f"The prediction of {told.get('slide', 'this slide')} was made by a student, which has no attributions; "
+            f"The prediction of {info.get('slide', 'this slide')} was made by a student, which has no attributions; "
             "predict with MODEL and --bank for these."
         )
     lacking = [key for key in ("neighbour_ids", "neighbour_similarity", "neighbour_weight") if key not in table.obsm]
-    if lacking or "neighbour_spots" not in told or "head_weights" not in told:
-        why = f"it lacks {', '.join(lacking) or 'neighbour_spots or head_weights'}, so nothing can be explained"
+    lacking += [key for key in ("neighbour_spots", "head_weights") if key not in info]
+    if lacking:
+        why = f"it lacks {', '.join(lacking)}, so nothing can be explained"
         raise Damaged("The prediction table", why, _HINT)
     row = names.index(location)
     ids = np.asarray(table.obsm["neighbour_ids"][row])
-    spots = told["neighbour_spots"].loc[[str(each) for each in ids]].reset_index(drop=True)
+    spots = info["neighbour_spots"].loc[[str(each) for each in ids]].reset_index(drop=True)
     spots = spots.assign(
         similarity=np.asarray(table.obsm["neighbour_similarity"][row], np.float64),
         weight=np.asarray(table.obsm["neighbour_weight"][row], np.float64),
@@ -135,7 +136,7 @@ def attribution(table: AnnData, location: str) -> Attribution:
     patient_weights = (
         spots.groupby("patient", sort=False, observed=True)["weight"].sum().sort_values(ascending=False, kind="stable")
     )
-    parts = json.loads(told["head_weights"])
+    parts = json.loads(info["head_weights"])
     return Attribution(
         location, row, spots, {str(patient): float(share) for patient, share in patient_weights.items()}, parts
     )
@@ -176,14 +177,14 @@ def matched_tissue(
 
     `cohort` is that of the bank; `slide` the predicted one, which is searched among the cohort's slides when None.
     """
-    told = table.uns["cmrcnet"]
-    scale = PatchScale(size_px=int(told["patch_px"]), mpp=float(told["patch_mpp"]))
+    info = table.uns["cmrcnet"]
+    scale = PatchScale(size_px=int(info["patch_px"]), mpp=float(info["patch_mpp"]))
     patches: list[np.ndarray | None] = [None] * min(shown, len(found.spots))
     expression = np.full((len(found.spots), len(genes)), np.nan, np.float32)
     missing: list[str] = []
-    wanted = str(told["slide_fingerprint"])
+    wanted = str(info["slide_fingerprint"])
     if slide is not None and slide.fingerprint() != wanted:
-        missing.append(f"{slide.name} is not the slide that was predicted ({told['slide']}).")
+        missing.append(f"{slide.name} is not the slide that was predicted ({info['slide']}).")
         slide = None
     for name in dict.fromkeys(map(str, found.spots["section"])):
         if cohort is None:
@@ -194,52 +195,26 @@ def matched_tissue(
         section = cohort.read(name)
         if slide is None and section.slide.fingerprint() == wanted:
             slide = section.slide
-        _fill(section, found, genes, told, scale, patches, expression)
+        rows = np.flatnonzero((found.spots["section"] == name).to_numpy())
+        measured = measured_expression(section, genes, target_sum_of(table))
+        measured = measured.reindex(columns=list(genes), fill_value=0 if section.absent_genes == "zero" else np.nan)
+        expression[rows] = measured.reindex(index=found.spots["barcode"][rows].astype(str)).to_numpy()
+        near = rows[rows < len(patches)]
+        centres = found.spots.loc[near, ["x", "y"]].to_numpy(np.float64)
+        cropped = (patch for batch in crop_patches(section.slide, centres, scale) for patch in batch)
+        for row, patch in zip(near, cropped, strict=True):
+            patches[row] = patch
     if slide is None and cohort is not None:
         slide = next((each.slide for each in cohort if each.slide.fingerprint() == wanted), None)
     if cohort is None:
         missing.append("Patches and measured values of the matches need their cohort: --cohort COHORT.csv.")
     if slide is None:
         missing.append(
-            f"The patch of the location needs the slide {told['slide']}: a cohort that holds it, or --slide."
+            f"The patch of the location needs the slide {info['slide']}: a cohort that holds it, or --slide."
         )
     centre = np.asarray(table.obsm["spatial"][found.row], np.float64)[None]
     patch = None
     if slide is not None:  # the same extent as in the prediction, by its mpp
-        seen = scale.showing(scale.side_um * known_scale(slide) / float(told["mpp"]))
+        seen = scale.showing(scale.side_um * known_scale(slide) / float(info["mpp"]))
         patch = next(iter(crop_patches(slide, centre, seen)))[0]
     return MatchedTissue(patch, patches, expression, tuple(missing))
-
-
-def _fill(
-    section: Section,
-    found: Attribution,
-    genes: Sequence[str],
-    told: dict[str, Any],
-    scale: PatchScale,
-    patches: list[np.ndarray | None],
-    expression: np.ndarray,
-) -> None:
-    """Fill in patches and expression from one section."""
-    mine = np.flatnonzero((found.spots["section"] == section.name).to_numpy())
-    row_of = {barcode: row for row, barcode in enumerate(section.spots.barcodes)}
-    rows = [
-        (location, row_of[barcode]) for location in mine if (barcode := str(found.spots["barcode"][location])) in row_of
-    ]
-    target = told["target_sum"]
-    values = normalize(section.counts, target if target == "median" else float(target)).tocsc()
-    column_of = {gene: column for column, gene in enumerate(section.genes)}
-    for number, gene in enumerate(genes):
-        if gene in column_of:
-            column = np.asarray(values[:, [column_of[gene]]].todense()).ravel()
-            for location, row in rows:
-                expression[location, number] = column[row]
-        elif section.absent_genes == "zero":
-            expression[[location for location, _ in rows], number] = 0
-    near = mine[mine < len(patches)]
-    if len(near):
-        centres = found.spots.loc[near, ["x", "y"]].to_numpy(np.float64)
-        for location, patch in zip(
-            near, np.concatenate(list(crop_patches(section.slide, centres, scale))), strict=True
-        ):
-            patches[location] = patch

@@ -286,9 +286,9 @@ def _chosen_genes(table: AnnData, row: int, genes: Sequence[str] | None) -> list
 
 
 def _head(sheet: Sheet, table: AnnData, found: Attribution) -> None:
-    told, obs = table.uns["cmrcnet"], table.obs.iloc[found.row]
+    info, obs = table.uns["cmrcnet"], table.obs.iloc[found.row]
     sheet.text(LEFT, 0.42, "ATTRIBUTION OF ONE PREDICTION", 9.5, MARK, bold=True)
-    sheet.text(LEFT, 0.80, f"{found.location} on {told['slide']}", 19, INK, bold=True)
+    sheet.text(LEFT, 0.80, f"{found.location} on {info['slide']}", 19, INK, bold=True)
     sections, patients = found.spots["section"].nunique(), len(found.patient_weights)
     facts = [
         f"{len(found.spots)} measured spots of {sections} section{'s' * (sections != 1)}, "
@@ -325,8 +325,8 @@ def _location(sheet: Sheet, table: AnnData, found: Attribution, tissue: MatchedT
     frame(axes)
     sheet.text(LEFT, 1.54, "location on the slide", 9.5)
     axes = sheet.axes(LEFT + side + 0.25, 1.62, side, side)
-    told = table.uns["cmrcnet"]
-    shows = int(told["patch_px"]) * float(told["patch_mpp"])
+    info = table.uns["cmrcnet"]
+    shows = int(info["patch_px"]) * float(info["patch_mpp"])
     show_patch(axes, tissue.patch, "the slide is\nnot available")
     frame(axes, MARK, 2.2)
     words = f"its patch ({shows:.0f} µm)"
@@ -340,9 +340,9 @@ def _matches(sheet: Sheet, found: Attribution, tissue: MatchedTissue) -> None:
     for number, patch in enumerate(tissue.patches):
         spot, at = found.spots.iloc[number], left + number * (side + gap)
         show_patch(sheet.axes(at, 1.62, side, side), patch, "no\npicture")
-        said = f"{number + 1}. {cut(spot['section'])}\npatient {cut(spot['patient'], 9)}\n{cut(spot['barcode'])}\n"
-        said += f"similarity {spot['similarity']:.2f}\nweight {spot['weight']:.1%}"
-        sheet.text(at, 1.62 + side + 0.07, said, 7.6, va="top", spacing=1.35)
+        text = f"{number + 1}. {cut(spot['section'])}\npatient {cut(spot['patient'], 9)}\n{cut(spot['barcode'])}\n"
+        text += f"similarity {spot['similarity']:.2f}\nweight {spot['weight']:.1%}"
+        sheet.text(at, 1.62 + side + 0.07, text, 7.6, va="top", spacing=1.35)
 
 
 def _patient_weights(sheet: Sheet, found: Attribution) -> None:
@@ -363,10 +363,10 @@ def _patient_weights(sheet: Sheet, found: Attribution) -> None:
 
 
 def _foot_lines(table: AnnData, found: Attribution, tissue: MatchedTissue) -> list[str]:
-    said = [found.sentence]
+    sentences = [found.sentence]
     ood = table.uns["cmrcnet"].get("ood")
     if ood is not None and int(ood["raised"]):
-        said.append(str(ood["sentence"]))
+        sentences.append(str(ood["sentence"]))
     if tissue.missing:
-        said.append("Not shown: " + " ".join(tissue.missing))
-    return [line for sentence in said for line in textwrap.wrap(sentence, 198)]
+        sentences.append("Not shown: " + " ".join(tissue.missing))
+    return [line for sentence in sentences for line in textwrap.wrap(sentence, 198)]

@@ -353,7 +353,7 @@ def localise_cohort(
         if not signatures:
             raise GenesError.none_shared(f"The {chosen.organ} markers", f"the prediction of {name}")
         truth = measured_expression(
-            section, (gene for genes in signatures.values() for gene in genes), _target_sum(prediction)
+            section, (gene for genes in signatures.values() for gene in genes), target_sum_of(prediction)
         )
         labels = regions[name].map(coarse) if merge else regions[name]
         table = localise(prediction, labels, signatures, truth, n_bootstrap=n_bootstrap, seed=seed)
@@ -396,7 +396,7 @@ def _span(row: Mapping[str, float], name: str) -> str:
     return f"{row[name]:.2f}" + (f" ({low:.2f} to {high:.2f})" if low == low else "")
 
 
-def _target_sum(prediction: AnnData) -> float | Literal["median"]:
+def target_sum_of(prediction: AnnData) -> float | Literal["median"]:
     """Library size of the prediction table, 10,000 when it is not stated."""
     value = prediction.uns.get("cmrcnet", {}).get("target_sum", 10_000.0)
     return "median" if value == "median" else float(value)

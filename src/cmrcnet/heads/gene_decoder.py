@@ -32,7 +32,7 @@ RANK = 64
 _NOTHING = 1e-6
 """Directions with less than this share of the variance of the first are rounding errors."""
 
-Blocks = Callable[[], Iterator[tuple[slice, np.ndarray]]]
+GeneChunks = Callable[[], Iterator[tuple[slice, np.ndarray]]]
 """Iterates over chunks of genes, from the first one at every call: the genes, and (locations, genes) predictions; NaN
 where there is none."""
 
@@ -107,27 +107,27 @@ class SectionStatistics:
 
 
 def fit_gene_decoder(
-    moments: Sequence[SectionStatistics], columns: Sequence[np.ndarray], measured: np.ndarray
+    statistics: Sequence[SectionStatistics], columns: Sequence[np.ndarray], measured: np.ndarray
 ) -> GeneDecoder:
     """Fit a decoder to a bank from the statistics of its sections.
 
     `columns` gives for each section the bank's column of each of its own genes; `measured` (sections, genes) tells
     which genes of the bank each section measured.
     """
-    genes, rank = measured.shape[1], len(moments[0].gram)
+    genes, rank = measured.shape[1], len(statistics[0].gram)
     level, around, products = np.zeros(genes), np.zeros(genes), np.zeros((rank, genes))
-    for each, mine in zip(moments, columns, strict=True):
+    for each, mine in zip(statistics, columns, strict=True):
         level[mine] += each.sums / each.spots
         around[mine] += each.squares - each.sums**2 / each.spots
         products[:, mine] += each.products
-    size = np.array([each.spots for each in moments])
+    size = np.array([each.spots for each in statistics])
     seen = measured.sum(axis=0)
     loadings = np.zeros((rank, genes), np.float32)
     patterns, pattern_of = np.unique(measured, axis=1, return_inverse=True)
     for number, sees in enumerate(patterns.T):
         if sees.any():
             which = np.flatnonzero(pattern_of.reshape(-1) == number)
-            gram = np.sum([each.gram for each, there in zip(moments, sees, strict=True) if there], axis=0)
+            gram = np.sum([each.gram for each, there in zip(statistics, sees, strict=True) if there], axis=0)
             loadings[:, which] = np.linalg.lstsq(gram, products[:, which], rcond=None)[0]
     deviation = np.sqrt(np.maximum(around, 0) / np.maximum(size @ measured, 1))
     return GeneDecoder((level / np.maximum(seen, 1)).astype(np.float32), deviation.astype(np.float32), loadings)
@@ -147,37 +147,37 @@ class GeneBasis:
         guess = scores @ self.directions[:, columns]
         return np.maximum(guess + self.level[columns], 0).astype(np.float32, copy=False)
 
-    def scores(self, blocks: Iterator[tuple[slice, np.ndarray]], locations: int) -> np.ndarray:
+    def scores(self, chunks: Iterator[tuple[slice, np.ndarray]], locations: int) -> np.ndarray:
         """Project expression that comes in chunks of genes: (locations, rank) float32; NaN counts as the level."""
         found = np.zeros((locations, len(self.directions)))
-        for genes, values in blocks:
+        for genes, values in chunks:
             found += _around(values, self.level[genes]) @ self.directions[:, genes].T.astype(np.float64)
         return found.astype(np.float32)
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # several threads may differ in the last bit, and so may two runs
 def basis_of_decoder(
-    levels: GeneDecoder, covariance: np.ndarray, variance_rescaling: float
+    decoder: GeneDecoder, covariance: np.ndarray, variance_rescaling: float
 ) -> tuple[GeneBasis, np.ndarray]:
     """Basis of a teacher that predicts expression components; parameters as `GeneDecoder.expression`.
 
     Returns the basis and a matrix (components, rank), float64: ``component scores @ matrix`` are the scores in this
     basis.
     """
-    loadings = (levels.loadings * levels.stretch(slice(None), covariance, variance_rescaling)).astype(np.float64)
-    directions, turn = np.linalg.qr(loadings.T)
-    return GeneBasis(levels.level, directions.T.astype(np.float32)), turn.T
+    loadings = (decoder.loadings * decoder.stretch(slice(None), covariance, variance_rescaling)).astype(np.float64)
+    directions, rotation = np.linalg.qr(loadings.T)
+    return GeneBasis(decoder.level, directions.T.astype(np.float32)), rotation.T
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
-def basis_of_predictions(blocks: Blocks, locations: int, genes: int, rank: int = RANK) -> GeneBasis:
+def basis_of_predictions(chunks: GeneChunks, locations: int, genes: int, rank: int = RANK) -> GeneBasis:
     """Basis from the principal components, at most `rank`, of a teacher's predictions at some locations.
 
     They come from the eigenvectors of the (locations, locations) Gram matrix, so that memory holds one chunk of genes,
-    that matrix and the (rank, genes) result: `blocks` is called once for the Gram matrix and once for the directions.
+    that matrix and the (rank, genes) result: `chunks` is called once for the Gram matrix and once for the directions.
     """
     level, products = np.full(genes, np.nan, np.float32), np.zeros((locations, locations))
-    for which, values in blocks():
+    for which, values in chunks():
         known = ~np.isnan(values)
         count = known.sum(axis=0)
         total = np.where(known, values, 0).sum(axis=0, dtype=np.float64)
@@ -189,7 +189,7 @@ def basis_of_predictions(blocks: Blocks, locations: int, genes: int, rank: int =
     order = order[values[order] > _NOTHING * max(values.max(), 1e-12)]
     onto = vectors[:, order] / np.sqrt(values[order])
     directions = np.zeros((len(order), genes), np.float32)
-    for which, predicted in blocks():
+    for which, predicted in chunks():
         directions[:, which] = onto.T @ _around(predicted, level[which])
     return GeneBasis(level, directions)
 

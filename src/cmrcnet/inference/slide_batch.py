@@ -1,5 +1,8 @@
 """Predict many slides, one after the other: finished ones are skipped, and a broken slide does not stop the others.
 
+Each slide is tried in a child process first (`slides.probe`), which may die of it. Files that begin with a dot are no
+slides (macOS leaves `._NAME` beside every file), and the files of one DICOM series are one slide.
+
 Several processes, on several machines that share the disk, may work on one folder: a slide that another process is
 writing is skipped.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import logging
+import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +20,11 @@ from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from cmrcnet.errors import BadOption, CmrcnetError, InUse, MissingInput, NoSpace, OutputExists, Unwritable
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError, InUse, MissingInput, NoSpace, OutputExists, Unwritable
 from cmrcnet.export.stored_prediction import StoredPrediction
+from cmrcnet.slides.probe import SlideProbe
 from cmrcnet.slides.slide import open_slide
+from cmrcnet.slides.slide_files import one_file_a_slide
 from cmrcnet.storage.atomic import atomic_file, refuse_existing
 
 if TYPE_CHECKING:
@@ -29,8 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("cmrcnet")
 
 ENDINGS = (
-    ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".dcm", ".tif", ".tiff", ".btf",
-    ".jpg", ".jpeg", ".png",
+    ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".tif", ".tiff", ".btf",
+    ".jpg", ".jpeg", ".png", ".jp2",
 )  # fmt: skip
 """Endings of slides in a folder; a pattern takes every file that it names."""
 
@@ -79,22 +85,38 @@ class BatchOutcome:
 def slides_of(source: Path) -> list[Path] | None:
     """List the slides of a folder or pattern, sorted; None where `source` is one file.
 
+    What cannot be opened (a dangling link, a pipe, a file without permission) is listed: `predict_slides` names it.
+
     Raises
     ------
     MissingInput
         A folder or pattern without any slide.
+    BadInput
+        The folder cannot be listed.
     """
-    if source.is_dir():
-        found = sorted(path for path in source.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
-        what = f"Slides ({' '.join(ENDINGS)}) in"
-    elif has_magic(str(source)) and not source.exists():
-        named = Path(source.anchor or ".").glob(str(source.relative_to(source.anchor)))
-        found, what = sorted(path for path in named if path.is_file()), "A slide like"
-    else:
-        return None
+    try:
+        if source.is_dir():
+            named = [path for path in source.iterdir() if path.suffix.lower() in ENDINGS]
+            what = f"Slides ({' '.join(ENDINGS)}) in"
+        elif has_magic(str(source)) and not source.exists():
+            named = list(Path(source.anchor or ".").glob(str(source.relative_to(source.anchor))))
+            what = "A slide like"
+        else:
+            return None
+    except OSError as error:
+        raise BadInput(source, "a folder of slides", error.strerror or str(error)) from error
+    files = sorted(path for path in named if not path.name.startswith(".") and not _is_folder(path))
+    found = one_file_a_slide(files)
     if not found:
         raise MissingInput(source, what)
     return found
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError:  # said when it is opened
+        return False
 
 
 def predict_slides(
@@ -141,30 +163,39 @@ def predict_slides(
     summary = folder / "summary.csv"
     refuse_existing(summary, overwrite=True)
     outcomes: list[SlideOutcome] = []
-    for number, (slide, name) in enumerate(zip(slides, names, strict=True), start=1):
-        table = folder / f"{name}.h5ad"
-        log.info("Slide %d of %d: %s", number, len(slides), slide.name)
-        start = time.monotonic()
-        try:
-            with cast("FileSlide", open_slide(slide, mpp=mpp)) as picture:
-                size = None if overwrite else _size_if_done(table, predictor, picture)
-                status = PREDICTED if size is None else DONE_BEFORE
-                if size is None:
-                    size = predict_to_file(predictor, picture, table, cache=cache, batch=batch)
-            outcome = SlideOutcome(str(slide), table.name, status, *size)
-        except (NoSpace, Unwritable):
-            raise
-        except InUse:
-            outcome = SlideOutcome(str(slide), table.name, ELSEWHERE)
-        except CmrcnetError as error:
-            outcome = SlideOutcome(str(slide), table.name, BROKEN, problem=str(error))
-            log.warning("warning: %s is skipped: %s", slide.name, error)
-        outcomes.append(dataclasses.replace(outcome, seconds=round(time.monotonic() - start, 1)))
-        with atomic_file(summary) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.DictWriter(file, [field.name for field in dataclasses.fields(SlideOutcome)])
-            rows.writeheader()
-            rows.writerows(dataclasses.asdict(outcome) for outcome in outcomes)
+    with SlideProbe() as probe:
+        for number, (slide, name) in enumerate(zip(slides, names, strict=True), start=1):
+            table = folder / f"{name}.h5ad"
+            log.info("Slide %d of %d: %s", number, len(slides), slide.name)
+            start = time.monotonic()
+            try:
+                probe.check(slide)
+                with cast("FileSlide", open_slide(slide, mpp=mpp)) as picture:
+                    size = None if overwrite else _size_if_done(table, predictor, picture)
+                    status = PREDICTED if size is None else DONE_BEFORE
+                    if size is None:
+                        size = predict_to_file(predictor, picture, table, cache=cache, batch=batch)
+                outcome = SlideOutcome(str(slide), table.name, status, *size)
+            except (NoSpace, Unwritable):
+                raise
+            except InUse:
+                outcome = SlideOutcome(str(slide), table.name, ELSEWHERE)
+            except Exception as error:  # whatever it is, the slides behind this one are predicted
+                known = isinstance(error, CmrcnetError)
+                problem = str(error) if known else f"{type(error).__name__}: {error}"
+                outcome = SlideOutcome(str(slide), table.name, BROKEN, problem=problem)
+                log.warning("warning: %s is skipped: %s", slide.name, problem)
+                log.debug("", exc_info=not known)
+            outcomes.append(dataclasses.replace(outcome, seconds=round(time.monotonic() - start, 1)))
+            _write_summary(summary, outcomes)
     return BatchOutcome(tuple(outcomes), summary)
+
+
+def _write_summary(path: Path, outcomes: Sequence[SlideOutcome]) -> None:
+    with atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        rows = csv.DictWriter(file, [field.name for field in dataclasses.fields(SlideOutcome)])
+        rows.writeheader()
+        rows.writerows(dataclasses.asdict(outcome) for outcome in outcomes)
 
 
 def _size_if_done(table: Path, predictor: Predictor, slide: Slide) -> tuple[int, int] | None:

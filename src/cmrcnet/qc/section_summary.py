@@ -151,7 +151,10 @@ class SpotMaps:
         small, mask = thumbnail(slide, downsample), find_tissue(slide).pixels
         density = optical_density(small)
         stains = rgb2hed(small).astype(np.float32)
-        disc = _disc(diameter_um / 2 / (mpp * downsample))
+        radius_px = max(diameter_um / 2 / (mpp * downsample), 1.0)
+        y, x = np.mgrid[-int(radius_px) : int(radius_px) + 1, -int(radius_px) : int(radius_px) + 1]
+        disc = (x * x + y * y <= radius_px**2).astype(np.float32)
+        disc /= disc.sum()
         grey = density.mean(axis=2)
         mean = _mean(grey, disc)
         rough = np.sqrt(np.maximum(_mean(grey * grey, disc) - mean * mean, 0))
@@ -204,13 +207,6 @@ class SpotMaps:
 def optical_density(rgb: np.ndarray) -> np.ndarray:
     """Beer and Lambert: log10(256 / (value + 1)), float32, 0 for white."""
     return -np.log10((rgb.astype(np.float32) + 1) / 256)
-
-
-def _disc(radius_px: float) -> np.ndarray:
-    reach = int(max(1, radius_px))
-    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    disc = (x * x + y * y <= max(radius_px, 1.0) ** 2).astype(np.float32)
-    return disc / disc.sum()
 
 
 def _mean(values: np.ndarray, disc: np.ndarray) -> np.ndarray:

@@ -81,8 +81,9 @@ def _openslide_alone(path: Path) -> type[OpenSlidePixels]:
     source = OpenSlidePixels(path)
     try:
         if levels_agree(source) is False:
-            why = "its overview does not show what its full resolution shows, so OpenSlide decodes one of them wrongly"
-            raise BadInput(path, "a slide", f"{why}; save it as a tiled pyramidal TIFF with the scanner's own software")
+            why = "its overview does not show what its full resolution shows: its levels are of different slides, or"
+            hint = "OpenSlide decodes one wrongly; export it again with the scanner's own software"
+            raise BadInput(path, "a slide", f"{why} {hint}")
     finally:
         source.close()
     return OpenSlidePixels

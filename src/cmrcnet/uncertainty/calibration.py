@@ -6,7 +6,7 @@ It is fitted while the model is trained, stored beside the weights and applied t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,6 @@ from cmrcnet.uncertainty.conformal import ConformalIntervals
 from cmrcnet.uncertainty.gene_reliability import GeneReliability
 from cmrcnet.uncertainty.nonconformity import NonconformityScale
 from cmrcnet.uncertainty.ood import OODDetector
-
-_NONCONFORMITY = ("centre", "deviation", "weights")
-_INTERVALS = ("low", "high", "scales")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +48,13 @@ class Calibration:
         found: dict[str, np.ndarray] = {}
         facts: dict[str, Any] = {"why_not": self.why_not, "ood_detector": None, "reliability": None}
         if self.ood_detector is not None:
-            found |= _prefixed("ood_detector", self.ood_detector.arrays())
+            found |= _arrays_of("ood_detector", self.ood_detector)
             facts["ood_detector"] = self.ood_detector.to_dict()
         if self.reliability is not None:
             each = self.reliability
             found["component_power"] = each.component_power
-            found |= _prefixed("nonconformity", {name: getattr(each.nonconformity, name) for name in _NONCONFORMITY})
-            found |= _prefixed("intervals", {name: getattr(each.intervals, name) for name in _INTERVALS})
-            found |= _prefixed("gene_reliability", each.gene_reliability.arrays())
+            for name in ("nonconformity", "intervals", "gene_reliability"):
+                found |= _arrays_of(name, getattr(each, name))
             facts["reliability"] = {
                 "intervals": each.intervals.facts,
                 "gene_reliability": each.gene_reliability.facts,
@@ -87,8 +83,10 @@ class Calibration:
         return cls(detector, reliability, facts["why_not"])
 
 
-def _prefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"{prefix}.{name}": values for name, values in arrays.items()}
+def _arrays_of(prefix: str, part: Any) -> dict[str, np.ndarray]:
+    """Arrays among the fields of a dataclass, named with a prefix."""
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    return {f"{prefix}.{name}": value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
 def _without(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -165,10 +165,14 @@ def patients_needed(level: float) -> int:
 
 def scale_quantiles(scale: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted quantiles of the validation locations' scales, in steps of 1 %: (101,) float32."""
-    order = np.argsort(scale, kind="stable")
+    return weighted_quantiles(scale, weights, _STEPS - 1e-12).astype(np.float32)
+
+
+def weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: np.ndarray | float) -> np.ndarray:
+    """Smallest value at which the cumulative weight reaches each of `shares`."""
+    order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order]) / weights.sum()
-    at = np.minimum(np.searchsorted(reached, _STEPS - 1e-12), len(scale) - 1)
-    return scale[order][at].astype(np.float32)
+    return values[order][np.minimum(np.searchsorted(reached, shares), len(values) - 1)]
 
 
 def _first_reaching(values: np.ndarray, reached: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -286,10 +286,6 @@ class GeneReliability:
         sections = found["reliability_sections"].fillna(0).astype(np.int64)
         return found.assign(reliability_sections=sections, grade=found["grade"].fillna(NOT_MEASURED))
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays to store; `genes` and `facts` are stored as plain values."""
-        return {name: getattr(self, name) for name in (*_VALUES, *_COUNTS, "grade")}
-
 
 def fit_gene_reliability(
     genes: Sequence[str],

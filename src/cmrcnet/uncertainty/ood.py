@@ -42,6 +42,7 @@ import numpy as np
 
 from cmrcnet.slides.patches import crop_patches
 from cmrcnet.slides.slide import PatchScale, Slide
+from cmrcnet.uncertainty.conformal import weighted_quantiles
 
 STATISTICS_SCALE = PatchScale(size_px=128, mpp=1.0)
 """One um a pixel: fine enough for nuclei, and cheap to read."""
@@ -73,7 +74,6 @@ _FAINT = 1e-6
 _STAIN = np.array([1.0, 0.0, 0.0, 1.0, *([2.0] * (len(STATISTIC_NAMES) - 4))])
 _SHARES = np.diag([0.0, 1.0, 1.0, *([0.0] * (len(STATISTIC_NAMES) - 3))])
 _SPOKEN = {"strength": "how strongly it is stained", "red": "its colour", "blue": "its colour"}
-_ARRAYS = ("centre", "between", "within", "effects")
 _VALUES = ("slide_limit", "location_limit", "gain_limit", "facts")
 
 
@@ -277,21 +277,17 @@ class OODDetector:
             inside = self.location_distance(statistics) <= self.location_limit
         return inside, OODFlag(bool(kind), kind, why, distance, self.slide_limit)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays to store."""
-        return {name: getattr(self, name) for name in _ARRAYS}
-
     def to_dict(self) -> dict[str, Any]:
-        """Plain values to store."""
+        """Plain values to store beside the arrays."""
         values = {name: getattr(self, name) for name in _VALUES}
         return values | {"statistics": list(STATISTIC_NAMES), "perturbations": len(PERTURBATIONS)}
 
     @classmethod
     def restore(cls, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> OODDetector | None:
-        """Inverse of `arrays` and `to_dict`; None when this version has other statistics or perturbations."""
+        """From the arrays and `to_dict`; None when this version has other statistics or perturbations."""
         if facts["statistics"] != list(STATISTIC_NAMES) or facts["perturbations"] != len(PERTURBATIONS):
             return None
-        return cls(**{name: arrays[name] for name in _ARRAYS}, **{name: facts[name] for name in _VALUES})
+        return cls(**arrays, **{name: facts[name] for name in _VALUES})
 
 
 def fit_ood_detector(
@@ -329,11 +325,8 @@ def fit_ood_detector(
     gain_limit = max([SLIDE_FLOOR * UNTRIED if untried else 0.0, *gains])
     location_limit = LOCATION_FLOOR
     if locations:
-        values, weight = np.concatenate(locations), np.concatenate(weights)
-        order = np.argsort(values, kind="stable")
-        reached = np.cumsum(weight[order]) / weight.sum()
-        quantile = values[order][min(np.searchsorted(reached, VALIDATION_INSIDE), len(values) - 1)]
-        location_limit = max(location_limit, float(quantile))
+        inside = weighted_quantiles(np.concatenate(locations), np.concatenate(weights), VALIDATION_INSIDE)
+        location_limit = max(location_limit, float(inside))
     facts = {
         "sections": len(statistics),
         "groups": len(set(group_of)),
