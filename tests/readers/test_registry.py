@@ -64,8 +64,8 @@ def test_what_nobody_recognises(tmp_path):
             sniff(place)
     with pytest.raises(MissingInput, match=r"does not exist"):
         read_section(tmp_path / "nowhere")
-    with pytest.raises(BadInput, match=r"there is no format 'xenium'"):
-        read_section(tmp_path, format="xenium")
+    with pytest.raises(BadInput, match=r"there is no format 'abacus'"):
+        read_section(tmp_path, format="abacus")
 
 
 def test_a_reader_of_ones_own(tmp_path, own_reader):

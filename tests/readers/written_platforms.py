@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 from scipy import sparse
 
-from tests.readers.written_formats import write_10x_h5
+from tests.readers.written_formats import write_10x_h5, write_10x_mtx
 
 # --- Visium HD ---------------------------------------------------------------------------------------------------
 
@@ -122,3 +122,143 @@ def write_visium_hd(
     with h5py.File(outs / "feature_slice.h5", "w") as file:
         file.attrs["metadata_json"] = json.dumps({"hd_layout_json": json.dumps({"file_format": "1.0"})})
     return outs
+
+
+# --- Xenium ------------------------------------------------------------------------------------------------------
+
+XENIUM_KINDS = {
+    "NegControlProbe_00042": "Negative Control Probe",
+    "NegControlCodeword_0500": "Negative Control Codeword",
+    "UnassignedCodeword_0018": "Unassigned Codeword",
+    "DeprecatedCodeword_0321": "Deprecated Codeword",
+    "Intergenic_Region_1001": "Genomic Control",
+}
+PIXEL_UM = 0.2125
+
+
+@dataclass(frozen=True, eq=False)
+class MadeCells:
+    """Cells, their transcripts, and an H&E under a known alignment."""
+
+    names: list[str]
+    ids: np.ndarray
+    centre_um: np.ndarray
+    genes: list[str]
+    counts: np.ndarray
+    transcripts: pd.DataFrame
+    alignment: np.ndarray
+    """3x3, pixels of the H&E to pixels of the morphology image."""
+    image: np.ndarray
+    mpp: float
+
+    def to_image(self, xy_um: np.ndarray) -> np.ndarray:
+        """Micrometres to pixels of the H&E, by hand."""
+        points = np.column_stack([np.asarray(xy_um) / PIXEL_UM, np.ones(len(xy_um))])
+        return np.linalg.solve(self.alignment, points.T).T[:, :2]
+
+
+def made_cells(cells: int = 150, genes: int = 7, *, seed: int = 0, mpp: float = 1.0) -> MadeCells:
+    """Cells on 300 x 220 um, with transcripts of low quality and of controls, and an H&E turned by a quarter."""
+    rng = np.random.default_rng(seed)
+    names = [f"GENE{i + 1}" for i in range(genes)]
+    centres = rng.uniform([20, 20], [280, 200], (cells, 2))
+    counts = rng.poisson(3, (cells, genes))
+    rows, columns = np.nonzero(counts)
+    each = counts[rows, columns]
+    table = pd.DataFrame({"feature_name": np.repeat(np.array(names)[columns], each), "qv": 30.0})
+    xy = np.repeat(centres[rows], each, axis=0) + rng.normal(0, 2, (each.sum(), 2))
+    table["x_location"], table["y_location"] = xy.T
+    table["is_gene"] = True
+    poor = table.sample(frac=0.3, random_state=1).assign(qv=rng.choice([0.0, 10.0, 19.9], round(0.3 * len(table))))
+    controls = table.sample(100, random_state=2).assign(
+        feature_name=rng.choice(list(XENIUM_KINDS), 100), is_gene=False, qv=35.0
+    )
+    table = pd.concat([table, poor, controls]).sample(frac=1, random_state=3, ignore_index=True)
+    ids = np.column_stack([rng.choice(2**31, cells, replace=False), np.ones(cells)]).astype(np.uint32)
+    letters = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
+    cell_names = [hex(int(prefix))[2:].translate(letters).rjust(8, "a") + "-1" for prefix, _ in ids]
+    scale = mpp / PIXEL_UM  # x of the H&E runs along y of the DAPI image
+    alignment = np.array([[0.0, -scale, 380 / PIXEL_UM], [scale, 0.0, -80 / PIXEL_UM], [0.0, 0.0, 1.0]])
+    image = np.full((int(460 / mpp), int(380 / mpp), 3), 235, np.uint8)  # with a margin of 80 um
+    made = MadeCells(cell_names, ids, centres, names, counts, table, alignment, image, mpp)
+    for x, y in np.round(made.to_image(centres)).astype(int):
+        image[max(y - 8, 0) : y + 8, max(x - 8, 0) : x + 8] = rng.integers(90, 200, 3) // [1, 2, 1]
+    return made
+
+
+def write_xenium(
+    outs: Path,
+    made: MadeCells,
+    *,
+    cells: str = "parquet",
+    matrix: str = "h5",
+    bytes_names: bool = False,
+    with_is_gene: bool = True,
+    version: str = "xenium-3.0.0.15",
+    image: bool = True,
+) -> Path:
+    """The output folder of Xenium Onboard Analysis, with the H&E and its alignment from Xenium Explorer."""
+    import tifffile
+    import zarr
+
+    outs.mkdir(parents=True)
+    facts = {
+        "major_version": 5,
+        "minor_version": 0,
+        "run_name": "made",
+        "region_name": "region",
+        "pixel_size": PIXEL_UM,
+    }
+    facts |= {"analysis_sw_version": version, "num_cells": len(made.names), "panel_name": "made"}
+    (outs / "experiment.xenium").write_text(json.dumps(facts))
+    table = pd.DataFrame(
+        {"cell_id": made.names, "x_centroid": made.centre_um[:, 0], "y_centroid": made.centre_um[:, 1]}
+    )
+    table["transcript_counts"], table["cell_area"], table["nucleus_area"] = made.counts.sum(axis=1), 78.5, 30.0
+    if bytes_names:
+        table["cell_id"] = table["cell_id"].str.encode("utf-8")
+    if cells == "parquet":
+        table.to_parquet(outs / "cells.parquet", index=False, row_group_size=40)
+    else:
+        table.to_csv(outs / "cells.csv.gz", index=False)
+    names = [*made.genes, *XENIUM_KINDS]
+    kinds = ["Gene Expression"] * len(made.genes) + list(XENIUM_KINDS.values())
+    noise = np.random.default_rng(5).poisson(0.1, (len(made.names), len(XENIUM_KINDS)))
+    values = sparse.csc_matrix(np.hstack([made.counts, noise]).T)  # features x cells
+    ids = [f"ENSG{i:011d}" for i in range(len(names))]
+    if matrix == "h5":
+        write_10x_h5(outs / "cell_feature_matrix.h5", values, made.names, ids, names, kinds)
+    elif matrix == "mtx":
+        write_10x_mtx(outs / "cell_feature_matrix", values, made.names, ids, names, kinds, "mtx.gz")
+    else:
+        store = zarr.storage.ZipStore(outs / "cell_feature_matrix.zarr.zip", mode="w")
+        short = ["gene"] * len(made.genes) + [kind.lower().replace(" ", "_") for kind in XENIUM_KINDS.values()]
+        facts = {"feature_keys": names, "feature_ids": ids, "feature_types": short}
+        group = zarr.open_group(store, mode="w", zarr_format=2).create_group("cell_features", attributes=facts)
+        rows = values.tocsr()
+        for key in ("indptr", "indices", "data"):
+            group.create_array(key, data=getattr(rows, key).astype(np.uint32))
+        group.create_array("cell_id", data=made.ids)
+        store.close()
+    transcripts = made.transcripts.assign(z_location=10.0, cell_id="UNASSIGNED", overlaps_nucleus=1)
+    if bytes_names:
+        transcripts["feature_name"] = transcripts["feature_name"].str.encode("utf-8")
+    if not with_is_gene:
+        transcripts = transcripts.drop(columns="is_gene")
+    transcripts.to_parquet(outs / "transcripts.parquet", index=False, row_group_size=500)
+    if image:
+        tifffile.imwrite(outs / "made_he_image.ome.tif", made.image, photometric="rgb", metadata={"axes": "YXS"})
+        np.savetxt(outs / "made_he_imagealignment.csv", made.alignment, delimiter=",")
+    return outs
+
+
+def write_cells_zarr(outs: Path, made: MadeCells) -> None:
+    """`cells.zarr.zip`, of which spatialdata-io reads the cell ids."""
+    import zarr
+
+    store = zarr.storage.ZipStore(outs / "cells.zarr.zip", mode="w")
+    group = zarr.open_group(store, mode="w", zarr_format=2)
+    group.create_array("cell_id", data=made.ids)
+    summary = group.create_array("cell_summary", data=np.column_stack([made.centre_um, np.zeros(len(made.ids))]))
+    summary.attrs["column_names"] = ["cell_centroid_x", "cell_centroid_y", "z_level"]
+    store.close()

@@ -34,7 +34,8 @@ def inspect_command(source: Path, *, mpp: float | None = None, format: str | Non
     mpp : float, optional
         Micrometres per level-0 pixel, for slides that do not state it.
     format : str, optional
-        Reader of the section when its format cannot be recognised: legacy_st, visium, visium_hd, hest, ann_data.
+        Reader of the section when its format cannot be recognised: legacy_st, visium, visium_hd, xenium,
+        hest, ann_data.
     quick : bool
         Skip the checks that read pixels and compare sections: duplicates, wrong patients, outliers of stain and scale,
         misplaced spots.

@@ -127,7 +127,11 @@ class Affine:
 
 
 def read_affine(
-    value: str | Path | Sequence | np.ndarray, *, folder: Path = Path(), decimal_comma: bool = False
+    value: str | Path | Sequence | np.ndarray,
+    *,
+    folder: Path = Path(),
+    decimal_comma: bool = False,
+    alignment: bool = False,
 ) -> Affine:
     """Make an affine of what a user states: numbers, text of six numbers, or a file.
 
@@ -139,6 +143,9 @@ def read_affine(
         Folder that a relative path starts from.
     decimal_comma : bool
         Text of six numbers has decimal commas, and blanks between the numbers.
+    alignment : bool
+        A file called ``*alignment.csv`` is wanted. Xenium Explorer exports such files, which map from the H&E to the
+        assay's image and not back, so they are refused otherwise.
 
     Raises
     ------
@@ -156,12 +163,15 @@ def read_affine(
     try:
         numbers = [float(part) for part in parts]
     except ValueError:
-        return _read_file(folder / text)
+        return _read_file(folder / text, alignment)
     return Affine.of(numbers)
 
 
-def _read_file(path: Path) -> Affine:
+def _read_file(path: Path, alignment: bool) -> Affine:
     """An affine in a file."""
+    if path.name.endswith("alignment.csv") and not alignment:
+        why = "it is an alignment of Xenium Explorer, from pixels of the H&E to pixels of the DAPI image and not back; "
+        raise BadInput(path, WHAT, why + "put it beside the H&E, where format xenium finds it, and give no affine")
     if not path.is_file():
         raise MissingInput(
             path, "The affine", "give six numbers a b c d e f, or the path of a file that holds a matrix"

@@ -63,7 +63,7 @@ class SectionSource:
     library: str | None = None
 
 
-BUILT_IN = ("legacy_st", "visium", "hest", "ann_data", "visium_hd")
+BUILT_IN = ("legacy_st", "visium", "hest", "ann_data", "visium_hd", "xenium")
 """Modules beside this one that register a reader of the same name."""
 
 Reading = Callable[[SectionSource], RawSection]
@@ -215,8 +215,8 @@ def read_section(
     Parameters
     ----------
     source : path
-        A counts table (legacy ST), an `outs` folder (Visium, Visium HD), the root of a HEST folder or an `.h5ad` in
-        it, or any `.h5ad` with `obsm["spatial"]`.
+        A counts table (legacy ST), an `outs` folder (Visium, Visium HD), the output folder of Xenium, the root of a
+        HEST folder or an `.h5ad` in it, or any `.h5ad` with `obsm["spatial"]`.
     format : str, optional
         One of `reader_formats`; otherwise recognised from the files.
     name, patient : str, optional
@@ -226,7 +226,7 @@ def read_section(
     mpp : float, optional
         Micrometres per pixel of the full-resolution picture. It overrides the files.
     spot_diameter_um : float, optional
-        Otherwise the diameter of the format: 100 um (legacy ST), 55 um (Visium), the side of the bin (Visium HD).
+        Otherwise the diameter of the format: 100 um (legacy ST), 55 um (Visium), the side of the bin.
     affine : path, six numbers or a 2x3 or 3x3 matrix, optional
         Maps the assay's coordinates to level-0 pixels of `image`, where these are not the same (see `read_affine`).
     bin_um : float, optional

@@ -414,10 +414,11 @@ def summed_counts(path: Path, grid: BinGrid, block_values: int = BLOCK_VALUES) -
             if not is_gene.all():
                 others = ", ".join(sorted(set(kinds[~is_gene])))
                 notes.append(f"{int((~is_gene).sum())} features are of another kind ({others}): left out.")
-            bins, spots = np.unique(blocks[blocks >= 0], return_inverse=True)
-            spot_of = np.full(len(blocks), -1, np.int32)
-            spot_of[blocks >= 0] = spots
-            del blocks, spots
+            bins = np.flatnonzero(np.bincount(blocks[blocks >= 0], minlength=len(grid.listed)))
+            row_of = np.full(len(grid.listed) + 1, -1, np.int32)  # the last entry is that of -1
+            row_of[bins] = np.arange(len(bins))
+            spot_of = row_of[blocks]
+            del blocks
             gene_of = np.where(is_gene, np.cumsum(is_gene) - 1, int(is_gene.sum())).astype(np.int32)
             values = _joined(
                 _summed_rows(path, group, starts, spot_of, gene_of, len(bins), int(is_gene.sum()), block_values)
@@ -447,7 +448,7 @@ def _blocks_of_columns(path: Path, barcodes, grid: BinGrid, batch: int = 1 << 20
     """Merged bin of each column of the matrix, -1 for one that is not read, int32; and what is not read."""
     blocks = np.full(len(barcodes), -1, np.int32)
     seen = np.zeros(grid.tissue.shape, bool)
-    unlisted = off_tissue = twice = 0
+    unlisted = off_tissue = read = 0
     for start in range(0, len(barcodes), batch):
         size, row, column = _named_places(np.asarray(barcodes[start : start + batch], dtype=np.bytes_), path)
         if size != grid.size_um:
@@ -458,10 +459,10 @@ def _blocks_of_columns(path: Path, barcodes, grid: BinGrid, batch: int = 1 << 20
         unlisted += int((state < 0).sum())
         off_tissue += int((state == 0).sum())
         rows = np.flatnonzero(state == 1)
-        twice += int(seen[row[rows], column[rows]].sum()) + len(rows) - len(np.unique(row[rows] << 32 | column[rows]))
+        read += len(rows)
         seen[row[rows], column[rows]] = True
         blocks[start + rows] = row[rows] // grid.factor * grid.columns + column[rows] // grid.factor
-    if twice:
+    if twice := read - int(seen.sum()):
         raise SectionError(f"{path} repeats {twice} barcodes; each bin needs a name of its own.")
     if unlisted > MOST_UNLISTED * len(blocks):
         why = f"{unlisted} of its {len(blocks)} bins have no position; check that matrix and positions belong together"
