@@ -192,15 +192,16 @@ def checked_section(
     if not inside.all():
         notes.append(f"{int((~inside).sum())} of {len(inside)} spots have their centre outside the image: dropped.")
     spots = Spots(tuple(raw.barcodes), raw.centre_px, raw.diameter_um).take(inside)
-    raw_counts = sparse.csr_matrix(raw.counts)[np.flatnonzero(inside)]
-    raw_counts = raw_counts.astype(np.result_type(raw_counts.dtype, np.float32))  # whole numbers, which cannot wrap
+    kept = raw.counts if inside.all() else raw.counts[np.flatnonzero(inside)]
+    # Floating point cannot wrap; 32 bits hold whole numbers up to `LARGEST_COUNT`, which is then refused.
+    raw_counts = sparse.csr_matrix(kept, dtype=np.float32 if kept.dtype.kind in "biu" else np.float64, copy=True)
     raw_counts.sum_duplicates()
     genes, counts, remarks = clean_features(raw.genes, raw_counts, controls=controls)
     check_counts(counts, raw.name, barcodes=spots.barcodes, genes=genes)
     notes += remarks
     if patient is None and raw.patient is None:
         notes.append("No patient is given; the section's name is used.")
-    counts = sparse.csr_matrix(counts, dtype=np.float32, copy=True)
+    counts = sparse.csr_matrix(counts, dtype=np.float32)
     counts.eliminate_zeros()
     counts.sort_indices()
     return Section(
