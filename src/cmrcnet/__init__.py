@@ -4,9 +4,13 @@ One function a step; `docs/concepts/journey.md` draws the way from a slide to a 
 in `__init__.pyi` and are resolved when they are first used, so that importing the package is quick, quiet and offline.
 """
 
+import os
 from typing import Any
 
 import lazy_loader
+
+# Before h5py is loaded: many network disks grant no locks, and our own files are written under temporary names.
+os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 
 _resolve, _names, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

@@ -20,7 +20,6 @@ def values() -> np.ndarray:
 
 def test_what_is_written_is_mapped(tmp_path, values):
     written = write_array(tmp_path / "a.npy", values.shape, np.float16, [values[:4], values[4:]])
-    assert isinstance(written, np.memmap)
     assert not written.flags.writeable
     np.testing.assert_array_equal(written, values)
     np.testing.assert_array_equal(open_array(tmp_path / "a.npy", None, np.float16), values)
@@ -67,6 +66,45 @@ def test_a_changed_byte_is_noticed(tmp_path, values, place):
     assert open_array(path, None, np.float16) is None
 
 
+def test_any_flipped_bit_is_noticed(tmp_path, values):
+    path = tmp_path / "a.npy"
+    write_array(path, values.shape, np.float16, [values])
+    whole = path.read_bytes()
+    taken = []
+    for place in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+        found = open_array(path, None, np.float16)
+        taken += [place] if found is not None else []
+    assert taken == []
+
+
+def test_an_array_under_another_name_is_absent(tmp_path, values):
+    """Two entries of one shape that were exchanged."""
+    write_array(tmp_path / "a.npy", values.shape, np.float16, [values])
+    (tmp_path / "a.npy").rename(tmp_path / "b.npy")
+    assert open_array(tmp_path / "b.npy", None, np.float16) is None
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
+def test_a_refusal_of_the_system_is_not_called_damage(tmp_path, values, monkeypatch, number):
+    write_array(tmp_path / "a.npy", values.shape, np.float16, [values])
+
+    def refuse(*_, **__):
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(OSError, match="refused"):
+        open_array(tmp_path / "a.npy", None, np.float16)
+
+
+def test_only_a_large_array_holds_a_file_handle(tmp_path):
+    small, large = np.zeros(100, np.float32), np.zeros(100_000, np.float32)
+    assert not isinstance(write_array(tmp_path / "a.npy", small.shape, small.dtype, [small]), np.memmap)
+    assert isinstance(write_array(tmp_path / "b.npy", large.shape, large.dtype, [large]), np.memmap)
+
+
 def test_a_foreign_file_is_absent(tmp_path):
     (tmp_path / "a.npy").write_text("not an array")
     np.save(tmp_path / "b.npy", np.zeros(3, np.float16))  # without our tail: nobody vouches for it
@@ -100,6 +138,7 @@ def test_a_missing_row_is_not_written(tmp_path, values):
 
 def test_a_map_outlives_its_file(tmp_path, values):
     """Another process may remove an entry the moment it has its name."""
+    values = np.tile(values, (10_000, 1, 1))
     written = write_array(tmp_path / "a.npy", values.shape, np.float16, [values])
     (tmp_path / "a.npy").unlink()
     np.testing.assert_array_equal(written, values)

@@ -10,6 +10,7 @@ import pytest
 
 from cmrcnet.errors import BadOption
 from cmrcnet.storage.cache import IN_USE_SECONDS, TokenCache
+from cmrcnet.storage.ownership import temporary_path
 from tests.features.conftest import files_in
 
 
@@ -89,14 +90,14 @@ def test_a_limit_is_kept_while_writing(tmp_path):
     assert cache.get("tokens", "last", None, np.float16) is not None
 
 
-def test_drafts_of_killed_processes_go_after_a_day(cache):
+def test_what_killed_processes_left_goes_and_what_others_write_stays(cache):
     put(cache, "aa")
-    for name, age in ((".x.tmp-1.npy", 25), (".y.tmp-2.npy", 1)):
-        path = cache.folder / "tokens" / "aa" / name
+    alive = temporary_path(cache.folder / "tokens" / "aa" / "x.npy", keep_suffix=True)
+    dead = alive.with_name(alive.name.replace(f"-{os.getpid():x}-", f"-{2**30:x}-"))
+    for path in (alive, dead):
         path.write_bytes(b"half")
-        os.utime(path, (time.time() - age * 3600,) * 2)
     cache.trim(10**9)
-    assert [path.name for path in files_in(cache, "tokens")] == [".y.tmp-2.npy", "aa.npy"]
+    assert sorted(path.name for path in alive.parent.iterdir()) == [alive.name, "aa.npy"]
 
 
 def test_other_peoples_files_in_the_folder_are_left_alone(cache):
@@ -106,3 +107,57 @@ def test_other_peoples_files_in_the_folder_are_left_alone(cache):
     assert cache.size_bytes() < 3000
     cache.clear()
     assert (cache.folder / "thesis.docx").exists()
+
+
+@pytest.fixture
+def unwritable(tmp_path) -> TokenCache:
+    """In a place where no folder can be made, for root neither."""
+    (tmp_path / "file").write_text("no folder")
+    return TokenCache(tmp_path / "file" / "cache")
+
+
+def test_without_a_folder_to_write_the_work_goes_on_and_says_so_once(unwritable, caplog):
+    values = np.arange(12, dtype=np.float16).reshape(3, 4)
+    with caplog.at_level("WARNING", "cmrcnet"):
+        for name in ("aa", "bb"):
+            assert unwritable.get("tokens", name, values.shape, np.float16) is None
+            unwritable.put("tokens", name, values.shape, np.float16, iter([values[:2], values[2:]]))
+    np.testing.assert_array_equal(unwritable.get("tokens", "aa", values.shape, np.float16), values)
+    assert len(caplog.records) == 1 and "set CMRCNET_CACHE to a folder that you may write to" in caplog.text
+
+
+def test_a_read_only_cache_is_still_read(tmp_path, monkeypatch):
+    cache = TokenCache(tmp_path / "cache")
+    put(cache, "known")
+    monkeypatch.setattr("cmrcnet.storage.cache.os.access", lambda *_: False)
+    before = files_in(cache, "tokens")
+    put_here = TokenCache(tmp_path / "cache")
+    values = np.ones((2, 2), np.float16)
+    put_here.put("tokens", "new", values.shape, np.float16, [values])
+    assert put_here.get("tokens", "known", (10, 100), np.float16) is not None
+    assert put_here.get("tokens", "new", (2, 2), np.float16) is not None
+    assert files_in(cache, "tokens") == before
+
+
+def test_what_is_not_an_entry_of_ours_is_never_removed(tmp_path):
+    cache = TokenCache(tmp_path / "cache")
+    put(cache, "aabb", 30)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (cache.folder / "tokens" / "aa" / "notes.txt").write_text("theirs")
+    np.save(cache.folder / "tokens" / "aa" / "aacc.npy", np.zeros(3))
+    put(TokenCache(theirs), "aadd", 30)
+    (cache.folder / "patches").symlink_to(theirs / "tokens")
+    cache.clear()
+    assert sorted(path.name for path in (cache.folder / "tokens" / "aa").iterdir()) == ["aacc.npy", "notes.txt"]
+    assert [path.stem for path in files_in(TokenCache(theirs), "tokens")] == ["aadd"]
+
+
+def test_an_entry_that_may_not_be_read_counts_as_absent(cache, monkeypatch):
+    put(cache, "aabb")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("cmrcnet.storage.cache.open_array", refuse)
+    assert cache.get("tokens", "aabb", (10, 100), np.float16) is None

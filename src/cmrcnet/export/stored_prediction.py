@@ -34,7 +34,7 @@ class StoredPrediction:
                 path, "The prediction table", "write one: cmrcnet predict MODEL SLIDE --bank BANK --out OUT"
             )
         try:
-            self._file: Any = h5py.File(self.path, "r")
+            self._file: Any = h5py.File(self.path, "r", locking=False)
         except OSError as error:
             raise BadInput(path, "a prediction table", "it is not an .h5ad file, or is truncated") from error
         try:

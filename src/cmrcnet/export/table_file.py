@@ -131,7 +131,7 @@ class TableFile:
         if self._file is None:
             import h5py
 
-            self._file = h5py.File(self.path, "r+")
+            self._file = h5py.File(self.path, "r+", locking=False)
         return self._file
 
     def _lay_out(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -139,7 +139,7 @@ class TableFile:
         import h5py
 
         self.close()
-        with h5py.File(self.path, "w") as file:
+        with h5py.File(self.path, "w", locking=False) as file:
             _encode(file, "anndata", "0.1.0")
             for name in ("layers", "obsm"):
                 _encode(file.create_group(name), "dict", "0.1.0")

@@ -1,30 +1,39 @@
 """One array in one file: written whole or not at all, opened as a memory map, checked for damage.
 
-The file is a plain ``.npy`` (any numpy reads it) with a 12-byte tail: the bytes ``cmrcnet1`` and a CRC-32 of the
-numbers. A file that was truncated, changed or made for another shape is reported as absent, so that it is computed
-again.
+The file is a plain ``.npy`` (any numpy reads it) with a 12-byte tail: the bytes ``cmrcnet2`` and a CRC-32 of the file's
+name, its header and its numbers. A file that was truncated, changed, renamed or made for another shape is reported as
+absent, so that it is computed again.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from cmrcnet.errors import BadInput
 from cmrcnet.storage.atomic import atomic_file
 
-_MARK = b"cmrcnet1"
-_TAIL = len(_MARK) + 4
+MARK = b"cmrcnet2"
+TAIL = len(MARK) + 4
 _CHECKED_AT_A_TIME = 1 << 24
+_MAPPED_FROM = 1 << 16
+"""Bytes from which an array is mapped; a smaller one is read, because each map holds a file handle."""
+_HEADER = re.compile(
+    rb"\{'descr': '([<>|][biufc]\d{1,2})', 'fortran_order': False, 'shape': \(((?:\d{1,18}, ?)*(?:\d{1,18})?)\), \} *\n"
+)
+"""What numpy writes for our arrays; anything else is damage, and is not parsed as Python."""
 
-_known_whole: set[tuple[str, int, int]] = set()
-"""Files (path, size, time of last change) whose CRC-32 this process has already checked."""
+_known_whole: set[tuple[str, int, int, int]] = set()
+"""Files (path, size, time of last change, inode) whose CRC-32 this process has already checked."""
 
 
 def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[np.ndarray]) -> np.ndarray:
@@ -41,10 +50,13 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Ite
     """
     dtype = np.dtype(dtype)
     with atomic_file(path) as tmp:
-        crc, rows = 0, 0
+        rows = 0
         with tmp.open("wb") as file:
+            head = BytesIO()
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
-            np.lib.format.write_array_header_1_0(file, header)
+            np.lib.format.write_array_header_1_0(head, header)
+            crc = zlib.crc32(head.getvalue(), zlib.crc32(path.name.encode()))
+            file.write(head.getvalue())
             for block in blocks:
                 body = np.ascontiguousarray(block, dtype).reshape(-1).view(np.uint8).data
                 file.write(body)
@@ -52,10 +64,10 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Ite
                 rows += len(block)
             if rows != shape[0]:
                 raise RuntimeError(f"{path.name}: {rows} rows written, {shape[0]} promised")
-            file.write(_MARK + struct.pack("<I", crc))
+            file.write(MARK + struct.pack("<I", crc))
         # Mapped before it is renamed: from then on another process may remove it, which a map survives (except on
         # Windows, where a mapped file can be neither renamed nor removed).
-        written = open_array(tmp, shape, dtype) if os.name == "posix" else None
+        written = open_array(tmp, shape, dtype, name=path.name) if os.name == "posix" else None
     if written is None:
         written = open_array(path, shape, dtype)
     if written is None:
@@ -63,8 +75,10 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Ite
     return written
 
 
-def open_array(path: Path, shape: tuple[int, ...] | None, dtype: np.dtype, *, check: bool = True) -> np.ndarray | None:
-    """Map an array, or None when the file is absent, damaged, or of another shape or type.
+def open_array(
+    path: Path, shape: tuple[int, ...] | None, dtype: np.dtype, *, check: bool = True, name: str = ""
+) -> np.ndarray | None:
+    """Map an array, or None when the file is absent, damaged, or of another name, shape or type.
 
     Parameters
     ----------
@@ -72,45 +86,65 @@ def open_array(path: Path, shape: tuple[int, ...] | None, dtype: np.dtype, *, ch
         Expected shape; None takes any.
     check : bool
         Read everything once and compare the checksum; without it only the length is checked.
+    name : str
+        Name under which it was written; the path's own when left out.
 
     Returns
     -------
-    numpy.memmap (numpy.ndarray when it has no elements) or None
-        Read-only.
+    numpy.ndarray or None
+        Read-only; mapped from the file, but for a small one, which is read.
+
+    Raises
+    ------
+    OSError
+        The operating system refuses to open a file that is there: no permission, too many open files.
     """
     try:
-        status = path.stat()
         with path.open("rb") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                return None
-            found, fortran, kind = np.lib.format.read_array_header_1_0(file)
-            start = file.tell()
+            status = os.fstat(file.fileno())
+            head, found, kind = _read_header(file)
+            start = len(head)
             body = math.prod(found) * kind.itemsize
-            if fortran or kind != np.dtype(dtype) or (shape is not None and found != tuple(shape)):
+            if kind != np.dtype(dtype) or (shape is not None and found != tuple(shape)):
                 return None
-            if status.st_size != start + body + _TAIL:
+            if status.st_size != start + body + TAIL:
                 return None
-            if check and not _is_whole(file, (str(path), status.st_size, status.st_mtime_ns), start, body):
-                return None
-        if body == 0:
-            return np.empty(found, kind)
-        return np.memmap(path, kind, mode="r", offset=start, shape=found)
-    except (OSError, ValueError):  # ValueError: not an .npy header
+            identity = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
+            if check and identity not in _known_whole:
+                if not _is_whole(file, zlib.crc32(head, zlib.crc32((name or path.name).encode())), start, body):
+                    return None
+                _known_whole.add(identity)
+            if body < _MAPPED_FROM:
+                file.seek(start)
+                return np.frombuffer(file.read(body), kind).reshape(found) if body else np.empty(found, kind)
+            return np.memmap(file, kind, mode="r", offset=start, shape=found)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):  # ValueError: not our header
         return None
 
 
-def _is_whole(file, identity: tuple[str, int, int], start: int, body: int) -> bool:
-    """Whether the checksum of the numbers is right; computed once in a process."""
-    if identity in _known_whole:
-        return True
+def _read_header(file: BinaryIO) -> tuple[bytes, tuple[int, ...], np.dtype]:
+    """The bytes before the numbers, and the shape and type that they state: ValueError where we did not write them."""
+    head = file.read(10)
+    if head[:8] != b"\x93NUMPY\x01\x00" or len(head) < 10:
+        raise ValueError("no header of ours")
+    text = file.read(struct.unpack("<H", head[8:])[0])
+    found = _HEADER.fullmatch(text)
+    if found is None:
+        raise ValueError("no header of ours")
+    shape = tuple(int(each) for each in found[2].decode().split(",") if each.strip())
+    try:
+        return head + text, shape, np.dtype(found[1].decode())
+    except TypeError as error:
+        raise ValueError("no header of ours") from error
+
+
+def _is_whole(file: BinaryIO, crc: int, start: int, body: int) -> bool:
+    """Whether the checksum of the numbers is right, behind that of the name and the header."""
     file.seek(start)
-    crc, left = 0, body
+    left = body
     while left > 0:
         piece = file.read(min(left, _CHECKED_AT_A_TIME))
         if not piece:
             return False
         crc, left = zlib.crc32(piece, crc), left - len(piece)
-    whole = file.read() == _MARK + struct.pack("<I", crc)
-    if whole:
-        _known_whole.add(identity)
-    return whole
+    return file.read() == MARK + struct.pack("<I", crc)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from cmrcnet.errors import BadOption
-from cmrcnet.storage.arrays import open_array, write_array
+from cmrcnet.errors import BadOption, NoSpace
+from cmrcnet.storage.arrays import MARK, TAIL, open_array, write_array
+from cmrcnet.storage.ownership import is_abandoned, is_temporary
 
 log = logging.getLogger("cmrcnet")
 
@@ -22,12 +26,20 @@ IN_USE_SECONDS = 3600.0
 """Entries that were used in the last hour may be mapped by a running job, and are not removed to make room."""
 
 
+_said: set[Path] = set()
+"""Folders of which the log has said that they cannot be written."""
+
+_stand_ins: list[tempfile.TemporaryDirectory] = []
+"""Temporary folders that stand in for them; removed when the process ends."""
+
+
 class TokenCache:
     """A folder of arrays that can be computed again: features, image statistics and patches.
 
     Entries are named by everything that they depend on (see `features.extract`), so that nothing in the folder can be
     out of date, several processes may share it, and any file of it may be deleted at any time. A damaged entry counts
-    as absent.
+    as absent. Where the folder cannot be written (a read-only home), what is computed is kept until this process ends,
+    and the log says so once.
 
     Parameters
     ----------
@@ -53,6 +65,7 @@ class TokenCache:
     def __init__(self, folder: Path, most_bytes: int | None = None) -> None:
         self.folder = Path(folder)
         self.most_bytes = most_bytes
+        self._instead: Path | None = None  # stands in for a folder that cannot be written
 
     @classmethod
     def default(cls) -> TokenCache:
@@ -84,13 +97,19 @@ class TokenCache:
         shape : tuple of int or None
             What it must have; None takes any.
         """
-        path = self._path(kind, name)
-        found = open_array(path, shape, np.dtype(dtype))
-        if found is not None:
-            _touch(path)
-        elif path.exists():
-            log.warning("The cache entry %s is damaged and is computed again.", path)
-        return found
+        for path in self._paths(kind, name):
+            try:
+                found = open_array(path, shape, np.dtype(dtype))
+                if found is not None:
+                    _touch(path)
+                    return found
+                if path.exists():
+                    log.warning("The cache entry %s is damaged and is computed again.", path)
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise
+                log.warning("The cache entry %s cannot be read (%s) and is computed again.", path, error.strerror)
+        return None
 
     def put(
         self, kind: str, name: str, shape: tuple[int, ...], dtype: type, blocks: Iterable[np.ndarray]
@@ -101,16 +120,21 @@ class TokenCache:
         ------
         NoSpace
             There is no room; nothing half-written is left.
-        Unwritable
         """
-        written = write_array(self._path(kind, name), shape, np.dtype(dtype), blocks)
+        path = self._paths(kind, name)[-1]
+        if self._instead is None and not self._can_write(path):
+            _stand_ins.append(tempfile.TemporaryDirectory(prefix="cmrcnet-cache-", ignore_cleanup_errors=True))
+            self._instead = Path(_stand_ins[-1].name)
+            path = self._paths(kind, name)[-1]
+        written = write_array(path, shape, np.dtype(dtype), blocks)
         if self.most_bytes is not None:
             self.trim(self.most_bytes)
         return written
 
     def drop(self, kind: str, name: str) -> None:
         """Remove an entry, if it is there."""
-        _remove(self._path(kind, name))
+        for path in self._paths(kind, name):
+            _remove(path)
 
     def size_bytes(self) -> int:
         """Bytes that the folder holds now."""
@@ -119,13 +143,13 @@ class TokenCache:
     def trim(self, most_bytes: int) -> int:
         """Remove the least recently used entries until at most `most_bytes` are left, and return the bytes freed.
 
-        Entries used in the last hour stay. Temporary files of killed processes are removed after a day.
+        Entries used in the last hour stay. Temporary files of killed processes are removed.
         """
         now = time.time()
         files = sorted(self._files(), key=lambda each: each[2])
         total, freed = sum(size for _, size, _ in files), 0
         for path, size, used in files:
-            abandoned = ".tmp-" in path.name and now - used > 24 * 3600
+            abandoned = is_abandoned(path)
             if abandoned or (total - freed > most_bytes and now - used > IN_USE_SECONDS):
                 freed += size if _remove(path) else 0
         return freed
@@ -134,20 +158,47 @@ class TokenCache:
         """Remove every entry and return the bytes freed. Jobs that map them are not disturbed (except on Windows)."""
         return sum(size for path, size, _ in list(self._files()) if _remove(path))
 
-    def _path(self, kind: str, name: str, suffix: str = ".npy") -> Path:
-        return self.folder / kind / name[:2] / f"{name}{suffix}"
+    def _paths(self, kind: str, name: str) -> list[Path]:
+        """Where an entry may lie: in the folder, and in the one that stands in for it."""
+        folders = [self.folder, *([] if self._instead is None else [self._instead])]
+        return [folder / kind / name[:2] / f"{name}.npy" for folder in folders]
+
+    def _can_write(self, path: Path) -> bool:
+        """Whether an entry can be written; said once where it cannot."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if os.access(path.parent, os.W_OK):
+                return True
+            why = "permission denied"
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpace(path) from error
+            why = (error.strerror or str(error)).lower()
+        if self.folder not in _said:
+            _said.add(self.folder)
+            log.warning(
+                "The cache %s cannot be written (%s), so every run computes its features again; set CMRCNET_CACHE to "
+                "a folder that you may write to.",
+                self.folder,
+                why,
+            )
+        return False
 
     def _files(self) -> list[tuple[Path, int, float]]:
         """(path, bytes, time of last use) of every entry; other files in the folder are left alone."""
         found = []
-        for kind in ("tokens", "patches", "parts", "locations"):  # the last two of earlier versions
-            for path in sorted((self.folder / kind).rglob("*")):
-                try:
-                    status = path.stat()
-                except OSError:  # another process has just removed it
+        for kind in ("tokens", "patches"):
+            for where, folders, names in os.walk(self.folder / kind):
+                if Path(where).is_symlink():  # what a link points to is not ours
+                    folders.clear()
                     continue
-                if path.is_file():
-                    found.append((path, status.st_size, status.st_mtime))
+                for path in (Path(where, name) for name in sorted(names)):
+                    try:
+                        status = path.lstat()
+                    except OSError:  # another process has just removed it
+                        continue
+                    if stat.S_ISREG(status.st_mode) and (is_temporary(path) or _is_entry(path)):
+                        found.append((path, status.st_size, status.st_mtime))
         return found
 
 
@@ -159,6 +210,18 @@ def _touch(path: Path) -> None:
             os.utime(path)
     except OSError:
         pass
+
+
+def _is_entry(path: Path) -> bool:
+    """Whether a file is an entry of ours: named and placed as one, with our mark at its end."""
+    if path.suffix != ".npy" or path.parent.name != path.stem[:2]:
+        return False
+    try:
+        with path.open("rb") as file:
+            file.seek(-TAIL, os.SEEK_END)
+            return file.read(len(MARK) - 1) == MARK[:-1]  # of any format
+    except OSError:
+        return False
 
 
 def _remove(path: Path) -> bool:
