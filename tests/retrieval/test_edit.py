@@ -304,7 +304,7 @@ def test_two_edits_at_once_are_refused(model, tmp_path):
     drop_sections(tmp_path / "bank", ["A1"])
 
 
-@pytest.mark.parametrize("where", ["store._sha256", "store.write_array", "bank_index.write_array"])
+@pytest.mark.parametrize("where", ["store.file_checksum", "store.write_array", "bank_index.write_array"])
 def test_a_full_disk_changes_nothing(model, tmp_path, monkeypatch, where):
     build_bank(model, cohort("A1", "B1")).save(tmp_path / "bank", search=KINDS[1])
     before = files_of(tmp_path / "bank")

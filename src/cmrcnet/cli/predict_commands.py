@@ -310,6 +310,8 @@ def _predicted_sections(prediction: Path, section: str | None) -> dict[str, AnnD
     """Prediction tables by section: of one file, or of every section of a run folder."""
     import anndata
 
+    from cmrcnet.evaluation.protocol.run_folder import read_run
+
     folder = prediction / "predictions"
     if prediction.is_dir():
         files = {name_of_file(f.stem): f for f in sorted(folder.glob("*.h5ad")) if not f.name.startswith(".")}
@@ -319,6 +321,8 @@ def _predicted_sections(prediction: Path, section: str | None) -> dict[str, AnnD
             if section not in files:
                 raise UnknownName("section", section, tuple(files))
             files = {section: files[section]}
+        if (prediction / "run.json").exists():
+            read_run(prediction, [f"predictions/{file.name}" for file in files.values()])
     elif prediction.is_file():
         of_run = prediction.parent.name == "predictions"
         files = {section or (name_of_file(prediction.stem) if of_run else prediction.stem): prediction}

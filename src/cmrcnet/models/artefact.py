@@ -5,7 +5,6 @@ A folder is written whole, and everything in it is checked when it is read. Noth
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from cmrcnet.errors import CmrcnetError, Damaged, DownloadFailed, Incompatible, 
 from cmrcnet.models.encoder_weights import looks_like_pickle, transport_errors
 from cmrcnet.storage.atomic import atomic_folder
 from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.storage.ownership import recover
+from cmrcnet.storage.sealed import read_sealed, write_sealed
 
 HUB = "hf-hub:"
 """Prefix of a repository on the model hub."""
@@ -117,7 +118,7 @@ def write_artefact(
     with atomic_folder(folder, overwrite) as tmp:
         for name, content in contents.items():
             (tmp / f"{name}.safetensors").write_bytes(content)
-        (tmp / file).write_text(json.dumps(whole | {"check": fingerprint(whole)}, indent=1), encoding="utf-8")
+        write_sealed(tmp / file, whole)
 
 
 def read_artefact(
@@ -143,19 +144,21 @@ def read_artefact(
     folder = Path(source)
     if str(source).startswith(HUB):
         folder = fetch_repository(str(source).removeprefix(HUB), revision)
+    else:
+        recover(folder)
     path = folder / file
     if not path.is_file():
         raise MissingInput(path, what, f"give a folder that `cmrcnet {verb}` wrote")
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        number, check = int(facts["format"]), facts.pop("check", None)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        facts, intact = read_sealed(path)
+        number = int(facts["format"])
+    except (ValueError, KeyError, TypeError) as error:
         raise StoredArtefact(folder, file, {}).damaged(f"{file} cannot be read") from error
     if number != reads:
         hint = "upgrade cmrcnet" if number > reads else f"make it again: cmrcnet {verb}"
         raise Incompatible.format(folder, number, reads, hint)
     artefact = StoredArtefact(folder, file, facts)
-    if fingerprint(facts) != check:
+    if not intact:
         raise artefact.damaged(f"{file} was changed")
     return artefact
 

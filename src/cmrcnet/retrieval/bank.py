@@ -1,6 +1,6 @@
 """The reference bank: embedding, full expression and origin of every measured spot.
 
-A bank folder (format 3) holds ``bank.json``, ``sections/<name>/`` with one section each (`retrieval.store`), and
+A bank folder (format 4) holds ``bank.json``, ``sections/<name>/`` with one section each (`retrieval.store`), and
 ``index/<name>/`` where the search is not exact (`retrieval.bank_index`). Arrays are memory-mapped. Sections are named
 by their content and never change; `retrieval.edit` adds and drops them. Expression is stored gene by gene because that
 is how it is read: choosing 50 genes reads the bytes of 50 genes. The file is one thing: the bank and how it is built.

@@ -13,7 +13,6 @@ components also ``scores.npy`` and the sufficient statistics of the gene decoder
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import zlib
@@ -30,20 +29,22 @@ from cmrcnet.errors import Damaged, Incompatible, MissingInput, ShapeMismatch
 from cmrcnet.heads.gene_decoder import SectionStatistics
 from cmrcnet.search.stacked_arrays import csc_of
 from cmrcnet.storage.arrays import open_array, write_array
-from cmrcnet.storage.atomic import atomic_file
-from cmrcnet.storage.hashing import fingerprint, fingerprint_stream
-from cmrcnet.storage.ownership import mark_folder, temporary_folder
+from cmrcnet.storage.hashing import file_checksum, fingerprint, fingerprint_stream
+from cmrcnet.storage.ownership import mark_folder, recover, temporary_folder
+from cmrcnet.storage.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from cmrcnet.storage.cache import TokenCache
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "bank.json"
 SECTIONS, INDEX = "sections", "index"
 SPOT_COLUMNS = ("barcode", "x", "y")
 _STATISTICS = ("gram", "products", "sums", "squares")
+_BY_GENE = ("expression_data.npy", "expression_rows.npy")
+"""Files that are checked gene by gene, by the checksums in ``gene_checks.npy``."""
 _VALUES_AT_ONCE = 2**22
 _HINT = "build it again: cmrcnet index MODEL COHORT.csv --out BANK"
 
@@ -119,9 +120,7 @@ class Manifest:
             "index": self.index,
             "fingerprint": self.fingerprint,
         }
-        content["check"] = fingerprint(content)
-        with atomic_file(folder / MANIFEST) as tmp:
-            tmp.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_sealed(folder / MANIFEST, content)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -141,18 +140,18 @@ class Manifest:
             Its format is another one.
         """
         path = folder / MANIFEST
+        recover(folder)
         if not folder.is_dir():
             raise MissingInput(folder, "The bank", "build one: cmrcnet index MODEL COHORT.csv --out BANK")
         if not path.is_file():
             raise Damaged(folder, f"{MANIFEST} is missing", _HINT)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content, intact = read_sealed(path)
         except ValueError as error:
             raise Damaged(folder, f"{MANIFEST} is cut short or changed", _HINT) from error
-        found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise Incompatible.format(folder, found, FORMAT, _HINT)
-        if fingerprint({key: value for key, value in content.items() if key != "check"}) != content.get("check"):
+        if content.get("format") != FORMAT:
+            raise Incompatible.format(folder, content.get("format"), FORMAT, _HINT)
+        if not intact:
             raise Damaged(folder, f"{MANIFEST} was changed", _HINT)
         wanted = ("model", "target_sum", "dim", "rank", "index")
         return cls(sections=tuple(content["sections"]), **{key: content[key] for key in wanted})
@@ -293,6 +292,7 @@ class BankSection:
         table = folder / "spots.csv.gz"
         self.spots[list(SPOT_COLUMNS)].to_csv(table, index=False, compression={"method": "gzip", "mtime": 0})
         mark_folder(folder)
+        files = sorted(folder.glob("[!.]*"))
         return {
             "section": self.section,
             "patient": self.patient,
@@ -302,7 +302,7 @@ class BankSection:
             "measures_all": self.measures_all,
             "name": self.fingerprint,
             "source": self.source,
-            "sha256": {name: _sha256(folder / name) for name in ("genes.json", "spots.csv.gz")},
+            "sha256": {file.name: file_checksum(file) for file in files if file.name not in _BY_GENE},
         }
 
     @classmethod
@@ -339,25 +339,25 @@ class BankSection:
             f"cmrcnet index MODEL COHORT.csv --out BANK"
         )
 
-        def array(name: str, shape: tuple[int, ...], dtype: type, check: bool = True) -> np.ndarray:
-            found = open_array(folder / f"{name}.npy", shape, np.dtype(dtype), check=check)
+        def array(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+            found = open_array(folder / f"{name}.npy", shape, np.dtype(dtype), check=False)  # see sha256 below
             if found is None:
                 there = (folder / f"{name}.npy").exists()
-                why = "is cut short, changed or of another shape" if there else "is missing"
+                why = "is cut short, changed or of another section" if there else "is missing"
                 raise Damaged(bank, f"{name}.npy of section {section} {why}", hint)
             return found
 
         for name, wanted in record["sha256"].items():
             if not (folder / name).is_file():
                 raise Damaged(bank, f"{name} of section {section} is missing", hint)
-            if _sha256(folder / name) != wanted:
-                raise Damaged(bank, f"{name} of section {section} is cut short or changed", hint)
+            if file_checksum(folder / name) != wanted:
+                raise Damaged(bank, f"{name} of section {section} is cut short, changed or of another section", hint)
         key = record["sha256"]["genes.json"]
         if key not in genes:
             genes[key] = tuple(json.loads((folder / "genes.json").read_text(encoding="utf-8")))
         ends = np.array(array("expression_ends", (g + 1,), np.int64))
-        data = array("expression_data", (stored,), np.float32, check=False)
-        rows = array("expression_rows", (stored,), np.int32, check=False)
+        data = array("expression_data", (stored,), np.float32)
+        rows = array("expression_rows", (stored,), np.int32)
         scores = statistics = None
         if rank is not None:
             shapes = {"gram": (rank, rank), "products": (rank, g), "sums": (g,), "squares": (g,)}
@@ -387,11 +387,6 @@ def _crc_of_gene(matrix: sparse.csc_matrix, gene: int) -> int:
     entries = slice(int(matrix.indptr[gene]), int(matrix.indptr[gene + 1]))
     rows, values = np.ascontiguousarray(matrix.indices[entries], np.int32), np.ascontiguousarray(matrix.data[entries])
     return zlib.crc32(rows.data, zlib.crc32(values.data))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def temporary_store(cache: TokenCache | None) -> tempfile.TemporaryDirectory:

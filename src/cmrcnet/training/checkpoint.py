@@ -1,7 +1,7 @@
 """The state of a training on disk: one file, replaced whole, read back exactly, no pickle.
 
 ``state.safetensors`` holds every tensor (weights, AdamW's moments, moving average, best weights) and, as its metadata,
-the JSON of everything else (phase, epoch, history, what the run was started with) and a CRC-32 of the tensors.
+the JSON of everything else (phase, epoch, history, what the run was started with) and the checksums of both.
 Random generators need no place in it: every epoch seeds its own from the config's seed, the phase and the epoch's
 number. `log.csv` beside it has one row an epoch.
 """
@@ -22,9 +22,10 @@ from torch import Tensor
 
 from cmrcnet.errors import CannotResume
 from cmrcnet.storage.atomic import atomic_file, make_partial, partial_folder, remove_partial
+from cmrcnet.storage.hashing import fingerprint
 from cmrcnet.storage.ownership import remove_abandoned
 
-FORMAT = 2
+FORMAT = 3
 _FILES = _STATE, _LOG = "state.safetensors", "log.csv"
 
 
@@ -105,6 +106,8 @@ class Checkpoints:
             "identity": dict(identity),
             "crc": _crc(tensors),
         }
+        head = json.loads(json.dumps(head))
+        head["check"] = fingerprint(head)
         path = self.folder / _STATE
         make_partial(self.folder, _FILES)
         with atomic_file(path) as tmp:
@@ -132,10 +135,11 @@ class Checkpoints:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             if head["format"] != FORMAT:
                 raise CannotResume(self.folder, f"its state has format {head['format']}, this version reads {FORMAT}")
-            if _crc(tensors) != head["crc"]:
+            check = head.pop("check", None)
+            if fingerprint(head) != check or _crc(tensors) != head["crc"]:
                 raise CannotResume(self.folder, "its state is damaged: the content is not what was written")
             before, state = head["identity"], TrainingState(head["phase"], head["epoch"], head["facts"], tensors)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, CannotResume):
                 raise
             raise CannotResume(self.folder, f"its state is damaged ({str(error).splitlines()[0]})") from error

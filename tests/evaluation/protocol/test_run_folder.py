@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmrcnet.errors import CannotResume, Damaged, OutputExists
+from cmrcnet.errors import CannotResume, Damaged, Incompatible, OutputExists
 from cmrcnet.evaluation.protocol.run_folder import FoldResult, RunFolder
 
 IDENTITY = {"config": {"a": 1}, "cohort": "x"}
@@ -138,10 +138,45 @@ def test_a_run_that_is_not_done_cannot_be_finished(tmp_path):
         begun(tmp_path / "run").finish()
 
 
-def test_a_truncated_part_is_reported(tmp_path):
+@pytest.mark.parametrize("name", ["result.json", "scores.csv", "genes.csv", "s.h5ad"])
+def test_a_damaged_part_is_made_again(tmp_path, name):
     folder = begun(tmp_path / "run")
-    folder.keep("f", "m", 0, part())
-    (file,) = folder.working.rglob("result.json")
-    file.write_text('{"format": 1')
-    with pytest.raises(Damaged, match=r"result\.json is incomplete or damaged"):
-        folder.result("f", "m")
+    folder.keep("f", "m", 0, part(s=ad.AnnData(np.ones((3, 1), np.float32))))
+    assert folder.result("f", "m") is not None
+    (file,) = folder.working.rglob(name)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert folder.result("f", "m") is None
+    folder.keep("f", "m", 0, part(s=ad.AnnData(np.ones((3, 1), np.float32))))
+    assert folder.result("f", "m") is not None
+
+
+@pytest.mark.parametrize("name", ["run.json", "scores.csv"])
+def test_a_finished_run_that_was_changed_is_refused(tmp_path, name):
+    finished(tmp_path / "run")
+    assert RunFolder.read_finished(tmp_path / "run") is not None
+    whole = (tmp_path / "run" / name).read_bytes()
+    for place in range(0, len(whole), 7):
+        content = bytearray(whole)
+        content[place] ^= 1
+        (tmp_path / "run" / name).write_bytes(content)
+        with pytest.raises((Damaged, Incompatible)):
+            RunFolder.read_finished(tmp_path / "run")
+
+
+def test_a_changed_prediction_of_a_finished_run_is_refused(tmp_path):
+    folder = finished(tmp_path / "run")
+    (file,) = folder.working.rglob("s.h5ad")
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(Damaged, match=r"predictions/s.h5ad is missing or not what was written; run the evaluation"):
+        folder.prediction("s")
+
+
+def test_a_run_of_an_older_version_is_refused(tmp_path):
+    finished(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text('{"format": 3}')
+    with pytest.raises(Incompatible, match=r"has format 3, and this version reads 4; run the evaluation again"):
+        RunFolder.read_finished(tmp_path / "run")

@@ -10,14 +10,14 @@ The file is one thing: the layout of the folder and its way from partial to fini
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmrcnet.errors import CannotResume, Damaged, OutputExists
+from cmrcnet.errors import CannotResume, Damaged, Incompatible, OutputExists
 from cmrcnet.evaluation import Frame
 from cmrcnet.storage.atomic import (
     atomic_file,
@@ -28,17 +28,20 @@ from cmrcnet.storage.atomic import (
     replace_folder,
 )
 from cmrcnet.storage.file_names import file_name, name_of_file
-from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.storage.hashing import file_checksum, fingerprint
 from cmrcnet.storage.ownership import is_temporary, mark_folder, remove_ours
+from cmrcnet.storage.sealed import changed_file, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from cmrcnet.training.checkpoint import Checkpoints
 
-FORMAT = 3
+FORMAT = 4
 GENE_DIGITS = "%.5g"
 """Float format of `genes.csv`, which has a row for every method, section and gene."""
+log = logging.getLogger("cmrcnet")
+
 _OURS = ("*.json", "*.csv", "*.html", "*.png", "*.svg", "predictions/*", "results/*", "checkpoints/*", "trials/*")
 """Files of a folder that is being made."""
 _TEXT = ("method", "fold", "section", "patient", "gene_set", "metric", "gene", "sets")
@@ -159,9 +162,8 @@ class WorkFolder:
             remove_ours(self.path / name)
         return self.path
 
-    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        with atomic_file(self.working / name) as tmp:
-            tmp.write_text(json.dumps(value, indent=1))
+    def _write_json(self, name: str, value: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+        write_sealed(self.working / name, value, files)
 
 
 class RunFolder(WorkFolder):
@@ -192,13 +194,20 @@ class RunFolder(WorkFolder):
     def result(self, fold: str, method: str, seed: int = 0, *, every_gene: bool = False) -> FoldResult | None:
         """Read a finished result without its prediction tables; None when it is still to be done.
 
-        With `every_gene`, a result that kept the genes of named sets only is removed and counts as not done.
+        One of which a file is not what was written is removed and counts as not done; with `every_gene` also one that
+        kept the genes of named sets only.
         """
         folder = self._place("results", fold, method, seed)
         if not folder.is_dir():
             return None
-        metadata = _read_json(folder / "result.json")
-        if every_gene and not metadata["every_gene"]:
+        try:
+            metadata = _read_json(folder / "result.json")
+            damaged = changed_file(folder, metadata) or changed_file(self.working, {"files": metadata["tables"]})
+        except Damaged:
+            metadata, damaged = {}, "result.json"
+        if damaged is not None:
+            log.warning("%s in %s is damaged, so that result is computed again.", damaged, folder)
+        if damaged is not None or (every_gene and not metadata["every_gene"]):
             remove_ours(folder)
             return None
         scores, genes = _read_table(folder / "scores.csv"), _read_table(folder / "genes.csv")
@@ -206,14 +215,18 @@ class RunFolder(WorkFolder):
 
     def keep(self, fold: str, method: str, seed: int, result: FoldResult) -> FoldResult:
         """Write a result, and return it as it will be read."""
+        tables = {}
         for section, table in result.tables.items():
-            with atomic_file(self._table_file(section)) as tmp:
+            file = self._table_file(section)
+            with atomic_file(file) as tmp:
                 table.write_h5ad(tmp, compression="gzip")
+            tables[file.relative_to(self.working).as_posix()] = file_checksum(file)
         with atomic_folder(self._place("results", fold, method, seed)) as tmp:
             result.scores.to_csv(tmp / "scores.csv", index=False)
             result.genes.to_csv(tmp / "genes.csv", index=False, float_format=GENE_DIGITS)
             metadata = {"record": result.record, "seconds": result.seconds, "every_gene": result.every_gene}
-            (tmp / "result.json").write_text(json.dumps({"format": FORMAT} | metadata))
+            content = {"format": FORMAT, "tables": tables} | metadata
+            write_sealed(tmp / "result.json", content, [tmp / "scores.csv", tmp / "genes.csv"])
         kept = self.result(fold, method, seed)
         assert kept is not None
         return kept
@@ -236,7 +249,9 @@ class RunFolder(WorkFolder):
             scores.to_csv(tmp, index=False)
         with atomic_file(self.working / "genes.csv") as tmp:
             genes.to_csv(tmp, index=False, float_format=GENE_DIGITS)
-        self._write_json("run.json", {"format": FORMAT, **metadata})
+        tables = sorted((self.working / "predictions").glob("[!.]*.h5ad"))
+        files = [self.working / "scores.csv", self.working / "genes.csv", *tables]
+        self._write_json("run.json", {"format": FORMAT, **metadata}, files)
 
     @staticmethod
     def read_finished(path: Path) -> tuple[Frame, dict[str, Any]] | None:
@@ -244,17 +259,26 @@ class RunFolder(WorkFolder):
 
         Raises
         ------
-        Damaged
+        Damaged, Incompatible
         """
         if not (path / "run.json").exists():
             return None
-        return _read_table(path / "scores.csv"), _read_json(path / "run.json")
+        metadata = read_run(path, ["scores.csv"])
+        return _read_table(path / "scores.csv"), metadata
 
     def prediction(self, section: str) -> AnnData:
-        """Read one section's prediction table."""
+        """Read one section's prediction table.
+
+        Raises
+        ------
+        Damaged
+        """
         from anndata import read_h5ad
 
-        return read_h5ad(self._table_file(section))
+        file = self._table_file(section)
+        if (self.working / "run.json").exists():
+            read_run(self.working, [file.relative_to(self.working).as_posix()])
+        return read_h5ad(file)
 
     def predictions(self) -> Mapping[str, AnnData]:
         """Map each section to its prediction table, read on access."""
@@ -287,11 +311,44 @@ class _Tables(Mapping):
         return len(self._names)
 
 
+def read_run(path: Path, files: Sequence[str]) -> dict[str, Any]:
+    """Read `run.json` of a run folder, and check files of it.
+
+    Parameters
+    ----------
+    files : sequence of str
+        Files that will be read, relative to the folder.
+
+    Returns
+    -------
+    dict
+        Content of `run.json`.
+
+    Raises
+    ------
+    Damaged
+        `run.json` or one of the files is missing, or is not what the evaluation wrote.
+    Incompatible
+        Another format.
+    """
+    metadata = _read_json(path / "run.json")
+    changed = changed_file(path, metadata, files)
+    if changed is not None:
+        raise Damaged(path, f"{changed} is missing or not what was written", "run the evaluation again")
+    return metadata
+
+
 def _read_json(file: Path) -> dict[str, Any]:
+    """Content of a sealed file of a run folder."""
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        content, intact = read_sealed(file)
+    except (FileNotFoundError, ValueError) as error:
         raise Damaged(file, str(error), "run again with --overwrite") from error
+    if content.get("format") not in (None, FORMAT) and file.name in ("run.json", "result.json"):
+        raise Incompatible.format(file, content["format"], FORMAT, "run the evaluation again")
+    if not intact:
+        raise Damaged(file, "it is not what was written", "run again with --overwrite")
+    return content
 
 
 def _read_table(file: Path) -> Frame:
