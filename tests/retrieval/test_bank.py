@@ -207,7 +207,7 @@ def test_a_bank_of_another_format_is_refused(bank, tmp_path):
     with pytest.raises(Incompatible, match="has format 2, and this version reads 4"):
         ReferenceBank.load(tmp_path / "bank")
     path.write_text("[]")
-    with pytest.raises(Damaged, match="bank.json is cut short or changed"):
+    with pytest.raises(Damaged, match=r"bank\.json is cut short or changed"):
         ReferenceBank.load(tmp_path / "bank")
 
 
