@@ -206,10 +206,8 @@ def attribution_sheet(
 
     Parameters
     ----------
-    table : AnnData
-        Prediction table.
-    location : str
-        Name in `obs_names`.
+    table, location : AnnData, str
+        Prediction table, and a name in its `obs_names`.
     genes : sequence of str, optional
         At most 8 are shown; the most reliable of the table when left out.
     cohort : Cohort, optional

@@ -81,18 +81,11 @@ class TissuePlan:
 
 
 class Anatomy:
-    """The coarse maps of one section.
+    """The coarse maps (rows, columns) of one section, float32.
 
-    Attributes
-    ----------
-    tissue : numpy.ndarray, shape (rows, columns), float32
-        Share of each cell that is tissue, 0 to 1.
-    composition : numpy.ndarray, shape (4, rows, columns), float32
-        Share of each of `REGIONS`; sums to 1 in every cell.
-    grade : numpy.ndarray, shape (rows, columns), float32
-        0 to 1: how large and irregular the tumour's nuclei are.
-    crowding : numpy.ndarray, shape (rows, columns), float32
-        0 to 1: how densely nuclei lie.
+    `tissue` is the share of each cell that is tissue; `composition` (4, rows, columns) the share of each of `REGIONS`,
+    with sum 1 in every cell; `grade`, from 0 to 1, how large and irregular the tumour's nuclei are; `crowding`, from 0
+    to 1, how densely nuclei lie.
     """
 
     def __init__(self, plan: TissuePlan) -> None:

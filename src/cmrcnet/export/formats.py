@@ -39,18 +39,11 @@ def export(
     slide: Slide | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a prediction in another format, atomically.
+    """Write a prediction in another format, atomically: .geojson (QuPath), .png (heat maps), .ome.tiff (rasters),
+    .zarr.
 
-    Parameters
-    ----------
-    path : Path
-        .geojson (QuPath), .png (heat-maps), .ome.tiff (rasters), .zarr (SpatialData, WSIData).
-    genes : sequence of str, optional
-        Genes to write; those that vary most when left out. A store holds all genes.
-    slide : Slide, optional
-        Gives a store its image.
-    overwrite : bool
-        Replace an existing output.
+    A .zarr store (SpatialData, WSIData) holds all genes, and the image of `slide` if it is given; the others hold
+    `genes`, by default those that vary most.
 
     Raises
     ------

@@ -268,13 +268,7 @@ def gene_sets(
     -------
     dict of str to tuple of str
         ``HEG``, ``HVG`` and ``SVG``, `size` genes each, highest first (ties in the order of the genes), then the lists
-        in their own order, and ``all``.
-
-    Raises
-    ------
-    GenesError
-        No gene, or none of a list, is measured in every section.
-    BadOption
+        in their own order, and ``all``. No gene, or none of a list, in every section is a `GenesError`.
     """
     if size < 1:
         raise BadOption("size", size, want="a number of genes, 1 or more")

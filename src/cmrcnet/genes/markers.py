@@ -59,18 +59,10 @@ class Signature:
 
 @dataclass(frozen=True)
 class MarkerList:
-    """The signatures of one organ.
+    """The signatures of one organ, in the order of the file, shared ones last.
 
-    Parameters
-    ----------
-    version : int
-        Increases with every change of a gene.
-    signatures : dict of str to Signature
-        In the order of the file, shared ones last.
-    words : tuple of str
-        Words by which a cohort's `disease` identifies the organ.
-    aliases : dict of str to tuple of str
-        Older names of a gene.
+    `version` increases with every change of a gene, `words` identify the organ in a cohort's `disease`, `aliases` are
+    the older names of a gene.
     """
 
     organ: str

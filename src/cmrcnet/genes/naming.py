@@ -169,23 +169,12 @@ def clean_features(
 ) -> tuple[tuple[str, ...], sparse.csr_matrix, tuple[str, ...]]:
     """Drop control features and sum the columns of genes that are named several times.
 
-    Parameters
-    ----------
-    genes : sequence of str, length features
-        Names as the assay wrote them.
-    counts : scipy.sparse.csr_matrix, shape (spots, features)
-        Raw, of any type; sums are made in floating point, where one byte cannot wrap.
-    controls : {"drop", "keep"}
-        "keep" leaves controls in, as the released code does. Features without a name are dropped and features of the
-        same name are summed either way, because a panel needs one column per name.
+    `genes` are named as the assay wrote them, `counts` (spots, features) raw. ``controls="keep"`` leaves controls in,
+    as the released code does; features without a name are dropped and features of the same name are summed either way,
+    because a panel needs one column per name.
 
-    Returns
-    -------
-    genes : tuple of str
-        All different, in order of first appearance.
-    counts : scipy.sparse.csr_matrix, shape (spots, genes)
-    notes : tuple of str
-        One sentence per change.
+    Returns the genes, all different and in order of first appearance, the counts (spots, genes), and a sentence per
+    change.
     """
     if controls not in ("drop", "keep"):
         raise BadOption("controls", controls, want='"drop" or "keep"')

@@ -66,17 +66,8 @@ def mean_pearson(
 ) -> float:
     """Within-section Pearson correlation, mean over genes, then over sections: the validation score.
 
-    Parameters
-    ----------
-    truth, guess : array, shape (spots, genes)
-    section_of : array, shape (spots,)
-    undefined : {"skip", "zero"}
-        Leave genes with an undefined correlation out of the mean, or count them as 0.
-
-    Returns
-    -------
-    float
-        NaN when no correlation is defined.
+    `truth` and `guess` are (spots, genes), `section_of` (spots,). Genes with an undefined correlation are left out of
+    the mean (`undefined="skip"`) or count as 0 ("zero"); NaN when no correlation is defined.
 
     Examples
     --------

@@ -89,12 +89,8 @@ def prediction_table(
     mean, neighbour_std : numpy.ndarray, shape (locations, genes), or None
         NaN in both where there is no prediction. `neighbour_std` is None without neighbours; `mean` is None where X is
         written elsewhere, in chunks (`export.table_file`).
-    genes : sequence of str
-        Names of the columns.
-    spots : Spots
-        The locations.
-    slide : Slide
-        Its scale must be known; a thumbnail is read.
+    genes, spots, slide : sequence of str, Spots, Slide
+        Names of the columns; the locations; the slide, whose scale must be known and of which a thumbnail is read.
     neighbours : search.Neighbours or None
         Bank spots that were averaged.
     provenance : mapping
@@ -104,10 +100,8 @@ def prediction_table(
         Mean cosine to the neighbours; that of `neighbours`, or NaN without any, when left out.
     reliability : mapping of gene to float, optional
         Held-out Pearson of genes.
-    confidence : numpy.ndarray, shape (locations,), optional
-        From 0 to 1.
-    in_tissue : numpy.ndarray, shape (locations,), optional
-        1 or 0; 1 everywhere when left out.
+    confidence, in_tissue : numpy.ndarray, shape (locations,), optional
+        From 0 to 1, NaN when left out; and 1 or 0, 1 everywhere when left out.
 
     Returns
     -------

@@ -36,16 +36,8 @@ SAME = 0.001
 class Ensemble:
     """Weights of the parts and of the components.
 
-    Parameters
-    ----------
-    weights, powers : dict of str to float
-        ``w_m`` and ``c_m`` of each part.
-    component_weights : numpy.ndarray, shape (rank,), float32
-        ``t``.
-    slope : float
-        ``b``.
-    covariance : numpy.ndarray, shape (rank, rank), float32
-        Of the combined scores on validation spots, within sections.
+    `weights` and `powers` are ``w_m`` and ``c_m`` of each part, `component_weights` (rank,) is ``t``, `slope` is ``b``;
+    `covariance` (rank, rank) is that of the combined scores on validation spots, within sections.
     """
 
     weights: Mapping[str, float]

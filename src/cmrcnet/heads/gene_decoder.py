@@ -76,14 +76,8 @@ class GeneDecoder:
 class SectionStatistics:
     """Sufficient statistics of one section for a `GeneDecoder`: sums over its spots, in float64.
 
-    Parameters
-    ----------
-    gram : numpy.ndarray, shape (rank, rank)
-        S^T S.
-    products : numpy.ndarray, shape (rank, genes)
-        S^T E, of the section's own genes.
-    sums, squares : numpy.ndarray, shape (genes,)
-        Of E.
+    `gram` (rank, rank) is S^T S, `products` (rank, genes) S^T E of the section's own genes; `sums` and `squares`
+    (genes,) are those of E.
     """
 
     spots: int

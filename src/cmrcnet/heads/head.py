@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -44,15 +44,7 @@ class Head:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Arrays to store."""
-        return {
-            "pca.mean": self.pca.mean,
-            "pca.directions": self.pca.directions,
-            "ridge.weights": self.ridge.weights,
-            "ridge.offset": self.ridge.offset,
-            "kernel.landmarks": self.kernel.landmarks,
-            "kernel.weights": self.kernel.weights,
-            "kernel.offset": self.kernel.offset,
-        }
+        return arrays_of("pca", self.pca) | arrays_of("ridge", self.ridge) | arrays_of("kernel", self.kernel)
 
     def facts(self) -> dict[str, Any]:
         """Plain values to store."""
@@ -62,11 +54,21 @@ class Head:
     def restore(cls, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Head:
         """Inverse of `arrays` and `facts`."""
         return cls(
-            FeaturePCA(arrays["pca.mean"], arrays["pca.directions"]),
-            Ridge(arrays["ridge.weights"], arrays["ridge.offset"]),
-            KernelRidge(
-                arrays["kernel.landmarks"], arrays["kernel.weights"], arrays["kernel.offset"], facts["kernel_rate"]
-            ),
+            FeaturePCA(**arrays_under("pca", arrays)),
+            Ridge(**arrays_under("ridge", arrays)),
+            KernelRidge(**arrays_under("kernel", arrays), rate=facts["kernel_rate"]),
             Ensemble.from_dict(facts["ensemble"]),
             facts["record"],
         )
+
+
+def arrays_of(prefix: str, part: Any) -> dict[str, np.ndarray]:
+    """Arrays among the fields of a dataclass, named ``prefix.field`` to be stored together with those of others."""
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    return {f"{prefix}.{name}": value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+
+def arrays_under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inverse of `arrays_of`: the arrays under a prefix by the names of their fields."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): values for name, values in arrays.items() if name.startswith(start)}

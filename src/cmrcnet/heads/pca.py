@@ -16,13 +16,9 @@ COMPONENTS = 256
 
 @dataclass(frozen=True, eq=False)
 class FeaturePCA:
-    """Mean and directions of a principal component analysis.
+    """Mean (dim,) and directions (dim, components) of a principal component analysis, float32.
 
-    Parameters
-    ----------
-    mean : numpy.ndarray, shape (dim,), float32
-    directions : numpy.ndarray, shape (dim, components), float32
-        Orthogonal, scaled so that the components together have mean square 1 over the training spots.
+    The directions are orthogonal, scaled so that the components together have mean square 1 over the training spots.
     """
 
     mean: np.ndarray
@@ -38,16 +34,10 @@ class FeaturePCA:
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # several threads may differ in the last bit, and so may two runs
 def fit_pca(features: np.ndarray, seed: int, components: int = COMPONENTS) -> FeaturePCA:
-    """Principal components (not whitened) of the training spots' features.
+    """Principal components (not whitened) of the training spots' features (spots, dim) or tokens (spots, tokens, dim).
 
-    Parameters
-    ----------
-    features : array, shape (spots, dim) or (spots, tokens, dim)
-        Of the training spots.
-    seed : int
-        Of the randomised solver, which scikit-learn takes for many features.
-    components : int
-        Largest number; limited by the number of spots.
+    `seed` is that of the randomised solver, which scikit-learn takes for many features; the number of spots limits
+    `components`.
 
     Examples
     --------

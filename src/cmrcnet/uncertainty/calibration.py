@@ -6,11 +6,12 @@ It is fitted while the model is trained, stored beside the weights and applied t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from cmrcnet.heads.head import arrays_of, arrays_under
 from cmrcnet.uncertainty.conformal import ConformalIntervals
 from cmrcnet.uncertainty.gene_reliability import GeneReliability
 from cmrcnet.uncertainty.nonconformity import NonconformityScale
@@ -48,13 +49,13 @@ class Calibration:
         found: dict[str, np.ndarray] = {}
         facts: dict[str, Any] = {"why_not": self.why_not, "ood_detector": None, "reliability": None}
         if self.ood_detector is not None:
-            found |= _arrays_of("ood_detector", self.ood_detector)
+            found |= arrays_of("ood_detector", self.ood_detector)
             facts["ood_detector"] = self.ood_detector.to_dict()
         if self.reliability is not None:
             each = self.reliability
             found["component_power"] = each.component_power
             for name in ("nonconformity", "intervals", "gene_reliability"):
-                found |= _arrays_of(name, getattr(each, name))
+                found |= arrays_of(name, getattr(each, name))
             facts["reliability"] = {
                 "intervals": each.intervals.facts,
                 "gene_reliability": each.gene_reliability.facts,
@@ -69,27 +70,15 @@ class Calibration:
         facts = json.loads(bytes(arrays["facts"]))
         detector = reliability = None
         if facts["ood_detector"] is not None:
-            detector = OODDetector.restore(_without(arrays, "ood_detector"), facts["ood_detector"])
+            detector = OODDetector.restore(arrays_under("ood_detector", arrays), facts["ood_detector"])
         if facts["reliability"] is not None:
             known = facts["reliability"]
             reliability = PredictionReliability(
-                NonconformityScale(**_without(arrays, "nonconformity")),
+                NonconformityScale(**arrays_under("nonconformity", arrays)),
                 arrays["component_power"],
-                ConformalIntervals(**_without(arrays, "intervals"), facts=known["intervals"]),
+                ConformalIntervals(**arrays_under("intervals", arrays), facts=known["intervals"]),
                 GeneReliability(
-                    tuple(known["genes"]), **_without(arrays, "gene_reliability"), facts=known["gene_reliability"]
+                    tuple(known["genes"]), **arrays_under("gene_reliability", arrays), facts=known["gene_reliability"]
                 ),
             )
         return cls(detector, reliability, facts["why_not"])
-
-
-def _arrays_of(prefix: str, part: Any) -> dict[str, np.ndarray]:
-    """Arrays among the fields of a dataclass, named with a prefix."""
-    values = {field.name: getattr(part, field.name) for field in fields(part)}
-    return {f"{prefix}.{name}": value for name, value in values.items() if isinstance(value, np.ndarray)}
-
-
-def _without(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Arrays under a prefix, named without it."""
-    cut = f"{prefix}."
-    return {name.removeprefix(cut): values for name, values in arrays.items() if name.startswith(cut)}

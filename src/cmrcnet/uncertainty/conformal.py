@@ -116,19 +116,9 @@ def group_weights(group_of: np.ndarray, section_of: np.ndarray) -> np.ndarray:
 def conformal_quantiles(residuals: np.ndarray, weights: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Weighted lower and upper quantile of each column, with the new value as one more residual at infinity.
 
-    Parameters
-    ----------
-    residuals : array, shape (spots, genes)
-        NaN: not measured, left out.
-    weights : array, shape (spots,)
-        From `group_weights`.
-    level : float
-        Share that should lie between the two.
-
-    Returns
-    -------
-    low, high : numpy.ndarray, shape (genes,), float64
-        Infinite where there are too few residuals for the level; NaN where there is none.
+    `level` is the share that should lie between the two (genes,). The residuals (spots, genes) are NaN where not
+    measured, the weights (spots,) are from `group_weights`. A quantile is infinite where there are too few residuals
+    for the level, and NaN where there is none.
     """
     order = np.argsort(residuals, axis=0, kind="stable")  # NaN goes last
     values = np.take_along_axis(residuals, order, axis=0)

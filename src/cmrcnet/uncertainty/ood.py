@@ -295,16 +295,9 @@ def fit_ood_detector(
 ) -> OODDetector:
     """Fit a detector to training sections, with limits from leaving out each group in turn.
 
-    Parameters
-    ----------
-    statistics : sequence of array, shape (locations, statistics)
-        One a section.
-    effects : sequence of array, shape (perturbations, statistics)
-        One a section, from `perturbation_effects`.
-    group_of : sequence of str
-        Patient (or section) of each section; a section is compared with those of other groups only.
-    group_by : str
-        What the groups are, for the record.
+    Of each section: its `statistics` (locations, statistics), the `effects` (perturbations, statistics) from
+    `perturbation_effects`, and its group (patient, or section): it is compared with sections of other groups only.
+    `group_by` says what the groups are, for the record.
     """
     effect = np.mean(effects, axis=0)
     slides, locations, gains, weights = [], [], [], []
