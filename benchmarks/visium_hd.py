@@ -30,12 +30,13 @@ GENES, TRANSCRIPTS, MPP, BAND = 18_000, 14, 0.5, 64
 """BAND: rows of bins that are made at once."""
 
 READ = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 import h5py, numpy, pandas, pyarrow.parquet, scipy.sparse
 from cmrcnet.readers.registry import read_section, SectionSource, read_raw
-start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-begun = time.perf_counter()
+def peak():  # ru_maxrss of a child begins at that of its parent
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+start, begun, busy = peak(), time.perf_counter(), time.process_time()
 source = SectionSource(path=Path(sys.argv[1]), image=Path(sys.argv[2]), bin_um=float(sys.argv[3]))
 if sys.argv[4] == "reader":
     raw = read_raw(source)
@@ -43,9 +44,8 @@ if sys.argv[4] == "reader":
 else:
     section = read_section(source.path, image=source.image, bin_um=source.bin_um)
     spots, values, total = len(section.spots), section.counts.nnz, int(section.counts.sum(dtype="float64"))
-seconds = time.perf_counter() - begun
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(spots, values, total, round(seconds, 1), round(start / 1024), round(peak / 1024))
+seconds, cpu = time.perf_counter() - begun, time.process_time() - busy
+print(spots, values, total, round(seconds, 1), round(cpu, 1), round(start / 1024), round(peak() / 1024))
 """
 
 
@@ -148,7 +148,7 @@ def main() -> None:
             for what in ("reader", "section"):
                 command = [sys.executable, "-c", READ, str(outs), str(outs / "he.png"), str(bin_um), what]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
-                spots, stored, total, seconds, start, peak = map(float, done.stdout.split())
+                spots, stored, total, seconds, cpu, start, peak = map(float, done.stdout.split())
                 figures["reads"].append(
                     {
                         "bin_um": bin_um,
@@ -157,6 +157,7 @@ def main() -> None:
                         "stored": int(stored),
                         "transcripts": int(total),
                         "seconds": seconds,
+                        "cpu_seconds": cpu,
                         "imports_mb": int(start),
                         "peak_mb": int(peak),
                     }
