@@ -24,7 +24,15 @@ DEMO_SPOTS = 100
 """Spots of each synthetic section: the default preset then takes about four minutes on two cores."""
 
 
-def inspect_command(source: Path, *, mpp: float | None = None, format: str | None = None, quick: bool = False) -> bool:
+def inspect_command(
+    source: Path,
+    *,
+    mpp: float | None = None,
+    format: str | None = None,
+    quick: bool = False,
+    pictures: Path | None = None,
+    overwrite: bool = False,
+) -> bool:
     """Describe a cohort, section or slide, and list every problem with it.
 
     Parameters
@@ -37,8 +45,12 @@ def inspect_command(source: Path, *, mpp: float | None = None, format: str | Non
         Reader of the section when its format cannot be recognised: legacy_st, visium, visium_hd, xenium,
         hest, ann_data.
     quick : bool
-        Skip the checks that read pixels and compare sections: duplicates, wrong patients, outliers of stain and scale,
-        misplaced spots.
+        Skip the checks that read pixels and compare sections: spots off the tissue, duplicates, wrong patients,
+        outliers of stain and scale, misplaced spots.
+    pictures : Path, optional
+        Folder to write: a PNG of each section with its spots on the reduced image, green on tissue and red beside it.
+    overwrite : bool
+        Replace the folder of the pictures.
 
     Returns
     -------
@@ -47,7 +59,11 @@ def inspect_command(source: Path, *, mpp: float | None = None, format: str | Non
     """
     from cmrcnet.readers.inspection import inspect
 
-    found = inspect(source, mpp=mpp, format=format)
+    if pictures is None:
+        found = inspect(source, mpp=mpp, format=format, pixels=not quick)
+    else:
+        with atomic_folder(pictures, overwrite) as folder:
+            found = inspect(source, mpp=mpp, format=format, pictures=folder)
     if found.kind == "cohort" and not quick:
         found = _with_cohort_checks(found, source, mpp)
     print(found.to_text())

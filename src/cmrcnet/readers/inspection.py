@@ -1,25 +1,27 @@
 """Inspect a cohort, a section or a slide: its figures and every problem with it.
 
-Nothing is changed and no pixel is decoded. Counts are read, one section at a time.
+Nothing is changed. Counts are read, one section at a time; pixels, reduced, to see whether the spots are on tissue.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadInput, CmrcnetError, GenesError, ScaleError
+from cmrcnet.errors import BadInput, CmrcnetError, GenesError, ScaleError, ShapeMismatch
 from cmrcnet.genes.naming import are_disjoint, clean_features, explain_no_shared_genes, naming_of
 from cmrcnet.readers.cohort import CohortRow, cohort_rows, is_cohort_file, located
+from cmrcnet.readers.placement import LEAST_ON_TISSUE, off_tissue, share_on_tissue
 from cmrcnet.readers.raw_section import RawSection, checked_section, neighbour_distance_px, problems_of
 from cmrcnet.readers.registry import SectionSource, input_problems, reader_of
 from cmrcnet.readers.text_files import require_file
 from cmrcnet.slides.slide import PatchScale, open_slide
+from cmrcnet.storage.file_names import file_name
 
 PATCH = PatchScale()
 """The default patch, of which the side on each slide is shown."""
@@ -48,6 +50,8 @@ class SectionInspection:
         Width, height.
     pitch_um : float or None
         Distance between neighbouring spots by this scale.
+    on_tissue : float or None
+        Share of the spots that are on the tissue of the image.
     """
 
     section: str
@@ -59,6 +63,7 @@ class SectionInspection:
     patch_px: float | None = None
     image_px: tuple[int, int] | None = None
     pitch_um: float | None = None
+    on_tissue: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,14 @@ class Inspection:
         return "\n".join(lines)
 
 
-def inspect(source: Path | str, *, mpp: float | None = None, format: str | None = None) -> Inspection:
+def inspect(
+    source: Path | str,
+    *,
+    mpp: float | None = None,
+    format: str | None = None,
+    pixels: bool = True,
+    pictures: Path | None = None,
+) -> Inspection:
     """Inspect a cohort, section or slide: its figures and every problem with it.
 
     Parameters
@@ -109,6 +121,10 @@ def inspect(source: Path | str, *, mpp: float | None = None, format: str | None 
         Micrometres per level-0 pixel. In a cohort, only for rows that do not give their own.
     format : str, optional
         Reader to use for a section, where several recognise it.
+    pixels : bool
+        Find the tissue on each image, to see whether the spots are on it.
+    pictures : path, optional
+        Folder in which a PNG is written for each section, with its spots on the reduced image.
 
     Returns
     -------
@@ -131,7 +147,7 @@ def inspect(source: Path | str, *, mpp: float | None = None, format: str | None 
     """
     path = require_file(Path(source), "The file or folder to inspect", or_folder=True)
     if format is None and is_cohort_file(path):
-        return _inspect_cohort(path, mpp)
+        return _inspect_cohort(path, mpp, pixels, pictures)
     files = SectionSource(path=path, mpp=mpp)
     try:
         reader = reader_of(files, format)
@@ -140,7 +156,7 @@ def inspect(source: Path | str, *, mpp: float | None = None, format: str | None 
             raise
         return _inspect_slide(path, mpp)
     row = CohortRow("", "", files, reader.name, {}, tuple(input_problems(files, reader.name)))
-    section, _, notes, problems = _inspect_row(row)
+    section, _, notes, problems = _inspect_row(row, pixels, pictures)
     rows = (
         ("format", reader.name),
         ("section", section.section),
@@ -150,14 +166,14 @@ def inspect(source: Path | str, *, mpp: float | None = None, format: str | None 
     return Inspection("section", str(path), rows, (section,), notes, problems)
 
 
-def _inspect_cohort(path: Path, mpp: float | None) -> Inspection:
+def _inspect_cohort(path: Path, mpp: float | None, pixels: bool, pictures: Path | None) -> Inspection:
     try:
         rows = cohort_rows(path)
     except CmrcnetError as error:
         return Inspection("cohort", str(path), (), problems=(str(error),))
     sections, notes, problems, genes_of = [], [], [], {}
     for row in rows:
-        section, genes, remarks, wrong = _inspect_row(row.or_scale(mpp))
+        section, genes, remarks, wrong = _inspect_row(row.or_scale(mpp), pixels, pictures)
         sections.append(section)
         notes += [f"{section.section}: {remark}" for remark in remarks]
         problems += wrong
@@ -186,7 +202,9 @@ def _inspect_cohort(path: Path, mpp: float | None) -> Inspection:
     return Inspection("cohort", str(path), tuple(summary), tuple(sections), tuple(notes), tuple(problems))
 
 
-def _inspect_row(row: CohortRow) -> tuple[SectionInspection, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def _inspect_row(
+    row: CohortRow, pixels: bool, pictures: Path | None
+) -> tuple[SectionInspection, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Figures, genes, notes and problems of one section."""
     name = row.source.name or row.source.path.name
     if row.problems:
@@ -197,6 +215,18 @@ def _inspect_row(row: CohortRow) -> tuple[SectionInspection, tuple[str, ...], tu
         return SectionInspection(name, row.patient), (), (), (str(located(error, row.where)),)
     problems = problems_of(raw)
     section, genes, notes = _inspect_raw(raw, row.patient, sound=not problems)
+    placeable = not any(isinstance(problem, ScaleError | ShapeMismatch) for problem in problems)
+    if pixels and placeable and np.isfinite(raw.centre_px).all():
+        try:
+            share = share_on_tissue(raw, None if pictures is None else pictures / f"{file_name(raw.name)}.png")
+        except CmrcnetError as error:
+            problems.append(error)
+        else:
+            section = replace(section, on_tissue=share)
+            if share is None:
+                notes = (*notes, "No tissue is recognised on the image, so the positions of the spots are not checked.")
+            elif share < LEAST_ON_TISSUE:
+                problems.append(off_tissue(raw, share))
     return section, genes, notes, tuple(str(located(problem, row.where)) for problem in problems)
 
 
@@ -253,17 +283,20 @@ def _section_rows(section: SectionInspection) -> list[tuple[str, str]]:
         ("um per px", section.mpp, "{:.4g}"),
         ("patch on slide", section.patch_px, f"{{:.1f}} px ({PATCH.side_um:g} um)"),
         ("spots apart", section.pitch_um, "{:.0f} um"),
+        ("spots on tissue of the image", section.on_tissue, "{:.0%}"),
     ]
     rows = [(label, form.format(value)) for label, value, form in values if value is not None]
     return rows + ([("image", f"{section.image_px[0]} x {section.image_px[1]} px")] if section.image_px else [])
 
 
 def _table_lines(sections: Sequence[SectionInspection]) -> list[str]:
-    header = ("section", "patient", "spots", "genes", "counts a spot", "um per px", "patch px", "apart um", "image px")
+    header = ("section", "patient", "spots", "genes", "counts a spot", "um per px", "patch px", "apart um")
+    header = (*header, "on tissue", "image px")
     cells: list[tuple[str, ...]] = [header]
     for section in sections:
-        numbers = (section.spots, section.genes, section.median_counts, section.mpp, section.patch_px, section.pitch_um)
-        forms = ("{}", "{}", "{:.0f}", "{:.4g}", "{:.1f}", "{:.0f}")
+        numbers = (section.spots, section.genes, section.median_counts, section.mpp, section.patch_px)
+        numbers = (*numbers, section.pitch_um, section.on_tissue)
+        forms = ("{}", "{}", "{:.0f}", "{:.4g}", "{:.1f}", "{:.0f}", "{:.0%}")
         shown = [form.format(value) if value is not None else "-" for value, form in zip(numbers, forms, strict=True)]
         image = f"{section.image_px[0]} x {section.image_px[1]}" if section.image_px else "-"
         cells.append((section.section, section.patient or "-", *shown, image))
