@@ -26,6 +26,7 @@ def test_sound_matrices_have_no_fault(matrix):
         ({"indices": [1, 0, 3]}, "an index is 3, outside 0 to 2"),
         ({"indices": [1, 0, -1]}, "an index is -1, outside"),
         ({"indices": np.array([1, 0, 2**63], np.uint64)}, "an index is 9223372036854775808"),
+        ({"indices": [1, 2, 2]}, "1 entries repeat a row and column"),
         ({"indices": [1, 0]}, "3 values and 2 indices"),
         ({"indices": [1.0, 0.0, 2.0]}, "indices has shape .* float64"),
         ({"indptr": [0, 4, 3]}, "does not ascend"),

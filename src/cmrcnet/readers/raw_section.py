@@ -195,7 +195,11 @@ def checked_section(
     kept = raw.counts if inside.all() else raw.counts[np.flatnonzero(inside)]
     # Floating point cannot wrap; 32 bits hold whole numbers up to `LARGEST_COUNT`, which is then refused.
     raw_counts = sparse.csr_matrix(kept, dtype=np.float32 if kept.dtype.kind in "biu" else np.float64, copy=True)
+    stored = raw_counts.nnz
     raw_counts.sum_duplicates()
+    if raw_counts.nnz < stored:
+        twice = f"{stored - raw_counts.nnz:,} of the {stored:,} counts of {raw.name} repeat a spot and gene"
+        raise SectionError(f"{twice}: which is right is unknown; write the matrix again.")
     genes, counts, remarks = clean_features(raw.genes, raw_counts, controls=controls)
     check_counts(counts, raw.name, barcodes=spots.barcodes, genes=genes)
     notes += remarks

@@ -152,4 +152,7 @@ def read_mtx(path: Path, shape: tuple[int, int]) -> sparse.csc_matrix:
         found: Any = mmread(io.BytesIO(text), spmatrix=False)
     except (ValueError, OverflowError, OSError) as error:
         raise BadInput(path, what, f"the file is truncated or damaged ({str(error)[:120]})") from error
-    return sparse.csc_matrix(found)
+    matrix = sparse.csc_matrix(found)
+    if matrix.nnz < entries:  # SciPy has added them up
+        raise BadInput(path, what, f"{entries - matrix.nnz:,} of its {entries:,} entries repeat a row and column")
+    return matrix

@@ -232,7 +232,11 @@ def _read(file: BinaryIO, path: Path, block_bytes: int) -> CountTable:
         columns = columns[1:]
     elif cells != len(columns) + 1:
         raise BadInput(path, COUNTS, f"its first line has {len(columns)} cells, the others {cells}")
-    return CountTable(tuple(names), tuple(columns), sparse.csr_matrix(sparse.vstack(blocks, format="csr")))
+    values = sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
+    while columns and not columns[-1] and np.isnan(values[:, len(columns) - 1].toarray()).all():
+        columns.pop()  # Excel leaves empty columns at the end
+        values = values[:, : len(columns)]
+    return CountTable(tuple(names), tuple(columns), values)
 
 
 def _line(file: BinaryIO, path: Path) -> bytes:

@@ -43,10 +43,18 @@ def sparse_fault(data, indices, indptr, shape: tuple[int, ...], *, by_row: bool)
         return f"indptr runs from {ends[0]} to {ends[-1]}; wanted 0 to {indices.shape[0]}"
     if (ends[1:] < ends[:-1]).any():
         return "indptr does not ascend"
-    step = 1 << 22
-    for start in range(0, indices.shape[0], step):
-        block = np.asarray(indices[start : start + step])
-        for extreme in (int(block.min()), int(block.max())):
+    first, step = 0, 1 << 22
+    while first < major:  # some rows (columns) at a time, `step` entries or one row
+        last = max(first + 1, int(np.searchsorted(ends, ends[first] + step, side="right")) - 1)
+        block = np.asarray(indices[int(ends[first]) : int(ends[last])])
+        for extreme in (int(block.min()), int(block.max())) if len(block) else ():
             if not 0 <= extreme < minor:
                 return f"an index is {extreme}, outside 0 to {minor - 1}"
+        row = np.repeat(np.arange(last - first), np.diff(ends[first : last + 1]).astype(np.int64))
+        place = row * minor + block.astype(np.int64)
+        if (place[1:] <= place[:-1]).any():
+            place.sort()
+            if repeats := int((place[1:] == place[:-1]).sum()):
+                return f"{repeats:,} entries repeat a row and column"
+        first = last
     return None
