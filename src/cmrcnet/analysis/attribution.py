@@ -146,16 +146,9 @@ def attribution(table: AnnData, location: str) -> Attribution:
 class MatchedTissue:
     """Patches and measured expression of an attribution's spots.
 
-    Parameters
-    ----------
-    patch : numpy.ndarray or None, shape (px, px, 3)
-        Patch of the predicted location.
-    patches : list of numpy.ndarray or None
-        Patches of the first spots.
-    expression : numpy.ndarray, shape (spots, genes), float32
-        Measured log-normalised expression of every spot; NaN: not available, or not measured.
-    missing : tuple of str
-        Sentences on what is missing, and how to provide it.
+    `patch` (px, px, 3) is that of the predicted location, `patches` are those of the first spots; None where not
+    available. `expression` (spots, genes) float32 is log-normalised, NaN where not available or not measured. `missing`
+    holds sentences on what is missing, and how to provide it.
     """
 
     patch: np.ndarray | None

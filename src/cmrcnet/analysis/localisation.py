@@ -41,26 +41,11 @@ MIN_SPOTS = 5
 def signature_scores(
     expression: pd.DataFrame | AnnData, signatures: Mapping[str, Sequence[str]]
 ) -> tuple[pd.DataFrame, pd.Series]:
-    """Score every spot for every signature: mean of its genes' z-scores over the section.
+    """Score every spot of a section for every signature: mean of its genes' z-scores over the section.
 
-    Parameters
-    ----------
-    expression : pandas.DataFrame (spots, genes) or anndata.AnnData
-        Log-normalised expression of one section, predicted or measured.
-    signatures : mapping of str to sequence of str
-        Genes of each, as the columns are named. Absent and constant genes are left out of the mean.
-
-    Returns
-    -------
-    scores : pandas.DataFrame, shape (spots, signatures)
-        NaN for a signature without a varying gene.
-    n_genes : pandas.Series
-        Number of genes in each score.
-
-    Raises
-    ------
-    GenesError
-        The table has no gene of any signature.
+    `expression` (spots, genes) is log-normalised, predicted or measured. Absent and constant genes of a signature are
+    left out of its mean; a table without any gene of the signatures is a `GenesError`. Returns the scores (spots,
+    signatures), NaN for a signature without a varying gene, and the number of genes in each score.
     """
     import pandas as pd
 

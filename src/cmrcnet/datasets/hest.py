@@ -44,16 +44,10 @@ class HestSample:
 
 @dataclass(frozen=True)
 class HestTask:
-    """HEST samples that are evaluated together.
+    """HEST samples that are evaluated together: a name such as COAD, and its config.
 
-    Parameters
-    ----------
-    name, config : str
-        Such as COAD, and its config.
-    repository : str
-        A dataset repository of the Hugging Face Hub.
-    metadata : str
-        Version of HEST's metadata with the patients.
+    `repository` is a dataset repository of the Hugging Face Hub; `metadata` is the version of HEST's metadata with the
+    patients.
     """
 
     name: str
@@ -171,10 +165,6 @@ def fetch_hest(
     -------
     Path
         ``out/cohort.csv``, which `read_cohort` reads.
-
-    Raises
-    ------
-    UnknownName, DownloadFailed, OutputExists, BadOption, BadInput, MissingExtra, MissingInput
     """
     chosen, out = hest_task(task), Path(out)
     terms = LICENCES.get(chosen.licence, chosen.page)

@@ -44,16 +44,11 @@ UNSEEN_PATIENT = 1_000
 
 @dataclass(frozen=True, eq=False)
 class SyntheticTruth:
-    """Expected expression, without counting noise.
+    """Expected expression of spots, without counting noise.
 
-    Parameters
-    ----------
-    kinds : tuple of {"morphology", "hidden", "steady"}
-        Only "morphology" genes can be predicted from the image.
-    expected : numpy.ndarray, shape (spots, genes), float64
-        Expected log expression: log1p(10,000 x expected share of the spot's transcripts).
-    traits : numpy.ndarray, shape (spots, 6), float64
-        Share of tumour, high-grade tumour, lymphocytes, stroma and fat, and crowding of nuclei, in each spot.
+    `expected` (spots, genes) is log1p(10,000 x expected share of the spot's transcripts), float64. Of the kinds
+    "morphology", "hidden" and "steady", only "morphology" genes can be predicted from the image. `traits` (spots, 6)
+    are the shares of tumour, high-grade tumour, lymphocytes, stroma and fat, and the crowding of nuclei.
     """
 
     genes: tuple[str, ...]

@@ -182,17 +182,11 @@ _STRENGTH = {"TUMOUR": 2.2, "GRADE": 2.0, "LYMPH": 2.6, "STROMA": 1.8, "FAT": 2.
 
 @dataclass(frozen=True, eq=False)
 class SyntheticGenes:
-    """Genes of synthetic sections.
+    """Genes of synthetic sections, of the kinds "morphology", "hidden" and "steady".
 
-    Parameters
-    ----------
-    kinds : tuple of {"morphology", "hidden", "steady"}
-    base : numpy.ndarray, shape (genes,)
-        Expected expression where the gene's driver is 0, relative to its group.
-    traits, hidden : numpy.ndarray, shape (genes, 6) and (genes, 4)
-        Change of the log of expression a unit of each of `TRAITS`, and of each hidden field.
-    dispersion : numpy.ndarray, shape (genes,)
-        theta of the negative binomial: variance = mean + mean^2 / theta.
+    `base` (genes,) is the expected expression where the gene's driver is 0, relative to its group. `traits` (genes, 6)
+    and `hidden` (genes, 4) are the change of its log a unit of each of `TRAITS` and of each hidden field. `dispersion`
+    (genes,) is theta of the negative binomial: variance = mean + mean^2 / theta.
     """
 
     names: tuple[str, ...]

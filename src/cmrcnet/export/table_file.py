@@ -31,16 +31,10 @@ _STREAMED = "streamed"
 
 
 class TableFile:
-    """A prediction table that is being written; `finish` completes it.
+    """A prediction table of `locations` rows that is being written to a temporary .h5ad; `finish` completes it.
 
-    Parameters
-    ----------
-    tmp : Path
-        Temporary .h5ad file. One that an earlier run left is continued.
-    locations : int
-        Rows of the table.
-    name : str
-        Identity of the prediction; a file of another name is started again.
+    A file that an earlier run left is continued if it bears the same `name`, the identity of the prediction, else
+    started again.
     """
 
     def __init__(self, tmp: Path, locations: int, name: str = "") -> None:

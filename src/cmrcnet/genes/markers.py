@@ -36,16 +36,9 @@ class Source:
 class Signature:
     """Marker genes of one tissue, cell type or state.
 
-    Parameters
-    ----------
-    genes, mouse : tuple of str
-        Human and mouse symbols; without mouse ones the human ones are matched ignoring case.
-    sources : tuple of Source
-        The main one first.
-    checked : bool
-        Whether the genes were compared with a table or the text of the source.
-    regions : tuple of str
-        Words in the label of regions where the signature is expected to be high.
+    `genes` and `mouse` are human and mouse symbols; without mouse ones the human ones are matched ignoring case. The
+    main source comes first; `checked` tells whether the genes were compared with a table or the text of the source.
+    `regions` are words in the label of regions where the signature is expected to be high.
     """
 
     name: str

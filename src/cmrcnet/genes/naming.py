@@ -48,13 +48,9 @@ CONTROL_PATTERNS: dict[str, re.Pattern[str]] = {
 
 @dataclass(frozen=True)
 class Naming:
-    """How a list of genes is named.
+    """How a list of genes is named: kind "ensembl", "symbol" or "number", and species.
 
-    Parameters
-    ----------
-    kind : {"ensembl", "symbol", "number"}
-    species : str or None
-        From the letters of an Ensembl id, or by case (TP53 human, Trp53 mouse); None when unclear.
+    The species follows from the letters of an Ensembl id, or by case (TP53 human, Trp53 mouse); None when unclear.
     """
 
     kind: str

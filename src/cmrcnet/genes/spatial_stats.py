@@ -99,16 +99,10 @@ def varies(block: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class SpotLattice:
-    """Spots on a lattice.
+    """Spots on a "square" or "hexagonal" lattice; kind "none" when they fit none, or are fewer than four.
 
-    Parameters
-    ----------
-    kind : {"square", "hexagonal", "none"}
-        "none": the spots fit no lattice, or are fewer than four.
-    locations : numpy.ndarray, shape (spots, 2), float64
-        In pitches, without jitter and rotation. With kind "none" the centres divided by the pitch.
-    off : float
-        Root mean square distance of the spots from their locations in pitches; nan with kind "none".
+    `locations` (spots, 2) float64 are in pitches, without jitter and rotation; with kind "none" the centres divided by
+    the pitch. `off` is the root mean square distance of the spots from them, in pitches; nan with kind "none".
     """
 
     kind: Literal["square", "hexagonal", "none"]

@@ -95,23 +95,10 @@ def fit_ensemble(
 ) -> tuple[Ensemble, float]:
     """Fit the weights by validation Pearson, then the slope by least squares.
 
-    Parameters
-    ----------
-    predicted : mapping of str to array, shape (spots, rank)
-        Each part's predictions of spots in groups that it was not fitted on.
-    component_weights : array, shape (rank,)
-        ``t``.
-    scores : array, shape (spots, rank)
-        Measured.
-    truth, loadings : array, shape (spots, genes) and (rank, genes)
-        Measured expression and loadings of the genes of the validation score.
-    section_of : array, shape (spots,)
-
-    Returns
-    -------
-    Ensemble
-    float
-        Mean validation Pearson of the ensemble.
+    `predicted` holds each part's scores (spots, rank) of spots in groups that it was not fitted on, `scores` the
+    measured ones; `component_weights` (rank,) is ``t``. `truth` (spots, genes) and `loadings` (rank, genes) are
+    measured expression and loadings of the genes of the validation score. Returns the ensemble and its mean validation
+    Pearson.
     """
 
     def pearson(weights: Mapping[str, float]) -> float:

@@ -48,17 +48,11 @@ class GeneDecoder:
     def expression(
         self, scores: np.ndarray, columns: np.ndarray, *, covariance: np.ndarray, variance_rescaling: float
     ) -> np.ndarray:
-        """Decode the genes `columns`: (spots, columns) float32, never below 0.
+        """Decode the genes `columns` from predicted scores (spots, rank): (spots, columns) float32, never below 0.
 
-        Parameters
-        ----------
-        scores : array, shape (spots, rank)
-            Predicted.
-        covariance : array, shape (rank, rank)
-            Of predicted scores, within sections.
-        variance_rescaling : float
-            0 leaves the variance of predictions; 1 rescales each gene's to that of its measured expression; values
-            between are the power of that factor.
+        `covariance` (rank, rank) is that of predicted scores, within sections. A `variance_rescaling` of 0 leaves the
+        variance of predictions, 1 rescales each gene's to that of its measured expression; values between are the power
+        of that factor.
         """
         guess = scores @ self.loadings[:, columns]
         if variance_rescaling > 0:

@@ -39,18 +39,9 @@ def nonconformity_features(
 ) -> np.ndarray:
     """Features of each location: (locations, features) float64.
 
-    Parameters
-    ----------
-    similarity : array, shape (locations,)
-        Mean cosine to the neighbours.
-    neighbour_std : array, shape (locations, rank)
-        Standard deviation of the neighbours' scores.
-    parts : mapping of str to array, shape (locations, rank)
-        Prediction of each part of the head, on one scale (`Ensemble.scaled`).
-    scores : array, shape (locations, rank)
-        Final prediction.
-    power : array, shape (rank,)
-        ``p``.
+    `similarity` (locations,) is the mean cosine to the neighbours, `neighbour_std` (locations, rank) the standard
+    deviation of their scores. `parts` are the predictions (locations, rank) of each part of the head, on one scale
+    (`Ensemble.scaled`), `scores` the final ones; `power` (rank,) is ``p``.
     """
 
     def length(values: np.ndarray) -> np.ndarray:

@@ -108,18 +108,9 @@ def patch_statistics(patches: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Perturbation:
-    """One kind of perturbation.
+    """One kind of perturbation: `change` of patches (patches, side, side, 3) uint8 that are read at `scale`.
 
-    Parameters
-    ----------
-    name : str
-        One word, for tables.
-    looks_like : str
-        The end of the sentence "It looks as if ...".
-    scale : PatchScale
-        Read instead of `STATISTICS_SCALE`.
-    change : callable
-        Patches (patches, side, side, 3) uint8 in and out.
+    `name` is one word, for tables; `looks_like` is the end of the sentence "It looks as if ...".
     """
 
     name: str
@@ -189,16 +180,10 @@ def evenly(count: int, most: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class OODFlag:
-    """Whether a slide is out of distribution, and why.
+    """Whether a slide is out of distribution, and why in words.
 
-    Parameters
-    ----------
-    kind : str
-        "" when it is not; the name of a perturbation; or "unlike" for anything else.
-    sentence : str
-        The result in words.
-    distance, limit : float
-        Of the slide, and the largest one that is not flagged.
+    `kind` is "" when it is not, the name of a perturbation, or "unlike" for anything else; `limit` is the largest
+    distance that is not flagged.
     """
 
     raised: bool
