@@ -76,6 +76,15 @@ def test_the_same_seed_gives_the_same_model_and_another_another(cohort, cache, c
     assert other.fingerprint != first.fingerprint
 
 
+def test_the_order_of_the_sections_changes_no_weight(cohort, cache, config):
+    turned = Cohort(cohort.name, (*cohort.entries[2:], *cohort.entries[1::-1]))
+    assert turned.sections != cohort.sections
+    one, other = fit(cohort, config, cache=cache), fit(turned, config, cache=cache)
+    assert same(weights(one), weights(other))
+    assert one.panel == other.panel and one.provenance.history == other.provenance.history
+    assert one.provenance.sections == cohort.sections and other.provenance.sections == turned.sections  # for display
+
+
 def test_training_leaves_the_callers_generators_alone(cohort, cache, config):
     torch.manual_seed(3)
     before = torch.get_rng_state()

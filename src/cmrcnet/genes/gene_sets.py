@@ -141,6 +141,8 @@ class GenePanel:
 def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
     """Choose a panel among the genes that every section measures, in order of first appearance.
 
+    Sections are read in the order of their names.
+
     Parameters
     ----------
     cohort : Cohort
@@ -165,6 +167,7 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
     3
     """
     measured, rankings = MeasuredGenes(), []
+    cohort = cohort.in_order()
     for section in cohort:
         measured.add(section)
         if config.kind == "hvg":

@@ -363,6 +363,10 @@ class Cohort:
         dropped = set(sections)
         return self.only(name for name in self.sections if name not in dropped)
 
+    def in_order(self) -> Cohort:
+        """The same sections sorted by name, in which order they are learnt from, whatever the rows of a cohort file."""
+        return Cohort(self.name, tuple(sorted(self.entries, key=lambda entry: entry.section)))
+
     def _entry(self, section: str) -> CohortEntry:
         """The entry of a section, or `UnknownName`."""
         for entry in self.entries:

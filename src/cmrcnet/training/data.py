@@ -168,7 +168,8 @@ class TrainingData:
     ) -> TrainingData:
         """Read every section once and compute all that a training needs of it.
 
-        Counts come first and pixels second, so that genes that do not fit are reported before anything is encoded.
+        Sections are taken in the order of their names, so that the rows of a cohort file can stand in any. Counts come
+        first and pixels second, so that genes that do not fit are reported before anything is encoded.
 
         Parameters
         ----------
@@ -191,6 +192,7 @@ class TrainingData:
         """
         if len(cohort) == 0:
             raise TooFew("training sections", 0, 1, "give a cohort with at least one section")
+        cohort = cohort.in_order()
         sections = tuple(cohort)
         read = Cohort.of(sections, cohort.name)
         panel = choose_panel(read, config.panel) if panel is None else panel

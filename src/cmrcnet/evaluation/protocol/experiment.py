@@ -64,7 +64,7 @@ class FoldPlanner:
         plain = config.to_dict()
         key = fingerprint([fold.name, list(fold.train), plain["panel"], config.evaluation.set_size])
         if key not in self._known:
-            training = self._cohort.only(fold.train)
+            training = self._cohort.only(fold.train).in_order()
             panel = choose_panel(training if config.panel.sections == "training" else self._cohort, config.panel)
             sets = gene_sets(training, panel.target_sum, size=config.evaluation.set_size)
             self._known[key] = FoldPlan(fold, panel, sets, sets)

@@ -111,7 +111,7 @@ class FoldRunner:
             return found
 
         return FoldData(
-            self.cohort.only(run.plan.fold.train),
+            self.cohort.only(run.plan.fold.train).in_order(),
             run.plan.fold,
             run.config.override({"train.seed": run.seed}),
             run.plan.panel,
