@@ -57,6 +57,8 @@ def pixel_source(path: Path) -> PixelSource:
         raise
     except OSError as error:
         raise BadInput(path, "a slide", f"the system refuses it ({error.strerror or error})") from error
+    except Exception as error:  # whatever a library raises for damaged bytes
+        raise BadInput(path, "a slide", f"its header is damaged ({type(error).__name__}: {error})") from error
 
 
 @lru_cache(maxsize=1024)

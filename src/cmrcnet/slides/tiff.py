@@ -11,6 +11,8 @@ import math
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,7 @@ class TiffPixels:
 
     def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """See `PixelSource.region`."""
-        with self._lock:
+        with self._lock, self._decoding():
             stored, page = self._stored(level, left, top, width, height)
             if stored.dtype != np.uint8:
                 stored = to_8_bits(stored, self._top or FULL, self.path)
@@ -89,7 +91,7 @@ class TiffPixels:
 
     def tiles(self, level: int, most: int) -> list[tuple[int, int, int, int]]:
         """Choose tiles of a level: left, top, width, height of those with most bytes, or else evenly spaced ones."""
-        with self._lock:
+        with self._lock, self._decoding():
             page: Any = self._file().series[self._series].levels[level].pages[0]
             frame, counts = page.keyframe, np.asarray(page.databytecounts)
             (width, height), (wide, high) = self.sizes[level], _step(page.keyframe)
@@ -102,19 +104,23 @@ class TiffPixels:
             corners = [(int(one % across) * wide, int(one // across) * high) for one in chosen]
             return [(x, y, min(wide, width - x), min(high, height - y)) for x, y in corners]
 
-    def _stored(self, level: int, left: int, top: int, width: int, height: int) -> tuple[np.ndarray, Any]:
-        """A region (height, width, samples) as stored, and its page."""
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """Turn whatever tifffile or a codec raises for damaged bytes into `BadInput`."""
         try:
-            pages: Any = self._file().series[self._series].levels[level].pages
-            planes = [
-                self._plane(level, number, pages[number], left, top, width, height)
-                for number in range(self._planes[level])
-            ]
-            return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2), pages[0].keyframe
+            yield
         except BadInput:
             raise
-        except Exception as error:  # whatever a codec raises for damaged bytes
+        except Exception as error:
             raise BadInput(self.path, "a TIFF", f"its pixels cannot be decoded ({error})") from error
+
+    def _stored(self, level: int, left: int, top: int, width: int, height: int) -> tuple[np.ndarray, Any]:
+        """A region (height, width, samples) as stored, and its page."""
+        pages: Any = self._file().series[self._series].levels[level].pages
+        planes = [
+            self._plane(level, number, pages[number], left, top, width, height) for number in range(self._planes[level])
+        ]
+        return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2), pages[0].keyframe
 
     def _check_depth(self) -> None:
         """Refuse 16-bit samples whose largest value leaves their depth open; tiles of the smallest level are read."""

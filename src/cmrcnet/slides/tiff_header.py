@@ -37,10 +37,11 @@ _KINDS = {
 """Format of the values of each type, as `struct` spells it."""
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANAR = 256, 257, 258, 259, 277, 278, 284
 _STRIPS, _STRIP_BYTES, _TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_BYTES = 273, 279, 322, 323, 324, 325
-_SUBPAGES, _NDPI = 330, 65420
+_PHOTOMETRIC, _COLOURS, _SUBPAGES, _NDPI = 262, 320, 330, 65420
+_PALETTE, _THREE = 3, (2, 6, 8)  # what the photometric interpretation says; RGB, YCbCr and L*a*b* have three samples
 _NUMBERS = frozenset({
-    _WIDTH, _LENGTH, _BITS, _COMPRESSION, 262, _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR, 317, 320, _TILE_WIDTH,
-    _TILE_LENGTH, _TILES, _TILE_BYTES, _SUBPAGES, 338, 339,
+    _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR, 317, _COLOURS,
+    _TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_BYTES, _SUBPAGES, 338, 339,
 })  # fmt: skip
 _NEEDED = _NUMBERS | {270, 347}
 """Those, the description and the JPEG tables must be whole. A scanner's private tags may be odd and do no harm."""
@@ -154,7 +155,7 @@ def _page_fault(file: BinaryIO, tags: dict[int, _Tag], size: int) -> str:
     if any(tag.end > size for code, tag in tags.items() if code in _NEEDED):
         return _TRUNCATED
     numbers = {code: tag for code, tag in tags.items() if code in _NUMBERS}
-    if any(tag.kind[1:] not in tuple("BHIQbhiq") or tag.count > MOST_PARTS for tag in numbers.values()):
+    if any(tag.kind[1:] not in tuple("HIQ") or tag.count > MOST_PARTS for tag in numbers.values()):
         return "its header is damaged (a size is no whole number)"
 
     def first(code: int, default: int) -> int:
@@ -173,7 +174,10 @@ def _page_fault(file: BinaryIO, tags: dict[int, _Tag], size: int) -> str:
     if low := [f"{what} is {value}" for what, value in sizes.items() if value < 1]:
         return f"its header is damaged ({low[0]})"
     width, height, across, down, samples, bits = sizes.values()
-    planes = samples if first(_PLANAR, 1) == 2 else 1
+    planar, colours = first(_PLANAR, 1), first(_PHOTOMETRIC, 1)
+    if planar not in (1, 2) or (colours in _THREE and samples < 3) or (colours == _PALETTE and _COLOURS not in tags):
+        return f"its header is damaged (colours {colours} with {samples} samples per pixel, laid out as {planar})"
+    planes = samples if planar == 2 else 1
     decoded = across * down * math.ceil(samples / planes) * math.ceil(bits / 8)
     if decoded > (LARGEST_TILE_BYTES if tiled else LARGEST_STRIP_BYTES):
         kind = "tiles" if tiled else "strips"
