@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import ShapeMismatch, UnknownName
-from cmrcnet.evaluation.methods.baselines import PENALTIES, SAME, RidgeOnFeatures, choose_penalty
+from cmrcnet.evaluation.methods.baselines import PENALTIES, RIDGE, SAME, choose_penalty
 from cmrcnet.evaluation.methods.controls import GeneMean, RandomSpots
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.methods.method import FoldData, Location, Prediction, location_of
@@ -67,7 +67,7 @@ def test_random_spots_are_means_of_k_training_spots_the_same_at_every_call(train
 
 
 def test_ridge_equals_the_formula_at_its_penalty(training, place):
-    fitted = RidgeOnFeatures().fit(training)
+    fitted = RIDGE.fit(training)
     inputs, wanted = training.pooled.astype(np.float64), training.expression.toarray().astype(np.float64)
     mean, deviation = inputs.mean(0), inputs.std(0)
     deviation[deviation == 0] = 1
@@ -81,18 +81,18 @@ def test_ridge_equals_the_formula_at_its_penalty(training, place):
 
 
 def test_the_penalty_is_the_best_on_validation_patients_of_the_grid(training):
-    penalty, tried = choose_penalty(training)
+    penalty, tried = choose_penalty(training, training.pooled)
     assert set(tried) == {f"{p:g}" for p in PENALTIES}
     best = [p for p in PENALTIES if tried[f"{p:g}"] >= max(tried.values()) - SAME]
     assert penalty == min(best)
 
 
-def test_a_single_training_section_has_nothing_to_hold_in(training, small_cohort):
+def test_a_single_training_section_has_no_validation_group(training, small_cohort):
     alone = FoldData(
         small_cohort.only(training.cohort.sections[:1]), training.fold, training.config, training.panel,
         training.sets, training.features,
     )  # fmt: skip
-    assert choose_penalty(alone) == (PENALTIES[len(PENALTIES) // 2], {})
+    assert choose_penalty(alone, alone.pooled) == (PENALTIES[len(PENALTIES) // 2], {})
 
 
 def test_a_prediction_gives_genes_in_the_order_asked_for():

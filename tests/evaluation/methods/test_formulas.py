@@ -1,4 +1,4 @@
-"""Formulas of the rivals, each against its words."""
+"""Formulas of the published baselines, each against its words."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from cmrcnet.evaluation.methods.baseline_training import Neighbourhoods, SpotInputs, random_batches, section_batches
-from cmrcnet.evaluation.methods.baselines import hest_penalty
+from cmrcnet.evaluation.methods.baseline_training import Schedule, SpotInputs
+from cmrcnet.evaluation.methods.baselines import hest_penalty, sparse_ridge
 from cmrcnet.evaluation.methods.controls import in_frame, nearest
 from cmrcnet.evaluation.methods.frozen_features import WIDTH, colour_statistics
-from cmrcnet.evaluation.methods.regression_baselines import DeepSet, OutputLayer, ThreeScales, masked_mean
+from cmrcnet.evaluation.methods.regression_baselines import DeepSet, ThreeScales, masked_mean
 from cmrcnet.evaluation.methods.retrieval_baselines import all_by_similarity, averaged, steps_of, top_k
 from cmrcnet.slides.section import Spots
 
@@ -63,14 +63,13 @@ def test_the_average_is_over_cosines_and_the_same_for_sparse_and_dense():
 def test_a_deep_set_does_not_feel_the_order_of_the_neighbours_but_feels_who_they_are():
     torch.manual_seed(0)
     net, view = DeepSet(6, torch.zeros(3)).eval(), view_of(1)
-    assert view.near.present[:, 0].any()
+    ids, present = view.neighbours
+    assert present[:, 0].any()
     turned, rows = view_of(1), torch.arange(12)
-    turned.__dict__["near"] = Neighbourhoods(
-        np.ascontiguousarray(view.near.ids[:, ::-1]), np.ascontiguousarray(view.near.present[:, ::-1])
-    )
+    turned.__dict__["neighbours"] = ids.flip(1), present.flip(1)
     torch.testing.assert_close(net.hidden(view, rows), net.hidden(turned, rows))
     alone = view_of(1)
-    alone.__dict__["near"] = Neighbourhoods(view.near.ids, np.zeros_like(view.near.present))
+    alone.__dict__["neighbours"] = ids, torch.zeros_like(present)
     assert not torch.allclose(net.hidden(view, rows), net.hidden(alone, rows))
 
 
@@ -114,8 +113,10 @@ def test_the_output_layer_is_ridge_on_a_standardised_hidden_layer():
     expression = rng.poisson(1.0, (30, 7)).astype(np.float64)
     scaler = StandardScaler().fit(hidden)
     expected = Ridge(alpha=10.0).fit(scaler.transform(hidden), expression).predict(scaler.transform(new))
-    layer = OutputLayer(hidden, sparse.csr_matrix(expression), 10.0)
-    np.testing.assert_allclose(layer.predict(new), expected, atol=1e-8)
+    layer = sparse_ridge(hidden, sparse.csr_matrix(expression), 10.0, standardise=True)
+    np.testing.assert_allclose(layer.predict(new), expected, atol=1e-6)
+    plain = Ridge(alpha=10.0).fit(hidden, expression).predict(new)
+    np.testing.assert_allclose(sparse_ridge(hidden, sparse.csr_matrix(expression), 10.0).predict(new), plain, atol=1e-6)
 
 
 def test_the_penalty_of_hest_bench():
@@ -157,10 +158,10 @@ def test_learned_places_are_100_um_apart_and_end():
 
 def test_batches_hold_every_row_once():
     rows, rng = np.arange(3, 303), np.random.default_rng(0)
-    batches = random_batches(rows, 128, rng)
+    batches = Schedule(batch_size=128).batches(rows, np.array([]), rng)
     assert [len(b) for b in batches] == [150, 150]
     assert sorted(np.concatenate(batches)) == rows.tolist()
     section = np.repeat(["a", "b", "c"], 101)
-    parts = section_batches(rows, section, rng)
+    parts = Schedule(batch_size=None).batches(rows, section, rng)
     assert sorted(len(p) for p in parts) == [98, 101, 101]
     assert all(len(set(section[p])) == 1 for p in parts)

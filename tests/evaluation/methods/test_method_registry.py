@@ -131,11 +131,11 @@ def test_depth_reaches_only_a_method_that_says_it_is_a_diagnostic(small_cohort, 
 
 
 def test_the_depth_null_predicts_no_place_without_depth(small_cohort, small_config, small_cache):
-    from cmrcnet.evaluation.methods.controls import Line
+    from cmrcnet.evaluation.methods.controls import DepthLine
     from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
     from cmrcnet.evaluation.methods.method import location_of
 
-    line = Line(("a", "b"), 2.0, np.array([1.0, -1.0]), np.array([5.0, 5.0]))
+    line = DepthLine(("a", "b"), 2.0, np.array([1.0, -1.0]), np.array([5.0, 5.0]), {})
     section = small_cohort.read("P1S1")
     with pytest.raises(BadOption, match="a location without depth"):
         line.predict(location_of(section, PooledFeatures(small_config, small_cache)))

@@ -1,4 +1,4 @@
-"""The loop that trains every rival."""
+"""The training of every published baseline."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cmrcnet.errors import Diverged
 from cmrcnet.evaluation.methods.baseline_training import Schedule, genes_learnt, train_baseline
 
 
-def small_training(units: str = "aabbcc", seed: int = 0) -> SimpleNamespace:
+def small_training(groups: str = "aabbcc", seed: int = 0) -> SimpleNamespace:
     """Twenty spots a letter; one gene is the second half of another."""
-    section_of = np.repeat(list(units), 20)
+    section_of = np.repeat(list(groups), 20)
     expression = np.random.default_rng(seed).normal(size=(len(section_of), 3))
     sets = {"HVG": ("g0", "g1"), "HEG": ("g1",), "all": ("g0", "g1", "g2")}
     return SimpleNamespace(
@@ -25,19 +25,16 @@ def small_training(units: str = "aabbcc", seed: int = 0) -> SimpleNamespace:
 
 
 class Watched:
-    """Learns nothing worth while; its validation guess is right in `best` and worse at every other look."""
+    """Learns nothing worth while; its validation guess is right in `best` and worse at every other evaluation."""
 
     def __init__(self, rows: np.ndarray, truth: np.ndarray, best: int, cost: float = 1.0) -> None:
         self.rows, self.truth, self.best, self.cost = rows, truth, best, cost
         self.network = torch.nn.Linear(1, 1, bias=False)
         self.epoch, self.guessed = 0, []
 
-    def batches(self, rng):
-        self.epoch += 1
-        return [rng.permutation(self.rows)]
-
     def loss(self, rows):
-        assert set(rows) <= set(self.rows)
+        self.epoch += 1  # an epoch is one batch
+        assert set(rows) == set(self.rows)
         return self.network.weight.sum() * self.cost
 
     def guess(self, rows):
@@ -46,8 +43,8 @@ class Watched:
         return self.truth[rows] + noise * abs(self.epoch - self.best)
 
 
-def learnt_with(best: int, schedule: Schedule, units: str = "aabbcc"):
-    training, made = small_training(units), []
+def learnt_with(best: int, schedule: Schedule, groups: str = "aabbcc"):
+    training, made = small_training(groups), []
 
     def make(rows):
         made.append(Watched(rows, training.expression.toarray()[:, :2], best))
@@ -56,10 +53,10 @@ def learnt_with(best: int, schedule: Schedule, units: str = "aabbcc"):
     return train_baseline(training, make, schedule), made, training
 
 
-def test_the_best_epoch_on_the_validation_unit_is_trained_again_on_everything():
+def test_the_best_epoch_on_the_validation_group_is_trained_again_on_everything():
     learnt, (searcher, final), training = learnt_with(6, Schedule(most_epochs=30, evaluate_every=2, patience=2))
     assert learnt.record["epochs"] == 6 and final.epoch == 6
-    assert searcher.epoch == 10  # two looks without a better score
+    assert searcher.epoch == 10  # two evaluations without a better score
     outside = np.flatnonzero(training.group_of == learnt.record["validation"])
     assert not set(searcher.rows) & set(outside) and len(searcher.rows) + len(outside) == 120
     np.testing.assert_array_equal(final.rows, np.arange(120))
@@ -74,8 +71,8 @@ def test_the_searcher_goes_back_to_its_best_weights():
     assert [e for e, _ in learnt.record["validation_scores"]] == [2, 4, 6, 8, 10] and again.record["epochs"] == 6
 
 
-def test_with_one_unit_nothing_is_validation():
-    learnt, made, _ = learnt_with(6, Schedule(most_epochs=4), units="a")
+def test_with_one_group_nothing_is_validation():
+    learnt, made, _ = learnt_with(6, Schedule(most_epochs=4), groups="a")
     assert learnt.record == {"validation": "nothing", "validation_scores": [], "epochs": 4}
     assert len(made) == 1 and made[0].epoch == 4 and learnt.searcher is None
 

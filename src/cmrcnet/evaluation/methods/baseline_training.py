@@ -1,25 +1,23 @@
-"""What published baselines are trained with: inputs, neighbourhoods, and one AdamW loop.
-
-The file is one thing: what every published baseline needs besides its network.
-"""
+"""What published baselines are trained with: inputs, neighbourhoods, and the choice of the number of epochs."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmrcnet.errors import BadOption, Diverged, ShapeMismatch
-from cmrcnet.evaluation.methods.baselines import hvg_of, reduction, section_pearson
+from cmrcnet.errors import BadOption, ShapeMismatch
+from cmrcnet.evaluation.methods.baselines import hvg_of, section_pearson, standardised_pca
 from cmrcnet.evaluation.methods.method import FoldData, Location
 from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide, known_scale
+from cmrcnet.training.loop import train_epochs
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,19 +39,10 @@ class SpotInputs:
     section_of: np.ndarray
 
     @cached_property
-    def near(self) -> Neighbourhoods:
-        """Spatial neighbours of each spot in its section."""
-        return find_neighbourhoods(self.location_um, self.section_of)
-
-    @cached_property
-    def near_ids(self) -> Tensor:
-        """(spots, widest) int64 of `near`."""
-        return torch.from_numpy(self.near.ids)
-
-    @cached_property
-    def near_present(self) -> Tensor:
-        """(spots, widest) bool of `near`."""
-        return torch.from_numpy(self.near.present)
+    def neighbours(self) -> tuple[Tensor, Tensor]:
+        """Ids (int64) and presence (bool) of the neighbours of each spot: see `find_neighbours`."""
+        ids, present = find_neighbours(self.location_um, self.section_of)
+        return torch.from_numpy(ids), torch.from_numpy(present)
 
     @cached_property
     def location_mm(self) -> Tensor:
@@ -67,29 +56,25 @@ class SpotInputs:
 
 
 class BaselineInputs:
-    """Turns locations into views, always alike: features standardised, then PCA to 256, as for `ridge`.
+    """Inputs of a network at any location: features standardised, then PCA to 256, as for `ridge`.
 
     Both are fitted on the features of all training spots; features know no expression, so validation spots may take
     part. The width of a network's input is thus the same for every encoder, and what it sees is what ridge sees.
     """
 
     def __init__(self, training: FoldData) -> None:
-        self._reduce = reduction(training.pooled, training.seed)
+        self._pca = standardised_pca(training.pooled, training.seed)
         locations = [_location_um(section.slide, section.spots) for section in training.cohort]
-        self.training = SpotInputs(self._seen(training.pooled), np.concatenate(locations), training.section_of)
-
-    @property
-    def width(self) -> int:
-        """Length of a spot's features."""
-        return self.training.features.shape[1]
+        self.training = SpotInputs(self._inputs(training.pooled), np.concatenate(locations), training.section_of)
+        self.width = self.training.features.shape[1]
 
     def of(self, location: Location) -> SpotInputs:
-        """What is seen at a location."""
+        """Inputs at a location."""
         section_of = np.full(len(location.spots), location.section)
-        return SpotInputs(self._seen(location.pooled()), _location_um(location.slide, location.spots), section_of)
+        return SpotInputs(self._inputs(location.pooled()), _location_um(location.slide, location.spots), section_of)
 
-    def _seen(self, pooled: np.ndarray) -> Tensor:
-        return torch.from_numpy(self._reduce.transform(pooled).astype(np.float32))
+    def _inputs(self, pooled: np.ndarray) -> Tensor:
+        return torch.from_numpy(self._pca.transform(pooled).astype(np.float32))
 
 
 def _location_um(slide: Slide, spots: Spots) -> np.ndarray:
@@ -103,43 +88,24 @@ MOST = 24
 """Neighbours kept for one spot, the nearest."""
 
 
-@dataclass(frozen=True, eq=False)
-class Neighbourhoods:
-    """Who lies near whom.
-
-    Parameters
-    ----------
-    ids : numpy.ndarray, shape (spots, widest), int64
-        Rows of the neighbours, nearest first, the spot itself not among them; filled up with the spot itself.
-    present : numpy.ndarray, shape (spots, widest), bool
-        Which entries of `ids` are neighbours.
-    """
-
-    ids: np.ndarray
-    present: np.ndarray
-
-    def __post_init__(self) -> None:
-        if self.ids.shape != self.present.shape:
-            raise ShapeMismatch("present", want=self.ids.shape, got=self.present.shape)
-
-
-def find_neighbourhoods(
+def find_neighbours(
     location_um: np.ndarray, section_of: np.ndarray, *, radius_um: float = RADIUS_UM, most: int = MOST
-) -> Neighbourhoods:
+) -> tuple[np.ndarray, np.ndarray]:
     """Find each spot's neighbours within a radius, in its own section.
 
     Parameters
     ----------
     location_um : array, shape (spots, 2)
         x, y of each centre in micrometres, in its section's own frame.
-    section_of : array, shape (spots,)
-        Section of each spot; spots of different sections are never neighbours.
     most : int
         Neighbours kept for one spot.
 
     Returns
     -------
-    Neighbourhoods
+    ids : numpy.ndarray, shape (spots, widest), int64
+        Rows of the neighbours, nearest first, the spot itself not among them; filled up with the spot itself.
+    present : numpy.ndarray, shape (spots, widest), bool
+        Which entries of `ids` are neighbours.
 
     Raises
     ------
@@ -164,7 +130,7 @@ def find_neighbourhoods(
             kept = members[np.isfinite(far) & (members != own)][:most]
             ids[row, : len(kept)], present[row, : len(kept)] = rows[kept], True
     widest = max(1, int(present.sum(axis=1).max(initial=0)))
-    return Neighbourhoods(ids[:, :widest], present[:, :widest])
+    return ids[:, :widest], present[:, :widest]
 
 
 MOST_GENES = 1000
@@ -173,11 +139,7 @@ MOST_GENES = 1000
 def genes_learnt(training: FoldData, most: int = MOST_GENES) -> np.ndarray:
     """Columns of `training.expression` that a network learns: the HVG, the HEG, then the panel, up to `most`.
 
-    The HVG always come first and are always in.
-
-    Returns
-    -------
-    numpy.ndarray, shape (genes,), int64
+    The HVG always come first and are always in. Shape (genes,), int64.
     """
     column = {gene: i for i, gene in enumerate(training.genes)}
     sets = [*training.sets["HVG"], *training.sets["HEG"], *training.panel.genes]
@@ -191,7 +153,7 @@ _VALIDATION, _BATCHES = 0x41, 0x42
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long, and how fast.
+    """Epochs, batches and rates of a training.
 
     Parameters
     ----------
@@ -200,9 +162,11 @@ class Schedule:
     evaluate_every : int
         Epochs between two evaluations at the validation group.
     patience : int
-        Looks without a better score after which the search stops.
+        Evaluations without a better score after which the search stops.
     learning_rate, weight_decay : float
         Of AdamW.
+    batch_size : int or None
+        Spots of a batch, about: batches are random and of equal size. None: a batch is one section.
     """
 
     most_epochs: int = 45
@@ -210,6 +174,14 @@ class Schedule:
     patience: int = 3
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
+    batch_size: int | None = 128
+
+    def batches(self, rows: np.ndarray, section_of: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """One epoch of rows, in random order: batches of equal size, or sections (of `section_of`, by row)."""
+        if self.batch_size is not None:
+            return np.array_split(rng.permutation(rows), max(1, round(len(rows) / self.batch_size)))
+        sections = [rows[section_of[rows] == name] for name in dict.fromkeys(section_of[rows])]
+        return [sections[i] for i in rng.permutation(len(sections))]
 
 
 class Trainable(Protocol):
@@ -217,12 +189,8 @@ class Trainable(Protocol):
 
     network: nn.Module
 
-    def batches(self, rng: np.random.Generator) -> Iterable[np.ndarray]:
-        """Training rows, batch by batch: one epoch."""
-        ...
-
     def loss(self, rows: np.ndarray) -> Tensor:
-        """What a batch costs."""
+        """Loss of a batch of rows."""
         ...
 
     def guess(self, rows: np.ndarray) -> np.ndarray:
@@ -230,12 +198,9 @@ class Trainable(Protocol):
         ...
 
 
-AnyTrainable = TypeVar("AnyTrainable", bound=Trainable)
-
-
 @dataclass(frozen=True, eq=False)
 class TrainedBaseline:
-    """What `learn` hands back.
+    """Outcome of `train_baseline`.
 
     Parameters
     ----------
@@ -245,6 +210,8 @@ class TrainedBaseline:
         The one of the search, at its best epoch; None when no group could be held out.
     inside : numpy.ndarray, shape (spots,), bool
         Rows that the searcher learnt from.
+    record : dict
+        `validation` (the group), `validation_scores` (epoch and validation HVG Pearson) and `epochs`.
     """
 
     trainable: Any
@@ -253,20 +220,13 @@ class TrainedBaseline:
     record: dict[str, Any]
 
 
-def train_baseline(
-    training: FoldData, make: Callable[[np.ndarray], AnyTrainable], schedule: Schedule
-) -> TrainedBaseline:
+def train_baseline(training: FoldData, make: Callable[[np.ndarray], Any], schedule: Schedule) -> TrainedBaseline:
     """Choose the number of epochs on one validation training group, then train on all rows for as many.
 
     Parameters
     ----------
     make : callable
-        Builds an untrained trainable from the rows that it may learn from. Called with torch's generator seeded.
-
-    Returns
-    -------
-    TrainedBaseline
-        `record` has the validation group, `validation_scores` (epoch and validation HVG Pearson), and the epochs.
+        Builds an untrained `Trainable` from the rows that it may learn from. Called with torch's generator seeded.
 
     Raises
     ------
@@ -282,68 +242,54 @@ def train_baseline(
         inside = training.group_of != validation
         truth, of_row = hvg_of(training)[~inside], training.section_of[~inside]
 
-        def evaluate_epoch(trainable: Trainable) -> float:
+        def score(trainable: Trainable) -> float:
             return section_pearson(truth, trainable.guess(everything[~inside]), of_row)
 
-        searcher, evaluations = _train(
-            make, everything[inside], schedule, schedule.most_epochs, training.seed, evaluate_epoch
-        )
+        searcher, evaluations = _train(training, make, everything[inside], schedule, epochs, score)
         epochs = max(evaluations, key=lambda pair: pair[1])[0]
-    trainable, _ = _train(make, everything, schedule, epochs, training.seed, None)
-    record = {
-        "validation": validation,
-        "validation_scores": [[e, round(s, 5)] for e, s in evaluations],
-        "epochs": epochs,
-    }
+    trainable, _ = _train(training, make, everything, schedule, epochs)
+    scores = [[epoch, round(score, 5)] for epoch, score in evaluations]
+    record = {"validation": validation, "validation_scores": scores, "epochs": epochs}
     return TrainedBaseline(trainable, searcher, inside, record)
 
 
 def _train(
-    make: Callable[[np.ndarray], AnyTrainable],
+    training: FoldData,
+    make: Callable[[np.ndarray], Any],
     rows: np.ndarray,
     schedule: Schedule,
     epochs: int,
-    seed: int,
-    evaluate_epoch: Callable[[AnyTrainable], float] | None,
-) -> tuple[AnyTrainable, list[tuple[int, float]]]:
-    """Train for some epochs; with `evaluate_epoch`, stop early and return to the best."""
-    rng = np.random.default_rng([seed, _BATCHES])
+    score: Callable[[Trainable], float] | None = None,
+) -> tuple[Any, list[tuple[int, float]]]:
+    """Train for some epochs; with `score`, stop early and return to the best."""
+    rng = np.random.default_rng([training.seed, _BATCHES])
     evaluations: list[tuple[int, float]] = []
     with torch.random.fork_rng(devices=[]):  # dropout and initial weights draw from torch's own generator
-        torch.manual_seed(seed)
+        torch.manual_seed(training.seed)
         trainable = make(rows)
         network = trainable.network
-        step = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
         best = copy.deepcopy(network.state_dict())
-        for epoch in range(1, epochs + 1):
-            network.train()
-            for batch in trainable.batches(rng):
-                loss = trainable.loss(batch)
-                if not torch.isfinite(loss):
-                    raise Diverged(epoch)
-                step.zero_grad()
-                loss.backward()
-                step.step()
-            if evaluate_epoch is not None and (epoch % schedule.evaluate_every == 0 or epoch == epochs):
-                network.eval()
-                evaluations.append((epoch, evaluate_epoch(trainable)))
-                scores = [score for _, score in evaluations]
-                if scores[-1] > max(scores[:-1], default=-np.inf):
-                    best = copy.deepcopy(network.state_dict())
-                if len(scores) - 1 - int(np.argmax(scores)) >= schedule.patience:
-                    break
+
+        def after_epoch(epoch: int, losses: Tensor) -> bool:
+            nonlocal best
+            if score is None or (epoch % schedule.evaluate_every and epoch != epochs):
+                return False
+            network.eval()
+            evaluations.append((epoch, score(trainable)))
+            scores = [value for _, value in evaluations]
+            if scores[-1] > max(scores[:-1], default=-np.inf):
+                best = copy.deepcopy(network.state_dict())
+            return len(scores) - 1 - int(np.argmax(scores)) >= schedule.patience
+
+        train_epochs(
+            network,
+            torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay),
+            lambda _: schedule.batches(rows, training.section_of, rng),
+            trainable.loss,
+            range(epochs),
+            after_epoch=after_epoch,
+        )
     if evaluations:
         network.load_state_dict(best)
     network.eval()
     return trainable, evaluations
-
-
-def random_batches(rows: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """The rows in a random order, cut into batches of about `size`, none much smaller than the others."""
-    return np.array_split(rng.permutation(rows), max(1, round(len(rows) / size)))
-
-
-def section_batches(rows: np.ndarray, section_of: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """The rows section by section, sections in a random order."""
-    parts = [rows[section_of[rows] == name] for name in dict.fromkeys(section_of[rows])]
-    return [parts[i] for i in rng.permutation(len(parts))]

@@ -48,30 +48,28 @@ class RandomSpots:
     name = "random-k"
     about = "mean of k training spots drawn at random for each spot: retrieval without looking"
 
-    def fit(self, training: FoldData) -> Draw:
+    def fit(self, training: FoldData) -> RandomMean:
         """Keep the training expression."""
-        return Draw(training)
+        k = min(training.config.head.k, training.expression.shape[0])
+        return RandomMean(training.genes, training.expression, k, training.seed, {"k": k})
 
 
-class Draw:
-    """Draws training spots."""
+@dataclass(frozen=True, eq=False)
+class RandomMean:
+    """Means of `k` random rows of the training expression."""
 
-    def __init__(self, training: FoldData) -> None:
-        self._expression, self._genes, self._seed = training.expression, training.genes, training.seed
-        self._k = min(training.config.head.k, self._expression.shape[0])
-        self.record: dict[str, Any] = {"k": self._k}
+    genes: tuple[str, ...]
+    expression: Sparse
+    k: int
+    seed: int
+    record: dict[str, Any]
 
     def predict(self, location: Location) -> Prediction:
         """Average k random rows a spot; the same rows for the same section and seed."""
-        from scipy import sparse
-
-        rng = np.random.default_rng([self._seed, int(fingerprint(location.section)[:8], 16)])
-        n, bank = len(location.spots), self._expression.shape[0]
-        ids = np.stack([rng.choice(bank, self._k, replace=False) for _ in range(n)])
-        weights = sparse.csr_matrix(
-            (np.full(ids.size, 1 / self._k, np.float32), ids.ravel(), np.arange(0, ids.size + 1, self._k)), (n, bank)
-        )
-        return Prediction(self._genes, np.asarray((weights @ self._expression).todense(), np.float32))
+        rng = np.random.default_rng([self.seed, int(fingerprint(location.section)[:8], 16)])
+        bank = self.expression.shape[0]
+        ids = np.stack([rng.choice(bank, self.k, replace=False) for _ in range(len(location.spots))])
+        return Prediction(self.genes, np.asarray((even_weights(ids, bank) @ self.expression).todense(), np.float32))
 
 
 class CoordinatesKNN:
@@ -79,14 +77,13 @@ class CoordinatesKNN:
 
     Each section's coordinates are centred on their mean and divided by their root mean square distance from it; k is
     chosen on validation groups. It sees no pixel. Source: none; a diagnostic of ours. Where it scores well, sections
-    look
-    alike from above (serial sections, an organ cut in the same plane), and part of every score may be position.
+    look alike from above (serial sections, an organ cut in the same plane), and part of every score may be position.
     """
 
     name = "coordinates-knn"
     about = "diagnostic: mean of the training spots nearest by position in the section (centred and scaled), no pixels"
 
-    def fit(self, training: FoldData) -> Nearby:
+    def fit(self, training: FoldData) -> NearestMean:
         """Choose k, and keep the training spots' locations."""
         frame = np.concatenate([in_frame(section.spots) for section in training.cohort])
         targets = hvg_of(training)
@@ -98,20 +95,23 @@ class CoordinatesKNN:
         tried = validation_scores(training, guesses)
         k = max(tried, key=lambda each: tried[each]) if tried else min(NEIGHBOURS[2], len(frame))
         record = {"k": k, "validation_pearson": {str(each): value for each, value in tried.items()}}
-        return Nearby(training, frame, k, record)
+        return NearestMean(training.genes, training.expression, frame, k, record)
 
 
-class Nearby:
-    """Training spots in the shared frame."""
+@dataclass(frozen=True, eq=False)
+class NearestMean:
+    """Means of the `k` training spots that are nearest in the shared frame (spots, 2)."""
 
-    def __init__(self, training: FoldData, frame: np.ndarray, k: int, record: dict[str, Any]) -> None:
-        self.record = record
-        self._genes, self._expression, self._frame, self._k = training.genes, training.expression, frame, k
+    genes: tuple[str, ...]
+    expression: Sparse
+    frame: np.ndarray
+    k: int
+    record: dict[str, Any]
 
     def predict(self, location: Location) -> Prediction:
         """Average the k nearest."""
-        weights = nearest(self._frame, in_frame(location.spots), self._k)
-        return Prediction(self._genes, np.asarray((weights @ self._expression).todense(), np.float32))
+        weights = nearest(self.frame, in_frame(location.spots), self.k)
+        return Prediction(self.genes, np.asarray((weights @ self.expression).todense(), np.float32))
 
 
 def in_frame(spots: Spots) -> np.ndarray:
@@ -125,9 +125,14 @@ def nearest(bank: np.ndarray, queries: np.ndarray, k: int) -> Sparse:
     """Weights (queries, bank) of the k nearest, 1/k each."""
     from scipy.spatial import KDTree
 
-    ids = KDTree(bank).query(queries, k=k)[1].reshape(len(queries), k)
-    ends = np.arange(0, ids.size + 1, k)
-    return sparse.csr_matrix((np.full(ids.size, 1 / k, np.float32), ids.ravel(), ends), (len(queries), len(bank)))
+    return even_weights(KDTree(bank).query(queries, k=k)[1].reshape(len(queries), k), len(bank))
+
+
+def even_weights(ids: np.ndarray, bank: int) -> Sparse:
+    """Sparse weights (rows, bank) that average the rows `ids` (rows, k) of a bank."""
+    rows, k = ids.shape
+    weights = np.full(ids.size, 1 / k, np.float32)
+    return sparse.csr_matrix((weights, ids.ravel(), np.arange(0, ids.size + 1, k)), (rows, bank))
 
 
 class DepthNull:
@@ -141,26 +146,30 @@ class DepthNull:
     about = "diagnostic null: each gene from the spot's own sequencing depth, which no method may know"
     diagnostic = True
 
-    def fit(self, training: FoldData) -> Line:
+    def fit(self, training: FoldData) -> DepthLine:
         """Slope ``cov(depth, gene) / var(depth)``, and the level at the mean depth."""
         depth = np.concatenate([log_depth_of(section) for section in training.cohort])
         centred = depth - depth.mean()
         variance = float((centred**2).mean())
         slope = (training.expression.T @ centred) / len(depth) / variance if variance > 0 else 0 * depth[:1]
         level = np.asarray(training.expression.mean(axis=0), np.float64).ravel()
-        return Line(training.genes, float(depth.mean()), np.broadcast_to(slope, level.shape), level)
+        slope, middle = np.broadcast_to(slope, level.shape), float(depth.mean())
+        return DepthLine(training.genes, middle, slope, level, {"mean_log_depth": middle})
 
 
-class Line:
-    """One line a gene."""
+@dataclass(frozen=True, eq=False)
+class DepthLine:
+    """One line a gene: `level` (genes,) at the log depth `middle`, and `slope` (genes,)."""
 
-    def __init__(self, genes: tuple[str, ...], middle: float, slope: np.ndarray, level: np.ndarray) -> None:
-        self._genes, self._middle, self._slope, self._level = genes, middle, slope, level
-        self.record = {"mean_log_depth": middle}
+    genes: tuple[str, ...]
+    middle: float
+    slope: np.ndarray
+    level: np.ndarray
+    record: dict[str, Any]
 
     def predict(self, location: Location) -> Prediction:
         """Level plus slope times depth."""
         if not isinstance(location, DiagnosticLocation):
             raise BadOption("depth-null", "a location without depth", "a measured section: this null predicts no slide")
-        mean = self._level + (location.log_depth[:, None] - self._middle) * self._slope
-        return Prediction(self._genes, mean.astype(np.float32))
+        mean = self.level + (location.log_depth[:, None] - self.middle) * self.slope
+        return Prediction(self.genes, mean.astype(np.float32))

@@ -8,8 +8,9 @@ The file is one thing: retrieving baselines, which differ in their towers, loss 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,6 @@ from cmrcnet.evaluation.methods.baseline_training import (
     Schedule,
     SpotInputs,
     genes_learnt,
-    random_batches,
-    section_batches,
     train_baseline,
 )
 from cmrcnet.evaluation.methods.baselines import hvg_of
@@ -37,17 +36,7 @@ Weigh = Callable[[np.ndarray], np.ndarray]
 
 
 def top_k(k: int, temperature: float | None = None) -> Weigh:
-    """The k most similar: all alike, or by ``exp(similarity / temperature)``.
-
-    Parameters
-    ----------
-    k : int
-        All, where the bank is smaller.
-
-    Returns
-    -------
-    callable
-    """
+    """Weights of the k most similar (all, in a smaller bank): even, or by ``exp(similarity / temperature)``."""
 
     def weigh(similarity: np.ndarray) -> np.ndarray:
         kept = min(k, similarity.shape[1])
@@ -62,7 +51,7 @@ def top_k(k: int, temperature: float | None = None) -> Weigh:
 
 
 def all_by_similarity(similarity: np.ndarray) -> np.ndarray:
-    """All spots, each by its similarity; those below 0 count nothing. All alike where none is above 0."""
+    """Weights of all spots, by similarity; those below 0 get none. Even where none is above 0."""
     positive = np.maximum(similarity, 0)
     total = positive.sum(axis=1, keepdims=True)
     even = np.full_like(positive, 1 / positive.shape[1])
@@ -82,48 +71,26 @@ def averaged(queries: np.ndarray, bank: np.ndarray, expression: Sparse | np.ndar
     -------
     numpy.ndarray, shape (queries, genes), float32
     """
-    queries, bank = _unit(queries), _unit(bank)
-    rows = [weigh(queries[part] @ bank.T) for part in _parts(len(queries))]
-    # One product a part: with the expression sparse, its transpose takes the dense weights from the left.
-    return np.concatenate([np.asarray((expression.T @ weights.T).T, np.float32) for weights in rows])
-
-
-def _parts(n: int) -> Iterator[slice]:
-    return (slice(start, start + QUERIES_AT_A_TIME) for start in range(0, n, QUERIES_AT_A_TIME))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(length > 0, length, 1)
+    lengths = (np.linalg.norm(each, axis=1, keepdims=True) for each in (queries, bank))
+    queries, bank = (each / np.where(n > 0, n, 1) for each, n in zip((queries, bank), lengths, strict=True))
+    found = []
+    for start in range(0, len(queries), QUERIES_AT_A_TIME):
+        weights = weigh(queries[start : start + QUERIES_AT_A_TIME] @ bank.T)
+        # With the expression sparse, its transpose takes the dense weights from the left.
+        found.append(np.asarray((expression.T @ weights.T).T, np.float32))
+    return np.concatenate(found)
 
 
 EMBEDDING = 256
 DROPOUT = 0.1
-BATCH = 128
 K = 50
 """Spots that BLEEP and mclSTExp average."""
 TEMPERATURE = 0.1
 """Of the cosines in mclSTExp and Loki; BLEEP takes dot products at temperature 1."""
 
 
-class Towers(Protocol):
-    """The network of a retrieving baseline (a `torch.nn.Module`)."""
-
-    def image(self, view: SpotInputs, rows: Tensor) -> Tensor:
-        """Image embeddings at some rows: (rows, 256)."""
-        ...
-
-    def gene(self, view: SpotInputs, rows: Tensor, expression: Tensor) -> Tensor:
-        """Gene embeddings of some rows, given their expression (rows, genes): (rows, 256)."""
-        ...
-
-    def loss(self, image: Tensor, gene: Tensor) -> Tensor:
-        """The contrastive loss of a batch of pairs."""
-        ...
-
-
-class HeadTowers(nn.Module):
-    """A projection head on the features, another on the expression; subclasses say the loss.
+class Towers(nn.Module):
+    """A projection head on the image features, another on the expression, under the loss of CLIP.
 
     Parameters
     ----------
@@ -136,118 +103,97 @@ class HeadTowers(nn.Module):
         self.image_head = ProjectionHead(dim, EMBEDDING, DROPOUT)
         self.gene_head = ProjectionHead(genes, EMBEDDING, DROPOUT)
 
-    def image(self, view: SpotInputs, rows: Tensor) -> Tensor:
+    def image(self, inputs: SpotInputs, rows: Tensor) -> Tensor:
         """Image embeddings at some rows: (rows, 256)."""
-        return self.image_head(view.features[rows])
+        return self.image_head(inputs.features[rows])
 
-    def gene(self, view: SpotInputs, rows: Tensor, expression: Tensor) -> Tensor:
-        """Gene embeddings of some rows: (rows, 256)."""
+    def gene(self, inputs: SpotInputs, rows: Tensor, expression: Tensor) -> Tensor:
+        """Gene embeddings of some rows, given their expression (rows, genes): (rows, 256)."""
         return self.gene_head(expression)
 
+    def loss(self, image: Tensor, gene: Tensor) -> Tensor:
+        """Contrastive loss of a batch of pairs: cosines over the temperature, each pair its own target."""
+        return contrastive_loss(image, gene, temperature=TEMPERATURE, similarity="cosine", targets="identity")
 
+
+@dataclass(frozen=True, eq=False)
 class Contrast:
-    """Two towers and the pairs that they may learn from: a `Trainable`."""
+    """Two towers and the pairs that they may learn from, the training `rows`: a `Trainable`.
 
-    def __init__(
-        self,
-        network: Any,
-        view: SpotInputs,
-        inputs: Tensor,
-        rows: np.ndarray,
-        hvg: np.ndarray,
-        weigh: Weigh,
-        by_section: bool,
-    ) -> None:
-        self.network, self._view, self._inputs = network, view, inputs
-        self._rows, self._hvg, self._weigh, self._by_section = rows, hvg, weigh, by_section
+    Parameters
+    ----------
+    expression : tensor, shape (spots, genes learnt)
+        Minus the mean over `rows`.
+    hvg : numpy.ndarray, shape (spots, HVG)
+    """
 
-    def batches(self, rng: np.random.Generator) -> Iterable[np.ndarray]:
-        """About 128 random pairs, or one section, at a time."""
-        if self._by_section:
-            return section_batches(self._rows, self._view.section_of, rng)
-        return random_batches(self._rows, BATCH, rng)
+    network: Towers
+    inputs: SpotInputs
+    expression: Tensor
+    rows: np.ndarray
+    hvg: np.ndarray
+    weigh: Weigh
 
     def loss(self, rows: np.ndarray) -> Tensor:
         """The network's loss."""
         at = torch.from_numpy(rows)
         return self.network.loss(
-            self.network.image(self._view, at), self.network.gene(self._view, at, self._inputs[at])
+            self.network.image(self.inputs, at), self.network.gene(self.inputs, at, self.expression[at])
         )
 
     def bank(self) -> np.ndarray:
         """Gene embeddings of the rows learnt from: (rows, 256)."""
-        at = torch.from_numpy(self._rows)
+        at = torch.from_numpy(self.rows)
         with torch.no_grad():
-            return self.network.gene(self._view, at, self._inputs[at]).numpy()
+            return self.network.gene(self.inputs, at, self.expression[at]).numpy()
 
     def guess(self, rows: np.ndarray) -> np.ndarray:
         """The HVG, retrieved from the rows learnt from."""
         with torch.no_grad():
-            queries = self.network.image(self._view, torch.from_numpy(rows)).numpy()
-        return averaged(queries, self.bank(), self._hvg[self._rows], self._weigh)
+            queries = self.network.image(self.inputs, torch.from_numpy(rows)).numpy()
+        return averaged(queries, self.bank(), self.hvg[self.rows], self.weigh)
 
 
 def fit_towers(
-    training: FoldData,
-    build: Callable[[int, int], Any],
-    weigh: Weigh,
-    *,
-    by_section: bool = False,
-    schedule: Schedule | None = None,
+    training: FoldData, build: Callable[[int, int], Towers], weigh: Weigh, schedule: Schedule | None = None
 ) -> FittedTowers:
     """Train two towers and embed the training spots' expression.
 
     Parameters
     ----------
     build : callable
-        Takes the width of a spot's features and the number of genes read; gives `Towers`.
-    weigh : callable
-        See `retrieval_weights`.
-    by_section : bool
-        A batch is one section, in place of about 128 random pairs.
-    schedule : Schedule, optional
-
-    Returns
-    -------
-    FittedTowers
+        Takes the width of a spot's features and the number of genes read.
     """
-    baseline_inputs, columns = BaselineInputs(training), genes_learnt(training)
+    inputs, columns, hvg = BaselineInputs(training), genes_learnt(training), hvg_of(training)
     expression = torch.from_numpy(np.asarray(training.expression[:, columns].todense(), np.float32))
-    hvg = hvg_of(training)
 
     def make(rows: np.ndarray) -> Contrast:
-        inputs = expression - expression[rows].mean(dim=0)
-        return Contrast(
-            build(baseline_inputs.width, len(columns)), baseline_inputs.training, inputs, rows, hvg, weigh, by_section
-        )
+        centred = expression - expression[rows].mean(dim=0)
+        return Contrast(build(inputs.width, len(columns)), inputs.training, centred, rows, hvg, weigh)
 
     learnt = train_baseline(training, make, schedule or Schedule())
     record = {**learnt.record, "genes_learnt": len(columns)}
-    return FittedTowers(training, baseline_inputs, learnt.trainable.network, learnt.trainable.bank(), weigh, record)
+    trained = learnt.trainable
+    return FittedTowers(training.genes, training.expression, inputs, trained.network, trained.bank(), weigh, record)
 
 
+@dataclass(frozen=True, eq=False)
 class FittedTowers:
-    """Trained towers, and the bank of training spots."""
+    """Trained towers, and the bank of training spots: embeddings (spots, 256) and expression (spots, genes)."""
 
-    def __init__(
-        self,
-        training: FoldData,
-        baseline_inputs: BaselineInputs,
-        network: Any,
-        bank: np.ndarray,
-        weigh: Weigh,
-        record: dict[str, Any],
-    ) -> None:
-        self.record = record
-        self._genes, self._expression = training.genes, training.expression
-        self._baseline_inputs, self._network, self._bank, self._weigh = baseline_inputs, network, bank, weigh
+    genes: tuple[str, ...]
+    expression: Sparse
+    inputs: BaselineInputs
+    network: Towers
+    bank: np.ndarray
+    weigh: Weigh
+    record: dict[str, Any]
 
     def predict(self, location: Location) -> Prediction:
         """Every gene, averaged over measured spots."""
-        view = self._baseline_inputs.of(location)
         with torch.no_grad():
-            queries = self._network.image(view, torch.arange(len(location.spots))).numpy()
-        return Prediction(self._genes, averaged(queries, self._bank, self._expression, self._weigh))
+            queries = self.network.image(self.inputs.of(location), torch.arange(len(location.spots))).numpy()
+        return Prediction(self.genes, averaged(queries, self.bank, self.expression, self.weigh))
 
 
 class Bleep:
@@ -269,7 +215,7 @@ class Bleep:
         return fit_towers(training, BleepTowers, top_k(K))
 
 
-class BleepTowers(HeadTowers):
+class BleepTowers(Towers):
     """Both heads under BLEEP's loss: dot products, soft targets, their transpose for the second direction."""
 
     def loss(self, image: Tensor, gene: Tensor) -> Tensor:
@@ -302,22 +248,14 @@ class MclSTExp:
 
     def fit(self, training: FoldData) -> FittedTowers:
         """Train both sides and build the bank."""
-        return fit_towers(
-            training, SpotSentence, top_k(K, TEMPERATURE), by_section=True, schedule=Schedule(most_epochs=30)
-        )
+        return fit_towers(training, SpotSentence, top_k(K, TEMPERATURE), Schedule(most_epochs=30, batch_size=None))
 
 
-class SpotSentence(nn.Module):
-    """``head(transformer(W s + p_x + p_y))`` over the spots of a section, beside a head on the image features.
-
-    Parameters
-    ----------
-    dim, genes : int
-        Length of a spot's features, and number of genes read.
-    """
+class SpotSentence(Towers):
+    """``head(transformer(W s + p_x + p_y))`` over the spots of a section, beside a head on the image features."""
 
     def __init__(self, dim: int, genes: int) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # the heads are drawn in the order below
         self.image_head = ProjectionHead(dim, EMBEDDING, DROPOUT)
         self.word = nn.Linear(genes, EMBEDDING)
         self.across, self.down = nn.Embedding(STEPS, EMBEDDING), nn.Embedding(STEPS, EMBEDDING)
@@ -328,28 +266,20 @@ class SpotSentence(nn.Module):
         )
         self.gene_head = ProjectionHead(EMBEDDING, EMBEDDING, DROPOUT)
 
-    def image(self, view: SpotInputs, rows: Tensor) -> Tensor:
-        """Image embeddings at some rows: (rows, 256)."""
-        return self.image_head(view.features[rows])
-
-    def gene(self, view: SpotInputs, rows: Tensor, expression: Tensor) -> Tensor:
-        """Gene embeddings of some rows, which see the other rows of their section: (rows, 256)."""
-        across, down = torch.from_numpy(steps_of(view.location_um[rows.numpy()])).unbind(dim=1)
+    def gene(self, inputs: SpotInputs, rows: Tensor, expression: Tensor) -> Tensor:
+        """Gene embeddings of some rows, from the other rows of their section too: (rows, 256)."""
+        across, down = torch.from_numpy(steps_of(inputs.location_um[rows.numpy()])).unbind(dim=1)
         words = self.word(expression) + self.across(across) + self.down(down)
-        section_of = view.section_of[rows.numpy()]
+        section_of = inputs.section_of[rows.numpy()]
         out = torch.zeros_like(words)
         for name in dict.fromkeys(section_of):
             members = torch.from_numpy(np.flatnonzero(section_of == name))
             out = out.index_copy(0, members, self.spots(words[members][None])[0])
         return self.gene_head(out)
 
-    def loss(self, image: Tensor, gene: Tensor) -> Tensor:
-        """Cosines over the temperature, each pair its own target."""
-        return contrastive_loss(image, gene, temperature=TEMPERATURE, similarity="cosine", targets="identity")
-
 
 def steps_of(location_um: np.ndarray) -> np.ndarray:
-    """Which learned place each coordinate takes: (spots, 2) int64, 0 to 127."""
+    """Index of the learned position of each coordinate: (spots, 2) int64, 0 to 127."""
     return np.clip(np.round(location_um / STEP_UM) + STEPS // 2, 0, STEPS - 1).astype(np.int64)
 
 
@@ -370,12 +300,4 @@ class Loki:
 
     def fit(self, training: FoldData) -> FittedTowers:
         """Train both heads and build the bank."""
-        return fit_towers(training, ClipTowers, all_by_similarity)
-
-
-class ClipTowers(HeadTowers):
-    """Both heads under the loss of CLIP: cosines over the temperature, each pair its own target."""
-
-    def loss(self, image: Tensor, gene: Tensor) -> Tensor:
-        """See `cmrcnet.models.losses`."""
-        return contrastive_loss(image, gene, temperature=TEMPERATURE, similarity="cosine", targets="identity")
+        return fit_towers(training, Towers, all_by_similarity)

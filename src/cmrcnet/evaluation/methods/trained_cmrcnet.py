@@ -59,22 +59,11 @@ class TrainedCMRCNet:
         return replace(found, head=head, record=found.record | {"head": head})
 
 
-def cmrcnet_retrieval() -> TrainedCMRCNet:
-    """Make the method that averages over the nearest measured spots."""
-    return TrainedCMRCNet(
-        "retrieval", "cmrcnet-retrieval", "the same CMRCNet, averaged over its nearest training spots"
-    )
-
-
-def cmrcnet_ridge() -> TrainedCMRCNet:
-    """Make the method that predicts by the ridge head."""
-    about = "the same config's ridge head: components on the frozen features"
-    return TrainedCMRCNet("ridge", "cmrcnet-ridge", about)
-
-
-def cmrcnet_kernel() -> TrainedCMRCNet:
-    """Make the method that predicts by the kernel ridge head."""
-    return TrainedCMRCNet("kernel", "cmrcnet-kernel", "the same config's kernel ridge head, Laplacian kernel")
+RETRIEVAL = TrainedCMRCNet(
+    "retrieval", "cmrcnet-retrieval", "the same CMRCNet, averaged over its nearest training spots"
+)
+RIDGE = TrainedCMRCNet("ridge", "cmrcnet-ridge", "the same config's ridge head: components on the frozen features")
+KERNEL = TrainedCMRCNet("kernel", "cmrcnet-kernel", "the same config's kernel ridge head, Laplacian kernel")
 
 
 class ContrastiveOnly:
