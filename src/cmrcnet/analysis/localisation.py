@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from cmrcnet.errors import BadOption, CmrcnetWarning, GenesError, TooFew, UnknownName
+from cmrcnet.genes.bootstrap import bootstrap_means
 from cmrcnet.genes.markers import MarkerList
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.slides.section import Cohort
@@ -227,20 +228,18 @@ def over_sections(
     """
     import pandas as pd
 
-    tail = (1 - level) / 2
     unit = table["section"] if patient_of is None else cast(Any, table["section"]).map(patient_of)
     columns = [name for name in ("auc", "ceiling") if name in table]
     means = table.assign(unit=unit).groupby(["region", "signature", "unit"], sort=False)[columns].mean()
     rows = []
     for (region, signature), group in cast(Any, means.groupby(["region", "signature"], sort=False)):
-        rng = np.random.default_rng(seed)
         row: dict[str, object] = {"region": region, "signature": signature, "n_units": len(group)}
         row["drawn"] = "sections" if patient_of is None else "patients"
-        draws = rng.integers(0, len(group), (n_bootstrap, len(group)))
-        for name in columns:
-            values = group[name].to_numpy()
-            bounds = np.quantile(values[draws].mean(axis=1), [tail, 1 - tail]) if len(group) > 1 else (np.nan, np.nan)
-            row |= {name: float(values.mean()), f"{name}_low": float(bounds[0]), f"{name}_high": float(bounds[1])}
+        defined = group.notna().all().to_numpy()  # in every unit: a mean over some of them would not say so
+        found = bootstrap_means(group.to_numpy(), seed=seed, resamples=n_bootstrap, level=level)
+        found = [np.where(defined, each, np.nan) for each in found]
+        for name, mean, low, high in zip(columns, *found, strict=True):
+            row |= {name: float(mean), f"{name}_low": float(low), f"{name}_high": float(high)}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -28,14 +28,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmrcnet.errors import BadInput, BadOption, UnknownName
+from cmrcnet.genes.bootstrap import bootstrap_means
 from cmrcnet.genes.table import NOT_MEASURED
 
 if TYPE_CHECKING:
     import pandas as pd
 
 GRADES = ("A", "B", "C", "D", NOT_MEASURED)
-
-_GENES_AT_A_TIME = 2_000
 
 
 @dataclass(frozen=True)
@@ -140,11 +139,12 @@ def predictability(
     of_patients = _patient_means(values, member)
     n_sections, n_patients = np.isfinite(values).sum(axis=1), np.isfinite(of_patients).sum(axis=1)
     over_patients = n_patients >= rule.min_patients
-    mean = np.where(over_patients, _mean(of_patients), _mean(values))
-    low, high = (np.full(len(names), np.nan) for _ in range(2))
-    for chosen, table in ((over_patients, of_patients), (~over_patients & (n_sections >= rule.min_sections), values)):
-        low[chosen], high[chosen] = _interval(table[chosen], rule.level, n_bootstrap, seed)
     measured = n_sections >= rule.min_sections
+    mean, low, high = (np.full(len(names), np.nan) for _ in range(3))
+    for chosen, drawn in ((over_patients, of_patients), (~over_patients, values)):
+        found = bootstrap_means(drawn[chosen].T, seed=seed, resamples=n_bootstrap, level=rule.level)
+        mean[chosen], low[chosen], high[chosen] = found
+    low, high = (np.where(over_patients | measured, bound, np.nan) for bound in (low, high))
     table = pd.DataFrame(
         {
             "gene": names,
@@ -205,28 +205,6 @@ def _patient_means(values: np.ndarray, member: np.ndarray) -> np.ndarray:
     number = defined @ member.T
     total = np.where(defined, values, 0.0) @ member.T
     return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
-
-
-def _interval(values: np.ndarray, level: float, n_bootstrap: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap percentile interval of each row's mean, drawing columns; all rows share the draws.
-
-    Samples in which a row has no finite column are left out for that row.
-    """
-    rng = np.random.default_rng(seed)
-    n = values.shape[1]
-    times = rng.multinomial(n, np.full(n, 1 / n), size=n_bootstrap).astype(np.float64)
-    tail = (1 - level) / 2
-    low, high = (np.full(len(values), np.nan) for _ in range(2))
-    for start in range(0, len(values), _GENES_AT_A_TIME):
-        block = values[start : start + _GENES_AT_A_TIME]
-        defined = np.isfinite(block)
-        number = times @ defined.T
-        total = times @ np.where(defined, block, 0.0).T
-        means = np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
-        if len(block) and n_bootstrap:
-            bounds = np.nanquantile(means, [tail, 1 - tail], axis=0)
-            low[start : start + len(block)], high[start : start + len(block)] = bounds
-    return low, high
 
 
 _VALUES = ("pearson", "low", "high", "null")

@@ -1,57 +1,35 @@
-"""Means over seeds, sections and patients, and bootstrap intervals of means and of paired differences.
-
-The file is one thing: from scores of sections to means and intervals over patients.
-"""
+"""Means over seeds, sections and patients, and bootstrap intervals of means and of paired differences."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-from cmrcnet.errors import BadOption, UnknownName
+from cmrcnet.errors import UnknownName
 from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.protocol.protocol_info import FEWEST_PATIENTS_TO_RANK
-
-if TYPE_CHECKING:
-    pass
-
-_KEYS = ["method", "fold", "section", "patient", "gene_set", "metric"]
+from cmrcnet.genes.bootstrap import RESAMPLES, bootstrap_means
 
 
 def over_seeds(scores: Frame) -> Frame:
-    """Mean over the seeds of each method, section, gene set and metric.
+    """Mean over the seeds of each method, section, gene set and metric of `scores.csv`, without the column `seed`.
 
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        `scores.csv`: one row a method, section, gene set, metric and seed.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The same columns without `seed`. `n_genes` and `n_undefined` are the largest of any seed; a value that is
-        undefined in some seeds is the mean of the others.
+    `n_genes` and `n_undefined` are the largest of any seed; a value that is undefined in some seeds is the mean of the
+    others.
     """
     if "seed" not in scores or scores["seed"].nunique() < 2:
         return scores.drop(columns="seed", errors="ignore")
-    means = scores.groupby(_KEYS, sort=False, as_index=False).agg(
+    keys = ["method", "fold", "section", "patient", "gene_set", "metric"]
+    means = scores.groupby(keys, sort=False, as_index=False).agg(
         value=("value", "mean"), n_genes=("n_genes", "max"), n_undefined=("n_undefined", "max")
     )
     return means[[column for column in scores if column != "seed"]]
 
 
 def genes_over_seeds(genes: Frame, seeds: int) -> Frame:
-    """Mean over seeds of every number of `genes.csv`, one row a method, section and gene.
-
-    Parameters
-    ----------
-    genes : pandas.DataFrame
-        Rows of all seeds.
-    seeds : int
-        How many; with one, nothing is changed.
-    """
+    """Mean over seeds of every number of `genes.csv`, one row a method, section and gene; unchanged with one seed."""
     if seeds < 2:
         return genes
     keys = ["method", "section", "gene"]
@@ -64,14 +42,10 @@ def genes_over_seeds(genes: Frame, seeds: int) -> Frame:
 def by_patient(scores: Frame) -> Frame:
     """Mean over seeds, then over each patient's sections: `method, gene_set, metric, patient, value` and counts.
 
-    `n_genes` and `n_undefined` are sums over sections: gene-section pairs looked at, and those undefined.
+    `n_genes` and `n_undefined` are sums over sections: gene-section pairs scored, and those undefined.
     """
-    keys = ["method", "gene_set", "metric", "patient"]
-    return (
-        over_seeds(scores)
-        .groupby(keys, sort=False, as_index=False)
-        .agg(value=("value", "mean"), n_genes=("n_genes", "sum"), n_undefined=("n_undefined", "sum"))
-    )
+    groups = over_seeds(scores).groupby(["method", "gene_set", "metric", "patient"], sort=False, as_index=False)
+    return groups.agg(value=("value", "mean"), n_genes=("n_genes", "sum"), n_undefined=("n_undefined", "sum"))
 
 
 def over_patients(scores: Frame) -> Frame:
@@ -79,55 +53,37 @@ def over_patients(scores: Frame) -> Frame:
 
     `n_patients` counts those with a defined value.
     """
-    keys = ["method", "gene_set", "metric"]
-    return (
-        by_patient(scores)
-        .groupby(keys, sort=False, as_index=False)
-        .agg(
-            value=("value", "mean"),
-            n_patients=("value", "count"),
-            n_genes=("n_genes", "sum"),
-            n_undefined=("n_undefined", "sum"),
-        )
+    groups = by_patient(scores).groupby(["method", "gene_set", "metric"], sort=False, as_index=False)
+    return groups.agg(
+        value=("value", "mean"),
+        n_patients=("value", "count"),
+        n_genes=("n_genes", "sum"),
+        n_undefined=("n_undefined", "sum"),
     )
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Return the mean and its 95 % percentile bootstrap interval.
+    """Mean over patients (or sections) and its 95 % bootstrap interval, which is nan with fewer than two values.
 
     Parameters
     ----------
     values : array, shape (n,)
-        One for each patient (or section); nan is left out.
-    seed : int
-        Of the 2,000 resamples.
-
-    Returns
-    -------
-    mean, low, high : float
-        The interval is nan with fewer than two values.
+        nan is left out.
     """
     values = np.asarray(values, np.float64)
-    values = values[~np.isnan(values)]
-    if len(values) == 0:
-        return float("nan"), float("nan"), float("nan")
-    groups = ResampledGroups(
-        "patient", tuple(map(str, range(len(values)))), len(values), np.arange(len(values)), values[:, None]
-    )
-    return _bootstrap(["values"], groups.values, groups, seed, RESAMPLES)[0][1]
+    mean, low, high = bootstrap_means(values[~np.isnan(values), None], seed=seed)
+    return mean.item(), low.item(), high.item()
 
 
 FEWEST_PATIENTS_TO_RESAMPLE = 3
-RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
 class ResampledGroups:
-    """What is resampled, and how much each group weighs.
+    """The groups that are resampled, and their scores.
 
     Parameters
     ----------
-    kind : {"patient", "section"}
     patients : int
         Different patients.
     owner : numpy.ndarray, shape (groups,), int
@@ -143,16 +99,9 @@ class ResampledGroups:
     values: np.ndarray
 
     def weights(self, known: np.ndarray) -> np.ndarray:
-        """1 by the number of groups of the same patient that are known: their mean is the mean over patients.
+        """1 by the number of groups of the same patient that are known, so that their mean is the mean over patients.
 
-        Parameters
-        ----------
-        known : array, shape (groups, columns), bool
-
-        Returns
-        -------
-        numpy.ndarray, shape (groups, columns)
-            0 where unknown.
+        Shape (groups, columns), as `known`; 0 where unknown.
         """
         same = self.owner[:, None] == self.owner[None]
         return known / np.maximum(same @ known.astype(np.float64), 1)
@@ -173,10 +122,9 @@ def intervals(
 ) -> Frame:
     """Mean over patients of each method, with its bootstrap interval.
 
-    Percentile intervals (Efron and Tibshirani, "An introduction to the bootstrap", 1993) of the mean over patients;
-    with fewer than three patients over sections, weighed so that patients count alike, and the table says so. Every
-    method sees the same resamples. With few groups such intervals are too narrow; that is the data's limit, and
-    `too_few_to_rank` says it.
+    Percentile intervals of the mean over patients; with fewer than three patients over sections, weighed so that
+    patients count alike, and the table says so. Every method sees the same resamples. With few groups such intervals
+    are too narrow; that is the data's limit, and `too_few_to_rank` says it.
 
     Parameters
     ----------
@@ -192,10 +140,8 @@ def intervals(
     import pandas as pd
 
     methods, groups = groups_of(scores, gene_set, metric)
-    rows = [[m, *row, groups.kind, n] for m, row, n in _bootstrap(methods, groups.values, groups, seed, resamples)]
-    table: Frame = pd.DataFrame(rows, columns=pd.Index(["method", "value", "low", "high", "group", "n"]))
-    table["note"] = groups.to_text()
-    return table
+    columns = {"method": methods} | _interval_columns("value", groups.values, groups, seed, resamples)
+    return pd.DataFrame(columns | {"note": groups.to_text()})
 
 
 def paired_differences(
@@ -231,18 +177,10 @@ def paired_differences(
     methods, groups = groups_of(scores, gene_set, metric)
     if method not in methods:
         raise UnknownName("method", method, methods)
-    mine = groups.values[:, [methods.index(method)]]
     others = [name for name in methods if name != method]
-    gap = mine - groups.values[:, [methods.index(name) for name in others]]
-    higher = (gap > 0).sum(axis=0).tolist()
-    rows = [
-        [method, other, *row, wins, groups.kind, n]
-        for (other, row, n), wins in zip(_bootstrap(others, gap, groups, seed, resamples), higher, strict=True)
-    ]
-    columns = ["method", "other", "difference", "low", "high", "higher_in", "group", "n"]
-    table: Frame = pd.DataFrame(rows, columns=pd.Index(columns))
-    table["note"] = groups.to_text()
-    return table
+    gap = groups.values[:, [methods.index(method)]] - groups.values[:, [methods.index(name) for name in others]]
+    columns = {"method": method, "other": others} | _interval_columns("difference", gap, groups, seed, resamples)
+    return pd.DataFrame(columns | {"higher_in": (gap > 0).sum(axis=0), "note": groups.to_text()})
 
 
 def too_few_to_rank(patients: int) -> str | None:
@@ -263,38 +201,18 @@ def groups_of(scores: Frame, gene_set: str, metric: str) -> tuple[list[str], Res
     # Seeds first, then sections, then patients: each a plain mean of those that are defined.
     sections = picked.groupby(["patient", "section", "method"], sort=False)["value"].mean().unstack("method")[methods]
     if len(patients) >= FEWEST_PATIENTS_TO_RESAMPLE:
-        values = sections.groupby(level="patient", sort=False).mean().loc[patients]
-        return methods, ResampledGroups(
-            "patient", tuple(patients), len(patients), np.arange(len(patients)), values.to_numpy()
-        )
+        values = sections.groupby(level="patient", sort=False).mean().loc[patients].to_numpy()
+        owner = np.arange(len(patients))
+        return methods, ResampledGroups("patient", tuple(patients), len(patients), owner, values)
     owner = np.array([patients.index(patient) for patient in sections.index.get_level_values("patient")])
     names = tuple(sections.index.get_level_values("section"))
     return methods, ResampledGroups("section", names, len(patients), owner, sections.to_numpy())
 
 
-def _bootstrap(
-    names: list[str], values: np.ndarray, groups: ResampledGroups, seed: int, resamples: int
-) -> list[tuple[str, tuple[float, float, float], int]]:
-    """Weighted mean of each column, its 2.5 and 97.5 percentiles over resamples, and how many groups are defined."""
-    if resamples < 1:
-        raise BadOption("resamples", resamples, want="a number of resamples, 1 or more")
-    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    times = np.zeros((resamples, len(values)))  # how often each group was drawn
-    np.add.at(times, (np.arange(resamples)[:, None], draws), 1)
+def _interval_columns(
+    name: str, values: np.ndarray, groups: ResampledGroups, seed: int, resamples: int
+) -> dict[str, object]:
+    """Mean over patients of each column under `name`, its interval, and the number of groups that are defined."""
     known = ~np.isnan(values)
-    weight = groups.weights(known)
-    filled = np.where(known, values, 0.0) * weight
-    result = []
-    for column, name in enumerate(names):
-        n = int(known[:, column].sum())
-        if n == 0:
-            result.append((name, (np.nan,) * 3, 0))
-            continue
-        mean = float(filled[:, column].sum() / weight[:, column].sum())
-        low = high = float("nan")
-        if n > 1:
-            total = times @ weight[:, column]
-            drawn = (times @ filled[:, column])[total > 0] / total[total > 0]
-            low, high = (float(edge) for edge in np.percentile(drawn, [2.5, 97.5]))
-        result.append((name, (mean, low, high), n))
-    return result
+    mean, low, high = bootstrap_means(values, groups.weights(known), seed=seed, resamples=resamples)
+    return {name: mean, "low": low, "high": high, "group": groups.kind, "n": known.sum(axis=0)}
