@@ -7,8 +7,8 @@ import pytest
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, SectionError
-from cmrcnet.evaluation.metrics import noise_ceiling as module
-from cmrcnet.evaluation.metrics.noise_ceiling import Ceilings, noise_ceiling, spearman_brown
+from cmrcnet.evaluation.metrics import scoring
+from cmrcnet.evaluation.metrics.noise_ceiling import noise_ceiling, spearman_brown
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.genes.spatial_stats import pearson_per_gene
 from tests.genes.sections import section_of
@@ -97,8 +97,10 @@ def test_expression_in_place_of_counts_and_no_split_are_refused():
         noise_ceiling(sparse.csr_matrix([[1, 2]]), seed=0, repeats=0)
 
 
-def test_a_section_is_split_once(monkeypatch):
+def test_a_section_is_split_once_whatever_the_fold(monkeypatch):
     calls = []
-    monkeypatch.setattr(module, "noise_ceiling", lambda counts, *a, **k: calls.append(1) or np.full(3, 0.5))
-    book, section = Ceilings(1e4, seed=0), section_of([[1, 2, 3], [3, 2, 1]], "ABC")
-    assert book.of(section) == book.of(section) == {"A": 0.5, "B": 0.5, "C": 0.5} and len(calls) == 1
+    monkeypatch.setattr(scoring, "noise_ceiling", lambda *a, **k: calls.append(1) or np.full(3, 0.5))
+    scorer, section = scoring.Scorer(), section_of([[1, 2, 3], [3, 2, 1], [2, 2, 5], [1, 4, 1]], "ABC")
+    for genes in ("ABC", "AB", "ABC"):
+        assert scorer.truth(section, genes).ceiling.tolist() == [0.5] * len(genes)
+    assert len(calls) == 1

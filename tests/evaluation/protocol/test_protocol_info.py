@@ -16,8 +16,8 @@ def test_it_names_protocol_unit_and_origin():
 
 
 def test_under_paper_it_says_that_the_truth_chose_the_genes():
-    stamp = ProtocolInfo("section", 2, 5, 5, False, True, 50, "zero", protocol="paper", sets_from=PAPER.sets_from)
-    said = stamp.to_text()
+    info = ProtocolInfo("section", 2, 5, 5, False, True, 50, "zero", protocol="paper", sets_from=PAPER.sets_from)
+    said = info.to_text()
     assert said.startswith("Not patient-disjoint; scored genes chosen by the test truth; gene panel chosen on all")
     assert "protocol paper" in said and "HEG and HVG: 50 genes each, chosen on the test section's own truth" in said
     assert "SVG: on the training sections" in said
@@ -28,12 +28,7 @@ def test_it_counts_genes_once_however_many_methods_and_those_without_any_correla
         {"method": list("aaabbb"), "section": ["1", "1", "2"] * 2, "gene": ["G", "H", "G"] * 2,
          "variance": [0.5, 0.0, 0.2] * 2}
     )  # fmt: skip
-    stamp = PLAIN.counted(genes)
-    assert (stamp.n_genes, stamp.n_pairs, stamp.n_undefined) == (2, 3, 1)
-    assert "2 genes scored; in 1 of 3 gene-section pairs the truth is constant" in stamp.to_text()
+    info = PLAIN.counted(genes)
+    assert (info.n_genes, info.n_pairs, info.n_undefined) == (2, 3, 1)
+    assert "2 genes scored; in 1 of 3 gene-section pairs the truth is constant" in info.to_text()
     assert "genes scored" not in PLAIN.to_text()
-
-
-def test_lists_of_ones_own_are_named():
-    stamp = ProtocolInfo("patient", 6, 9, 6, True, False, 50, "skip", own_sets=("MG", "mine"))
-    assert "MG and mine: as listed" in stamp.to_text()

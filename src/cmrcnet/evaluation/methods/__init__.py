@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -50,10 +49,6 @@ def method_of(name: str) -> Method:
     The module is looked for where Python looks, then in the current folder. The object is a class that takes no
     argument, a function that makes a method, or a method ready made.
 
-    Returns
-    -------
-    Method
-
     Raises
     ------
     UnknownName
@@ -69,14 +64,7 @@ def method_of(name: str) -> Method:
 
 
 def chosen_methods(methods: Sequence[str | Method] | None) -> list[Method]:
-    """Methods by name or as they are, in the order given; all that ship for None.
-
-    Raises
-    ------
-    UnknownName, BadOption
-    BadOption
-        None at all, or two of one name.
-    """
+    """Methods by name or as they are, in the order given; all that ship for None. `BadOption` for none or twins."""
     given = shipped_methods() if methods is None else methods
     chosen = [method_of(each) if isinstance(each, str) else _checked(each, type(each).__name__) for each in given]
     names = [method.name for method in chosen]
@@ -101,15 +89,19 @@ def _made(label: str, where: str) -> Method:
 
 
 def _module(label: str, name: str) -> ModuleType:
+    here = str(Path.cwd())
+    sys.path.append(here)
     try:
-        with _current_folder_searched_last():
-            return importlib.import_module(name)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the user's module is there, and something that it imports is not: its own sentence says what
         raise _not_a_method(label, f"there is no module {error.name}, also not in the current folder") from error
     except (ValueError, TypeError) as error:  # an empty name, a relative name
         raise _not_a_method(label, f"{name!r} is not the name of a module") from error
+    finally:
+        if here in sys.path:
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
 
 
 def _not_a_method(label: object, why: str) -> BadOption:
@@ -117,17 +109,6 @@ def _not_a_method(label: object, why: str) -> BadOption:
         f"{label} is not a method: {why}; wanted a class or object with name, about and fit(training), given as "
         "module:object."
     )
-
-
-@contextmanager
-def _current_folder_searched_last() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        if here in sys.path:
-            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
 
 
 def _checked(found: object, label: object) -> Method:

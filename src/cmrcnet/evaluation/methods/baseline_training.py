@@ -22,21 +22,11 @@ from cmrcnet.training.loop import train_epochs
 
 @dataclass(frozen=True, eq=False)
 class SpotInputs:
-    """Spots of one section or more, ready for a network.
+    """Spots of one section or more, ready for a network."""
 
-    Parameters
-    ----------
-    features : tensor, shape (spots, dim), float32
-        Frozen features, standardised and rotated (see `BaselineInputs`).
-    location_um : numpy.ndarray, shape (spots, 2), float64
-        x, y from the mean of the section's spots, in micrometres.
-    section_of : numpy.ndarray, shape (spots,)
-        Section name of each row.
-    """
-
-    features: Tensor
-    location_um: np.ndarray
-    section_of: np.ndarray
+    features: Tensor  # (spots, dim) float32: frozen features, standardised and rotated (see `BaselineInputs`)
+    location_um: np.ndarray  # (spots, 2) float64: x, y from the mean of the section's spots, in micrometres
+    section_of: np.ndarray  # (spots,): section name of each row
 
     @cached_property
     def neighbours(self) -> tuple[Tensor, Tensor]:
@@ -91,14 +81,7 @@ MOST = 24
 def find_neighbours(
     location_um: np.ndarray, section_of: np.ndarray, *, radius_um: float = RADIUS_UM, most: int = MOST
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find each spot's neighbours within a radius, in its own section.
-
-    Parameters
-    ----------
-    location_um : array, shape (spots, 2)
-        x, y of each centre in micrometres, in its section's own frame.
-    most : int
-        Neighbours kept for one spot.
+    """Find each spot's neighbours within a radius, in its own section (x, y in that section's frame).
 
     Returns
     -------
@@ -106,10 +89,6 @@ def find_neighbours(
         Rows of the neighbours, nearest first, the spot itself not among them; filled up with the spot itself.
     present : numpy.ndarray, shape (spots, widest), bool
         Which entries of `ids` are neighbours.
-
-    Raises
-    ------
-    BadOption, ShapeMismatch
     """
     from scipy.spatial import KDTree
 
@@ -153,28 +132,14 @@ _VALIDATION, _BATCHES = 0x41, 0x42
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Epochs, batches and rates of a training.
+    """Epochs, batches and AdamW's rates of a training."""
 
-    Parameters
-    ----------
-    most_epochs : int
-        Epochs of the search, at most; also how many are trained when nothing can be held out for validation.
-    evaluate_every : int
-        Epochs between two evaluations at the validation group.
-    patience : int
-        Evaluations without a better score after which the search stops.
-    learning_rate, weight_decay : float
-        Of AdamW.
-    batch_size : int or None
-        Spots of a batch, about: batches are random and of equal size. None: a batch is one section.
-    """
-
-    most_epochs: int = 45
-    evaluate_every: int = 3
-    patience: int = 3
+    most_epochs: int = 45  # of the search; also how many are trained when nothing can be held out for validation
+    evaluate_every: int = 3  # epochs between two evaluations at the validation group
+    patience: int = 3  # evaluations without a better score after which the search stops
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
-    batch_size: int | None = 128
+    batch_size: int | None = 128  # spots of a batch, about: batches are of equal size; None: a batch is one section
 
     def batches(self, rows: np.ndarray, section_of: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
         """One epoch of rows, in random order: batches of equal size, or sections (of `section_of`, by row)."""
@@ -200,37 +165,18 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TrainedBaseline:
-    """Outcome of `train_baseline`.
+    """Outcome of `train_baseline`."""
 
-    Parameters
-    ----------
-    trainable : Trainable
-        Trained on all rows.
-    searcher : Trainable or None
-        The one of the search, at its best epoch; None when no group could be held out.
-    inside : numpy.ndarray, shape (spots,), bool
-        Rows that the searcher learnt from.
-    record : dict
-        `validation` (the group), `validation_scores` (epoch and validation HVG Pearson) and `epochs`.
-    """
-
-    trainable: Any
-    searcher: Any
-    inside: np.ndarray
-    record: dict[str, Any]
+    trainable: Any  # a `Trainable`, trained on all rows
+    searcher: Any  # the one of the search, at its best epoch; None when no group could be held out
+    inside: np.ndarray  # (spots,) bool: rows that the searcher learnt from
+    record: dict[str, Any]  # `validation` (the group), `validation_scores` (epoch, HVG Pearson) and `epochs`
 
 
 def train_baseline(training: FoldData, make: Callable[[np.ndarray], Any], schedule: Schedule) -> TrainedBaseline:
     """Choose the number of epochs on one validation training group, then train on all rows for as many.
 
-    Parameters
-    ----------
-    make : callable
-        Builds an untrained `Trainable` from the rows that it may learn from. Called with torch's generator seeded.
-
-    Raises
-    ------
-    Diverged
+    `make` builds an untrained `Trainable` from the rows that it may learn from, with torch's generator seeded.
     """
     groups = list(dict.fromkeys(training.group_of))
     everything = np.arange(len(training.group_of))

@@ -177,14 +177,9 @@ def fit_ridge(
 
 
 def sparse_ridge(inputs: np.ndarray, expression: Sparse, penalty: float, *, standardise: bool = False) -> Ridge:
-    """Ridge regression ``(X'X + penalty)^-1 X'Y`` on centred inputs, without making the expression dense.
+    """Ridge regression ``(X'X + penalty)^-1 X'Y`` on centred inputs (spots, dim), the expression (spots, genes) sparse.
 
-    Parameters
-    ----------
-    inputs : array, shape (spots, dim)
-    expression : scipy.sparse.csr_matrix, shape (spots, genes)
-    standardise : bool
-        Penalise the weights of inputs that are divided by their standard deviation.
+    With `standardise`, the penalty is on the weights of inputs that are divided by their standard deviation.
     """
     inputs = inputs.astype(np.float64)
     centre, level = inputs.mean(axis=0), np.asarray(expression.mean(axis=0), np.float64).ravel()

@@ -33,18 +33,18 @@ class PooledFeatures:
         self._known: dict[tuple[str, str], np.ndarray] = {}
 
     def of(self, slide: Slide, spots: Spots) -> np.ndarray:
-        """The config's features: mean token of each spot's patch, or all its views: (spots, dim) float32."""
+        """The config's features: mean token of each spot's patch, or all its scales: (spots, dim) float32."""
         if self._config.features.scales_um:
-            return self._once("views", slide, spots, lambda: self._views(slide, spots))
-        return self._once("pooled", slide, spots, lambda: self._pool(self._encoder("pooled"), slide, spots))
+            return self._once("scales", slide, spots, lambda: self._scales(slide, spots))
+        return self._pooled("pooled", slide, spots)
 
     def last_layer(self, slide: Slide, spots: Spots) -> np.ndarray:
         """Mean token of the encoder's last output, one patch a spot, as HEST-Bench takes it: (spots, dim) float32."""
-        return self._once("last", slide, spots, lambda: self._pool(self._encoder("last"), slide, spots))
+        return self._pooled("last", slide, spots)
 
     def untrained(self, slide: Slide, spots: Spots) -> np.ndarray:
         """Mean token of the same encoder and blocks with random weights, one patch a spot: (spots, dim) float32."""
-        return self._once("untrained", slide, spots, lambda: self._pool(self._encoder("untrained"), slide, spots))
+        return self._pooled("untrained", slide, spots)
 
     def colour(self, slide: Slide, spots: Spots) -> np.ndarray:
         """Mean, deviation and 16-bin histogram of each channel of each spot's patch: (spots, 54) float32."""
@@ -56,21 +56,26 @@ class PooledFeatures:
             self._known[key] = compute()
         return self._known[key]
 
-    def _views(self, slide: Slide, spots: Spots) -> np.ndarray:
+    def _scales(self, slide: Slide, spots: Spots) -> np.ndarray:
         from cmrcnet.features.extract import FeatureSpec, extract
 
         spec = FeatureSpec.of(self._config)
         tokens = extract(self._encoder("pooled"), slide, spots.centre_px, spec, cache=self._cache)
         return np.asarray(tokens, np.float32).reshape(len(tokens), -1)
 
-    def _pool(self, encoder: ImageEncoder, slide: Slide, spots: Spots) -> np.ndarray:
+    def _pooled(self, kind: str, slide: Slide, spots: Spots) -> np.ndarray:
+        """Mean token of each spot's patch, from the encoder of this kind."""
         from cmrcnet.features.extract import FeatureSpec, extract
 
-        run = self._config.train
-        spec = FeatureSpec(patch=self._config.patch, device=run.device, precision=run.precision)
-        tokens = extract(encoder, slide, spots.centre_px, spec, cache=self._cache)
-        blocks = range(0, len(tokens), _SPOTS_AT_A_TIME)
-        return np.concatenate([np.asarray(tokens[b : b + _SPOTS_AT_A_TIME], np.float32).mean(axis=1) for b in blocks])
+        def compute() -> np.ndarray:
+            run = self._config.train
+            spec = FeatureSpec(patch=self._config.patch, device=run.device, precision=run.precision)
+            tokens = extract(self._encoder(kind), slide, spots.centre_px, spec, cache=self._cache)
+            starts = range(0, len(tokens), _SPOTS_AT_A_TIME)
+            chunks = [np.asarray(tokens[i : i + _SPOTS_AT_A_TIME], np.float32).mean(axis=1) for i in starts]
+            return np.concatenate(chunks)
+
+        return self._once(kind, slide, spots, compute)
 
     def _colour(self, slide: Slide, spots: Spots) -> np.ndarray:
         from cmrcnet.features.extract import location_key
@@ -112,17 +117,10 @@ WIDTH = 3 * (2 + BINS)
 
 
 def colour_statistics(patches: np.ndarray) -> np.ndarray:
-    """Mean, standard deviation and 16-bin histogram of each channel.
+    """Colour statistics (patches, 54) float32 of patches (patches, height, width, 3) uint8.
 
-    Parameters
-    ----------
-    patches : array, shape (patches, height, width, 3), uint8
-
-    Returns
-    -------
-    numpy.ndarray, shape (patches, 54), float32
-        Three means, three deviations (population form), both as shares of 255; then the shares of pixels in 16 equal
-        bins of red, of green, of blue.
+    Three means and three standard deviations (population form), both as shares of 255; then the shares of pixels in 16
+    equal bins of red, of green, of blue.
     """
     pixels = patches.reshape(len(patches), -1, 3)
     mean = pixels.mean(axis=1, dtype=np.float64) / 255

@@ -61,31 +61,18 @@ class DiagnosticLocation(Location):
 
     Only a method with the attribute ``diagnostic = True`` gets one. It is for nulls that measure how far depth alone
     explains a score; such a method cannot be used on a slide without counts.
-
-    Parameters
-    ----------
-    log_depth : numpy.ndarray, shape (spots,), float64
-        ``log(1 + all counts of the spot)``; no count of a single gene.
     """
 
-    log_depth: np.ndarray = field(repr=False)
+    log_depth: np.ndarray = field(repr=False)  # (spots,) float64: log(1 + all counts); no count of a single gene
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Predicted expression at the spots of one location.
-
-    Parameters
-    ----------
-    mean : numpy.ndarray, shape (spots, genes), float32
-        Log-normalised expression at the config's target sum.
-    table : AnnData or None
-        The prediction table, from methods that make one.
-    """
+    """Predicted expression at the spots of one location."""
 
     genes: tuple[str, ...]
-    mean: np.ndarray
-    table: AnnData | None = None
+    mean: np.ndarray  # (spots, genes) float32: log-normalised expression at the config's target sum
+    table: AnnData | None = None  # the prediction table, from methods that make one
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 2 or self.mean.shape[1] != len(self.genes):
@@ -103,40 +90,18 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class FoldData:
-    """All that a method may learn from in one fold.
+    """All that a method may learn from in one fold."""
 
-    Parameters
-    ----------
-    cohort : Cohort
-        The training sections, and no other.
-    fold : Fold
-        Names only.
-    config : Config
-        Of the experiment, with the seed of this task.
-    panel : GenePanel
-        Genes of the gene encoder.
-    sets : mapping of str to sequence of str
-        HEG, HVG, all: chosen on the training sections.
-    features : PooledFeatures
-        Frozen features of any location.
-    checkpoints : callable or None
-        Takes the name of a training; returns where it may keep its state, to resume after an interruption.
-    models : dict
-        What has been trained in this task, by the name of the training; filled by `trained`.
-    training_head : HeadConfig or None
-        Head of the config that a training uses, where trials of a sweep share one; the config's own by default.
-    """
-
-    cohort: Cohort
-    fold: Fold
-    config: Config
-    panel: GenePanel
-    sets: Mapping[str, Sequence[str]]
-    features: PooledFeatures
+    cohort: Cohort  # the training sections, and no other
+    fold: Fold  # names only
+    config: Config  # of the experiment, with the seed of this task
+    panel: GenePanel  # genes of the gene encoder
+    sets: Mapping[str, Sequence[str]]  # HEG, HVG, all: chosen on the training sections
+    features: PooledFeatures  # frozen features of any location
     cache: TokenCache | None = None
-    checkpoints: Callable[[str], Checkpoints] | None = None
-    models: dict[str, Any] = field(default_factory=dict, repr=False)
-    training_head: HeadConfig | None = None
+    checkpoints: Callable[[str], Checkpoints] | None = None  # where a training, by name, keeps its state
+    models: dict[str, Any] = field(default_factory=dict, repr=False)  # trained in this task, by name; see `trained`
+    training_head: HeadConfig | None = None  # that a training uses, where trials of a sweep share one
 
     def trained(self, cohort: Cohort, train: Callable[[Config, Checkpoints | None], Model]) -> Model:
         """Train, or return the model of the same training in this task: methods that differ in the head share one.
@@ -144,12 +109,8 @@ class FoldData:
         Training reads the head of the config only to score epochs on validation data. Where trials of a sweep
         share a training, the epoch is chosen with `training_head`.
 
-        Parameters
-        ----------
-        cohort : Cohort
-            `self.cohort`, or a cohort of another name derived from it.
-        train : callable
-            Takes the config to train with and the place of its checkpoints.
+        `cohort` is `self.cohort`, or one of another name derived from it. `train` takes the config to train with and
+        its checkpoints.
         """
         name = fingerprint([training_name(self.config), self.panel.to_dict(), cohort.name, list(cohort.sections)])
         if name not in self.models:
@@ -207,15 +168,9 @@ class FoldData:
 
 
 class FittedMethod(Protocol):
-    """A fitted method.
+    """A fitted method."""
 
-    Attributes
-    ----------
-    record : dict
-        What it chose and how training went, JSON-able; written to `run.json` and the report.
-    """
-
-    record: dict[str, Any]
+    record: dict[str, Any]  # what it chose and how training went, JSON-able; written to `run.json` and the report
 
     def predict(self, location: Location) -> Prediction:
         """Predict log-normalised expression at the spots of a location."""
@@ -226,20 +181,13 @@ class FittedMethod(Protocol):
 class Method(Protocol):
     """One row of the table.
 
-    Attributes
-    ----------
-    name : str
-        Short, unique, usable as a file name.
-    about : str
-        One sentence for the report: what it is, and its source.
-
     Optional attributes: ``diagnostic = True`` for a null that may know the test section's sequencing depth (see
     `DiagnosticLocation`); ``training``, the name of the training that it is a head on, so that methods of one training
     stay in one task.
     """
 
-    name: str
-    about: str
+    name: str  # short, unique, usable as a file name
+    about: str  # one sentence for the report: what it is, and its source
 
     def fit(self, training: FoldData) -> FittedMethod:
         """Learn from the training sections."""
@@ -252,17 +200,7 @@ def training_name(config: Config) -> str:
 
 
 def location_of(section: Section, features: PooledFeatures, method: Method | None = None) -> Location:
-    """Return the part of a held-out section that a method may see.
-
-    Parameters
-    ----------
-    method : Method, optional
-        One with ``diagnostic = True`` also gets each spot's depth.
-
-    Returns
-    -------
-    Location
-    """
+    """Return the part of a held-out section that a method may see: one with ``diagnostic = True`` also the depth."""
     if getattr(method, "diagnostic", False) is True:
         return DiagnosticLocation(section.name, section.slide, section.spots, features, log_depth_of(section))
     return Location(section.name, section.slide, section.spots, features)

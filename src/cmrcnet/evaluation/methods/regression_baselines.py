@@ -39,15 +39,9 @@ PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 
 
 class Regressor(nn.Module):
-    """A network with a linear output layer; subclasses say what the hidden layer is.
+    """A network with a linear output layer; subclasses say what the hidden layer is."""
 
-    Attributes
-    ----------
-    head : torch.nn.Linear
-        From the hidden layer to the genes learnt.
-    """
-
-    head: nn.Linear
+    head: nn.Linear  # from the hidden layer to the genes learnt
 
     def hidden(self, inputs: SpotInputs, rows: Tensor) -> Tensor:
         """The last hidden layer at some rows of the inputs: (rows, width)."""
@@ -97,10 +91,7 @@ def fit_regression(
 ) -> FittedRegression:
     """Train a network, and add the output layer of the genes that it was not trained on.
 
-    Parameters
-    ----------
-    build : callable
-        Takes the width of a spot's features and the training mean of each gene learnt.
+    `build` takes the width of a spot's features and the training mean of each gene learnt.
     """
     inputs, columns = BaselineInputs(training), genes_learnt(training)
     targets = torch.from_numpy(np.asarray(training.expression[:, columns].todense(), np.float32))

@@ -59,17 +59,9 @@ def all_by_similarity(similarity: np.ndarray) -> np.ndarray:
 
 
 def averaged(queries: np.ndarray, bank: np.ndarray, expression: Sparse | np.ndarray, weigh: Weigh) -> np.ndarray:
-    """The bank's expression, averaged for each query by its cosine similarities.
+    """The expression of a bank, averaged for each query by its cosine similarities: (queries, genes) float32.
 
-    Parameters
-    ----------
-    queries, bank : array, shape (queries, dim) and (bank, dim)
-        Embeddings of any length but 0.
-    expression : sparse matrix or array, shape (bank, genes)
-
-    Returns
-    -------
-    numpy.ndarray, shape (queries, genes), float32
+    Embeddings are (queries, dim) and (bank, dim), of any length; the expression is (bank, genes).
     """
     lengths = (np.linalg.norm(each, axis=1, keepdims=True) for each in (queries, bank))
     queries, bank = (each / np.where(n > 0, n, 1) for each, n in zip((queries, bank), lengths, strict=True))
@@ -90,13 +82,7 @@ TEMPERATURE = 0.1
 
 
 class Towers(nn.Module):
-    """A projection head on the image features, another on the expression, under the loss of CLIP.
-
-    Parameters
-    ----------
-    dim, genes : int
-        Length of a spot's features, and number of genes read.
-    """
+    """A projection head on the image features (length `dim`), another on the expression, under the loss of CLIP."""
 
     def __init__(self, dim: int, genes: int) -> None:
         super().__init__()
@@ -118,20 +104,13 @@ class Towers(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """Two towers and the pairs that they may learn from, the training `rows`: a `Trainable`.
-
-    Parameters
-    ----------
-    expression : tensor, shape (spots, genes learnt)
-        Minus the mean over `rows`.
-    hvg : numpy.ndarray, shape (spots, HVG)
-    """
+    """Two towers and the pairs that they may learn from, the training `rows`: a `Trainable`."""
 
     network: Towers
     inputs: SpotInputs
-    expression: Tensor
+    expression: Tensor  # (spots, genes learnt), minus the mean over `rows`
     rows: np.ndarray
-    hvg: np.ndarray
+    hvg: np.ndarray  # (spots, HVG)
     weigh: Weigh
 
     def loss(self, rows: np.ndarray) -> Tensor:
@@ -159,10 +138,7 @@ def fit_towers(
 ) -> FittedTowers:
     """Train two towers and embed the training spots' expression.
 
-    Parameters
-    ----------
-    build : callable
-        Takes the width of a spot's features and the number of genes read.
+    `build` takes the width of a spot's features and the number of genes read.
     """
     inputs, columns, hvg = BaselineInputs(training), genes_learnt(training), hvg_of(training)
     expression = torch.from_numpy(np.asarray(training.expression[:, columns].todense(), np.float32))

@@ -26,16 +26,9 @@ HeadName = Literal["retrieval", "ridge", "kernel"]
 
 
 class TrainedCMRCNet:
-    """CMRCNet trained on the fold's training sections, with one head or with what the config says.
+    """CMRCNet trained on the fold's training sections, with one head of the ensemble or with what the config says.
 
-    All of them share one training in a task.
-
-    Parameters
-    ----------
-    head : {"retrieval", "ridge", "kernel"}, optional
-        One head of the ensemble. A config without expression components has retrieval only.
-    name, about : str
-        Of the row in the tables.
+    All of them share one training in a task. A config without expression components has retrieval only.
     """
 
     training = MAIN
@@ -46,8 +39,7 @@ class TrainedCMRCNet:
         name: str = MAIN,
         about: str = "CMRCNet trained on the fold's training sections, with the head that the config says",
     ) -> None:
-        self.head: HeadName | None = head
-        self.name, self.about = name, about
+        self.head, self.name, self.about = head, name, about
 
     def fit(self, training: FoldData) -> FittedCMRCNet:
         """Train, and build the bank of the training sections."""
@@ -99,23 +91,13 @@ class PermutedPairs:
 
 @dataclass(frozen=True, eq=False)
 class FittedCMRCNet:
-    """A trained model and its bank.
-
-    Parameters
-    ----------
-    model, bank
-        From the training sections of the fold.
-    record : dict
-        Fingerprints, the chosen epoch, the heads and the history of the training.
-    head : str, optional
-        The head to predict with; by default the config's.
-    """
+    """A trained model and its bank, both from the training sections of the fold."""
 
     model: TrainedModel
     bank: ReferenceBank
     cache: TokenCache | None
-    record: dict[str, Any]
-    head: HeadName | None = None
+    record: dict[str, Any]  # fingerprints, the chosen epoch, the heads and the history of the training
+    head: HeadName | None = None  # to predict with; by default the config's
 
     def predict(self, location: Location) -> Prediction:
         """Predict every gene of the bank from the slide and the spot positions alone."""

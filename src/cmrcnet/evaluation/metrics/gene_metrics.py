@@ -2,14 +2,12 @@
 
 A correlation is undefined where the truth or the prediction is constant over the section. Such genes are counted
 beside every mean, and either left out of it ("skip") or taken as 0 ("zero").
-
-The file is one thing: every metric that a single gene has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
@@ -20,9 +18,6 @@ from cmrcnet.errors import ShapeMismatch
 from cmrcnet.evaluation import Frame, Sparse
 from cmrcnet.genes.gene_sets import EVERYTHING
 from cmrcnet.genes.spatial_stats import SpotLattice, pearson_per_gene, varies
-
-if TYPE_CHECKING:
-    pass
 
 Undefined = Literal["skip", "zero"]
 METRICS = (
@@ -37,12 +32,7 @@ _GENES_AT_A_TIME = 2_000  # bounds the memory of a section with many spots
 
 
 def score_genes(truth: Sparse | np.ndarray, guess: np.ndarray, genes: Sequence[str]) -> Frame:
-    """Score each gene of one section, spot against spot.
-
-    Parameters
-    ----------
-    truth, guess : shape (spots, genes)
-        Log-normalised expression, measured and predicted.
+    """Score each gene of one section: log-normalised expression, measured and predicted, both (spots, genes).
 
     Returns
     -------
@@ -50,50 +40,42 @@ def score_genes(truth: Sparse | np.ndarray, guess: np.ndarray, genes: Sequence[s
         One row a gene: `gene`, `pearson` (nan where undefined), `mse`, and of the truth its `mean`, `variance` and
         `detected` (share of spots where it is above 0). Then `mae`; `r2`, which is ``1 - squared error / squared
         distance from the gene's mean in this section``, so the unknown mean counts too; `variance_ratio`, predicted by
-        true variance over spots, below 1 for a prediction that is too smooth; `detection_auc` (see
-        `rank_metrics.detection_auc`). `r2` and `variance_ratio` are nan where the truth is constant.
+        true variance over spots, below 1 for a prediction that is too smooth; `detection_auc` (see the function).
+        `r2` and `variance_ratio` are nan where the truth is constant.
     """
     import pandas as pd
 
     if truth.shape != guess.shape or truth.shape[1] != len(genes):
         raise ShapeMismatch("The prediction", want=(truth.shape[0], len(genes)), got=guess.shape)
     truth = sparse.csc_matrix(truth) if sparse.issparse(truth) else truth
-    blocks: list[dict[str, np.ndarray]] = []
+    chunks: list[dict[str, np.ndarray]] = []
     for start in range(0, max(1, len(genes)), _GENES_AT_A_TIME):
-        block = slice(start, start + _GENES_AT_A_TIME)
-        true: Any = truth[:, block]
+        chunk = slice(start, start + _GENES_AT_A_TIME)
+        true: Any = truth[:, chunk]
         true = np.asarray(true.todense() if sparse.issparse(true) else true, dtype=np.float64)
-        blocks.append(_score_block(true, np.asarray(guess[:, block], dtype=np.float64)))
-    return pd.DataFrame({"gene": list(genes)} | {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]})
+        chunks.append(_score_chunk(true, np.asarray(guess[:, chunk], dtype=np.float64)))
+    return pd.DataFrame({"gene": list(genes)} | {name: np.concatenate([b[name] for b in chunks]) for name in chunks[0]})
 
 
-def _score_block(true: np.ndarray, said: np.ndarray) -> dict[str, np.ndarray]:
-    error, varying = said - true, varies(true)
+def _score_chunk(true: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    error, varying = predicted - true, varies(true)
     mse, variance = (error**2).mean(axis=0), true.var(axis=0)
     out = np.full(len(mse), np.nan)
     return {
-        "pearson": pearson_per_gene(true, said),
+        "pearson": pearson_per_gene(true, predicted),
         "mse": mse,
         "mean": true.mean(axis=0),
         "variance": variance,
         "detected": (true > 0).mean(axis=0),
         "mae": np.abs(error).mean(axis=0),
         "r2": 1 - np.divide(mse, variance, out=out.copy(), where=varying),
-        "variance_ratio": np.divide(said.var(axis=0), variance, out=out.copy(), where=varying),
-        "detection_auc": detection_auc(true > 0, said),
+        "variance_ratio": np.divide(predicted.var(axis=0), variance, out=out.copy(), where=varying),
+        "detection_auc": detection_auc(true > 0, predicted),
     }
 
 
 def over_genes(values: np.ndarray, undefined: Undefined = "skip") -> tuple[float, int, int]:
-    """Mean over genes.
-
-    Returns
-    -------
-    value : float
-        nan when every gene is undefined and `undefined` is "skip".
-    n_genes, n_undefined : int
-        Genes looked at, and how many of them were undefined.
-    """
+    """Mean over genes (nan without a defined one under "skip"), number of genes, and how many were undefined."""
     values = np.asarray(values, dtype=np.float64)
     missing = np.isnan(values)
     if undefined == "zero":
@@ -102,51 +84,33 @@ def over_genes(values: np.ndarray, undefined: Undefined = "skip") -> tuple[float
     return (float(kept.mean()) if len(kept) else float("nan")), len(values), int(missing.sum())
 
 
-def score_sets(
-    table: Frame, sets: Mapping[str, Sequence[str]], undefined: Undefined = "skip"
-) -> list[dict[str, object]]:
+def score_sets(table: Frame, sets: Mapping[str, Sequence[str]], undefined: Undefined = "skip") -> list[dict[str, Any]]:
     """Average one section's gene table over gene sets.
 
     Genes of a set that the section did not measure are not in `table` and are not counted in `n_genes`. Metrics that
-    `table` lacks are left out. `undefined` speaks of correlations; elsewhere undefined genes are always skipped.
-
-    Returns
-    -------
-    list of dict
-        `gene_set`, `metric`, `value`, `n_genes`, `n_undefined`: one a set and metric.
+    `table` lacks are left out. `undefined` is about correlations; elsewhere undefined genes are always skipped.
     """
     by_gene = table.set_index("gene")
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for name, members in sets.items():
         chosen = by_gene.loc[[gene for gene in members if gene in by_gene.index]]
         for metric in METRICS:
             if metric not in chosen or (name == EVERYTHING and metric in NAMED_SETS_ONLY):
                 continue
             as_what = undefined if metric in ZERO_WITHOUT_SKILL else "skip"
-            value, n_genes, n_undefined = over_genes(chosen[metric].to_numpy(), as_what)
-            rows.append(
-                {
-                    "gene_set": name,
-                    "metric": metric,
-                    "value": value,
-                    "n_genes": n_genes,
-                    "n_undefined": n_undefined,
-                }
-            )
+            rows.append(set_row(name, metric, *over_genes(chosen[metric].to_numpy(), as_what)))
     return rows
+
+
+def set_row(name: str, metric: str, value: float, n_genes: int, n_undefined: int) -> dict[str, Any]:
+    """One score of a gene set."""
+    return {"gene_set": name, "metric": metric, "value": value, "n_genes": n_genes, "n_undefined": n_undefined}
 
 
 def spearman_per_gene(truth: np.ndarray, guess: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation of each gene over spots: Pearson's of the ranks, ties sharing their mean rank.
 
-    Parameters
-    ----------
-    truth, guess : numpy.ndarray, shape (spots, genes)
-
-    Returns
-    -------
-    numpy.ndarray, shape (genes,), float64
-        NaN where truth or prediction is constant or not finite.
+    From (spots, genes) to (genes,) float64; NaN where truth or prediction is constant or not finite.
     """
     if truth.shape != guess.shape:
         raise ShapeMismatch("guess", want=truth.shape, got=guess.shape)
@@ -160,17 +124,8 @@ def detection_auc(detected: np.ndarray, guess: np.ndarray) -> np.ndarray:
     ``(sum of the detected spots' ranks - n1 (n1 + 1) / 2) / (n1 n0)`` (Mann and Whitney 1947; Hanley and McNeil,
     "The meaning and use of the area under a ROC curve", Radiology 1982).
 
-    Parameters
-    ----------
-    detected : numpy.ndarray of bool, shape (spots, genes)
-        A log-normalised value above 0 is a count above 0.
-    guess : numpy.ndarray, shape (spots, genes)
-
-    Returns
-    -------
-    numpy.ndarray, shape (genes,), float64
-        0.5 for a constant prediction. NaN where the gene was counted in every spot or in none, or the prediction is
-        not finite.
+    From (spots, genes) to (genes,) float64: 0.5 for a constant prediction; NaN where the gene was counted in every spot
+    or in none, or the prediction is not finite.
     """
     if detected.shape != guess.shape:
         raise ShapeMismatch("guess", want=detected.shape, got=guess.shape)
@@ -200,14 +155,10 @@ _VALUES_AT_A_TIME = 1_000_000
 
 
 def ssim_windows(lattice: SpotLattice) -> Sparse:
-    """Weights of the spots in the window around each spot, which sum to 1.
+    """Weights (spots, spots) of the spots in the window around each spot, which sum to 1.
 
     A Gaussian of standard deviation 1.5 pitches, cut to 11 x 11 pitches. Locations of the window that hold no spot (off
     the tissue, beyond the edge) are left out and the others weigh accordingly more.
-
-    Returns
-    -------
-    scipy.sparse.csr_matrix, shape (spots, spots), float64
     """
     locations, spots = lattice.locations, len(lattice.locations)
     near = KDTree(locations).query_pairs(_REACH + 1e-6, p=np.inf, output_type="ndarray")
@@ -226,20 +177,8 @@ def ssim_per_gene(truth: np.ndarray, guess: np.ndarray, windows: Sparse) -> np.n
     L, the range of values, is that of the gene's truth in this section. On a full square lattice, away from its edges,
     this equals `skimage.metrics.structural_similarity` with ``gaussian_weights=True, use_sample_covariance=False``.
 
-    Parameters
-    ----------
-    truth, guess : numpy.ndarray, shape (spots, genes)
-    windows : scipy.sparse.csr_matrix, shape (spots, spots)
-        See `ssim_windows`.
-
-    Returns
-    -------
-    numpy.ndarray, shape (genes,), float64
-        NaN where the truth is constant or a value is not finite; a constant prediction has a value.
-
-    Raises
-    ------
-    ShapeMismatch
+    From (spots, genes) and `ssim_windows` to (genes,) float64: NaN where the truth is constant or a value is not
+    finite; a constant prediction has a value.
     """
     if truth.shape != guess.shape:
         raise ShapeMismatch("guess", want=truth.shape, got=guess.shape)
@@ -261,7 +200,7 @@ def _block(x: np.ndarray, y: np.ndarray, windows: Sparse) -> np.ndarray:
         return np.where(defined, maps.mean(axis=0), np.nan)
 
 
-_CONSTANT = 1e-6  # as in expression.correlation
+_CONSTANT = 1e-6  # as in genes.spatial_stats
 
 
 class PooledPearson:
@@ -279,7 +218,7 @@ class PooledPearson:
 
     def __init__(self, genes: Sequence[str]) -> None:
         self.genes = tuple(genes)
-        self._column = {gene: place for place, gene in enumerate(self.genes)}
+        self._column = {gene: i for i, gene in enumerate(self.genes)}
         zeros = np.zeros(len(self.genes))
         self._n, self._mean = zeros.copy(), np.zeros((2, len(self.genes)))
         self._square, self._cross = np.zeros((2, len(self.genes))), zeros.copy()
@@ -287,14 +226,7 @@ class PooledPearson:
         self._high = -self._low
 
     def add(self, truth: np.ndarray | Sparse, guess: np.ndarray, genes: Sequence[str]) -> None:
-        """Take in one section.
-
-        Parameters
-        ----------
-        truth, guess : shape (spots, genes)
-        genes : sequence of str
-            Names of the columns, among `self.genes`.
-        """
+        """Take in one section: truth and prediction (spots, genes), columns named by `genes`, among `self.genes`."""
         if truth.shape != guess.shape or truth.shape[1] != len(genes):
             raise ShapeMismatch("The prediction", want=(truth.shape[0], len(genes)), got=guess.shape)
         if not truth.shape[0]:

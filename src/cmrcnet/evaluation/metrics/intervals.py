@@ -63,13 +63,7 @@ def over_patients(scores: Frame) -> Frame:
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over patients (or sections) and its 95 % bootstrap interval, which is nan with fewer than two values.
-
-    Parameters
-    ----------
-    values : array, shape (n,)
-        nan is left out.
-    """
+    """Mean over patients (or sections) and its 95 % bootstrap interval, nan with fewer than two that are not nan."""
     values = np.asarray(values, np.float64)
     mean, low, high = bootstrap_means(values[~np.isnan(values), None], seed=seed)
     return mean.item(), low.item(), high.item()
@@ -80,23 +74,13 @@ FEWEST_PATIENTS_TO_RESAMPLE = 3
 
 @dataclass(frozen=True)
 class ResampledGroups:
-    """The groups that are resampled, and their scores.
-
-    Parameters
-    ----------
-    patients : int
-        Different patients.
-    owner : numpy.ndarray, shape (groups,), int
-        Number of each group's patient.
-    values : numpy.ndarray, shape (groups, methods)
-        Score of each; nan where undefined.
-    """
+    """The groups that are resampled, and their scores."""
 
     kind: Literal["patient", "section"]
     names: tuple[str, ...]
-    patients: int
-    owner: np.ndarray
-    values: np.ndarray
+    patients: int  # different ones
+    owner: np.ndarray  # (groups,) int: number of each group's patient
+    values: np.ndarray  # (groups, methods): score of each; nan where undefined
 
     def weights(self, known: np.ndarray) -> np.ndarray:
         """1 by the number of groups of the same patient that are known, so that their mean is the mean over patients.
@@ -124,12 +108,8 @@ def intervals(
 
     Percentile intervals of the mean over patients; with fewer than three patients over sections, weighed so that
     patients count alike, and the table says so. Every method sees the same resamples. With few groups such intervals
-    are too narrow; that is the data's limit, and `too_few_to_rank` says it.
-
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        As `scores.csv`. Seeds of one section, where there are several, are averaged first.
+    are too narrow; that is the data's limit, and `too_few_to_rank` says it. Several seeds of a section are averaged
+    first.
 
     Returns
     -------
@@ -153,24 +133,13 @@ def paired_differences(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> Frame:
-    """How much one method differs from each other one on the same patients, with the interval of the difference.
-
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        As `scores.csv`.
-    method : str
-        The method whose score the others' are taken from.
+    """Score of one method minus that of each other one on the same patients, with the interval of the difference.
 
     Returns
     -------
     pandas.DataFrame
         One row another method: `method, other, difference, low, high, higher_in, group, n, note`. `higher_in` counts
         the groups in which `method` scored strictly higher; `n` those in which both are defined.
-
-    Raises
-    ------
-    UnknownName
     """
     import pandas as pd
 

@@ -15,17 +15,13 @@ from scipy import sparse
 from cmrcnet.errors import BadOption
 from cmrcnet.evaluation import Sparse
 from cmrcnet.genes.normalise import library_sizes, scale_factors
-from cmrcnet.slides.section import Section, check_counts
+from cmrcnet.slides.section import check_counts
 
 REPEATS = 10
 
 
 def noise_ceiling(
-    counts: Sparse,
-    target_sum: float | Literal["median"] = 10_000.0,
-    *,
-    seed: int,
-    repeats: int = REPEATS,
+    counts: Sparse, target_sum: float | Literal["median"] = 10_000.0, *, seed: int, repeats: int = REPEATS
 ) -> np.ndarray:
     """Estimate for each gene the correlation of its measurement with its own noiseless truth.
 
@@ -53,11 +49,7 @@ def noise_ceiling(
     Returns
     -------
     numpy.ndarray, shape (genes,), float64
-        0 to 1. 0 where the halves do not agree (r at or below 0); NaN where r is undefined in every split.
-
-    Raises
-    ------
-    SectionError, BadOption
+        0 to 1; 0 where the halves do not agree (r at or below 0); NaN where r is undefined in every split.
     """
     if repeats < 1:
         raise BadOption("repeats", repeats, want="a number of splits, 1 or more")
@@ -80,22 +72,6 @@ def noise_ceiling(
 def spearman_brown(r: np.ndarray | float) -> np.ndarray | float:
     """Reliability of a measurement from the correlation of its halves: ``2 r / (1 + r)``."""
     return 2 * r / (1 + r)
-
-
-class Ceilings:
-    """The noise ceiling of each section, worked out once however many methods are scored."""
-
-    def __init__(self, target_sum: float | Literal["median"], *, seed: int, repeats: int = REPEATS) -> None:
-        self._options = (target_sum, seed, repeats)
-        self._kept: dict[str, dict[str, float]] = {}
-
-    def of(self, section: Section) -> dict[str, float]:
-        """Ceiling of each gene that the section lists."""
-        if section.name not in self._kept:
-            target_sum, seed, repeats = self._options
-            values = noise_ceiling(section.counts, target_sum, seed=seed, repeats=repeats)
-            self._kept[section.name] = dict(zip(section.genes, values.tolist(), strict=True))
-        return self._kept[section.name]
 
 
 def _expression(counts: Sparse, half: np.ndarray, target_sum: float | Literal["median"]) -> np.ndarray:

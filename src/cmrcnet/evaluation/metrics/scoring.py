@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
@@ -21,22 +21,20 @@ from cmrcnet.evaluation.metrics.gene_metrics import (
     over_genes,
     score_genes,
     score_sets,
+    set_row,
     spearman_per_gene,
     ssim_per_gene,
     ssim_windows,
 )
-from cmrcnet.evaluation.metrics.noise_ceiling import Ceilings
+from cmrcnet.evaluation.metrics.noise_ceiling import noise_ceiling
 from cmrcnet.evaluation.metrics.set_metrics import gene_gene_correlation, recall_of_highest, share_of_ceiling
 from cmrcnet.evaluation.protocol.protocol_info import STRICT, ScoringProtocol
 from cmrcnet.genes.gene_sets import EVERYTHING, LEAST_DETECTED, GenePanel
 from cmrcnet.genes.spatial_stats import morans_i, snap_to_lattice, spot_graph
 from cmrcnet.slides.section import Section
 
-if TYPE_CHECKING:
-    pass
-
 SET_METRICS = ("ceiling", "pearson_share", "gene_gene_error", "gene_gene_agreement", "svg_recall", "pooled_pearson")
-"""Metrics of a set as a whole, beside the means of `metrics.METRICS`.
+"""Metrics of a set as a whole, beside the means of `gene_metrics.METRICS`.
 
 ``ceiling``: mean noise ceiling of the genes. ``pearson_share``: mean Pearson by mean ceiling, over genes that have
 both. ``gene_gene_error`` and ``gene_gene_agreement``: see `set_metrics.gene_gene_correlation`; not for all genes.
@@ -49,26 +47,14 @@ GENE_COLUMNS = ("section", "gene", "pearson", "mse", "mean", "variance", "detect
 
 @dataclass(frozen=True, eq=False)
 class SectionTruth:
-    """What scoring knows of one test section, worked out once for all methods.
+    """What scoring knows of one test section, worked out once for all methods."""
 
-    Parameters
-    ----------
-    genes : tuple of str
-        Genes of the training sections that this section measured.
-    expression : scipy.sparse.csc_matrix, shape (spots, genes)
-        Log-normalised; library sizes are over all genes of the section.
-    graph, windows : scipy.sparse.csr_matrix, shape (spots, spots)
-        Neighbours, and windows of the structural similarity.
-    moran, ceiling : numpy.ndarray, shape (genes,)
-        Moran's I of the truth, and its noise ceiling.
-    """
-
-    genes: tuple[str, ...]
-    expression: Sparse
-    graph: Sparse
-    windows: Sparse
-    moran: np.ndarray
-    ceiling: np.ndarray
+    genes: tuple[str, ...]  # those of the training sections that this section measured
+    expression: Sparse  # (spots, genes), log-normalised; library sizes are over all genes of the section
+    graph: Sparse  # (spots, spots): neighbours
+    windows: Sparse  # (spots, spots): windows of the structural similarity
+    moran: np.ndarray  # (genes,): Moran's I of the truth
+    ceiling: np.ndarray  # (genes,): noise ceiling
 
 
 class Scorer:
@@ -78,7 +64,6 @@ class Scorer:
     ----------
     target_sum : float or "median"
         The config's library size.
-    undefined : {"skip", "zero"}
     set_size : int
         Genes that SVG recall looks for, and genes of the truth's own sets under ``paper``.
     seed : int
@@ -97,7 +82,8 @@ class Scorer:
         self.target_sum: float | Literal["median"] = target_sum
         self.undefined: Undefined = undefined
         self.set_size, self.protocol = set_size, protocol
-        self._ceilings = Ceilings(target_sum, seed=seed)
+        self._seed = seed
+        self._ceilings: dict[str, dict[str, float]] = {}  # of every section, whatever the fold
         self._genes: Sequence[str] = ()
         self._kept: dict[str, SectionTruth] = {}
 
@@ -113,7 +99,10 @@ class Scorer:
             measured, expression = truth_of(section, self._genes, self.target_sum)
             expression = sparse.csc_matrix(expression)
             graph = spot_graph(section.spots.centre_px)
-            ceilings = self._ceilings.of(section)
+            if section.name not in self._ceilings:
+                values = noise_ceiling(section.counts, self.target_sum, seed=self._seed)
+                self._ceilings[section.name] = dict(zip(section.genes, values.tolist(), strict=True))
+            ceilings = self._ceilings[section.name]
             self._kept[section.name] = SectionTruth(
                 measured,
                 expression,
@@ -137,23 +126,17 @@ class FoldScores:
         self._scored_sets: dict[str, dict[str, None]] = {name: {} for name in sets}
 
     def add(self, section: Section, prediction: Prediction) -> Frame:
-        """Score one section.
-
-        Returns
-        -------
-        pandas.DataFrame
-            `GENE_COLUMNS`, one row a gene.
-        """
+        """Score one section, and return its `GENE_COLUMNS`, one row a gene."""
         scorer, truth = self._scorer, self._scorer.truth(section, self._sets[EVERYTHING])
         guess = prediction.take(truth.genes)
         sets = scorer.protocol.scored_sets(self._sets, truth.genes, truth.expression, scorer.set_size)
         table = score_genes(truth.expression, guess, truth.genes)
-        said = morans_i(guess, truth.graph)
-        table["moran_error"] = np.abs(said - truth.moran)
+        moran = morans_i(guess, truth.graph)
+        table["moran_error"] = np.abs(moran - truth.moran)
         table["ceiling"] = truth.ceiling
-        column = {gene: place for place, gene in enumerate(truth.genes)}
+        column = {gene: i for i, gene in enumerate(truth.genes)}
         members = {name: [column[gene] for gene in genes if gene in column] for name, genes in sets.items()}
-        named = sorted({place for name, locations in members.items() if name != EVERYTHING for place in locations})
+        named = sorted({i for name, columns in members.items() if name != EVERYTHING for i in columns})
         true, predicted = truth.expression[:, named].toarray(), guess[:, named]
         for name, values in (
             ("spearman", spearman_per_gene(true, predicted)),
@@ -163,7 +146,7 @@ class FoldScores:
             table.loc[named, name] = values
 
         head = {"section": section.name, "patient": section.patient}
-        rows = score_sets(table, sets, scorer.undefined) + self._of_sets(table, truth, guess, said, members)
+        rows = score_sets(table, sets, scorer.undefined) + self._of_sets(table, truth, guess, moran, members)
         self._rows += [head | row for row in rows]
         self._pooled.add(truth.expression, guess, truth.genes)
         self._seen.append((section.name, section.patient))
@@ -193,7 +176,7 @@ class FoldScores:
         found = []
         for name, genes in self._scored_sets.items():
             values = np.array([pooled[gene] for gene in genes if gene in self._measured])
-            found.append(head | _row(name, "pooled_pearson", *over_genes(values, self._scorer.undefined)))
+            found.append(head | set_row(name, "pooled_pearson", *over_genes(values, self._scorer.undefined)))
         return self._rows + found
 
     def _of_sets(
@@ -201,7 +184,7 @@ class FoldScores:
         table: Frame,
         truth: SectionTruth,
         guess: np.ndarray,
-        said: np.ndarray,
+        moran: np.ndarray,
         members: Mapping[str, list[int]],
     ) -> list[dict[str, Any]]:
         """Scores that a set has as a whole."""
@@ -209,37 +192,29 @@ class FoldScores:
         pearson = table["pearson"].to_numpy()
         if scorer.undefined == "zero":
             pearson = np.nan_to_num(pearson)
-        for name, locations in members.items():
-            rows.append(_row(name, "ceiling", *over_genes(truth.ceiling[locations])))
-            share, left_out = share_of_ceiling(pearson[locations], truth.ceiling[locations])
-            rows.append(_row(name, "pearson_share", share, len(locations), left_out))
+        for name, columns in members.items():
+            rows.append(set_row(name, "ceiling", *over_genes(truth.ceiling[columns])))
+            share, left_out = share_of_ceiling(pearson[columns], truth.ceiling[columns])
+            rows.append(set_row(name, "pearson_share", share, len(columns), left_out))
             if name == EVERYTHING:
                 common = table["detected"].to_numpy() >= LEAST_DETECTED
-                recall, undefined = recall_of_highest(truth.moran[common], said[common], scorer.set_size)
-                rows.append(_row(name, "svg_recall", recall, int(common.sum()), undefined))
+                recall, undefined = recall_of_highest(truth.moran[common], moran[common], scorer.set_size)
+                rows.append(set_row(name, "svg_recall", recall, int(common.sum()), undefined))
             else:
-                true = truth.expression[:, locations].toarray()
-                error, agreement, left_out = gene_gene_correlation(true, guess[:, locations])
-                rows.append(_row(name, "gene_gene_error", error, len(locations), left_out))
-                rows.append(_row(name, "gene_gene_agreement", agreement, len(locations), left_out))
+                true = truth.expression[:, columns].toarray()
+                error, agreement, left_out = gene_gene_correlation(true, guess[:, columns])
+                rows.append(set_row(name, "gene_gene_error", error, len(columns), left_out))
+                rows.append(set_row(name, "gene_gene_agreement", agreement, len(columns), left_out))
         return rows
 
 
 def truth_of(section: Section, genes: Sequence[str], target_sum: float | Literal["median"]):
-    """Measured log-normalised expression of those of `genes` that the section measured.
+    """Those of `genes` that the section measured, and their log-normalised expression (spots, genes), sparse.
 
-    Returns
-    -------
-    genes : tuple of str
-    expression : scipy.sparse.csr_matrix, shape (spots, genes)
-        Library sizes are over all genes of the section.
+    Library sizes are over all genes of the section.
     """
     known = set(section.genes)
     measured = tuple(gene for gene in genes if section.absent_genes == "zero" or gene in known)
     if not measured or known.isdisjoint(measured):
         raise GenesError.none_shared(f"Section {section.name}", "the training sections")
     return measured, GenePanel(measured, target_sum, {"kind": "evaluation"}).select(section)
-
-
-def _row(name: str, metric: str, value: float, n_genes: int, n_undefined: int) -> dict[str, Any]:
-    return {"gene_set": name, "metric": metric, "value": value, "n_genes": n_genes, "n_undefined": n_undefined}

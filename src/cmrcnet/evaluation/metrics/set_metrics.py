@@ -15,37 +15,26 @@ from cmrcnet.genes.spatial_stats import varies
 
 
 def recall_of_highest(truth: np.ndarray, guess: np.ndarray, size: int = 50) -> tuple[float, int]:
-    """Share of the genes that are highest in truth which are also highest in prediction.
+    """Share of the `size` genes that are highest in truth which are also highest in prediction.
 
     With Moran's I per gene: the share of the most spatially variable genes that a prediction would find (SVG recall).
-
-    Parameters
-    ----------
-    truth, guess : numpy.ndarray, shape (genes,)
-        NaN where undefined: such a gene is never among the highest.
-    size : int
-        Genes that count as highest; all defined ones of the truth where they are fewer.
-
-    Returns
-    -------
-    recall : float
-        nan when no gene is defined in truth, or none in prediction.
-    n_undefined : int
-        Genes undefined in either.
+    A gene that is NaN is never among the highest. Also the number of genes undefined in either; the share is nan when
+    no gene is defined in truth, or none in prediction.
     """
-    undefined = np.isnan(truth) | np.isnan(guess)
-    best, said = _highest(truth, size), _highest(guess, size)
-    if len(best) == 0 or len(said) == 0:
-        return float("nan"), int(undefined.sum())
-    return len(np.intersect1d(best, said)) / len(best), int(undefined.sum())
+
+    def highest(values: np.ndarray) -> np.ndarray:
+        order = np.argsort(-values.round(9), kind="stable")  # ties in their order, NaN last
+        return order[: min(size, int((~np.isnan(values)).sum()))]
+
+    undefined = int((np.isnan(truth) | np.isnan(guess)).sum())
+    best, found = highest(truth), highest(guess)
+    if len(best) == 0 or len(found) == 0:
+        return float("nan"), undefined
+    return len(np.intersect1d(best, found)) / len(best), undefined
 
 
 def gene_gene_correlation(truth: np.ndarray, guess: np.ndarray) -> tuple[float, float, int]:
-    """How well the correlations between genes are kept, over the genes that vary in truth and in prediction.
-
-    Parameters
-    ----------
-    truth, guess : numpy.ndarray, shape (spots, genes)
+    """How well the correlations between genes are kept, from (spots, genes), over those that vary in both.
 
     Returns
     -------
@@ -72,31 +61,13 @@ def gene_gene_correlation(truth: np.ndarray, guess: np.ndarray) -> tuple[float, 
 
 
 def share_of_ceiling(scores: np.ndarray, ceiling: np.ndarray) -> tuple[float, int]:
-    """Mean score divided by the mean of the best possible scores, over the same genes.
+    """Mean Pearson of genes divided by their mean `noise_ceiling`, and the number of genes left out.
 
-    Parameters
-    ----------
-    scores : numpy.ndarray, shape (genes,)
-        Pearson, NaN where undefined.
-    ceiling : numpy.ndarray, shape (genes,)
-        See `ceiling.noise_ceiling`.
-
-    Returns
-    -------
-    share : float
-        nan when no gene is left.
-    n_left_out : int
-        Genes without a ceiling above 0, or without a score.
+    Left out are genes without a ceiling above 0 or without a score; nan when no gene is left.
     """
     kept = (np.nan_to_num(ceiling) > 0) & ~np.isnan(scores)
     share = scores[kept].mean() / ceiling[kept].mean() if kept.any() else float("nan")
     return float(share), int((~kept).sum())
-
-
-def _highest(values: np.ndarray, size: int) -> np.ndarray:
-    """Locations of the highest defined values, ties in their order."""
-    order = np.argsort(-values.round(9), kind="stable")  # NaN goes last
-    return order[: min(size, int((~np.isnan(values)).sum()))]
 
 
 Expression = np.ndarray | Sparse
@@ -104,17 +75,11 @@ Expression = np.ndarray | Sparse
 
 @dataclass(frozen=True, eq=False)
 class GeneCorrelation:
-    """Correlation of every pair of genes, measured and predicted.
-
-    Parameters
-    ----------
-    truth, prediction : numpy.ndarray, shape (genes, genes), float64
-        Pearson's correlation over spots; NaN in the row and column of a gene that is constant.
-    """
+    """Pearson's correlation over spots of every pair of genes; NaN in the row and column of a constant gene."""
 
     genes: tuple[str, ...]
-    truth: np.ndarray
-    prediction: np.ndarray
+    truth: np.ndarray  # (genes, genes) float64: measured
+    prediction: np.ndarray  # (genes, genes) float64: predicted
 
     @property
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
@@ -123,20 +88,6 @@ class GeneCorrelation:
         truth, prediction = self.truth[upper], self.prediction[upper]
         defined = np.isfinite(truth) & np.isfinite(prediction)
         return truth[defined], prediction[defined]
-
-    @property
-    def n_undefined(self) -> int:
-        """Pairs that are not defined in both, because a gene is constant."""
-        return len(self.genes) * (len(self.genes) - 1) // 2 - len(self.pairs[0])
-
-    @property
-    def frobenius(self) -> float:
-        """Frobenius norm of the difference of the two matrices, over the pairs that are defined in both.
-
-        ``sqrt(2 * sum over pairs (t - p)^2)``; it grows with the number of genes. NaN without a pair.
-        """
-        truth, prediction = self.pairs
-        return float(np.sqrt(2 * ((truth - prediction) ** 2).sum())) if len(truth) else float("nan")
 
     @property
     def rms(self) -> float:
@@ -154,23 +105,10 @@ class GeneCorrelation:
 
 
 def gene_correlation(pairs: Iterable[tuple[Expression, Expression]], genes: Sequence[str]) -> GeneCorrelation:
-    """Correlate every pair of genes over the spots of one or more sections.
+    """Correlate every pair of two or more genes over the spots of one or more sections.
 
-    Parameters
-    ----------
-    pairs : iterable of (truth, prediction)
-        Of each section, both (spots, genes) log-normalised expression with columns in the order of `genes`. One section
-        is in memory at a time when this is a generator.
-    genes : sequence of str
-        A gene set of two or more; the matrices have its length squared.
-
-    Returns
-    -------
-    GeneCorrelation
-
-    Raises
-    ------
-    ShapeMismatch, TooFew
+    `pairs` are truth and prediction of each section, both (spots, genes) log-normalised expression with columns in the
+    order of `genes`. One section is in memory at a time when this is a generator.
     """
     size, spots = len(genes), 0
     if size < 2:
@@ -198,8 +136,7 @@ def _scaled(scatter: np.ndarray, largest: np.ndarray, spots: int) -> np.ndarray:
     """Covariance to correlation; NaN for a gene whose deviation is nothing but rounding."""
     spread = np.sqrt(np.diagonal(scatter).copy())
     spread[spread <= 1e-6 * np.sqrt(spots) * largest] = np.nan
-    correlation = np.clip(scatter / spread[:, None] / spread[None, :], -1, 1)
-    return correlation
+    return np.clip(scatter / spread[:, None] / spread[None, :], -1, 1)
 
 
 NEAREST = 10
@@ -214,14 +151,8 @@ def matched_sets(
     Highly variable genes are also highly expressed ones, and those are measured with less noise: part of their score
     is their level. The set's score minus that of its match is the part that is not.
 
-    Parameters
-    ----------
-    sets : mapping of str to sequence of str
-        Sets to match: HVG, markers. A set of all genes cannot be matched.
-    means : mapping of str to float
-        Mean expression of every gene over the TRAINING spots; its genes are the candidates.
-    seed : int
-        Genes take their turn in a seeded random order; each draws from the ten free genes of nearest mean.
+    Genes take their turn in a seeded random order; each draws from the ten free genes of nearest mean. `means` is the
+    mean expression of every gene over the TRAINING spots; its genes are the candidates.
 
     Returns
     -------
@@ -233,7 +164,7 @@ def matched_sets(
     UnknownName
         A gene of a set has no mean.
     TooFew
-        Fewer genes are outside a set than inside.
+        Fewer genes are outside a set than inside, as in a set of all genes.
     """
     genes = list(means)
     mean = np.array([means[gene] for gene in genes], np.float64)
@@ -250,8 +181,8 @@ def matched_sets(
             raise TooFew(f"genes outside the set {name}", int(free.sum()), len(members), hint)
         rng = np.random.default_rng([seed, number])
         partner: dict[str, str] = {}
-        for place in rng.permutation(len(members)):
-            gene = members[int(place)]
+        for turn in rng.permutation(len(members)):
+            gene = members[int(turn)]
             candidates = np.flatnonzero(free)
             apart = np.abs(mean[candidates] - mean[column[gene]])
             near = candidates[np.argsort(apart, kind="stable")[:NEAREST]]

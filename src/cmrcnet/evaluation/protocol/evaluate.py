@@ -3,8 +3,6 @@
 ``strict`` fixes the scored genes on the training sections. ``paper`` scores as published studies do, so that their
 numbers can be compared with ours: one section is held out at a time, HEG and HVG are those of the test truth, and the
 gene panel is chosen on all sections; every table says so.
-
-The file is one thing: from a cohort to an `EvaluationRun`.
 """
 
 from __future__ import annotations
@@ -153,12 +151,18 @@ def evaluate(
     cohort = remembered(cohort)
     every = folds(cohort, config.evaluation.group_by)
     experiment = Experiment(
-        config, tuple(chosen_methods(methods)), only_folds(every, only), seeds_of(config, seeds), protocol, folder
-    )  # fmt: skip
+        config,
+        tuple(chosen_methods(methods)),
+        only_folds(every, only),
+        seeds_of(config, seeds),
+        protocol,
+        folder,
+        all_folds=len(every),
+    )
     described = describe(cohort)
     begin(experiment, described)
     ((_, results, features_s),) = run_experiments([experiment], cohort, cache or TokenCache.default(), workers)
-    return collect(cohort, experiment, results, described, features_s, len(every))
+    return collect(cohort, experiment, results, described, features_s)
 
 
 def describe(cohort: Cohort) -> list[dict[str, Any]]:
@@ -179,13 +183,7 @@ def describe(cohort: Cohort) -> list[dict[str, Any]]:
 
 
 def begin(experiment: Experiment, described: list[dict[str, Any]]) -> None:
-    """Open the experiment's folder; an interrupted run is only continued when it was the same.
-
-    Parameters
-    ----------
-    described : list
-        From `describe`.
-    """
+    """Open the experiment's folder; an interrupted run is only continued when it was the same (see `describe`)."""
     if experiment.folder is None:
         return
     identity = {
@@ -205,23 +203,8 @@ def collect(
     results: dict[Key, FoldResult],
     described: list[dict[str, Any]],
     features_s: float,
-    all_folds: int,
 ) -> EvaluationRun:
-    """Combine the results of an experiment, and write its tables.
-
-    Parameters
-    ----------
-    experiment : Experiment
-        Its folds are planned.
-    results : dict
-        From `run_experiments`.
-    described : list
-        From `describe`.
-    features_s : float
-        Seconds spent on features.
-    all_folds : int
-        Number of folds of the cohort.
-    """
+    """Combine the results of an experiment (see `run_experiments`) whose folds are planned, and write its tables."""
     import pandas as pd
 
     config, folder = experiment.config, experiment.folder
@@ -243,7 +226,7 @@ def collect(
         undefined=config.evaluation.undefined,
         protocol=experiment.protocol,
         seeds=len(experiment.seeds),
-        all_folds=all_folds if all_folds != len(experiment.folds) else None,
+        all_folds=experiment.all_folds if experiment.all_folds != len(experiment.folds) else None,
         sets_from=protocol_named(experiment.protocol).sets_from,
     ).counted(genes)
     metadata = _metadata(cohort, experiment, info, results, described, features_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # Before a panel is chosen: scanpy's compiled loops load the system's OpenMP library, and torch, if it comes later,
 # takes that for its own. Attention on a CPU was seen to become 12 times slower.
@@ -25,32 +25,16 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True, eq=False)
 class FoldPlan:
-    """What is chosen on the training sections of a fold before any method runs.
-
-    Parameters
-    ----------
-    panel : GenePanel
-        Genes of the gene encoder.
-    sets : mapping of str to sequence of str
-        Gene sets that methods may use for their choices.
-    scored : mapping of str to sequence of str
-        Gene sets that predictions are scored on; the same, unless an experiment gives others.
-    """
+    """What is chosen on the training sections of a fold before any method runs."""
 
     fold: Fold
-    panel: GenePanel
-    sets: Sets
-    scored: Sets
+    panel: GenePanel  # of the gene encoder
+    sets: Sets  # that methods may use for their choices
+    scored: Sets  # that predictions are scored on; the same, unless an experiment gives others
 
 
 class FoldPlanner:
-    """Plans folds, once for all experiments with the same settings.
-
-    Parameters
-    ----------
-    cohort : Cohort
-        All sections.
-    """
+    """Plans the folds of a cohort, once for all experiments with the same settings."""
 
     def __init__(self, cohort: Cohort) -> None:
         self._cohort = cohort
@@ -78,37 +62,19 @@ class FoldPlanner:
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """One config to be evaluated.
-
-    Parameters
-    ----------
-    methods : tuple of Method
-        In the order of the tables.
-    folds : tuple of Fold
-        Those that are run.
-    protocol : {"strict", "paper"}
-    folder : RunFolder or None
-        Keeps finished results.
-    scored : mapping, optional
-        Gene sets to score on in every fold, in place of each fold's own.
-    tables : bool
-        Keep prediction tables, and every gene's scores of the main method.
-    training_head : HeadConfig, optional
-        Head that a training uses to choose its epoch, where experiments that differ in the head share a training.
-    plans : dict of str to FoldPlan
-        By fold; filled while the experiment runs.
-    """
+    """One config to be evaluated."""
 
     config: Config
-    methods: tuple[Method, ...]
-    folds: tuple[Fold, ...]
+    methods: tuple[Method, ...]  # in the order of the tables
+    folds: tuple[Fold, ...]  # those that are run
     seeds: tuple[int, ...]
     protocol: ProtocolName = "strict"
-    folder: RunFolder | None = None
-    scored: Sets | None = None
-    tables: bool = True
-    training_head: HeadConfig | None = None
-    plans: dict[str, FoldPlan] = field(default_factory=dict)
+    folder: RunFolder | None = None  # keeps finished results
+    scored: Sets | None = None  # gene sets to score on in every fold, in place of each fold's own
+    tables: bool = True  # keep prediction tables, and every gene's scores of the main method
+    training_head: HeadConfig | None = None  # chooses the epoch, where experiments that differ in the head share it
+    all_folds: int | None = None  # of the cohort, where `folds` are some of them
+    plans: dict[str, FoldPlan] = field(default_factory=dict)  # by fold; filled while the experiment runs
 
     @property
     def keys(self) -> list[Key]:
@@ -136,33 +102,13 @@ class Experiment:
 
 @dataclass(frozen=True, eq=False)
 class MethodRun:
-    """One method of an experiment, in one fold, with one seed.
+    """One method of an experiment, in one fold, with one seed."""
 
-    Parameters
-    ----------
-    experiment : int
-        Index of its experiment among those that run together.
-    config : Config
-        With the experiment's first seed.
-    protocol : {"strict", "paper"}
-    keep_tables, every_gene : bool
-        What is kept of its predictions and scores.
-    folder : RunFolder or None
-        Where the result is kept; without one it is returned.
-    training_head : HeadConfig or None
-        See `Experiment`.
-    """
-
-    experiment: int
-    config: Config
+    number: int  # of its experiment, among those that run together
+    experiment: Experiment  # without plans, so that it is small enough to be sent to a worker
     plan: FoldPlan
     method: Method
     seed: int
-    protocol: ProtocolName
-    keep_tables: bool
-    every_gene: bool
-    folder: RunFolder | None
-    training_head: HeadConfig | None = None
 
     @property
     def key(self) -> Key:
@@ -184,14 +130,7 @@ class TaskList:
 
     A task is one fold with one seed: its methods read each section once and share one CMRCNet. Experiments that differ
     in the head alone are in one task as well. When there are fewer tasks than workers, the methods of a task are split
-    by the training that they are heads on.
-
-    Parameters
-    ----------
-    done : sequence of collection of Key
-        Results that each experiment already has.
-    workers : int
-        Processes that want a task.
+    by the training that they are heads on. Results that an experiment already has (`done`) are left out.
     """
 
     def __init__(self, experiments: Sequence[Experiment], done: Sequence[dict[Key, FoldResult]], workers: int) -> None:
@@ -215,34 +154,17 @@ class TaskList:
 
     def planned(self, planner: FoldPlanner) -> Iterator[Task]:
         """Yield the tasks; each fold is planned when it is reached."""
+        lean = [replace(each, plans={}, scored=None) for each in self._experiments]
         for group in self._groups:
-            runs = []
-            for number, fold, method, seed in group:
-                each = self._experiments[number]
-                runs.append(
-                    MethodRun(
-                        number,
-                        each.config,
-                        each.plan(planner, fold),
-                        method,
-                        seed,
-                        each.protocol,
-                        each.tables and seed == each.seeds[0],
-                        each.every_gene(method.name),
-                        each.folder,
-                        each.training_head,
-                    )
-                )
-            yield tuple(runs)
+            plans = [self._experiments[number].plan(planner, fold) for number, fold, *_ in group]
+            yield tuple(
+                MethodRun(number, lean[number], plan, method, seed)
+                for (number, _, method, seed), plan in zip(group, plans, strict=True)
+            )
 
 
 def seeds_of(config: Config, count: int) -> tuple[int, ...]:
-    """Return the config's seed and the following ones.
-
-    Raises
-    ------
-    BadOption
-    """
+    """Return the config's seed and the following ones; `BadOption` for a count below 1."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise BadOption("seeds", count, "a number of seeds, 1 or more")
     return tuple(config.train.seed + i for i in range(count))

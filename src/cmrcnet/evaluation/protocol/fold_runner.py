@@ -11,7 +11,7 @@ from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.methods.method import FoldData, location_of
 from cmrcnet.evaluation.metrics.scoring import Scorer
-from cmrcnet.evaluation.protocol.experiment import MethodRun, Task
+from cmrcnet.evaluation.protocol.experiment import Experiment, MethodRun, Task
 from cmrcnet.evaluation.protocol.protocol_info import protocol_named
 from cmrcnet.evaluation.protocol.run_folder import FoldResult
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
@@ -44,14 +44,9 @@ option that is not listed here counts."""
 
 
 class FoldRunner:
-    """Runs tasks one after another in one process.
+    """Runs tasks one after another in one process; `share` processes share this machine's memory.
 
-    Parameters
-    ----------
-    cohort : Cohort
-        All sections, for scoring. A method gets `FoldData`, whose cohort has no entry of a held-out section.
-    share : int
-        Number of processes that share this machine's memory.
+    The cohort has all sections, for scoring. A method gets `FoldData`, whose cohort has no entry of a held-out section.
     """
 
     def __init__(self, cohort: Cohort, cache: TokenCache | None, share: int = 1) -> None:
@@ -76,14 +71,14 @@ class FoldRunner:
     def run(self, task: Task) -> Iterator[tuple[MethodRun, FoldResult]]:
         """Run the methods of a task on shared training data, and yield each result when it is kept."""
         models: dict[str, object] = {}
-        places: list[Checkpoints] = []
-        experiment, data = None, None
+        opened: list[Checkpoints] = []
+        number, data = None, None
         for each in task:
-            if data is None or each.experiment != experiment:
-                experiment, data = each.experiment, self.fold_data(each, models, places.append)
+            if data is None or each.number != number:
+                number, data = each.number, self.fold_data(each, models, opened.append)
             yield each, self._run_method(each, data)
         models.clear()  # a bank removes its temporary folder
-        for checkpoints in places:
+        for checkpoints in opened:
             checkpoints.discard()
 
     def fold_data(
@@ -92,35 +87,30 @@ class FoldRunner:
         models: dict[str, object] | None = None,
         opened: Callable[[Checkpoints], None] = lambda _: None,
     ) -> FoldData:
-        """Collect what methods may learn from in the fold of a run.
+        """Collect what methods of an experiment may learn from in the fold of a run.
 
-        Parameters
-        ----------
-        run : MethodRun
-            Any method of the experiment, fold and seed.
-        models : dict, optional
-            Trainings of the task so far; see `FoldData.trained`.
-        opened : callable
-            Called with the checkpoints of each training that is started.
+        `models` has the trainings of the task so far (see `FoldData.trained`); `opened` is called with the checkpoints
+        of each training that is started.
         """
+        experiment, plan = run.experiment, run.plan
 
         def checkpoints(training: str) -> Checkpoints:
-            assert run.folder is not None
-            found = run.folder.checkpoints(run.plan.fold.name, run.seed, training)
+            assert experiment.folder is not None
+            found = experiment.folder.checkpoints(plan.fold.name, run.seed, training)
             opened(found)
             return found
 
         return FoldData(
-            self.cohort.only(run.plan.fold.train).in_order(),
-            run.plan.fold,
-            run.config.override({"train.seed": run.seed}),
-            run.plan.panel,
-            run.plan.sets,
-            self.features(run.config),
+            self.cohort.only(plan.fold.train).in_order(),
+            plan.fold,
+            experiment.config.override({"train.seed": run.seed}),
+            plan.panel,
+            plan.sets,
+            self.features(experiment.config),
             self._cache,
-            None if run.folder is None else checkpoints,
+            None if experiment.folder is None else checkpoints,
             {} if models is None else models,
-            run.training_head,
+            experiment.training_head,
         )
 
     def _run_method(self, run: MethodRun, data: FoldData) -> FoldResult:
@@ -129,18 +119,19 @@ class FoldRunner:
 
         start = time.monotonic()
         fitted = run.method.fit(data)
-        scores = self._scorer_of(run).begin(run.plan.scored)
+        scores = self._scorer_of(run.experiment).begin(run.plan.scored)
         gene_tables: list[Frame] = []
         tables: dict[str, AnnData] = {}
-        fold, name = run.plan.fold, run.method.name
+        fold, name, folder = run.plan.fold, run.method.name, run.experiment.folder
+        every_gene = run.experiment.every_gene(name)
         for section in self.cohort.only(fold.test):
             prediction = fitted.predict(location_of(section, data.features, run.method))
             table = scores.add(section, prediction)  # only `scores` sees the truth; nothing is passed to the method
-            if not run.every_gene:
+            if not every_gene:
                 table = table[table["sets"] != ""].reset_index(drop=True)
             table.insert(0, "method", name)
             gene_tables.append(table)
-            if run.every_gene and run.keep_tables and prediction.table is not None:
+            if every_gene and run.seed == run.experiment.seeds[0] and prediction.table is not None:
                 tables[section.name] = prediction.table
         head = {"method": name, "fold": fold.name}
         result = FoldResult(
@@ -149,22 +140,24 @@ class FoldRunner:
             fitted.record,
             time.monotonic() - start,
             tables,
-            run.every_gene,
+            every_gene,
         )
-        return result if run.folder is None else run.folder.keep(*run.key, result)
+        return result if folder is None else folder.keep(*run.key, result)
 
-    def _scorer_of(self, run: MethodRun) -> Scorer:
+    def _scorer_of(self, experiment: Experiment) -> Scorer:
         """Return the scorer of these settings, which keeps what is known of the truth of a fold."""
-        config = run.config
-        settings = (config.panel.target_sum, config.evaluation.undefined, config.evaluation.set_size, run.protocol)
+        target_sum, options = experiment.config.panel.target_sum, experiment.config.evaluation
+        settings = (target_sum, options.undefined, options.set_size, experiment.protocol)
         if self._scorer is None or self._scorer[0] != settings:
-            scorer = Scorer(
-                config.panel.target_sum,
-                undefined=config.evaluation.undefined,
-                set_size=config.evaluation.set_size,
-                protocol=protocol_named(run.protocol),
+            self._scorer = (
+                settings,
+                Scorer(
+                    target_sum,
+                    undefined=options.undefined,
+                    set_size=options.set_size,
+                    protocol=protocol_named(experiment.protocol),
+                ),
             )
-            self._scorer = settings, scorer
         return self._scorer[1]
 
 

@@ -14,41 +14,17 @@ GroupBy = Literal["patient", "section"]
 
 @dataclass(frozen=True)
 class Fold:
-    """One split of a cohort.
+    """One split of a cohort; names of sections are in the cohort's order."""
 
-    Parameters
-    ----------
-    name : str
-        The patient or section that is held out.
-    train, test : tuple of str
-        Section names on either side, in the cohort's order.
-    test_patients : tuple of str
-        Patients of the test sections.
-    patient_disjoint : bool
-        False when a patient has sections on both sides, which inflates the scores.
-    """
-
-    name: str
+    name: str  # of the patient or section that is held out
     train: tuple[str, ...]
     test: tuple[str, ...]
     test_patients: tuple[str, ...]
-    patient_disjoint: bool
+    patient_disjoint: bool  # False when a patient has sections on both sides, which inflates the scores
 
 
 def folds(cohort: Cohort, group_by: GroupBy = "patient") -> tuple[Fold, ...]:
-    """Hold out one patient, or one section, at a time.
-
-    Parameters
-    ----------
-    cohort : Cohort
-        At least two groups.
-    group_by : {"patient", "section"}
-        What is held out as a whole.
-
-    Returns
-    -------
-    tuple of Fold
-        In the cohort's order of first appearance. Every section is tested exactly once.
+    """Hold out one patient, or one section, at a time, in the cohort's order; every section is tested exactly once.
 
     Raises
     ------
@@ -77,12 +53,7 @@ def folds(cohort: Cohort, group_by: GroupBy = "patient") -> tuple[Fold, ...]:
 
 
 def only_folds(folds: tuple[Fold, ...], names: Sequence[str] | None) -> tuple[Fold, ...]:
-    """Select folds by name, in the order of the cohort; all of them when `names` is None.
-
-    Raises
-    ------
-    UnknownName, BadOption
-    """
+    """Select folds by name, in the order of the cohort; all of them when `names` is None."""
     if names is None:
         return folds
     known = [fold.name for fold in folds]
@@ -102,7 +73,7 @@ def refuse_seen(
     sections: Iterable[str],
     patients: Iterable[str] = (),
 ) -> None:
-    """Raise when a model or bank was made from a section or patient that it is about to be tested on.
+    """Raise `Leakage` when a model or bank was made from a section or patient that it is about to be tested on.
 
     Parameters
     ----------
@@ -112,10 +83,6 @@ def refuse_seen(
         From the artefact's provenance.
     sections, patients : iterable of str
         The test data. Leave `patients` empty for a protocol that holds out sections only.
-
-    Raises
-    ------
-    Leakage
     """
     in_sections, in_patients = set(seen_sections), set(seen_patients)
     seen = [f"section {name}" for name in sections if name in in_sections]

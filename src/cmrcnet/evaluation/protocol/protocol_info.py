@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from cmrcnet.config import Config
 from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation import Frame, Sparse
 from cmrcnet.evaluation.protocol.folds import GroupBy
 from cmrcnet.genes.gene_sets import sets_of_truth
-
-if TYPE_CHECKING:
-    pass
 
 ProtocolName = Literal["strict", "paper"]
 Sets = Mapping[str, Sequence[str]]
@@ -22,33 +19,15 @@ FEWEST_PATIENTS_TO_RANK = 5
 
 @dataclass(frozen=True)
 class ScoringProtocol:
-    """What an evaluation holds out, and on which genes it scores.
-
-    Parameters
-    ----------
-    name : {"strict", "paper"}
-    about : str
-        One sentence for reports.
-    sets_from : str
-        Origin of HEG and HVG, worded to follow "chosen on".
-    settings : dict
-        Config options that the protocol fixes.
-    """
+    """What an evaluation holds out, and on which genes it scores."""
 
     name: ProtocolName
-    about: str
-    sets_from: str
-    settings: dict[str, Any] = field(default_factory=dict, hash=False)
+    about: str  # one sentence for reports
+    sets_from: str  # origin of HEG and HVG, worded to follow "chosen on"
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)  # config options that the protocol fixes
 
     def apply(self, config: Config, group_by: GroupBy | None = None) -> Config:
-        """Return the config as this protocol runs it.
-
-        Parameters
-        ----------
-        config : Config
-            Its options are overridden by `settings`.
-        group_by : {"patient", "section"}, optional
-            In place of the config's `evaluation.group_by`.
+        """Return the config as this protocol runs it: with `group_by`, where given, and overridden by `settings`.
 
         Raises
         ------
@@ -63,21 +42,8 @@ class ScoringProtocol:
     def scored_sets(self, sets: Sets, genes: Sequence[str], truth: Sparse, size: int) -> dict[str, tuple]:
         """Return the gene sets on which one test section is scored; for scoring only, it may use the truth.
 
-        Parameters
-        ----------
-        sets : mapping of str to sequence of str
-            Sets of the fold, chosen on its training sections.
-        genes : sequence of str
-            Columns of `truth`: genes that are predicted and measured.
-        truth : sparse matrix, shape (spots, genes)
-            Log-normalised expression of the test section.
-        size : int
-            Number of genes in HEG and in HVG.
-
-        Returns
-        -------
-        dict of str to tuple of str
-            `sets` under ``strict``; under ``paper`` with HEG and HVG replaced by those of the truth.
+        Under ``strict`` the sets of the fold; under ``paper`` HEG and HVG are the `size` genes each of the truth: the
+        log-normalised expression (spots, genes) of the test section, its columns named by `genes`.
         """
         chosen = {name: tuple(members) for name, members in sets.items()}
         return chosen | sets_of_truth(genes, truth, size) if self.name == "paper" else chosen
@@ -100,12 +66,7 @@ PROTOCOLS = {protocol.name: protocol for protocol in (STRICT, PAPER)}
 
 
 def protocol_named(name: str) -> ScoringProtocol:
-    """Look up a protocol.
-
-    Raises
-    ------
-    UnknownName
-    """
+    """Look up a protocol; `UnknownName` for another name."""
     if name not in PROTOCOLS:
         raise UnknownName("protocol", name, tuple(PROTOCOLS))
     return PROTOCOLS[name]
@@ -113,63 +74,26 @@ def protocol_named(name: str) -> ScoringProtocol:
 
 @dataclass(frozen=True)
 class ProtocolInfo:
-    """How a run was scored; printed under every table.
+    """How a run was scored; printed under every table."""
 
-    Parameters
-    ----------
-    group_by : {"patient", "section"}
-        What each fold holds out.
-    patients, sections, folds : int
-        Numbers tested.
-    patient_disjoint : bool
-        No fold has a patient on both sides.
-    panel_from_all : bool
-        The gene panel was chosen on the test sections too.
-    set_size : int
-        Number of genes in HEG, in HVG and in SVG.
-    undefined : {"skip", "zero"}
-        Treatment of undefined correlations in means.
-    protocol : {"strict", "paper"}
-        Whether training sections or each test section's own truth choose the scored genes.
-    sets_from : str
-        Origin of HEG and HVG, worded to follow "chosen on".
-    own_sets : tuple of str
-        Names of gene lists given by the user.
-    n_genes : int or None
-        Number of different genes scored; None before scoring.
-    n_pairs, n_undefined : int
-        Gene-section pairs scored, and those with a constant truth, where no method has a correlation.
-    seeds : int
-        Number of seeds that scores are averaged over.
-    all_folds : int or None
-        Total number of folds, when only some were run.
-    """
-
-    group_by: GroupBy
-    patients: int
+    group_by: GroupBy  # what each fold holds out
+    patients: int  # numbers tested
     sections: int
     folds: int
-    patient_disjoint: bool
-    panel_from_all: bool
-    set_size: int
-    undefined: str
+    patient_disjoint: bool  # no fold has a patient on both sides
+    panel_from_all: bool  # the gene panel was chosen on the test sections too
+    set_size: int  # genes in HEG, in HVG and in SVG
+    undefined: str  # "skip" or "zero": treatment of undefined correlations in means
     protocol: str = "strict"
-    sets_from: str = "the training sections of each fold"
-    own_sets: tuple[str, ...] = ()
-    n_genes: int | None = None
-    n_pairs: int = 0
-    n_undefined: int = 0
-    seeds: int = 1
-    all_folds: int | None = None
+    sets_from: str = "the training sections of each fold"  # origin of HEG and HVG
+    n_genes: int | None = None  # different genes scored; None before scoring
+    n_pairs: int = 0  # gene-section pairs scored
+    n_undefined: int = 0  # pairs with a constant truth, where no method has a correlation
+    seeds: int = 1  # that scores are averaged over
+    all_folds: int | None = None  # when only some were run
 
     def counted(self, genes: Frame) -> ProtocolInfo:
-        """Add the numbers of genes that were scored.
-
-        Parameters
-        ----------
-        genes : pandas.DataFrame
-            As `genes.csv`.
-        """
+        """Add the numbers of genes that were scored, from a table as `genes.csv`."""
         pairs = genes.drop_duplicates(["section", "gene"])
         flat = ~(pairs["variance"] > 1e-12)  # `variance` is the truth's; rounding leaves a little in constant genes
         return replace(self, n_genes=pairs["gene"].nunique(), n_pairs=len(pairs), n_undefined=int(flat.sum()))
@@ -204,8 +128,6 @@ class ProtocolInfo:
             if self.protocol == "strict"
             else f"HEG and HVG: {each} {self.sets_from}; SVG: on the training sections of each fold",
         ]
-        if self.own_sets:
-            words.append(f"{' and '.join(self.own_sets)}: as listed")
         if self.n_genes is not None:
             words.append(
                 f"{self.n_genes:,} genes scored; in {self.n_undefined:,} of {self.n_pairs:,} gene-section pairs the "

@@ -49,28 +49,14 @@ _TEXT = ("method", "fold", "section", "patient", "gene_set", "metric", "gene", "
 
 @dataclass(frozen=True, eq=False)
 class FoldResult:
-    """Scores and predictions of one method in one fold with one seed.
+    """Scores and predictions of one method in one fold with one seed."""
 
-    Parameters
-    ----------
-    scores, genes : pandas.DataFrame
-        Rows of `scores.csv` and `genes.csv`.
-    record : dict
-        What the method reports about its fit; JSON-able.
-    seconds : float
-        Time of fitting, predicting and scoring.
-    tables : dict of str to AnnData
-        Prediction table of each test section, from a method that makes them.
-    every_gene : bool
-        `genes` holds every gene, not only those of named gene sets.
-    """
-
-    scores: Frame
-    genes: Frame
-    record: dict[str, Any]
-    seconds: float
-    tables: dict[str, AnnData] = field(default_factory=dict)
-    every_gene: bool = True
+    scores: Frame  # rows of `scores.csv`
+    genes: Frame  # rows of `genes.csv`
+    record: dict[str, Any]  # what the method reports about its fit; JSON-able
+    seconds: float  # of fitting, predicting and scoring
+    tables: dict[str, AnnData] = field(default_factory=dict)  # of each test section, from a method that makes them
+    every_gene: bool = True  # `genes` holds every gene, not only those of named gene sets
 
 
 class WorkFolder:
@@ -78,8 +64,6 @@ class WorkFolder:
 
     Parameters
     ----------
-    path : Path
-        Path of the finished folder.
     last : str
         File that is written when everything is done; `finish` requires it.
     format : int
@@ -119,25 +103,15 @@ class WorkFolder:
         return self.path if self._finished else self.partial
 
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """Record what is being made; refuse to continue an interrupted folder of something else.
-
-        Parameters
-        ----------
-        identity : mapping of str to JSON-able
-            The config, the cohort's content, the version.
-
-        Raises
-        ------
-        CannotResume
-        """
-        stamp = {"format": self._format} | {key: fingerprint(value) for key, value in identity.items()}
+        """Record what is being made (config, cohort, version); raise `CannotResume` for a folder of something else."""
+        now = {"format": self._format} | {key: fingerprint(value) for key, value in identity.items()}
         make_partial(self.partial, _OURS)
         file = self.partial / "identity.json"
         if not file.exists():
-            self._write_json("identity.json", stamp)
+            self._write_json("identity.json", now)
             return
         before = _read_json(file)
-        changed = [key for key in stamp if before.get(key) != stamp[key]]
+        changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             raise CannotResume(self.partial, f"its {' and '.join(changed)} changed since it was started")
 
@@ -167,23 +141,7 @@ class WorkFolder:
 
 
 class RunFolder(WorkFolder):
-    """The folder of one evaluation run.
-
-    Parameters
-    ----------
-    path : Path
-        Path of the finished run.
-    overwrite : bool
-        Replace a finished run at `path`, and discard an interrupted one.
-    resume : bool
-        Continue the interrupted run; without one, start.
-
-    Raises
-    ------
-    OutputExists
-        A finished or interrupted run exists, and neither `overwrite` nor `resume` is given.
-    Unwritable
-    """
+    """The folder of one evaluation run; see `WorkFolder`."""
 
     def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
         leftovers = ("results", "checkpoints")
@@ -197,7 +155,7 @@ class RunFolder(WorkFolder):
         One of which a file is not what was written is removed and counts as not done; with `every_gene` also one that
         kept the genes of named sets only.
         """
-        folder = self._place("results", fold, method, seed)
+        folder = self._path("results", fold, method, seed)
         if not folder.is_dir():
             return None
         try:
@@ -221,7 +179,7 @@ class RunFolder(WorkFolder):
             with atomic_file(file) as tmp:
                 table.write_h5ad(tmp, compression="gzip")
             tables[file.relative_to(self.working).as_posix()] = file_checksum(file)
-        with atomic_folder(self._place("results", fold, method, seed)) as tmp:
+        with atomic_folder(self._path("results", fold, method, seed)) as tmp:
             result.scores.to_csv(tmp / "scores.csv", index=False)
             result.genes.to_csv(tmp / "genes.csv", index=False, float_format=GENE_DIGITS)
             metadata = {"record": result.record, "seconds": result.seconds, "every_gene": result.every_gene}
@@ -232,16 +190,10 @@ class RunFolder(WorkFolder):
         return kept
 
     def checkpoints(self, fold: str, seed: int, training: str) -> Checkpoints:
-        """Open the folder in which one training of a fold keeps its state.
-
-        Parameters
-        ----------
-        training : str
-            Name of the training: a fold may have several.
-        """
+        """Open the folder in which one training of a fold, which may have several, keeps its state."""
         from cmrcnet.training.checkpoint import Checkpoints
 
-        return Checkpoints(self._place("checkpoints", fold, training, seed))
+        return Checkpoints(self._path("checkpoints", fold, training, seed))
 
     def write_tables(self, scores: Frame, genes: Frame, metadata: dict[str, Any]) -> None:
         """Write `scores.csv`, `genes.csv` and `run.json` of the whole run."""
@@ -255,12 +207,7 @@ class RunFolder(WorkFolder):
 
     @staticmethod
     def read_finished(path: Path) -> tuple[Frame, dict[str, Any]] | None:
-        """Read scores and metadata of a finished run; None where there is none.
-
-        Raises
-        ------
-        Damaged, Incompatible
-        """
+        """Read scores and metadata of a finished run; None where there is none. `Damaged`, `Incompatible`."""
         if not (path / "run.json").exists():
             return None
         metadata = read_run(path, ["scores.csv"])
@@ -284,7 +231,7 @@ class RunFolder(WorkFolder):
         """Map each section to its prediction table, read on access."""
         return _Tables(self)
 
-    def _place(self, kind: str, fold: str, name: str, seed: int) -> Path:
+    def _path(self, kind: str, fold: str, name: str, seed: int) -> Path:
         return self.working / kind / file_name(fold) / file_name(name) / str(seed)
 
     def _table_file(self, section: str) -> Path:

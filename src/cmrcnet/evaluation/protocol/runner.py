@@ -62,10 +62,7 @@ def run_experiments(
 ) -> Iterator[tuple[int, dict[Key, FoldResult], float]]:
     """Run every task of the experiments, and yield each experiment's results when it is complete.
 
-    Parameters
-    ----------
-    experiments : sequence of Experiment
-        They share workers, features, plans and trainings.
+    Experiments share workers, features, plans and trainings.
 
     Yields
     ------
@@ -75,10 +72,6 @@ def run_experiments(
         In the order of `Experiment.keys`.
     features_s : float
         Seconds spent on computing its frozen features.
-
-    Raises
-    ------
-    BadOption, WorkerDied
     """
     results = [experiment.finished() for experiment in experiments]
     todo = sum(len(each.keys) - len(done) for each, done in zip(experiments, results, strict=True))
@@ -111,12 +104,12 @@ def run_experiments(
         found = run_here(planned, runner)
     with metered("evaluate", todo, "results") as meter, closing(found):
         for run, result in found:
-            results[run.experiment][run.key] = result
+            results[run.number][run.key] = result
             hvg = result.scores[(result.scores.gene_set == "HVG") & (result.scores.metric == "pearson")]["value"].mean()
-            trial = f"trial {run.experiment + 1}, " if len(experiments) > 1 else ""
+            trial = f"trial {run.number + 1}, " if len(experiments) > 1 else ""
             log.info("%s%s: HVG Pearson %.3f (%.0f s)", trial, run.name, hvg, result.seconds)
             meter.advance(note=run.name)
-            yield from complete(run.experiment)
+            yield from complete(run.number)
 
 
 def _compute_features(
@@ -137,36 +130,28 @@ def _compute_features(
 def run_here(tasks: Iterable[Task], runner: FoldRunner) -> Iterator[tuple[MethodRun, FoldResult]]:
     """Run tasks one after another in this process, with the threads that a worker would have."""
     for task in tasks:
-        with limited_threads(threads_of_task(task[0].config, 1)):
+        with limited_threads(threads_of_task(task[0].experiment.config, 1)):
             yield from runner.run(task)
 
 
 def run_in_workers(tasks: Iterable[Task], payload: bytes, workers: int) -> Iterator[tuple[MethodRun, FoldResult]]:
     """Run tasks in spawned worker processes, and yield their results as they are finished.
 
-    Parameters
-    ----------
-    tasks : iterable of Task
-        Taken one by one when a worker is free.
-    payload : bytes
-        Cohort and cache, from `pickled`.
-
-    Raises
-    ------
-    WorkerDied
+    Tasks are taken one by one when a worker is free; the payload is cohort and cache, from `pickled`. Raises
+    `WorkerDied`.
     """
     context = multiprocessing.get_context("spawn")
     started = context.SimpleQueue()
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, _start_worker, (payload, workers, log.getEffectiveLevel(), started))
     waiting, running = iter(tasks), dict[Future, Task]()
-    crew: set[Any] = set()
+    processes: set[Any] = set()
     names: dict[int, str] = {}
     complete = False
     try:
         while True:
             running |= {pool.submit(_run_task, task): task for task in islice(waiting, workers - len(running))}
-            crew |= set(multiprocessing.active_children()) - before
+            processes |= set(multiprocessing.active_children()) - before
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -184,23 +169,15 @@ def run_in_workers(tasks: Iterable[Task], payload: bytes, workers: int) -> Itera
         pool.shutdown(wait=True, cancel_futures=True)  # it joins the processes, so that their exit codes are known
         while not started.empty():
             names |= [started.get()]
-        dead = [process for process in crew if process.exitcode not in _ENDED_BY_US] or list(crew)
+        dead = [process for process in processes if process.exitcode not in _ENDED_BY_US] or list(processes)
         raise WorkerDied(names.get(dead[0].pid, "a task"), dead[0].exitcode) from None
     finally:
         pool.shutdown(wait=complete, cancel_futures=True)
-        _end(crew)
+        _end(processes)
 
 
 def pickled(payload: object, methods: Iterable[object]) -> bytes | None:
-    """Pickle what a worker needs; None where it, or a method, cannot be pickled.
-
-    Parameters
-    ----------
-    payload : object
-        Cohort and cache.
-    methods : iterable
-        Checked only.
-    """
+    """Pickle what a worker needs, cohort and cache; None where it, or a method, cannot be pickled."""
     try:
         ForkingPickler.dumps(list(methods))
         return bytes(ForkingPickler.dumps(payload))
@@ -210,18 +187,9 @@ def pickled(payload: object, methods: Iterable[object]) -> bytes | None:
 
 
 def choose_workers(asked: Workers, tasks: int) -> int:
-    """Choose the number of processes.
+    """Choose the number of processes, not more than tasks; `BadOption` for less than one.
 
-    Parameters
-    ----------
-    asked : int or "auto"
-        auto: one for each core, limited by the number of tasks and by half of the memory.
-    tasks : int
-        More workers than tasks would be idle.
-
-    Raises
-    ------
-    BadOption
+    auto: one for each core, limited by half of the memory.
     """
     if asked == "auto":
         try:
@@ -261,11 +229,11 @@ def limited_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _end(crew: Iterable[Any]) -> None:
-    for process in crew:
+def _end(processes: Iterable[Any]) -> None:
+    for process in processes:
         if process.is_alive():
             process.terminate()
-    for process in crew:
+    for process in processes:
         process.join(_PATIENCE_S)
         if process.is_alive():
             process.kill()
@@ -295,7 +263,7 @@ def _run_task(task: Task) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", CmrcnetWarning)
         try:
-            with limited_threads(threads_of_task(task[0].config, _workers)):
+            with limited_threads(threads_of_task(task[0].experiment.config, _workers)):
                 _started.put((os.getpid(), task[0].name))
                 for following, (_, result) in zip((*task[1:], None), _runner.run(task), strict=True):
                     answer["results"].append(result)

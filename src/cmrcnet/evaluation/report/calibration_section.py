@@ -9,7 +9,6 @@ Of each held-out section, over the genes of a set (HVG) that it measured:
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +17,12 @@ from markupsafe import Markup
 from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.metrics.scoring import truth_of
-from cmrcnet.evaluation.report.page import render
+from cmrcnet.evaluation.report.page import GREY, MAIN_COLOUR, render, svg
 from cmrcnet.uncertainty.conformal import LEVEL, bounds
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from matplotlib.axes import Axes
 
     from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
 
@@ -30,7 +30,8 @@ KEPT = np.linspace(1.0, 0.3, 15)
 """Shares of the spots that are kept, for curves."""
 ABSTAINED = 0.3
 """Share of abstained spots for the one number of the table."""
-_MAIN, _ONE, _SOFT = "#7a2e8e", "#9aa4b0", "#5a6675"
+_SIZE = 5.2, 3.3
+"""Of a figure, in inches."""
 
 
 def gene_coverage(
@@ -38,12 +39,8 @@ def gene_coverage(
 ) -> np.ndarray:
     """Share of spots inside the interval, of each gene; NaN where a gene has no interval.
 
-    Parameters
-    ----------
-    mean, truth : array, shape (spots, genes)
-    factor : array, shape (spots,)
-    low, high : array, shape (genes,)
-        As in `uncertainty.conformal.bounds`.
+    `mean` and `truth` are (spots, genes), `factor` is (spots,), `low` and `high` (genes,): as in
+    `uncertainty.conformal.bounds`.
     """
     lower, upper = bounds(mean, factor, low, high)
     inside = ((truth >= lower) & (truth <= upper)).mean(axis=0)
@@ -51,15 +48,9 @@ def gene_coverage(
 
 
 def risk_curve(error: np.ndarray, confidence: np.ndarray, kept: np.ndarray = KEPT) -> np.ndarray:
-    """Mean error of the most confident spots over the mean error of all, for each share kept.
+    """Mean error of the most confident spots over the mean error of all, for each share kept (above 0 to 1).
 
-    Parameters
-    ----------
-    error : array, shape (spots,)
-        Mean squared error of each spot over genes.
-    confidence : array, shape (spots,)
-    kept : array
-        Shares, above 0 to 1.
+    `error` is the mean squared error of each spot over genes, `confidence` that of each spot.
     """
     order = np.argsort(-confidence, kind="stable")
     so_far = np.cumsum(error[order]) / np.arange(1, len(error) + 1)
@@ -87,7 +78,8 @@ def uncertainty_scores(run: EvaluationRun, gene_set: str = "HVG") -> Frame:
     rows = []
     for section, table in run.predictions.items():
         if "interval_scale" in table.obs or "ood" in table.uns["cmrcnet"]:
-            genes = _genes(run, section, gene_set)
+            mine = run.genes[(run.genes.method == MAIN) & (run.genes.section == section)]
+            genes = list(mine.gene[[gene_set in sets.split() for sets in mine.sets]])  # measured and predicted
             rows.append(_of_section(run, section, table, genes) | {"gene_set": gene_set})
     head = ["section", "patient", "gene_set", "n_genes", "coverage", "width", "abstained", "ood", "distance", "limit"]
     return pd.DataFrame(rows, columns=pd.Index([*head, "outside", *map(risk_column, KEPT)]))
@@ -117,12 +109,6 @@ def _of_section(run: EvaluationRun, section: str, table: AnnData, genes: list[st
     return found | {risk_column(share): float(risk) for share, risk in zip(KEPT, risks, strict=True)}
 
 
-def _genes(run: EvaluationRun, section: str, gene_set: str) -> list[str]:
-    """Genes of the set that the section measured and the table predicts."""
-    mine = run.genes[(run.genes.method == MAIN) & (run.genes.section == section)]
-    return list(mine.gene[[gene_set in sets.split() for sets in mine.sets]])
-
-
 def calibration_section(run: EvaluationRun) -> Markup:
     """Render coverage, the risk-coverage curve and flags of the held-out sections; empty where no table has them."""
     frame = uncertainty_scores(run)
@@ -145,10 +131,15 @@ def calibration_section(run: EvaluationRun) -> Markup:
         ]
         for row in frame.itertuples()
     ]
+    first = next(iter(run.predictions.values())).uns["cmrcnet"]  # folds differ in numbers only
     values = {
         "run": run,
         "statement": _statement(frame),
-        "basis": _basis(run),
+        "basis": (
+            f"In the first fold: {first.get('intervals', '')} The width of an interval grows with the disagreement of "
+            "neighbours and heads, with the distance of the neighbours and with the predicted expression, so locations "
+            "of low expression often have narrow intervals."
+        ),
         "coverage": coverage_svg(frame) if drawn else b"",
         "risk": risk_svg(frame) if drawn else b"",
         "heads": heads,
@@ -160,36 +151,37 @@ def calibration_section(run: EvaluationRun) -> Markup:
 def coverage_svg(frame: Frame) -> bytes:
     """A dot a section, beside the nominal level."""
     known = frame[frame["coverage"].notna()]
-    with _style():
-        drawing, axes = _canvas()
+
+    def draw(axes: Axes) -> None:
         rows = np.arange(len(known))[::-1]
         axes.axvspan(LEVEL - 0.05, LEVEL + 0.05, color="#f1e6f4", lw=0, zorder=0)
-        axes.axvline(LEVEL, color=_MAIN, lw=1, ls=(0, (4, 3)), zorder=1)
-        axes.plot(known["coverage"], rows, "o", color=_MAIN, ms=6, zorder=2)
-        axes.set_yticks(rows, [_short(name) for name in known["section"]])
+        axes.axvline(LEVEL, color=MAIN_COLOUR, lw=1, ls=(0, (4, 3)), zorder=1)
+        axes.plot(known["coverage"], rows, "o", color=MAIN_COLOUR, ms=6, zorder=2)
+        axes.set_yticks(rows, [name if len(name) <= 16 else f"{name[:15]}…" for name in map(str, known["section"])])
         axes.set_ylim(-0.7, len(known) - 0.3)
         axes.set_xlim(min(0.7, float(known["coverage"].min()) - 0.03), 1.0)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.tick_params(axis="y", length=0)
         axes.set_title(f"Measured values inside their {LEVEL:.0%} interval", fontsize=10.5, loc="left")
         axes.set_xlabel("share of spots, mean over HVG")
-        return _svg(drawing)
+
+    return svg(draw, _SIZE)
 
 
 def risk_svg(frame: Frame) -> bytes:
     """Error of the spots that are kept, over the error of all, against the share of abstained spots."""
     curves = frame[[risk_column(share) for share in KEPT]].to_numpy(np.float64)
     curves = curves[np.isfinite(curves).all(axis=1)]
-    abstained = 1 - KEPT
-    with _style():
-        drawing, axes = _canvas()
-        axes.axhline(1, color=_SOFT, lw=1, ls=(0, (4, 3)))
-        axes.plot(abstained, curves.T, color=_ONE, lw=1, alpha=0.8)
-        axes.plot(abstained, curves.mean(axis=0), color=_MAIN, lw=2.2)
+    mean, abstained = curves.mean(axis=0), 1 - KEPT
+    at = float(np.interp(ABSTAINED, abstained, mean))
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(1, color="#5a6675", lw=1, ls=(0, (4, 3)))
+        axes.plot(abstained, curves.T, color=GREY, lw=1, alpha=0.8)
+        axes.plot(abstained, mean, color=MAIN_COLOUR, lw=2.2)
         axes.axvline(ABSTAINED, color="#dcc4e3", lw=1, zorder=0)
-        at = float(np.interp(ABSTAINED, abstained, curves.mean(axis=0)))
         axes.annotate(
-            f"{at:.2f}", (ABSTAINED, at), xytext=(6, 6), textcoords="offset points", color=_MAIN, weight="bold"
+            f"{at:.2f}", (ABSTAINED, at), xytext=(6, 6), textcoords="offset points", color=MAIN_COLOUR, weight="bold"
         )
         axes.set_title("Error without the least certain spots", fontsize=10.5, loc="left")
         axes.set_xlabel("share abstained; grey: one section, colour: mean")
@@ -197,40 +189,31 @@ def risk_svg(frame: Frame) -> bytes:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_ylim(bottom=0)
         axes.set_xlim(0, float(abstained.max()))
-        return _svg(drawing)
+
+    return svg(draw, _SIZE)
 
 
 def _statement(frame: Frame) -> str:
-    said = []
+    sentences = []
     covered = frame["coverage"].dropna()
     if len(covered):
-        said.append(
+        sentences.append(
             f"Intervals at the {LEVEL:.0%} level contain {covered.mean():.1%} of the measured values of HVG on "
             f"sections that took no part in training ({covered.min():.1%} to {covered.max():.1%} by section)."
         )
         change = frame["abstained"].mean() - 1
         word = "lowers" if change < 0 else "raises"
-        said.append(
+        sentences.append(
             f"Abstaining from the least certain {ABSTAINED:.0%} of spots {word} the squared error by {abs(change):.0%}."
         )
     flags = frame["ood"].dropna()
     if len(flags):
-        said.append(
+        sentences.append(
             f"{int((flags != '').sum())} of {len(flags)} held-out sections were flagged as out of distribution, and "
             f"{frame['outside'].mean():.1%} of locations count as outside. In a cohort of one kind, all of these are "
             "false positives."
         )
-    return " ".join(said)
-
-
-def _basis(run: EvaluationRun) -> str:
-    """The sentence of one table on its calibration; folds differ in numbers only."""
-    first = next(iter(run.predictions.values())).uns["cmrcnet"]
-    return (
-        f"In the first fold: {first.get('intervals', '')} The width of an interval grows with the disagreement of "
-        "neighbours and heads, with the distance of the neighbours and with the predicted expression, so locations of "
-        "low expression often have narrow intervals."
-    )
+    return " ".join(sentences)
 
 
 def _percent(value: float) -> str:
@@ -239,33 +222,3 @@ def _percent(value: float) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.2f}" if np.isfinite(value) else "none"
-
-
-def _short(name: object, most: int = 16) -> str:
-    word = str(name)
-    return word if len(word) <= most else f"{word[: most - 1]}…"
-
-
-def _style():
-    import matplotlib as mpl
-
-    return mpl.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "cmrcnet", "font.family": "sans-serif", "font.size": 10}
-    )
-
-
-def _canvas():
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(5.2, 3.3), layout="constrained")
-    FigureCanvasSVG(drawing)
-    axes = drawing.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return drawing, axes
-
-
-def _svg(drawing) -> bytes:
-    out = io.BytesIO()
-    drawing.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()

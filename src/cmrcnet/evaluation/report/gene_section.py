@@ -23,6 +23,8 @@ from cmrcnet.genes.markers import MarkerList, markers, organ_of_cohort
 from cmrcnet.uncertainty.gene_reliability import GRADES, grade_counts, predictability
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
 
 MOST_GENES = 2_000
@@ -81,10 +83,7 @@ def marker_table(run: EvaluationRun) -> Markup:
 def gene_frame(run: EvaluationRun) -> Frame:
     """Every gene of the first method, in the order of the explorer: named sets first, each part by its Pearson.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Indexed by gene: columns of `predictability`, and `level, variance, detected, sets` from `gene_means`.
+    Indexed by gene: columns of `predictability`, and `level, variance, detected, sets` from `gene_means`.
     """
     method = first_method(run)
     patient_of = {each["section"]: each["patient"] for each in run.metadata["cohort"]["sections"]}
@@ -119,8 +118,9 @@ def gene_means(run: EvaluationRun, method: str) -> Frame:
         variance=("variance", "mean"),
         detected=("detected", "mean"),
     )
-    listed = mine[mine.sets != ""].groupby("gene", sort=False)["sets"].agg(_joined)
-    frame["sets"] = listed.reindex(frame.index).fillna("")
+    listed = mine[mine.sets != ""].groupby("gene", sort=False)["sets"]
+    joined = listed.agg(lambda sets: " ".join(sorted({name for entry in sets for name in entry.split()})))
+    frame["sets"] = joined.reindex(frame.index).fillna("")
     return frame
 
 
@@ -157,10 +157,6 @@ def _markers(run: EvaluationRun) -> tuple[MarkerList, dict[str, tuple[str, ...]]
         return None
 
 
-def _joined(sets: Frame) -> str:
-    return " ".join(sorted({name for entry in sets for name in entry.split()}))
-
-
 def correlation_section(run: EvaluationRun) -> Markup:
     """Render both gene-gene correlation matrices of the genes that most folds chose as HVG; empty without any."""
     genes = correlated_genes(run)
@@ -188,23 +184,20 @@ def correlated_genes(run: EvaluationRun) -> list[str]:
 def _pairs(run: EvaluationRun, genes: list[str]) -> Iterator[tuple[Sparse, np.ndarray]]:
     for name in run.predictions:
         _, truth = truth_of(run.cohort.read(name), genes, run.config.panel.target_sum)
-        said: Any = run.predictions[name][:, genes].X
-        yield truth, np.asarray(said.todense() if hasattr(said, "todense") else said, np.float64)
+        yield truth, predicted(run.predictions[name], genes)
+
+
+def predicted(table: AnnData, genes: list[str]) -> np.ndarray:
+    """Predicted expression of some genes: (spots, genes) float64."""
+    values: Any = table[:, genes].X
+    return np.asarray(values.todense() if hasattr(values, "todense") else values, np.float64)
 
 
 def cluster_order(correlation: np.ndarray) -> np.ndarray:
-    """An order of the genes in which those that go together stand together.
+    """An order (genes,) of a correlation matrix (genes, genes) in which genes that go together stand together.
 
     Average linkage on the distance ``1 - correlation`` with the leaves in optimal order (scipy); undefined pairs count
     as uncorrelated.
-
-    Parameters
-    ----------
-    correlation : numpy.ndarray, shape (genes, genes)
-
-    Returns
-    -------
-    numpy.ndarray of int, shape (genes,)
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
@@ -217,18 +210,10 @@ def cluster_order(correlation: np.ndarray) -> np.ndarray:
     return leaves_list(linkage(squareform(distance, checks=False), "average", optimal_ordering=True))
 
 
-def gene_correlation_png(found: GeneCorrelation, *, title: str = "") -> bytes:
-    """Two heat-maps side by side, both in the order into which the MEASURED correlations cluster.
+def gene_correlation_png(found: GeneCorrelation) -> bytes:
+    """A PNG of two heat-maps side by side, both in the order into which the MEASURED correlations cluster.
 
-    Parameters
-    ----------
-    title : str
-        Above the picture; such as the gene set and the method.
-
-    Returns
-    -------
-    bytes
-        A PNG. Undefined pairs are grey; the colours run from -1 to 1 in both.
+    Undefined pairs are grey; the colours run from -1 to 1 in both.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -249,8 +234,6 @@ def gene_correlation_png(found: GeneCorrelation, *, title: str = "") -> bytes:
         axes.set_yticks(list(labelled), [names[i] for i in labelled], fontsize=max(3.5, min(8, 240 / len(names))))
         axes.tick_params(length=0)
     drawing.colorbar(image, ax=panels, label="Pearson over spots", shrink=0.8)
-    if title:
-        drawing.suptitle(title, fontsize=11, x=0.01, ha="left")
     out = io.BytesIO()
     drawing.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()

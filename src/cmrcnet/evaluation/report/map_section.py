@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.metrics.scoring import truth_of
-from cmrcnet.evaluation.report.gene_section import LEAST_DETECTED, gene_means
+from cmrcnet.evaluation.report.gene_section import LEAST_DETECTED, gene_means, predicted
 from cmrcnet.evaluation.report.page import render
 from cmrcnet.evaluation.report.summary import number
 
@@ -33,8 +33,8 @@ def held_out_maps(run: EvaluationRun) -> Markup:
         return Markup("<p>No maps: CMRCNet was not among the methods of this run.</p>\n")
     rows: dict[str, list[dict[str, Any]]] = {gene: [] for gene in chosen}
     for name in shown:
-        predicted, section = run.predictions[name], run.cohort.read(name)
-        view = tissue_view(predicted)
+        table, section = run.predictions[name], run.cohort.read(name)
+        view = tissue_view(table)
         scores = run.genes[(run.genes.method == MAIN) & (run.genes.section == name)].set_index("gene").pearson
         measured = [gene for gene in chosen if gene in scores.index]
         if not measured:
@@ -42,7 +42,7 @@ def held_out_maps(run: EvaluationRun) -> Markup:
         _, truth = truth_of(section, measured, run.config.panel.target_sum)
         for column, gene in enumerate(measured):
             true = np.asarray(truth[:, column].todense()).ravel()
-            guess = _column(predicted, gene)
+            guess = predicted(table, [gene]).ravel()
             rows[gene].append(
                 {
                     "section": name,
@@ -73,7 +73,11 @@ def unseen_maps(run: EvaluationRun, table: AnnData) -> Markup:
         "genes": f"{table.n_vars:,}",
         "tissue": tissue_jpeg(view),
         "maps": [
-            (gene, number(float(frame.pearson[gene])), _map(view, _column(table, gene), f"Predicted {gene} on {name}"))
+            (
+                gene,
+                number(float(frame.pearson[gene])),
+                _map(view, predicted(table, [gene]).ravel(), f"Predicted {gene} on {name}"),
+            )
             for gene in genes
         ],
     }
@@ -92,7 +96,7 @@ def _sections_to_show(run: EvaluationRun) -> list[str]:
 
 
 def _genes_to_show(run: EvaluationRun) -> dict[str, str]:
-    """Genes by their place in the order of mean Pearson, and what they are: the best, a typical and the worst HVG."""
+    """Genes by their rank in mean Pearson, and what they are: the best, a typical and the worst HVG."""
     if MAIN not in run.methods:
         return {}
     frame = gene_means(run, MAIN)
@@ -100,8 +104,8 @@ def _genes_to_show(run: EvaluationRun) -> dict[str, str]:
     frame = frame.sort_values("pearson", ascending=False, kind="stable")
     listed = frame.index[frame.sets.str.split().map(lambda sets: "HVG" in sets)]
     found: dict[str, str] = {}
-    for place, gene in enumerate(listed[:_BEST]):
-        found[gene] = f"HVG number {place + 1}"
+    for number_of, gene in enumerate(listed[:_BEST], 1):
+        found[gene] = f"HVG number {number_of}"
     if len(listed):
         found.setdefault(listed[len(listed) // 2], "typical HVG (the median)")
         found.setdefault(listed[-1], "worst HVG")
@@ -125,27 +129,13 @@ def _map(
     }
 
 
-def _column(table: AnnData, gene: str) -> np.ndarray:
-    values: Any = table[:, gene].X
-    return np.asarray(values.todense() if hasattr(values, "todense") else values, np.float64).ravel()
-
-
 @dataclass(frozen=True, eq=False)
 class TissueView:
-    """A section's picture, cut to its spots.
+    """A section's picture, cut to its spots."""
 
-    Parameters
-    ----------
-    pixels : numpy.ndarray, shape (height, width, 3), float in [0, 1]
-    centres : numpy.ndarray, shape (spots, 2)
-        x, y in pixels of the picture.
-    radius : float
-        Of a spot, in pixels of the picture.
-    """
-
-    pixels: np.ndarray
-    centres: np.ndarray
-    radius: float
+    pixels: np.ndarray  # (height, width, 3) float in [0, 1]
+    centres: np.ndarray  # (spots, 2): x, y in pixels of the picture
+    radius: float  # of a spot, in pixels of the picture
 
 
 def tissue_view(table: AnnData) -> TissueView:
@@ -165,28 +155,16 @@ def tissue_view(table: AnnData) -> TissueView:
 
 def tissue_jpeg(view: TissueView) -> bytes:
     """The tissue alone."""
-    return _jpeg(*_canvas(view, fade=0.0))
+    return _jpeg(_canvas(view, fade=0.0)[0])
 
 
 def map_jpeg(
     view: TissueView, values: np.ndarray, colours: str = "viridis", *, centred: bool = False
 ) -> tuple[bytes, float, float]:
-    """Values on the faded tissue.
+    """Values (spots,) on the faded tissue, in a matplotlib colour map, and the values of its first and last colour.
 
-    Parameters
-    ----------
-    values : numpy.ndarray, shape (spots,)
-    colours : str
-        A matplotlib colour map.
-    centred : bool
-        Its middle stands for 0, and both ends are as far from it: for errors.
-
-    Returns
-    -------
-    jpeg : bytes
-    low, high : float
-        Values of the first and the last colour: the 2nd and the 98th percentile; when centred, the 98th percentile of
-        the absolute values, below and above 0.
+    These are the 2nd and the 98th percentile. `centred`, for errors: the 98th percentile of the absolute values, below
+    and above 0, so that the middle of the colour map stands for 0.
     """
     from matplotlib.collections import EllipseCollection
 
@@ -203,7 +181,7 @@ def map_jpeg(
     spots.set_array(np.asarray(values, np.float64))
     spots.set_clim(low, high if high > low else low + 1)
     axes.add_collection(spots)
-    return _jpeg(drawing, axes), low, high
+    return _jpeg(drawing), low, high
 
 
 def _canvas(view: TissueView, fade: float) -> tuple[Any, Any]:
@@ -220,7 +198,7 @@ def _canvas(view: TissueView, fade: float) -> tuple[Any, Any]:
     return drawing, axes
 
 
-def _jpeg(drawing: Any, axes: Any) -> bytes:
+def _jpeg(drawing: Any) -> bytes:
     out = io.BytesIO()
     drawing.savefig(out, format="jpeg", pil_kwargs={"quality": 84, "optimize": True})
     return out.getvalue()

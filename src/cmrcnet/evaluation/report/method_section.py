@@ -46,14 +46,14 @@ def comparison(run: EvaluationRun) -> str:
     if not beside:
         return ""
     gaps = paired_differences(run.scores, main, "HVG", seed=run.metadata["seed"]).set_index("other")
-    said = [
+    sentences = [
         f"minus {name}: {signed(gap['difference'])} ({between(gap['low'], gap['high'], plus=True)}), higher in "
         f"{int(gap['higher_in'])} of {int(gap['n'])} {gap['group']}s"
         for name, gap in ((name, gaps.loc[name]) for name in beside)
     ]
     share = run.mean(main, "HVG", "pearson_share")
     ceiling = "" if math.isnan(share) else f" It is {share:.0%} of what the noise of the counts allows."
-    return f"{main} {'; '.join(said)} (paired HVG Pearson, {gaps['note'].iloc[0]}).{ceiling}"
+    return f"{main} {'; '.join(sentences)} (paired HVG Pearson, {gaps['note'].iloc[0]}).{ceiling}"
 
 
 def methods_section(run: EvaluationRun) -> Markup:
@@ -199,8 +199,8 @@ def between(low: float, high: float, *, plus: bool = False) -> str:
 
 def signed(value: float) -> str:
     """Write three decimals with a sign, or "undefined"."""
-    said = number(value)
-    return said if said.startswith(("-", "u")) or float(said) == 0 else f"+{said}"
+    text = number(value)
+    return text if text.startswith(("-", "u")) or float(text) == 0 else f"+{text}"
 
 
 def _hvg_pearson(frame: Frame) -> Frame:

@@ -1,14 +1,20 @@
-"""HTML pages without anything from outside: an environment that fills the templates with escaped text."""
+"""HTML pages without anything from outside: templates filled with escaped text, and figures as SVG."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAIN_COLOUR, GREY = "#7a2e8e", "#9aa4b0"
 
 
 @cache
@@ -26,31 +32,31 @@ def _environment() -> Environment:
 
 
 def render(template: str, values: Mapping[str, Any]) -> Markup:
-    """Fill a template.
-
-    Parameters
-    ----------
-    template : str
-        Its name in `templates/`.
-    values : mapping of str to object
-        The variables of the template.
-    """
+    """Fill a template of `templates/`."""
     return Markup(_environment().get_template(template).render(values))
 
 
 def table(
     heads: Sequence[str], rows: Iterable[Sequence[object]], *, main_row: int | None = None, words: Sequence[int] = ()
 ) -> Markup:
-    """Return a table that scrolls sideways on a narrow screen.
-
-    Parameters
-    ----------
-    rows : iterable of sequence
-        Values of each row.
-    main_row : int, optional
-        Index of the highlighted row.
-    words : sequence of int
-        Columns that hold sentences.
-    """
+    """Return a table that scrolls sideways; `main_row` is highlighted, and the columns `words` hold sentences."""
     macros: Any = _environment().get_template("macros.html").module
     return macros.table(heads, list(rows), main_row=main_row, words=words)
+
+
+def svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> bytes:
+    """Draw on the axes of a small figure of a size in inches; the same bytes every time."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    plain = {"svg.fonttype": "none", "svg.hashsalt": "cmrcnet", "font.family": "sans-serif", "font.size": 10}
+    with mpl.rc_context(plain):
+        drawing = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(drawing)
+        axes = drawing.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
+        out = io.BytesIO()
+        drawing.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()

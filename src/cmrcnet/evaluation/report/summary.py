@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.methods.trained_cmrcnet import kept_reading
-from cmrcnet.evaluation.protocol.protocol_info import FEWEST_PATIENTS_TO_RANK
+from cmrcnet.evaluation.metrics.intervals import too_few_to_rank
 
 if TYPE_CHECKING:
     from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
@@ -28,7 +28,7 @@ def summary(run: EvaluationRun) -> str:
     names, main = list(run.methods), first_method(run)
     value = run.mean(main)
     others = [name for name in names if name != main]
-    subject = _spoken(main)
+    subject = _SPOKEN.get(main, main)
     held_out = "held-out patients" if run.protocol_info.patient_disjoint else f"held-out {run.protocol_info.group_by}s"
     sentences = [
         f"{subject[0].upper()}{subject[1:]} reaches a mean HVG Pearson of {number(value)} on {held_out}"
@@ -49,10 +49,7 @@ def summary(run: EvaluationRun) -> str:
         sentences.append("Folds have sections of one patient on both sides, which inflates the scores of every method.")
     if run.protocol_info.panel_from_all:
         sentences.append("The gene panel was chosen on the test sections too.")
-    if run.protocol_info.patients < FEWEST_PATIENTS_TO_RANK:
-        patients = f"{run.protocol_info.patients} patient{'s' if run.protocol_info.patients > 1 else ''}"
-        sentences.append(f"{patients}: too few patients to rank methods.")
-    return " ".join(sentences)
+    return " ".join([*sentences, too_few_to_rank(run.protocol_info.patients) or ""]).rstrip()
 
 
 def first_method(run: EvaluationRun) -> str:
@@ -66,26 +63,28 @@ def _beside(run: EvaluationRun, others: list[str]) -> list[str]:
     rest = [name for name in means if name not in _SPOKEN]
     if len(means) > _MOST_NAMED and len(rest) > 1:
         best = max(rest, key=means.__getitem__)
-        named = [f"{_spoken(name)} {number(means[name])}" for name in means if name in _SPOKEN]
+        named = [f"{_SPOKEN[name]} {number(means[name])}" for name in means if name in _SPOKEN]
         return [*named, f"the best of {len(rest)} further methods ({best}) {number(means[best])}"]
-    return [f"{_spoken(name)} {number(value)}" for name, value in means.items()]
+    return [f"{_SPOKEN.get(name, name)} {number(value)}" for name, value in means.items()]
 
 
-def number(value: float) -> str:
-    """Write three decimals, or "undefined"."""
-    return "undefined" if math.isnan(value) else f"{round(value, 3) + 0.0:.3f}"  # + 0.0 turns -0.000 into 0.000
+def number(value: float | None) -> str:
+    """Write three decimals, or "undefined" for nan and None."""
+    return (
+        "undefined" if value is None or math.isnan(value) else f"{round(value, 3) + 0.0:.3f}"
+    )  # + 0.0 turns -0.000 into 0.000
 
 
 def methods_to_text(run: EvaluationRun) -> str:
     """Return methods by gene sets as plain text; `scores.csv` holds every metric."""
     means = run.means()
     sets = list(dict.fromkeys(means.gene_set))
-    cells = [("pearson", name) for name in sets] + [("pearson_share", "HVG"), ("mse", "HVG")]
+    columns = [("pearson", name) for name in sets] + [("pearson_share", "HVG"), ("mse", "HVG")]
     heads = ["method", *(f"{name} pearson" for name in sets), "HVG share of ceiling", "HVG mse", "undefined (HVG)"]
     rows = [heads]
     for method in run.methods:
         mine = means[means.method == method].set_index(["metric", "gene_set"])
-        row = [method, *(number(mine.loc[cell, "value"]) for cell in cells)]
+        row = [method, *(number(mine.loc[column, "value"]) for column in columns)]
         pairs = mine.loc[("pearson", "HVG")]
         rows.append([*row, f"{int(pairs.n_undefined)}/{int(pairs.n_genes)}"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
@@ -96,7 +95,3 @@ def _at_chance(run: EvaluationRun, method: str) -> list[str]:
     """Folds in which, with any seed, the collapse meter reads the kept weights as at chance."""
     readings = [(p["fold"], kept_reading(p["record"])) for p in run.metadata["results"] if p["method"] == method]
     return list(dict.fromkeys(fold for fold, reading in readings if reading is not None and reading["meter_at_chance"]))
-
-
-def _spoken(method: str) -> str:
-    return _SPOKEN.get(method, method)

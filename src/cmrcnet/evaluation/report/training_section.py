@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +9,15 @@ from markupsafe import Markup
 
 from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.methods.trained_cmrcnet import kept_reading
-from cmrcnet.evaluation.report.page import render
+from cmrcnet.evaluation.report.page import GREY, MAIN_COLOUR, render, svg
 from cmrcnet.evaluation.report.summary import number
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
 
-_MAIN, _NULL, _LIMIT = "#7a2e8e", "#9aa4b0", "#8a4b00"
+_LIMIT = "#8a4b00"
 _CHOICES = ("ridge_penalty", "kernel_width", "kernel_penalty", "epoch")
 
 
@@ -27,14 +28,14 @@ def training_section(run: EvaluationRun) -> Markup:
         return Markup("<p>Nothing was trained epoch by epoch in this run.</p>\n")
     main = [each for each in trainings if each["method"] == MAIN]
     k = next((row["meter_k"] for each in trainings for row in each["record"]["history"] if "meter_k" in row), "k")
+
+    def recall_over_chance(row: dict[str, Any]) -> float | None:
+        return row["meter_recall_at_k"] / row["meter_chance"] if "meter_recall_at_k" in row else None
+
     wanted = [
-        (
-            "Contrastive loss / ln(batch), training",
-            lambda row: row.get("loss_over_ln_batch"),
-            (1.0, "all alike"),
-        ),
+        ("Contrastive loss / ln(batch), training", lambda row: row.get("loss_over_ln_batch"), (1.0, "all alike")),
         ("Pearson on validation spots", lambda row: row.get("validation_pearson"), (0.0, "")),
-        (f"Recall@{k} over chance", _recall_over_chance, (1.0, "chance")),
+        (f"Recall@{k} over chance", recall_over_chance, (1.0, "chance")),
     ]
     curves = []
     for title, value_of, limit in wanted:
@@ -62,7 +63,7 @@ def _readings(run: EvaluationRun, trainings: list[dict[str, Any]]) -> dict[str, 
                     _fold_of(run, each),
                     record.get("validation", ""),
                     record.get("chosen_epoch", ""),
-                    number(_or_nan(reading.get("validation_pearson"))),
+                    number(reading.get("validation_pearson")),
                     f"{reading['meter_recall_at_k']:.1%}",
                     f"{reading['meter_chance']:.1%}",
                     f"{reading['meter_loss_over_ln_batch']:.2f}",
@@ -86,7 +87,7 @@ def _head_choices(run: EvaluationRun) -> dict[str, Any]:
             [
                 _fold_of(run, each),
                 *(f"{weights[kind]:.2f}" if kind in weights else "" for kind in kinds),
-                *(number(_or_nan(validation.get(kind))) for kind in (*kinds, "ensemble")),
+                *(number(validation.get(kind)) for kind in (*kinds, "ensemble")),
                 *(f"{chosen[name]:g}" if name in chosen else "" for name in _CHOICES),
             ]
         )
@@ -100,57 +101,29 @@ def _head_choices(run: EvaluationRun) -> dict[str, Any]:
 
 
 def curve_svg(
-    lines: Sequence[tuple[str, Sequence[float], Sequence[float]]],
-    *,
-    title: str,
-    limit: tuple[float, str] | None = None,
+    lines: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, title: str, limit: tuple[float, str]
 ) -> bytes:
-    """Curves over epochs.
-
-    Parameters
-    ----------
-    lines : sequence of (kind, epochs, values)
-        kind "main" is drawn in colour, "null" in grey behind.
-    limit : (value, name), optional
-        A level to compare with, drawn across.
-    """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+    """Curves over epochs: (kind, epochs, values), "main" in colour and "null" in grey behind; `limit` drawn across."""
     from matplotlib.ticker import MaxNLocator
 
-    with mpl.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "cmrcnet", "font.family": "sans-serif", "font.size": 10}
-    ):
-        drawing = Figure(figsize=(4.2, 2.9), layout="constrained")
-        FigureCanvasSVG(drawing)
-        axes = drawing.add_subplot()
+    level, name = limit
+
+    def draw(axes: Axes) -> None:
         for kind, epochs, values in sorted(lines, key=lambda line: line[0] == "main"):
             main = kind == "main"
-            axes.plot(epochs, values, color=_MAIN if main else _NULL, lw=1.5 if main else 1.1, alpha=0.9)
-        if limit is not None:
-            axes.axhline(limit[0], color=_LIMIT, lw=1, ls=(0, (4, 3)))
-            axes.annotate(
-                limit[1], (1, limit[0]), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
-                ha="right", color=_LIMIT, fontsize=9,
-            )  # fmt: skip
+            axes.plot(epochs, values, color=MAIN_COLOUR if main else GREY, lw=1.5 if main else 1.1, alpha=0.9)
+        axes.axhline(level, color=_LIMIT, lw=1, ls=(0, (4, 3)))
+        axes.annotate(
+            name, (1, level), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
+            ha="right", color=_LIMIT, fontsize=9,
+        )  # fmt: skip
         axes.set_title(title, fontsize=10.5, loc="left")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.12)
-        out = io.BytesIO()
-        drawing.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
 
-
-def _recall_over_chance(row: dict[str, Any]) -> float | None:
-    return row["meter_recall_at_k"] / row["meter_chance"] if "meter_recall_at_k" in row else None
+    return svg(draw, (4.2, 2.9))
 
 
 def _fold_of(run: EvaluationRun, result: dict[str, Any]) -> str:
     return result["fold"] if len(run.metadata["seeds"]) < 2 else f"{result['fold']}, seed {result['seed']}"
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value

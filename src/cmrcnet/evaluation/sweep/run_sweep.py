@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cmrcnet.config import Config, HeadConfig
+from cmrcnet.config import HeadConfig
 from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods import chosen_methods
 from cmrcnet.evaluation.methods.method import MAIN, Method, training_name
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cmrcnet")
 
-FORMAT = 2
+FORMAT = 3
 Finished = tuple[Frame, dict[str, Any]]
 """Scores and metadata of a finished trial."""
 
@@ -39,24 +39,15 @@ Finished = tuple[Frame, dict[str, Any]]
 class SweepFolder(WorkFolder):
     """The folder of one sweep (or one transfer): a small run folder for each trial, and the tables at the end.
 
-    Parameters
-    ----------
-    last : str
-        The file that is written when all is done: sweep.json or transfer.json.
-    overwrite, resume : bool
-        As of a run folder.
+    The file `last`, sweep.json or transfer.json, is written when all is done.
     """
 
     def __init__(self, path: Path, *, last: str = "sweep.json", overwrite: bool = False, resume: bool = False) -> None:
         super().__init__(path, last=last, format=FORMAT, overwrite=overwrite, resume=resume)
 
-    def trial(self, config: Config, name: str = "") -> RunFolder:
-        """Open the run folder of a trial that is not finished."""
-        return RunFolder(self._place(config, name), resume=True)
-
-    def finished_trial(self, config: Config, name: str = "") -> Finished | None:
-        """Read scores and metadata of a finished trial; None where it is not finished."""
-        return RunFolder.read_finished(self._place(config, name))
+    def trial_path(self, name: str) -> Path:
+        """Path of a trial's run folder."""
+        return self.working / "trials" / fingerprint(name)[:16]
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write one file atomically."""
@@ -67,9 +58,6 @@ class SweepFolder(WorkFolder):
         """Write the last file, and move the folder to its path."""
         self._write_json(self._last, {"format": FORMAT, **metadata})
         return self.finish()
-
-    def _place(self, config: Config, name: str) -> Path:
-        return self.working / "trials" / fingerprint([config.to_dict(), name])[:16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,20 +71,14 @@ class SweepRun:
         value, low, high, over, n, n_genes, n_undefined`, and the paired difference from the base trial:
         `difference, difference_low, difference_high`. Intervals are bootstrapped over `n` patients (or sections,
         where there is one patient).
-    protocols : dict of str to str
-        How each trial was scored.
-    seconds : dict of str to float
-        Time of each trial's tasks.
-    metadata : dict
-        Content of `sweep.json`.
     """
 
     plan: SweepPlan
     cohort: str
     table: Frame
-    protocols: dict[str, str]
-    seconds: dict[str, float]
-    metadata: dict[str, Any]
+    protocols: dict[str, str]  # how each trial was scored
+    seconds: dict[str, float]  # of each trial's tasks
+    metadata: dict[str, Any]  # content of `sweep.json`
 
     def value(self, trial: str, gene_set: str = "HVG", metric: str = "pearson", method: str = MAIN) -> float:
         """Return one mean."""
@@ -150,6 +132,8 @@ def sweep(
     ------
     BadOption, UnknownName, TooFew, CannotResume, WorkerDied
     """
+    import pandas as pd
+
     chosen = tuple(chosen_methods([MAIN, *(each for each in methods if each != MAIN)]))
     kinds: list[Literal["drop", "keep"]] = sorted({trial.config.panel.controls for trial in plan.trials})
     cohorts = {kind: remembered(cohort_of(kind)) for kind in kinds}
@@ -167,51 +151,30 @@ def sweep(
         training_heads.setdefault(training_name(trial.config), trial.config.head)
     found: dict[str, Finished] = {}
     for kind, cohort in cohorts.items():
-        waiting: list[Trial] = []
-        experiments: list[Experiment] = []
+        experiments = {}
         for trial in (trial for trial in plan.trials if trial.config.panel.controls == kind):
-            known = folder.finished_trial(trial.config)
-            if known is not None:
-                found[trial.name] = known
-                continue
             config = protocol_named(protocol).apply(trial.config, group_by)
-            waiting.append(trial)
-            experiments.append(
-                Experiment(
-                    config,
-                    chosen,
-                    only_folds(folds(cohort, config.evaluation.group_by), only),
-                    seeds_of(config, seeds),
-                    protocol,
-                    folder.trial(trial.config),
-                    tables=False,
-                    training_head=training_heads[training_name(trial.config)],
-                )
+            every = folds(cohort, config.evaluation.group_by)
+            experiments[trial.name] = Experiment(
+                config,
+                chosen,
+                only_folds(every, only),
+                seeds_of(config, seeds),
+                protocol,
+                tables=False,
+                training_head=training_heads[training_name(trial.config)],
+                all_folds=len(every),
             )
-            begin(experiments[-1], described[kind])
-        for number, results, features_s in run_experiments(experiments, cohort, cache, workers) if experiments else ():
-            experiment, trial = experiments[number], waiting[number]
-            every = len(folds(cohort, experiment.config.evaluation.group_by))
-            run = collect(cohort, experiment, results, described[kind], features_s, every)
-            assert experiment.folder is not None
-            experiment.folder.finish()
-            found[trial.name] = run.scores, run.metadata
-            log.info("trial %s: HVG Pearson %.3f", trial.name, run.mean(MAIN))
-    return _gathered(plan, next(iter(cohorts.values())).name, {trial.name: found[trial.name] for trial in plan.trials})
-
-
-def _gathered(plan: SweepPlan, cohort: str, found: dict[str, Finished]) -> SweepRun:
-    import pandas as pd
-
-    base = found[BASE][0]
-    rows = [row for trial in plan.trials for row in _rows(plan, trial, found[trial.name][0], base)]
+        found |= run_trials(experiments, cohort, described[kind], folder, cache, workers)
+    rows = [row for trial in plan.trials for row in _rows(plan, trial, found[trial.name][0], found[BASE][0])]
     protocols, seconds = {}, {}
-    for name, (_, metadata) in found.items():
-        info = {key: value for key, value in metadata["protocol_info"].items() if key != "warnings"}
-        protocols[name] = ProtocolInfo(**info).to_text()
-        seconds[name] = metadata["time"]["tasks_s"]
+    for trial in plan.trials:
+        run = found[trial.name][1]
+        info = {key: value for key, value in run["protocol_info"].items() if key != "warnings"}
+        protocols[trial.name], seconds[trial.name] = ProtocolInfo(**info).to_text(), run["time"]["tasks_s"]
+    name = next(iter(cohorts.values())).name
     metadata = {
-        "cohort": cohort,
+        "cohort": name,
         "about": plan.about,
         "base": plan.base.to_dict(),
         "keys": list(plan.keys),
@@ -229,7 +192,35 @@ def _gathered(plan: SweepPlan, cohort: str, found: dict[str, Finished]) -> Sweep
         "versions": found[BASE][1]["versions"],
         "rows": rows,
     }
-    return SweepRun(plan, cohort, pd.DataFrame(rows), protocols, seconds, metadata)
+    return SweepRun(plan, name, pd.DataFrame(rows), protocols, seconds, metadata)
+
+
+def run_trials(
+    experiments: Mapping[str, Experiment],
+    cohort: Cohort,
+    described: list[dict[str, Any]],
+    folder: SweepFolder,
+    cache: TokenCache,
+    workers: Workers,
+) -> dict[str, Finished]:
+    """Run the experiments that are not finished, each in a run folder of its own, and return the results of all."""
+    found: dict[str, Finished] = {}
+    waiting: dict[str, Experiment] = {}
+    for name, experiment in experiments.items():
+        known = RunFolder.read_finished(folder.trial_path(name))
+        if known is not None:
+            found[name] = known
+            continue
+        waiting[name] = replace(experiment, folder=RunFolder(folder.trial_path(name), resume=True))
+        begin(waiting[name], described)
+    names, left = list(waiting), list(waiting.values())
+    for number, results, features_s in run_experiments(left, cohort, cache, workers) if left else ():
+        run, done = collect(cohort, left[number], results, described, features_s), left[number].folder
+        assert done is not None
+        done.finish()
+        found[names[number]] = run.scores, run.metadata
+        log.info("trial %s: HVG Pearson %.3f", names[number], run.mean(MAIN))
+    return found
 
 
 def _rows(plan: SweepPlan, trial: Trial, scores: Frame, base: Frame) -> Iterator[dict[str, Any]]:
@@ -244,7 +235,6 @@ def _rows(plan: SweepPlan, trial: Trial, scores: Frame, base: Frame) -> Iterator
     theirs = groups(base)
     settings = {key: shown(value_of(trial.config, key)) for key in plan.keys}
     for (method, gene_set, metric), mine in groups(scores).groupby(["method", "gene_set", "metric"], sort=False):
-        value, low, high = mean_interval(mine["value"].to_numpy())
         both = mine.merge(theirs, on=["method", "gene_set", "metric", "group"], suffixes=("", "_base"))
         difference = mean_interval((both["value"] - both["value_base"]).to_numpy())
         if trial.name == BASE:
@@ -255,9 +245,7 @@ def _rows(plan: SweepPlan, trial: Trial, scores: Frame, base: Frame) -> Iterator
             "method": method,
             "gene_set": gene_set,
             "metric": metric,
-            "value": value,
-            "low": low,
-            "high": high,
+            **dict(zip(("value", "low", "high"), mean_interval(mine["value"].to_numpy()), strict=True)),
             "over": over,
             "n": int(mine["value"].notna().sum()),
             "n_genes": int(mine["n_genes"].sum()),

@@ -18,48 +18,25 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Trial:
-    """One config of a sweep.
+    """One config of a sweep."""
 
-    Parameters
-    ----------
-    name : str
-        "mask_rate=0.3, reconstruction_loss=mse"; "base" for the base config itself.
-    settings : dict
-        Dotted key to value, over the base config.
-    """
-
-    name: str
-    settings: dict[str, Any]
+    name: str  # "mask_rate=0.3, reconstruction_loss=mse"; "base" for the base config itself
+    settings: dict[str, Any]  # dotted key to value, over the base config
     config: Config
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """All trials of a sweep, the base first.
-
-    Parameters
-    ----------
-    trials : tuple of Trial
-        No two of the same config.
-    keys : tuple of str
-        Settings that differ between trials.
-    grid : bool
-        Every value of a key with every value of the others; otherwise each alone against the base.
-    """
+    """All trials of a sweep, the base first."""
 
     base: Config
-    trials: tuple[Trial, ...]
-    keys: tuple[str, ...]
-    grid: bool
+    trials: tuple[Trial, ...]  # no two of the same config
+    keys: tuple[str, ...]  # settings that differ between trials
+    grid: bool  # every value of a key with every value of the others; otherwise each alone against the base
     about: str = ""
 
     def only(self, names: Sequence[str] | None) -> SweepPlan:
-        """The base and the trials of these names.
-
-        Raises
-        ------
-        UnknownName
-        """
+        """The base and the trials of these names; all for None."""
         if names is None:
             return self
         known = [trial.name for trial in self.trials]
@@ -73,12 +50,7 @@ class SweepPlan:
 def plan_over(
     base: Config, over: Mapping[str, Sequence[Any]], *, one_at_a_time: bool = False, about: str = ""
 ) -> SweepPlan:
-    """Trials of a grid, or each value alone.
-
-    Parameters
-    ----------
-    over : mapping of str to sequence
-        Dotted key to values.
+    """Trials of a grid, or each value alone, over dotted keys and their values.
 
     Raises
     ------
@@ -102,12 +74,7 @@ def plan_switches(base: Config, switches: Sequence[Mapping[str, Any]], about: st
     """Each switch alone: to what was released, or back to what is sound where the base has what was released.
 
     A switch that the base cannot take alone (random validation spots, where heads are fitted on validation groups) is
-    left out, and `about` says so.
-
-    Parameters
-    ----------
-    switches : sequence of mapping
-        `name`, and settings under `sound` and under `released`.
+    left out, and `about` says so. A switch has a `name`, and settings under `sound` and under `released`.
     """
     named, left_out = [], []
     for switch in switches:
@@ -127,12 +94,7 @@ def plan_switches(base: Config, switches: Sequence[Mapping[str, Any]], about: st
 
 
 def preset_plan(base: Config, name: str) -> SweepPlan:
-    """A sweep that ships.
-
-    Raises
-    ------
-    UnknownName
-    """
+    """A sweep that ships, by name."""
     if name not in shipped_sweeps():
         raise UnknownName("sweep preset", name, shipped_sweeps(), "Your own: --over KEY=a,b,c.")
     written = yaml.safe_load((resources.files("cmrcnet") / "sweeps" / f"{name}.yaml").read_bytes())
@@ -148,12 +110,7 @@ def shipped_sweeps() -> tuple[str, ...]:
 
 
 def read_axes(over: Sequence[str]) -> dict[str, list[Any]]:
-    """Values of each key, from ``KEY=a,b,c``; values are YAML, so ``model.blocks=[4, 7],[10]`` gives two lists.
-
-    Raises
-    ------
-    BadOption
-    """
+    """Values of each key, from ``KEY=a,b,c``; values are YAML, so ``model.blocks=[4, 7],[10]`` gives two lists."""
     axes: dict[str, list[Any]] = {}
     for each in over:
         key, equals, values = each.partition("=")

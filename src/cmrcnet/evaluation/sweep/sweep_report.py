@@ -54,9 +54,9 @@ def plot(run: SweepRun, gene_set: str, metric: str = "pearson") -> bytes:
     axes.set_title(f"{run.cohort}: {MAIN}; bars span 95 % over {n} {over}", fontsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    held = io.BytesIO()
-    sheet.savefig(held, format="png", dpi=130)
-    return held.getvalue()
+    out = io.BytesIO()
+    sheet.savefig(out, format="png", dpi=130)
+    return out.getvalue()
 
 
 def _number_axis(run: SweepRun, rows: Frame) -> str | None:

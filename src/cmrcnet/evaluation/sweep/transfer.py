@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,14 @@ from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods import chosen_methods
 from cmrcnet.evaluation.methods.method import MAIN, Method
 from cmrcnet.evaluation.metrics.intervals import by_patient, mean_interval
-from cmrcnet.evaluation.protocol.evaluate import begin, collect, describe
+from cmrcnet.evaluation.protocol.evaluate import describe
 from cmrcnet.evaluation.protocol.experiment import Experiment, seeds_of
 from cmrcnet.evaluation.protocol.fold_runner import remembered
 from cmrcnet.evaluation.protocol.folds import Fold, GroupBy, folds
 from cmrcnet.evaluation.protocol.protocol_info import Sets
-from cmrcnet.evaluation.protocol.runner import Workers, run_experiments
+from cmrcnet.evaluation.protocol.runner import Workers
 from cmrcnet.evaluation.report.summary import number
-from cmrcnet.evaluation.sweep.run_sweep import SweepFolder
+from cmrcnet.evaluation.sweep.run_sweep import SweepFolder, run_trials
 from cmrcnet.genes.gene_sets import MeasuredGenes, gene_sets
 from cmrcnet.genes.naming import are_disjoint, explain_no_shared_genes
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
@@ -48,12 +49,10 @@ class TransferRun:
         One row a test cohort, method, gene set and metric: the `transfer` score with its interval over patients, the
         score inside the test cohort (`inside_test`), inside the training cohort (`inside_train`), and the paired
         `drop` from inside the test cohort to the transfer. `n_genes` counts gene-section pairs.
-    metadata : dict
-        Content of `transfer.json`.
     """
 
     table: Frame
-    metadata: dict[str, Any]
+    metadata: dict[str, Any]  # content of `transfer.json`
 
     def to_text(self) -> str:
         """HVG and HEG Pearson, as plain text."""
@@ -91,10 +90,6 @@ def transfer(
     group_by, seeds, workers
         As of `evaluate`; a cohort of one patient is scored section by section.
 
-    Returns
-    -------
-    TransferRun
-
     Raises
     ------
     GenesError
@@ -121,37 +116,21 @@ def transfer(
     identity = {"config": config.to_dict(), "cohorts": described, "members": members, "version": version("cmrcnet")}
     folder.begin(identity | {"settings": [[method.name for method in chosen], seeds]})
 
-    def experiment(fold_list: tuple[Fold, ...], group: GroupBy, sets: Sets | None, name: str) -> Experiment:
+    def experiment(fold_list: tuple[Fold, ...], group: GroupBy, sets: Sets | None) -> Experiment:
         here = config.override({"evaluation.group_by": group})
         return Experiment(here, chosen, fold_list, seeds_of(here, seeds), "strict", None, sets, tables=False)
 
+    group = config.evaluation.group_by
     wanted: dict[str, Experiment] = {}
     for name, side in sides.items():
-        own = _grouping(side, config.evaluation.group_by)
+        own = "section" if len(side.patients) < 2 else group
         if len(side.sections if own == "section" else side.patients) > 1:
-            wanted[f"inside {name}"] = experiment(folds(side, own), own, scored.get(name), name)
+            wanted[f"inside {name}"] = experiment(folds(side, own), own, scored.get(name))
     for name in rest:
         test = sides[name]
         fold = Fold(name, sides[first].sections, test.sections, test.patients, patient_disjoint=True)
-        wanted[f"to {name}"] = experiment((fold,), config.evaluation.group_by, scored[name], name)
-
-    found: dict[str, Frame] = {}
-    waiting: list[str] = []
-    for name, each in wanted.items():
-        known = folder.finished_trial(each.config, name)
-        if known is not None:
-            found[name] = known[0]
-            continue
-        waiting.append(name)
-        wanted[name] = dataclasses.replace(each, folder=folder.trial(each.config, name))
-        begin(wanted[name], described)
-    experiments = [wanted[name] for name in waiting]
-    for place, parts, features_s in run_experiments(experiments, cohort, cache, workers) if experiments else ():
-        run = collect(cohort, experiments[place], parts, described, features_s, len(experiments[place].folds))
-        run_folder = experiments[place].folder
-        assert run_folder is not None
-        run_folder.finish()
-        found[waiting[place]] = run.scores
+        wanted[f"to {name}"] = experiment((fold,), group, scored[name])
+    found = {name: run[0] for name, run in run_trials(wanted, cohort, described, folder, cache, workers).items()}
     rows = [row for name in rest for row in _rows(name, first, found)]
     notes = [f"{name}: {len(sets['all']):,} genes are measured in {first} as well." for name, sets in scored.items()]
     notes.append(
@@ -189,19 +168,14 @@ def joined(train: Cohort, tests: Sequence[Cohort]) -> tuple[Cohort, dict[str, tu
             if (section, patient) == (entry.section, entry.patient):
                 mine.append(entry)
             else:
-                mine.append(CohortEntry(section, patient, _Renamed(entry, section, patient), entry.metadata))
+                mine.append(CohortEntry(section, patient, partial(_read_as, entry, section, patient), entry.metadata))
         entries += mine
         members[name] = tuple(entry.section for entry in mine)
     return Cohort(train.name, tuple(entries)), members
 
 
 def shared_sets(train: Cohort, test: Cohort, config: Config) -> dict[str, tuple[str, ...]]:
-    """HEG, HVG and all, of the genes that both cohorts measured, ranked by the training cohort.
-
-    Raises
-    ------
-    GenesError
-    """
+    """HEG, HVG and all, of the genes that both cohorts measured, ranked by the training cohort."""
     ours, theirs = _measured(train), set(_measured(test))
     if theirs.isdisjoint(ours) or are_disjoint(ours, sorted(theirs)):
         hint = explain_no_shared_genes(ours, sorted(theirs))
@@ -211,14 +185,9 @@ def shared_sets(train: Cohort, test: Cohort, config: Config) -> dict[str, tuple[
     return {name: genes if name == "all" else genes[: config.evaluation.set_size] for name, genes in kept.items()}
 
 
-class _Renamed:
+def _read_as(entry: CohortEntry, section: str, patient: str) -> Section:
     """Read a section under another name."""
-
-    def __init__(self, entry: CohortEntry, section: str, patient: str) -> None:
-        self._entry, self._section, self._patient = entry, section, patient
-
-    def __call__(self) -> Section:
-        return dataclasses.replace(self._entry.load(), name=self._section, patient=self._patient)
+    return dataclasses.replace(entry.load(), name=section, patient=patient)
 
 
 def _measured(cohort: Cohort) -> tuple[str, ...]:
@@ -241,40 +210,28 @@ def _content(section: Section) -> str:
     return fingerprint(section.slide.fingerprint(), section.spots.centre_px, section.counts.data)
 
 
-def _grouping(cohort: Cohort, asked: GroupBy) -> GroupBy:
-    return "section" if len(cohort.patients) < 2 else asked
-
-
 def _rows(test: str, train: str, found: dict[str, Frame]) -> list[dict[str, Any]]:
     keys = ["method", "gene_set", "metric"]
     nothing = float("nan")
     moved = by_patient(found[f"to {test}"])
-    own = {name: found.get(f"inside {name}") for name in (test, train)}
-    inside = {name: None if scores is None else by_patient(scores) for name, scores in own.items()}
+    inside = {name: by_patient(found[f"inside {name}"]) for name in (test, train) if f"inside {name}" in found}
     rows = []
     for key, mine in moved.groupby(keys, sort=False):
-        value, low, high = mean_interval(mine["value"].to_numpy())
-        scores = {}
+        scores = dict.fromkeys((test, train), nothing)
         for name, frame in inside.items():
-            theirs = None if frame is None else frame[(frame[keys] == list(key)).all(axis=1)]
-            scores[name] = nothing if theirs is None else float(theirs["value"].mean())
+            scores[name] = float(frame[(frame[keys] == list(key)).all(axis=1)]["value"].mean())
         drop = (nothing, nothing, nothing)
-        frame = inside[test]
-        if frame is not None and not math.isnan(scores[test]):
-            both = mine.merge(frame, on=[*keys, "patient"], suffixes=("", "_inside"))
+        if not math.isnan(scores[test]):
+            both = mine.merge(inside[test], on=[*keys, "patient"], suffixes=("", "_inside"))
             drop = mean_interval((both["value_inside"] - both["value"]).to_numpy())
         rows.append(
             {
                 "train": train,
                 "test": test,
                 **dict(zip(keys, key, strict=True)),
-                "transfer": value,
-                "low": low,
-                "high": high,
+                **dict(zip(("transfer", "low", "high"), mean_interval(mine["value"].to_numpy()), strict=True)),
                 "inside_test": scores[test],
-                "drop": drop[0],
-                "drop_low": drop[1],
-                "drop_high": drop[2],
+                **dict(zip(("drop", "drop_low", "drop_high"), drop, strict=True)),
                 "inside_train": scores[train],
                 "patients": int(mine["value"].notna().sum()),
                 "n_genes": int(mine["n_genes"].sum()),
