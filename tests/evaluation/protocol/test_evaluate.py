@@ -105,7 +105,7 @@ def test_the_folder_holds_what_the_run_holds(small_run):
     place = small_run.folder.path
     pd.testing.assert_frame_equal(pd.read_csv(place / "scores.csv", float_precision="round_trip"), small_run.run.scores)
     facts = json.loads((place / "run.json").read_text())
-    assert facts["format"] == 3 and facts["seed"] == small_run.config.train.seed
+    assert facts["format"] == 4 and facts["seed"] == small_run.config.train.seed
     assert facts["config"] == small_run.config.to_dict()
     assert [fold["test"] for fold in facts["folds"]] == [["P1S1"], ["P2S1"], ["P3S1"]]
     assert set(facts["versions"]) >= {"cmrcnet", "torch", "python"}
