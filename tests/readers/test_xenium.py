@@ -191,6 +191,19 @@ def test_the_version_of_xenium_ranger_is_shown(outs):
         read(outs)
 
 
+def test_bins_below_the_resolution(outs):
+    with pytest.raises(BadOption, match=r"bin_um is 0.5; wanted 2 um or more"):
+        read(outs, bin_um=0.5)
+
+
+def test_files_of_the_mac_finder_are_no_files_of_the_section(outs):
+    (outs / "morphology_focus").mkdir()
+    (outs / "morphology_focus" / "._ch0000_dapi.ome.tif").write_bytes(b"finder")
+    (outs / "made_he_imagealignment.csv").rename(outs / "._made_he_imagealignment.csv")
+    with pytest.raises(BadInput, match=r"there is no morphology image.*beside the image, or give"):
+        read(outs)
+
+
 def test_no_image(outs):
     with pytest.raises(BadOption, match="image is None"):
         read_section(outs)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.errors import BadInput, BadOption, MissingInput
+from cmrcnet.readers.text_files import read_text, require_file
 
 WHAT = "an affine (six numbers a b c d e f, or a .csv, .txt, .json or .npy file of a 2x3 or 3x3 matrix)"
 LARGEST_FILE = 1 << 16
@@ -172,17 +173,16 @@ def _read_file(path: Path, alignment: bool) -> Affine:
     if path.name.endswith("alignment.csv") and not alignment:
         why = "it is an alignment of Xenium Explorer, from pixels of the H&E to pixels of the DAPI image and not back; "
         raise BadInput(path, WHAT, why + "put it beside the H&E, where format xenium finds it, and give no affine")
-    if not path.is_file():
-        raise MissingInput(
-            path, "The affine", "give six numbers a b c d e f, or the path of a file that holds a matrix"
-        )
-    if path.stat().st_size > LARGEST_FILE:
+    if not path.exists():
+        hint = "give six numbers a b c d e f, or the path of a file that holds a matrix"
+        raise MissingInput(path, "The affine", hint)
+    if require_file(path, "The affine").stat().st_size > LARGEST_FILE:
         raise BadInput(path, WHAT, f"it has {path.stat().st_size} bytes, more than any matrix")
     suffix = path.suffix.lower()
     try:
         if suffix == ".npy":
             return Affine.of(np.load(path, allow_pickle=False), path)
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "The affine", LARGEST_FILE)
         if suffix == ".json":
             return Affine.of(json.loads(text), path)
         rows = [

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmrcnet.errors import BadInput, MissingExtra, MissingInput
+from cmrcnet.errors import BadInput, MissingExtra
+from cmrcnet.readers.text_files import require_file
 
 if TYPE_CHECKING:
     from pyarrow import Array, RecordBatch
@@ -43,8 +44,7 @@ def parquet_batches(
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtra("pyarrow", f"Reading {Path(path).name}", "'cmrcnet[platforms]'") from error
-    if not Path(path).is_file():
-        raise MissingInput(path, f"The file of {what}")
+    require_file(path, f"The file of {what}")
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
@@ -66,6 +66,9 @@ def numbers_of(batch: RecordBatch, column: str, path: Path, what: str) -> np.nda
     return numbers.astype(np.float64 if numbers.dtype.kind == "f" else np.int64)
 
 
-def texts_of(values: Array) -> list[str]:
-    """A column of text or of UTF-8 bytes, which early Xenium files hold, as text."""
-    return [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in values.to_pylist()]
+def texts_of(values: Array, path: Path) -> list[str]:
+    """A column of text or of UTF-8 bytes, which early Xenium files hold, as text; `BadInput` when it is neither."""
+    try:
+        return [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in values.to_pylist()]
+    except UnicodeDecodeError as error:
+        raise BadInput(path, "a Parquet table", f"it holds names that are no UTF-8 text ({error.reason})") from error

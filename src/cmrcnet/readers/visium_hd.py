@@ -36,6 +36,7 @@ from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, Scal
 from cmrcnet.readers.parquet import numbers_of, parquet_batches
 from cmrcnet.readers.raw_section import RawSection
 from cmrcnet.readers.registry import SectionSource, register_reader
+from cmrcnet.readers.sparse_files import open_h5
 from cmrcnet.readers.visium import GENES, H5, POSITION_COLUMNS, picture_of, read_scale_factors
 from cmrcnet.slides.slide import open_slide
 
@@ -153,7 +154,8 @@ def _bin_folders(path: Path) -> dict[int, Path]:
         return {int(named[1]): path} if (path / "spatial").is_dir() else {}
     for base in (path, path / "binned_outputs", path / "outs" / "binned_outputs"):
         if base.is_dir():
-            named_folders = [(FOLDER.fullmatch(folder.name), folder) for folder in base.iterdir() if folder.is_dir()]
+            inside = [folder for folder in base.glob("square_*um") if folder.is_dir()]
+            named_folders = [(FOLDER.fullmatch(folder.name), folder) for folder in inside]
             if found := {int(name[1]): folder for name, folder in named_folders if name}:
                 return found
     return {}
@@ -397,37 +399,24 @@ def summed_counts(path: Path, grid: BinGrid, block_values: int = BLOCK_VALUES) -
     ------
     MissingInput, BadInput, SectionError
     """
-    import h5py
-
-    if not path.is_file():
-        raise MissingInput(path, "The count matrix")
-    try:
-        with h5py.File(path, "r") as content:
-            file: Any = content
-            group = file["matrix"]
-            kinds = group["features/feature_type"].asstr()[:]
-            names = group["features/name"].asstr()[:]
-            shape = tuple(int(n) for n in group["shape"][:])
-            starts = _checked_starts(path, group, shape, len(names), len(kinds))
-            blocks, notes = _blocks_of_columns(path, group["barcodes"], grid)
-            is_gene = kinds == GENES
-            if not is_gene.all():
-                others = ", ".join(sorted(set(kinds[~is_gene])))
-                notes.append(f"{int((~is_gene).sum())} features are of another kind ({others}): left out.")
-            bins = np.flatnonzero(np.bincount(blocks[blocks >= 0], minlength=len(grid.listed)))
-            row_of = np.full(len(grid.listed) + 1, -1, np.int32)  # the last entry is that of -1
-            row_of[bins] = np.arange(len(bins))
-            spot_of = row_of[blocks]
-            del blocks
-            gene_of = np.where(is_gene, np.cumsum(is_gene) - 1, int(is_gene.sum())).astype(np.int32)
-            values = _joined(
-                _summed_rows(path, group, starts, spot_of, gene_of, len(bins), int(is_gene.sum()), block_values)
-            )
-    except (BadInput, SectionError):
-        raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise BadInput(path, H5, f"the file is truncated, damaged or of another kind ({why})") from error
+    with open_h5(path, H5) as file:
+        group = file["matrix"]
+        kinds, names = (group[f"features/{key}"].asstr()[:] for key in ("feature_type", "name"))
+        shape = tuple(int(n) for n in group["shape"][:])
+        starts = _checked_starts(path, group, shape, len(names), len(kinds))
+        blocks, notes = _blocks_of_columns(path, group["barcodes"], grid)
+        is_gene = kinds == GENES
+        if not is_gene.all():
+            others = ", ".join(sorted(set(kinds[~is_gene])))
+            notes.append(f"{int((~is_gene).sum())} features are of another kind ({others}): left out.")
+        bins = np.flatnonzero(np.bincount(blocks[blocks >= 0], minlength=len(grid.listed)))
+        row_of = np.full(len(grid.listed) + 1, -1, np.int32)  # the last entry is that of -1
+        row_of[bins] = np.arange(len(bins))
+        spot_of = row_of[blocks]
+        del blocks
+        genes = int(is_gene.sum())
+        gene_of = np.where(is_gene, np.cumsum(is_gene) - 1, genes).astype(np.int32)
+        values = _joined(_summed_rows(path, group, starts, spot_of, gene_of, len(bins), genes, block_values))
     return SummedCounts(bins, tuple(names[is_gene]), values, tuple(notes))
 
 

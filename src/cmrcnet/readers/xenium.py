@@ -21,7 +21,6 @@ Long because it is one thing: this platform.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +34,19 @@ from cmrcnet.readers.affine import Affine, read_affine
 from cmrcnet.readers.parquet import numbers_of, parquet_batches, texts_of
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import SectionSource, register_reader
-from cmrcnet.readers.visium import GENES, TenxMatrix, read_tenx_matrix
+from cmrcnet.readers.sparse_files import open_h5
+from cmrcnet.readers.text_files import FREE_BYTES, MOST_UNPACKED, open_bytes, read_json
+from cmrcnet.readers.visium import GENES, H5, TenxMatrix, read_tenx_matrix
 from cmrcnet.slides.section import repeated
 from cmrcnet.slides.slide import Slide, open_slide
+from cmrcnet.storage.sparse_matrix import sparse_fault
 
 LEAST_QUALITY = 20.0
 """Quality (qv) of a transcript, as in the cell matrix of Xenium."""
 TISSUE_UM = 20.0
 """Distance from the centre of a bin to the nearest cell, beyond which (and beyond the bin) there is no tissue."""
+LEAST_BIN_UM = 2.0
+"""Smallest side of a bin; transcripts are located to a fraction of a micrometre."""
 CELL_UM = 10.0
 """Diameter of a cell where the cell table states no area."""
 MOST_UNLISTED = 0.02
@@ -59,7 +63,12 @@ WHAT = "experiment.xenium"
 TRANSCRIPTS = "transcripts (transcripts.parquet)"
 CELLS = "cells (cells.parquet)"
 MATRICES = ("cell_feature_matrix.h5", "cell_feature_matrix", "cell_feature_matrix.zarr.zip")
-MORPHOLOGY = ("morphology.ome.tif", "morphology_focus.ome.tif", "morphology_mip.ome.tif", "morphology_focus/*.ome.tif")
+MORPHOLOGY = (
+    "morphology.ome.tif",
+    "morphology_focus.ome.tif",
+    "morphology_mip.ome.tif",
+    "morphology_focus/[!.]*.ome.tif",
+)
 
 
 def looks_like_xenium(path: Path) -> bool:
@@ -76,6 +85,8 @@ def xenium_problems(source: SectionSource) -> list[CmrcnetError]:
         return [error]
     hint = f"Xenium Onboard Analysis and Xenium Ranger write it there (version seen: {experiment.version})"
     problems: list[CmrcnetError] = []
+    if source.bin_um is not None and source.bin_um < LEAST_BIN_UM:
+        problems.append(BadOption("bin_um", source.bin_um, want=f"{LEAST_BIN_UM:g} um or more"))
     if _cells_file(outs) is None:
         problems.append(MissingInput(outs / "cells.parquet", "The cell table", f"{hint}, as cells.csv.gz too"))
     if source.bin_um is None and _matrix_path(outs) is None:
@@ -160,16 +171,13 @@ def read_experiment(path: Path) -> Experiment:
     if not path.is_file():
         hint = "Xenium Onboard Analysis and Xenium Ranger write it into their output folder"
         raise MissingInput(path, "The file", hint)
+    content = read_json(path, "The experiment")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
         pixel_um = float(content["pixel_size"])
         ranger = content.get("xenium_ranger") or {}
         version = str(ranger.get("version") or content.get("analysis_sw_version") or "none stated")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-        why = (
-            f"it states no pixel_size ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
-        )
-        raise BadInput(path, "a Xenium experiment (JSON)", why) from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise BadInput(path, "a Xenium experiment (JSON)", "it states no pixel_size, or no version as text") from error
     if not 0.01 < pixel_um < 10:
         raise BadInput(path, "a Xenium experiment (JSON)", f"its pixel_size is {pixel_um:g} um")
     return Experiment(pixel_um, version)
@@ -222,7 +230,7 @@ def _affine_of(image: Path, outs: Path, slide: Slide, experiment: Experiment) ->
 def _unaligned(image: Path, outs: Path, why: str) -> BadInput:
     """The error of an H&E whose place is unknown."""
     path = alignment_paths(image, outs)[0]
-    found = sorted({file.name for folder in (image.parent, outs) for file in folder.glob("*alignment.csv")})
+    found = sorted({file.name for folder in (image.parent, outs) for file in folder.glob("[!.]*alignment.csv")})
     others = f" (found: {', '.join(found[:3])})" if found else ""
     return BadInput.from_sentence(
         f"{image.name} has no alignment, {why}; export it from Xenium Explorer (Add image, Download alignment) as "
@@ -307,7 +315,7 @@ def read_cells(outs: Path) -> Cells:
         names: list[str] = []
         numbers: list[np.ndarray] = []
         for batch in parquet_batches(path, CELLS, columns, optional=("cell_area",)):
-            names += texts_of(batch.column("cell_id"))
+            names += texts_of(batch.column("cell_id"), path)
             wanted = [key for key in (*columns[1:], "cell_area") if key in batch.schema.names]
             numbers.append(np.column_stack([numbers_of(batch, key, path, CELLS).astype(np.float64) for key in wanted]))
         values = np.concatenate(numbers) if numbers else np.empty((0, 2))
@@ -322,20 +330,18 @@ def read_cells(outs: Path) -> Cells:
 
 def _cells_of_text(path: Path, columns: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
     """Names, and x, y and perhaps area, of `cells.csv.gz`."""
-    import zlib
-
     import pandas as pd
 
+    wanted = (*columns, "cell_area")
     try:
-        table = pd.read_csv(
-            path, dtype={"cell_id": str}, keep_default_na=False, usecols=lambda key: key in (*columns, "cell_area")
-        )
+        with open_bytes(path, "The cell table") as file:
+            table = pd.read_csv(file, dtype={"cell_id": str}, keep_default_na=False, usecols=lambda key: key in wanted)
         if missing := [key for key in columns if key not in table]:
             raise BadInput.columns(path, missing, list(table))
-        values = table[[key for key in (*columns[1:], "cell_area") if key in table]].to_numpy(np.float64)
+        values = table[[key for key in wanted[1:] if key in table]].to_numpy(np.float64)
     except BadInput:
         raise
-    except (ValueError, OSError, EOFError, zlib.error) as error:
+    except (ValueError, OSError) as error:
         raise BadInput(path, CELLS, (str(error).strip().splitlines() or [type(error).__name__])[0][:120]) from error
     if not np.isfinite(values).all():
         raise BadInput(path, CELLS, "its columns hold empty cells or no numbers")
@@ -385,15 +391,16 @@ def read_zarr_matrix(path: Path) -> TenxMatrix:
         try:
             group: Any = zarr.open_group(store, mode="r")["cell_features"]
             names, kinds = group.attrs["feature_keys"], group.attrs["feature_types"]
-            starts, indices, data = (np.asarray(group[key][:]) for key in ("indptr", "indices", "data"))
-            ids = np.asarray(group["cell_id"][:])
+            arrays = [group[key] for key in ("data", "indices", "indptr", "cell_id")]
+            if max(array.nbytes for array in arrays) > max(FREE_BYTES, MOST_UNPACKED * path.stat().st_size):
+                raise ValueError("its arrays are too large for the file")
+            data, indices, starts, ids = (np.asarray(array[:]) for array in arrays)
         finally:
             store.close()
-        sound = len(starts) == len(names) + 1 == len(kinds) + 1 and len(indices) == len(data) == starts[-1]
-        if not sound or starts[0] != 0 or (np.diff(starts.astype(np.int64)) < 0).any():
-            raise ValueError("indptr does not fit the features and counts")
-        if len(indices) and int(indices.max()) >= len(ids):
-            raise ValueError(f"an index of a cell is outside the {len(ids)} cells")
+        if why := sparse_fault(data, indices, starts, (len(names), len(ids)), by_row=True):
+            raise ValueError(why)
+        if len(kinds) != len(names):
+            raise ValueError(f"{len(names)} features have {len(kinds)} types")
         by_feature = sparse.csr_matrix((data, indices, starts), shape=(len(names), len(ids)))
     except Exception as error:  # zarr, zipfile and the codecs raise a dozen kinds for a damaged file
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
@@ -422,20 +429,11 @@ def _cell_names(ids: np.ndarray) -> list[str]:
 
 def _panel(outs: Path) -> list[str] | None:
     """Genes of the panel, as the matrix lists them; None without its .h5 file."""
-    import h5py
-
     path = outs / MATRICES[0]
     if not path.is_file():
         return None
-    try:
-        with h5py.File(path, "r") as content:
-            features: Any = content["matrix/features"]
-            names, kinds = features["name"].asstr()[:], features["feature_type"].asstr()[:]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise BadInput(
-            path, "a Xenium count matrix (.h5)", f"it is truncated, damaged or of another kind ({why})"
-        ) from error
+    with open_h5(path, H5) as file:
+        kinds, names = (file[f"matrix/features/{key}"].asstr()[:] for key in ("feature_type", "name"))
     return list(dict.fromkeys(names[kinds == GENES]))
 
 
@@ -495,7 +493,7 @@ def counted_bins(
         features = batch.column("feature_name").dictionary_encode()
         if features.null_count:
             raise BadInput(path, TRANSCRIPTS, "its column feature_name holds empty cells")
-        texts = texts_of(features.dictionary)
+        texts = texts_of(features.dictionary, path)
         if panel is None:
             for text in texts:
                 if not any(pattern.fullmatch(text) for pattern in CONTROL_PATTERNS.values()):
