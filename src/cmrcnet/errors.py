@@ -126,6 +126,14 @@ class BadInput(CmrcnetError, ValueError):
         return cls.from_sentence(f"{path}: {why}; give format= (--format), one of: {', '.join(known)}.")
 
     @classmethod
+    def pickle(cls, path: object) -> Self:
+        """A pickle, which can run code when it is loaded."""
+        return cls.from_sentence(
+            f"{path} is a pickle (a PyTorch .pt or .pth file), which can run code when loaded; "
+            "convert it to safetensors on a machine that trusts it and give that file."
+        )
+
+    @classmethod
     def mask(cls, path: object, why: str) -> Self:
         """A tissue mask that does not fit its slide."""
         want = "give a picture of the whole slide in which tissue is white"
@@ -250,6 +258,11 @@ class DownloadFailed(CmrcnetError, OSError):
             "environment variable HF_TOKEN."
         )
 
+    @classmethod
+    def weights(cls, encoder: str, why: str, hint: str) -> Self:
+        """Weights of an encoder that are neither on this machine nor could be fetched."""
+        return cls.from_sentence(f"The weights of encoder {encoder} are missing: {why}; {hint}.")
+
 
 # --- stored models, banks and runs -------------------------------------------------------------------------------
 
@@ -259,6 +272,11 @@ class Damaged(CmrcnetError, ValueError):
 
     def __init__(self, path: object, why: str, hint: str) -> None:
         super().__init__(f"{path} is incomplete or damaged: {why}; {hint}.")
+
+    @classmethod
+    def weights(cls, path: object, why: str) -> Self:
+        """Weights of a network that are truncated, changed, or of another network."""
+        return cls.from_sentence(f"The weights {path} are damaged or were changed: {why}; fetch or train them again.")
 
 
 class Incompatible(CmrcnetError, ValueError):
@@ -285,28 +303,6 @@ class Incompatible(CmrcnetError, ValueError):
         """A search index that was made for another bank, or is damaged."""
         return cls.from_sentence(
             f"The search index in {bank} does not match its bank: {why}; rebuild it: cmrcnet bank rebuild-index {bank}"
-        )
-
-
-class WeightsError(CmrcnetError, ValueError):
-    """Weights of a network are missing, damaged, or in a file that is not safe to load."""
-
-    @classmethod
-    def missing(cls, encoder: str, why: str, hint: str) -> Self:
-        """Weights that are not on this machine."""
-        return cls(f"The weights of encoder {encoder} are missing: {why}; {hint}.")
-
-    @classmethod
-    def damaged(cls, path: object, why: str) -> Self:
-        """Weights that are truncated, changed, or of another network."""
-        return cls(f"The weights {path} are damaged or were changed: {why}; fetch or train them again.")
-
-    @classmethod
-    def pickle(cls, path: object) -> Self:
-        """A pickle, which can run code when it is loaded."""
-        return cls(
-            f"{path} is a pickle (a PyTorch .pt or .pth file), which can run code when loaded; "
-            "convert it to safetensors on a machine that trusts it and give that file."
         )
 
 

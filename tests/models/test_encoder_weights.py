@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cmrcnet.errors import WeightsError
+from cmrcnet.errors import BadInput, Damaged, MissingInput
 from cmrcnet.models.encoder_weights import from_transformers, read_safetensors
 from cmrcnet.models.encoders import _build, create_image_encoder
 
@@ -59,7 +59,7 @@ def test_a_position_embedding_of_another_size_is_resampled(tmp_path):
 
 
 def test_no_file():
-    with pytest.raises(WeightsError, match=r"there is no file nowhere\.safetensors"):
+    with pytest.raises(MissingInput, match=r"nowhere\.safetensors"):
         load("nowhere.safetensors")
 
 
@@ -76,21 +76,21 @@ def test_a_pickle_is_refused_whatever_it_is_called_and_never_run(tmp_path, name,
         path.write_bytes(pickle.dumps(Dangerous()))
     else:
         torch.save({"weights": Dangerous()}, path, _use_new_zipfile_serialization=way == "torch")
-    with pytest.raises(WeightsError, match="convert it to safetensors"):
+    with pytest.raises(BadInput, match="convert it to safetensors"):
         load(path)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 60, 2000, -1])
 def test_a_truncated_file_is_damaged(file, kept):
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(WeightsError, match="damaged or were changed"):
+    with pytest.raises(Damaged, match="damaged or were changed"):
         load(file)
 
 
 def test_what_is_no_weights_file_is_damaged(tmp_path):
     path = tmp_path / "notes.safetensors"
     path.write_text("these are notes, not weights, and quite a few of them")
-    with pytest.raises(WeightsError, match="not a safetensors file"):
+    with pytest.raises(Damaged, match="not a safetensors file"):
         load(path)
 
 
@@ -104,12 +104,12 @@ def test_what_is_no_weights_file_is_damaged(tmp_path):
     ],
 )
 def test_other_keys_shapes_and_values_are_refused_by_name(file, change, sentence):
-    with pytest.raises(WeightsError, match=sentence):
+    with pytest.raises(Damaged, match=sentence):
         load(rewritten(file, change))
 
 
 def test_another_networks_weights_are_refused(file):
-    with pytest.raises(WeightsError, match="do not fit VisionTransformer"):
+    with pytest.raises(Damaged, match="do not fit VisionTransformer"):
         create_image_encoder("timm:vit_tiny_patch16_224", weights=str(file))
 
 

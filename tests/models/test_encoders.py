@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmrcnet.errors import BadOption, UnknownName, WeightsError
+from cmrcnet.errors import BadOption, Damaged, DownloadFailed, UnknownName
 from cmrcnet.models import encoders
 from cmrcnet.models.encoders import _build, create_image_encoder, image_encoders, pretrained_config
 from cmrcnet.models.image_encoder import ImageEncoder, block_outputs, blocks_of
@@ -126,7 +126,7 @@ def test_without_a_hub_the_remedy_is_named(name, monkeypatch, tmp_path):
         monkeypatch.delenv(proxy, raising=False)
     monkeypatch.setattr("socket.getaddrinfo", nowhere)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match="local safetensors file") as refused:
+    with pytest.raises(DownloadFailed, match="local safetensors file") as refused:
         create_image_encoder(name)
     assert "cannot be reached" in str(refused.value)
 
@@ -143,7 +143,7 @@ def test_a_gated_model_says_whose_licence_to_accept(monkeypatch):
 
     monkeypatch.setattr("cmrcnet.models.encoder_weights.require_hub", lambda *_: None)
     monkeypatch.setattr("timm.models.load_state_dict_from_hf", gated)
-    with pytest.raises(WeightsError, match=r"huggingface.co/MahmoodLab/UNI.*HF_TOKEN"):
+    with pytest.raises(DownloadFailed, match=r"huggingface.co/MahmoodLab/UNI.*HF_TOKEN"):
         create_image_encoder("uni")
 
 
@@ -158,7 +158,7 @@ def test_weights_of_the_hub_are_fitted_like_any_other(monkeypatch):
     shallow = create_image_encoder("stand-in", depth=2, blocks=(1,))
     assert torch.equal(blocks_of(shallow.backbone)[1].norm1.weight, blocks_of(source.backbone)[1].norm1.weight)
     del state["norm.bias"]
-    with pytest.raises(WeightsError, match=r"1 missing \(norm.bias\)"):
+    with pytest.raises(Damaged, match=r"1 missing \(norm.bias\)"):
         create_image_encoder("stand-in")
 
 
@@ -176,5 +176,5 @@ def test_a_real_transformer_from_a_local_file():
                 share = tokens[:, :, :384] if number == 5 else tokens[:, :, 384:]
                 torch.testing.assert_close(share, flow, rtol=1e-4, atol=1e-4)
     assert tokens.shape == (1, 257, 768)
-    with pytest.raises(WeightsError, match="do not fit"):
+    with pytest.raises(Damaged, match="do not fit"):
         create_image_encoder("vit-b32", weights=str(DINOV2))

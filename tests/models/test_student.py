@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cmrcnet.config import Config
-from cmrcnet.errors import Damaged, Incompatible, MissingInput, OutputExists, ShapeMismatch, WeightsError
+from cmrcnet.errors import BadInput, Damaged, Incompatible, MissingInput, OutputExists, ShapeMismatch
 from cmrcnet.heads.gene_decoder import GeneBasis
 from cmrcnet.heads.pca import FeaturePCA
 from cmrcnet.models.encoders import create_image_encoder
@@ -92,13 +92,13 @@ def test_damage_is_seen(folder):
     weights = folder / "weights.safetensors"
     whole, facts = weights.read_bytes(), (folder / "student.json").read_text()
     weights.write_bytes(whole[:-4])
-    with pytest.raises(WeightsError, match="bytes"):
+    with pytest.raises(Damaged, match="bytes"):
         Student.from_pretrained(folder)
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(WeightsError, match="content"):
+    with pytest.raises(Damaged, match="content"):
         Student.from_pretrained(folder)
     weights.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(WeightsError):
+    with pytest.raises(BadInput):
         Student.from_pretrained(folder)
     weights.unlink()
     with pytest.raises(Damaged, match="missing"):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from cmrcnet.errors import (
+    BadInput,
     Damaged,
     DownloadFailed,
     Incompatible,
@@ -19,7 +20,6 @@ from cmrcnet.errors import (
     MissingInput,
     OutputExists,
     ShapeMismatch,
-    WeightsError,
 )
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
@@ -159,7 +159,7 @@ def test_a_frozen_encoder_is_named_not_stored_and_checked(tmp_path):
     with pytest.raises(Incompatible, match="give back the weights that it was trained with"):
         TrainedModel.from_pretrained(tmp_path / "model")
     file.unlink()
-    with pytest.raises(WeightsError, match="there is no file"):
+    with pytest.raises(MissingInput, match="The weights file .* does not exist"):
         TrainedModel.from_pretrained(tmp_path / "model")
     assert TrainedModel.from_pretrained(tmp_path / "model", encoder=source).fingerprint == model.fingerprint
 
@@ -235,7 +235,7 @@ def test_no_model(tmp_path):
 def test_truncated_weights(folder):
     path = folder / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match="bytes where"):
+    with pytest.raises(Damaged, match="bytes where"):
         TrainedModel.from_pretrained(folder)
 
 
@@ -244,13 +244,13 @@ def test_one_changed_byte_in_the_weights(folder):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match="not what was written"):
+    with pytest.raises(Damaged, match="not what was written"):
         TrainedModel.from_pretrained(folder)
 
 
 def test_a_pickle_in_the_place_of_the_weights(folder):
     torch.save({"a": torch.zeros(1)}, folder / "weights.safetensors")
-    with pytest.raises(WeightsError, match="can run code"):
+    with pytest.raises(BadInput, match="can run code"):
         TrainedModel.from_pretrained(folder)
 
 

@@ -64,7 +64,7 @@ class StudentConfig:
         ------
         BadOption
             Values that do not go together, such as augmentations without scales.
-        UnknownName, WeightsError
+        UnknownName, MissingInput, DownloadFailed, Damaged
         """
         encoder, settings = model.encoder, {}
         if self.encoder is not None:
@@ -138,7 +138,7 @@ def distil(
         The test cohort holds a section, patient or slide that model, bank or student has seen.
     BadOption
         The cohort is not the one that the bank was built from, or `config` has values that do not go together.
-    ScaleError, TooFew, WeightsError, Diverged
+    ScaleError, TooFew, Damaged, Diverged
 
     Examples
     --------

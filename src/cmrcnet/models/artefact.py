@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmrcnet.errors import CmrcnetError, Damaged, DownloadFailed, Incompatible, MissingExtra, MissingInput, WeightsError
+from cmrcnet.errors import BadInput, CmrcnetError, Damaged, DownloadFailed, Incompatible, MissingExtra, MissingInput
 from cmrcnet.models.encoder_weights import looks_like_pickle, transport_errors
 from cmrcnet.storage.atomic import atomic_folder
 from cmrcnet.storage.hashing import fingerprint
@@ -52,7 +52,7 @@ class StoredArtefact:
 
         Raises
         ------
-        Damaged, WeightsError
+        Damaged, BadInput
         """
         from safetensors.torch import load
 
@@ -63,12 +63,12 @@ class StoredArtefact:
             raise self.damaged(f"{path.name} is missing")
         content = path.read_bytes()
         if looks_like_pickle(content[:2]):
-            raise WeightsError.pickle(path)
+            raise BadInput.pickle(path)
         size = self.facts[name]["bytes"]
         if len(content) != size:
-            raise WeightsError.damaged(path, f"{len(content)} bytes where {size} were written")
+            raise Damaged.weights(path, f"{len(content)} bytes where {size} were written")
         if fingerprint(content) != self.facts[name]["checksum"]:
-            raise WeightsError.damaged(path, "the content is not what was written")
+            raise Damaged.weights(path, "the content is not what was written")
         return load(content)
 
     @contextmanager

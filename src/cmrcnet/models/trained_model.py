@@ -310,7 +310,7 @@ class TrainedModel:
             There is no model.
         Incompatible
             It has another format, or was trained with another encoder.
-        Damaged, WeightsError
+        Damaged, BadInput
             Something in the folder is missing or was changed, or the frozen encoder's weights are not at hand.
         MissingExtra, DownloadFailed
             It could not be fetched from the hub.
