@@ -159,7 +159,7 @@ def test_a_frozen_encoder_is_named_not_stored_and_checked(tmp_path):
     with pytest.raises(Incompatible, match="give back the weights that it was trained with"):
         TrainedModel.from_pretrained(tmp_path / "model")
     file.unlink()
-    with pytest.raises(MissingInput, match="The weights file .* does not exist"):
+    with pytest.raises(MissingInput, match=r"The weights file .* does not exist"):
         TrainedModel.from_pretrained(tmp_path / "model")
     assert TrainedModel.from_pretrained(tmp_path / "model", encoder=source).fingerprint == model.fingerprint
 
