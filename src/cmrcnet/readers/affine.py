@@ -190,7 +190,7 @@ def _read_file(path: Path, alignment: bool) -> Affine:
             for line in text.splitlines()
             if line.strip()
         ]
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, BadInput | BadOption):
             raise
         raise BadInput(path, WHAT, (str(error).strip().splitlines() or [type(error).__name__])[0][:120]) from error

@@ -201,7 +201,7 @@ def _read_metadata(path: Path | None) -> dict:
 
 
 def _read_patches(path: Path) -> _Patches:
-    with open_h5(path, PATCH_FILE) as content:
+    with open_h5(path, PATCH_FILE, in_blocks=True) as content:
         key = "barcode" if "barcode" in content else "barcodes"
         barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in np.asarray(content[key]).reshape(-1)]
         corners = np.asarray(content["coords"], dtype=np.float64).reshape(-1, 2)

@@ -22,18 +22,20 @@ from cmrcnet.storage.sparse_matrix import LARGEST, sparse_fault
 
 FREE_BYTES = 256 << 20
 """Bytes that a dataset may declare whatever it takes on disk."""
-MOST_INFLATED = 200
+MOST_INFLATED = 300
 """Largest factor between the declared size of a larger dataset and its size on disk."""
 
 
 @contextmanager
-def open_h5(path: Path, what: str) -> Iterator[Any]:
+def open_h5(path: Path, what: str, *, in_blocks: bool = False) -> Iterator[Any]:
     """Open an HDF5 file whose datasets all lie in it, have plausible sizes and sound sparse matrices.
 
     Parameters
     ----------
     what : str
         Kind of file, for the error: "a 10x count matrix (.h5)".
+    in_blocks : bool
+        The caller reads datasets in blocks, so that their declared sizes need no bound.
 
     Yields
     ------
@@ -50,7 +52,7 @@ def open_h5(path: Path, what: str) -> Iterator[Any]:
     require_file(path, f"The file (wanted: {what})")
     try:
         with h5py.File(path, "r") as file:
-            if why := _fault(file):
+            if why := _fault(file, in_blocks):
                 raise BadInput(path, what, why)
             yield file
     except CmrcnetError:
@@ -60,7 +62,7 @@ def open_h5(path: Path, what: str) -> Iterator[Any]:
         raise BadInput(path, what, f"the file is truncated, damaged or of another kind ({lines[0][:120]})") from error
 
 
-def _fault(file: Any) -> str | None:
+def _fault(file: Any, in_blocks: bool) -> str | None:
     """Why an HDF5 file is not to be trusted, or None."""
     import h5py
 
@@ -85,16 +87,16 @@ def _fault(file: Any) -> str | None:
                 if address not in seen:  # a group may hold itself
                     seen.add(address)
                     waiting.append(found)
-            elif isinstance(found, h5py.Dataset) and (why := _dataset_fault(found)):
+            elif isinstance(found, h5py.Dataset) and (why := _dataset_fault(found, in_blocks)):
                 return f"{where} {why}"
     return None
 
 
-def _dataset_fault(dataset: Any) -> str | None:
+def _dataset_fault(dataset: Any, in_blocks: bool) -> str | None:
     if dataset.external or (dataset.is_virtual and any(s.file_name != "." for s in dataset.virtual_sources())):
         return "is stored in another file, which is not followed"
     stored = dataset.id.get_storage_size()
-    if dataset.nbytes > max(FREE_BYTES, MOST_INFLATED * stored):
+    if not in_blocks and dataset.nbytes > max(FREE_BYTES, MOST_INFLATED * stored):
         return f"declares {dataset.nbytes:,} bytes and holds {stored:,}"
     return None
 

@@ -399,7 +399,7 @@ def summed_counts(path: Path, grid: BinGrid, block_values: int = BLOCK_VALUES) -
     ------
     MissingInput, BadInput, SectionError
     """
-    with open_h5(path, H5) as file:
+    with open_h5(path, H5, in_blocks=True) as file:
         group = file["matrix"]
         kinds, names = (group[f"features/{key}"].asstr()[:] for key in ("feature_type", "name"))
         shape = tuple(int(n) for n in group["shape"][:])
