@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrcnet.errors import BadInput, BadOption, UnknownName
+from cmrcnet.errors import BadInput, UnknownName
+from cmrcnet.uncertainty import gene_reliability
 from cmrcnet.uncertainty.gene_reliability import (
     NOT_MEASURED,
-    GradeRule,
     grade_counts,
+    grade_of,
     predictability,
 )
 
@@ -49,15 +50,14 @@ def graded(table, **options):
     ],
 )
 def test_the_rule_at_its_edges(pearson, low, null, sections, grade):
-    assert GradeRule().grade(pearson, low, null, sections) == grade
+    assert grade_of(pearson, low, null, sections) == grade
 
 
 @settings(max_examples=50, deadline=None)
 @given(low=st.floats(-1, 1), width=st.floats(0, 1), better=st.floats(0, 0.5), null=st.floats(-0.5, 0.5))
 def test_a_better_gene_is_never_graded_lower(low, width, better, null):
     order = "ABCD"
-    rule = GradeRule()
-    worse, finer = rule.grade(low + width, low, null, 5), rule.grade(low + width + better, low + better, null, 5)
+    worse, finer = grade_of(low + width, low, null, 5), grade_of(low + width + better, low + better, null, 5)
     assert order.index(finer) <= order.index(worse)
 
 
@@ -105,7 +105,7 @@ def test_sections_of_a_patient_are_averaged_before_patients_are():
     assert table.pearson == pytest.approx((0.1 * 4 + 0.7) / 5)
 
 
-def test_the_null_is_the_upper_quantile_of_a_null_methods_genes():
+def test_the_null_is_the_upper_quantile_of_a_null_methods_genes(monkeypatch):
     table = frame(g=[0.3, 0.3])
     nulls = pd.DataFrame(
         [
@@ -116,7 +116,8 @@ def test_the_null_is_the_upper_quantile_of_a_null_methods_genes():
     )
     both = pd.concat([table, nulls])
     assert graded(both, null="permuted-pairs").loc["g"][["null", "grade"]].tolist() == [pytest.approx(0.95), "D"]
-    low = graded(both, null="permuted-pairs", rule=GradeRule(null_quantile=0.2)).loc["g"]
+    monkeypatch.setattr(gene_reliability, "NULL_QUANTILE", 0.2)
+    low = graded(both, null="permuted-pairs").loc["g"]
     assert (low["null"], low["grade"]) == (pytest.approx(0.2), "C")
     assert graded(both, null={"g": 0.4}).loc["g", "grade"] == "D"
 
@@ -148,9 +149,3 @@ def test_bad_input():
         predictability(table, PATIENT, method="other")
     with pytest.raises(UnknownName, match=r"patient of section 'S1'"):
         predictability(table, {"S0": "P"}, method="m")
-    with pytest.raises(BadOption, match=r"the mark of a B"):
-        GradeRule(a=0.2)
-    with pytest.raises(BadOption, match=r"level is 95"):
-        GradeRule(level=95)
-    with pytest.raises(BadOption, match=r"2 or more"):
-        GradeRule(min_sections=1)

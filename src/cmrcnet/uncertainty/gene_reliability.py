@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cmrcnet.errors import BadInput, BadOption, UnknownName
+from cmrcnet.errors import BadInput, UnknownName
 from cmrcnet.genes.bootstrap import bootstrap_means
 from cmrcnet.genes.table import NOT_MEASURED
 
@@ -37,49 +37,23 @@ if TYPE_CHECKING:
 GRADES = ("A", "B", "C", "D", NOT_MEASURED)
 
 
-@dataclass(frozen=True)
-class GradeRule:
-    """Thresholds of the grades.
+LEAST_A, LEAST_B = 0.5, 0.35
+"""Least mean Pearson of an A and of a B."""
+MIN_SECTIONS = 2
+"""Fewest held-out sections with a defined correlation; one section has no interval."""
+MIN_PATIENTS = 5
+"""From this many on, the bootstrap draws patients instead of sections."""
+NULL_QUANTILE, LEVEL = 0.95, 0.95
+"""Quantile of the null method's per-gene means, and nominal coverage of the interval."""
 
-    Parameters
-    ----------
-    a, b : float
-        Least mean Pearson of an A and of a B.
-    min_sections : int
-        Fewest held-out sections with a defined correlation.
-    min_patients : int
-        From this many on, the bootstrap draws patients instead of sections.
-    null_quantile : float
-        Quantile of the null method's per-gene means.
-    level : float
-        Nominal coverage of the interval.
-    """
 
-    a: float = 0.5
-    b: float = 0.35
-    min_sections: int = 2
-    min_patients: int = 5
-    null_quantile: float = 0.95
-    level: float = 0.95
-
-    def __post_init__(self) -> None:
-        for name in ("null_quantile", "level"):
-            if not 0 < getattr(self, name) < 1:
-                raise BadOption(name, getattr(self, name), "a share between 0 and 1")
-        if not self.a >= self.b:
-            raise BadOption("a", self.a, f"{self.b} (the mark of a B) or more")
-        if self.min_sections < 2:
-            raise BadOption("min_sections", self.min_sections, "2 or more, because one section has no interval")
-
-    def grade(self, pearson: float, low: float, null: float, n_sections: int) -> str:
-        """Grade a gene by its mean Pearson, the low end of its interval, the null (NaN: no grade) and its defined
-        sections.
-        """
-        if n_sections < self.min_sections or not np.isfinite([pearson, low, null]).all():
-            return NOT_MEASURED
-        if not low > null:
-            return "D"
-        return "A" if pearson >= self.a else "B" if pearson >= self.b else "C"
+def grade_of(pearson: float, low: float, null: float, n_sections: int) -> str:
+    """Grade a gene by its mean Pearson, the low end of its interval, the null (NaN: no grade) and its sections."""
+    if n_sections < MIN_SECTIONS or not np.isfinite([pearson, low, null]).all():
+        return NOT_MEASURED
+    if not low > null:
+        return "D"
+    return "A" if pearson >= LEAST_A else "B" if pearson >= LEAST_B else "C"
 
 
 def predictability(
@@ -88,7 +62,6 @@ def predictability(
     *,
     method: str,
     null: str | float | Mapping[str, float] = 0.0,
-    rule: GradeRule | None = None,
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -104,8 +77,6 @@ def predictability(
     null : str, float or mapping of gene to float
         Name of a null method in the same table, such as "permuted-pairs"; or the null itself, for all genes or for
         each (0 for a gene that is not named).
-    rule : GradeRule, optional
-        The default thresholds when left out.
 
     Returns
     -------
@@ -120,7 +91,6 @@ def predictability(
     """
     import pandas as pd
 
-    rule = rule or GradeRule()
     missing = [name for name in ("method", "section", "gene", "pearson") if name not in genes]
     if missing:
         raise BadInput.columns("The gene table", missing, list(genes.columns))
@@ -131,24 +101,24 @@ def predictability(
         raise UnknownName("patient of section", unknown[0], sorted(patient_of))
     patients = list(dict.fromkeys(patient_of[section] for section in sections))
     member = np.array([[patient_of[s] == p for s in sections] for p in patients], dtype=np.float64)
-    limits = _limits(genes, null, names, rule)
+    limits = _limits(genes, null, names)
     ceilings = np.full(len(names), np.nan)
     if "ceiling" in genes:
         ceilings = _mean(_by_section(genes, method, "ceiling").loc[names].to_numpy())
     values = by_section.to_numpy()
     of_patients = _patient_means(values, member)
     n_sections, n_patients = np.isfinite(values).sum(axis=1), np.isfinite(of_patients).sum(axis=1)
-    over_patients = n_patients >= rule.min_patients
-    measured = n_sections >= rule.min_sections
+    over_patients = n_patients >= MIN_PATIENTS
+    measured = n_sections >= MIN_SECTIONS
     mean, low, high = (np.full(len(names), np.nan) for _ in range(3))
     for chosen, drawn in ((over_patients, of_patients), (~over_patients, values)):
-        found = bootstrap_means(drawn[chosen].T, seed=seed, resamples=n_bootstrap, level=rule.level)
+        found = bootstrap_means(drawn[chosen].T, seed=seed, resamples=n_bootstrap, level=LEVEL)
         mean[chosen], low[chosen], high[chosen] = found
     low, high = (np.where(over_patients | measured, bound, np.nan) for bound in (low, high))
     table = pd.DataFrame(
         {
             "gene": names,
-            "grade": [rule.grade(*each) for each in zip(mean, low, limits, n_sections, strict=True)],
+            "grade": [grade_of(*each) for each in zip(mean, low, limits, n_sections, strict=True)],
             "pearson": mean,
             "low": low,
             "high": high,
@@ -179,13 +149,11 @@ def _by_section(genes: pd.DataFrame, method: str, column: str) -> pd.DataFrame:
     return means.reindex(index=rows["gene"].unique(), columns=rows["section"].unique())
 
 
-def _limits(
-    genes: pd.DataFrame, null: str | float | Mapping[str, float], names: list[str], rule: GradeRule
-) -> np.ndarray:
+def _limits(genes: pd.DataFrame, null: str | float | Mapping[str, float], names: list[str]) -> np.ndarray:
     if isinstance(null, str):
         reached = _mean(_by_section(genes, null, "pearson").to_numpy())
         reached = reached[np.isfinite(reached)]
-        return np.full(len(names), float(np.quantile(reached, rule.null_quantile)) if len(reached) else np.nan)
+        return np.full(len(names), float(np.quantile(reached, NULL_QUANTILE)) if len(reached) else np.nan)
     if isinstance(null, Mapping):
         return np.array([float(null.get(name, 0.0)) for name in names])
     return np.full(len(names), float(null))
