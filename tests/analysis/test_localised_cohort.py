@@ -90,6 +90,18 @@ def test_words_for_one_section_and_for_several(csv):
     assert "No signature of this organ is expected" in nothing
 
 
+def test_labels_name_spots_by_numbers(csv):
+    cohort, regions = read_cohort(csv), read_cohort_regions(csv)
+    tables, options = predicted(cohort, noise=1.5), {"merge": True, "n_bootstrap": 0}
+    plain = localise_cohort(tables, cohort, regions, markers("breast"), **options)
+    written = {}
+    for name, labels in regions.items():
+        written[name] = labels.copy()
+        written[name].index = [f"{float(a):.3f}x{float(b):.1f}" for a, b in (spot.split("x") for spot in labels.index)]
+    again = localise_cohort(tables, cohort, written, markers("breast"), **options)
+    pd.testing.assert_frame_equal(plain, again)
+
+
 def test_nothing_to_compare(csv):
     cohort, regions = read_cohort(csv), read_cohort_regions(csv)
     with pytest.raises(UnknownName, match=r"no section 'S9'; known: S1, S2. The prediction names it"):

@@ -27,6 +27,8 @@ from cmrcnet.errors import (
 )
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
+from cmrcnet.retrieval.store import _crc_of_gene
+from cmrcnet.search.stacked_arrays import csc_of
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache
 from cmrcnet.storage.ownership import MARKER, mark_folder, temporary_path
@@ -198,6 +200,18 @@ def test_a_corrupt_gene_does_not_keep_from_reading_the_others(bank, tmp_path):
     with pytest.raises(Damaged, match="is corrupt"):
         again.save(tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("row", [-1, 10**6])
+def test_expression_outside_its_section_never_reaches_compiled_code(bank, row):
+    part = bank.entries[0]
+    matrix = part.expression
+    rows = np.array(matrix.indices)
+    rows[0] = row
+    changed = csc_of(matrix.data, rows, matrix.indptr, matrix.shape)
+    sealed = np.array([_crc_of_gene(changed, gene) for gene in range(len(part.genes))], np.uint32)
+    with pytest.raises(Damaged, match=rf"of section {part.section}: an index is {row}, outside"):
+        replace(part, expression=changed, gene_checks=sealed).require_genes(0, len(part.genes))
 
 
 def test_a_bank_of_another_format_is_refused(bank, tmp_path):

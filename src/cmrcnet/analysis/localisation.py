@@ -24,6 +24,7 @@ from cmrcnet.errors import BadOption, CmrcnetWarning, GenesError, TooFew, Unknow
 from cmrcnet.genes.bootstrap import bootstrap_means
 from cmrcnet.genes.markers import MarkerList
 from cmrcnet.genes.normalise import normalize
+from cmrcnet.readers.annotations import spot_key
 from cmrcnet.slides.section import Cohort
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ def localise(
         raise BadOption("level", level, "a share between 0 and 1")
     labels: Any = pd.Series(regions, dtype=object)
     labels = labels[~labels.astype(str).str.strip().str.lower().isin(set(unlabelled))]
+    spot_of = {spot_key(spot): spot for spot in _spots(prediction)}  # 9.010x2.100 is 9.01x2.1
+    labels.index = [spot_of.get(spot_key(str(spot)), spot) for spot in labels.index]
     spots = [spot for spot in _spots(prediction) if spot in labels.index]
     if truth is not None:
         measured = set(_spots(truth))

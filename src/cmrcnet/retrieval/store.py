@@ -32,6 +32,7 @@ from cmrcnet.storage.arrays import open_array, write_array
 from cmrcnet.storage.hashing import file_checksum, fingerprint, fingerprint_stream
 from cmrcnet.storage.ownership import mark_folder, recover, temporary_folder
 from cmrcnet.storage.sealed import read_sealed, write_sealed
+from cmrcnet.storage.sparse_matrix import sparse_fault
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -247,6 +248,10 @@ class BankSection:
             if _crc_of_gene(self.expression, int(gene)) != self.gene_checks[gene]:
                 why = f"the expression of gene {self.genes[gene]} in section {self.section} is corrupt"
                 raise Damaged(self.where, why, self.hint)
+            of_gene = slice(*self.expression.indptr[gene : gene + 2].tolist())
+            data, rows = self.expression.data[of_gene], self.expression.indices[of_gene]
+            if why := sparse_fault(data, rows, np.array([0, len(rows)]), (len(self.spots), 1), by_row=False):
+                raise Damaged(self.where, f"gene {self.genes[gene]} of section {self.section}: {why}", self.hint)
             self._checked[gene] = True
 
     def write(self, folder: Path) -> dict[str, Any]:
@@ -356,6 +361,8 @@ class BankSection:
         if key not in genes:
             genes[key] = tuple(json.loads((folder / "genes.json").read_text(encoding="utf-8")))
         ends = np.array(array("expression_ends", (g + 1,), np.int64))
+        if ends[0] != 0 or ends[-1] != stored or (np.diff(ends) < 0).any():
+            raise Damaged(bank, f"expression_ends.npy of section {section} does not ascend to {stored}", hint)
         data = array("expression_data", (stored,), np.float32)
         rows = array("expression_rows", (stored,), np.int32)
         scores = statistics = None
