@@ -61,13 +61,13 @@ def signature_scores(
         )
     part = whole[:, there].to_df() if hasattr(whole, "var_names") else whole[there]
     values = part.to_numpy(dtype=np.float64)
-    spread = values.std(axis=0)
-    varies = np.isfinite(spread) & (spread > 1e-9 * np.maximum(np.abs(values).max(axis=0), 1e-30))
-    scaled = (values - values.mean(axis=0)) / np.where(varies, spread, 1.0)
-    place = {gene: i for i, gene in enumerate(there)}
+    deviation = values.std(axis=0)
+    varies = np.isfinite(deviation) & (deviation > 1e-9 * np.maximum(np.abs(values).max(axis=0), 1e-30))
+    scaled = (values - values.mean(axis=0)) / np.where(varies, deviation, 1.0)
+    column_of = {gene: i for i, gene in enumerate(there)}
     scores, counts = {}, {}
     for name, genes in signatures.items():
-        used = [place[gene] for gene in dict.fromkeys(genes) if gene in place and varies[place[gene]]]
+        used = [column_of[gene] for gene in dict.fromkeys(genes) if gene in column_of and varies[column_of[gene]]]
         scores[name] = scaled[:, used].mean(axis=1) if used else np.full(len(part), np.nan)
         counts[name] = len(used)
     return pd.DataFrame(scores, index=part.index), pd.Series(counts, dtype=int)

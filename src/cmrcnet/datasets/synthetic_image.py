@@ -29,18 +29,9 @@ _ANGLES = 16
 class NucleusKind:
     """Distribution and appearance of one kind of nucleus.
 
-    Parameters
-    ----------
-    region : int
-        Index in `REGIONS` of the tissue that holds it.
-    pitch_um, share : float
-        Side of the square that holds at most one, and share of the squares that hold one at mean crowding.
-    length_um, width_um : float
-        Half axes.
-    growth : float
-        How much of its size it gains from grade 0 to 1.
-    darkness, clumps : float
-        Haematoxylin in its middle, and contrast of the chromatin.
+    `region` is the index in `REGIONS` of the tissue that holds it. A square of `pitch_um` holds at most one, and at
+    mean crowding a `share` of the squares one. `length_um` and `width_um` are half axes, `growth` how much of its size
+    it gains from grade 0 to 1; `darkness` is the haematoxylin in its middle, `clumps` the contrast of the chromatin.
     """
 
     region: int
@@ -67,7 +58,7 @@ def stamp_nuclei(canvas: np.ndarray, anatomy: Anatomy, direction: np.ndarray, mp
     """
     for name, kind in KINDS.items():
         random = anatomy.plan.random(f"nuclei {name}")
-        centre_um, cell = _places(kind, anatomy, random)
+        centre_um, cell = _centres_of(kind, anatomy, random)
         if kind.growth > 0:
             classes = np.minimum((anatomy.grade[cell] * _GRADES).astype(int), _GRADES - 1)
             sizes = np.repeat(1 + kind.growth * (np.arange(_GRADES) + 0.5) / _GRADES, _LOOKS)
@@ -85,10 +76,10 @@ def stamp_nuclei(canvas: np.ndarray, anatomy: Anatomy, direction: np.ndarray, mp
         _stamp(canvas, looks, chosen, centre_um / mpp)
 
 
-def _places(
+def _centres_of(
     kind: NucleusKind, anatomy: Anatomy, random: np.random.Generator
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Centres (n, 2) as x, y in um and their cells of the coarse grid: one jittered place a square, kept by chance."""
+    """Centres (n, 2) as x, y in um and their cells of the coarse grid: one jittered point a square, kept by chance."""
     plan = anatomy.plan
     columns, rows = int(plan.width_um / kind.pitch_um), int(plan.height_um / kind.pitch_um)
     x, y = np.meshgrid(np.arange(columns), np.arange(rows))
@@ -139,8 +130,8 @@ def _looks(
     grain /= grain.std()
     body = 1 + kind.clumps * 0.5 * grain + kind.clumps * 0.7 * (np.clip(radius, 0, 1) ** 4 - 0.4)
     if nucleolus:
-        place = random.normal(0, 0.28, (n, 2, 1, 1)) * kind.width_um * sizes[:, None, None, None]
-        far = (u - place[:, 0]) ** 2 + (v - place[:, 1]) ** 2
+        nucleoli = random.normal(0, 0.28, (n, 2, 1, 1)) * kind.width_um * sizes[:, None, None, None]
+        far = (u - nucleoli[:, 0]) ** 2 + (v - nucleoli[:, 1]) ** 2
         body += 0.55 * np.exp(-far / (2 * (0.9 * sizes[:, None, None]) ** 2))
     dark = kind.darkness * random.lognormal(0, 0.13, (n, 1, 1))
     return (mask * dark * np.clip(body, 0.3, None)).astype(np.float32)

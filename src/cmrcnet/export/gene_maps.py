@@ -29,7 +29,7 @@ def write_geojson(prediction: StoredPrediction, path: Path, genes: Sequence[str]
         file.write('{"type": "FeatureCollection", "features": [')
         for row, barcode in enumerate(prediction.obs.index):
             outline = corners[row, [0, 1, 2, 3, 0]].round(2).tolist()
-            said = {"similarity": similarity[row], **dict(zip(shown, values[row], strict=True))}
+            measurements = {"similarity": similarity[row], **dict(zip(shown, values[row], strict=True))}
             feature = {
                 "type": "Feature",
                 "id": str(uuid.uuid5(family, barcode)),
@@ -38,7 +38,7 @@ def write_geojson(prediction: StoredPrediction, path: Path, genes: Sequence[str]
                     "objectType": "tile",
                     "name": barcode,
                     # JSON has no NaN: unknown values are left out.
-                    "measurements": {k: float(f"{v:.{DIGITS}g}") for k, v in said.items() if np.isfinite(v)},
+                    "measurements": {k: float(f"{v:.{DIGITS}g}") for k, v in measurements.items() if np.isfinite(v)},
                 },
             }
             file.write((",\n" if row else "\n") + json.dumps(feature))

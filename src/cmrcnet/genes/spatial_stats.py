@@ -44,19 +44,21 @@ def pearson_per_gene(truth: np.ndarray | sparse.csr_matrix, guess: np.ndarray | 
     shape = cast(Any, truth).shape
     if len(shape) != 2 or shape != cast(Any, guess).shape:
         raise ShapeMismatch("guess", want=shape, got=cast(Any, guess).shape)
-    true_all, said_all = (each if isinstance(each, np.ndarray) else sparse.csc_matrix(each) for each in (truth, guess))
+    all_measured, all_predicted = (
+        each if isinstance(each, np.ndarray) else sparse.csc_matrix(each) for each in (truth, guess)
+    )
     result = np.full(shape[1], np.nan)
     if shape[0] < 2:
         return result
     for start in range(0, shape[1], _GENES_AT_A_TIME):
         part = slice(start, start + _GENES_AT_A_TIME)
-        true, said = _dense(true_all[:, part]), _dense(said_all[:, part])
+        measured, predicted = _dense(all_measured[:, part]), _dense(all_predicted[:, part])
         with np.errstate(invalid="ignore", divide="ignore"):
-            defined = varies(true) & varies(said)
-            for block in (true, said):
+            defined = varies(measured) & varies(predicted)
+            for block in (measured, predicted):
                 block -= block.mean(axis=0)
                 block /= np.sqrt(np.einsum("ng,ng->g", block, block))
-            value = np.clip(np.einsum("ng,ng->g", true, said), -1, 1)
+            value = np.clip(np.einsum("ng,ng->g", measured, predicted), -1, 1)
         result[part] = np.where(defined, value, np.nan)
     return result
 

@@ -108,21 +108,21 @@ def judge_arrangement(maps: SpotMaps, centre_px: np.ndarray, counts: sparse.csr_
     return Arrangement(outcome, stated, permuted, float(best), best_is, smooth, len(used))
 
 
-def arrangement_finding(name: str, seen: Arrangement) -> Finding | None:
+def arrangement_finding(name: str, fit: Arrangement) -> Finding | None:
     """The finding of section `name`, or None when its arrangement fits or cannot be judged."""
-    if seen.outcome == "shuffled":
+    if fit.outcome == "shuffled":
         sentence = (
             f"The spots of {name} look shuffled: neighbouring spots are no more alike than permuted ones (Moran's I "
-            f"z = {seen.smooth_z:.1f}; sound sections have {SMOOTH_Z:g} and more) and the picture explains nothing of "
-            f"the counts (R2 {seen.stated:.2f}); check that the counts' spot names and the spot file belong together."
+            f"z = {fit.smooth_z:.1f}; sound sections have {SMOOTH_Z:g} and more) and the picture explains nothing of "
+            f"the counts (R2 {fit.stated:.2f}); check that the counts' spot names and the spot file belong together."
         )
-        return Finding("shuffled", (name,), seen.smooth_z, SMOOTH_Z, sentence)
-    if seen.outcome == "misaligned":
+        return Finding("shuffled", (name,), fit.smooth_z, SMOOTH_Z, sentence)
+    if fit.outcome == "misaligned":
         sentence = (
-            f"The spots of {name} may not lie where they are said to: {seen.best_is} they fit its picture better (R2 "
-            f"of depth and expression {seen.best:.2f} against {seen.stated:.2f}); look at the spots on the picture."
+            f"The spots of {name} may not lie where they are said to: {fit.best_is} they fit its picture better (R2 "
+            f"of depth and expression {fit.best:.2f} against {fit.stated:.2f}); look at the spots on the picture."
         )
-        return Finding("misaligned", (name,), seen.best - seen.stated, _least_gain(seen.spots), sentence)
+        return Finding("misaligned", (name,), fit.best - fit.stated, _least_gain(fit.spots), sentence)
     return None
 
 

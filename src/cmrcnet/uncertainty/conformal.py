@@ -37,15 +37,10 @@ _STEPS = np.linspace(0, 1, 101)
 class ConformalIntervals:
     """Residual quantiles of each gene, and quantiles of the locations' nonconformity scales.
 
-    Parameters
-    ----------
-    low, high : numpy.ndarray, shape (genes,), float32
-        Added to the prediction after multiplication by a location's scale; `low` is 0 or less. NaN for a gene that
-        could not be calibrated.
-    scales : numpy.ndarray, shape (101,), float32
-        Quantiles of the validation locations' scales.
-    facts : dict
-        level, groups, group_by ("patient" or "section"), patients, sections, spots.
+    `low` and `high` (genes,) float32 are added to the prediction after multiplication by a location's scale; `low` is 0
+    or less, and both are NaN for a gene that could not be calibrated. `scales` (101,) float32 are quantiles of the
+    validation locations' scales. `facts` holds level, groups, group_by ("patient" or "section"), patients, sections,
+    spots.
 
     Examples
     --------
@@ -78,17 +73,17 @@ class ConformalIntervals:
             if group == "section"
             else f"{facts['sections']} sections, "
         )
-        said = (
+        sentence = (
             f"{facts['level']:.0%} intervals, split-conformal, calibrated on {groups} validation {group}s "
             f"({within}{facts['spots']:,} spots)."
         )
         needed = patients_needed(facts["level"])
         if patients >= needed:
-            return said
+            return sentence
         few = f"Guaranteed coverage of new patients needs {needed} of them"
         if patients == 1:
             few = "Coverage of other patients is unknown with one patient"
-        return f"{said} {few}; the difference between {group}s is widened by Student's t instead."
+        return f"{sentence} {few}; the difference between {group}s is widened by Student's t instead."
 
 
 def bounds(mean: np.ndarray, scale: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -184,16 +184,9 @@ VALIDATION = "validation Pearson"
 class GeneReliability:
     """Validation Pearson, interval, null and grade of each gene, as a model stores them.
 
-    Parameters
-    ----------
-    pearson, low, high, null : numpy.ndarray, shape (genes,), float32
-        Mean Pearson over validation sections, its 95 % interval, and the null.
-    n_sections, n_patients : numpy.ndarray, shape (genes,), int64
-        With a defined correlation.
-    grade : numpy.ndarray of int, shape (genes,)
-        Index in `GRADES`.
-    facts : dict
-        sections, groups, group_by: the validation data.
+    The mean Pearson over validation sections, its 95 % interval and the null are (genes,) float32; the numbers of
+    sections and patients with a defined correlation (genes,) int64; `grade` is the index in `GRADES`. `facts` holds
+    sections, groups, group_by: the validation data.
     """
 
     genes: tuple[str, ...]

@@ -290,13 +290,13 @@ def fit_ood_detector(
         rest = [values for values, its in zip(statistics, group_of, strict=True) if its != held]
         if len(rest) < 2 or 2 * len(rest) <= len(statistics):
             continue  # too few sections to stand for all of them
-        judge = OODDetector(*_distribution(rest), effect, np.inf, np.inf, np.inf, {})
+        detector = OODDetector(*_distribution(rest), effect, np.inf, np.inf, np.inf, {})
         for values, its in zip(statistics, group_of, strict=True):
             if its == held:
                 median = np.median(values, axis=0)
-                slides.append(judge.slide_distance(median))
-                gains.append(float(judge.gains(median).max()))
-                locations.append(judge.location_distance(values))
+                slides.append(detector.slide_distance(median))
+                gains.append(float(detector.gains(median).max()))
+                locations.append(detector.location_distance(values))
                 weights.append(np.full(len(values), 1 / len(values)))
     untried = len(slides) < FEWEST_VALIDATION
     slide_limit = max([SLIDE_FLOOR * (UNTRIED if untried else 1.0), *(MARGIN * distance for distance in slides)])
