@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -13,16 +14,31 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Item = TypeVar("Item")
+_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])", re.DOTALL)
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 log = logging.getLogger("cmrcnet")
 
 SECONDS_BETWEEN_LINES = 15.0
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: escape sequences, control characters, marks that turn the reading order.
+
+    Names of sections and patients come from files of others; line ends and tabs stay.
+
+    Examples
+    --------
+    >>> printable("P1\\x1b[2J\\x07S1")
+    'P1S1'
+    """
+    return _CONTROL.sub("", _SEQUENCE.sub("", text))
 
 
 class Meter:
     """Counts finished items of one job. `note` is shown behind the bar (a loss, a score)."""
 
     def __init__(self, label: str, total: int | None, unit: str) -> None:
-        self.label, self.total, self.unit = label, total, unit
+        self.label, self.total, self.unit = printable(label), total, unit
         self.done = self.skipped = 0
         self.note = ""
         self._start = self._last = time.monotonic()
@@ -57,7 +73,7 @@ class _BarMeter(Meter):
 
     def __init__(self, label: str, total: int | None, unit: str, bar: Progress) -> None:
         super().__init__(label, total, unit)
-        self._bar, self._task = bar, bar.add_task(label, total=total, note="")
+        self._bar, self._task = bar, bar.add_task(self.label, total=total, note="")
 
     def advance(self, by: int = 1, note: str | None = None) -> None:
         self.done += by
@@ -91,7 +107,7 @@ def metered(label: str, total: int | None = None, unit: str = "items") -> Iterat
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),

@@ -5,14 +5,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cmrcnet.cli import bank_commands, cohort_commands, evaluate_commands, model_commands, predict_commands
 from cmrcnet.cli.doctor import doctor
+from cmrcnet.cli.streams import safe_streams
 from cmrcnet.errors import CmrcnetError, CmrcnetWarning, NoSpace
+from cmrcnet.progress import printable
+from cmrcnet.storage.refusals import error_number, refusal_sentence
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -54,6 +59,11 @@ ABOUT = """Predict spatial gene expression from H&E slides, and show the measure
 PROBLEMS_FOUND = 1
 USER_ERROR = 2
 INTERRUPTED = 130
+_OPEN_FILES = 8192
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|failed to map segment|bad_alloc|"
+    r"not enough memory", re.IGNORECASE,
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, Callable] = VERBS) -> int:
@@ -65,10 +75,21 @@ def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, Callable] =
         Exit code: 0 done, 1 `inspect` found problems or some of many slides are broken, 2 an error that the user can
         correct, 130 interrupted.
     """
+
+    with safe_streams():
+        return _run(list(sys.argv[1:] if arguments is None else arguments), verbs)
+
+
+def _run(arguments: list[str], verbs: Mapping[str, Callable]) -> int:
     from cyclopts import CycloptsError
 
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.flags.optimize >= 2:
+        return _print_error(
+            "Python runs with PYTHONOPTIMIZE=2 (python -OO), which removes the texts that the command line and its "
+            "libraries are built from; unset it, or set it to 1."
+        )
     _set_up_messages(quiet="--quiet" in arguments)
+    _allow_open_files()
     arguments = [argument for argument in arguments if argument != "--quiet"]
     try:
         answer = make_app(verbs)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -83,9 +104,20 @@ def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, Callable] =
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno == errno.ENOSPC:  # outside of the writes that raise NoSpace themselves
+        if error_number(error) in (errno.ENOSPC, errno.EDQUOT):  # outside of the writes that raise NoSpace themselves
             return _print_error(NoSpace(error.filename or "the output"))
-        raise
+        if error_number(error) is None:
+            raise
+        return _print_error(refusal_sentence(error))
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if error_number(error) is not None:  # of HDF5, which hides it in a message
+            return _print_error(refusal_sentence(error))
+        if not (isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error))):
+            raise
+        return _print_error(
+            "There is not enough memory for this; close other programs, raise a limit that was set (ulimit -v), or ask "
+            "for less at a time (--batch 8, --workers 1, fewer --genes)."
+        )
     return PROBLEMS_FOUND if answer is False else 0
 
 
@@ -97,8 +129,11 @@ def entry() -> None:
 def make_app(verbs: Mapping[str, Callable] = VERBS) -> App:
     """Build the parser of all commands; options and help come from signatures and docstrings."""
     from cyclopts import App, Parameter
+    from rich.console import Console
 
     import cmrcnet
+
+    console = Console(file=getattr(sys.stdout, "raw", None))  # help has its colours; `safe_streams` strips what else is
 
     # No --no-overwrite, and `--genes A B C` takes all three.
     plain = Parameter(negative=(), consume_multiple=True)
@@ -109,6 +144,7 @@ def make_app(verbs: Mapping[str, Callable] = VERBS) -> App:
         version=str(cmrcnet.__version__),
         default_parameter=plain,
         suppress_keyboard_interrupt=False,
+        console=console,
     )
     for position, (name, verb) in enumerate(verbs.items()):
         *group, last = name.split()
@@ -121,9 +157,29 @@ def make_app(verbs: Mapping[str, Callable] = VERBS) -> App:
     return app
 
 
-def _print_error(error: Exception) -> int:
-    print(f"cmrcnet: {error}", file=sys.stderr)
+def _print_error(error: Exception | str) -> int:
+    print(f"cmrcnet: {printable(str(error))}", file=sys.stderr)
     return USER_ERROR
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit of open files to the hard one: a bank of many sections maps several files of each."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, _OPEN_FILES) if hard != resource.RLIM_INFINITY else _OPEN_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class _PlainLines(logging.Formatter):
+    """Messages as they are, but for characters that a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _set_up_messages(quiet: bool) -> None:
@@ -131,7 +187,7 @@ def _set_up_messages(quiet: bool) -> None:
     log = logging.getLogger("cmrcnet")
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_PlainLines("%(message)s"))
     log.handlers, log.propagate = [handler], False
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our own error says what is wrong with the file
     warnings.simplefilter("ignore")

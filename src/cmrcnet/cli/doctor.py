@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 from importlib import metadata
 
 LIBRARIES = ("torch", "timm", "lightning-fabric", "anndata", "scanpy", "openslide-python", "tifffile", "scikit-learn")
@@ -27,7 +28,7 @@ def doctor() -> dict[str, str]:
     table.add_column(overflow="fold")
     for what, finding in found.items():
         table.add_row(what, finding)
-    Console().print(table)
+    Console(file=getattr(sys.stdout, "raw", None)).print(table)
     return found
 
 
@@ -52,8 +53,13 @@ def examine() -> dict[str, str]:
         else "used when an hf-hub: encoder is named",
     }
     cache = TokenCache.default()
-    free = shutil.disk_usage(_existing(cache.folder)).free
-    size = f"{cache.size_bytes() / 2**30:.2f} GiB, {free / 2**30:.0f} GiB free"
+    try:
+        below = _existing(cache.folder)
+        free = shutil.disk_usage(below).free
+        size = f"{cache.size_bytes() / 2**30:.2f} GiB, {free / 2**30:.0f} GiB free"
+        size += "" if os.access(below, os.W_OK) and below.is_dir() else "; it cannot be written and is not used"
+    except OSError as error:
+        size = f"it cannot be used: {error.strerror}"
     found["cache"] = f"{cache.folder}, {size} (set CMRCNET_CACHE to move it)"
     return found
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from cmrcnet.cli.options import DEFAULT_CONFIG, DEFAULT_RUN, ConfigOptions, RunOptions, split_names
 from cmrcnet.errors import BadOption
 from cmrcnet.storage.atomic import atomic_file
+from cmrcnet.storage.csv_cells import guard_table
 
 if TYPE_CHECKING:
     from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
@@ -227,7 +228,7 @@ def evaluate_into(
     )
     if len(measured := uncertainty_scores(run)):
         with atomic_file(folder.working / "uncertainty.csv") as tmp:
-            measured.to_csv(tmp, index=False)
+            guard_table(measured).to_csv(tmp, index=False)
     write_report(run, folder.working / "report.html")
     folder.finish()
     return run

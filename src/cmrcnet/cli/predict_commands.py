@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from cmrcnet.cli.options import count_text, read_genes
 from cmrcnet.errors import BadInput, BadOption, MissingInput, UnknownName
 from cmrcnet.storage.atomic import atomic_file, final_path, refuse_existing
+from cmrcnet.storage.csv_cells import guard_table
 from cmrcnet.storage.file_names import name_of_file
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def explain_command(
     table = read_location(prediction, spot)
     with atomic_file(out) as tmp:
         if kind == "csv":
-            attribution(table, spot).spots.to_csv(tmp, index=False)
+            guard_table(attribution(table, spot).spots).to_csv(tmp, index=False)
         else:
             sheet = attribution_sheet(
                 table,
@@ -302,7 +303,7 @@ def localise_command(
     print("\n".join([f"Markers: {chosen.organ}, version {chosen.version}.", *source_lines(chosen, shown)]))
     if out is not None:
         with atomic_file(out) as tmp:
-            table.to_csv(tmp, index=False)
+            guard_table(table).to_csv(tmp, index=False)
         print(f"Table written to {out} ({len(table)} rows).")
 
 

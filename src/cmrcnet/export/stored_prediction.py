@@ -11,6 +11,7 @@ import numpy as np
 
 from cmrcnet.errors import BadInput, Incompatible, MissingInput, TooFew, UnknownName
 from cmrcnet.genes.table import FORMAT
+from cmrcnet.storage.refusals import raise_refusal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +37,7 @@ class StoredPrediction:
         try:
             self._file: Any = h5py.File(self.path, "r", locking=False)
         except OSError as error:
+            raise_refusal(error, path)
             raise BadInput(path, "a prediction table", "it is not an .h5ad file, or is truncated") from error
         try:
             read: Any = read_elem

@@ -26,6 +26,7 @@ from cmrcnet.slides.probe import SlideProbe
 from cmrcnet.slides.slide import open_slide
 from cmrcnet.slides.slide_files import one_file_a_slide
 from cmrcnet.storage.atomic import atomic_file, refuse_existing
+from cmrcnet.storage.csv_cells import guard_cell
 
 if TYPE_CHECKING:
     from cmrcnet.inference.predictor import Predictor
@@ -195,7 +196,10 @@ def _write_summary(path: Path, outcomes: Sequence[SlideOutcome]) -> None:
     with atomic_file(path) as tmp, tmp.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         rows = csv.DictWriter(file, [field.name for field in dataclasses.fields(SlideOutcome)])
         rows.writeheader()
-        rows.writerows(dataclasses.asdict(outcome) for outcome in outcomes)
+        rows.writerows(
+            {name: guard_cell(cell) if isinstance(cell, str) else cell for name, cell in vars(outcome).items()}
+            for outcome in outcomes
+        )
 
 
 def _size_if_done(table: Path, predictor: Predictor, slide: Slide) -> tuple[int, int] | None:

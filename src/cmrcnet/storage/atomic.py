@@ -24,6 +24,7 @@ from cmrcnet.storage.ownership import (
     remove_ours,
     temporary_path,
 )
+from cmrcnet.storage.refusals import error_number, raise_refusal
 
 log = logging.getLogger("cmrcnet")
 
@@ -172,6 +173,8 @@ def translate_os_errors(path: Path) -> Iterator[None]:
             raise NoSpace(final_path(path)) from error
         if isinstance(error, OSError) and error.errno in _FORBIDDEN and _concerns(error, path):
             raise Unwritable(final_path(path), os.strerror(error.errno).lower()) from error
+        if error_number(error) in (errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG):
+            raise_refusal(error, final_path(path))
         raise
 
 
@@ -200,7 +203,7 @@ def file_lock(path: Path) -> Iterator[bool]:
 
     if path.is_symlink():
         raise Unwritable(path, "it is a link, and links are not followed")
-    lock, mine = FileLock(path, timeout=0), True
+    lock, mine = FileLock(path, timeout=0, fallback_to_soft=False), True
     with translate_os_errors(path.parent):
         try:
             lock.acquire()
@@ -303,16 +306,17 @@ def reserve(path: Path, size: int) -> None:
 
 
 _FORBIDDEN = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
-    errno.ELOOP, errno.EFBIG, errno.EMFILE, errno.ENFILE,
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP,
 )  # fmt: skip
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def _means_full_disk(error: Exception) -> bool:
     """Whether a library ran out of disk. Some hide the error number: numpy counts bytes, safetensors has a class."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error_number(error) in (errno.ENOSPC, errno.EDQUOT):
         return True
+    if error_number(error) is not None:
+        return False
     sentence = str(error)
     return "No space left on device" in sentence or re.search(r"\d+ requested and \d+ written", sentence) is not None
 

@@ -180,3 +180,14 @@ def test_a_run_of_an_older_version_is_refused(tmp_path):
     (tmp_path / "run" / "run.json").write_text('{"format": 3}')
     with pytest.raises(Incompatible, match=r"has format 3, and this version reads 4; run the evaluation again"):
         RunFolder.read_finished(tmp_path / "run")
+
+
+def test_names_that_look_like_formulas_are_quoted_in_the_tables_and_come_back(tmp_path):
+    folder = begun(tmp_path / "run")
+    result = part()
+    scores = result.scores.assign(section="=HYPERLINK()", patient="-1")
+    folder.write_tables(scores, result.genes, {})
+    folder.finish()
+    assert "'=HYPERLINK()" in (tmp_path / "run" / "scores.csv").read_text()
+    again, _ = RunFolder.read_finished(tmp_path / "run")
+    assert set(again["section"]) == {"=HYPERLINK()"} and set(again["patient"]) == {"-1"}

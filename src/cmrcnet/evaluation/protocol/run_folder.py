@@ -27,6 +27,7 @@ from cmrcnet.storage.atomic import (
     refuse_existing,
     replace_folder,
 )
+from cmrcnet.storage.csv_cells import bare_cell, guard_table
 from cmrcnet.storage.file_names import file_name, name_of_file
 from cmrcnet.storage.hashing import file_checksum, fingerprint
 from cmrcnet.storage.ownership import is_temporary, mark_folder, remove_ours
@@ -180,8 +181,8 @@ class RunFolder(WorkFolder):
                 table.write_h5ad(tmp, compression="gzip")
             tables[file.relative_to(self.working).as_posix()] = file_checksum(file)
         with atomic_folder(self._path("results", fold, method, seed)) as tmp:
-            result.scores.to_csv(tmp / "scores.csv", index=False)
-            result.genes.to_csv(tmp / "genes.csv", index=False, float_format=GENE_DIGITS)
+            guard_table(result.scores).to_csv(tmp / "scores.csv", index=False)
+            guard_table(result.genes).to_csv(tmp / "genes.csv", index=False, float_format=GENE_DIGITS)
             metadata = {"record": result.record, "seconds": result.seconds, "every_gene": result.every_gene}
             content = {"format": FORMAT, "tables": tables} | metadata
             write_sealed(tmp / "result.json", content, [tmp / "scores.csv", tmp / "genes.csv"])
@@ -198,9 +199,9 @@ class RunFolder(WorkFolder):
     def write_tables(self, scores: Frame, genes: Frame, metadata: dict[str, Any]) -> None:
         """Write `scores.csv`, `genes.csv` and `run.json` of the whole run."""
         with atomic_file(self.working / "scores.csv") as tmp:
-            scores.to_csv(tmp, index=False)
+            guard_table(scores).to_csv(tmp, index=False)
         with atomic_file(self.working / "genes.csv") as tmp:
-            genes.to_csv(tmp, index=False, float_format=GENE_DIGITS)
+            guard_table(genes).to_csv(tmp, index=False, float_format=GENE_DIGITS)
         tables = sorted((self.working / "predictions").glob("[!.]*.h5ad"))
         files = [self.working / "scores.csv", self.working / "genes.csv", *tables]
         self._write_json("run.json", {"format": FORMAT, **metadata}, files)
@@ -305,10 +306,14 @@ def _read_table(file: Path) -> Frame:
     read_csv: Any = pd.read_csv
     head = read_csv(file, nrows=0).columns
     numbers = [column for column in head if column not in _TEXT]
-    return read_csv(
+    table = read_csv(
         file,
         dtype={column: str for column in head if column in _TEXT},
         keep_default_na=False,
         na_values={column: [""] for column in numbers},
         float_precision="round_trip",
     )
+    for column in head:
+        if column in _TEXT:
+            table[column] = table[column].map(bare_cell)
+    return table

@@ -14,6 +14,7 @@ from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.report.page import render
 from cmrcnet.evaluation.report.summary import number
 from cmrcnet.evaluation.sweep.sweep_plan import BASE
+from cmrcnet.storage.csv_cells import guard_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ _INK, _BAR, _BASE = "#1b3a4b", "#3a7ca5", "#b8c4cc"
 
 def write_sweep(run: SweepRun, folder: SweepFolder) -> None:
     """Write sweep.csv, a plot for each gene set, and sweep.html into the folder."""
-    folder.write("sweep.csv", run.table.to_csv(index=False))
+    folder.write("sweep.csv", guard_table(run.table).to_csv(index=False))
     plots = {name: plot(run, name) for name in SHOWN if (run.table.gene_set == name).any()}
     for name, image in plots.items():
         folder.write(f"{name}.png", image)
@@ -130,7 +131,7 @@ def write_transfer(run: TransferRun, folder: SweepFolder) -> None:
         for row in run.table[run.table.metric == "pearson"].itertuples()
     ]
     title = f"CMRCNet transfer from {run.metadata['train']}"
-    folder.write("transfer.csv", run.table.to_csv(index=False))
+    folder.write("transfer.csv", guard_table(run.table).to_csv(index=False))
     folder.write("transfer.html", render("transfer.html", {"title": title, "run": run, "heads": heads, "rows": rows}))
 
 
