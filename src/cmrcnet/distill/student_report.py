@@ -82,8 +82,8 @@ def make_report(
     return {
         "set_size": model.config.evaluation.set_size,
         "notes": _notes(bank),
-        "left_out": summary(left_out, SEEN) if left_out else None,
-        "test": None if test is None else summary(tested, UNSEEN),
+        "left_out": comparison(left_out, SEEN) if left_out else None,
+        "test": None if test is None else comparison(tested, UNSEEN),
         "speed": measure_speed(model, bank, student, largest.slide, largest.spots),
     }
 
@@ -186,7 +186,7 @@ def _mean(values: np.ndarray) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def summary(rows: Sequence[dict[str, Any]], sentence: str) -> dict[str, Any]:
+def comparison(rows: Sequence[dict[str, Any]], sentence: str) -> dict[str, Any]:
     """Collect rows of `compare` with their means over sections and a sentence on what they mean."""
     known = {name: [row[name] for row in rows if row[name] is not None] for name in MEANS}
     return {
