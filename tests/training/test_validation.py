@@ -15,11 +15,12 @@ from cmrcnet.config import Config
 from cmrcnet.errors import CmrcnetWarning
 from cmrcnet.training.validation import (
     SPOTS_SHARE,
-    CollapseMeter,
     CollapseReading,
-    choose_validation,
+    ValidationSplit,
     effective_rank,
     partner_ranks,
+    read_collapse,
+    validation_splits,
 )
 from tests.training.conftest import made_up_pairs
 
@@ -76,13 +77,19 @@ def test_loose_spots_are_a_share_of_all_sections():
     assert set(pairs.section_of[found.ids]) == {0, 1, 2}
 
 
+def choose_validation(pairs, config: Config) -> ValidationSplit:
+    """The one split that chooses the epoch, or the one that leaves nothing out."""
+    (found,) = validation_splits(pairs, config) or (ValidationSplit.nothing(len(pairs)),)
+    return found
+
+
 def gaussian(rows: int, dim: int = 32, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_unrelated_embeddings_are_at_chance(seed):
-    reading = CollapseMeter(64).read(gaussian(200, seed=seed), gaussian(200, seed=seed + 100), 1.0)
+    reading = read_collapse(gaussian(200, seed=seed), gaussian(200, seed=seed + 100), 1.0, candidates=64)
     assert reading.at_chance
     assert reading.recall_at_k == pytest.approx(reading.chance, abs=0.07)
     assert "the network is at chance" in reading.sentence
@@ -91,17 +98,17 @@ def test_unrelated_embeddings_are_at_chance(seed):
 @pytest.mark.parametrize("noise", [0.0, 1.0, 3.0])
 def test_partners_are_not(noise):
     image = gaussian(200)
-    reading = CollapseMeter(64).read(image, image + noise * gaussian(200, seed=1), 0.4)
+    reading = read_collapse(image, image + noise * gaussian(200, seed=1), 0.4, candidates=64)
     assert not reading.at_chance
     assert reading.recall_at_k > 2 * reading.chance
     assert "better than chance" in reading.sentence
 
 
 def test_all_patches_in_one_vector_are_at_chance_with_rank_one():
-    reading = CollapseMeter(16).read(torch.ones(64, 8), gaussian(64, 8), 1.0)
+    reading = read_collapse(torch.ones(64, 8), gaussian(64, 8), 1.0, candidates=16)
     assert reading.at_chance
     assert reading.effective_rank == pytest.approx(1)
-    same = CollapseMeter(16).read(torch.ones(64, 8), torch.ones(64, 8), 1.0)  # a tie is no hit
+    same = read_collapse(torch.ones(64, 8), torch.ones(64, 8), 1.0, candidates=16)  # a tie is no hit
     assert same.recall_at_k == 0
     assert same.at_chance
 
@@ -115,9 +122,9 @@ def test_recall_is_counted_as_by_hand():
 
 
 def test_chance_is_what_unrelated_embeddings_give():
-    reading = CollapseMeter(candidates=50, k=5).read(gaussian(100), gaussian(100, seed=1), 1.0)
+    reading = read_collapse(gaussian(100), gaussian(100, seed=1), 1.0, candidates=50, k=5)
     assert reading.chance == pytest.approx(5 / 50)
-    few = CollapseMeter(candidates=64, k=5).read(gaussian(6), gaussian(6, seed=1), 1.0)
+    few = read_collapse(gaussian(6), gaussian(6, seed=1), 1.0, candidates=64, k=5)
     assert few.chance == pytest.approx(3 / 6)  # k is cut to half of the candidates
 
 
@@ -142,14 +149,14 @@ def test_effective_rank_lies_between_one_and_the_rank_and_knows_no_scale(rows, d
 
 
 def test_a_reading_is_plain_values_and_comes_back():
-    reading = CollapseMeter().read(gaussian(20), gaussian(20), 0.5, "validation P1")
+    reading = read_collapse(gaussian(20), gaussian(20), 0.5, "validation P1")
     assert CollapseReading(**dataclasses.asdict(reading)) == reading
     assert "validation P1" in reading.sentence
 
 
 def test_ranks_see_what_recall_of_a_hundred_misses():
     image = gaussian(100)
-    reading = CollapseMeter(candidates=32).read(image, image + 16 * gaussian(100, seed=3), 0.99)
+    reading = read_collapse(image, image + 16 * gaussian(100, seed=3), 0.99, candidates=32)
     assert reading.recall_at_k < 2 * reading.chance
     assert reading.ahead > 0.55
     assert not reading.at_chance
@@ -157,8 +164,8 @@ def test_ranks_see_what_recall_of_a_hundred_misses():
 
 def test_a_guesser_stands_nearer_than_half_of_the_strangers():
     image, gene = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.eye(3, 2)
-    reading = CollapseMeter(candidates=3).read(image, gene, 1.0)
+    reading = read_collapse(image, gene, 1.0, candidates=3)
     ranks = partner_ranks(image, gene).tolist()
     assert reading.ahead == pytest.approx(sum(2 - rank for rank in ranks) / 6)
-    many = CollapseMeter(64).read(gaussian(2000), gaussian(2000, seed=9), 1.0)
+    many = read_collapse(gaussian(2000), gaussian(2000, seed=9), 1.0, candidates=64)
     assert many.ahead == pytest.approx(0.5, abs=0.02)

@@ -42,13 +42,7 @@ from cmrcnet.training.data import TrainingData
 from cmrcnet.training.heads import fit_head
 from cmrcnet.training.loop import CrossSearch, History, TrainContext, cross_search, train_phase
 from cmrcnet.training.module import TrainingModule
-from cmrcnet.training.validation import (
-    CollapseReading,
-    ValidationSplit,
-    Validator,
-    choose_validation,
-    each_validation_group,
-)
+from cmrcnet.training.validation import CollapseReading, ValidationSplit, Validator, validation_splits
 
 if TYPE_CHECKING:
     from lightning_fabric.loggers.logger import Logger
@@ -130,13 +124,8 @@ def fit(
         data = TrainingData.collect(cohort, config, encoder, store, panel=panel, limits=calibrate)
         panel = data.panel
         assert panel is not None
-        splits: tuple[ValidationSplit, ...] = ()
-        validation = ValidationSplit.nothing(len(data))
-        if config.train.validation == "each":
-            splits = each_validation_group(data, config)
-        else:
-            validation = choose_validation(data, config)
-        for split in (validation, *splits):
+        splits = validation_splits(data, config)
+        for split in splits or (ValidationSplit.nothing(len(data)),):
             if len(split.rest) < 2:
                 raise TooFew("spots to train on", len(split.rest), 2, "add sections, or set train.validation to none")
         trained = config.model.train_encoder
@@ -162,7 +151,7 @@ def fit(
                 "encoder": encoder.fingerprint(),
             },
         )
-        module, history, epoch, search = _search_and_refit(context, validation, splits, resume)
+        module, history, epoch, search = _search_and_refit(context, splits, resume)
         head, predictions = (None, None) if data.components is None else fit_head(data, config, search)
         limits = fit_calibration(data, config, head, predictions) if calibrate else None
     provenance = Provenance(
@@ -174,7 +163,7 @@ def fit(
         chosen_epoch=epoch,
         notes=_notes(history, epoch, panel, cohort),
         facts={
-            "validation": "each group in turn" if splits else validation.name,
+            "validation": "nothing" if not splits else splits[0].name if search is None else "each group in turn",
             "head": {} if head is None else dict(head.record),
             "validation_score": history.best_score,
             "selected_by": history.select_by,
@@ -201,10 +190,13 @@ def new_encoder(config: Config) -> ImageEncoder:
 
 
 def _search_and_refit(
-    context: TrainContext, validation: ValidationSplit, splits: tuple[ValidationSplit, ...], resume: bool
+    context: TrainContext, splits: tuple[ValidationSplit, ...], resume: bool
 ) -> tuple[TrainingModule, History, int, CrossSearch | None]:
     """Both phases: the module that is kept, the history, the epochs behind its weights, and the search over groups."""
     config, data, fabric = context.config.train, context.data, context.fabric
+    nothing = ValidationSplit.nothing(len(data))
+    each = bool(splits) and config.validation == "each"
+    validation = splits[0] if splits and not each else nothing
     state = context.checkpoints.load(context.identity) if resume and context.checkpoints is not None else None
     history = History(config.select_by)
     if state is not None:
@@ -213,8 +205,8 @@ def _search_and_refit(
         log.info("Continuing after epoch %d of the %s phase.", state.epoch, state.phase)
 
     search, module = None, None
-    refit = bool(splits) or (config.refit and bool(validation))
-    if splits:  # repeated after an interruption: its rows are in the history already
+    refit = each or (config.refit and bool(validation))
+    if each:  # repeated after an interruption: its rows are in the history already
         search = cross_search(context, splits, history if state is None else History(config.select_by))
         history.best_epoch = search.epoch
     elif state is None or state.phase == "search":
@@ -246,7 +238,7 @@ def _search_and_refit(
             np.arange(len(data)),
             epoch,
             history,
-            validator=Validator(data, ValidationSplit.nothing(len(data)), context.config, fabric),
+            validator=Validator(data, nothing, context.config, fabric),
             validate_every=epoch,
             resumed=state if state is not None and state.phase == "refit" else None,
         )

@@ -62,21 +62,14 @@ _CHUNK = 1024
 
 @dataclass(frozen=True, eq=False)
 class ValidationSplit:
-    """A split of the training spots.
-
-    Parameters
-    ----------
-    ids : numpy.ndarray of int64
-        Spots that choose the epoch, in a seeded random order; empty when the last epoch is kept.
-    rest : numpy.ndarray of int64
-        Spots that are trained on, ascending. They are the bank that validation patches are retrieved from.
-    name : str
-        For people: "patient P2", "section C4", "97 random spots", "nothing".
-    """
+    """A split of the training spots."""
 
     ids: np.ndarray
+    """Spots that choose the epoch, in a seeded random order; empty when the last epoch is kept."""
     rest: np.ndarray
+    """Spots that are trained on, ascending. They are the bank that validation patches are retrieved from."""
     name: str
+    """For people: "patient P2", "section C4", "97 random spots", "nothing"."""
 
     def __bool__(self) -> bool:
         return len(self.ids) > 0
@@ -87,63 +80,42 @@ class ValidationSplit:
         return cls(np.arange(0), np.arange(spots), "nothing")
 
 
-def choose_validation(data: TrainingData, config: Config) -> ValidationSplit:
+def validation_splits(data: TrainingData, config: Config) -> tuple[ValidationSplit, ...]:
     """Choose what is left out, by `train.validation`, `evaluation.group_by` and the seed.
-
-    With one training patient a section is left out. With one training section there is no group to leave out; random
-    spots of it would choose the epoch that fits that section best, so the last epoch is kept, with a warning.
-    """
-    kind = config.train.validation
-    rng = np.random.default_rng([config.train.seed, _DRAW])
-    if kind == "none":
-        return ValidationSplit.nothing(len(data))
-    if kind == "spots":
-        count = max(1, round(SPOTS_SHARE * len(data)))
-        return _split(rng.permutation(np.arange(len(data)))[:count], len(data), f"{count} random spots", rng)
-    groups, group = data.groups(config.evaluation.group_by)
-    names = list(dict.fromkeys(groups.tolist()))
-    if len(names) < 2:
-        warnings.warn(
-            f"There is one training section only ({data.sections[0]}), so none can be left out to choose the epoch and "
-            "the last epoch is kept. Train on two sections or more, or set train.validation to none.",
-            CmrcnetWarning,
-            stacklevel=3,
-        )
-        return ValidationSplit.nothing(len(data))
-    chosen = names[int(rng.integers(len(names)))]
-    inside = groups == chosen
-    log.info("The epoch is chosen on %s %s (%d spots), left out of training.", group, chosen, inside.sum())
-    return _split(np.flatnonzero(inside), len(data), f"{group} {chosen}", rng)
-
-
-def each_validation_group(data: TrainingData, config: Config) -> tuple[ValidationSplit, ...]:
-    """Every group left out once, for `train.validation: each`; more than five groups are merged into five splits.
-
-    Parameters
-    ----------
-    config : Config
-        Its `evaluation.group_by`, and the seed that merges groups.
 
     Returns
     -------
     tuple of ValidationSplit
-        Empty where there is one training section only: a warning says that nothing could be chosen.
+        "each": every group once, more than five merged into five. "group" (a section, where there is one patient) and
+        "spots": one split. Empty for "none", and with a warning where there is one training section: random spots of
+        it would choose the epoch that fits that section best.
     """
+    kind, spots = config.train.validation, len(data)
     rng = np.random.default_rng([config.train.seed, _DRAW])
-    groups, _ = data.groups(config.evaluation.group_by)
+    if kind == "none":
+        return ()
+    if kind == "spots":
+        count = max(1, round(SPOTS_SHARE * spots))
+        return (_split(rng.permutation(np.arange(spots))[:count], spots, f"{count} random spots", rng),)
+    groups, group = data.groups(config.evaluation.group_by)
     names = list(dict.fromkeys(groups.tolist()))
     if len(names) < 2:
+        kept = "the last epoch is" if kind == "group" else "the last epoch, middle penalties and an even ensemble are"
         warnings.warn(
-            f"There is one training section only ({data.sections[0]}), so none can be left out: the last epoch, middle "
-            "penalties and an even ensemble are kept. Train on two sections or more.",
+            f"There is one training section only ({data.sections[0]}), so none can be left out: {kept} kept. Train on "
+            "two sections or more, or set train.validation to none.",
             CmrcnetWarning,
             stacklevel=3,
         )
         return ()
+    if kind == "group":
+        chosen = names[int(rng.integers(len(names)))]
+        log.info("The epoch is chosen on %s %s (%d spots), left out.", group, chosen, (groups == chosen).sum())
+        return (_split(np.flatnonzero(groups == chosen), spots, f"{group} {chosen}", rng),)
     order = [names[i] for i in rng.permutation(len(names))] if len(names) > MAX_SPLITS else names
     merged = [order[start::MAX_SPLITS] for start in range(min(MAX_SPLITS, len(order)))]
     log.info("Epoch, penalties and ensemble are chosen on %d validation splits.", len(merged))
-    return tuple(_split(np.flatnonzero(np.isin(groups, group)), len(data), ", ".join(group), rng) for group in merged)
+    return tuple(_split(np.flatnonzero(np.isin(groups, each)), spots, ", ".join(each), rng) for each in merged)
 
 
 def _split(chosen: np.ndarray, spots: int, name: str, rng: np.random.Generator) -> ValidationSplit:
@@ -153,33 +125,23 @@ def _split(chosen: np.ndarray, spots: int, name: str, rng: np.random.Generator) 
 
 @dataclass(frozen=True)
 class CollapseReading:
-    """Readings of the collapse meter on one sample of pairs.
-
-    Parameters
-    ----------
-    loss_over_ln_batch : float
-        Mean contrastive loss over ln(batch); about 1 or more: no better than equal probabilities.
-    recall_at_k : float
-        Share of patches whose own spot is among their `k` nearest candidates.
-    chance : float
-        Recall of a network at chance.
-    ahead : float
-        Share of negatives that are farther than the true partner; 0.5 at chance.
-    effective_rank : float
-        1: all patches have the same embedding, up to scale.
-    where : str
-        The sample: "validation P2", "training spots".
-    """
+    """Readings of the collapse meter on one sample of pairs."""
 
     loss_over_ln_batch: float
+    """Mean contrastive loss over ln(batch); about 1 or more: no better than equal probabilities."""
     recall_at_k: float
+    """Share of patches whose own spot is among their `k` nearest candidates."""
     chance: float
+    """Recall of a network at chance."""
     ahead: float
+    """Share of negatives that are farther than the true partner; 0.5 at chance."""
     k: int
     pairs: int
     effective_rank: float
+    """1: all patches have the same embedding, up to scale."""
     at_chance: bool
     where: str
+    """The sample: "validation P2", "training spots"."""
 
     @property
     def sentence(self) -> str:
@@ -194,71 +156,60 @@ class CollapseReading:
         )
 
 
-class CollapseMeter:
-    """Reads embeddings of true pairs.
+def read_collapse(
+    image: Tensor,
+    gene: Tensor,
+    loss_over_ln_batch: float,
+    where: str = "a sample",
+    *,
+    candidates: int = CANDIDATES,
+    k: int = RECALL_AT,
+) -> CollapseReading:
+    """Read the collapse meter on embeddings of true pairs.
 
     Parameters
     ----------
+    image, gene : torch.Tensor, shape (pairs, dim)
+        Row i of both is one pair. Cosine is compared, so their length does not matter.
+    loss_over_ln_batch : float
+        Measured on the same sample (it depends on temperature and targets).
     candidates : int
-        Spots that each patch chooses from, at most.
+        Spots that each patch chooses from, at most; at least 2.
     k : int
-        Nearest candidates among which the true one counts as found.
+        Nearest candidates among which the true one counts as found; at most half of the candidates.
     """
-
-    def __init__(self, candidates: int = 64, k: int = RECALL_AT) -> None:
-        self.candidates, self.k = max(2, candidates), k
-
-    def read(self, image: Tensor, gene: Tensor, loss_over_ln_batch: float, where: str = "a sample") -> CollapseReading:
-        """Read one sample.
-
-        Parameters
-        ----------
-        image, gene : torch.Tensor, shape (pairs, dim)
-            Row i of both is one pair. Cosine is compared, so their length does not matter.
-        loss_over_ln_batch : float
-            Measured on the same sample (it depends on temperature and targets).
-        where : str
-            What the sample is.
-        """
-        image, gene = image.detach().float().cpu(), gene.detach().float().cpu()
-        pairs = len(image)
-        hits, expected, farther, negatives = 0, 0, 0, 0
-        surplus, variance = 0.0, 0.0
-        for part in np.array_split(np.arange(pairs), max(1, math.ceil(pairs / self.candidates))):
-            k = min(self.k, max(1, len(part) // 2))
-            ranks = partner_ranks(image[part], gene[part])
-            hits += int((ranks < k).sum())
-            expected += k
-            farther += int((len(part) - 1 - ranks).sum())
-            negatives += len(part) * (len(part) - 1)
-            # At chance a rank is uniform on 0 .. n - 1: mean (n - 1) / 2, variance (n^2 - 1) / 12.
-            surplus += float(((len(part) - 1) / 2 - ranks).sum())
-            variance += len(part) * (len(part) ** 2 - 1) / 12
-        return CollapseReading(
-            loss_over_ln_batch=float(loss_over_ln_batch),
-            recall_at_k=hits / pairs,
-            chance=expected / pairs,
-            ahead=farther / max(negatives, 1),
-            k=self.k,
-            pairs=pairs,
-            effective_rank=effective_rank(image),
-            at_chance=surplus <= FAR_BEYOND_CHANCE * math.sqrt(variance),
-            where=where,
-        )
+    image, gene = image.detach().float().cpu(), gene.detach().float().cpu()
+    pairs = len(image)
+    hits, expected, farther, negatives = 0, 0, 0, 0
+    surplus, variance = 0.0, 0.0
+    for part in np.array_split(np.arange(pairs), max(1, math.ceil(pairs / max(2, candidates)))):
+        nearest = min(k, max(1, len(part) // 2))
+        ranks = partner_ranks(image[part], gene[part])
+        hits += int((ranks < nearest).sum())
+        expected += nearest
+        farther += int((len(part) - 1 - ranks).sum())
+        negatives += len(part) * (len(part) - 1)
+        # At chance a rank is uniform on 0 .. n - 1: mean (n - 1) / 2, variance (n^2 - 1) / 12.
+        surplus += float(((len(part) - 1) / 2 - ranks).sum())
+        variance += len(part) * (len(part) ** 2 - 1) / 12
+    return CollapseReading(
+        loss_over_ln_batch=float(loss_over_ln_batch),
+        recall_at_k=hits / pairs,
+        chance=expected / pairs,
+        ahead=farther / max(negatives, 1),
+        k=k,
+        pairs=pairs,
+        effective_rank=effective_rank(image),
+        at_chance=surplus <= FAR_BEYOND_CHANCE * math.sqrt(variance),
+        where=where,
+    )
 
 
 def partner_ranks(image: Tensor, gene: Tensor) -> Tensor:
     """Number of negatives that are at least as near to each patch as its own spot: 0 is a hit at k = 1.
 
-    A tie counts against the network: embeddings that are all one vector get the last rank.
-
-    Parameters
-    ----------
-    image, gene : torch.Tensor, shape (pairs, dim)
-
-    Returns
-    -------
-    torch.Tensor, shape (pairs,), int64
+    Takes (pairs, dim), returns (pairs,) int64. A tie counts against the network: embeddings that are all one vector get
+    the last rank.
     """
     similarity = torch.nn.functional.normalize(image, dim=1) @ torch.nn.functional.normalize(gene, dim=1).T
     own = similarity.diagonal()[:, None]
@@ -275,34 +226,22 @@ def effective_rank(vectors: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class ValidationResult:
-    """One validation of the network.
-
-    Parameters
-    ----------
-    objective : float or None
-        Mean training objective on the validation spots.
-    pearson : float or None
-        Mean Pearson over the scored genes, then over validation sections; None where nothing is defined.
-    retrieved : numpy.ndarray or None, shape (validation spots, rank)
-        Expression scores retrieved for the validation patches, when the config works on components.
-    neighbour_std, similarity : numpy.ndarray or None, shapes (validation spots, rank) and (validation spots,)
-        Deviation of the neighbours' scores and mean cosine to them, together with `retrieved`.
-    """
+    """One validation of the network."""
 
     objective: float | None
+    """Mean training objective on the validation spots."""
     pearson: float | None
+    """Mean Pearson over the scored genes, then over validation sections; None where nothing is defined."""
     reading: CollapseReading
     retrieved: np.ndarray | None = None
+    """(validation spots, rank): expression scores retrieved for the patches, when the config works on components."""
     neighbour_std: np.ndarray | None = None
+    """(validation spots, rank): deviation of the neighbours' scores, together with `retrieved`."""
     similarity: np.ndarray | None = None
+    """(validation spots,): mean cosine to the neighbours, together with `retrieved`."""
 
     def score(self, select_by: str) -> float | None:
-        """What the best epoch is best in, higher is better; None where it is undefined.
-
-        Parameters
-        ----------
-        select_by : {"pearson", "objective"}
-        """
+        """What the best epoch is best in ("pearson" or "objective"), higher is better; None where it is undefined."""
         if select_by == "pearson":
             return self.pearson
         return None if self.objective is None else -self.objective
@@ -318,7 +257,6 @@ class Validator:
 
     def __init__(self, data: TrainingData, split: ValidationSplit, config: Config, fabric: Fabric) -> None:
         self._data, self._split, self._config, self._fabric = data, split, config, fabric
-        self._meter = CollapseMeter(max(config.train.batch_size, CANDIDATES))
         self._sample, self._where = split.ids, f"validation {split.name}"
         if len(split.ids) < MIN_VALIDATION:
             rng = np.random.default_rng(config.train.seed)
@@ -337,9 +275,9 @@ class Validator:
                     pearson, *neighbours = self._pearson(module, image)
                 if self._sample is not self._split.ids:
                     _, contrast, image, gene = self._forward(module, self._sample)
-            return ValidationResult(
-                objective, pearson, self._meter.read(image, gene, contrast, self._where), *neighbours
-            )
+            candidates = max(self._config.train.batch_size, CANDIDATES)
+            reading = read_collapse(image, gene, contrast, self._where, candidates=candidates)
+            return ValidationResult(objective, pearson, reading, *neighbours)
         finally:
             module.train(training)
 
