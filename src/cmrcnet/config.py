@@ -14,6 +14,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,12 @@ from cmrcnet.slides.slide import PatchScale
 def _require(ok: bool, option: str, got: object, want: str) -> None:
     if not ok:
         raise BadOption(option, got, want)
+
+
+def _check(config: object, option: str, ok: bool, want: str) -> None:
+    """Check a field of a part of the config (`TrainConfig`: ``train.``), or of the whole by its dotted name."""
+    part = type(config).__name__.removesuffix("Config").lower()
+    _require(ok, f"{part}.{option}".lstrip("."), attrgetter(option)(config), want)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +54,9 @@ class PanelConfig:
     """Blank, negative-probe and ambiguous features. Released: "keep"."""
 
     def __post_init__(self) -> None:
-        _require(self.n_hvg >= 1, "panel.n_hvg", self.n_hvg, "a number of genes, 1 or more")
-        _require(
-            self.target_sum == "median" or self.target_sum > 0, "panel.target_sum", self.target_sum, "a sum above 0"
-        )
-        _require(
-            self.kind != "list" or len(self.genes) > 0, "panel.genes", self.genes, "at least one gene when kind is list"
-        )
+        _check(self, "n_hvg", self.n_hvg >= 1, "a number of genes, 1 or more")
+        _check(self, "target_sum", self.target_sum == "median" or self.target_sum > 0, "a sum above 0")
+        _check(self, "genes", self.kind != "list" or len(self.genes) > 0, "at least one gene when kind is list")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,22 +124,19 @@ class ModelConfig:
     """Use one block's weights for all of them. Released: true."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.mask_rate <= 1, "model.mask_rate", self.mask_rate, "a share in [0, 1]")
-        _require(self.temperature > 0, "model.temperature", self.temperature, "a number above 0")
+        _check(self, "mask_rate", 0 <= self.mask_rate <= 1, "a share in [0, 1]")
+        _check(self, "temperature", self.temperature > 0, "a number above 0")
         for name in ("head_dropout", "fusion_dropout"):
-            _require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "a share in [0, 1)")
+            _check(self, name, 0 <= getattr(self, name) < 1, "a share in [0, 1)")
         for name in ("embedding_dim", "gene_tokens", "fusion_dim", "cross_heads", "fusion_heads", "fusion_blocks"):
-            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number, 1 or more")
+            _check(self, name, getattr(self, name) >= 1, "a whole number, 1 or more")
         for name in ("encoder_depth", "encoder_heads"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"model.{name}", value, "a whole number, 1 or more, or nothing")
-        _require(all(block >= 0 for block in self.blocks), "model.blocks", self.blocks, "block numbers, 0 or more")
+            _check(self, name, value is None or value >= 1, "a whole number, 1 or more, or nothing")
+        _check(self, "blocks", all(block >= 0 for block in self.blocks), "block numbers, 0 or more")
         for heads in ("cross_heads", "fusion_heads"):
-            _require(
-                self.fusion_dim % getattr(self, heads) == 0,
-                f"model.{heads}",
-                getattr(self, heads),
-                f"a divisor of fusion_dim ({self.fusion_dim})",
+            _check(
+                self, heads, self.fusion_dim % getattr(self, heads) == 0, f"a divisor of fusion_dim ({self.fusion_dim})"
             )
 
 
@@ -158,13 +158,13 @@ class FeaturesConfig:
     section, which removes differences of stain and scanner (scales only)."""
 
     def __post_init__(self) -> None:
-        _require(all(side > 0 for side in self.scales_um), "features.scales_um", self.scales_um, "sides above 0 um")
-        _require(1 <= self.augmentations <= 8, "features.augmentations", self.augmentations, "1 to 8")
-        _require(self.neighbourhood_um >= 0, "features.neighbourhood_um", self.neighbourhood_um, "0 or more um")
+        _check(self, "scales_um", all(side > 0 for side in self.scales_um), "sides above 0 um")
+        _check(self, "augmentations", 1 <= self.augmentations <= 8, "1 to 8")
+        _check(self, "neighbourhood_um", self.neighbourhood_um >= 0, "0 or more um")
         if not self.scales_um:
             for name, plain in (("augmentations", 1), ("neighbourhood_um", 0.0), ("standardize", "training")):
                 value = getattr(self, name)
-                _require(value == plain, f"features.{name}", value, f"{plain}, unless features.scales_um lists scales")
+                _check(self, name, value == plain, f"{plain}, unless features.scales_um lists scales")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +181,8 @@ class TargetConfig:
     """Weight spots by their sequencing depth (`genes.normalise`) where the heads are fitted."""
 
     def __post_init__(self) -> None:
-        _require(all(rank >= 1 for rank in self.ranks), "target.ranks", self.ranks, "numbers of components, 1 or more")
-        _require(self.gene_rank >= 1, "target.gene_rank", self.gene_rank, "a number of components, 1 or more")
+        _check(self, "ranks", all(rank >= 1 for rank in self.ranks), "numbers of components, 1 or more")
+        _check(self, "gene_rank", self.gene_rank >= 1, "a number of components, 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,12 +226,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "validate_every"):
-            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "a whole number, 1 or more")
+            _check(self, name, getattr(self, name) >= 1, "a whole number, 1 or more")
         for name in ("learning_rate", "final_learning_rate"):
-            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a number above 0")
-        _require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "a share in [0, 1)")
-        _require(self.clip_norm >= 0, "train.clip_norm", self.clip_norm, "0 or more")
-        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
+            _check(self, name, getattr(self, name) > 0, "a number above 0")
+        _check(self, "ema_decay", 0 <= self.ema_decay < 1, "a share in [0, 1)")
+        _check(self, "clip_norm", self.clip_norm >= 0, "0 or more")
+        _check(self, "weight_decay", self.weight_decay >= 0, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,11 +253,9 @@ class HeadConfig:
     the variance of the training spots. Correlations stay the same, errors grow. Needs `target.ranks`."""
 
     def __post_init__(self) -> None:
-        _require(
-            0 <= self.variance_rescaling <= 1, "head.variance_rescaling", self.variance_rescaling, "a share in [0, 1]"
-        )
-        _require(self.k >= 1, "head.k", self.k, "a whole number, 1 or more")
-        _require(self.temperature > 0, "head.temperature", self.temperature, "a number above 0")
+        _check(self, "variance_rescaling", 0 <= self.variance_rescaling <= 1, "a share in [0, 1]")
+        _check(self, "k", self.k >= 1, "a whole number, 1 or more")
+        _check(self, "temperature", self.temperature > 0, "a number above 0")
 
     def within(self, spots: int) -> HeadConfig:
         """The same head in a bank of so many spots: `k` is at most their number."""
@@ -277,7 +275,7 @@ class EvaluationConfig:
     (released, silently). The number of such genes stands beside every mean."""
 
     def __post_init__(self) -> None:
-        _require(self.set_size >= 1, "evaluation.set_size", self.set_size, "a whole number, 1 or more")
+        _check(self, "set_size", self.set_size >= 1, "a whole number, 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,49 +309,23 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        components, kind = bool(self.target.ranks), self.head.kind
-        _require(components or kind == "retrieval", "head.kind", kind, "retrieval, unless target.ranks is set")
-        _require(
-            components or self.head.variance_rescaling == 0,
-            "head.variance_rescaling",
-            self.head.variance_rescaling,
-            "0, unless target.ranks is set",
-        )
-        frozen = not self.model.train_encoder
-        _require(
-            frozen or not self.features.scales_um,
-            "features.scales_um",
-            self.features.scales_um,
-            "none while model.train_encoder is on: scales are for frozen encoders",
-        )
-        _require(
-            frozen or self.model.pool == "mean", "model.pool", self.model.pool, "mean while model.train_encoder is on"
-        )
-        _require(
-            not components or self.train.validation == "each",
-            "train.validation",
-            self.train.validation,
-            "each, with target.ranks: ranks, penalties and weights are chosen on every validation group",
-        )
-        _require(
-            not components or self.train.select_by == "pearson",
-            "train.select_by",
-            self.train.select_by,
-            "pearson, with target.ranks",
-        )
-        _require(
-            self.model.pool == "mean" or not self.model.standardize_tokens,
-            "model.standardize_tokens",
-            self.model.standardize_tokens,
-            "false, with model.pool: components",
-        )
-        _require(
-            components or not self.target.depth_weights,
-            "target.depth_weights",
-            self.target.depth_weights,
-            "false, unless target.ranks is set",
-        )
-        _require(frozen or not components, "target.ranks", self.target.ranks, "none while model.train_encoder is on")
+        if self.target.ranks:
+            every = "each, with target.ranks: ranks, penalties and weights are chosen on every validation group"
+            _check(self, "train.validation", self.train.validation == "each", every)
+            _check(self, "train.select_by", self.train.select_by == "pearson", "pearson, with target.ranks")
+        else:
+            unless = "unless target.ranks is set"
+            _check(self, "head.kind", self.head.kind == "retrieval", f"retrieval, {unless}")
+            _check(self, "head.variance_rescaling", self.head.variance_rescaling == 0, f"0, {unless}")
+            _check(self, "target.depth_weights", not self.target.depth_weights, f"false, {unless}")
+        mean, on = self.model.pool == "mean", "while model.train_encoder is on"
+        if self.model.train_encoder:
+            scales = self.features.scales_um
+            _check(self, "features.scales_um", not scales, f"none {on}: scales are for frozen encoders")
+            _check(self, "model.pool", mean, f"mean {on}")
+            _check(self, "target.ranks", not self.target.ranks, f"none {on}")
+        standardized = self.model.standardize_tokens
+        _check(self, "model.standardize_tokens", mean or not standardized, "false, with model.pool: components")
 
     @classmethod
     def load(cls, name: str | Path) -> Config:
@@ -363,13 +335,9 @@ class Config:
         ------
         UnknownName, MissingInput, BadOption
         """
-        text = str(name)
-        if text.endswith((".yaml", ".yml")):
-            path = Path(text)
-            if not path.is_file():
-                raise MissingInput(path, "The config", "run `cmrcnet presets` for those that ship")
-            return cls.from_dict(_settings(_yaml(path.read_bytes(), text), text), where=text)
-        return cls.from_dict({"name": text, **_settings(_shipped(text), text)}, where=f"preset {text}")
+        text, own = str(name), str(name).endswith(_ENDINGS)
+        settings = _settings(_written(text, own), text)
+        return cls.from_dict(settings if own else {"name": text} | settings, where=text if own else f"preset {text}")
 
     @staticmethod
     def parts_beside_settings(name: str | Path) -> dict[str, Any]:
@@ -379,12 +347,7 @@ class Config:
         ------
         UnknownName, MissingInput, BadOption
         """
-        text = str(name)
-        path = Path(text)
-        own = text.endswith((".yaml", ".yml"))
-        if own and not path.is_file():
-            raise MissingInput(path, "The config", "run `cmrcnet presets` for those that ship")
-        values = _yaml(path.read_bytes(), text) if own else _shipped(text)
+        values = _written(str(name), str(name).endswith(_ENDINGS))
         return {key: values[key] for key in _NOT_OPTIONS if key in values}
 
     @classmethod
@@ -416,16 +379,27 @@ def shipped_presets() -> tuple[str, ...]:
     return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
-_NOT_OPTIONS = ("extends", "task")
+_NOT_OPTIONS, _ENDINGS = ("extends", "task"), (".yaml", ".yml")
 
 
-def _shipped(name: str) -> dict[str, Any]:
-    """The content of a preset's file."""
-    if name not in shipped_presets():
-        raise UnknownName(
-            "preset", name, shipped_presets(), "A config of your own is given as a path that ends in .yaml."
-        )
-    return _yaml((resources.files("cmrcnet") / "presets" / f"{name}.yaml").read_bytes(), name)
+def _written(name: str, own: bool) -> dict[str, Any]:
+    """The content of the user's own file, or of a preset."""
+    if own:
+        path = Path(name)
+        if not path.is_file():
+            raise MissingInput(path, "The config", "run `cmrcnet presets` for those that ship")
+        written = path.read_bytes()
+    elif name in shipped_presets():
+        written = (resources.files("cmrcnet") / "presets" / f"{name}.yaml").read_bytes()
+    else:
+        hint = "A config of your own is given as a path that ends in .yaml."
+        raise UnknownName("preset", name, shipped_presets(), hint)
+    try:
+        values = yaml.safe_load(written.decode()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadOption("config", name, f"valid YAML ({str(error).splitlines()[0]})") from error
+    _require(isinstance(values, dict), "config", name, "a YAML file of keys and values")
+    return values
 
 
 def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -433,7 +407,7 @@ def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
     own = {key: value for key, value in values.items() if key not in _NOT_OPTIONS}
     if "extends" not in values:
         return own
-    below = _shipped(str(values["extends"]))
+    below = _written(str(values["extends"]), own=False)
     _require("extends" not in below, "extends", f"{values['extends']} in {where}", "a preset that extends no other")
     merged = {key: value for key, value in below.items() if key not in _NOT_OPTIONS}
     for key, value in own.items():
@@ -441,15 +415,6 @@ def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
             {**merged[key], **value} if isinstance(merged.get(key), dict) and isinstance(value, dict) else value
         )
     return merged
-
-
-def _yaml(written: bytes, where: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(written.decode()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadOption("config", where, f"valid YAML ({str(error).splitlines()[0]})") from error
-    _require(isinstance(values, dict), "config", where, "a YAML file of keys and values")
-    return values
 
 
 def _yaml_value(text: str) -> Any:

@@ -13,7 +13,15 @@ import torch
 from cmrcnet.errors import BadOption, NoSpace, ScaleError
 from cmrcnet.features import extract as extract_module
 from cmrcnet.features import resumable
-from cmrcnet.features.extract import STATISTICS, FeatureSpec, cached_patches, extract, extract_chunks
+from cmrcnet.features.extract import (
+    PERTURBED,
+    STATISTICS,
+    FeatureSpec,
+    cached_patches,
+    extract,
+    extract_chunks,
+    extract_with,
+)
 from cmrcnet.slides.patches import crop_patches
 from cmrcnet.slides.slide import ArraySlide, PatchScale
 from cmrcnet.storage.cache import TokenCache
@@ -306,16 +314,16 @@ def test_image_statistics_come_with_the_features_and_equal_those_of_a_second_rea
     plain = extract(CountingEncoder(), slide, centres, spec)
     assert slide.reads == 300 * max(len(scales_um), 1)
     slide.reads = 0
-    tokens, statistics = extract(
-        CountingEncoder(), slide, centres, spec, cache=cache if cached else None, statistics=True
-    )
+    store = cache if cached else None
+    tokens, also = extract_with(CountingEncoder(), slide, centres, spec, (STATISTICS,), cache=store)
+    statistics = also[STATISTICS]
     assert slide.reads == 300 * reads
     np.testing.assert_array_equal(tokens, plain)
     np.testing.assert_array_equal(statistics, image_statistics(slide, centres))
     if cached:
         slide.reads = 0
-        again = extract(CountingEncoder(), slide, centres, spec, cache=cache, statistics=True)
-        np.testing.assert_array_equal(again[1], statistics)
+        again = extract_with(CountingEncoder(), slide, centres, spec, (STATISTICS,), cache=cache)
+        np.testing.assert_array_equal(again[1][STATISTICS], statistics)
         np.testing.assert_array_equal(again[0], tokens)
         assert slide.reads == 0
 
@@ -329,9 +337,9 @@ def test_perturbed_statistics_come_from_the_regions_of_the_features(cache, cache
     spec, store = FeatureSpec(patch=SCALE, scales_um=scales_um), cache if cached else None
     plain = extract(CountingEncoder(), slide, centres, spec)
     slide.reads = 0
-    tokens, statistics, perturbed = extract(
-        CountingEncoder(), slide, centres, spec, cache=store, statistics=True, perturbed=True
-    )
+    layers = (STATISTICS, PERTURBED)
+    tokens, also = extract_with(CountingEncoder(), slide, centres, spec, layers, cache=store)
+    statistics, perturbed = also[STATISTICS], also[PERTURBED]
     assert slide.reads == 300 * max(len(scales_um), 1)
     np.testing.assert_array_equal(tokens, plain)
     np.testing.assert_array_equal(statistics, image_statistics(slide, centres))
@@ -340,8 +348,8 @@ def test_perturbed_statistics_come_from_the_regions_of_the_features(cache, cache
     np.testing.assert_array_equal(perturbed, perturbed_statistics(patches))
     if cached:
         slide.reads = 0
-        again = extract(CountingEncoder(), slide, centres, spec, cache=store, statistics=True, perturbed=True)
-        np.testing.assert_array_equal(again[2], perturbed)
+        again = extract_with(CountingEncoder(), slide, centres, spec, layers, cache=store)
+        np.testing.assert_array_equal(again[1][PERTURBED], perturbed)
         assert slide.reads == 0
 
 
@@ -351,7 +359,7 @@ def test_statistics_alone_are_read_where_the_features_are_cached(encoder, slide,
     chunks = list(extract_chunks(encoder, slide, centres, SPEC, layers=(STATISTICS,), cache=cache))
     assert encoder.patches == counted and [chunk.layer for chunk in chunks] == [STATISTICS]
     np.testing.assert_array_equal(chunks[0].values, image_statistics(slide, centres))
-    assert extract(encoder, slide, centres, SPEC, cache=cache, statistics=True)[0].shape == (21, 4, 3)
+    assert extract_with(encoder, slide, centres, SPEC, (STATISTICS,), cache=cache)[0].shape == (21, 4, 3)
 
 
 class CountedReads(ArraySlide):

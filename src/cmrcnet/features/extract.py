@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -136,41 +136,6 @@ class FeatureChunk(NamedTuple):
     values: np.ndarray
 
 
-@overload
-def extract(
-    encoder: ImageEncoder,
-    slide: Slide,
-    centre_px: np.ndarray,
-    spec: FeatureSpec,
-    *,
-    cache: TokenCache | None = ...,
-    batch: int | Literal["auto"] = ...,
-    statistics: Literal[False] = ...,
-) -> np.ndarray: ...
-@overload
-def extract(
-    encoder: ImageEncoder,
-    slide: Slide,
-    centre_px: np.ndarray,
-    spec: FeatureSpec,
-    *,
-    cache: TokenCache | None = ...,
-    batch: int | Literal["auto"] = ...,
-    statistics: Literal[True],
-    perturbed: Literal[False] = ...,
-) -> tuple[np.ndarray, np.ndarray]: ...
-@overload
-def extract(
-    encoder: ImageEncoder,
-    slide: Slide,
-    centre_px: np.ndarray,
-    spec: FeatureSpec,
-    *,
-    cache: TokenCache | None = ...,
-    batch: int | Literal["auto"] = ...,
-    statistics: Literal[True],
-    perturbed: Literal[True],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
 def extract(
     encoder: ImageEncoder,
     slide: Slide,
@@ -179,10 +144,8 @@ def extract(
     *,
     cache: TokenCache | None = None,
     batch: int | Literal["auto"] = "auto",
-    statistics: bool = False,
-    perturbed: bool = False,
-) -> np.ndarray | tuple[np.ndarray, ...]:
-    """Extract the tokens of all locations of one section, and on request their image statistics.
+) -> np.ndarray:
+    """Extract the tokens of all locations of one section.
 
     Parameters
     ----------
@@ -197,21 +160,12 @@ def extract(
         Asked first, and given what is computed. Without one the tokens are held in memory.
     batch : int or "auto"
         Patches a forward pass; auto takes 32 on a CPU, and on a GPU 256 or what fits. It changes only rounding.
-    statistics : bool
-        Also compute the image statistics of the out-of-distribution detector, from pixels that the encoder reads
-        anyway where the pyramid level allows it.
-    perturbed : bool
-        With `statistics`: also those of at most 64 locations under each perturbation, for a section of training.
 
     Returns
     -------
-    tokens : numpy.ndarray, shape (locations, tokens, dim)
+    numpy.ndarray, shape (locations, tokens, dim)
         float16, beyond +-65,504 cut off and mapped from disk when cached, for the tokens of a plain patch; float32
         for scales.
-    statistics : numpy.ndarray, shape (locations, 9), float32
-        Only with `statistics`. See `uncertainty.ood.image_statistics`.
-    perturbed : numpy.ndarray, shape (picked locations, 1 + perturbations, 9), float32
-        Only with `perturbed`. See `uncertainty.ood.perturbed_statistics`.
 
     Raises
     ------
@@ -230,42 +184,60 @@ def extract(
     >>> cn.extract(encoder, slide, np.array([[200.0, 200.0], [210.0, 180.0]]), spec).shape
     (2, 2, 64)
     """
+    return extract_with(encoder, slide, centre_px, spec, (), cache=cache, batch=batch)[0]
+
+
+def extract_with(
+    encoder: ImageEncoder,
+    slide: Slide,
+    centre_px: np.ndarray,
+    spec: FeatureSpec,
+    layers: tuple[int, ...],
+    *,
+    cache: TokenCache | None = None,
+    batch: int | Literal["auto"] = "auto",
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Extract tokens as `extract` does, and `STATISTICS` or `PERTURBED` by number, from the same pixels where they fit.
+
+    See `uncertainty.ood` for both: statistics (locations, 9) float32, and those of at most 64 locations under each
+    perturbation, (picked locations, 1 + perturbations, 9) float32.
+    """
     centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
-    traits = np.empty((len(centres), len(STATISTIC_NAMES)), np.float32)
+    found: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
 
-    under: list[np.ndarray] = []
-
-    def chunks(*layers: int) -> Iterator[FeatureChunk]:
-        wanted = (*layers, *(STATISTICS,) * statistics, *(PERTURBED,) * (statistics and perturbed))
-        for chunk in extract_chunks(encoder, slide, centres, spec, layers=wanted, cache=cache, batch=batch):
-            if chunk.layer == STATISTICS:
-                traits[chunk.rows] = chunk.values
-            elif chunk.layer == PERTURBED:
-                under.append(chunk.values)
+    def chunks(*scales: int) -> Iterator[FeatureChunk]:
+        for chunk in extract_chunks(encoder, slide, centres, spec, layers=(*scales, *layers), cache=cache, batch=batch):
+            if chunk.layer in found:
+                found[chunk.layer].append(chunk.values)
             else:
                 yield chunk
 
-    def found(tokens: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
-        if not statistics:
-            return tokens
-        if not perturbed:
-            return tokens, traits
-        none = np.empty((0, 1 + len(PERTURBATIONS), len(STATISTIC_NAMES)), np.float32)
-        return tokens, traits, np.concatenate([none, *under])
+    tokens = _section_tokens(encoder, slide, centres, spec, chunks, cache)
+    empty = {layer: np.empty(*_shape(encoder, spec, 0, layer)) for layer in layers}
+    return tokens, {layer: np.concatenate([empty[layer], *values]) for layer, values in found.items()}
 
+
+def _section_tokens(
+    encoder: ImageEncoder,
+    slide: Slide,
+    centres: np.ndarray,
+    spec: FeatureSpec,
+    chunks: Callable[..., Iterator[FeatureChunk]],
+    cache: TokenCache | None,
+) -> np.ndarray:
+    """Tokens of all locations, from chunks of the scales that are asked for; the cache may hold them as a whole."""
     if spec.scales_um:
         scales = np.empty((len(centres), len(spec.scales_um), encoder.dim), np.float32)
         for rows, layer, values in chunks(*range(len(spec.scales_um))):
             scales[rows, layer] = values
-        tokens = SectionTokens(scales, centres * known_scale(slide), spec).take(slice(0, len(centres)))
-        return found(tokens)
+        return SectionTokens(scales, centres * known_scale(slide), spec).take(slice(0, len(centres)))
 
     shape = (len(centres), encoder.n_tokens, encoder.dim)
     if cache is None:
         tokens = np.empty(shape, np.float16)
         for rows, _, values in chunks(0):
             tokens[rows] = values
-        return found(tokens)
+        return tokens
     made_by = _made_by(encoder, spec)
     whole = _layer_name(slide, centres, spec, 0, made_by)
     tokens = cache.get("tokens", whole, shape, np.float16)
@@ -277,7 +249,7 @@ def extract(
         tokens = cache.put("tokens", whole, shape, np.float16, (chunk.values for chunk in chunks(0)))
         for rows in resumable.chunk_slices(len(centres)):
             cache.drop("tokens", _layer_name(slide, centres[rows], spec, 0, made_by))
-    return found(tokens)
+    return tokens
 
 
 def extract_chunks(
@@ -291,27 +263,17 @@ def extract_chunks(
     cache: TokenCache | None = None,
     batch: int | Literal["auto"] = "auto",
 ) -> Iterator[FeatureChunk]:
-    """Extract features chunk by chunk, where those of a whole slide are too many for memory.
+    """Extract features chunk by chunk, where those of a whole slide are too many for memory; parameters as `extract`.
 
     All layers of some 256 locations come before the next locations, so that a slide is read from top to bottom when
     its locations are in that order. Threads read the patches of the next chunk while one is encoded.
 
     Parameters
     ----------
-    encoder, slide, centre_px, spec, cache, batch
-        As `extract`.
     layers : tuple of int, optional
         Indices of `spec.scales` and, for image statistics, `STATISTICS` and `PERTURBED`; all scales when left out.
     done : callable, optional
         Whether a layer of these locations is stored already, so that it is left out.
-
-    Yields
-    ------
-    FeatureChunk
-
-    Raises
-    ------
-    ScaleError, NoSpace, Unwritable
     """
     centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
     known_scale(slide)
@@ -340,7 +302,7 @@ def extract_chunks(
                 elif cache is not None:
                     at = centres[inside] if layer == PERTURBED else centres[rows]
                     name = _layer_name(slide, at, spec, layer, made_by)
-                    shape, dtype = run.shape(len(at), layer)
+                    shape, dtype = _shape(encoder, spec, len(at), layer)
                     known = cache.get("tokens", name, shape, dtype)
                 if known is None:
                     missing.append((layer, name))
@@ -388,16 +350,6 @@ class _Run:
         """What the progress line says."""
         sides = ", ".join(f"{self.scales[layer].side_um:g}" for layer in layers if layer >= 0)
         return f"encode {self.slide.name}, {sides} um" if sides else f"measure {self.slide.name}"
-
-    def shape(self, count: int, layer: int) -> tuple[tuple[int, ...], type]:
-        """Shape and type of the values of a layer at so many locations."""
-        if layer == PERTURBED:
-            return (count, 1 + len(PERTURBATIONS), len(STATISTIC_NAMES)), np.float32
-        if layer == STATISTICS:
-            return (count, len(STATISTIC_NAMES)), np.float32
-        if self.spec.scales_um:
-            return (count, self.encoder.dim), np.float32
-        return (count, self.encoder.n_tokens, self.encoder.dim), np.float16
 
     def grouped(self, missing: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
         """Each scale by itself, and image statistics with a scale that is cut from the same regions."""
@@ -464,19 +416,7 @@ class _Run:
 def cached_patches(cache: TokenCache, slide: Slide, centre_px: np.ndarray, scale: PatchScale) -> np.ndarray:
     """Cut the patches of a section once and map them from disk ever after, for encoders that are trained.
 
-    Parameters
-    ----------
-    centre_px : array, shape (spots, 2)
-        x, y in level-0 pixels.
-
-    Returns
-    -------
-    numpy.memmap, shape (spots, size_px, size_px, 3), uint8
-        Read-only.
-
-    Raises
-    ------
-    ScaleError, NoSpace, Unwritable
+    `centre_px` is x, y in level-0 pixels, (spots, 2); returns (spots, size_px, size_px, 3) uint8, read-only.
     """
     centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
     shape = (len(centres), scale.size_px, scale.size_px, 3)
@@ -495,14 +435,20 @@ def cached_patches(cache: TokenCache, slide: Slide, centre_px: np.ndarray, scale
 
 
 def location_key(slide: Slide, centre_px: np.ndarray, scale: PatchScale) -> str:
-    """Name of the patches at some locations of a slide, known without cutting them.
-
-    Parameters
-    ----------
-    centre_px : array, shape (patches, 2)
-    """
+    """Name of the patches at some locations (patches, 2) of a slide, known without cutting them."""
     centres = np.asarray(centre_px, np.float64)
     return fingerprint(slide.fingerprint(), slide.mpp, centres, [scale.size_px, scale.mpp], CROP_FORMAT)
+
+
+def _shape(encoder: ImageEncoder, spec: FeatureSpec, count: int, layer: int) -> tuple[tuple[int, ...], type]:
+    """Shape and type of the values of a layer at so many locations."""
+    if layer == PERTURBED:
+        return (count, 1 + len(PERTURBATIONS), len(STATISTIC_NAMES)), np.float32
+    if layer == STATISTICS:
+        return (count, len(STATISTIC_NAMES)), np.float32
+    if spec.scales_um:
+        return (count, encoder.dim), np.float32
+    return (count, encoder.n_tokens, encoder.dim), np.float16
 
 
 def _made_by(encoder: ImageEncoder, spec: FeatureSpec) -> str:

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from cmrcnet.config import Config
 from cmrcnet.errors import BadOption, ShapeMismatch, TooFew
-from cmrcnet.features.extract import FeatureSpec, cached_patches, extract
+from cmrcnet.features.extract import PERTURBED, STATISTICS, FeatureSpec, cached_patches, extract_with
 from cmrcnet.features.prefetch import read_ahead
 from cmrcnet.genes.components import ExpressionComponents, find_components
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
@@ -218,7 +218,6 @@ class TrainingData:
         for section in sections:
             slide, centre_px = section.slide, section.spots.centre_px
             some = evenly(len(centre_px), STATISTICS_LOCATIONS)
-            spec = FeatureSpec.of(config)
             if config.model.train_encoder:
                 inputs.append(cached_patches(cache, slide, centre_px, config.patch))
                 if limits:
@@ -227,15 +226,13 @@ class TrainingData:
                     effects.append(
                         perturbation_effects(perturbed_statistics(crop_scales(slide, few, PERTURBED_SCALES)))
                     )
-            elif limits:
-                tokens, each, perturbed = extract(
-                    encoder, slide, centre_px, spec, cache=cache, statistics=True, perturbed=True
-                )
-                inputs.append(tokens)
-                statistics.append(each[some])
-                effects.append(perturbation_effects(perturbed))
             else:
-                inputs.append(extract(encoder, slide, centre_px, spec, cache=cache))
+                layers = (STATISTICS, PERTURBED) if limits else ()
+                tokens, also = extract_with(encoder, slide, centre_px, FeatureSpec.of(config), layers, cache=cache)
+                inputs.append(tokens)
+                if limits:
+                    statistics.append(also[STATISTICS][some])
+                    effects.append(perturbation_effects(also[PERTURBED]))
             contents.append(fingerprint(slide.fingerprint(), slide.mpp, centre_px))
             close = getattr(slide, "close", None)  # a slide in memory has nothing to close
             if close is not None:
