@@ -209,9 +209,9 @@ def test_two_sections_on_one_slide_get_one_grid_that_neither_answers():
     bank = build_bank(model, both)
     encoder = LocationEncoder.of_student(model.encoder, model.config)
     sets, _ = make_distillation_sets(model, bank, both, (), encoder, grid_um=GRID_UM, seed=0, cache=None)
-    grids = [each.sections for each in sets if each.spots is None]
+    grids = [each.sections for each in sets if not each.measured]
     assert sorted(grids, key=len) == [(halves[2].name,), ("left", "right")]
-    assert [each.sections for each in sets if each.spots is not None].count(("left",)) == 1
+    assert [each.sections for each in sets if each.measured].count(("left",)) == 1
     assert len({each.group for each in sets}) == 2
 
 

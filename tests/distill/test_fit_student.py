@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cmrcnet.distill.fit_student import HeadData, fit_student_head, head_scores
+from cmrcnet.distill.fit_student import HeadData, fit_student_head
 from cmrcnet.models.student import StudentHead
 
 
@@ -21,7 +21,7 @@ def made_up(bend: float, groups: int = 3, noise: float = 0.0) -> list[HeadData]:
 
 
 def error(head, given) -> float:
-    residual = np.concatenate([head_scores(head, each.features) - each.scores for each in given])
+    residual = np.concatenate([head.scores(each.features) - each.scores for each in given])
     return float((residual**2).mean() / np.concatenate([each.scores for each in given]).var())
 
 
@@ -45,7 +45,7 @@ def test_noise_is_not_learnt_by_heart():
     rng = np.random.default_rng(1)
     given = [HeadData(f"S{n}", *(rng.normal(size=(60, 6)).astype(np.float32) for _ in range(2))) for n in range(3)]
     head, facts = fit_student_head(given, seed=0)
-    assert facts["epochs"] < 10 and np.abs(head_scores(head, given[0].features)).mean() < 0.3
+    assert facts["epochs"] < 10 and np.abs(head.scores(given[0].features)).mean() < 0.3
 
 
 def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone():

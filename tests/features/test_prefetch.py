@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cmrcnet.features.prefetch import map_ahead, read_ahead
+from cmrcnet.features.device import map_ahead, read_ahead
 
 
 def ours() -> list[threading.Thread]:

@@ -15,7 +15,7 @@ def qnms(dets, scores, iou_threshold): ...
 """
 PROBE = """
 import sys
-from cmrcnet.models.torchvision_compat import import_timm, is_stubbed
+from cmrcnet.models.encoder_weights import import_timm, is_stubbed
 import_timm(); import_timm()
 import torch, timm
 assert timm.whole and sys.modules["timm.layers"].whole
@@ -63,6 +63,6 @@ def test_other_ills_are_not_hidden(tmp_path):
 
 
 def test_the_installed_timm_can_be_imported():
-    from cmrcnet.models.torchvision_compat import import_timm
+    from cmrcnet.models.encoder_weights import import_timm
 
     assert import_timm().create_model is not None

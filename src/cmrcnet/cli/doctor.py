@@ -81,7 +81,7 @@ def _device(torch) -> str:
 
 
 def _torchvision() -> str:
-    from cmrcnet.models.torchvision_compat import import_timm, is_stubbed
+    from cmrcnet.models.encoder_weights import import_timm, is_stubbed
 
     import_timm()
     remark = " (another build than torch; missing operators are stubbed)" if is_stubbed() else ""

@@ -12,6 +12,7 @@ were fitted on all training spots; the student report says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -46,46 +47,31 @@ _VALUES_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
-class DistillationSet:
-    """Locations of one slide, with their features.
-
-    Parameters
-    ----------
-    group : str
-        Name of the slide's first section, or of the slide; sets of one group are left out for validation together.
-    sections : tuple of str
-        Sections of the bank that were measured here: that of the spots, or all on the slide of a grid. The teacher
-        predicts this set without them.
-    spots : Spots or None
-        The measured spots; None for a grid.
-    slide : Slide
-        The slide that the locations are on.
-    teacher_features : numpy.ndarray, shape (locations, embedding + components), float32
-        Embedding and inputs of the teacher's heads.
-    student_features : numpy.ndarray, shape (locations, components), float32
-        Principal components of the student's features.
-    """
-
-    group: str
-    sections: tuple[str, ...]
-    spots: Spots | None
-    slide: Slide
-    teacher_features: np.ndarray
-    student_features: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.teacher_features)
-
-
-@dataclass(frozen=True, eq=False)
 class _Locations:
-    """A set before its features are extracted; fields as in `DistillationSet`."""
+    """Locations of one slide, before their features are extracted."""
 
     group: str
+    """Name of the slide's first section, or of the slide; sets of one group are left out for validation together."""
     sections: tuple[str, ...]
+    """Sections of the bank that were measured here: that of the spots, or all on the slide of a grid. The teacher
+    predicts this set without them."""
     slide: Slide
     spots: Spots
     measured: bool
+    """Measured spots; else a grid."""
+
+    def __len__(self) -> int:
+        return len(self.spots)
+
+
+@dataclass(frozen=True, eq=False)
+class DistillationSet(_Locations):
+    """Locations of one slide, with their features."""
+
+    teacher_features: np.ndarray
+    """(locations, embedding + components) float32: embedding and inputs of the teacher's heads."""
+    student_features: np.ndarray
+    """(locations, components) float32: principal components of the student's features."""
 
 
 def make_distillation_sets(
@@ -104,20 +90,9 @@ def make_distillation_sets(
     Features that are not reduced yet are kept in a temporary folder, so that memory holds a few hundred numbers per
     location.
 
-    `cohort` is the one that the bank was built from, `slides` are further slides, `encoder` is that of the student;
-    `grid_um` is the pitch of the grids, 0 for no grid on the slides of the bank.
-
-    Returns
-    -------
-    sets : list of DistillationSet
-        Sorted by name, whatever the order of the cohort.
-    pca : FeaturePCA
-        Of the student's features; fitted on images, without expression.
-
-    Raises
-    ------
-    BadOption
-        The cohort is not the one that the bank was built from.
+    `cohort` is the one that the bank was built from (else `BadOption`), `slides` are further slides, `encoder` is that
+    of the student; `grid_um` is the pitch of the grids, 0 for no grid on the slides of the bank. Sets are sorted by
+    name, whatever the order of the cohort. The PCA of the student's features is fitted on images, without expression.
     """
     located = _locations_of_bank(bank, cohort, grid_um)
     located += _locations_of_slides(slides, grid_um, {each.slide.fingerprint() for each in located})
@@ -127,22 +102,21 @@ def make_distillation_sets(
             features = LocationFeatures(encoder, each.slide, each.spots.centre_px, Path(folder) / str(number))
             features.encode(cache)
             raw.append(features)
-        pca = fit_pca(_sample(raw, [len(each.spots) for each in located], seed), seed)
+        pca = fit_pca(_sample(raw, [len(each) for each in located], seed), seed)
         sets = []
         for each, features in zip(located, raw, strict=True):
-            own = np.concatenate([pca.apply(features.take(rows)) for rows in _row_slices(len(each.spots))])
+            own = np.concatenate([pca.apply(features.take(rows)) for rows in _slices(len(each), _LOCATIONS_AT_ONCE)])
             teacher = features_at(LocationEncoder.of_model(model), each.slide, each.spots, cache)
-            spots = each.spots if each.measured else None
-            sets.append(DistillationSet(each.group, each.sections, spots, each.slide, teacher, own))
+            sets.append(DistillationSet(**vars(each), teacher_features=teacher, student_features=own))
     return sets, pca
 
 
 def features_at(encoder: LocationEncoder, slide: Slide, locations: Spots, cache: TokenCache | None) -> np.ndarray:
-    """Extract the features of all locations of a slide: (locations, width) float32."""
-    with temporary_store(cache) as folder:
-        features = LocationFeatures(encoder, slide, locations.centre_px, Path(folder) / "features")
+    """Features of all locations of a slide, (locations, width) float32; encoded in memory where there is no cache."""
+    with nullcontext() if cache is None else temporary_store(cache) as folder:
+        features = LocationFeatures(encoder, slide, locations.centre_px, None if folder is None else Path(folder))
         features.encode(cache)
-        return np.concatenate([features.take(rows) for rows in _row_slices(len(locations))])
+        return np.concatenate([features.take(rows) for rows in _slices(len(locations), _LOCATIONS_AT_ONCE)])
 
 
 def _locations_of_bank(bank: ReferenceBank, cohort: Cohort, grid_um: float) -> list[_Locations]:
@@ -185,9 +159,9 @@ def _locations_of_slides(slides: Sequence[Slide], grid_um: float, known: set[str
     ]
 
 
-def _row_slices(locations: int) -> Iterator[slice]:
-    for start in range(0, locations, _LOCATIONS_AT_ONCE):
-        yield slice(start, min(start + _LOCATIONS_AT_ONCE, locations))
+def _slices(count: int, step: int) -> Iterator[slice]:
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 def _sample(raw: Sequence[LocationFeatures], sizes: Sequence[int], seed: int) -> np.ndarray:
@@ -197,7 +171,7 @@ def _sample(raw: Sequence[LocationFeatures], sizes: Sequence[int], seed: int) ->
     chosen[np.random.default_rng(seed).choice(total, min(PCA_SAMPLE, total), replace=False)] = True
     found, before = [], 0
     for features, size in zip(raw, sizes, strict=True):
-        for rows in _row_slices(size):
+        for rows in _slices(size, _LOCATIONS_AT_ONCE):
             wanted = chosen[before + rows.start : before + rows.stop]
             if wanted.any():
                 found.append(features.take(rows)[wanted])
@@ -218,21 +192,13 @@ def bank_without(bank: ReferenceBank, sections: Sequence[str]) -> ReferenceBank:
 
 @dataclass(frozen=True, eq=False)
 class TeacherOutputs:
-    """Predictions of a teacher on distillation sets, as scores in a gene basis.
-
-    Parameters
-    ----------
-    genes : tuple of str
-        All genes of the bank.
-    basis : GeneBasis
-        Of these genes.
-    scores : list of numpy.ndarray, shape (locations, rank), float32
-        Of each set.
-    """
+    """Predictions of a teacher on distillation sets, as scores in a gene basis."""
 
     genes: tuple[str, ...]
+    """All genes of the bank."""
     basis: GeneBasis
     scores: list[np.ndarray]
+    """(locations, rank) float32, of each set."""
 
 
 def teacher_outputs(
@@ -254,7 +220,7 @@ def teacher_outputs(
     rows = [chosen[(chosen >= start) & (chosen < stop)] - start for start, stop in pairwise(starts)]
 
     def sampled() -> Iterator[tuple[slice, np.ndarray]]:
-        for genes in _gene_slices(len(bank.genes), len(chosen)):
+        for genes in _slices(len(bank.genes), max(16, _VALUES_AT_ONCE // max(len(chosen), 1))):
             found = [each.expression(genes, which) for each, which in zip(teachers, rows, strict=True)]
             yield genes, np.concatenate(found)
 
@@ -293,11 +259,5 @@ class _Teacher:
 
     def gene_chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Expression of all locations, some genes at a time."""
-        for genes in _gene_slices(len(self.column_of), len(self.neighbours.ids)):
+        for genes in _slices(len(self.column_of), max(16, _VALUES_AT_ONCE // max(len(self.neighbours.ids), 1))):
             yield genes, self.expression(genes)
-
-
-def _gene_slices(genes: int, locations: int) -> Iterator[slice]:
-    step = max(16, _VALUES_AT_ONCE // max(locations, 1))
-    for start in range(0, genes, step):
-        yield slice(start, min(start + step, genes))

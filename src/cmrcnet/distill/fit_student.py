@@ -16,11 +16,11 @@ from threadpoolctl import threadpool_limits
 from torch.nn.functional import mse_loss
 
 from cmrcnet.distill.distillation_set import DistillationSet, TeacherOutputs, teacher_outputs
-from cmrcnet.errors import Diverged
 from cmrcnet.heads.ridge import PENALTIES, Ridge, ridge_path
 from cmrcnet.models.student import StudentHead
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
+from cmrcnet.training.loop import train_epochs
 
 HIDDEN = 256
 EPOCHS = 40
@@ -33,21 +33,14 @@ _LEARNING_RATE, _WEIGHT_DECAY, _BATCH = 1e-3, 1e-2, 256
 
 @dataclass(frozen=True, eq=False)
 class HeadData:
-    """Inputs and targets of a student's head at the locations of one distillation set.
-
-    Parameters
-    ----------
-    group : str
-        Data of one group are left out for validation together.
-    features : numpy.ndarray, shape (locations, components), float32
-        Student features.
-    scores : numpy.ndarray, shape (locations, rank), float32
-        Teacher scores.
-    """
+    """Inputs and targets of a student's head at the locations of one distillation set."""
 
     group: str
+    """Data of one group are left out for validation together."""
     features: np.ndarray
+    """(locations, components) float32: student features."""
     scores: np.ndarray
+    """(locations, rank) float32: teacher scores."""
 
 
 def fit_student(
@@ -64,15 +57,8 @@ def fit_student(
 def fit_student_head(data: Sequence[HeadData], seed: int) -> tuple[StudentHead, dict[str, Any]]:
     """Choose the ridge penalty and the number of epochs on validation groups, then fit on all data.
 
-    Returns
-    -------
-    head : StudentHead
-    facts : dict
-        The choices, and the share of the teacher's variance that is explained on validation groups; plain values.
-
-    Raises
-    ------
-    Diverged
+    Returns the head and, as plain values, the choices and the share of the teacher's variance that is explained on
+    validation groups.
     """
     features = np.concatenate([each.features for each in data])
     scores = np.concatenate([each.scores for each in data])
@@ -93,12 +79,6 @@ def fit_student_head(data: Sequence[HeadData], seed: int) -> tuple[StudentHead, 
     head, _ = _train(features, scores, _ridge(features, scores, penalty), epochs, seed, None)
     facts = {"penalty": penalty, "epochs": epochs, "validation_folds": len(folds), "validation_variance": explained}
     return head, facts | {"locations": len(features), "hidden": HIDDEN, "rank": int(scores.shape[1])}
-
-
-def head_scores(head: StudentHead, features: np.ndarray) -> np.ndarray:
-    """Apply a head to student features (locations, components): (locations, rank) float32."""
-    with torch.inference_mode():
-        return head(torch.from_numpy(features)).numpy()
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # several threads can differ in the last bit from run to run
@@ -138,15 +118,20 @@ def _train(
     optimizer = torch.optim.AdamW(head.residual.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     shuffle = torch.Generator().manual_seed(seed)
     errors = []
-    for epoch in range(epochs + 1):
-        for rows in torch.randperm(len(inputs), generator=shuffle).split(_BATCH) if epoch else ():
-            loss = mse_loss(head.residual(inputs[rows]), rest[rows])
-            if not torch.isfinite(loss):
-                raise Diverged(epoch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+
+    def measure(*_: object) -> bool:
         if held_out is not None:
-            residual = head_scores(head, held_out[0]) - held_out[1]
+            residual = head.scores(held_out[0]) - held_out[1]
             errors.append(float((residual.astype(np.float64) ** 2).sum()))
+        return False
+
+    measure()
+    train_epochs(
+        head,
+        optimizer,
+        lambda _: torch.randperm(len(inputs), generator=shuffle).split(_BATCH),
+        lambda rows: mse_loss(head.residual(inputs[rows]), rest[rows]),
+        range(epochs),
+        after_epoch=measure,
+    )
     return head.eval().requires_grad_(False), errors

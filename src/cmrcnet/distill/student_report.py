@@ -16,12 +16,12 @@ import numpy as np
 
 from cmrcnet.config import Config
 from cmrcnet.distill.distillation_set import DistillationSet, bank_without, features_at
-from cmrcnet.distill.fit_student import fit_student, head_scores
+from cmrcnet.distill.fit_student import fit_student
 from cmrcnet.genes.gene_sets import gene_sets
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.genes.spatial_stats import pearson_per_gene
-from cmrcnet.inference.location_features import LocationEncoder, LocationFeatures
-from cmrcnet.inference.predictor import PredictOptions, Predictor, make_predictor
+from cmrcnet.inference.location_features import LocationEncoder
+from cmrcnet.inference.predictor import PredictOptions, gene_columns, make_predictor
 from cmrcnet.models.student import Student
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.progress import tracked
@@ -66,19 +66,14 @@ def make_report(
     ]
     tested = []
     if test is not None:
-        genes, encoders = (
-            scored_genes(model, bank, cohort),
-            (
-                LocationEncoder.of_model(model),
-                LocationEncoder.of_student(student.encoder, student.config),
-            ),
-        )
-        columns = _columns(student.genes, genes)
+        genes = scored_genes(model, bank, cohort)
+        teacher, own = LocationEncoder.of_model(model), LocationEncoder.of_student(student.encoder, student.config)
         for section in tracked(test, "test", unit="sections"):
-            seen = [features_at(encoder, section.slide, section.spots, cache) for encoder in encoders]
-            tested.append(compare(model, bank, section, seen[0], student.predict(seen[1], columns), genes))
-    largest = max((each for each in sets if each.spots is not None), key=len)
-    assert largest.spots is not None
+            predicted = features_at(own, section.slide, section.spots, cache)
+            predicted = student.predict(predicted, gene_columns(genes, student.genes))
+            features = features_at(teacher, section.slide, section.spots, cache)
+            tested.append(compare(model, bank, section, features, predicted, genes))
+    largest = max((each for each in sets if each.measured), key=len)
     return {
         "set_size": model.config.evaluation.set_size,
         "notes": _notes(bank),
@@ -111,15 +106,10 @@ def _leave_out(
     """Compare teacher and student on a section that neither the bank nor the head has seen."""
     others = bank_without(bank, (name,))
     outputs, head, _ = fit_student(model, others, [each for each in sets if name not in each.sections], seed)
-    own = next(each for each in sets if each.spots is not None and name in each.sections)
+    own = next(each for each in sets if each.measured and name in each.sections)
     genes = scored_genes(model, others, cohort)
-    predicted = outputs.basis.expression(head_scores(head, own.student_features), _columns(outputs.genes, genes))
+    predicted = outputs.basis.expression(head.scores(own.student_features), gene_columns(genes, outputs.genes))
     return compare(model, others, cohort.read(name), own.teacher_features, predicted, genes)
-
-
-def _columns(known: Sequence[str], genes: Sequence[str]) -> np.ndarray:
-    column = {gene: number for number, gene in enumerate(known)}
-    return np.array([column[gene] for gene in genes])
 
 
 def compare(
@@ -130,26 +120,11 @@ def compare(
     student: np.ndarray,
     genes: Sequence[str],
 ) -> dict[str, Any]:
-    """Compare teacher and student on the measured spots of one section.
+    """Compare teacher (model and bank without the section) and student on the measured spots of one section.
 
-    Parameters
-    ----------
-    model, bank
-        The teacher; the bank without this section.
-    section : Section
-        With counts.
-    teacher_features : array, shape (spots, width)
-        Of the section's spots.
-    student : array, shape (spots, genes)
-        Predicted by the student.
-    genes : sequence of str
-        To score.
-
-    Returns
-    -------
-    dict
-        Mean Pearson of teacher and of student with measured expression, loss (teacher minus student), mean Pearson of
-        student with teacher, and their mean absolute difference.
+    `teacher_features` are those of its spots, `student` the student's prediction (spots, genes). Returns mean Pearson
+    of teacher and of student with measured expression, loss (teacher minus student), mean Pearson of student with
+    teacher, and their mean absolute difference.
     """
     teacher = make_predictor(model, bank, PredictOptions(genes=genes)).predict_chunk(teacher_features).mean
     truth = _measured(section, genes, bank.target_sum)
@@ -224,14 +199,16 @@ def measure_speed(
     options = PredictOptions()
     predictors = {"teacher": make_predictor(model, bank, options), "student": make_predictor(student, None, options)}
     alike = len({(each.encoder.encoder.fingerprint(), each.encoder.spec) for each in predictors.values()}) == 1
-    features = {name: _encode(predictor, slide, few) for name, predictor in predictors.items()}
+    features = {name: features_at(predictor.encoder, slide, few, None) for name, predictor in predictors.items()}
     many = np.resize(np.arange(len(few)), TIMED)
     encoding, head = dict.fromkeys(predictors, np.inf), dict.fromkeys(predictors, np.inf)
     for _ in range(_ROUNDS):
         for name, predictor in predictors.items():
             head[name] = min(head[name], _seconds(predictor.predict_chunk, features[name][many]) / TIMED)
             if name == "teacher" or not alike:
-                encoding[name] = min(encoding[name], _seconds(_encode, predictor, slide, few) / len(few))
+                encoding[name] = min(
+                    encoding[name], _seconds(features_at, predictor.encoder, slide, few, None) / len(few)
+                )
     if alike:
         encoding["student"] = encoding["teacher"]
     whole = {name: encoding[name] + head[name] for name in predictors}
@@ -256,13 +233,6 @@ def measure_speed(
 def _passes(config: Config) -> int:
     """Forward passes of the encoder per location."""
     return max(len(config.features.scales_um), 1) * config.features.augmentations
-
-
-def _encode(predictor: Predictor, slide: Slide, locations: Spots) -> np.ndarray:
-    """Features of the locations, without a cache."""
-    features = LocationFeatures(predictor.encoder, slide, locations.centre_px)
-    features.encode()
-    return features.take(slice(0, len(locations)))
 
 
 def _seconds(work: Callable[..., object], *given: object) -> float:

@@ -1,10 +1,15 @@
-"""Choose the device, the precision and the batch size of an encoder."""
+"""Keep a device busy: choose it, its precision and batch size, and prepare its next inputs in threads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -13,18 +18,15 @@ from cmrcnet.errors import BadOption
 Precision = Literal["float32", "bf16", "fp16"]
 ON_CPU, ON_GPU = 32, 256
 """Patches a forward pass. More are no faster on a CPU; a GPU is kept busy by them."""
+MOST_READERS = 8
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_END = object()
 
 
 def choose_device(name: str) -> torch.device:
-    """Find the device of a name: auto, cpu, cuda, cuda:1, mps.
-
-    ``auto`` takes the first NVIDIA GPU, else Apple's, else the CPU.
-
-    Raises
-    ------
-    BadOption
-        The device is unknown or not available.
-    """
+    """Find the device of a name: auto (an NVIDIA GPU, else Apple's, else the CPU), cpu, cuda, cuda:1, mps."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
@@ -44,13 +46,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """Find the precision of a name: auto is bf16 (else fp16) mixed precision on an NVIDIA GPU, float32 elsewhere.
-
-    Raises
-    ------
-    BadOption
-        fp16 on a device that is no NVIDIA GPU.
-    """
+    """Find the precision of a name: auto is bf16 (else fp16) mixed precision on an NVIDIA GPU, float32 elsewhere."""
     if name == "auto":
         if device.type != "cuda":
             return "float32"
@@ -79,15 +75,7 @@ def choose_batch(batch: int | Literal["auto"], device: torch.device) -> int:
 
 
 def split_on_memory_error(forward: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
-    """Compute ``forward(batch)``, split in halves (again and again) where the device has no memory for all of it.
-
-    Parameters
-    ----------
-    forward : callable
-        Works row by row of its input.
-    batch : torch.Tensor
-        Rows first.
-    """
+    """Compute ``forward(batch)``, row by row the same, in halves (again and again) where memory is short for all."""
     try:
         return forward(batch)
     except torch.OutOfMemoryError:
@@ -96,3 +84,72 @@ def split_on_memory_error(forward: Callable[[torch.Tensor], torch.Tensor], batch
     torch.cuda.empty_cache()
     middle = len(batch) // 2
     return torch.cat([split_on_memory_error(forward, half) for half in (batch[:middle], batch[middle:])])
+
+
+def read_ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
+    """Iterate over `items`, at most `depth` of them prepared before they are asked for.
+
+    The order stays. One thread makes the items, so that a seeded generator behind them draws as it would without.
+    An exception in `items` is raised here. Leaving the iteration early ends the thread.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=depth)
+    left = threading.Event()
+
+    def put(what: object) -> bool:
+        while not left.is_set():
+            try:
+                ready.put(what, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((_END, None))
+        except BaseException as error:  # raised where the items are used
+            put((_END, error))
+
+    thread = threading.Thread(target=work, name="cmrcnet-read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is _END:
+                return
+            yield item
+    finally:
+        left.set()
+        thread.join()
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int = 1, depth: int = 1
+) -> Iterator[Result]:
+    """Apply `function` to each of the items in threads, some items ahead of the one that is processed.
+
+    The results come in the order of the items, which are iterated in the caller's own thread. An exception in
+    `function` is raised here, in its turn. Leaving the iteration early drops waiting items and ends the threads. At
+    most `depth` results wait besides one a thread, which bounds the memory.
+    """
+    waiting: deque[Future] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="cmrcnet-map-ahead")
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > workers + depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def reading_threads(device: str) -> int:
+    """Threads that cut patches: one beside an encoder on the "cpu", which uses the cores itself; several for a GPU."""
+    return 1 if device == "cpu" else max(1, min(MOST_READERS, (os.cpu_count() or 1) - 1))

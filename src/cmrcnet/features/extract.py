@@ -27,10 +27,11 @@ from cmrcnet.features.device import (
     choose_batch,
     choose_device,
     choose_precision,
+    map_ahead,
     mixed,
+    reading_threads,
     split_on_memory_error,
 )
-from cmrcnet.features.prefetch import map_ahead, reading_threads
 from cmrcnet.features.tokens import SectionTokens
 from cmrcnet.models.image_encoder import mean_token
 from cmrcnet.progress import Meter, metered

@@ -30,29 +30,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Confidence:
-    """Confidence of locations, and intervals, for one way of predicting; see `confidence_of`.
-
-    Parameters
-    ----------
-    reliability : PredictionReliability or None
-        None where the model has no calibration for this way of predicting.
-    low, high : numpy.ndarray, shape (genes,), float32
-        Interval quantiles of the genes that are predicted.
-    notes : tuple of str
-        Sentences on what the intervals are based on.
-    intervals : bool
-        Whether bounds are wanted as layers.
-    abstain : float or None
-        Confidence below which a location is marked.
-    """
+    """Confidence of locations, and intervals, for one way of predicting; see `confidence_of`."""
 
     reliability: PredictionReliability | None
+    """None where the model has no calibration for this way of predicting."""
     model: TrainedModel
     low: np.ndarray
+    """(genes,) float32: lower quantile of the genes that are predicted."""
     high: np.ndarray
+    """(genes,) float32: upper quantile."""
     notes: tuple[str, ...]
+    """Sentences on what the intervals are based on."""
     intervals: bool
+    """Whether bounds are wanted as layers."""
     abstain: float | None
+    """Confidence below which a location is marked."""
 
     def of_locations(
         self, similarity: np.ndarray, neighbour_std: np.ndarray, parts: Mapping[str, np.ndarray], scores: np.ndarray
@@ -65,10 +57,8 @@ class Confidence:
             Cosine to each neighbour.
         neighbour_std : array, shape (locations, rank)
             Standard deviation of the neighbours' scores.
-        parts : mapping of str to array, shape (locations, rank)
-            From `Head.parts`.
-        scores : array, shape (locations, rank)
-            From `Head.combine`.
+        parts, scores : mapping of arrays and array, shape (locations, rank)
+            From `Head.parts` and `Head.combine`.
         """
         if self.reliability is None or self.model.head is None:
             return {}
@@ -88,14 +78,7 @@ class Confidence:
         return found
 
     def bounds(self, mean: np.ndarray, obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Layers ``lower`` and ``upper`` of some locations, where they are wanted.
-
-        Parameters
-        ----------
-        mean : array, shape (locations, genes)
-        obs : mapping
-            From `of_locations`, for these locations.
-        """
+        """Layers ``lower`` and ``upper`` around `mean` (locations, genes), if wanted; `obs` is from `of_locations`."""
         if not self.intervals or "interval_scale" not in obs:
             return {}
         lower, upper = bounds(mean, obs["interval_scale"], self.low, self.high)
@@ -114,13 +97,7 @@ class Confidence:
 
 
 def write_gene_reliability(table: AnnData, gene_reliability: GeneReliability, kind: str) -> None:
-    """Write the reliability of genes into a prediction table.
-
-    Parameters
-    ----------
-    kind : str
-        Value of ``var["reliability_is"]`` for the genes that have one.
-    """
+    """Write the reliability of genes into a prediction table, and `kind` where there is one (``reliability_is``)."""
     known = gene_reliability.table(list(table.var_names))
     for name in known:
         table.var[name] = known[name].to_numpy()
@@ -137,23 +114,13 @@ def confidence_of(
     intervals: bool = False,
     abstain: float | None = None,
 ) -> Confidence:
-    """Confidence and intervals for predictions that are made from this bank in this way.
-
-    Parameters
-    ----------
-    config : HeadConfig
-        How predictions are made; intervals are calibrated for the model config's own way only.
-    genes : sequence of str
-        That are predicted.
-    intervals : bool
-        Whether layers with the bounds are wanted.
-    abstain : float, optional
-        Mark locations that are less certain than this share of validation spots.
+    """Confidence and intervals for predictions of `genes` that are made from this bank in this way.
 
     Raises
     ------
     NotAvailable
-        Intervals or abstention are requested and the model has no calibration for them.
+        Intervals or abstention are requested, and the model has no calibration for them: they are calibrated for the
+        head, k and weighting of the model's own config only.
     BadOption
         `abstain` is not between 0 and 1.
     """
@@ -193,20 +160,7 @@ def _calibrated_for(model: TrainedModel, config: HeadConfig) -> tuple[Prediction
 def flag_out_of_distribution(table: AnnData, detector: OODDetector, statistics: np.ndarray, slide: str) -> None:
     """Write ``obs["in_distribution"]`` and ``uns["cmrcnet"]["ood"]``, and warn where the slide is out of distribution.
 
-    Parameters
-    ----------
-    table : AnnData
-        Prediction table of these locations.
-    detector : OODDetector
-        The out-of-distribution detector of the model.
-    statistics : array, shape (locations, 9)
-        Image statistics of every location.
-    slide : str
-        Name of the slide, for the sentence.
-
-    Warns
-    -----
-    CmrcnetWarning
+    `statistics` (locations, 9) are the image statistics of every location of the table; `slide` is its name.
     """
     inside, found = detector.flag(statistics, slide)
     table.obs["in_distribution"] = inside.astype(np.int64)

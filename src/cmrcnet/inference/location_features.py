@@ -31,23 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LocationEncoder:
-    """A frozen encoder, what it extracts at a location, and the projection of its tokens to features.
-
-    Parameters
-    ----------
-    project : callable
-        From tokens (locations, tokens, dim) to features (locations, width) float32.
-    width : int
-        Of the features of a plain patch, one without scales.
-    name : str
-        Fingerprint of everything that `project` depends on, the encoder included.
-    """
+    """A frozen encoder, what it extracts at a location, and the projection of its tokens to features."""
 
     encoder: ImageEncoder
     spec: FeatureSpec
     project: Callable[[np.ndarray], np.ndarray]
+    """From tokens (locations, tokens, dim) to features (locations, width) float32."""
     width: int
+    """Of the features of a plain patch, one without scales."""
     name: str
+    """Fingerprint of everything that `project` depends on, the encoder included."""
 
     @property
     def kept_shape(self) -> tuple[int, int]:
@@ -71,13 +64,7 @@ class LocationEncoder:
 
     @classmethod
     def of_student(cls, encoder: ImageEncoder, config: Config) -> LocationEncoder:
-        """Make a student's: features are the tokens of its scales side by side, or the mean token of a plain patch.
-
-        Parameters
-        ----------
-        config : Config
-            Of the student.
-        """
+        """Make a student's: features are the tokens of its scales side by side, or the mean token of a plain patch."""
         spec = FeatureSpec.of(config)
 
         def project(tokens: np.ndarray) -> np.ndarray:
@@ -88,19 +75,9 @@ class LocationEncoder:
 
 
 def split_features(features: np.ndarray, model: TrainedModel) -> tuple[np.ndarray, np.ndarray | None]:
-    """Split a model's features of locations into its embedding and the inputs of its heads.
+    """Split features of `LocationEncoder.of_model` into embeddings, to search the bank with, and inputs of the heads.
 
-    Parameters
-    ----------
-    features : array, shape (locations, embedding + components)
-        From `LocationEncoder.of_model`.
-
-    Returns
-    -------
-    queries : numpy.ndarray, shape (locations, embedding), float32
-        To search the bank with.
-    reduced : numpy.ndarray, shape (locations, components), float32, or None
-        Inputs of the heads; None where the model has none.
+    Returns (locations, embedding), and (locations, components) or None where the model has no heads.
     """
     length = model.config.model.embedding_dim
     queries = np.ascontiguousarray(features[:, :length])
@@ -108,7 +85,7 @@ def split_features(features: np.ndarray, model: TrainedModel) -> tuple[np.ndarra
 
 
 class LocationFeatures:
-    """Features of locations of one slide, and on request their image statistics.
+    """Features of locations of one slide, and on request the image statistics of the out-of-distribution detector.
 
     Parameters
     ----------
@@ -116,8 +93,6 @@ class LocationFeatures:
         x, y in level-0 pixels.
     folder : Path, optional
         Where they are kept, and where a killed run continues; in memory when left out.
-    with_statistics : bool
-        Also compute the image statistics of the out-of-distribution detector.
     """
 
     def __init__(
@@ -142,15 +117,7 @@ class LocationFeatures:
         self._tokens: SectionTokens | None = None
 
     def encode(self, cache: TokenCache | None = None, batch: int | Literal["auto"] = "auto") -> None:
-        """Encode what is not kept yet.
-
-        Parameters
-        ----------
-        cache : TokenCache, optional
-            Asked first, and given what is encoded.
-        batch : int or "auto"
-            Patches a forward pass.
-        """
+        """Encode what is not kept yet, `batch` patches a forward pass; the cache is asked first."""
         encoder, spec = self._encoder, self._encoder.spec
         stores = {layer: (self.kept, layer) for layer in range(encoder.kept_shape[0])}
         if self._statistics is not None:
@@ -169,18 +136,7 @@ class LocationFeatures:
             self._tokens = SectionTokens(self.kept.values(), self._centre_px * known_scale(self._slide), spec)
 
     def take(self, rows: slice) -> np.ndarray:
-        """Return the features of some locations, once all are encoded.
-
-        Parameters
-        ----------
-        rows : slice
-            Of `centre_px`, without a step.
-
-        Returns
-        -------
-        numpy.ndarray, shape (locations, width), float32
-            As the encoder projects their tokens.
-        """
+        """Features (locations, width) float32 of some rows of `centre_px`, once all are encoded; a slice, no step."""
         if self._tokens is None:
             return np.array(self.kept.values()[rows, 0])
         return self._encoder.project(self._tokens.take(rows))

@@ -247,13 +247,7 @@ def predict_to_file(
 
 
 def chunk_size(genes: int) -> int:
-    """Locations of a chunk: as many times 256 as `CHUNK_BYTES` hold, at least 256 and at most 4,096.
-
-    Parameters
-    ----------
-    genes : int
-        Number of genes that are predicted.
-    """
+    """Locations of a chunk for so many genes: a multiple of 256 that `CHUNK_BYTES` hold, from 256 to 4,096."""
     return int(np.clip(CHUNK_BYTES // (4 * max(genes, 1)) // 256 * 256, 256, 4_096))
 
 

@@ -66,47 +66,29 @@ class PredictOptions:
 
 @dataclass(frozen=True, eq=False)
 class PredictionChunk:
-    """Predictions of consecutive locations; layers, obs and obsm go into the table under their names.
-
-    Parameters
-    ----------
-    mean : numpy.ndarray, shape (locations, genes), float32
-        NaN where there is no prediction: no neighbour's section measured the gene.
-    layers : dict of array, shape (locations, genes), float32
-    obs : dict of array, shape (locations,)
-    obsm : dict of array, shape (locations, columns)
-    """
+    """Predictions of consecutive locations; layers, obs and obsm go into the table under their names."""
 
     mean: np.ndarray
+    """(locations, genes) float32; NaN where there is no prediction: no neighbour's section measured the gene."""
     layers: dict[str, np.ndarray] = field(default_factory=dict)
     obs: dict[str, np.ndarray] = field(default_factory=dict)
     obsm: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Predictor(ABC):
-    """Predicts genes from features of locations; see `make_predictor`.
-
-    Attributes
-    ----------
-    options : PredictOptions
-    genes : list of str
-        The genes to predict, in the requested order.
-    columns : numpy.ndarray, shape (genes,), int
-        Their columns among all genes that the bank or the student has.
-    encoder : LocationEncoder
-        Makes the features of locations.
-    calibration : Calibration or None
-        What the model knows of its limits.
-    bytes_per_location : int
-        Approximate size of a location in the table.
-    """
+    """Predicts genes from features of locations; see `make_predictor`."""
 
     options: PredictOptions
     genes: list[str]
+    """The genes to predict, in the requested order."""
     columns: np.ndarray
+    """(genes,) int: their columns among all genes that the bank or the student has."""
     encoder: LocationEncoder
+    """Makes the features of locations."""
     calibration: Calibration | None
+    """What the model knows of its limits."""
     bytes_per_location: int
+    """Approximate size of a location in the table."""
 
     @property
     def ood_detector(self) -> OODDetector | None:
@@ -115,24 +97,14 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict_chunk(self, features: np.ndarray) -> PredictionChunk:
-        """Predict some locations.
-
-        Parameters
-        ----------
-        features : array, shape (locations, width)
-            From this predictor's `encoder`.
-        """
+        """Predict some locations from the features (locations, width) that this predictor's `encoder` makes."""
 
     @abstractmethod
     def annotate(self, table: AnnData, neighbour_rows: np.ndarray) -> None:
         """Add what describes the whole table: gene reliability, and where the neighbours come from.
 
-        Parameters
-        ----------
-        table : anndata.AnnData
-            A prediction table, or its frame: X and layers are not used.
-        neighbour_rows : array of int
-            Rows of the bank that are a neighbour of any location, each once.
+        X and layers of the table are not used; `neighbour_rows` are the rows of the bank that are a neighbour of any
+        location, each once.
         """
 
     @abstractmethod
@@ -150,11 +122,6 @@ class BankPredictor(Predictor):
 
     Each location's embedding is searched in the bank; the measured expression of its neighbours is averaged and, by a
     model that works on expression components, combined with its ridge and kernel heads.
-
-    Parameters
-    ----------
-    bank : ReferenceBank
-        Made with this model.
 
     Raises
     ------
@@ -185,7 +152,7 @@ class BankPredictor(Predictor):
         self.bytes_per_location = 4 * layers * len(self.columns) + 16 * self.config.k
 
     def predict_chunk(self, features: np.ndarray) -> PredictionChunk:
-        """Search the bank for some locations, and average or combine; parameters as `Predictor.predict_chunk`."""
+        """Search the bank for some locations, and average or combine."""
         bank, config, head = self.bank, self.config, self.model.head
         queries, reduced = split_features(features, self.model)
         neighbours = self._index.nearest(queries, config.k)
@@ -213,7 +180,7 @@ class BankPredictor(Predictor):
         return PredictionChunk(mean, layers, obs, obsm)
 
     def annotate(self, table: AnnData, neighbour_rows: np.ndarray) -> None:
-        """Add the origin of the neighbours and the gene reliability; parameters as `Predictor.annotate`."""
+        """Add the origin of the neighbours and the gene reliability."""
         origin = self.bank.spots.iloc[neighbour_rows].astype({"section": object, "patient": object, "barcode": object})
         origin.index = neighbour_rows.astype(str).astype(object)  # AnnData stores text indices only
         table.uns["cmrcnet"]["neighbour_spots"] = origin
@@ -247,11 +214,6 @@ class BankPredictor(Predictor):
 class StudentPredictor(Predictor):
     """Predicts by a distilled student: no bank, no neighbours, no intervals.
 
-    Parameters
-    ----------
-    options : PredictOptions
-        Those of a bank must be left out.
-
     Raises
     ------
     UnknownName, TooFew
@@ -273,11 +235,11 @@ class StudentPredictor(Predictor):
         self.bytes_per_location = 4 * len(self.columns)
 
     def predict_chunk(self, features: np.ndarray) -> PredictionChunk:
-        """Apply the student's head to some locations; parameters as `Predictor.predict_chunk`."""
+        """Apply the student's head to some locations."""
         return PredictionChunk(self.student.predict(features, self.columns))
 
     def annotate(self, table: AnnData, neighbour_rows: np.ndarray) -> None:
-        """Add the teacher's gene reliability; parameters as `Predictor.annotate`, and there are no neighbours."""
+        """Add the teacher's gene reliability; there are no neighbours."""
         table.uns["cmrcnet"]["intervals"] = "No intervals: they were calibrated for the teacher, not for its student."
         if self.calibration is not None and self.calibration.reliability is not None:
             known = self.calibration.reliability.gene_reliability
@@ -302,18 +264,7 @@ class StudentPredictor(Predictor):
 
 
 def make_predictor(model: TrainedModel | Student, bank: ReferenceBank | None, options: PredictOptions) -> Predictor:
-    """Make the predictor of a model with its bank, or of a student.
-
-    Parameters
-    ----------
-    bank : ReferenceBank or None
-        Required by a `TrainedModel`; None with a `Student`.
-
-    Raises
-    ------
-    BadOption
-        A model without a bank, or a student with one; other errors as `BankPredictor` and `StudentPredictor`.
-    """
+    """Make the predictor of a model with its bank, or of a student, which has none; else `BadOption` is raised."""
     if isinstance(model, Student):
         if bank is not None:
             raise BadOption("bank", bank.name, want="nothing with a student, which has no bank")
@@ -324,12 +275,7 @@ def make_predictor(model: TrainedModel | Student, bank: ReferenceBank | None, op
 
 
 def head_config(model: TrainedModel, options: PredictOptions) -> HeadConfig:
-    """The head of the model's config, with the given options in its place.
-
-    Raises
-    ------
-    BadOption
-    """
+    """The head of the model's config, with the given options in its place."""
     if options.weighting not in (None, "mean", "similarity"):
         raise BadOption("weighting", options.weighting, want="mean or similarity")
     if options.head not in (None, "retrieval") and model.head is None:
@@ -341,16 +287,7 @@ def head_config(model: TrainedModel, options: PredictOptions) -> HeadConfig:
 
 
 def gene_columns(wanted: Sequence[str] | None, known: Sequence[str]) -> np.ndarray:
-    """Columns of the genes `wanted`, in that order and each once; of all genes for None.
-
-    Parameters
-    ----------
-    known : sequence of str
-        Genes of the bank, or of the student.
-
-    Returns
-    -------
-    numpy.ndarray, shape (columns,), int64
+    """Columns of the genes `wanted` among those `known`, in that order and each once; of all genes for None.
 
     Raises
     ------
@@ -379,16 +316,8 @@ def component_scores(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Predict expression component scores of some locations, by a model that works on components.
 
-    Parameters
-    ----------
-    bank : ReferenceBank
-        Whose spots have scores.
-    config : HeadConfig
-        Kind of head, weighting and temperature.
-    neighbours : Neighbours
-        Rows of the bank, of these locations.
-    reduced : array, shape (locations, components)
-        From `split_features`.
+    `neighbours` are rows of the bank, whose spots have scores; `reduced` (locations, components) is from
+    `split_features`.
 
     Returns
     -------
@@ -409,21 +338,10 @@ def component_scores(
 def average_expression(
     neighbours: Neighbours, bank: ReferenceBank, config: HeadConfig, columns: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average the neighbours' measured expression.
+    """Average the neighbours' measured expression, by the weighting and temperature of `config`.
 
-    Parameters
-    ----------
-    neighbours : Neighbours
-        (queries, k) rows of the bank.
-    config : HeadConfig
-        Weighting and temperature.
-    columns : array of int, optional
-        Columns of the bank to average, in this order; all when left out.
-
-    Returns
-    -------
-    mean, neighbour_std : numpy.ndarray, shape (queries, columns), float32
-        NaN where no neighbour's section measured the gene.
+    Returns mean and standard deviation (queries, columns) float32 of these columns of the bank, in this order, or of
+    all; NaN where no neighbour's section measured the gene.
     """
     mean, neighbour_std = average(
         neighbours,
@@ -442,11 +360,7 @@ def average_expression(
 def embedding_bag_sums(ids: np.ndarray, weights: np.ndarray, bank: int) -> Callable[[np.ndarray], np.ndarray]:
     """Sum rows by torch's embedding bag: on a CPU the fastest of those that `benchmarks/retrieval.py` compares.
 
-    Parameters
-    ----------
-    ids, weights : arrays, shape (queries, k)
-    bank : int
-        Rows of every dense block.
+    `ids` and `weights` are (queries, k); `bank` is the number of rows of every dense block.
     """
     rows, weight = torch.from_numpy(np.ascontiguousarray(ids)), torch.from_numpy(weights)
     return lambda block: embedding_bag(rows, torch.from_numpy(block), mode="sum", per_sample_weights=weight).numpy()
@@ -456,13 +370,6 @@ def attribution_weights(
     neighbours: Neighbours, bank: ReferenceBank, config: HeadConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Neighbour weights and per-patient weight totals of some locations.
-
-    Parameters
-    ----------
-    neighbours : Neighbours
-        Of these locations.
-    config : HeadConfig
-        Weighting and temperature.
 
     Returns
     -------

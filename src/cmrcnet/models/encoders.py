@@ -21,6 +21,7 @@ from cmrcnet.models.encoder_weights import (
     fit_weights,
     from_efficientnet_lite,
     from_transformers,
+    import_timm,
     random_weights,
     read_safetensors,
     require_hub,
@@ -28,7 +29,6 @@ from cmrcnet.models.encoder_weights import (
 )
 from cmrcnet.models.image_encoder import EncoderOrigin, ImageEncoder, block_outputs, blocks_of
 from cmrcnet.models.pretrained import NOT_INCLUDED, PRETRAINED, PretrainedConfig
-from cmrcnet.models.torchvision_compat import import_timm
 
 _PREFIXES = "or timm:NAME for any timm network, or hf-hub:ORG/NAME for one on the model hub"
 
@@ -46,12 +46,7 @@ def image_encoders() -> tuple[str, ...]:
 
 
 def pretrained_config(name: str) -> PretrainedConfig:
-    """Config of a pretrained encoder; for ``timm:`` and ``hf-hub:`` names it is read from the network itself.
-
-    Raises
-    ------
-    UnknownName, DownloadFailed
-    """
+    """Config of a pretrained encoder; for ``timm:`` and ``hf-hub:`` names it is read from the network itself."""
     if name in PRETRAINED:
         return PRETRAINED[name]
     if name.startswith(("timm:", "hf-hub:")):
@@ -276,13 +271,8 @@ def _width(output: torch.Tensor, maps_last: bool) -> int:
 def encoder_facts(encoder: ImageEncoder, trained: bool) -> dict[str, Any]:
     """Describe an encoder for the folder of a model: how to build it again, and whether its weights are stored there.
 
-    The weights of a frozen encoder are not copied into a folder. Those of one that was trained, or whose weights were
+    The weights of a frozen encoder are not copied into a folder. Those of one that was `trained`, or whose weights were
     random, are.
-
-    Parameters
-    ----------
-    trained : bool
-        Whether its weights were changed in training.
     """
     origin = encoder.origin
     return {
@@ -295,18 +285,7 @@ def encoder_facts(encoder: ImageEncoder, trained: bool) -> dict[str, Any]:
 def rebuild_encoder(
     facts: Mapping[str, Any], weights: Mapping[str, Tensor], folder: object, given: ImageEncoder | None = None
 ) -> ImageEncoder:
-    """Build the encoder of a stored model again, or check the one that is given.
-
-    Parameters
-    ----------
-    facts : mapping
-        From `encoder_facts`.
-    weights : mapping of str to tensor
-        That are stored in the folder.
-    folder : object
-        Name of the folder, for messages.
-    given : ImageEncoder, optional
-        Used in place of building one, if it has the same fingerprint.
+    """Build the encoder of a stored model again from `encoder_facts` and its stored weights, or check the one `given`.
 
     Raises
     ------

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from cmrcnet.errors import BadOption, ShapeMismatch
+from cmrcnet.models.encoder_weights import import_timm
 from cmrcnet.models.pretrained import PretrainedConfig
-from cmrcnet.models.torchvision_compat import import_timm
 from cmrcnet.storage.hashing import fingerprint_stream
 
 _TOKENS_FORMAT = 1  # counts up when the same weights would give other tokens
@@ -165,14 +165,8 @@ ROTATIONS_FIRST = (0, 5, 3, 6, 1, 7, 2, 4)
 def d4(patches: Tensor, way: int, rows: int = 2, columns: int = 3) -> Tensor:
     """Turn or mirror square patches by one of the eight symmetries of a square (the dihedral group D4).
 
-    Parameters
-    ----------
-    patches : torch.Tensor
-        Any shape; a view of it or a new tensor is returned.
-    way : int
-        0 to 7: bit 0 mirrors left and right, bit 1 top and bottom, and bit 2 then swaps rows and columns.
-    rows, columns : int
-        Dimensions of the picture.
+    In `way`, 0 to 7, bit 0 mirrors left and right, bit 1 top and bottom, and bit 2 then swaps rows and columns, which
+    are dimensions of `patches`. A view or a new tensor is returned.
     """
     if way & 1:
         patches = patches.flip(columns)
@@ -182,15 +176,9 @@ def d4(patches: Tensor, way: int, rows: int = 2, columns: int = 3) -> Tensor:
 
 
 def mean_token(encoder: Callable[[Tensor], Tensor], patches: Tensor, augmentations: int) -> Tensor:
-    """Features (batch, dim) of prepared patches: the mean over their tokens and over the first ways of `d4`.
+    """Features (batch, dim) of prepared patches: the mean over their tokens and over symmetries, the rotations first.
 
-    Parameters
-    ----------
-    encoder : callable
-        Gives tokens (batch, tokens, dim) of prepared patches, as `ImageEncoder` does.
-    patches : torch.Tensor, shape (batch, 3, height, width)
-    augmentations : int
-        Number of symmetries, 1 to 8, the rotations first.
+    `encoder` gives tokens (batch, tokens, dim) of patches (batch, 3, height, width), as `ImageEncoder` does.
     """
     total = torch.zeros((), device=patches.device)
     for way in ROTATIONS_FIRST[:augmentations]:
@@ -206,16 +194,7 @@ def block_outputs(backbone: Any, blocks: Sequence[int], patches: Tensor) -> list
     """Outputs of the given blocks, in the order given; later blocks are not computed.
 
     Vision transformers give them through timm's `forward_intermediates`; other networks, whose intermediates are
-    stages and not blocks, through hooks that live for this one call.
-
-    Parameters
-    ----------
-    backbone : torch.nn.Module
-        A timm network.
-    blocks : sequence of int
-        As numbered by `blocks_of`.
-    patches : torch.Tensor
-        Prepared.
+    stages and not blocks, through hooks that live for this one call. Blocks are numbered as by `blocks_of`.
     """
     if isinstance(backbone, import_timm().models.VisionTransformer):
         how = {"norm": False, "stop_early": True, "output_fmt": "NLC", "return_prefix_tokens": True}

@@ -42,18 +42,9 @@ _LOCATIONS_AT_A_TIME = 1024
 
 
 class StudentHead(nn.Module):
-    """Linear map plus a small residual network: ``scale * (A x + b + W2 GELU(W1 x + b1))``.
+    """Linear map plus a small residual network: ``scale * (A x + b + W2 GELU(W1 x + b1))``, W1 to `hidden` features.
 
     The residual starts at zero, so that an untrained head is the linear map, which has a closed solution.
-
-    Parameters
-    ----------
-    features : int
-        Length of x.
-    rank : int
-        Number of scores.
-    hidden : int
-        Width of the residual network.
     """
 
     scale: Tensor
@@ -69,33 +60,32 @@ class StudentHead(nn.Module):
     def forward(self, features: Float[Tensor, "locations features"]) -> Float[Tensor, "locations rank"]:
         return self.scale * (self.linear(features) + self.residual(features))
 
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """The scores (locations, rank) float32 of an array of features, some locations at a time."""
+        found = np.empty((len(features), self.linear.out_features), np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(features), _LOCATIONS_AT_A_TIME):
+                rows = slice(start, start + _LOCATIONS_AT_A_TIME)
+                found[rows] = self(torch.from_numpy(features[rows])).numpy()
+        return found
+
 
 @dataclass(frozen=True)
 class Lineage:
-    """Teacher of a student, and the sections and slides that it has seen.
-
-    Parameters
-    ----------
-    model_fingerprint, bank_fingerprint : str
-        Of its teacher.
-    bank_sections, bank_patients : tuple of str
-        In the bank.
-    sections, patients : tuple of str
-        That the model or the bank has seen; they stay here when they are removed from the bank later.
-    slides : tuple of str
-        Fingerprints of the slides that it was trained on.
-    facts : dict
-        Head, k, grid and seed, plain values.
-    """
+    """Teacher of a student, and the sections and slides that it has seen."""
 
     model_fingerprint: str
     bank_fingerprint: str
     bank_sections: tuple[str, ...]
     bank_patients: tuple[str, ...]
     sections: tuple[str, ...]
+    """That the model or the bank has seen; they stay here when they are removed from the bank later."""
     patients: tuple[str, ...]
+    """As `sections`."""
     slides: tuple[str, ...] = ()
+    """Fingerprints of the slides that it was trained on."""
     facts: dict[str, Any] = field(default_factory=dict)
+    """Head, k, grid and seed, plain values."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Lineage:
@@ -196,18 +186,8 @@ class Student:
         ----------
         features : array, shape (locations, width)
             The tokens of its scales concatenated, or the mean token of a plain patch.
-
-        Raises
-        ------
-        ShapeMismatch
         """
-        components = torch.from_numpy(self.pca.apply(features))
-        found = np.empty((len(components), self.head.linear.out_features), np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(components), _LOCATIONS_AT_A_TIME):
-                rows = slice(start, start + _LOCATIONS_AT_A_TIME)
-                found[rows] = self.head(components[rows]).numpy()
-        return found
+        return self.head.scores(self.pca.apply(features))
 
     def predict(self, features: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Expression of some genes at some locations: (locations, columns) float32, never below 0.
@@ -222,19 +202,7 @@ class Student:
         return self.basis.expression(self.scores(features), columns)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write the student's folder, whole or not at all.
-
-        Parameters
-        ----------
-        folder : path
-            A repository made of it can be loaded from the model hub.
-        overwrite : bool
-            Replace an existing folder, if cmrcnet wrote it.
-
-        Raises
-        ------
-        OutputExists, NoSpace, Unwritable
-        """
+        """Write the student's folder, whole or not at all; parameters and errors as `TrainedModel.save_pretrained`."""
         encoder = encoder_facts(self.encoder, self.config.model.train_encoder)
         weights = self._tensors()
         if encoder["stored"]:
@@ -260,25 +228,7 @@ class Student:
     ) -> Student:
         """Load a student from a folder or from the model hub, and check all of it.
 
-        Parameters
-        ----------
-        source : path or "hf-hub:ORG/NAME"
-            A folder that `save_pretrained` wrote, or a repository on the model hub with the same files.
-        revision : str, optional
-            Branch, tag or commit of a repository on the hub.
-        encoder : ImageEncoder, optional
-            The frozen encoder, where it cannot be built again from its name.
-
-        Raises
-        ------
-        MissingInput
-            There is no student.
-        Incompatible
-            It has another format, or was trained with another encoder.
-        Damaged, BadInput
-            Something in the folder is missing or was changed, or the frozen encoder's weights are not at hand.
-        MissingExtra, DownloadFailed
-            It could not be fetched from the hub.
+        Parameters and errors as `TrainedModel.from_pretrained`.
         """
         stored = read_artefact(source, FILE, "The student", "distil", FORMAT, revision)
         facts, tensors, limits = stored.facts, stored.tensors("weights"), stored.tensors("calibration")

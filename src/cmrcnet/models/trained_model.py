@@ -53,33 +53,23 @@ class Provenance:
     """Sections and patients that a model has seen, so that an evaluation can refuse it, and how its training went.
 
     Plain values that JSON can write; lists become tuples.
-
-    Parameters
-    ----------
-    sections, patients : tuple of str
-        Everything that took part: trained on, used to choose the epoch, or used to choose the panel.
-    seed : int
-        Of the training.
-    version : str
-        Of cmrcnet.
-    history : tuple of dict
-        One entry an epoch: losses and validation scores by name.
-    chosen_epoch : int or None
-        Epochs behind the weights that were kept.
-    notes : tuple of str
-        Warnings for the reader: leakage, collapse.
-    facts : dict
-        Anything else worth storing.
     """
 
     sections: Sequence[str]
+    """Every one that took part: trained on, used to choose the epoch, or used to choose the panel."""
     patients: Sequence[str]
+    """As `sections`."""
     seed: int = 0
     version: str = ""
+    """Of cmrcnet."""
     history: Sequence[dict[str, Any]] = ()
+    """One entry an epoch: losses and validation scores by name."""
     chosen_epoch: int | None = None
+    """Epochs behind the weights that were kept."""
     notes: Sequence[str] = ()
+    """Warnings for the reader: leakage, collapse."""
     facts: dict[str, Any] = field(default_factory=dict)
+    """Anything else worth storing."""
 
     def __post_init__(self) -> None:
         for name in ("sections", "patients", "history", "notes"):
@@ -202,10 +192,6 @@ class TrainedModel:
         -------
         numpy.ndarray, shape (patches, embedding), float32
             Of unit length.
-
-        Raises
-        ------
-        ShapeMismatch
         """
         if tokens.ndim != 3 or tokens.shape[2] != self.network.token_dim:
             raise ShapeMismatch("tokens", want=("patches", "tokens", self.network.token_dim), got=tuple(tokens.shape))
@@ -244,10 +230,6 @@ class TrainedModel:
         -------
         numpy.ndarray, shape (spots, embedding), float32
             Of unit length.
-
-        Raises
-        ------
-        ShapeMismatch
         """
         rows = sparse.csr_matrix(expression) if sparse.issparse(expression) else np.asarray(expression)
         shape = tuple(rows.shape or ())

@@ -48,12 +48,7 @@ def fit_calibration(
 ) -> Calibration:
     """Fit the out-of-distribution detector and, where groups were left out, intervals and gene reliability.
 
-    Parameters
-    ----------
-    data : TrainingData
-        Collected with ``limits=True``.
-    predictions : ValidationPredictions or None
-        Without it there are no intervals and no gene reliability.
+    The data are collected with ``limits=True``. Without `predictions` there are no intervals and no gene reliability.
     """
     groups, kind = data.groups(config.evaluation.group_by)
     detector = fit_ood_detector(
@@ -75,19 +70,14 @@ def fit_calibration(
 
 @dataclass(frozen=True, eq=False)
 class HeldOutGroup:
-    """Calibration spots of one validation split, and the gene decoder of the other spots.
-
-    Parameters
-    ----------
-    out, rest : numpy.ndarray of int
-        Indices of calibration spots.
-    decoder : GeneDecoder
-        Fitted on `rest`.
-    """
+    """Calibration spots of one validation split, and the gene decoder of the other spots."""
 
     out: np.ndarray
+    """Indices of its calibration spots."""
     rest: np.ndarray
+    """Indices of all others."""
     decoder: GeneDecoder
+    """Fitted on `rest`."""
 
     @classmethod
     def of(
@@ -97,14 +87,9 @@ class HeldOutGroup:
         statistics: dict[int, SectionStatistics],
         measured: np.ndarray,
     ) -> HeldOutGroup:
-        """Fit the decoder of every gene on the sections outside of the group.
+        """Fit the decoder of every gene on the sections outside of the group, whose spots are `inside` (bool).
 
-        Parameters
-        ----------
-        inside : numpy.ndarray, shape (spots,), bool
-            Which calibration spots the group has.
-        section_of : numpy.ndarray, shape (spots,)
-        measured : numpy.ndarray, shape (sections, genes), bool
+        `measured` is (sections, genes) bool.
         """
         rest = np.flatnonzero(~inside)
         sections = np.unique(section_of[rest]).tolist()
@@ -118,12 +103,7 @@ def section_statistics(
 ) -> dict[int, SectionStatistics]:
     """Sufficient statistics of each section, by its number, over the genes that it measured.
 
-    Parameters
-    ----------
-    expression : scipy.sparse.csc_matrix, shape (spots, genes)
-    measured : numpy.ndarray, shape (sections, genes), bool
-    section_of : numpy.ndarray, shape (spots,)
-    scores : numpy.ndarray, shape (spots, rank)
+    Expression is (spots, genes), `measured` (sections, genes) bool, scores (spots, rank).
     """
     by_row, found = expression.tocsr(), {}
     for section in np.unique(section_of).tolist():
@@ -222,19 +202,10 @@ def _missed(data: TrainingData, rows: np.ndarray, scores: np.ndarray, held_out: 
 
 
 def offset_share(residual: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Share of each gene's mean square residual that is an offset of whole groups.
+    """Share of each gene's mean square residual that is an offset of whole groups: (genes,).
 
-    Parameters
-    ----------
-    residual : numpy.ndarray, shape (spots, genes)
-        NaN where nothing was measured.
-    weights : numpy.ndarray, shape (spots,)
-    groups : numpy.ndarray, shape (spots,)
-
-    Returns
-    -------
-    numpy.ndarray, shape (genes,)
-        Mean square over groups of their weighted mean residual, over the mean square residual.
+    Mean square over groups of their weighted mean residual, over the mean square residual. `residual` is (spots,
+    genes), NaN where nothing was measured; weights and groups are (spots,).
     """
     known = np.isfinite(residual)
     values, weight = np.where(known, residual, 0.0), np.where(known, weights[:, None], 0.0)

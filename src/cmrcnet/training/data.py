@@ -19,8 +19,9 @@ from scipy import sparse
 
 from cmrcnet.config import Config
 from cmrcnet.errors import BadOption, ShapeMismatch, TooFew
+from cmrcnet.features.device import read_ahead
 from cmrcnet.features.extract import PERTURBED, STATISTICS, FeatureSpec, cached_patches, extract_with
-from cmrcnet.features.prefetch import read_ahead
+from cmrcnet.features.tokens import Standardizer
 from cmrcnet.genes.components import ExpressionComponents, find_components
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
 from cmrcnet.genes.normalise import normalize, spot_weights
@@ -48,31 +49,19 @@ _CHUNK = 64
 
 @dataclass(frozen=True, eq=False)
 class ExpressionSample:
-    """Log-normalised expression of evenly picked training spots, over all genes that any section lists.
-
-    Parameters
-    ----------
-    rows : numpy.ndarray, shape (spots,)
-        Rows of the training data, ascending.
-    expression : scipy.sparse.csc_matrix, shape (spots, genes), float32
-    measured : numpy.ndarray, shape (sections, genes), bool
-        Whether a section measured a gene; where it did not, its expression is stored as 0.
-    """
+    """Log-normalised expression of evenly picked training spots, over all genes that any section lists."""
 
     rows: np.ndarray
+    """(spots,): rows of the training data, ascending."""
     genes: tuple[str, ...]
     expression: sparse.csc_matrix
+    """(spots, genes) float32."""
     measured: np.ndarray
+    """(sections, genes) bool: whether a section measured a gene; where it did not, its expression is stored as 0."""
 
     @classmethod
     def of(cls, sections: Sequence[Section], target_sum: float | Literal["median"]) -> ExpressionSample:
-        """Pick at most `CALIBRATION_SPOTS` of all spots.
-
-        Parameters
-        ----------
-        target_sum : float or "median"
-            Library size before log1p.
-        """
+        """Pick at most `CALIBRATION_SPOTS` of all spots; `target_sum` is the library size before log1p."""
         first = np.cumsum([0, *(len(section.spots) for section in sections)])
         rows = np.unique(np.linspace(0, first[-1] - 1, min(CALIBRATION_SPOTS, first[-1])).astype(np.int64))
         column_of: dict[str, int] = {}
@@ -98,44 +87,32 @@ class TrainingData:
     """Input and expression of every training spot, section after section.
 
     A spot's id is its row in that order. Inputs stay on disk (memory-mapped); expression is sparse.
-
-    Parameters
-    ----------
-    sections, patients : tuple of str
-        One entry a section.
-    inputs : tuple of arrays
-        One array a section: tokens (spots, tokens, dim) float16 or float32, or patches (spots, px, px, 3) uint8.
-    expression : scipy.sparse.csr_matrix, shape (spots, genes), float32
-        What the gene encoder sees: log-normalised expression in the panel's order, or the leading columns of `scores`.
-    scored : scipy.sparse.csr_matrix or None, shape (spots, scored genes), float32
-        Log-normalised expression of the genes whose prediction chooses the epoch.
-    contents : tuple of str
-        Fingerprint of each section's picture and locations.
-    scores : numpy.ndarray or None, shape (spots, rank), float32
-        Expression scores, when the config works on components.
-    weights : numpy.ndarray, shape (spots,), float32
-        Weight of each spot where heads are fitted; 1 for all when left out.
-    image_statistics : tuple of arrays, shape (locations, statistics)
-        One a section, for the out-of-distribution detector; empty when not collected.
-    perturbation_effects : tuple of arrays, shape (perturbations, statistics)
-        One a section: how each known fault of an image shifts the median statistics.
-    sample : ExpressionSample or None
-        What intervals and gene reliability are calibrated on; None where no section can be held out.
     """
 
     sections: tuple[str, ...]
     patients: tuple[str, ...]
+    """One entry a section."""
     inputs: tuple[np.ndarray, ...]
+    """One array a section: tokens (spots, tokens, dim) float16 or float32, or patches (spots, px, px, 3) uint8."""
     expression: sparse.csr_matrix
+    """(spots, genes) float32, what the gene encoder sees: log-normalised expression in the panel's order, or the
+    leading columns of `scores`."""
     scored: sparse.csr_matrix | None = None
+    """(spots, scored genes) float32: log-normalised expression of the genes whose prediction chooses the epoch."""
     contents: tuple[str, ...] = ()
+    """Fingerprint of each section's picture and locations."""
     scores: np.ndarray | None = None
+    """(spots, rank) float32: expression scores, when the config works on components."""
     weights: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    """(spots,) float32: weight of each spot where heads are fitted; 1 for all when left out."""
     panel: GenePanel | None = None
     components: ExpressionComponents | None = None
     image_statistics: tuple[np.ndarray, ...] = ()
+    """(locations, statistics), one a section, for the out-of-distribution detector; empty when not collected."""
     perturbation_effects: tuple[np.ndarray, ...] = ()
+    """(perturbations, statistics), one a section: how each known fault of an image shifts the median statistics."""
     sample: ExpressionSample | None = None
+    """What intervals and gene reliability are calibrated on; None where no section can be held out."""
     section_of: np.ndarray = field(init=False)
     """(spots,) int64: index of each spot's section."""
     first: np.ndarray = field(init=False)
@@ -173,22 +150,12 @@ class TrainingData:
 
         Parameters
         ----------
-        cohort : Cohort
-            Training sections only.
         encoder : ImageEncoder
             Its tokens are the inputs, unless `config.model.train_encoder` asks for patches.
-        cache : TokenCache
-            Where tokens or patches are stored.
         panel : GenePanel, optional
             Genes of the gene encoder; chosen from the sections when left out.
         limits : bool
             Also collect what `calibrate` needs: image statistics and a sample of expression.
-
-        Raises
-        ------
-        TooFew
-            No section at all, or no expression that varies.
-        GenesError, ScaleError, NoSpace, Unwritable
         """
         if len(cohort) == 0:
             raise TooFew("training sections", 0, 1, "give a cohort with at least one section")
@@ -265,17 +232,8 @@ class TrainingData:
         """Inputs and expression of some spots, as stored: tokens float16 or float32, patches uint8.
 
         It computes with NumPy alone, so that a thread can prepare batches: torch's own threads, woken from two sides
-        at once, wait for each other.
-
-        Parameters
-        ----------
-        ids : array of int, shape (batch,)
-            Any order, repeats allowed. The disk is read in ascending order; the result is in the order given.
-
-        Returns
-        -------
-        inputs : numpy.ndarray, shape (batch, tokens, dim) or (batch, px, px, 3)
-        expression : numpy.ndarray, shape (batch, genes), float32
+        at once, wait for each other. The ids may have any order and repeat; the disk is read in ascending order. Gives
+        (batch, tokens, dim) or (batch, px, px, 3), and (batch, genes) float32.
         """
         ids = np.asarray(ids, np.int64)
         if ids.ndim != 1 or (ids.size and not (ids.min() >= 0 and ids.max() < len(self))):
@@ -292,12 +250,7 @@ class TrainingData:
         return gathered, dense
 
     def batch(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """`gather` as tensors: half precision becomes float32, patches stay uint8, a quarter of the size.
-
-        Parameters
-        ----------
-        ids : array of int, shape (batch,)
-        """
+        """`gather` as tensors: half precision becomes float32, patches stay uint8, a quarter of the size."""
         return as_tensors(*self.gather(ids))
 
     def inputs_of(self, ids: np.ndarray) -> np.ndarray:
@@ -305,50 +258,24 @@ class TrainingData:
         return np.stack([self.inputs[self.section_of[i]][i - self.first[self.section_of[i]]] for i in ids.tolist()])
 
     def groups(self, group_by: str) -> tuple[np.ndarray, str]:
-        """The group of each spot, which a split keeps together, and what a group is.
+        """The group of each spot, which a split keeps together, and what a group is: "patient" or "section".
 
-        Parameters
-        ----------
-        group_by : {"patient", "section"}
-            With a single patient, sections are the groups either way.
-
-        Returns
-        -------
-        names : numpy.ndarray, shape (spots,), str
-        kind : {"patient", "section"}
+        With a single patient, sections are the groups whatever `group_by` asks for.
         """
         kind = "section" if group_by == "section" or len(set(self.patients)) < 2 else "patient"
         return np.array(self.sections if kind == "section" else self.patients)[self.section_of], kind
 
     def token_statistics(self, ids: np.ndarray, chunk: int = _CHUNK) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of each token feature over all tokens of these spots.
+        """Mean and standard deviation (dim,) of each feature over all tokens of these spots; 1 where it never varies.
 
-        One pass in float64, chunk by chunk, merged by Chan, Golub and LeVeque (1983).
-
-        Parameters
-        ----------
-        ids : array of int, shape (spots,)
-        chunk : int
-            Spots that are in memory together.
-
-        Returns
-        -------
-        mean, deviation : torch.Tensor, shape (dim,), float32
-            The deviation of a feature that never varies is 1.
+        One pass in float64, `chunk` spots in memory together.
         """
-        dim = self.inputs[0].shape[-1]
-        count, mean, scatter = 0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dtype=torch.float64)
-        ordered = np.sort(ids)
-        for start in range(0, len(ordered), chunk):
-            values = self.batch(ordered[start : start + chunk])[0].reshape(-1, dim).double()
-            here, middle = len(values), values.mean(dim=0)
-            step = middle - mean
-            scatter += (values - middle).square().sum(dim=0) + step.square() * (count * here / (count + here))
-            mean += step * (here / (count + here))
-            count += here
-        deviation = (scatter / max(count, 1)).sqrt()
-        constant = deviation <= 1e-6 * mean.abs().clamp(min=1e-3)
-        return mean.float(), torch.where(constant, torch.ones_like(deviation), deviation).float()
+        ordered, dim = np.sort(ids), self.inputs[0].shape[-1]
+        starts = range(0, len(ordered), chunk)
+        found = Standardizer.fit(self.gather(ordered[i : i + chunk])[0].reshape(-1, dim) for i in starts)
+        varies = found.deviation > 1e-6 * np.maximum(np.abs(found.mean), 1e-3)
+        deviation = np.where(varies, found.deviation, 1.0)
+        return torch.from_numpy(found.mean).float(), torch.from_numpy(deviation).float()
 
     def fingerprint(self) -> str:
         """Name of all that is learnt from: sections, pictures, locations, expression."""
@@ -377,20 +304,12 @@ def epoch_batches(
     The spots are shared out evenly over the least number of batches that holds them: 100 spots at batch size 64 make
     two batches of 50, not one of 64 and one of 36, because the number of candidates is part of the contrastive loss.
 
-    Parameters
-    ----------
-    ids : array of int, shape (spots,)
-    batch_size : int
-        Largest batch.
-    rng : numpy.random.Generator
-        Draws the order, and which of the eight symmetries of a square (D4) each sample is augmented by.
-
     Yields
     ------
     inputs, expression : numpy.ndarray
         See `TrainingData.gather`.
     ways : numpy.ndarray, shape (batch,)
-        0 to 7; 0 leaves a sample as it is. See `module.on_device`.
+        Which of the eight symmetries of a square (D4) each sample is augmented by; 0 leaves it as it is.
     """
     shuffled = rng.permutation(np.asarray(ids))
     ways = rng.integers(8, size=len(shuffled))

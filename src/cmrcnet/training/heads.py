@@ -25,18 +25,12 @@ _SHUFFLE = 0x5AFE
 
 @dataclass(frozen=True, eq=False)
 class ValidationPredictions:
-    """Predictions of every spot by heads that were fitted without the spot's group.
-
-    Parameters
-    ----------
-    parts : dict of str to numpy.ndarray, shape (spots, rank)
-        Scores predicted by each part of the ensemble, with the settings that were chosen.
-    permuted : numpy.ndarray, shape (spots, rank)
-        A null: scores predicted by a ridge regression on pairs that are shuffled within their sections.
-    """
+    """Predictions of every spot by heads that were fitted without the spot's group."""
 
     parts: dict[str, np.ndarray]
+    """(spots, rank) each: scores predicted by each part of the ensemble, with the settings that were chosen."""
     permuted: np.ndarray
+    """(spots, rank), a null: scores predicted by a ridge regression on pairs that are shuffled within sections."""
     search: CrossSearch
 
 
@@ -47,14 +41,8 @@ def fit_head(
     """Choose penalties, widths, ranks and weights on validation groups, then fit on all spots.
 
     The PCA is fitted on the features of all training spots, and the components on their expression. Neither sees both
-    sides, so that the link between the two is still predicted for each group from the others alone.
-
-    Parameters
-    ----------
-    data : TrainingData
-        With scores, and the expression of the genes that choose.
-    search : CrossSearch or None
-        None where nothing could be left out: middle settings and an even ensemble are taken.
+    sides, so that the link between the two is still predicted for each group from the others alone. `search` is None
+    where nothing could be left out: middle settings and an even ensemble are taken.
     """
     assert data.scores is not None and data.scored is not None
     seed, scores = config.train.seed, data.scores

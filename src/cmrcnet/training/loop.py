@@ -104,10 +104,7 @@ def train_epochs(
 def cosine_rate(config: TrainConfig, progress: float) -> float:
     """Cosine from `learning_rate` to `final_learning_rate` (SGDR without restarts, Loshchilov and Hutter 2017).
 
-    Parameters
-    ----------
-    progress : float
-        Share of `config.epochs` that is done, 0 to 1. A refit that stops early follows the same curve.
+    `progress` is the share of `config.epochs` that is done, 0 to 1. A refit that stops early follows the same curve.
     """
     low, high = config.final_learning_rate, config.learning_rate
     return low + (high - low) * (1 + math.cos(math.pi * progress)) / 2
@@ -115,21 +112,14 @@ def cosine_rate(config: TrainConfig, progress: float) -> float:
 
 @dataclass
 class History:
-    """What each epoch gave, and which was best: plain values, so that a checkpoint can keep it.
-
-    Parameters
-    ----------
-    select_by : {"pearson", "objective"}
-        What the best epoch is best in.
-    rows : list of dict
-        One entry an epoch, by name.
-    best_epoch : int or None
-        Epochs behind the best validation score so far; the earliest of equals. None before any is defined.
-    """
+    """What each epoch gave, and which was best: plain values, so that a checkpoint can keep it."""
 
     select_by: Literal["pearson", "objective"]
+    """What the best epoch is best in."""
     rows: list[dict[str, Any]] = field(default_factory=list)
+    """One entry an epoch, by name."""
     best_epoch: int | None = None
+    """Epochs behind the best validation score so far; the earliest of equals. None before any is defined."""
     best_score: float | None = None
 
     def consider(self, epoch: int, result: ValidationResult) -> bool:
@@ -148,25 +138,18 @@ class History:
 
 @dataclass(frozen=True, eq=False)
 class TrainContext:
-    """What all phases of a training share.
-
-    Parameters
-    ----------
-    encoder : callable
-        Gives the encoder with the weights that training starts from.
-    prefix : int or None
-        Tokens before the grid, when samples are augmented; None: no augmentation.
-    identity : mapping of str to str
-        What the run was started with, by fingerprint.
-    """
+    """What all phases of a training share."""
 
     config: Config
     data: TrainingData
     fabric: Fabric
     encoder: Callable[[], ImageEncoder]
+    """Gives the encoder with the weights that training starts from."""
     prefix: int | None
+    """Tokens before the grid, when samples are augmented; None: no augmentation."""
     checkpoints: Checkpoints | None
     identity: Mapping[str, str]
+    """What the run was started with, by fingerprint."""
 
 
 def train_phase(
@@ -194,7 +177,7 @@ def train_phase(
     history : History
         Grows by a row an epoch.
     validate_every : int
-        Epochs between two validations; the last epoch is always validated.
+        Epochs between validations; the last epoch is always validated.
     choose : bool
         Let validation choose the best epoch.
     keep_best : bool
@@ -203,10 +186,6 @@ def train_phase(
         Where this phase was, if it was interrupted.
     results : dict, optional
         Gets every validation, under its number of epochs.
-
-    Raises
-    ------
-    Diverged
     """
     config, fabric, data = context.config.train, context.fabric, context.data
     module = new_training_module(context.config, data, ids, context.encoder())
@@ -290,37 +269,26 @@ def train_phase(
 
 @dataclass(frozen=True, eq=False)
 class CrossSearch:
-    """Outcome of a search over every validation split.
-
-    Parameters
-    ----------
-    epoch : int
-        Passes over the training spots, best on the mean over splits.
-    score : float or None
-        That mean.
-    retrieved : numpy.ndarray or None, shape (spots, rank), float32
-        For each spot, the scores retrieved at that epoch by the network that was trained without its group.
-    neighbour_std, similarity : numpy.ndarray or None, shapes (spots, rank) and (spots,), float32
-        Deviation of the neighbours' scores, and mean cosine to them; together with `retrieved`.
-    """
+    """Outcome of a search over every validation split."""
 
     splits: tuple[ValidationSplit, ...]
     epoch: int
+    """Passes over the training spots, best on the mean over splits."""
     score: float | None
+    """That mean."""
     retrieved: np.ndarray | None = None
+    """(spots, rank) float32: scores retrieved at that epoch by the network trained without the spot's group."""
     neighbour_std: np.ndarray | None = None
+    """(spots, rank) float32: deviation of the neighbours' scores, together with `retrieved`."""
     similarity: np.ndarray | None = None
+    """(spots,) float32: mean cosine to the neighbours, together with `retrieved`."""
 
 
 def cross_search(context: TrainContext, splits: tuple[ValidationSplit, ...], history: History) -> CrossSearch:
     """Train once without each validation split, and choose the epoch that is best over all of them.
 
-    Nothing is checkpointed: a search over every group takes seconds, and is repeated after an interruption.
-
-    Parameters
-    ----------
-    history : History
-        Grows by a row an epoch and split, and notes the best epoch.
+    Nothing is checkpointed: a search over every group takes seconds, and is repeated after an interruption. `history`
+    grows by a row an epoch and split, and notes the best epoch.
     """
     config, data = context.config.train, context.data
     results: dict[int, list[ValidationResult]] = {}
@@ -356,12 +324,7 @@ def cross_search(context: TrainContext, splits: tuple[ValidationSplit, ...], his
 def mean_losses(losses: Tensor, sizes: list[int]) -> dict[str, float]:
     """Mean losses of an epoch over its pairs, by name.
 
-    Parameters
-    ----------
-    losses : torch.Tensor, shape (batches, 3), float64
-        Total, contrastive, reconstruction.
-    sizes : list of int
-        Pairs of each batch.
+    `losses` (batches, 3) are total, contrastive and reconstruction; `sizes` the pairs of each batch.
     """
     sums = torch.zeros(4, dtype=torch.float64)
     for values, size in zip(losses, sizes, strict=True):
@@ -375,13 +338,7 @@ def _number(seed: np.random.SeedSequence) -> int:
 
 
 class TrainingWeights:
-    """All tensors that a training consists of: weights, AdamW's moments, their moving average, the best so far.
-
-    Parameters
-    ----------
-    config : TrainConfig
-        Its `ema_decay` and `ema_used`.
-    """
+    """All tensors that a training consists of: weights, AdamW's moments, their moving average, the best so far."""
 
     def __init__(self, module: TrainingModule, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
         self.module, self.optimizer, self._used = module, optimizer, config.ema_used
@@ -409,13 +366,7 @@ class TrainingWeights:
         self._best = {name: value.detach().cpu().clone() for name, value in self.evaluated.state_dict().items()}
 
     def final(self, best: bool) -> TrainingModule:
-        """The module with the weights that are kept.
-
-        Parameters
-        ----------
-        best : bool
-            The best weights, where any were stored, in place of the last.
-        """
+        """The module with the weights that are kept: the last, or with `best` the best where any were stored."""
         chosen = self.evaluated
         if best and self._best:
             chosen.load_state_dict(self._best)

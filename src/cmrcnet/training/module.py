@@ -28,13 +28,7 @@ WAYS = 8
 
 
 class TrainingModule(nn.Module):
-    """Computes the losses of a batch of pairs.
-
-    Parameters
-    ----------
-    encoder : ImageEncoder or None
-        The encoder, when it is trained; inputs are then patches, otherwise tokens.
-    """
+    """Computes the losses of a batch of pairs. Inputs are patches when the encoder is trained too, otherwise tokens."""
 
     def __init__(self, network: CMRCNet, encoder: ImageEncoder | None) -> None:
         super().__init__()
@@ -42,14 +36,7 @@ class TrainingModule(nn.Module):
         self.encoder = encoder
 
     def forward(self, inputs: Tensor, expression: Tensor, masks: torch.Generator | None) -> tuple[Tensor, ...]:
-        """Losses of a batch and its embeddings.
-
-        Parameters
-        ----------
-        inputs : torch.Tensor, shape (batch, tokens, dim) or (batch, px, px, 3)
-        expression : torch.Tensor, shape (batch, genes)
-        masks : torch.Generator or None
-            Draws the masks.
+        """Losses of a batch and its embeddings; `masks` draws what is hidden.
 
         Returns
         -------
@@ -67,15 +54,7 @@ class TrainingModule(nn.Module):
 
 
 def new_training_module(config: Config, data: TrainingData, ids: np.ndarray, encoder: ImageEncoder) -> TrainingModule:
-    """Build a module with seeded weights, and token statistics or PCA of the spots `ids` alone.
-
-    Parameters
-    ----------
-    ids : array of int
-        The spots that will be trained on.
-    encoder : ImageEncoder
-        With the weights that training starts from.
-    """
+    """Build a module with seeded weights, and token statistics or PCA of the spots `ids`, which it is trained on."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         network = CMRCNet(
@@ -97,14 +76,9 @@ def new_training_module(config: Config, data: TrainingData, ids: np.ndarray, enc
 def on_device(
     fabric: Fabric, inputs: np.ndarray, expression: np.ndarray, ways: np.ndarray, prefix: int | None
 ) -> tuple[Tensor, Tensor]:
-    """A batch as tensors on the device, its samples augmented there.
+    """A batch of `epoch_batches` as tensors on the device, its samples augmented there.
 
-    Parameters
-    ----------
-    inputs, expression, ways : arrays
-        One item of `epoch_batches`.
-    prefix : int or None
-        Tokens before the grid (0 for patches); None: no augmentation.
+    `prefix` is the number of tokens before the grid (0 for patches); None: no augmentation.
     """
     tensors, genes = fabric.to_device(as_tensors(inputs, expression))
     if prefix is None:
@@ -113,20 +87,7 @@ def on_device(
 
 
 def augment_patches(patches: Tensor, ways: np.ndarray) -> Tensor:
-    """Turn and mirror each patch its own way, on its own device.
-
-    Parameters
-    ----------
-    patches : torch.Tensor, shape (batch, side, side, channels)
-        Any type.
-    ways : array of int, shape (batch,)
-        0 to 7. Bit 0 mirrors left and right, bit 1 top and bottom, bit 2 then swaps rows and columns.
-
-    Returns
-    -------
-    torch.Tensor
-        A new tensor; `patches` is unchanged.
-    """
+    """Turn and mirror each patch (batch, side, side, channels) its own way of `image_encoder.d4`, into a new tensor."""
     if patches.ndim != 4 or patches.shape[1] != patches.shape[2]:
         raise ShapeMismatch("patches", want="(batch, side, side, channels)", got=tuple(patches.shape))
     turned = torch.empty_like(patches)
@@ -138,15 +99,9 @@ def augment_patches(patches: Tensor, ways: np.ndarray) -> Tensor:
 
 
 def augment_tokens(tokens: Tensor, ways: np.ndarray, prefix: int) -> Tensor:
-    """Turn and mirror each sample's grid of tokens its own way; tokens before the grid (class token) stay.
+    """Turn and mirror each sample's grid of tokens its own way; the `prefix` tokens before it (class token) stay.
 
-    Parameters
-    ----------
-    tokens : torch.Tensor, shape (batch, prefix + side * side, dim)
-    ways : array of int, shape (batch,)
-        As for `augment_patches`.
-    prefix : int
-        Tokens before the grid.
+    Takes and returns (batch, prefix + side * side, dim).
     """
     order = torch.from_numpy(_token_orders(tokens.shape[1], prefix)[ways]).to(tokens.device)
     return tokens[torch.arange(len(tokens), device=tokens.device)[:, None], order]
