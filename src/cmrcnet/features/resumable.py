@@ -79,21 +79,7 @@ class ResumableFeatures:
         return bool(self._marks[layer, rows.start // CHUNK])
 
     def keep(self, rows: slice, values: np.ndarray, layer: int = 0) -> None:
-        """Store the features of one chunk.
-
-        Parameters
-        ----------
-        rows : slice
-            From `chunk_slices`.
-        values : array, shape (locations of the chunk, width)
-            Converted to float32.
-        layer : int
-            Of the array.
-
-        Raises
-        ------
-        NoSpace, Unwritable
-        """
+        """Store the features (locations, width) of one layer of a chunk; `rows` is from `chunk_slices`."""
         body = np.ascontiguousarray(values, np.float32)
         number = rows.start // CHUNK
         if self._on_disk:

