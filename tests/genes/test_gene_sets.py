@@ -83,6 +83,13 @@ def test_svg_have_a_pattern_whatever_their_variance():
     assert found["HVG"][0] == "G0" and set(found["SVG"]) == {"G3", "G7"}
 
 
+def test_without_svg_the_other_sets_stay_and_morans_i_is_not_computed(monkeypatch):
+    cohort = Cohort.of([on_a_grid(patterned(0), "A0"), on_a_grid(patterned(1), "A1")])
+    every = gene_sets(cohort, 1e4, size=4)
+    monkeypatch.setattr("cmrcnet.genes.gene_sets.morans_i", None)
+    assert gene_sets(cohort, 1e4, size=4, svg=False) == {name: every[name] for name in ("HEG", "HVG", "all")}
+
+
 def test_svg_are_the_highest_mean_of_morans_i_and_rare_genes_come_last():
     sections = [on_a_grid(patterned(seed), f"A{seed}") for seed in range(2)]
     i = np.mean(

@@ -35,7 +35,8 @@ def run(tmp_path, torchvision: str, probe: str = PROBE) -> subprocess.CompletedP
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    before = filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(before)}
     return subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, env=environment, timeout=120, check=False
     )

@@ -117,15 +117,13 @@ def predict_command(
 
 
 def _predictor(model: Path, bank: Path | None, options: PredictOptions) -> Predictor:
-    """Load a model with its bank, or a student; refuse options of a bank for a student."""
-    from cmrcnet.inference.predictor import BANK_OPTIONS, make_predictor
+    """Load a model with its bank, or a student."""
+    from cmrcnet.inference.predictor import make_predictor
     from cmrcnet.models.student import FILE, Student
 
     if (model / FILE).is_file():
-        given = {"bank": None if bank is None else str(bank)} | {name: getattr(options, name) for name in BANK_OPTIONS}
-        for name, value in given.items():
-            if value not in (None, False):
-                raise BadOption(f"--{name}", value, f"nothing with a student ({model}), which has no bank")
+        if bank is not None:
+            raise BadOption("--bank", str(bank), f"nothing with a student ({model}), which has no bank")
         return make_predictor(Student.from_pretrained(model), None, options)
     if bank is None:
         raise BadOption("--bank", "left out", "the bank folder made with this model; only a student needs none")

@@ -97,7 +97,7 @@ def sections_to_leave_out(bank: ReferenceBank, most: int) -> list[str]:
 def scored_genes(model: TrainedModel, bank: ReferenceBank, cohort: Cohort) -> tuple[str, ...]:
     """Choose the genes to score: the HVG of an evaluation that trains on the bank's sections."""
     size = model.config.evaluation.set_size
-    return gene_sets(cohort.only(bank.sections), bank.target_sum, size)["HVG"]
+    return gene_sets(cohort.only(bank.sections), bank.target_sum, size, svg=False)["HVG"]
 
 
 def _leave_out(

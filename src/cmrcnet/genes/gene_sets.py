@@ -182,7 +182,7 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
     elif config.kind == "shared":
         genes = shared
     elif config.kind == "variance":
-        largest = set(gene_sets(cohort, config.target_sum, config.n_hvg)["HVG"])
+        largest = set(gene_sets(cohort, config.target_sum, config.n_hvg, svg=False)["HVG"])
         genes = [gene for gene in shared if gene in largest]
     else:
         allowed = set(shared)
@@ -250,6 +250,8 @@ def gene_sets(
     scaling: GenePanel | float | Literal["median"] = 10_000.0,
     size: int = 50,
     lists: Mapping[str, Sequence[str]] | None = None,
+    *,
+    svg: bool = True,
 ) -> dict[str, tuple[str, ...]]:
     """Choose HEG, HVG and SVG among the genes that every section measures.
 
@@ -266,6 +268,8 @@ def gene_sets(
         Library size before log1p, or the panel that holds it.
     lists : mapping of str to sequence of str, optional
         Further sets, such as marker genes (``MG``); genes that some section does not measure are left out.
+    svg : bool
+        Without it no SVG are chosen, and Moran's I, which takes most of the time, is not computed.
 
     Returns
     -------
@@ -289,7 +293,9 @@ def gene_sets(
         expression: Any = normalize(section.counts, target_sum).astype(np.float64)
         sums = np.asarray(expression.sum(axis=0)).ravel()
         around = np.asarray(expression.multiply(expression).sum(axis=0)).ravel() - sums**2 / expression.shape[0]
-        alike = np.nan_to_num(morans_i(expression, spot_graph(section.spots.centre_px)))
+        alike = np.zeros(len(section.genes))
+        if svg:
+            alike = np.nan_to_num(morans_i(expression, spot_graph(section.spots.centre_px)))
         statistics = (sums.tolist(), around.tolist(), alike.tolist(), expression.getnnz(axis=0).tolist())
         for gene, of_sum, of_scatter, of_pattern, detected in zip(section.genes, *statistics, strict=True):
             total[gene] += of_sum
@@ -302,6 +308,7 @@ def gene_sets(
     chosen = {
         name: _highest(shared, np.array([of[gene] for gene in shared]), size)
         for name, of in zip(CHOSEN, (total, scatter, pattern), strict=True)
+        if svg or name != "SVG"
     }
     known = frozenset(shared)
     own = {name: tuple(gene for gene in genes if gene in known) for name, genes in lists.items()}

@@ -172,7 +172,7 @@ class TrainingData:
             expression = [sparse.csr_matrix(each[:, : config.target.gene_rank]) for each in by_section]
             scores = np.concatenate(by_section)
         if components is not None or (config.train.validation != "none" and config.train.select_by == "pearson"):
-            genes = gene_sets(read, panel, config.evaluation.set_size)["HVG"]
+            genes = gene_sets(read, panel, config.evaluation.set_size, svg=False)["HVG"]
             chooses = GenePanel(genes, panel.target_sum, {"kind": "HVG of the training sections"})
             stacked = sparse.vstack([chooses.select(section) for section in sections], format="csr")
             scored = sparse.csr_matrix(stacked, dtype=np.float32)
