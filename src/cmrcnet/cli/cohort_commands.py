@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from cmrcnet.cli.bank_commands import index_command
 from cmrcnet.cli.evaluate_commands import evaluate_into
 from cmrcnet.cli.model_commands import train_command
-from cmrcnet.cli.options import ConfigOptions
+from cmrcnet.cli.options import ConfigOptions, RunOptions
 from cmrcnet.cli.predict_commands import predict_command
 from cmrcnet.errors import BadOption
 from cmrcnet.storage.atomic import atomic_folder
@@ -159,7 +159,7 @@ def demo_command(
             if not isinstance(image, FileSlide):
                 raise BadOption("data", data, want=f"a cohort whose last section ({hidden[0]}) has its slide in a file")
             unseen, scale = image.path, image.mpp
-        run = evaluate_into(folder / "evaluation", table, config=wanted, methods=DEMO_METHODS)
+        run = evaluate_into(folder / "evaluation", table, config=wanted, options=RunOptions(methods=DEMO_METHODS))
         train_command(table, out=folder / "model", config=wanted, without=hidden)
         index_command(folder / "model", table, out=folder / "bank", without=hidden)
         predict_command(folder / "model", unseen, bank=folder / "bank", out=folder / "unseen.h5ad", mpp=scale)

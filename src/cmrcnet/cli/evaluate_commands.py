@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cmrcnet.cli.options import DEFAULT_CONFIG, DEFAULT_RUN, ConfigOptions, RunOptions, split_names
+from cmrcnet.cli.options import (
+    DEFAULT_CONFIG,
+    DEFAULT_PROTOCOL,
+    DEFAULT_RUN,
+    ConfigOptions,
+    ProtocolOptions,
+    RunOptions,
+    split_names,
+)
 from cmrcnet.errors import BadOption
 from cmrcnet.storage.atomic import atomic_file
 from cmrcnet.storage.csv_cells import guard_table
@@ -20,9 +28,7 @@ def evaluate_command(
     *,
     out: Path,
     config: ConfigOptions = DEFAULT_CONFIG,
-    protocol: Literal["strict", "paper"] = "strict",
-    methods: list[str] | None = None,
-    folds: list[str] | None = None,
+    protocol: ProtocolOptions = DEFAULT_PROTOCOL,
     run: RunOptions = DEFAULT_RUN,
 ) -> Path:
     """Cross-validate methods: leave out one patient (or section), train on the others, predict it, score it.
@@ -35,19 +41,12 @@ def evaluate_command(
         Run folder to write: report.html, scores.csv, genes.csv, uncertainty.csv, predictions/, run.json.
     config : ConfigOptions
         The config of the run.
-    protocol : {"strict", "paper"}
-        strict: the scored genes are chosen on training sections. paper: as in published studies, one section is left
-        out, the panel is chosen on all sections, and HEG and HVG are those of the test section; the report is marked.
-    methods : list of str, optional
-        Methods to compare, separated by spaces or commas; all that ship when left out.
-    folds : list of str, optional
-        Run only the folds that leave out these patients (or sections); the report is marked.
+    protocol : ProtocolOptions
+        How genes are chosen and which folds are run.
     run : RunOptions
-        Folds, seeds and processes.
+        Methods, folds, seeds and processes.
     """
-    done = evaluate_into(
-        out, cohort, config=config, protocol=protocol, methods=split_names(methods), folds=folds, options=run
-    )
+    done = evaluate_into(out, cohort, config=config, protocol=protocol, options=run)
     print(done.to_text())
     print(done.time_to_text())
     print(f"Report: {out / 'report.html'}")
@@ -64,9 +63,7 @@ def sweep_command(
     ablate: bool = False,
     one_at_a_time: bool = False,
     only: list[str] | None = None,
-    methods: list[str] | None = None,
-    protocol: Literal["strict", "paper"] = "strict",
-    folds: list[str] | None = None,
+    protocol: ProtocolOptions = DEFAULT_PROTOCOL,
     run: RunOptions = DEFAULT_RUN,
 ) -> Path:
     """Evaluate several variants of a config: sweeps, ablations, and the deviations of the released code.
@@ -89,14 +86,10 @@ def sweep_command(
         Change one option at a time; otherwise every value of an option is combined with every value of the others.
     only : list of str, optional
         Run only the base and these trials, by their names in sweep.csv.
-    methods : list of str, optional
-        Methods to run in each trial besides cmrcnet.
-    protocol : {"strict", "paper"}
-        As in `cmrcnet evaluate`.
-    folds : list of str, optional
-        As in `cmrcnet evaluate`.
+    protocol : ProtocolOptions
+        How genes are chosen and which folds are run.
     run : RunOptions
-        Folds, seeds and processes.
+        Methods, folds, seeds and processes.
     """
     from cmrcnet.evaluation.sweep.sweep_plan import plan_over, preset_plan, read_axes
 
@@ -124,11 +117,11 @@ def sweep_command(
         plan,
         folder,
         TokenCache.default(),
-        methods=split_names(methods) or (),
-        protocol=protocol,
+        methods=split_names(run.methods) or (),
+        protocol=protocol.protocol,
         group_by=run.group_by,
         seeds=run.seeds,
-        only=folds,
+        only=protocol.folds,
         workers=run.workers,
     )
     write_sweep(done, folder)
@@ -144,7 +137,6 @@ def transfer_command(
     *,
     out: Path,
     config: ConfigOptions = DEFAULT_CONFIG,
-    methods: list[str] | None = None,
     run: RunOptions = DEFAULT_RUN,
 ) -> Path:
     """Train on one cohort, test on others, and compare with the scores inside each cohort.
@@ -159,10 +151,8 @@ def transfer_command(
         Folder to write: transfer.html, transfer.csv, transfer.json, and the scores of each part.
     config : ConfigOptions
         The config of the run.
-    methods : list of str, optional
-        Methods to run besides cmrcnet.
     run : RunOptions
-        Folds inside each cohort (sections where a cohort has one patient), seeds and processes.
+        Methods, folds inside each cohort (sections where a cohort has one patient), seeds and processes.
     """
     wanted = config.load()
 
@@ -180,7 +170,7 @@ def transfer_command(
         wanted,
         folder,
         TokenCache.default(),
-        methods=split_names(methods) or (),
+        methods=split_names(run.methods) or (),
         group_by=run.group_by,
         seeds=run.seeds,
         workers=run.workers,
@@ -197,9 +187,7 @@ def evaluate_into(
     cohort: Path,
     *,
     config: ConfigOptions,
-    protocol: Literal["strict", "paper"] = "strict",
-    methods: list[str] | None = None,
-    folds: list[str] | None = None,
+    protocol: ProtocolOptions = DEFAULT_PROTOCOL,
     options: RunOptions = DEFAULT_RUN,
 ) -> EvaluationRun:
     """Evaluate methods on a cohort and write the run folder `out` with its report."""
@@ -217,11 +205,11 @@ def evaluate_into(
     run = evaluate(
         sections,
         wanted,
-        methods=methods,
-        protocol=protocol,
+        methods=split_names(options.methods),
+        protocol=protocol.protocol,
         group_by=options.group_by,
         seeds=options.seeds,
-        only=folds,
+        only=protocol.folds,
         workers=options.workers,
         cache=TokenCache.default(),
         folder=folder,

@@ -66,7 +66,11 @@ class SearchOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Folds, seeds and processes of an evaluation."""
+    """Methods, folds, seeds and processes of an evaluation."""
+
+    methods: list[str] | None = None
+    """Methods to compare, separated by spaces or commas. `evaluate` runs all that ship when left out; `sweep` and
+    `transfer` run cmrcnet and, besides it, those that are named."""
 
     group_by: Literal["patient", "section"] | None = None
     """What each fold leaves out: a patient or a section. The report is marked when a section is left out whose
@@ -85,7 +89,21 @@ class RunOptions:
     """Replace OUT."""
 
 
-DEFAULT_CONFIG, DEFAULT_SEARCH, DEFAULT_RUN = ConfigOptions(), SearchOptions(), RunOptions()
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ProtocolOptions:
+    """How genes are chosen and which folds are run."""
+
+    protocol: Literal["strict", "paper"] = "strict"
+    """strict: the scored genes are chosen on training sections. paper: as in published studies, one section is left
+    out, the panel is chosen on all sections, and HEG and HVG are those of the test section; the report is marked."""
+
+    folds: list[str] | None = None
+    """Run only the folds that leave out these patients (or sections); the report is marked."""
+
+
+DEFAULT_CONFIG, DEFAULT_SEARCH = ConfigOptions(), SearchOptions()
+DEFAULT_RUN, DEFAULT_PROTOCOL = RunOptions(), ProtocolOptions()
 
 
 def split_names(names: list[str] | None) -> list[str] | None:
