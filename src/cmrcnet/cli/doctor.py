@@ -54,7 +54,7 @@ def examine() -> dict[str, str]:
     }
     cache = TokenCache.default()
     try:
-        below = _existing(cache.folder)
+        below = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.exists())
         free = shutil.disk_usage(below).free
         size = f"{cache.size_bytes() / 2**30:.2f} GiB, {free / 2**30:.0f} GiB free"
         size += "" if os.access(below, os.W_OK) and below.is_dir() else "; it cannot be written and is not used"
@@ -105,9 +105,3 @@ def _embedded_encoder() -> str:
     except CmrcnetError as error:
         return str(error)
     return f"efficientnet-lite0, fingerprint {encoder.fingerprint()[:12]}"
-
-
-def _existing(folder):
-    while not folder.exists():
-        folder = folder.parent
-    return folder

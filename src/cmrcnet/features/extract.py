@@ -7,14 +7,13 @@ Without scales a location has the encoder's own tokens of one patch. With scales
 and `features.tokens` makes of them what the network sees (neighbourhood means, standardisation within the section).
 No expression takes part. Features are cached by slide, locations, encoder and precision, one entry a chunk of
 locations, so that a killed run continues behind its last chunk.
-
-The file is one thing, the way from a slide to cached features, and so it is longer than others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -64,25 +63,6 @@ _STATISTICS_FORMAT = 1  # counts up when the same patches give other statistics
 class FeatureSpec:
     """What is extracted at each location.
 
-    Parameters
-    ----------
-    patch : PatchScale
-        Size of a patch; with `scales_um` only its pixel size counts.
-    scales_um : tuple of float
-        Sides of square patches around a location, each resized to the patch's pixel size; each becomes one token.
-        Empty: the encoder's own tokens of one patch.
-    augmentations : int
-        Test-time augmentation: of the eight symmetries of a square (D4), how many are encoded and averaged, the four
-        rotations first. Scales only.
-    neighbourhood_um : float
-        Standard deviation of a Gaussian mean over the section's other locations, one more token a scale; 0: none.
-    standardize : {"training", "section"}
-        "section": each feature gets mean 0 and deviation 1 over the locations of its section.
-    device : str
-        auto, cpu, cuda, cuda:1 or mps.
-    precision : str
-        auto (bf16 or fp16 on a GPU, float32 elsewhere), float32, bf16 or fp16.
-
     Examples
     --------
     >>> from cmrcnet.features.extract import FeatureSpec
@@ -92,12 +72,21 @@ class FeatureSpec:
     """
 
     patch: PatchScale = field(default_factory=PatchScale)
+    """Size of a patch; with `scales_um` only its pixel size counts."""
     scales_um: tuple[float, ...] = ()
+    """Sides of square patches around a location, each resized to the patch's pixel size; each becomes one token.
+    Empty: the encoder's own tokens of one patch."""
     augmentations: int = 1
+    """Test-time augmentation: of the eight symmetries of a square (D4), how many are encoded and averaged, the four
+    rotations first. Scales only."""
     neighbourhood_um: float = 0.0
+    """Standard deviation of a Gaussian mean over the section's other locations, one more token a scale; 0: none."""
     standardize: Literal["training", "section"] = "training"
+    """section: each feature gets mean 0 and deviation 1 over the locations of its section."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
     precision: str = "auto"
+    """auto (bf16 or fp16 on a GPU, float32 elsewhere), float32, bf16 or fp16."""
 
     @classmethod
     def of(cls, config: Config) -> FeatureSpec:
@@ -214,8 +203,8 @@ def extract_with(
                 yield chunk
 
     tokens = _section_tokens(encoder, slide, centres, spec, chunks, cache)
-    empty = {layer: np.empty(*_shape(encoder, spec, 0, layer)) for layer in layers}
-    return tokens, {layer: np.concatenate([empty[layer], *values]) for layer, values in found.items()}
+    none = {layer: np.empty(*_shape(encoder, spec, 0, layer)) for layer in layers}
+    return tokens, {layer: np.concatenate([none[layer], *values]) for layer, values in found.items()}
 
 
 def _section_tokens(
@@ -317,7 +306,9 @@ def extract_chunks(
         return job, run.cut(centres[job.rows], job.picked - job.rows.start, [layer for layer, _ in job.layers])
 
     total = sum(len(picked) if layer == PERTURBED else len(centres) for layer in layers)
-    with metered(run.label(layers), total, "patches") as meter:
+    sides = ", ".join(f"{run.scales[layer].side_um:g}" for layer in layers if layer >= 0)
+    what = f"encode {slide.name}, {sides} um" if sides else f"measure {slide.name}"
+    with metered(what, total, "patches") as meter:
         for job, patches in map_ahead(cut, jobs(), workers=reading_threads(run.device.type)):
             if job.known is not None:
                 meter.skip(len(job.known))
@@ -346,11 +337,6 @@ class _Run:
         self.device = choose_device(spec.device)
         self.precision: Precision = choose_precision(spec.precision, self.device)
         self.batch = choose_batch(batch, self.device)
-
-    def label(self, layers: tuple[int, ...]) -> str:
-        """What the progress line says."""
-        sides = ", ".join(f"{self.scales[layer].side_um:g}" for layer in layers if layer >= 0)
-        return f"encode {self.slide.name}, {sides} um" if sides else f"measure {self.slide.name}"
 
     def grouped(self, missing: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
         """Each scale by itself, and image statistics with a scale that is cut from the same regions."""
@@ -394,12 +380,15 @@ class _Run:
         self.encoder.to(self.device)
         training = self.encoder.training
         self.encoder.eval()
+        forward: Callable[[torch.Tensor], torch.Tensor] = self.encoder
+        if self.spec.scales_um:
+            forward = partial(mean_token, self.encoder, augmentations=self.spec.augmentations)
         found = []
         try:
             for start in range(0, len(patches), self.batch):
                 some = patches[start : start + self.batch]
                 with torch.inference_mode(), mixed(self.precision, self.device):
-                    values = split_on_memory_error(self._forward, self.encoder.prepare(some))
+                    values = split_on_memory_error(forward, self.encoder.prepare(some))
                 if not self.spec.scales_um:
                     values = values.float().clamp(-LARGEST, LARGEST).half()
                 found.append(values.cpu().numpy())
@@ -408,17 +397,9 @@ class _Run:
             self.encoder.train(training)
         return np.concatenate(found)
 
-    def _forward(self, upright: torch.Tensor) -> torch.Tensor:
-        if not self.spec.scales_um:
-            return self.encoder(upright)
-        return mean_token(self.encoder, upright, self.spec.augmentations)
-
 
 def cached_patches(cache: TokenCache, slide: Slide, centre_px: np.ndarray, scale: PatchScale) -> np.ndarray:
-    """Cut the patches of a section once and map them from disk ever after, for encoders that are trained.
-
-    `centre_px` is x, y in level-0 pixels, (spots, 2); returns (spots, size_px, size_px, 3) uint8, read-only.
-    """
+    """Patches of a section, (spots, size_px, size_px, 3) uint8, cut once and mapped from disk, to train encoders on."""
     centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
     shape = (len(centres), scale.size_px, scale.size_px, 3)
     name = location_key(slide, centres, scale)
@@ -437,8 +418,8 @@ def cached_patches(cache: TokenCache, slide: Slide, centre_px: np.ndarray, scale
 
 def location_key(slide: Slide, centre_px: np.ndarray, scale: PatchScale) -> str:
     """Name of the patches at some locations (patches, 2) of a slide, known without cutting them."""
-    centres = np.asarray(centre_px, np.float64)
-    return fingerprint(slide.fingerprint(), slide.mpp, centres, [scale.size_px, scale.mpp], CROP_FORMAT)
+    where = slide.fingerprint(), slide.mpp, np.asarray(centre_px, np.float64)
+    return fingerprint(*where, [scale.size_px, scale.mpp], CROP_FORMAT)
 
 
 def _shape(encoder: ImageEncoder, spec: FeatureSpec, count: int, layer: int) -> tuple[tuple[int, ...], type]:
@@ -462,8 +443,7 @@ def _made_by(encoder: ImageEncoder, spec: FeatureSpec) -> str:
 
 def _layer_name(slide: Slide, centres: np.ndarray, spec: FeatureSpec, layer: int, made_by: str) -> str:
     """Name of the cache entry of a layer at some locations."""
-    if layer == STATISTICS:
-        return fingerprint("statistics", _STATISTICS_FORMAT, location_key(slide, centres, STATISTICS_SCALE))
-    if layer == PERTURBED:
-        return fingerprint("perturbed", _STATISTICS_FORMAT, location_key(slide, centres, STATISTICS_SCALE))
+    if layer in (STATISTICS, PERTURBED):
+        kind = "statistics" if layer == STATISTICS else "perturbed"
+        return fingerprint(kind, _STATISTICS_FORMAT, location_key(slide, centres, STATISTICS_SCALE))
     return fingerprint(location_key(slide, centres, spec.scales[layer]), made_by)
