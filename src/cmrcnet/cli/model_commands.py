@@ -99,8 +99,8 @@ def distil_command(
     weights : str
         Weights of --encoder: pretrained, random, or a local safetensors file.
     augmentations : int, optional
-        Orientations (flips and turns) of each patch that are encoded and averaged, 1 to 8; as the teacher when left
-        out.
+        Flips and rotations of each patch that are encoded and averaged (test-time augmentation), 1 to 8; as the teacher
+        when left out.
     scales : list of float, optional
         Side lengths of the square patches around a location, in micrometres; as the teacher when left out.
     patch_px : int, optional

@@ -46,7 +46,7 @@ class StudentConfig:
     weights: str = "pretrained"
     """Weights of `encoder`: pretrained, random, or the path of a local safetensors file."""
     augmentations: int | None = None
-    """Orientations (flips and turns) of each patch that are encoded and averaged, 1 to 8."""
+    """Test-time augmentation: symmetries (D4) of each patch that are encoded and averaged, 1 to 8."""
     scales_um: Sequence[float] | None = None
     """Side lengths of the square patches around a location, in micrometres."""
     patch_px: int | None = None

@@ -311,11 +311,11 @@ class _TableInMemory:
         obs: Mapping[str, np.ndarray],
     ) -> None:
         """Write some rows; parameters as `TableFile.write`."""
-        for place, arrays in (("X", {"": mean}), ("layers", layers), ("obsm", obsm), ("obs", obs)):
+        for group, arrays in (("X", {"": mean}), ("layers", layers), ("obsm", obsm), ("obs", obs)):
             for name, values in arrays.items():
-                if (place, name) not in self._arrays:
-                    self._arrays[place, name] = np.empty((self.locations, *values.shape[1:]), values.dtype)
-                self._arrays[place, name][rows] = values
+                if (group, name) not in self._arrays:
+                    self._arrays[group, name] = np.empty((self.locations, *values.shape[1:]), values.dtype)
+                self._arrays[group, name][rows] = values
 
     def neighbour_similarity(self) -> np.ndarray | None:
         """Mean cosine to the neighbours of each location; None without neighbours."""
@@ -328,8 +328,8 @@ class _TableInMemory:
 
     def finish(self, frame: AnnData) -> None:
         """Put everything that was written into the frame."""
-        for (place, name), values in self._arrays.items():
-            if place == "X":
+        for (group, name), values in self._arrays.items():
+            if group == "X":
                 frame.X = values
             else:
-                getattr(frame, place)[name] = values
+                getattr(frame, group)[name] = values

@@ -135,11 +135,13 @@ def _reliability(
     # the calibration stays split.
     power = (loadings_of(data.scores, data.scored) ** 2).mean(axis=1)
     deviation = search.neighbour_std[rows] * head.ensemble.component_weights
-    traits = nonconformity_features(search.similarity[rows], deviation, head.ensemble.scaled(parts), scores, power)
-    missed, factor = _missed(data, rows, scores, held_out), np.ones(len(rows))
+    features = nonconformity_features(search.similarity[rows], deviation, head.ensemble.scaled(parts), scores, power)
+    residuals, factor = _relative_residual(data, rows, scores, held_out), np.ones(len(rows))
     for group in held_out:
-        factor[group.out] = fit_nonconformity_scale(traits[group.rest], missed[group.rest]).scale(traits[group.out])
-    difficulty = fit_nonconformity_scale(traits, missed)
+        factor[group.out] = fit_nonconformity_scale(features[group.rest], residuals[group.rest]).scale(
+            features[group.out]
+        )
+    nonconformity = fit_nonconformity_scale(features, residuals)
 
     names, patients = np.array(data.sections)[section_of], len(set(data.patients))
     weights = group_weights(groups, names)
@@ -186,10 +188,12 @@ def _reliability(
     )
     calibration = ConformalIntervals(low, high, scale_quantiles(factor, weights), facts)
     log.info("%s", calibration.sentence)
-    return PredictionReliability(difficulty, power, calibration, gene_reliability)
+    return PredictionReliability(nonconformity, power, calibration, gene_reliability)
 
 
-def _missed(data: TrainingData, rows: np.ndarray, scores: np.ndarray, held_out: list[HeldOutGroup]) -> np.ndarray:
+def _relative_residual(
+    data: TrainingData, rows: np.ndarray, scores: np.ndarray, held_out: list[HeldOutGroup]
+) -> np.ndarray:
     """Root mean square residual of each spot over the scored genes, each divided by its own root mean square."""
     assert data.scores is not None and data.scored is not None
     scored, measured = np.asarray(data.scored[rows].todense(), np.float64), data.scores[rows]

@@ -241,12 +241,12 @@ class TrainingData:
         model = self.inputs[0]
         gathered = np.empty((len(ids), *model.shape[1:]), model.dtype)
         sections, rows = self.section_of[ids], ids - self.first[self.section_of[ids]]
-        for place in np.argsort(ids, kind="stable").tolist():
-            gathered[place] = self.inputs[sections[place]][rows[place]]
+        for position in np.argsort(ids, kind="stable").tolist():
+            gathered[position] = self.inputs[sections[position]][rows[position]]
         matrix, dense = self.expression, np.zeros((len(ids), self.n_genes), np.float32)
-        for place, row in enumerate(ids.tolist()):
+        for position, row in enumerate(ids.tolist()):
             entries = slice(matrix.indptr[row], matrix.indptr[row + 1])
-            dense[place, matrix.indices[entries]] = matrix.data[entries]
+            dense[position, matrix.indices[entries]] = matrix.data[entries]
         return gathered, dense
 
     def batch(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -146,13 +146,13 @@ class CollapseReading:
     @property
     def sentence(self) -> str:
         """The reading in one sentence."""
-        verdict = "the network is at chance" if self.at_chance else "the network is better than chance"
+        conclusion = "the network is at chance" if self.at_chance else "the network is better than chance"
         return (
             f"On {self.pairs} pairs ({self.where}) the true spot is among the {self.k} nearest for "
             f"{self.recall_at_k:.1%} of patches (chance {self.chance:.1%}) and nearer than {self.ahead:.0%} of the "
             f"negatives (chance 50%), the contrastive loss is "
             f"{self.loss_over_ln_batch:.2f} x ln(batch), and embeddings spread in {self.effective_rank:.1f} "
-            f"directions: {verdict}."
+            f"directions: {conclusion}."
         )
 
 
