@@ -12,13 +12,15 @@ from scipy import sparse
 
 from cmrcnet.errors import (
     BadInput,
+    CmrcnetWarning,
     ScaleError,
     SectionError,
     ShapeMismatch,
 )
 from cmrcnet.readers.raw_section import RawSection, checked_section, neighbour_distance_px, problems_of
-from cmrcnet.slides.slide import ArraySlide
+from cmrcnet.slides.slide import ArraySlide, open_slide
 from tests.readers.written_formats import made_up
+from tests.slides.slide_making import write_aperio
 
 
 def raw(made=None, **changes) -> RawSection:
@@ -132,6 +134,19 @@ def test_a_scale_is_wrong_beyond_a_factor_of_one_and_a_half(factor):
     near = max(factor, 1 / factor)
     if near < 1.49 or near > 1.51:
         assert wrong == (near > 1.5)
+
+
+def test_a_stated_scale_that_the_file_contradicts_is_noted_with_what_the_spots_say(tmp_path):
+    made = made_up()
+    file = write_aperio(tmp_path / "S1.svs", made.image, mpp=made.mpp / 10)
+    with pytest.warns(CmrcnetWarning, match=r"S1: 4 um per px is used, as stated; its file says 0.4"):
+        slide = open_slide(file, mpp=made.mpp)
+    (note,) = checked_section(raw(made, slide=slide)).notes
+    assert note.startswith(
+        "4 um per px is used, although the image file says 0.4; by the distance of the spots it is 4"
+    )
+    (problem,) = problems_of(raw(made, slide=open_slide(file)))
+    assert "4 um per px would fit" in str(problem)
 
 
 def test_a_range_of_distances():

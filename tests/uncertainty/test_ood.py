@@ -107,6 +107,15 @@ def test_a_wrong_scale_in_the_file_is_the_perturbation(sections, detector):
     assert flag.kind == "too large"
 
 
+@pytest.mark.parametrize("factor", [3, 4, 6])
+def test_a_scale_that_is_far_too_large_is_not_called_a_matter_of_focus_alone(sections, detector, factor):
+    new = sections[4]
+    wrong = ArraySlide(new.slide.read(0, 0, new.slide.width_px, new.slide.height_px), new.slide.mpp * factor)
+    _, flag = detector.flag(image_statistics(wrong, new.spots.centre_px))
+    assert flag.raised and "mpp" in flag.sentence
+    assert "out of focus" not in flag.sentence or "check the scale first" in flag.sentence
+
+
 def test_something_else_altogether_is_unlike(detector):
     noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3)).astype(np.uint8)
     locations = np.random.default_rng(1).uniform(100, 800, (30, 2))

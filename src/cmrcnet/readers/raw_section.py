@@ -13,6 +13,7 @@ from scipy import sparse
 from cmrcnet.errors import BadInput, CmrcnetError, ScaleError, SectionError, ShapeMismatch
 from cmrcnet.genes.naming import clean_features
 from cmrcnet.readers.affine import Affine
+from cmrcnet.slides.scale import scales_differ
 from cmrcnet.slides.section import Section, Spots, on_slide, repeated
 from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.slides.spot_tables import check_counts
@@ -187,7 +188,7 @@ def checked_section(
     """
     for check in CHECKS:
         check(raw)
-    notes = list(raw.notes)
+    notes = [*raw.notes, *_scale_notes(raw)]
     inside = on_slide(raw.slide, raw.centre_px, raw.name)
     if not inside.all():
         notes.append(f"{int((~inside).sum())} of {len(inside)} spots have their centre outside the image: dropped.")
@@ -279,6 +280,17 @@ def check_scale(raw: RawSection) -> None:
             f"then the spots of {raw.name} would lie {pitch_um:.0f} um apart, and their assay puts them {apart} apart "
             f"({fits} um per px would fit)",
         )
+
+
+def _scale_notes(raw: RawSection) -> list[str]:
+    """A sentence that names the scale in use, another one that the image file states, and that of the spots."""
+    own, used = getattr(raw.slide, "file_mpp", None), raw.slide.mpp
+    if own is None or used is None or not scales_differ(own, used):
+        return []
+    pitch_px, (least, most) = raw.pitch_px or neighbour_distance_px(raw.centre_px), raw.pitch_um
+    known = pitch_px is not None and most <= PITCH_TOLERANCE * least
+    by_spots = f"; by the distance of the spots it is {(least + most) / 2 / pitch_px:.3g}" if known else ""
+    return [f"{used:.4g} um per px is used, although the image file says {own:.4g}{by_spots}."]
 
 
 CHECKS: tuple[Callable[[RawSection], None], ...] = (

@@ -56,8 +56,11 @@ def patch_grid(slide: Slide, mask: TissueMask, *, pitch_um: float = 100.0, diame
     centres = (np.column_stack([column, row]) + 0.5) * pitch_px
     kept = np.flatnonzero(mask.contains(centres))
     if len(kept) == 0:
+        mpp = known_scale(slide)
+        across, down = slide.width_px * mpp / 1000, slide.height_px * mpp / 1000
         raise TooFew.from_sentence(
-            f"No tissue was found on {slide.name}; check the picture, or give the locations to predict yourself."
+            f"No tissue was found on {slide.name}; check the picture and its scale ({mpp:.4g} um per px, which makes "
+            f"it {across:.3g} x {down:.3g} mm), or give the locations to predict yourself."
         )
     barcodes = tuple(f"x{column[i]:05d}y{row[i]:05d}" for i in kept)
     return Spots(barcodes, centres[kept], pitch_um if diameter_um is None else diameter_um)

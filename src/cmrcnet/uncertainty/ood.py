@@ -132,6 +132,9 @@ def _in_order(*channels: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda patches: patches[..., list(channels)]
 
 
+_FOCUS = "were out of focus or saved at a lower resolution; check the scale first, then the focus"
+# Texture cannot tell these two: on four spinal cord sections, most mpp 3, 4 or 10 times too large were named a blur.
+
 PERTURBATIONS = (
     Perturbation(
         "too large",
@@ -143,8 +146,8 @@ PERTURBATIONS = (
         "its mpp were about half of what is true: cells show at half their size; check the scale",
         STATISTICS_SCALE.showing(STATISTICS_SCALE.side_um * 2),
     ),
-    Perturbation("blur", "it were out of focus or saved at a lower resolution; scan it again", change=_blurred(2.0)),
-    Perturbation("strong blur", "it were far out of focus or greatly enlarged; scan it again", change=_blurred(4.0)),
+    Perturbation("blur", f"its mpp were two or three times too large, or it {_FOCUS}", change=_blurred(2.0)),
+    Perturbation("strong blur", f"its mpp were several times too large, or it {_FOCUS}", change=_blurred(4.0)),
     Perturbation("red-blue", "its red and blue channels were exchanged (BGR read as RGB)", change=_in_order(2, 1, 0)),
     Perturbation("red-green", "its red and green channels were exchanged", change=_in_order(1, 0, 2)),
     Perturbation("green-blue", "its green and blue channels were exchanged", change=_in_order(0, 2, 1)),
@@ -253,8 +256,8 @@ class OODDetector:
             most = _SPOKEN.get(STATISTIC_NAMES[furthest], "how coarse or fine its texture is")
             why = (
                 f"{name} does not look like the {sections} training sections (distance {distance:.0f}, "
-                f"{self.slide_limit:.0f} allowed), most in {most}: another tissue, stain or scanner. Do not rely on "
-                "its predictions."
+                f"{self.slide_limit:.0f} allowed), most in {most}: another tissue, stain or scanner, or a wrong mpp. "
+                "Do not rely on its predictions."
             )
         if kind:
             inside = np.zeros(len(statistics), bool)
