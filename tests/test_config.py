@@ -447,3 +447,37 @@ def test_a_wish_for_neighbours_is_cut_to_what_a_bank_holds():
     head = Config.load("default").head
     assert head.within(7) == dataclasses.replace(head, k=7)
     assert head.within(head.k) == head == head.within(10**7)
+
+
+HOSTILE_YAML = {
+    "nested sequences": ("head: " + "[" * 100_000, "nested more than 12 deep"),
+    "nested mappings": ("{a: " * 5_000, "nested more than 12 deep"),
+    "a list that holds itself": ("head: &a [*a]", "an anchor"),
+    "a bomb of anchors": ("a: &a [x,x]\nb: &b [*a,*a]\nc: [*b,*b]", "an anchor"),
+    "a tag": ("head: !!python/object:os.system {}", "the tag tag:yaml.org,2002:python"),
+    "a date that is none": ("name: 2020-13-45", "month must be in 1..12"),
+    "an integer of 5,000 digits": ("head: {k: " + "9" * 5_000 + "}", "a number of 5,000 digits"),
+    "a hexadecimal one": ("head: {k: 0x" + "f" * 5_000 + "}", "a number of 5,002 digits"),
+    "a key twice": ("head: {k: 5, k: 500}", "the key 'k' twice"),
+    "another encoding": (b"\xff\xfen\x00", "can't decode byte 0xff"),
+    "too long": ("# " + "x" * 300_000, "more than 262,144 characters"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_YAML)
+@pytest.mark.timeout(10)
+def test_a_hostile_config_is_one_sentence(tmp_path, what):
+    written, why = HOSTILE_YAML[what]
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(written if isinstance(written, bytes) else written.encode())
+    with pytest.raises(BadOption, match=r"wanted valid YAML \(.*" + why) as caught:
+        Config.load(path)
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["[" * 50_000, "9" * 5_000, "&a [*a]", "2020-13-45"])
+@pytest.mark.timeout(10)
+def test_a_hostile_setting_is_one_sentence(value):
+    with pytest.raises(BadOption) as caught:
+        Config.load("tiny").override({"head.k": value})
+    assert len(str(caught.value)) < 300

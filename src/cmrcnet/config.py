@@ -10,6 +10,7 @@ neither is an option. Switches that restore the behaviour of the released code (
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -395,8 +396,8 @@ def _written(name: str, own: bool) -> dict[str, Any]:
         hint = "A config of your own is given as a path that ends in .yaml."
         raise UnknownName("preset", name, shipped_presets(), hint)
     try:
-        values = yaml.safe_load(written.decode()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = parse_yaml(written.decode()) or {}
+    except (yaml.YAMLError, ValueError) as error:  # also of its encoding
         raise BadOption("config", name, f"valid YAML ({str(error).splitlines()[0]})") from error
     _require(isinstance(values, dict), "config", name, "a YAML file of keys and values")
     return values
@@ -417,11 +418,60 @@ def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
     return merged
 
 
+def parse_yaml(text: str) -> Any:
+    """Read plain YAML: numbers, text, lists and mappings, without what could take all memory or never end.
+
+    Raises
+    ------
+    yaml.YAMLError
+        It is no YAML.
+    ValueError
+        It is too long or nested too deeply, has an anchor, a tag, a key twice, a number of very many digits, or a date
+        that does not exist.
+
+    Examples
+    --------
+    >>> parse_yaml("[1, 2.5, word]")
+    [1, 2.5, 'word']
+    """
+    if len(text) > _LONGEST_YAML:
+        raise ValueError(f"it has more than {_LONGEST_YAML:,} characters")
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST_YAML:
+            raise ValueError(f"it is nested more than {_DEEPEST_YAML} deep")
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise ValueError("it has an anchor (& or *), which is not used here; write the value out")
+        if getattr(event, "tag", None):
+            raise ValueError(f"it has the tag {str(event.tag)[:40]}, which is not used here; leave it out")
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _LONG_NUMBER.fullmatch(event.value):
+            raise ValueError(f"it has a number of {len(event.value):,} digits")
+    return yaml.load(text, _UniqueKeys)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        values = super().construct_mapping(node, deep)
+        if len(values) != len(node.value):
+            keys = [str(key.value) for key, _ in node.value]
+            raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+        return values
+
+
+_LONGEST_YAML, _DEEPEST_YAML = 1 << 18, 12
+_LONG_NUMBER = re.compile(r"[-+]?(0[xXob])?[0-9a-fA-F_:.]{40,}")
+
+
 def _yaml_value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError:
         return text
+    except ValueError as error:
+        raise BadOption("the setting", text[:40], f"a plain value ({error})") from error
 
 
 def _plain(value: Any) -> Any:

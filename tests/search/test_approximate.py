@@ -215,3 +215,14 @@ def test_equal_spots_may_stand_for_each_other():
             return Neighbours(found.ids ^ 1, found.similarity)
 
     assert held_out.recall(Other(twins), 50) >= 0.98
+
+
+def test_a_small_bank_is_searched_exactly_and_a_large_one_where_no_index_finds_enough(monkeypatch):
+    vectors = np.random.default_rng(0).normal(size=(400, 16)).astype(np.float32)
+    assert build_search(vectors[:144], SearchConfig()).kind == "exact"
+    monkeypatch.setattr("cmrcnet.search.build.EXACT_BELOW", 100)
+    assert build_search(vectors, SearchConfig()).kind == "ivf"
+    monkeypatch.setattr("cmrcnet.search.build.HeldOutQueries.recall", lambda *_: 0.571)
+    assert build_search(vectors, SearchConfig()).kind == "exact"
+    with pytest.raises(NotAvailable, match=r"finds 0\.571"):
+        build_search(vectors, SearchConfig(kind="ivf"))

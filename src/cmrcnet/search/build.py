@@ -39,7 +39,8 @@ class SearchConfig:
     Parameters
     ----------
     kind : {"exact", "ivf", "ivf-compressed", "auto"}
-        auto: exact below `EXACT_BELOW` spots, then ivf, and ivf-compressed from `COMPRESSED_FROM` on.
+        auto: exact below `EXACT_BELOW` spots, then ivf, and ivf-compressed from `COMPRESSED_FROM` on; exact again where
+        that does not reach the recall.
     recall : float
         Share of the true k nearest spots that must be found, for each k at which it is measured.
     nprobe : int, optional
@@ -155,6 +156,8 @@ def build_search(
                 break
             nprobe = min(len(lists), max(nprobe + 1, nprobe * 5 // 4))
         steps.append((k, nprobe))
+        if recall[k] < config.recall and config.kind == "auto":
+            return BuiltSearch("exact", ExactSearch(vectors))  # no index finds enough in this bank
         if recall[k] < config.recall:
             raise NotAvailable.from_sentence(
                 f"The {kind} index finds {recall[k]:.3f} of the {k} nearest spots with nprobe {nprobe}, and "

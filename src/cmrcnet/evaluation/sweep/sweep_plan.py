@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from cmrcnet.config import Config
+from cmrcnet.config import Config, parse_yaml
 from cmrcnet.errors import BadOption, UnknownName
 
 BASE = "base"
@@ -120,8 +120,8 @@ def read_axes(over: Sequence[str]) -> dict[str, list[Any]]:
         if key in axes:
             raise BadOption("over", key, "each key once, with all its values behind it")
         try:
-            axes[key] = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError as error:
+            axes[key] = parse_yaml(f"[{values}]")
+        except (yaml.YAMLError, ValueError) as error:
             raise BadOption(f"over {key}", values, "values parted by commas") from error
     return axes
 
