@@ -70,6 +70,8 @@ SAME = 0.001
 """Validation scores that count as the same: Pearson does not feel shrinkage, MSE does, so the smaller penalty is
 taken."""
 
+_GENES_AT_A_TIME = 2_000
+
 FeatureKind = Callable[[PooledFeatures, Slide, Spots], np.ndarray]
 """One kind of feature at some locations, (spots, dim): a method of `PooledFeatures`."""
 
@@ -157,23 +159,29 @@ class FittedRidge:
     genes: tuple[str, ...]
     kind: FeatureKind
     pca: Pipeline
-    ridge: Ridge
+    ridges: list[Any]  # scikit-learn's, each of some genes
     record: dict[str, Any]
 
     def predict(self, location: Location) -> Prediction:
         """Weights times features."""
-        features = self.kind(location.features, location.slide, location.spots)
-        return Prediction(self.genes, self.ridge.predict(self.pca.transform(features)))
+        inputs = self.pca.transform(self.kind(location.features, location.slide, location.spots))
+        chunks = [ridge.predict(inputs).reshape(len(inputs), -1) for ridge in self.ridges]
+        return Prediction(self.genes, np.concatenate(chunks, axis=1).astype(np.float32))
 
 
 def fit_ridge(
     training: FoldData, kind: FeatureKind, features: np.ndarray, penalty: float, record: dict[str, Any]
 ) -> FittedRidge:
-    """Fit every gene on the features (spots, dim) of all training spots."""
+    """Fit every gene on the features (spots, dim) of all training spots, by scikit-learn in its float32."""
+    from sklearn.linear_model import Ridge as SklearnRidge  # scores of ranks depend on the last digits of predictions
+
     pca = standardised_pca(features, training.seed)
-    return FittedRidge(
-        training.genes, kind, pca, sparse_ridge(pca.transform(features), training.expression, penalty), record
-    )
+    inputs, expression = pca.transform(features), training.expression.tocsc()
+    ridges = [  # in chunks, so that the training expression is never dense as a whole
+        SklearnRidge(alpha=penalty).fit(inputs, expression[:, start : start + _GENES_AT_A_TIME].toarray())
+        for start in range(0, len(training.genes), _GENES_AT_A_TIME)
+    ]
+    return FittedRidge(training.genes, kind, pca, ridges, record)
 
 
 def sparse_ridge(inputs: np.ndarray, expression: Sparse, penalty: float, *, standardise: bool = False) -> Ridge:
