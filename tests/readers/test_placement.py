@@ -10,6 +10,7 @@ from PIL import Image
 
 from cmrcnet.cli import app
 from cmrcnet.readers.inspection import inspect
+from cmrcnet.readers.placement import OFF, ON
 from tests.readers.written_formats import cut, made_up, write_image, write_legacy
 
 HEAD = "section,patient,counts,image,mpp,affine\n"
@@ -52,8 +53,8 @@ def test_a_wrong_affine_is_a_problem_and_is_drawn(folder):
         r"are on the tissue of its image; check" in problem and "line 2 (S1)" in problem for problem in found.problems
     )
     wrong = np.asarray(Image.open(folder / "wrong" / "S1.png"))
-    assert (right == (0, 160, 0)).all(axis=2).any() and not (right == (220, 0, 0)).all(axis=2).any()
-    assert (wrong == (220, 0, 0)).all(axis=2).sum() > 100
+    assert (right == ON).all(axis=2).any() and not (right == OFF).all(axis=2).any()
+    assert (wrong == OFF).all(axis=2).sum() > 100
     assert inspect(csv, pixels=False).sections[0].on_tissue is None
 
 

@@ -46,7 +46,7 @@ def parquet_batches(
         raise MissingExtra("pyarrow", f"Reading {Path(path).name}", "'cmrcnet[platforms]'") from error
     require_file(path, f"The file of {what}")
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
             names = file.schema_arrow.names
             if missing := [column for column in columns if column not in names]:
                 raise BadInput.columns(path, missing, names)

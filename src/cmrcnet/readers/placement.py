@@ -17,7 +17,7 @@ LEAST_ON_TISSUE = 0.5
 """Share of the spots on tissue below which their positions, the image or the affine are wrong."""
 PICTURE_PX = 1200
 """Longer side of a picture of the spots."""
-ON, OFF = (0, 160, 0), (220, 0, 0)
+ON, OFF = (0, 230, 0), (230, 0, 0)
 """Colours of spots on and off the tissue."""
 
 
@@ -65,6 +65,6 @@ def _draw(raw: RawSection, on: np.ndarray, picture: Path) -> None:
     draw = ImageDraw.Draw(image)
     radius = max(1.0, 0.35 * raw.diameter_um / known_scale(slide) / downsample)
     for x, y, inside in zip(*(raw.centre_px.T / downsample), on, strict=True):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=ON if inside else OFF)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=ON if inside else OFF, width=2)
     with atomic_file(picture) as path:
         image.save(path, format="PNG")

@@ -486,7 +486,7 @@ def counted_bins(
     MissingExtra, MissingInput, BadInput
     """
     gene_of: dict[str, int] = {gene: i for i, gene in enumerate(panel or [])}
-    pending, sums = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    pending, sums = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
     total = poor = controls = waiting = 0
     columns = ("feature_name", "x_location", "y_location", "qv")
     for batch in parquet_batches(path, TRANSCRIPTS, columns, optional=("is_gene",)):
@@ -511,15 +511,16 @@ def counted_bins(
         kept = good & (gene >= 0)
         x, y = place[kept].astype(np.int64).T + FURTHEST
         pending.append((x << 40) | (y << 20) | gene[kept])
-        sums.append(np.ones(int(kept.sum()), np.int64))
+        sums.append(np.ones(int(kept.sum()), np.int32))
         waiting += len(pending[-1])
         if waiting > max(MERGE_KEYS, len(pending[0])):
             merged, summed = _merged(pending, sums)
             pending, sums, waiting = [merged], [summed], 0
     keys, summed = _merged(pending, sums)
-    bins, rows = np.unique(keys >> 20, return_inverse=True)
-    shape = (len(bins), len(gene_of))
-    counts = sparse.csr_matrix((summed, (rows, keys & ((1 << 20) - 1))), shape=shape)
+    starts = np.flatnonzero(np.diff(keys >> 20, prepend=-1))  # the keys rise, bin by bin and gene by gene
+    bins = keys[starts] >> 20
+    genes = (keys & ((1 << 20) - 1)).astype(np.int32)
+    counts = sparse.csr_matrix((summed, genes, np.append(starts, len(keys))), shape=(len(bins), len(gene_of)))
     places = np.column_stack([bins >> 20, bins & ((1 << 20) - 1)]) - FURTHEST
     notes = [f"{poor} of {total} transcripts have a quality below {LEAST_QUALITY:g}: dropped."] if poor else []
     if controls:
@@ -530,6 +531,8 @@ def counted_bins(
 def _merged(keys: list[np.ndarray], sums: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Each key once, rising, with the sum of its numbers."""
     joined, numbers = np.concatenate(keys), np.concatenate(sums)
+    keys.clear()
+    sums.clear()
     order = np.argsort(joined)
     joined, numbers = joined[order], numbers[order]
     first = np.flatnonzero(np.diff(joined, prepend=-1))
