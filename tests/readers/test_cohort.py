@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cmrcnet.errors import BadInput, BadOption, MissingInput, SectionError, TooFew
 from cmrcnet.readers import cohort as cohort_file
 from cmrcnet.readers.annotations import read_cohort_regions
 from cmrcnet.readers.cohort import cohort_rows, read_cohort
+from cmrcnet.storage.file_names import file_name, name_of_file
 from tests.readers.written_formats import as_visium, made_up, write_hest, write_image, write_legacy, write_visium
 
+NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=12)
 HEADER = "section,patient,format,counts,spots,image,mpp,spot_diameter_um,disease\n"
 ROWS = (
     "A1,A,legacy_st,st/A1_counts.tsv.gz,st/A1_spots.tsv,st/A1.png,4,100,cancer\n"
@@ -238,3 +243,16 @@ def test_a_name_that_makes_no_file_name_is_a_problem(folder, column):
     text = HEADER + (ROWS.replace("A1,A", f"{long},A") if column == "section" else ROWS.replace("A1,A,", f"A1,{long},"))
     with pytest.raises(BadOption, match=rf"line 2 .*{column}: name is 'x+\.\.\.'; wanted 1 to 200 characters"):
         read_cohort(write(folder, text))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(NAMES, NAMES), min_size=1, max_size=4, unique_by=lambda pair: pair[0]))
+def test_every_name_comes_back_from_a_cohort_file(tmp_path_factory, pairs):
+    path = tmp_path_factory.mktemp("cohort") / "cohort.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["section", "patient", "counts"])
+        writer.writerows([*pair, "absent"] for pair in pairs)
+    rows = cohort_rows(path)
+    assert [(row.source.name, row.patient) for row in rows] == pairs
+    assert [name_of_file(file_name(row.source.name)) for row in rows] == [name for name, _ in pairs]

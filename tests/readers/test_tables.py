@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cmrcnet.errors import BadInput, MissingInput
-from cmrcnet.readers.tables import read_table
+from cmrcnet.readers.tables import read_count_table, read_table
 
 PLAIN = "spot,pixel_x\na,1.5\nb,2\n"
 
@@ -83,3 +86,18 @@ def test_cells_that_are_no_numbers_are_named_by_line(tmp_path):
         table.numbers("pixel_y")
     with pytest.raises(MissingInput, match=r"does not exist"):
         read_table(tmp_path / "absent.csv", "a table")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=60) | st.text('ab,;\t"\r\n\0 ', max_size=60).map(str.encode))
+def test_any_bytes_are_a_table_or_refused(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("any") / "t.csv"
+    path.write_bytes(content)
+    for read in (lambda: read_table(path, "a table"), lambda: read_count_table(path)):
+        with contextlib.suppress(BadInput):
+            read()
+    try:
+        table = read_table(path, "a table")
+    except BadInput:
+        return
+    assert all(set(row) == set(table.columns) for row in table.rows)
