@@ -342,11 +342,11 @@ def test_missing_files_say_where_space_ranger_writes_them(tmp_path, visium):
     outs = write_visium(tmp_path / "run" / "outs", visium)
     (outs / "filtered_feature_bc_matrix.h5").unlink()
     said = r"filtered_feature_bc_matrix.h5 does not exist; Space Ranger writes it into outs/, .*"
-    with pytest.raises(MissingInput, match=said + "by its files this is Space Ranger 2.0 or later"):
+    with pytest.raises(MissingInput, match=said + "version seen: 2.0 or later, by its files"):
         read_section(outs)
     (outs.parent / "_versions").write_text('{"pipelines": "3.1.2", "martian": "x"}')
     (outs / "spatial" / "tissue_positions.csv").unlink()
-    with pytest.raises(MissingInput, match=said + "_versions says Space Ranger 3.1.2"):
+    with pytest.raises(MissingInput, match=said + "version seen: 3.1.2 in _versions"):
         read_section(outs, format="visium")
 
 

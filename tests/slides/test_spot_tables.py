@@ -130,6 +130,12 @@ def test_wrapped_counts_are_refused(value, said, kind):
         check_counts(np.array([[0], [value]], kind), "S1", barcodes=["a", "b"], genes=["g"])
 
 
+def test_counts_that_were_rounded_are_refused():
+    check_counts(np.array([[2048]], np.float16), "S1")
+    with pytest.raises(SectionError, match=r"float16, which rounds counts above 2,048, up to 2,050 here"):
+        check_counts(np.array([[2050]], np.float16), "S1")
+
+
 def test_text_is_no_count():
     with pytest.raises(SectionError, match=r"its values are of type <U1"):
         check_counts(np.array([["1"]]), "S1")

@@ -23,7 +23,7 @@ Long because it is one thing: this platform.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def visium_problems(source: SectionSource) -> list[CmrcnetError]:
     if (outs / "binned_outputs").is_dir():
         return [BadInput.unclear_format(source.path, "it is Visium HD (binned_outputs)", ["visium_hd"])]
     problems: list[CmrcnetError] = []
-    seen = _version_seen(outs)
+    seen = version_seen(outs, sorted(outs.glob("*_feature_bc_matrix.h5")))
     try:
         if _matrix_path(outs, source.path) is None:
             hint = f"Space Ranger writes it into outs/, also as the folder {MATRICES[0]} ({seen})"
@@ -86,16 +86,27 @@ def visium_problems(source: SectionSource) -> list[CmrcnetError]:
     return problems
 
 
-def _version_seen(outs: Path) -> str:
-    """The version of Space Ranger that wrote a folder, as far as its files tell."""
+def version_seen(outs: Path, matrices: Iterable[Path]) -> str:
+    """The version of Space Ranger that wrote a folder, as far as its files tell, as part of a sentence."""
+    import h5py
+
     for path in (outs.parent / "_versions", outs / "_versions"):
         if path.is_file():
-            return f"_versions says Space Ranger {read_json(path, 'The file of versions').get('pipelines', '?')}"
+            stated = read_json(path, "The file of versions").get("pipelines", "none stated")
+            return f"version seen: {stated} in _versions"
+    for path in matrices:
+        try:
+            with h5py.File(path, "r") as file:
+                version = file.attrs.get("software_version")
+        except OSError:
+            continue
+        if version is not None:
+            return f"version seen: {version.decode() if isinstance(version, bytes) else version}"
     if (outs / "spatial" / "tissue_positions.csv").is_file():
-        return "by its files this is Space Ranger 2.0 or later"
+        return "version seen: 2.0 or later, by its files"
     if (outs / "spatial" / "tissue_positions_list.csv").is_file():
-        return "by its files this is Space Ranger 1"
-    return "no file here tells the version of Space Ranger"
+        return "version seen: 1, by its files"
+    return "its version is not stated in the files at hand"
 
 
 @register_reader("visium", recognises=looks_like_visium, problems=visium_problems)

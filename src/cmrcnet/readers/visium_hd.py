@@ -37,7 +37,7 @@ from cmrcnet.readers.parquet import numbers_of, parquet_batches
 from cmrcnet.readers.raw_section import RawSection
 from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.sparse_files import open_h5
-from cmrcnet.readers.visium import GENES, H5, POSITION_COLUMNS, picture_of, read_scale_factors
+from cmrcnet.readers.visium import GENES, H5, POSITION_COLUMNS, picture_of, read_scale_factors, version_seen
 from cmrcnet.slides.slide import open_slide
 
 BIN_UM = 8
@@ -72,7 +72,8 @@ def visium_hd_problems(source: SectionSource) -> list[CmrcnetError]:
         folder, _, _ = _folder_for(source)
     except CmrcnetError as error:
         return [error]
-    seen = _version_seen(folder)
+    matrices = sorted(folder.parent.glob("square_*um/*_feature_bc_matrix.h5"))
+    seen = version_seen(folder.resolve().parents[1], matrices)
     problems: list[CmrcnetError] = []
     for path, what in (
         (folder / MATRIX, "The count matrix"),
@@ -192,21 +193,6 @@ def _name(path: Path) -> str:
         part for part in path.resolve().parts if part not in ("outs", "binned_outputs") and not FOLDER.fullmatch(part)
     ]
     return parts[-1]
-
-
-def _version_seen(folder: Path) -> str:
-    """The version of Space Ranger in the attributes of any matrix at hand, as part of a sentence."""
-    import h5py
-
-    for path in sorted(folder.parent.glob("square_*um/*_feature_bc_matrix.h5")):
-        try:
-            with h5py.File(path, "r") as file:
-                version = file.attrs.get("software_version")
-        except OSError:
-            continue
-        if version is not None:
-            return f"version seen: {version.decode() if isinstance(version, bytes) else version}"
-    return "its version is not stated in the files at hand"
 
 
 # --- positions ---------------------------------------------------------------------------------------------------

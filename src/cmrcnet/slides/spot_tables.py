@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LARGEST_COUNT = 2**24
 """Counts are kept as float32, which holds every whole number below this one."""
+FLOAT16_EXACT = 2048
+"""Largest whole number up to which float16 holds every one."""
 LIBRARY_COLUMNS = ("library_id", "library", "sample_id", "sample", "section_id", "section", "slide_id", "batch")
 """Columns of ``obs`` that tell several sections in one table apart."""
 
@@ -299,6 +301,10 @@ def count_fault(
         return f"its values are of type {counts.dtype}, no numbers"
     matrix = as_sparse(counts)
     values = matrix.data
+    if counts.dtype == np.float16 and values.max(initial=0) > FLOAT16_EXACT:
+        return (
+            f"they are stored as float16, which rounds counts above {FLOAT16_EXACT:,}, up to {values.max():,.0f} here"
+        )
     if values.dtype.kind == "b" or values.dtype in (np.uint8, np.uint16):
         return None
     with np.errstate(invalid="ignore"):
