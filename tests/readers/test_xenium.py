@@ -204,6 +204,11 @@ def test_files_of_the_mac_finder_are_no_files_of_the_section(outs):
         read(outs)
 
 
+def test_a_spot_file_is_not_left_aside_in_silence(outs):
+    with pytest.raises(BadOption, match=r"spots is 'cells.parquet'; wanted nothing"):
+        read(outs, spots=outs / "cells.parquet")
+
+
 def test_no_image(outs):
     with pytest.raises(BadOption, match="image is None"):
         read_section(outs)

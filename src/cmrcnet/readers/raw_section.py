@@ -96,16 +96,17 @@ def placed(raw: RawSection, affine: Affine) -> RawSection:
     """
     slide, notes = raw.slide, [*raw.notes, f"Spots are mapped to the image by the affine {affine.text}."]
     implied = None if raw.assay_mpp is None else raw.assay_mpp / affine.scale
-    if implied is not None and slide.mpp is None:
-        slide = copy.copy(slide)
-        slide.mpp = implied
-        notes.append(f"um per px follows from the affine: {implied:.4g}.")
-    elif implied is not None and not 1 / AFFINE_TOLERANCE <= slide.mpp / implied <= AFFINE_TOLERANCE:
-        raise ScaleError(
-            f"{slide.name} is said to show {slide.mpp:.4g} um per px, but the affine of {raw.name} makes it "
-            f"{implied:.4g} (a unit of the assay is {raw.assay_mpp:.4g} um and {affine.scale:.4g} px); correct the "
-            "affine, which maps from the assay to the image and not back, or mpp."
-        )
+    if implied is not None:
+        if slide.mpp is None:
+            slide = copy.copy(slide)
+            slide.mpp = implied
+            notes.append(f"um per px follows from the affine: {implied:.4g}.")
+        elif not 1 / AFFINE_TOLERANCE <= slide.mpp / implied <= AFFINE_TOLERANCE:
+            raise ScaleError(
+                f"{slide.name} is said to show {slide.mpp:.4g} um per px, but the affine of {raw.name} makes it "
+                f"{implied:.4g} (a unit of the assay is {raw.assay_mpp:.4g} um and {affine.scale:.4g} px); correct the "
+                "affine, which maps from the assay to the image and not back, or mpp."
+            )
     return replace(
         raw,
         slide=slide,

@@ -304,8 +304,10 @@ def _fixed_bytes(texts, path: Path) -> np.ndarray:
     import pyarrow
     from pyarrow import compute
 
+    functions: Any = compute  # which are made when the module is imported
+
     plain = texts.cast(pyarrow.string()).cast(pyarrow.binary())
-    lengths: Any = compute.min_max(compute.binary_length(plain)).as_py()
+    lengths = functions.min_max(functions.binary_length(plain)).as_py()
     if plain.null_count or lengths["min"] != lengths["max"] or not lengths["max"]:
         raise BadInput(path, POSITIONS, "its barcodes are not written alike; give one capture area")
     first = int(np.frombuffer(plain.buffers()[1], np.int32, count=1, offset=4 * plain.offset)[0])

@@ -85,6 +85,8 @@ def xenium_problems(source: SectionSource) -> list[CmrcnetError]:
         return [error]
     hint = f"Xenium Onboard Analysis and Xenium Ranger write it there (version seen: {experiment.version})"
     problems: list[CmrcnetError] = []
+    if source.spots is not None:
+        problems.append(BadOption("spots", source.spots.name, want="nothing: the folder holds the cells"))
     if source.bin_um is not None and source.bin_um < LEAST_BIN_UM:
         problems.append(BadOption("bin_um", source.bin_um, want=f"{LEAST_BIN_UM:g} um or more"))
     if _cells_file(outs) is None:
@@ -445,7 +447,7 @@ def _bin_spots(outs: Path, cells: Cells, affine: Affine, bin_um: float) -> _Spot
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     places, genes, counts, notes = counted_bins(outs / "transcripts.parquet", _panel(outs), turn, bin_um)
     centre_um = (places + 0.5) * bin_um @ turn  # turned back
-    away = KDTree(cells.centre_um).query(centre_um)[0]
+    away = np.asarray(KDTree(cells.centre_um).query(centre_um)[0])
     tissue = away <= max(TISSUE_UM, bin_um * np.sqrt(0.5))
     if not tissue.all():
         notes.append(f"{int((~tissue).sum())} of {len(tissue)} bins lie beside the cells (no tissue): dropped.")
