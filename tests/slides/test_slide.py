@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -502,6 +504,25 @@ def test_a_picture_too_large_to_decode_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "LARGEST_PX", 1000)
     with pytest.raises(BadInput, match=r"603 x 401 px are too many .* tiled pyramidal TIFF"):
         open_slide(save_png(tmp_path / "a.png"))
+
+
+def test_a_small_file_that_declares_a_huge_picture_is_refused(tmp_path):
+    path = save_png(tmp_path / "a.png")
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 32_000, 32_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    for tail in (content[:3_000], content[:3_000] + content[-12:]):
+        path.write_bytes(tail)
+        with pytest.raises(BadInput, match=r"it declares 32000 x 32000 px in 3,0\d\d bytes"):
+            open_slide(path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.webp", "a.jp2"])
+def test_an_empty_picture_is_sound_however_much_it_was_shrunk(tmp_path, name):
+    Image.new("1" if name == "a.png" else "RGB", (6_000, 5_000), 1 if name == "a.png" else "white").save(
+        tmp_path / name, **({"quality": 10} if name == "a.jpg" else {})
+    )
+    assert (open_slide(tmp_path / name).read(5_900, 4_900, 100, 100) == 255).all()
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch):

@@ -80,6 +80,9 @@ class OpenSlidePixels:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "JPEG2000")
 LARGEST_PX = 1 << 30
 """A picture is decoded whole, at 4 bytes a pixel; above 4 GiB a tiled slide is needed."""
+MOST_PX_A_BYTE = {"PNG": 8_500, "JPEG": 512, "MPO": 512, "BMP": 128, "JPEG2000": 100_000, "WEBP": 1_000_000}
+"""Pixels that a byte can stand for: deflate shrinks 1,032-fold (and a PNG may have 1 bit a pixel); JPEG spends at least
+a bit on 8 x 8 pixels. A picture that declares more is no picture, and decoding it would only take memory."""
 PICTURE_CACHE_BYTES = 800_000_000
 """Total bytes of decoded pictures that are kept (two of 9,300 x 9,900 px); the one read last always is."""
 
@@ -193,6 +196,9 @@ class PicturePixels:
                     f"{picture.width} x {picture.height} px are too many to decode whole; convert it to a tiled "
                     "pyramidal TIFF (vips tiffsave --tile --pyramid)",
                 )
+            if picture.width * picture.height > MOST_PX_A_BYTE.get(picture.format, 1) * self.path.stat().st_size:
+                size = f"{picture.width} x {picture.height} px in {self.path.stat().st_size:,} bytes"
+                raise BadInput(self.path, "a picture", f"it declares {size}, which cannot be")
             yield picture
         finally:
             if picture.fp is not None:
