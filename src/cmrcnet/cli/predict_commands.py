@@ -230,10 +230,12 @@ def explain_command(
 
     from cmrcnet.analysis.attribution import attribution
     from cmrcnet.analysis.attribution_sheet import attribution_sheet
+    from cmrcnet.export.table_seal import TableSeal
     from cmrcnet.readers.ann_data import read_location
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.slides.slide import open_slide
 
+    TableSeal(prediction)  # a table that was damaged is refused here
     table = read_location(prediction, spot)
     with atomic_file(out) as tmp:
         if kind == "csv":
@@ -310,6 +312,7 @@ def _predicted_sections(prediction: Path, section: str | None) -> dict[str, AnnD
     import anndata
 
     from cmrcnet.evaluation.protocol.run_folder import read_run
+    from cmrcnet.export.table_seal import require_unchanged
 
     folder = prediction / "predictions"
     if prediction.is_dir():
@@ -323,6 +326,7 @@ def _predicted_sections(prediction: Path, section: str | None) -> dict[str, AnnD
         if (prediction / "run.json").exists():
             read_run(prediction, [f"predictions/{file.name}" for file in files.values()])
     elif prediction.is_file():
+        require_unchanged(prediction)
         of_run = prediction.parent.name == "predictions"
         files = {section or (name_of_file(prediction.stem) if of_run else prediction.stem): prediction}
     else:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cmrcnet.errors import BadInput, Incompatible, MissingInput, TooFew, UnknownName
+from cmrcnet.errors import BadInput, Damaged, Incompatible, MissingInput, TooFew, UnknownName
+from cmrcnet.export.table_seal import TableSeal
 from cmrcnet.genes.table import FORMAT
 from cmrcnet.storage.refusals import raise_refusal
 
@@ -22,7 +23,7 @@ class StoredPrediction:
 
     Raises
     ------
-    MissingInput, BadInput, Incompatible
+    MissingInput, BadInput, Incompatible, Damaged
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,20 +35,25 @@ class StoredPrediction:
             raise MissingInput(
                 path, "The prediction table", "write one: cmrcnet predict MODEL SLIDE --bank BANK --out OUT"
             )
+        self._seal = TableSeal(self.path)
         try:
             self._file: Any = h5py.File(self.path, "r", locking=False)
         except OSError as error:
             raise_refusal(error, path)
             raise BadInput(path, "a prediction table", "it is not an .h5ad file, or is truncated") from error
         try:
+            self._seal.check_rest(self._file)
             read: Any = read_elem
             self.obs: pd.DataFrame = read(self._file["obs"])
             self.var: pd.DataFrame = read(self._file["var"])
             self.facts: dict[str, Any] = read(self._file["uns/cmrcnet"])
             self.centre_px: np.ndarray = self._file["obsm/spatial"][:]
             number = int(self.facts["format"])
-        except (KeyError, OSError, ValueError) as error:
+        except (KeyError, OSError, ValueError, RuntimeError, TypeError) as error:
             self.close()
+            raise_refusal(error, path)
+            if isinstance(error, Damaged):
+                raise
             raise BadInput(path, "a prediction table", "cmrcnet did not write it") from error
         if number != FORMAT:
             self.close()
@@ -92,11 +98,18 @@ class StoredPrediction:
             number = self.var.index.get_loc(gene)
         except KeyError:
             raise UnknownName("gene in the prediction", gene, self.genes) from None
+        self._seal.check(self._file, "X", column=int(number))
         return self._file["X"][:, number]
 
     def rows(self, rows: slice, layer: str | None = None) -> np.ndarray:
         """All genes of some locations, of X or of a layer: (locations, genes) float32."""
-        return self._file["X" if layer is None else f"layers/{layer}"][rows]
+        key = "X" if layer is None else f"layers/{layer}"
+        self._seal.check(self._file, key, rows)
+        return self._file[key][rows]
+
+    def require_unchanged(self) -> None:
+        """Compare all of the table with its seal: `Damaged`."""
+        self._seal.check_all(self._file)
 
     def close(self) -> None:
         """Close the file."""

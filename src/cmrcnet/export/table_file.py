@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cmrcnet.storage.atomic import reserve, translate_os_errors
+from cmrcnet.export.table_seal import BLOCK, seal_table
+from cmrcnet.storage.atomic import atomic_file, reserve, translate_os_errors
 
 if TYPE_CHECKING:
     import h5py
     from anndata import AnnData
 
-LOCATIONS_PER_CHUNK, GENES_A_CHUNK = 256, 128
+LOCATIONS_PER_CHUNK, GENES_A_CHUNK = BLOCK
 _STREAMED = "streamed"
 """Group that holds columns of `obs` until the end."""
 
@@ -66,11 +68,12 @@ class TableFile:
             if self.written == 0:
                 self._lay_out(arrays)
             file = self._opened()
+            arrays = {key: np.asarray(value, file[key].dtype) for key, value in arrays.items()}
             for key, value in arrays.items():
                 file[key][rows] = value
             file.flush()
             _to_disk(self.path)
-            self._note(rows.stop)
+            self._note(rows.stop, _crc(arrays))
         self.written = rows.stop
 
     def neighbour_similarity(self) -> np.ndarray | None:
@@ -113,6 +116,7 @@ class TableFile:
                 write_elem(file, name, {})
             self.close()
             _to_disk(self.path)
+            seal_table(self.path)
             self._journal.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -141,16 +145,43 @@ class TableFile:
                 _encode(_empty(file, key, (self.locations, *value.shape[1:]), value.dtype), "array", "0.2.0")
         reserve(self.path, self.path.stat().st_size)
 
-    def _note(self, rows: int) -> None:
-        self._journal.write_text(f"{self._name} {rows}\n", encoding="utf-8")
+    def _note(self, rows: int, crc: int | None = None) -> None:
+        """Add a line for rows on the disk, with the CRC-32 of their values; without one, start a new journal."""
+        self._lines = [] if crc is None else [*self._lines, (rows, crc)]
+        lines = [f"{self._name} {stop} {each}\n" for stop, each in self._lines]
+        with atomic_file(self._journal) as tmp:
+            tmp.write_text("".join(lines), encoding="utf-8")
 
     def _rows_on_disk(self) -> int:
-        """Rows finished by an earlier run."""
-        with contextlib.suppress(OSError, ValueError):
-            name, _, rows = self._journal.read_text(encoding="utf-8").strip().rpartition(" ")
-            if name == self._name and self.path.is_file():
-                return int(rows)
-        return 0
+        """Rows finished by an earlier run that are on the disk as they were written; what follows is done again."""
+        self._lines: list[tuple[int, int]] = []
+        start = 0
+        with contextlib.suppress(OSError, ValueError, KeyError, RuntimeError):
+            for line in self._journal.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
+                name, stop, crc = line.rsplit(" ", 2)
+                rows = slice(start, int(stop))
+                if name != self._name or not start < rows.stop <= self.locations or self._stored_crc(rows) != int(crc):
+                    break
+                self._lines.append((rows.stop, int(crc)))
+                start = rows.stop
+        if start == 0:
+            self.close()
+        return start
+
+    def _stored_crc(self, rows: slice) -> int:
+        """CRC-32 of rows in the file."""
+        file = self._opened()
+        groups = [name for name in ("layers", "obsm", _STREAMED) if name in file]
+        keys = ["X", *(f"{group}/{name}" for group in groups for name in file[group])]
+        return _crc({key: file[key][rows] for key in keys})
+
+
+def _crc(arrays: Mapping[str, np.ndarray]) -> int:
+    """CRC-32 of arrays with their names, in the order of these."""
+    crc = 0
+    for key in sorted(arrays):
+        crc = zlib.crc32(np.ascontiguousarray(arrays[key]).data, zlib.crc32(key.encode(), crc))
+    return crc
 
 
 def _empty(file: h5py.File, key: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:

@@ -20,7 +20,17 @@ from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from cmrcnet.errors import BadInput, BadOption, CmrcnetError, InUse, MissingInput, NoSpace, OutputExists, Unwritable
+from cmrcnet.errors import (
+    BadInput,
+    BadOption,
+    CmrcnetError,
+    Damaged,
+    InUse,
+    MissingInput,
+    NoSpace,
+    OutputExists,
+    Unwritable,
+)
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.slides.probe import SlideProbe
 from cmrcnet.slides.slide import open_slide
@@ -210,11 +220,16 @@ def _size_if_done(table: Path, predictor: Predictor, slide: Slide) -> tuple[int,
         "slide_fingerprint": slide.fingerprint(),
         "spot_diameter_um": predictor.options.grid_um,
     }
-    with StoredPrediction(table) as found:
+    try:
+        stored = StoredPrediction(table)
+    except Damaged as error:
+        raise OutputExists(table, "it is not what was written; move it elsewhere or pass --overwrite") from error
+    with stored as found:
         other = [name for name, value in wanted.items() if found.facts.get(name) != value]
         if found.genes != predictor.genes:
             other.append("genes")
         if other:
             why = f"it differs in {', '.join(other)}; choose another folder or pass --overwrite"
             raise OutputExists(table, why)
+        found.require_unchanged()
         return len(found), len(found.genes)
