@@ -2,8 +2,8 @@
 
 The seal lies behind the HDF5 content, where HDF5 and AnnData do not look: what another program writes again has none,
 and is read as it is. A table of up to `WHOLE` bytes is checked whole before HDF5 opens it. A larger one is checked
-where it is read: its small parts at once, and of the large arrays each block of 256 locations x 128 genes with the CRC-32 of
-its numbers.
+where it is read: its small parts at once, and of the large arrays each block of 256 locations x 128 genes
+with the CRC-32 of its numbers.
 """
 
 from __future__ import annotations
