@@ -119,12 +119,38 @@ def image_and_spots(
     """
     try:
         from spatialdata import get_pyramid_levels
-        from spatialdata.transformations import get_transformation
     except ImportError as error:
         raise MissingExtra("spatialdata", "Section.from_spatialdata", "'cmrcnet[spatialdata]'") from error
-    for kind, wanted, known in (("image", image, sdata.images), ("table", table, sdata.tables)):
-        if wanted not in known:
-            raise UnknownName(f"{kind} in the SpatialData object", wanted, list(known))
+    if image not in sdata.images:
+        raise UnknownName("image in the SpatialData object", image, list(sdata.images))
+    pixels: Any = sdata.images[image]
+    adata, spots, shapes = annotated_shapes(sdata, table, shapes)
+    to_system = [
+        system_matrix(element, what, coordinate_system) for element, what in ((pixels, image), (spots, shapes))
+    ]
+    centres, diameter = shape_centres(spots, np.linalg.inv(to_system[0]) @ to_system[1])
+    level = next(iter(get_pyramid_levels(pixels))) if hasattr(pixels, "children") else pixels
+    array = np.asarray(level.transpose("y", "x", "c").data)
+    if array.dtype != np.uint8 or array.shape[2] not in (3, 4):
+        raise BadInput(f"image {image}", "a slide", f"it is {array.shape[2]} x {array.dtype}; convert it to 8-bit RGB")
+    spot_table = spots_of_anndata(adata, section_name, layer=layer, centre_px=centres, diameter_px=diameter)
+    return np.ascontiguousarray(array[..., :3]), spot_table
+
+
+def annotated_shapes(sdata: SpatialData, table: str, shapes: str | None) -> tuple[AnnData, Any, str]:
+    """Rows of a table of a SpatialData object that annotate one element, its shapes in the same order, and its name.
+
+    Parameters
+    ----------
+    shapes : str or None
+        None: the only element that the table annotates.
+
+    Raises
+    ------
+    UnknownName, BadInput, BadOption
+    """
+    if table not in sdata.tables:
+        raise UnknownName("table in the SpatialData object", table, list(sdata.tables))
     adata: Any = sdata.tables[table]
     keys = adata.uns.get("spatialdata_attrs")
     if not keys:
@@ -138,30 +164,42 @@ def image_and_spots(
     if shapes not in sdata.shapes:
         raise UnknownName("shapes in the SpatialData object", shapes, list(sdata.shapes))
     spots: Any = sdata.shapes[shapes]
-    pixels: Any = sdata.images[image]
-    to_system = []
-    for what, element in ((image, pixels), (shapes, spots)):
-        transformations: Any = get_transformation(element, get_all=True)
-        if coordinate_system not in transformations:
-            raise UnknownName(f"coordinate system of {what}", coordinate_system, list(transformations))
-        to_system.append(transformations[coordinate_system].to_affine_matrix(("x", "y"), ("x", "y")))
-    to_pixels = np.linalg.inv(to_system[0]) @ to_system[1]
     adata = adata[np.flatnonzero(regions == shapes)]
     instances = adata.obs[keys["instance_key"]]
     if not instances.isin(spots.index).all():
         raise BadInput(f"table {table}", "counts of spots", f"it annotates spots that {shapes} does not hold")
-    chosen = spots.loc[instances]
-    points = chosen.geometry.centroid
-    centres = np.column_stack([points.x, points.y, np.ones(len(chosen))]) @ to_pixels[:2].T
+    if not spots.index.is_unique:
+        raise BadInput(f"table {table}", "counts of spots", f"{shapes} holds several shapes of one name")
+    return adata, spots.loc[instances], shapes
+
+
+def system_matrix(element: Any, what: str, coordinate_system: str) -> np.ndarray:
+    """Matrix (3, 3) from x, y of an element of a SpatialData object to a coordinate system.
+
+    Raises
+    ------
+    UnknownName
+        The element, called `what` in the error, is not in that system.
+    """
+    from spatialdata.transformations import get_transformation
+
+    transformations: Any = get_transformation(element, get_all=True)
+    if coordinate_system not in transformations:
+        raise UnknownName(f"coordinate system of {what}", coordinate_system, list(transformations))
+    return transformations[coordinate_system].to_affine_matrix(("x", "y"), ("x", "y"))
+
+
+def shape_centres(shapes: Any, matrix: np.ndarray) -> tuple[np.ndarray, float | None]:
+    """Centres (n, 2) of circles or polygons mapped by a matrix (3, 3), and the diameter of the median circle, mapped.
+
+    The diameter is None for polygons.
+    """
+    points = shapes.geometry.centroid
+    centres = np.column_stack([points.x, points.y, np.ones(len(shapes))]) @ matrix[:2].T
     diameter = None
-    if "radius" in chosen.columns and len(chosen):
-        diameter = 2 * float(np.median(chosen["radius"])) * float(np.sqrt(abs(np.linalg.det(to_pixels[:2, :2]))))
-    level = next(iter(get_pyramid_levels(pixels))) if hasattr(pixels, "children") else pixels
-    array = np.asarray(level.transpose("y", "x", "c").data)
-    if array.dtype != np.uint8 or array.shape[2] not in (3, 4):
-        raise BadInput(f"image {image}", "a slide", f"it is {array.shape[2]} x {array.dtype}; convert it to 8-bit RGB")
-    spot_table = spots_of_anndata(adata, section_name, layer=layer, centre_px=centres, diameter_px=diameter)
-    return np.ascontiguousarray(array[..., :3]), spot_table
+    if "radius" in shapes.columns and len(shapes):
+        diameter = 2 * float(np.median(shapes["radius"])) * float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+    return centres, diameter
 
 
 def spatial_centres(table: AnnData, where: object) -> np.ndarray:
