@@ -17,6 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, CmrcnetError
+from cmrcnet.readers.h5_probe import probe_h5
 from cmrcnet.readers.text_files import open_text, require_file
 from cmrcnet.storage.sparse_matrix import LARGEST, sparse_fault
 
@@ -49,7 +50,7 @@ def open_h5(path: Path, what: str, *, in_blocks: bool = False) -> Iterator[Any]:
     """
     import h5py
 
-    require_file(path, f"The file (wanted: {what})")
+    probe_h5(require_file(path, f"The file (wanted: {what})"), what)
     try:
         with h5py.File(path, "r") as file:
             if why := _fault(file, in_blocks):
