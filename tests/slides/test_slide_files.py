@@ -60,6 +60,20 @@ def test_a_folder_of_dicom_files_counts_each_series_once(tmp_path):
     assert [path.name for path in slides_of(tmp_path / "one")] == ["level-0.dcm"]
 
 
+@pytest.mark.parametrize(("place", "value"), [(1, 0x7F000000), (5, 1), (11, 0xFFFFFFF0), (0, 4)])
+def test_a_damaged_table_of_frames_is_refused_before_openslide_follows_it(tmp_path, place, value):
+    """With such an offset OpenSlide 4.0.1 ends the process (SIGSEGV)."""
+    first = write_dicom_series(tmp_path / "a", PIXELS)
+    content = bytearray(first.read_bytes())
+    table = content.index(b"\xe0\x7f\x10\x00O") + 20
+    assert int.from_bytes(content[table - 4 : table], "little") == 4 * 12
+    content[table + 4 * place : table + 4 * place + 4] = value.to_bytes(4, "little")
+    first.write_bytes(content)
+    for name in ("level-0.dcm", "level-2.dcm"):
+        with pytest.raises(BadInput, match=r"level-0.dcm .* table of frames is damaged"):
+            open_slide(first.with_name(name))
+
+
 def test_a_label_alone_is_no_slide(tmp_path):
     first = write_dicom_series(tmp_path / "a", PIXELS)
     for level in range(3):

@@ -196,7 +196,7 @@ class PicturePixels:
                     f"{picture.width} x {picture.height} px are too many to decode whole; convert it to a tiled "
                     "pyramidal TIFF (vips tiffsave --tile --pyramid)",
                 )
-            if picture.width * picture.height > MOST_PX_A_BYTE.get(picture.format, 1) * self.path.stat().st_size:
+            if picture.width * picture.height > MOST_PX_A_BYTE.get(picture.format or "", 1) * self.path.stat().st_size:
                 size = f"{picture.width} x {picture.height} px in {self.path.stat().st_size:,} bytes"
                 raise BadInput(self.path, "a picture", f"it declares {size}, which cannot be")
             yield picture

@@ -18,7 +18,7 @@ import numpy as np
 from cmrcnet.errors import BadInput, CmrcnetError
 from cmrcnet.slides.backends import OpenSlidePixels, PicturePixels, openslide_vendor
 from cmrcnet.slides.slide import PixelSource
-from cmrcnet.slides.slide_files import require_file
+from cmrcnet.slides.slide_files import check_dicom, require_file
 from cmrcnet.slides.tiff import TiffPixels, beyond_openslide
 from cmrcnet.slides.tiff_header import TIFF_SIGNATURES, check_tiff
 
@@ -68,7 +68,10 @@ def _decoder(path: Path, size: int, changed: int) -> Callable[[Path], PixelSourc
     if not head:
         raise BadInput(path, "a slide", "it is empty")
     if head not in TIFF_SIGNATURES:
-        return PicturePixels if openslide_vendor(path) is None else _openslide_alone(path)
+        vendor = openslide_vendor(path)
+        if vendor == "dicom":
+            check_dicom(path)
+        return PicturePixels if vendor is None else _openslide_alone(path)
     check_tiff(path)
     vendor = openslide_vendor(path)
     if vendor is None:
@@ -172,7 +175,11 @@ def levels_agree(source: PixelSource) -> bool | None:
             across, down = (
                 min(int(side * steps[level]), end - at) for end, at in zip(source.sizes[0], (x0, y0), strict=True)
             )
-            grey = Image.fromarray(source.region(0, x0, y0, across, down)).convert("L").resize((side, side), Image.BOX)
+            grey = (
+                Image.fromarray(source.region(0, x0, y0, across, down))
+                .convert("L")
+                .resize((side, side), Image.Resampling.BOX)
+            )
             low, high = overview[y : y + side, x : x + side].ravel(), np.asarray(grey, np.float64).ravel()
             found.append(np.corrcoef(low, high)[0, 1] if high.std() > 0 else 0.0)
     except BadInput:

@@ -5,11 +5,14 @@ OpenSlide opens a DICOM slide by any file of its series. Labels and overviews be
 
 from __future__ import annotations
 
+import mmap
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
 
 from cmrcnet.errors import BadInput, MissingInput
 from cmrcnet.storage.hashing import fingerprint_stream
@@ -132,6 +135,33 @@ def dicom_series(path: Path) -> list[DicomInstance]:
         return []
     beside = (dicom_instance(file) for file in sorted(path.parent.iterdir()))
     return [one for one in beside if one is not None and one.series == own.series]
+
+
+_PIXELS, _ITEM = b"\xe0\x7f\x10\x00O", b"\xfe\xff\x00\xe0"  # tags of the pixels and of each item in them
+
+
+def check_dicom(path: Path) -> None:
+    """Check that the frames of a DICOM series lie in its files; OpenSlide follows a damaged offset out of memory.
+
+    Raises
+    ------
+    BadInput
+    """
+    for file in files_of_slide(path, "dicom"):
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = content.find(_PIXELS) + 12  # tag, kind and length
+            if start < 12 or content[start : start + 4] != _ITEM:
+                continue  # not in items, or not found: OpenSlide refuses what it cannot read
+            length = int.from_bytes(content[start + 4 : start + 8], "little")
+            first = start + 8 + length
+            offsets = np.frombuffer(content[start + 8 : first], "<u4").astype(np.int64) if length % 4 == 0 else None
+            if offsets is None or first > len(content) or (len(offsets) and not _rising(offsets, len(content) - first)):
+                raise BadInput(file, "a DICOM slide", "its table of frames is damaged; copy or export it again")
+
+
+def _rising(offsets: np.ndarray, size: int) -> bool:
+    """Whether offsets start at 0, rise, and end within `size` bytes."""
+    return bool(offsets[0] == 0 and (np.diff(offsets) > 0).all() and offsets[-1] + 8 <= size)
 
 
 def one_file_a_slide(paths: Sequence[Path]) -> list[Path]:

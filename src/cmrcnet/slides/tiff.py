@@ -43,8 +43,8 @@ def beyond_openslide(path: Path) -> bool:
         It is no TIFF.
     """
     with _open(path) as tiff:
-        turned = tiff.pages[0].tags.valueof(_ORIENTATION, default=1) != 1
-        return turned or tiff.is_ome or tiff.pages[0].dtype != np.uint8
+        first: Any = tiff.pages[0]
+        return tiff.is_ome or first.dtype != np.uint8 or first.tags.valueof(_ORIENTATION, default=1) != 1
 
 
 class TiffPixels:
@@ -67,7 +67,7 @@ class TiffPixels:
                 self.sizes = tuple(_size(level) for level in series.levels)
                 self._planes = tuple(_check(level, path) for level in series.levels)
                 self.mpp = _scale(tiff, series)
-                pages = [page for level in series.levels for page in level.pages]
+                pages: list[Any] = [page for level in series.levels for page in level.pages]
                 self._files = tuple(sorted({Path(page.parent.filehandle.path) for page in pages}))
                 self._top = _stated_top(tiff, series)
             if self._top is None:
