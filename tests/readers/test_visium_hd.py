@@ -99,6 +99,25 @@ def test_sums_are_wider_than_what_is_stored(tmp_path, made):
     assert np.array_equal(summed_counts(path, grid).values.toarray(), sums)
 
 
+def test_the_fine_matrix_is_never_held(tmp_path):
+    import tracemalloc
+
+    made = made_bins(160, 160, genes=60)
+    made = replace(made, counts=np.random.default_rng(0).poisson(3, made.counts.shape))
+    outs = write_visium_hd(tmp_path / "outs", made, (2,))
+    path = outs / "binned_outputs" / "square_002um" / "filtered_feature_bc_matrix.h5"
+    grid = read_bin_grid(path.parent / "spatial" / "tissue_positions.parquet", 20)
+    summed_counts(path, grid)  # imports
+    with h5py.File(path, "r") as file:
+        fine_bytes = 12 * len(file["matrix/data"])  # an index of 8 bytes and a count of 4
+    tracemalloc.start()
+    found = summed_counts(path, grid, block_values=10_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found.values.toarray(), by_hand(made, 40)[0])
+    assert peak < fine_bytes / 2, peak
+
+
 def test_where_the_folder_may_be_given_and_the_default(outs, made):
     for path in (outs, outs.parent, outs / "binned_outputs"):
         assert sniff(path) == "visium_hd"
