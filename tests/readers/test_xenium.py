@@ -113,7 +113,7 @@ def test_a_gene_that_was_seen_nowhere_stays_in_the_panel(outs, made):
 
 
 def test_batches_are_summed(outs, made, monkeypatch):
-    monkeypatch.setattr("cmrcnet.readers.xenium.MERGE_KEYS", 100)
+    monkeypatch.setattr("cmrcnet.readers.square_bins.MERGE_KEYS", 100)
     whole = counted_bins(outs / "transcripts.parquet", made.genes, np.eye(2), 25.0)
     import cmrcnet.readers.xenium as module
 

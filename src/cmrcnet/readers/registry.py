@@ -63,7 +63,7 @@ class SectionSource:
     library: str | None = None
 
 
-BUILT_IN = ("legacy_st", "visium", "hest", "ann_data", "visium_hd", "xenium", "spatialdata")
+BUILT_IN = ("legacy_st", "visium", "hest", "ann_data", "visium_hd", "xenium", "spatialdata", "stomics")
 """Modules beside this one that register a reader of the same name."""
 
 Reading = Callable[[SectionSource], RawSection]

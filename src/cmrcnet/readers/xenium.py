@@ -35,6 +35,7 @@ from cmrcnet.readers.parquet import numbers_of, parquet_batches, texts_of
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.sparse_files import open_h5
+from cmrcnet.readers.square_bins import FURTHEST, SquareBins, bin_names, turn_of
 from cmrcnet.readers.text_files import FREE_BYTES, MOST_UNPACKED, open_bytes, read_json
 from cmrcnet.readers.visium import GENES, H5, TenxMatrix, read_tenx_matrix
 from cmrcnet.slides.section import repeated
@@ -53,10 +54,6 @@ MOST_UNLISTED = 0.02
 """Largest share of the counted cells that may be absent from the cell table."""
 REGISTERED = 0.01
 """Largest relative difference in size between the morphology image and an H&E that counts as registered to it."""
-FURTHEST = 1 << 19
-"""Bins from the origin on each axis, of which the keys below leave room for twice as many."""
-MERGE_KEYS = 4 << 20
-"""Counted (bin, gene) pairs that wait before they are summed."""
 NO_MORPHOLOGY = "and there is no morphology image that it could be registered to"
 
 WHAT = "experiment.xenium"
@@ -443,16 +440,14 @@ def _bin_spots(outs: Path, cells: Cells, affine: Affine, bin_um: float) -> _Spot
     """Transcripts counted in squares whose edges are parallel to those of the H&E."""
     from scipy.spatial import KDTree
 
-    angle = np.arctan2(affine.d, affine.a)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    turn = turn_of(affine)
     places, genes, counts, notes = counted_bins(outs / "transcripts.parquet", _panel(outs), turn, bin_um)
     centre_um = (places + 0.5) * bin_um @ turn  # turned back
     away = np.asarray(KDTree(cells.centre_um).query(centre_um)[0])
     tissue = away <= max(TISSUE_UM, bin_um * np.sqrt(0.5))
     if not tissue.all():
         notes.append(f"{int((~tissue).sum())} of {len(tissue)} bins lie beside the cells (no tissue): dropped.")
-    rows, columns = (places[:, ::-1] - places[:, ::-1].min(axis=0, initial=FURTHEST)).T
-    named = [f"s_{bin_um:03g}um_{row:05d}_{column:05d}" for row, column in zip(rows, columns, strict=True)]
+    named = bin_names(places, bin_um)
     kept = np.flatnonzero(tissue)
     return _Spots([named[i] for i in kept], centre_um[kept], bin_um, counts[kept], genes, tuple(notes))
 
@@ -488,8 +483,8 @@ def counted_bins(
     MissingExtra, MissingInput, BadInput
     """
     gene_of: dict[str, int] = {gene: i for i, gene in enumerate(panel or [])}
-    pending, sums = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
-    total = poor = controls = waiting = 0
+    bins = SquareBins()
+    total = poor = controls = 0
     columns = ("feature_name", "x_location", "y_location", "qv")
     for batch in parquet_batches(path, TRANSCRIPTS, columns, optional=("is_gene",)):
         features = batch.column("feature_name").dictionary_encode()
@@ -511,31 +506,9 @@ def counted_bins(
         total, poor = total + len(gene), poor + int((~good).sum())
         controls += int((good & (gene < 0)).sum())
         kept = good & (gene >= 0)
-        x, y = place[kept].astype(np.int64).T + FURTHEST
-        pending.append((x << 40) | (y << 20) | gene[kept])
-        sums.append(np.ones(int(kept.sum()), np.int32))
-        waiting += len(pending[-1])
-        if waiting > max(MERGE_KEYS, len(pending[0])):
-            merged, summed = _merged(pending, sums)
-            pending, sums, waiting = [merged], [summed], 0
-    keys, summed = _merged(pending, sums)
-    starts = np.flatnonzero(np.diff(keys >> 20, prepend=-1))  # the keys rise, bin by bin and gene by gene
-    bins = keys[starts] >> 20
-    genes = (keys & ((1 << 20) - 1)).astype(np.int32)
-    counts = sparse.csr_matrix((summed, genes, np.append(starts, len(keys))), shape=(len(bins), len(gene_of)))
-    places = np.column_stack([bins >> 20, bins & ((1 << 20) - 1)]) - FURTHEST
+        bins.add(place[kept].astype(np.int64), gene[kept], np.ones(int(kept.sum()), np.int32))
+    places, counts = bins.result(len(gene_of))
     notes = [f"{poor} of {total} transcripts have a quality below {LEAST_QUALITY:g}: dropped."] if poor else []
     if controls:
         notes.append(f"{controls} of {total} transcripts are of controls, not genes: dropped.")
     return places, tuple(gene_of), counts, notes
-
-
-def _merged(keys: list[np.ndarray], sums: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Each key once, rising, with the sum of its numbers."""
-    joined, numbers = np.concatenate(keys), np.concatenate(sums)
-    keys.clear()
-    sums.clear()
-    order = np.argsort(joined)
-    joined, numbers = joined[order], numbers[order]
-    first = np.flatnonzero(np.diff(joined, prepend=-1))
-    return joined[first], np.add.reduceat(numbers, first) if len(first) else numbers

@@ -1,0 +1,119 @@
+"""Text tables of millions of lines (molecules, cells), read a few columns and a bounded number of lines at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cmrcnet.errors import BadInput, MissingInput
+from cmrcnet.readers.text_files import open_text
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+BLOCK_LINES = 1 << 20
+LONGEST_HEADER = 16 << 20
+"""Most bytes of the line of column names; 20,000 genes have 0.2 MB."""
+MOST_COMMENTS = 1000
+"""Most lines that begin with # before the column names."""
+
+
+def long_table(
+    path: Path,
+    what: str,
+    texts: Mapping[str, Sequence[str]],
+    numbers: Mapping[str, Sequence[str]],
+    *,
+    lines: int = BLOCK_LINES,
+) -> Iterator[DataFrame]:
+    """Blocks of lines of a table separated by tabs, commas or semicolons, gzipped or not.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Lines that begin with # before the column names are skipped.
+    what : str
+        Kind of table, for the errors: "a table of molecules".
+    texts, numbers : mapping of str to sequence of str
+        Name of a column in the result, and the names that it may have in the file. An empty list of names makes a
+        column of the file's first one.
+    lines : int
+        Most lines of a block, which bounds the memory.
+
+    Yields
+    ------
+    pandas.DataFrame
+        Texts as categories, numbers as finite float64.
+
+    Raises
+    ------
+    MissingInput, BadInput
+    """
+    import pandas as pd
+
+    try:
+        with open_text(path, f"The file (wanted: {what})") as file:
+            header = _header(file, path, what)
+            delimiter = max("\t,;", key=header.count)
+            names = [cell.strip().strip('"') for cell in header.rstrip("\r\n").split(delimiter)]
+            found = {
+                key: names[0] if not known else next((name for name in known if name in names), None)
+                for key, known in (*texts.items(), *numbers.items())
+            }
+            if missing := [known[0] for key, known in (*texts.items(), *numbers.items()) if found[key] is None]:
+                raise BadInput.columns(path, missing, names)
+            places = {names.index(str(name)): key for key, name in found.items()}
+            blocks: Any = pd.read_csv(
+                file,
+                sep=delimiter,
+                header=None,
+                names=range(len(names) + 1),
+                usecols=[*sorted(places), len(names)],  # the last one holds cells too many
+                dtype={place: "category" if key in texts else np.float64 for place, key in places.items()}
+                | {len(names): "str"},
+                chunksize=lines,
+                keep_default_na=False,
+                na_values={place: [""] for place in (*places, len(names))},
+                decimal="," if delimiter == ";" else ".",
+            )
+            for block in blocks:
+                if block.pop(len(names)).notna().any():
+                    raise BadInput(path, what, f"a line has more cells than the {len(names)} names of columns")
+                block = block.rename(columns=places)
+                if block.isna().to_numpy().any() or not np.isfinite(block[list(numbers)].to_numpy()).all():
+                    raise BadInput(path, what, f"a line near {block.index[0] + 2} has an empty cell or no number")
+                if any("\n" in str(text) for key in texts for text in block[key].cat.categories):
+                    raise BadInput(path, what, "a quoted cell holds a line end; close the quote")
+                yield block
+    except (ValueError, OSError, OverflowError) as error:
+        if isinstance(error, BadInput | MissingInput):
+            raise
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise BadInput(path, what, f"it is truncated, damaged or of another kind ({why})") from error
+
+
+def comment_lines(path: Path, what: str) -> dict[str, str]:
+    """What the lines ``#Key=value`` before the column names of a table state."""
+    stated = {}
+    with open_text(path, f"The file (wanted: {what})") as file:
+        for _ in range(MOST_COMMENTS):
+            line = file.readline(1 << 12).decode("utf-8", "replace").strip()
+            if not line.startswith("#"):
+                break
+            key, _, value = line.lstrip("#").partition("=")
+            stated[key.strip()] = value.strip()
+    return stated
+
+
+def _header(file: Any, path: Path, what: str) -> str:
+    """The line of column names."""
+    for _ in range(MOST_COMMENTS):
+        line = file.readline(LONGEST_HEADER)
+        if not line.startswith(b"#"):
+            if not line.strip():
+                raise BadInput(path, what, "it has no line of column names")
+            return line.decode("utf-8")
+    raise BadInput(path, what, f"it begins with more than {MOST_COMMENTS} lines of #")

@@ -1,0 +1,89 @@
+"""Sum molecules or cells in square bins, batch by batch, in memory that grows with the result only."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+
+from cmrcnet.readers.affine import Affine
+
+FURTHEST = 1 << 19
+"""Bins from the origin on each axis, of which the keys below leave room for twice as many."""
+MOST_GENES = 1 << 20
+MERGE_KEYS = 4 << 20
+"""Counted (bin, gene) pairs that wait before they are summed."""
+
+
+class SquareBins:
+    """Counts of genes in the squares of a grid.
+
+    Examples
+    --------
+    >>> bins = SquareBins()
+    >>> bins.add(np.array([[0, 0], [0, 0], [3, 1]]), np.array([1, 1, 0]), np.array([2, 5, 1]))
+    >>> places, counts = bins.result(genes=2)
+    >>> places.tolist(), counts.toarray().tolist()
+    ([[0, 0], [3, 1]], [[0, 7], [1, 0]])
+    """
+
+    def __init__(self) -> None:
+        self._keys = [np.empty(0, np.int64)]
+        self._sums: list[np.ndarray] = []
+        self._waiting = 0
+
+    def add(self, places: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
+        """Add molecules.
+
+        Parameters
+        ----------
+        places : numpy.ndarray, shape (n, 2), int64
+            x and y in bins, less than `FURTHEST` from 0.
+        genes : numpy.ndarray, shape (n,), int64
+            Number of the gene, 0 to `MOST_GENES`.
+        counts : numpy.ndarray, shape (n,)
+            All calls have one dtype, which must hold the sums.
+        """
+        x, y = np.asarray(places, dtype=np.int64).T + FURTHEST
+        if not self._sums:
+            self._sums.append(np.empty(0, counts.dtype))
+        self._keys.append((x << 40) | (y << 20) | genes)
+        self._sums.append(counts)
+        self._waiting += len(counts)
+        if self._waiting > max(MERGE_KEYS, len(self._keys[0])):
+            self._merge()
+
+    def result(self, genes: int) -> tuple[np.ndarray, sparse.csr_matrix]:
+        """Places (bins, 2) of the bins that hold a molecule, int64, and their counts (bins, genes)."""
+        if self._sums:
+            self._merge()
+        keys = self._keys[0]
+        sums = self._sums[0] if self._sums else np.empty(0, np.int32)
+        starts = np.flatnonzero(np.diff(keys >> 20, prepend=-1))  # the keys rise, bin by bin and gene by gene
+        bins = keys[starts] >> 20
+        columns = (keys & (MOST_GENES - 1)).astype(np.int32)
+        counts = sparse.csr_matrix((sums, columns, np.append(starts, len(keys))), shape=(len(bins), genes))
+        return np.column_stack([bins >> 20, bins & ((1 << 20) - 1)]) - FURTHEST, counts
+
+    def _merge(self) -> None:
+        """Keep each key once, rising, with the sum of its counts."""
+        joined, numbers = np.concatenate(self._keys), np.concatenate(self._sums)
+        self._keys.clear()
+        self._sums.clear()
+        order = np.argsort(joined)
+        joined, numbers = joined[order], numbers[order]
+        first = np.flatnonzero(np.diff(joined, prepend=-1))
+        self._keys.append(joined[first])
+        self._sums.append(np.add.reduceat(numbers, first) if len(first) else numbers)
+        self._waiting = 0
+
+
+def turn_of(affine: Affine) -> np.ndarray:
+    """Rotation (2, 2) by which x, y of the assay run along the edges of the image of an affine."""
+    angle = np.arctan2(affine.d, affine.a)
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+def bin_names(places: np.ndarray, bin_um: float) -> list[str]:
+    """Names of bins as Space Ranger writes them, ``s_056um_00003_00012``, counted from the first row and column."""
+    rows, columns = (places[:, ::-1] - places[:, ::-1].min(axis=0, initial=FURTHEST)).T
+    return [f"s_{bin_um:03g}um_{row:05d}_{column:05d}" for row, column in zip(rows, columns, strict=True)]
