@@ -104,7 +104,7 @@ class TokenCache:
                     _touch(path)
                     return found
                 if path.exists():
-                    log.warning("The cache entry %s is damaged and is computed again.", path)
+                    log.warning("The cache entry %s is damaged or of another version, and is computed again.", path)
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     raise
