@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from cmrcnet.errors import BadInput, Damaged, DownloadFailed, MissingExtra, MissingInput
+from cmrcnet.storage.refusals import raise_refusal
 
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
@@ -252,6 +253,7 @@ def embedded_weights() -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise_refusal(error, path)
         raise Damaged.weights(path, str(error).splitlines()[0]) from error
 
 

@@ -37,6 +37,7 @@ from cmrcnet.slides.spot_tables import (
     spatial_centres,
     under_tissue,
 )
+from cmrcnet.storage.refusals import fault_of_file
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -136,8 +137,7 @@ def read_h5ad(path: Path) -> AnnData:
             warnings.simplefilter("ignore")  # repeated names are checked later
             return anndata.read_h5ad(path)
     except Exception as error:  # anndata and h5py raise a dozen kinds for a damaged file
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise BadInput(path, WHAT, f"the file is truncated, damaged or of another kind ({lines[0][:120]})") from error
+        raise BadInput(path, WHAT, fault_of_file(error)) from error
 
 
 def raw_counts(table: AnnData, name: str) -> tuple[sparse.csr_matrix, tuple[str, ...], str]:

@@ -307,7 +307,7 @@ class PatchSlide:
             import h5py
 
             try:
-                self._file = h5py.File(self.path, "r")
+                self._file = h5py.File(self.path, "r", locking=False)
                 self._file["img"]
             except (OSError, KeyError) as error:
                 self._file = None

@@ -19,6 +19,7 @@ from scipy import sparse
 from cmrcnet.errors import BadInput, CmrcnetError
 from cmrcnet.readers.h5_probe import probe_h5
 from cmrcnet.readers.text_files import open_text, require_file
+from cmrcnet.storage.refusals import fault_of_file
 from cmrcnet.storage.sparse_matrix import LARGEST, sparse_fault
 
 FREE_BYTES = 256 << 20
@@ -52,15 +53,14 @@ def open_h5(path: Path, what: str, *, in_blocks: bool = False) -> Iterator[Any]:
 
     probe_h5(require_file(path, f"The file (wanted: {what})"), what)
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             if why := _fault(file, in_blocks):
                 raise BadInput(path, what, why)
             yield file
     except CmrcnetError:
         raise
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, OverflowError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise BadInput(path, what, f"the file is truncated, damaged or of another kind ({lines[0][:120]})") from error
+        raise BadInput(path, what, fault_of_file(error)) from error
 
 
 def _fault(file: Any, in_blocks: bool) -> str | None:

@@ -96,7 +96,7 @@ def version_seen(outs: Path, matrices: Iterable[Path]) -> str:
             return f"version seen: {stated} in _versions"
     for path in matrices:
         try:
-            with h5py.File(path, "r") as file:
+            with h5py.File(path, "r", locking=False) as file:
                 version = file.attrs.get("software_version")
         except OSError:
             continue

@@ -32,6 +32,15 @@ def error_number(error: BaseException) -> int | None:
     return int(found[1]) if found else None
 
 
+def fault_of_file(error: BaseException) -> str:
+    """Why a library could not read a file: the system refused it, or else it is damaged."""
+    number = error_number(error)
+    if number in _HINTS:
+        return f"the system refuses it ({os.strerror(number).lower()})"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"the file is truncated, damaged or of another kind ({lines[0][:120]})"
+
+
 def raise_refusal(error: BaseException, path: object) -> None:
     """Raise `OSError` where an error of reading `path` says that the system refused, and nothing of the content.
 
