@@ -100,7 +100,13 @@ def test_a_table_that_is_binned_already(tmp_path, molecules, image):
         (lambda text: text + "ENSG1\tA\t5\t6\t1.5\n", "fractional"),
         (lambda text: text + "ENSG1\tA\t5\tx\t1\n", "damaged"),
         (lambda text: text + "ENSG1\tA\t5\n", "empty cell"),
-        (lambda text: text + "ENSG1\tA\t5\t6\t1\t7\t8\n", "more cells"),
+        (lambda text: text + "ENSG1\tA\t5\t6\t1\t7\t8\n", "damaged"),
+        (
+            lambda text: (
+                text.replace("\tMIDCount", "", 1).replace("\ty", "\ty\tMIDCount", 1).replace("geneID\t", "", 1)
+            ),
+            "more cells",
+        ),
         (lambda text: text + "ENSG1\tA\t9e15\t6\t1\n", "wider coordinates"),
         (lambda text: text + 'ENSG1\t"A\t5\t6\t1\n', "damaged|quote"),
         (lambda text: text.replace("OffsetX=0", "OffsetX=a"), "no whole number"),

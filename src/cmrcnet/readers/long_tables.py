@@ -14,7 +14,7 @@ from cmrcnet.readers.text_files import open_text
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-BLOCK_LINES = 1 << 20
+BLOCK_LINES = 1 << 19
 LONGEST_HEADER = 16 << 20
 """Most bytes of the line of column names; 20,000 genes have 0.2 MB."""
 MOST_COMMENTS = 1000
@@ -70,19 +70,19 @@ def long_table(
                 file,
                 sep=delimiter,
                 header=None,
-                names=range(len(names) + 1),
-                usecols=[*sorted(places), len(names)],  # the last one holds cells too many
-                dtype={place: "category" if key in texts else np.float64 for place, key in places.items()}
-                | {len(names): "str"},
+                names=range(len(names)),
+                dtype={
+                    place: np.float64 if places.get(place) in numbers else "category" for place in range(len(names))
+                },
                 chunksize=lines,
                 keep_default_na=False,
-                na_values={place: [""] for place in (*places, len(names))},
+                na_values={place: [""] for place in places},
                 decimal="," if delimiter == ";" else ".",
             )
             for block in blocks:
-                if block.pop(len(names)).notna().any():
-                    raise BadInput(path, what, f"a line has more cells than the {len(names)} names of columns")
-                block = block.rename(columns=places)
+                if not isinstance(block.index, pd.RangeIndex):  # pandas takes the first of too many cells as an index
+                    raise BadInput(path, what, f"its lines have more cells than its {len(names)} names of columns")
+                block = block[list(places)].rename(columns=places)
                 if block.isna().to_numpy().any() or not np.isfinite(block[list(numbers)].to_numpy()).all():
                     raise BadInput(path, what, f"a line near {block.index[0] + 2} has an empty cell or no number")
                 if any("\n" in str(text) for key in texts for text in block[key].cat.categories):
