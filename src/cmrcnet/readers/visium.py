@@ -23,6 +23,7 @@ Long because it is one thing: this platform.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,18 +70,22 @@ def visium_problems(source: SectionSource) -> list[CmrcnetError]:
     outs = _outs(source.path)
     if (outs / "binned_outputs").is_dir():
         return [BadInput.unclear_format(source.path, "it is Visium HD (binned_outputs)", ["visium_hd"])]
+    try:
+        matrix, positions = _matrix_path(outs, source.path), source.spots or _positions_file(outs)
+    except CmrcnetError as error:
+        return [error]
+    no_picture = source.image is None and not (outs / "spatial" / "tissue_hires_image.png").is_file()
+    if matrix is not None and positions is not None and not no_picture:
+        return []
     problems: list[CmrcnetError] = []
     seen = version_seen(outs, sorted(outs.glob("*_feature_bc_matrix.h5")))
-    try:
-        if _matrix_path(outs, source.path) is None:
-            hint = f"Space Ranger writes it into outs/, also as the folder {MATRICES[0]} ({seen})"
-            problems.append(MissingInput(outs / f"{MATRICES[0]}.h5", "The count matrix", hint))
-        if source.spots is None and _positions_file(outs) is None:
-            hint = f"Space Ranger writes it into outs/spatial/, before 2.0 as tissue_positions_list.csv ({seen})"
-            problems.append(MissingInput(outs / "spatial" / "tissue_positions.csv", "The file of spot positions", hint))
-    except CmrcnetError as error:
-        problems.append(error)
-    if source.image is None and not (outs / "spatial" / "tissue_hires_image.png").is_file():
+    if matrix is None:
+        hint = f"Space Ranger writes it into outs/, also as the folder {MATRICES[0]} ({seen})"
+        problems.append(MissingInput(outs / f"{MATRICES[0]}.h5", "The count matrix", hint))
+    if positions is None:
+        hint = f"Space Ranger writes it into outs/spatial/, before 2.0 as tissue_positions_list.csv ({seen})"
+        problems.append(MissingInput(outs / "spatial" / "tissue_positions.csv", "The file of spot positions", hint))
+    if no_picture:
         want = "the full-resolution picture, which Space Ranger does not copy (outs/spatial/tissue_hires_image.png, "
         problems.append(BadOption("image", None, want=f"{want}the reduced one, is missing too; {seen})"))
     return problems
@@ -88,18 +93,14 @@ def visium_problems(source: SectionSource) -> list[CmrcnetError]:
 
 def version_seen(outs: Path, matrices: Iterable[Path]) -> str:
     """The version of Space Ranger that wrote a folder, as far as its files tell, as part of a sentence."""
-    import h5py
-
     for path in (outs.parent / "_versions", outs / "_versions"):
         if path.is_file():
             stated = read_json(path, "The file of versions").get("pipelines", "none stated")
             return f"version seen: {stated} in _versions"
     for path in matrices:
-        try:
-            with h5py.File(path, "r", locking=False) as file:
-                version = file.attrs.get("software_version")
-        except OSError:
-            continue
+        version = None
+        with contextlib.suppress(BadInput), open_h5(path, H5, in_blocks=True) as file:
+            version = file.attrs.get("software_version")
         if version is not None:
             return f"version seen: {version.decode() if isinstance(version, bytes) else version}"
     if (outs / "spatial" / "tissue_positions.csv").is_file():

@@ -72,8 +72,6 @@ def visium_hd_problems(source: SectionSource) -> list[CmrcnetError]:
         folder, _, _ = _folder_for(source)
     except CmrcnetError as error:
         return [error]
-    matrices = sorted(folder.parent.glob("square_*um/*_feature_bc_matrix.h5"))
-    seen = version_seen(folder.resolve().parents[1], matrices)
     problems: list[CmrcnetError] = []
     for path, what in (
         (folder / MATRIX, "The count matrix"),
@@ -81,6 +79,8 @@ def visium_hd_problems(source: SectionSource) -> list[CmrcnetError]:
         (folder / "spatial" / "scalefactors_json.json", "The file of scale factors"),
     ):
         if not path.is_file():
+            matrices = sorted(folder.parent.glob("square_*um/*_feature_bc_matrix.h5"))
+            seen = version_seen(folder.resolve().parents[1], matrices)
             where = f"outs/binned_outputs/{path.relative_to(folder.parent)}" if folder in path.parents else path.name
             problems.append(
                 MissingInput(path, what, f"Space Ranger 3 or later writes {where} ({seen}), copy it from there")
