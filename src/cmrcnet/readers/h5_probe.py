@@ -97,7 +97,7 @@ def _read_all(path: Path) -> None:
     """Read attributes, text and small datasets of every group."""
     import h5py
 
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         waiting, seen = [file], set()
         while waiting:
             group = waiting.pop()
