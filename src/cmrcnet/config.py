@@ -447,7 +447,7 @@ def parse_yaml(text: str) -> Any:
             raise ValueError(f"it has the tag {str(event.tag)[:40]}, which is not used here; leave it out")
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _LONG_NUMBER.fullmatch(event.value):
             raise ValueError(f"it has a number of {len(event.value):,} digits")
-    return yaml.load(text, _UniqueKeys)
+    return _UniqueKeys(text).get_single_data()
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,18 @@ def write_inputs(folder: Path) -> None:
     _write_h5ad(section, folder / "h5ad")
     _write_slides(section, folder / "slides")
     _write_texts(section, folder / "texts")
+    _write_platforms(folder)
     _write_own(csv, section, folder)
+
+
+def _write_platforms(folder: Path) -> None:
+    from tests.readers.written_formats import write_image
+    from tests.readers.written_platforms import made_bins, made_cells, write_visium_hd, write_xenium
+
+    bins = made_bins()
+    write_visium_hd(folder / "visium_hd" / "outs", bins, (2,))
+    write_image(folder / "visium_hd" / "image.png", bins.image)
+    write_xenium(folder / "xenium", made_cells())
 
 
 def _write_visium(section: Any, folder: Path, as_h5: bool) -> None:
@@ -222,11 +234,27 @@ def load_h5ad(folder: Path) -> str:
     )
 
 
-def load_slide(folder: Path) -> str:
+def load_visium_hd(folder: Path) -> str:
+    """Read bins of 8 um, merged from bins of 2 um."""
+    from cmrcnet import read_section
+
+    return of_section(read_section(folder / "outs", image=folder / "image.png", bin_um=8, name="s", patient="p"))
+
+
+def load_xenium(folder: Path) -> str:
+    """Read cells, and transcripts in squares of 50 um."""
+    from cmrcnet import read_section
+
+    stated: dict[str, Any] = {"image": folder / "made_he_image.ome.tif", "name": "s", "patient": "p"}
+    return digest(of_section(read_section(folder, **stated)), of_section(read_section(folder, bin_um=50, **stated)))
+
+
+def load_slide(folder: Path, container: str) -> str:
     """Open a slide, read its pixels and find its tissue."""
     from cmrcnet import find_tissue, open_slide
 
-    (path,) = folder.iterdir()
+    endings = {"ome": ".ome.tif", "png": ".png", "jpg": ".jpg", "jp2": ".jp2"}
+    path = folder / f"a{endings.get(container, '.tif')}"
     with open_slide(path) as slide:  # type: ignore[attr-defined]
         pixels = slide.read(0, 0, min(slide.width_px, 2048), min(slide.height_px, 2048))
         tissue = [] if slide.mpp is None else [find_tissue(slide).pixels]
@@ -313,7 +341,9 @@ TARGETS: dict[str, Target] = {
     "visium": Target("visium", load_visium),
     "visium_mtx": Target("visium_mtx", load_visium),
     "h5ad": Target("h5ad", load_h5ad),
-    **{f"slide_{name}": Target(f"slides/{name}", load_slide) for name in SLIDES},
+    **{f"slide_{name}": Target(f"slides/{name}", partial(load_slide, container=name)) for name in SLIDES},
+    "visium_hd": Target("visium_hd", load_visium_hd),
+    "xenium": Target("xenium", load_xenium),
     "texts": Target("texts", load_texts),
     "config": Target("config", load_config),
     "model": Target("model", load_model, sealed=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -148,3 +149,16 @@ def test_a_disk_that_gives_back_something_else_is_noticed(tmp_path, values, monk
     monkeypatch.setattr("cmrcnet.storage.arrays._is_whole", lambda *_: False)
     with pytest.raises(BadInput, match="does not hold what was written"):
         write_array(tmp_path / "a.npy", values.shape, np.float16, [values])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "folder"])
+def test_what_is_no_file_counts_as_absent(tmp_path, kind):
+    """A named pipe in its place would wait for ever for a writer."""
+    path = tmp_path / "a.npy"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "loop":
+        path.symlink_to(path)
+    else:
+        path.mkdir()
+    assert open_array(path, None, np.dtype(np.float32)) is None

@@ -99,6 +99,8 @@ def open_array(
     OSError
         The operating system refuses to open a file that is there: no permission, too many open files.
     """
+    if not path.is_file():  # absent, or a pipe, which would wait for ever
+        return None
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
