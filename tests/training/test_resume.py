@@ -87,7 +87,11 @@ def test_so_does_one_that_was_stopped_in_the_middle_of_an_epoch(cohort, cache, c
     with pytest.raises(KeyboardInterrupt):
         fit(cohort, plan, cache=cache, checkpoints=Checkpoints(tmp_path / "state", most_share=1.0))
     monkeypatch.undo()
-    assert [path.name for path in sorted((tmp_path / "state").iterdir())] == ["log.csv", "state.safetensors"]
+    assert [path.name for path in sorted((tmp_path / "state").iterdir())] == [
+        ".cmrcnet.json",
+        "log.csv",
+        "state.safetensors",
+    ]
     resumed = fit(cohort, plan, cache=cache, checkpoints=Checkpoints(tmp_path / "state"), resume=True)
     assert_equal(resumed, whole(plan))
 

@@ -58,7 +58,7 @@ def test_trials_that_differ_in_the_head_share_a_training_and_are_scored_as_if_al
     folder.finish_with(run.metadata)
     place = tmp_path / "sweep"
     names = {path.name for path in place.iterdir()}
-    assert names == {"sweep.csv", "sweep.json", "sweep.html", "HVG.png", "HEG.png", "trials"}
+    assert names == {".cmrcnet.json", "sweep.csv", "sweep.json", "sweep.html", "HVG.png", "HEG.png", "trials"}
     assert len(pd.read_csv(place / "sweep.csv")) == len(run.table)
     assert json.loads((place / "sweep.json").read_text())["keys"] == ["head.k"]
     html = (place / "sweep.html").read_text()
