@@ -27,6 +27,7 @@ def long_table(
     texts: Mapping[str, Sequence[str]],
     numbers: Mapping[str, Sequence[str]],
     *,
+    optional: Mapping[str, Sequence[str]] | None = None,
     lines: int = BLOCK_LINES,
 ) -> Iterator[DataFrame]:
     """Blocks of lines of a table separated by tabs, commas or semicolons, gzipped or not.
@@ -40,6 +41,8 @@ def long_table(
     texts, numbers : mapping of str to sequence of str
         Name of a column in the result, and the names that it may have in the file. An empty list of names makes a
         column of the file's first one.
+    optional : mapping of str to sequence of str
+        Further numbers, read where they are there.
     lines : int
         Most lines of a block, which bounds the memory.
 
@@ -65,15 +68,16 @@ def long_table(
             }
             if missing := [known[0] for key, known in (*texts.items(), *numbers.items()) if found[key] is None]:
                 raise BadInput.columns(path, missing, names)
-            places = {names.index(str(name)): key for key, name in found.items()}
+            for key, known in (optional or {}).items():
+                found[key] = next((name for name in known if name in names), None)
+            places = {names.index(name): key for key, name in found.items() if name is not None}
+            numeric = {place for place, key in places.items() if key not in texts}
             blocks: Any = pd.read_csv(
                 file,
                 sep=delimiter,
                 header=None,
                 names=range(len(names)),
-                dtype={
-                    place: np.float64 if places.get(place) in numbers else "category" for place in range(len(names))
-                },
+                dtype={place: np.float64 if place in numeric else "category" for place in range(len(names))},
                 chunksize=lines,
                 keep_default_na=False,
                 na_values={place: [""] for place in places},
@@ -83,7 +87,7 @@ def long_table(
                 if not isinstance(block.index, pd.RangeIndex):  # pandas takes the first of too many cells as an index
                     raise BadInput(path, what, f"its lines have more cells than its {len(names)} names of columns")
                 block = block[list(places)].rename(columns=places)
-                if block.isna().to_numpy().any() or not np.isfinite(block[list(numbers)].to_numpy()).all():
+                if block.isna().to_numpy().any() or not np.isfinite(block.drop(columns=[*texts]).to_numpy()).all():
                     raise BadInput(path, what, f"a line near {block.index[0] + 2} has an empty cell or no number")
                 if any("\n" in str(text) for key in texts for text in block[key].cat.categories):
                     raise BadInput(path, what, "a quoted cell holds a line end; close the quote")

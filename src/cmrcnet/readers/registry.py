@@ -63,7 +63,18 @@ class SectionSource:
     library: str | None = None
 
 
-BUILT_IN = ("legacy_st", "visium", "hest", "ann_data", "visium_hd", "xenium", "spatialdata", "stomics")
+BUILT_IN = (
+    "legacy_st",
+    "visium",
+    "hest",
+    "ann_data",
+    "visium_hd",
+    "xenium",
+    "spatialdata",
+    "stomics",
+    "cosmx",
+    "merscope",
+)
 """Modules beside this one that register a reader of the same name."""
 
 Reading = Callable[[SectionSource], RawSection]

@@ -14,6 +14,10 @@ MERGE_KEYS = 4 << 20
 """Counted (bin, gene) pairs that wait before they are summed."""
 
 
+TISSUE_UM = 20.0
+"""Distance from the centre of a bin to the nearest cell, beyond which (and beyond the bin) there is no tissue."""
+
+
 class SquareBins:
     """Counts of genes in the squares of a grid.
 
@@ -87,3 +91,10 @@ def bin_names(places: np.ndarray, bin_um: float) -> list[str]:
     """Names of bins as Space Ranger writes them, ``s_056um_00003_00012``, counted from the first row and column."""
     rows, columns = (places[:, ::-1] - places[:, ::-1].min(axis=0, initial=FURTHEST)).T
     return [f"s_{bin_um:03g}um_{row:05d}_{column:05d}" for row, column in zip(rows, columns, strict=True)]
+
+
+def near_cells(centre_um: np.ndarray, cell_um: np.ndarray, bin_um: float) -> np.ndarray:
+    """Which bins (bins,) have a cell in them or within `TISSUE_UM` of their centre; both sides in micrometres, x, y."""
+    from scipy.spatial import KDTree
+
+    return np.asarray(KDTree(cell_um).query(centre_um)[0]) <= max(TISSUE_UM, bin_um * np.sqrt(0.5))

@@ -10,7 +10,7 @@ Cells
     `cells.parquet` or `cells.csv.gz`. The diameter is that of a disc of the median cell area.
 Bins
     With `bin_um`, transcripts of `transcripts.parquet` with a quality of 20 and more are counted in squares of that
-    side, whose edges are parallel to those of the H&E. Squares further than `TISSUE_UM` from every cell are no tissue
+    side, whose edges are parallel to those of the H&E. Squares further than 20 um from every cell are no tissue
     and dropped. The diameter of a spot is the side of its square.
 Features
     Genes only. Negative control probes and codewords, genomic controls, unassigned and deprecated codewords, and
@@ -35,7 +35,7 @@ from cmrcnet.readers.parquet import numbers_of, parquet_batches, texts_of
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.sparse_files import open_h5
-from cmrcnet.readers.square_bins import FURTHEST, SquareBins, bin_names, turn_of
+from cmrcnet.readers.square_bins import FURTHEST, SquareBins, bin_names, near_cells, turn_of
 from cmrcnet.readers.text_files import FREE_BYTES, MOST_UNPACKED, open_bytes, read_json
 from cmrcnet.readers.visium import GENES, H5, TenxMatrix, read_tenx_matrix
 from cmrcnet.slides.section import repeated
@@ -44,8 +44,6 @@ from cmrcnet.storage.sparse_matrix import sparse_fault
 
 LEAST_QUALITY = 20.0
 """Quality (qv) of a transcript, as in the cell matrix of Xenium."""
-TISSUE_UM = 20.0
-"""Distance from the centre of a bin to the nearest cell, beyond which (and beyond the bin) there is no tissue."""
 LEAST_BIN_UM = 2.0
 """Smallest side of a bin; transcripts are located to a fraction of a micrometre."""
 CELL_UM = 10.0
@@ -438,13 +436,10 @@ def _panel(outs: Path) -> list[str] | None:
 
 def _bin_spots(outs: Path, cells: Cells, affine: Affine, bin_um: float) -> _Spots:
     """Transcripts counted in squares whose edges are parallel to those of the H&E."""
-    from scipy.spatial import KDTree
-
     turn = turn_of(affine)
     places, genes, counts, notes = counted_bins(outs / "transcripts.parquet", _panel(outs), turn, bin_um)
     centre_um = (places + 0.5) * bin_um @ turn  # turned back
-    away = np.asarray(KDTree(cells.centre_um).query(centre_um)[0])
-    tissue = away <= max(TISSUE_UM, bin_um * np.sqrt(0.5))
+    tissue = near_cells(centre_um, cells.centre_um, bin_um)
     if not tissue.all():
         notes.append(f"{int((~tissue).sum())} of {len(tissue)} bins lie beside the cells (no tissue): dropped.")
     named = bin_names(places, bin_um)
