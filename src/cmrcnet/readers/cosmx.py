@@ -122,7 +122,8 @@ def read_cosmx(source: SectionSource) -> RawSection:
 
 def _found(folder: Path, ending: str) -> list[Path]:
     """Files of a folder that end in `ending`, gzipped or not."""
-    return [path for gz in ("", ".gz") for path in sorted(folder.glob(f"[!.]*{ending}{gz}"))]
+    found = [path for gz in ("", ".gz") for path in sorted(folder.glob(f"*{ending}{gz}"))]
+    return [path for path in found if not path.name.startswith(".")]
 
 
 def _file(path: Path, ending: str) -> Path:

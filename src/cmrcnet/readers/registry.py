@@ -74,6 +74,7 @@ BUILT_IN = (
     "stomics",
     "cosmx",
     "merscope",
+    "slide_seq",
 )
 """Modules beside this one that register a reader of the same name."""
 
@@ -226,8 +227,9 @@ def read_section(
     Parameters
     ----------
     source : path
-        A counts table (legacy ST), an `outs` folder (Visium, Visium HD), the output folder of Xenium, a SpatialData
-        store, the root of a HEST folder or an `.h5ad` in it, or any `.h5ad` with `obsm["spatial"]`.
+        A counts table (legacy ST), an `outs` folder (Visium, Visium HD), the output folder of Xenium, CosMx, MERSCOPE
+        or Slide-seq, a `.gem` table (STOmics), a SpatialData store, the root of a HEST folder or an `.h5ad` in it, or
+        any `.h5ad` with `obsm["spatial"]`.
     format : str, optional
         One of `reader_formats`; otherwise recognised from the files.
     name, patient : str, optional
@@ -241,7 +243,8 @@ def read_section(
     affine : path, six numbers or a 2x3 or 3x3 matrix, optional
         Maps the assay's coordinates to level-0 pixels of `image`, where these are not the same (see `read_affine`).
     bin_um : float, optional
-        Side of the square bins in which counts are summed: 8 by default for Visium HD; for Xenium, cells by default.
+        Side of the square bins in which counts are summed: 8 by default for Visium HD and 50 for STOmics; for Xenium,
+        CosMx and MERSCOPE cells, and for Slide-seq beads, by default.
     library : str, optional
         Which section it is, where the file holds several: the suffix of its barcodes in a matrix of
         `spaceranger aggr` ("2"), or its name in an `.h5ad`.
