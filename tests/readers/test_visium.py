@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import warnings
+from dataclasses import replace
+from shutil import copyfile
 
 import numpy as np
 import pytest
@@ -360,3 +363,49 @@ def test_a_10x_folder_with_two_of_a_file_is_refused(tmp_path, visium):
     path = folder / "barcodes.tsv.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).decode().replace("\n", "\r").encode("utf-16")))
     assert read_section(outs, image=fullres(tmp_path, visium)).spots.barcodes == tuple(visium.barcodes)
+
+
+def write_cytassist(outs, made):
+    """What Space Ranger 2 and later adds for CytAssist: its image, the probes, and counts by probe."""
+    spatial = outs / "spatial"
+    write_image(spatial / "cytassist_image.tiff", made.image[::4, ::4])
+    for name in ("aligned_tissue_image.jpg", "aligned_fiducials.jpg", "detected_tissue_image.jpg"):
+        write_image(spatial / name, made.image[::8, ::8])
+    (spatial / "spatial_enrichment.csv").write_text("Feature ID,Feature Name,Feature Type,I\n")
+    probes = [f"ENSG{i:011d},ACGT,ENSG{i:011d}|{gene}|{i:07x},TRUE,spliced,{gene}" for i, gene in enumerate(made.genes)]
+    head = "#probe_set_file_format=3.0\n#panel_name=Visium Human Transcriptome Probe Set\n"
+    names = "gene_id,probe_seq,probe_id,included,region,gene_name"
+    (outs / "probe_set.csv").write_text(head + "\n".join([names, *probes]) + "\n")
+    copyfile(outs / "filtered_feature_bc_matrix.h5", outs / "raw_probe_bc_matrix.h5")
+    return outs
+
+
+def test_a_cytassist_folder_is_read_on_its_microscope_image(tmp_path, visium):
+    outs = write_cytassist(write_visium(tmp_path / "S1" / "outs", visium), visium)
+    image = write_image(tmp_path / "he.png", visium.image)
+    assert sniff(outs) == "visium"
+    section = read_section(outs, image=image)
+    plain = read_section(write_visium(tmp_path / "S2" / "outs", visium), image=image)
+    assert section.genes == plain.genes and np.array_equal(section.counts.toarray(), plain.counts.toarray())
+    assert np.array_equal(section.spots.centre_px, plain.spots.centre_px)
+    assert section.slide.mpp == plain.slide.mpp
+
+
+def test_a_gene_with_excluded_probes_only_was_not_measured(tmp_path, visium):
+    unseen, seen = visium.genes[0], visium.genes[1]
+    visium = replace(visium, counts=visium.counts * (np.array(visium.genes) != unseen))
+    visium.counts[0, 1] = 3
+    outs = write_cytassist(write_visium(tmp_path / "outs", visium), visium)
+    path = outs / "probe_set.csv"
+    text = path.read_text()
+    for gene in (unseen, seen):
+        text = re.sub(rf"(\|{gene}\|\w+),TRUE", r"\1,FALSE", text)
+    text += f"ENSG00000000002,ACGA,ENSG00000000002|{visium.genes[2]}|abcdef0,FALSE,spliced,{visium.genes[2]}\n"
+    path.write_text(text)
+    section = read_section(outs, image=write_image(tmp_path / "he.png", visium.image))
+    assert unseen not in section.genes and seen in section.genes and visium.genes[2] in section.genes
+    assert any("1 genes have excluded probes only" in note for note in section.notes)
+    assert any("1 genes have counts of probes" in note for note in section.notes)
+    path.write_text(text.replace("probe_id", "probe"))
+    with pytest.raises(BadInput, match="no column probe_id"):
+        read_section(outs, image=tmp_path / "he.png")

@@ -43,7 +43,7 @@ def inspect_command(
         Micrometres per level-0 pixel, for slides that do not state it.
     format : str, optional
         Reader of the section when its format cannot be recognised: legacy_st, visium, visium_hd, xenium,
-        hest, ann_data.
+        cosmx, merscope, stomics, slide_seq, spatialdata, hest, ann_data.
     quick : bool
         Skip the checks that read pixels and compare sections: spots off the tissue, duplicates, wrong patients,
         outliers of stain and scale, misplaced spots.

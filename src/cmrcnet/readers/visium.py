@@ -13,6 +13,9 @@ Picture
 Counts
     One `.h5` file, or a folder of three Matrix Market files (10x Genomics, "Feature-barcode matrices"), read with h5py
     and SciPy; the tests compare with scanpy.
+Probes
+    Where genes are measured by probes (FFPE, CytAssist), `outs/probe_set.csv` lists them. A gene of which all probes
+    are excluded and which was counted nowhere was not measured, and is dropped.
 Libraries
     `spaceranger aggr` puts several capture areas into one matrix and tells them apart by the suffix of their barcodes
     (-1, -2), while the positions file of each says -1. One is chosen by `library`, or by the positions where these
@@ -129,6 +132,7 @@ def read_visium(source: SectionSource) -> RawSection:
         raise visium_problems(source)[0]
     matrix, positions = read_tenx_matrix(matrix_path), read_positions(positions_path)
     factors = read_scale_factors(outs / "spatial" / "scalefactors_json.json")
+    matrix = without_excluded(matrix, outs / "probe_set.csv")
     notes = list(matrix.notes)
     if matrix_path.name.startswith("raw") and source.path != matrix_path:
         notes.append(f"There is no filtered matrix; the spots under tissue of {matrix_path.name} are taken.")
@@ -295,6 +299,45 @@ def visium_scale(
         raise ScaleError.contradicted(slide, written, evidence)
     how = f"um per px is measured: neighbouring locations are {pitch_px:.1f} px or 100 um apart: {measured:.4g}."
     return measured, how
+
+
+def without_excluded(matrix: TenxMatrix, probe_set: Path) -> TenxMatrix:
+    """A matrix without the genes of which `probe_set.csv` excludes every probe, unless they were counted all the same.
+
+    Space Ranger excludes probes that may bind to other genes, unless it runs with ``--filter-probes=false``.
+
+    Parameters
+    ----------
+    matrix : TenxMatrix
+    probe_set : pathlib.Path
+        Columns probe_id (``ENSG00000121410|A1BG|1e4b2a0``) and included; an absent file changes nothing.
+
+    Raises
+    ------
+    BadInput
+    """
+    if not probe_set.is_file():
+        return matrix
+    lines = [line for line in read_text(probe_set, "The probe set").split("\n") if line and not line.startswith("#")]
+    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
+    if not rows or "probe_id" not in rows[0] or any(len(row) != len(rows[0]) for row in rows):
+        raise BadInput(probe_set, "a probe set of Space Ranger", "it has no column probe_id, or lines of other lengths")
+    if "included" not in rows[0]:
+        return matrix  # the first probe sets exclude none
+    probe, included = rows[0].index("probe_id"), rows[0].index("included")
+    of_probe = [(row[probe].split("|")[1:2], row[included].upper() == "TRUE") for row in rows[1:]]
+    measured = {name for names, kept in of_probe if kept for name in names}
+    excluded = {name for names, kept in of_probe if not kept for name in names} - measured
+    counted = np.asarray(matrix.counts.sum(axis=0)).ravel() > 0
+    out = np.array([name in excluded for name in matrix.genes])
+    notes = list(matrix.notes)
+    if (out & ~counted).any():
+        notes.append(f"{int((out & ~counted).sum())} genes have excluded probes only and no counts: not measured.")
+    if (out & counted).any():
+        notes.append(f"{int((out & counted).sum())} genes have counts of probes that {probe_set.name} excludes: kept.")
+    kept = np.flatnonzero(~out | counted)
+    genes = tuple(matrix.genes[i] for i in kept)
+    return TenxMatrix(matrix.barcodes, genes, matrix.counts[:, kept], tuple(notes))
 
 
 def read_positions(path: Path) -> Table:
