@@ -18,8 +18,8 @@ from pathlib import Path
 
 from cmrcnet.errors import BadInput
 
-MOST_SECONDS = 120.0
-"""A file whose structure takes longer to read is broken."""
+MOST_SECONDS, BYTES_A_SECOND = 15.0, 10 << 20
+"""A file that takes longer to read than this, and its size at this speed, is broken."""
 MEMORY_BYTES = 16 << 30
 """Address space of the child, where the system can limit it."""
 READ_BYTES = 16 << 20
@@ -56,7 +56,7 @@ def probe_h5(path: Path, what: str) -> None:
             _children.append(subprocess.Popen(arguments, **quiet, text=True, encoding="ascii"))
             atexit.register(_end)
         child, answer = _children[0], ""
-        timer = threading.Timer(MOST_SECONDS, child.kill)
+        timer = threading.Timer(MOST_SECONDS + state.st_size / BYTES_A_SECOND, child.kill)
         timer.start()
         try:
             with contextlib.suppress(OSError):  # it died before
@@ -102,6 +102,8 @@ def _read_all(path: Path) -> None:
         while waiting:
             group = waiting.pop()
             for found in (group, *(group[key] for key in group if _is_hard(group, key))):
+                with contextlib.suppress(Exception):  # by name, as readers do, also where the list cannot be read
+                    _ = [found.attrs.get(name) for name in ("encoding-type", "encoding-version", "shape")]
                 with contextlib.suppress(Exception):
                     _ = dict(found.attrs)
                 if isinstance(found, h5py.Dataset):
