@@ -1,4 +1,4 @@
-"""Visium HD and Xenium folders against an independent reader, spatialdata-io, where it is installed."""
+"""Folders of platforms, and a store, against an independent reader, spatialdata-io, where it is installed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from cmrcnet.readers.registry import read_section
+from tests.readers.test_cell_tables import SHIFT, affine, to_image, write_merscope
 from tests.readers.written_formats import write_image
 from tests.readers.written_platforms import (
     made_bins,
@@ -102,3 +103,42 @@ def test_xenium_bins_on_the_image(xenium):
         inside = (np.abs(on_image - centre) < half).all(axis=1)
         names = points["feature_name"][inside].value_counts()
         assert [names.get(gene, 0) for gene in ours.genes] == row.tolist()
+
+
+def test_a_store_that_spatialdata_io_made_of_visium_hd(tmp_path):
+    made = made_bins()
+    outs = write_visium_hd(tmp_path / "outs", made, (2, 8))
+    image = write_image(tmp_path / "he.tif", made.image)
+    sdata = spatialdata_io.visium_hd(
+        outs, dataset_id="made", load_segmentations_only=False, bins_as_squares=True, fullres_image_file=image
+    )
+    store = tmp_path / "made.zarr"
+    sdata.write(store)
+    picture = store / "images" / "made_full_image"
+    for um in (2, 8):
+        theirs = read_section(store / "tables" / f"square_{um:03d}um", image=picture, mpp=made.mpp)
+        ours = read_section(outs, image=image, bin_um=um)
+        assert ours.spots.barcodes == theirs.spots.barcodes and ours.genes == theirs.genes
+        assert np.array_equal(ours.counts.toarray(), theirs.counts.toarray())
+        np.testing.assert_allclose(ours.spots.centre_px, theirs.spots.centre_px, atol=1e-6)
+        assert theirs.spots.diameter_um == um
+        size = (theirs.slide.width_px, theirs.slide.height_px)
+        assert np.array_equal(theirs.slide.read(0, 0, *size), made.image)
+
+
+def test_a_merscope_region(tmp_path):
+    from spatialdata_io.readers.merscope import _get_table
+
+    rng = np.random.default_rng(0)
+    folder = write_merscope(tmp_path / "region", (rng.uniform(20, 200, (120, 2)) + SHIFT, rng.poisson(2, (120, 7))))
+    cells = pd.read_csv(folder / "cell_metadata.csv", index_col=0, dtype={0: str})
+    cells.iloc[::-1].to_csv(folder / "cell_metadata.csv")  # they need the order of the counts
+    theirs = _get_table(
+        folder / "cell_by_gene.csv", folder / "cell_metadata.csv", "region", "slide", "slide_region", "x"
+    )
+    image = write_image(tmp_path / "he.png", np.full((440, 600, 3), 190, np.uint8))
+    ours = read_section(folder, image=image, affine=affine(1.0))
+    order = theirs.obs_names.get_indexer(list(ours.spots.barcodes))
+    assert ours.genes == tuple(theirs.var_names)
+    assert np.array_equal(ours.counts.toarray(), np.asarray(theirs.X)[order])
+    np.testing.assert_allclose(ours.spots.centre_px, to_image(theirs.obsm["spatial"][order]), atol=1e-6)
