@@ -40,14 +40,17 @@ def affine(unit_um):
     return [2 * unit_um, 0, -2 * SHIFT[0], 0, -2 * unit_um, 440 + 2 * SHIFT[1]]
 
 
-def write_cosmx(folder, cells, *, pixel_um=PIXEL_UM, area=True, gz="", quoted=False):
+def write_cosmx(folder, cells, *, pixel_um=PIXEL_UM, area=True, gz="", quoted=False, named=False):
     folder.mkdir()
     xy, counts = cells
     ids = pd.DataFrame({"fov": np.arange(len(xy)) // 50 + 1, "cell_ID": np.arange(len(xy)) % 50 + 1})
     table = pd.concat([ids, pd.DataFrame(counts, columns=GENES + CONTROLS["cosmx"])], axis=1)
     outside = pd.DataFrame([[fov, 0, *[9] * 7] for fov in (1, 2, 3)], columns=table.columns)
     quoting = 2 if quoted else 0
-    pd.concat([outside, table]).to_csv(folder / f"R1_exprMat_file.csv{gz}", index=False, quoting=quoting)
+    table = pd.concat([outside, table])
+    if named:
+        table.insert(0, "cell", [f"c_1_{fov}_{cell}" for fov, cell in zip(table["fov"], table["cell_ID"], strict=True)])
+    table.to_csv(folder / f"R1_exprMat_file.csv{gz}", index=False, quoting=quoting)
     metadata = ids.assign(note="a, b", CenterX_global_px=xy[:, 0] / pixel_um, CenterY_global_px=xy[:, 1] / pixel_um)
     if area:
         metadata["Area"], metadata["Area.um2"] = 78.5 / pixel_um**2, 78.5
@@ -72,7 +75,9 @@ def write_merscope(folder, cells, *, molecules=True):
     return folder
 
 
-@pytest.mark.parametrize("layout", [{}, {"gz": ".gz"}, {"quoted": True}, {"area": False}, {"pixel_um": 0.18}])
+@pytest.mark.parametrize(
+    "layout", [{}, {"gz": ".gz"}, {"quoted": True}, {"area": False}, {"pixel_um": 0.18}, {"named": True}]
+)
 def test_cosmx_cells(tmp_path, cells, image, layout):
     folder = write_cosmx(tmp_path / "flat", cells, **layout)
     assert sniff(folder) == "cosmx"

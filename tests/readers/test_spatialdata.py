@@ -184,3 +184,14 @@ def test_indices_that_point_outside(store, section):
     group["X/indices"][3] = 4_000_000
     with pytest.raises(BadInput, match=r"a matrix is damaged: an index is 4000000|it is damaged"):
         read_section(store, mpp=section.slide.mpp)
+
+
+def test_an_array_that_declares_more_than_it_holds(store, section):
+    import json
+
+    path = next(path for path in (store / "tables" / "table").rglob("zarr.json") if "shape" in path.read_text())
+    facts = json.loads(path.read_text())
+    facts["shape"] = [10**12] * len(facts["shape"])
+    path.write_text(json.dumps(facts))
+    with pytest.raises(BadInput, match=r"declares [\d,]+ bytes and holds"):
+        read_section(store, mpp=section.slide.mpp)

@@ -147,16 +147,17 @@ def _file(path: Path, ending: str) -> Path:
 def _counts(path: Path) -> tuple[list[str], tuple[str, ...], sparse.csr_matrix, int]:
     """Names ``fov_cell``, features, counts (cells, features), and how many rows are outside all cells."""
     table = read_count_table(path)
-    if not table.columns or table.columns[0] != "cell_ID":
+    ids = 2 if table.columns[:2] == ("fov", "cell_ID") else 1  # the first column is a name of the cell, or fov
+    if table.columns[ids - 1 : ids] != ("cell_ID",):
         raise BadInput.columns(path, ["fov, then cell_ID"], ["...", *table.columns])
-    numbers = table.values[:, [0]].toarray().ravel()
+    numbers = table.values[:, [ids - 1]].toarray().ravel()
     try:
-        fovs = np.array([float(fov) for fov in table.rows])
+        fovs = table.values[:, [0]].toarray().ravel() if ids == 2 else np.array([float(fov) for fov in table.rows])
     except ValueError as error:
         raise BadInput(path, WHAT, f"its first column is not fov ({error})") from error
     inside = np.flatnonzero(numbers != 0)
     names = _names(fovs[inside], numbers[inside], path)
-    return names, table.columns[1:], table.values[inside, 1:], len(numbers) - len(inside)
+    return names, table.columns[ids:], table.values[inside, ids:], len(numbers) - len(inside)
 
 
 def _names(fovs: np.ndarray, cells: np.ndarray, path: Path) -> list[str]:

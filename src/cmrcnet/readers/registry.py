@@ -49,7 +49,7 @@ class SectionSource:
         Side of the square bins in which counts are summed, for the formats that have a choice.
     library : str or None
         Which section it is, where the file holds several: the suffix of its barcodes in a matrix of
-        `spaceranger aggr` ("2"), or its name in an `.h5ad`.
+        `spaceranger aggr` ("2"), its name in an `.h5ad`, or its coordinate system in a SpatialData store.
     """
 
     path: Path
@@ -247,7 +247,7 @@ def read_section(
         CosMx and MERSCOPE cells, and for Slide-seq beads, by default.
     library : str, optional
         Which section it is, where the file holds several: the suffix of its barcodes in a matrix of
-        `spaceranger aggr` ("2"), or its name in an `.h5ad`.
+        `spaceranger aggr` ("2"), its name in an `.h5ad`, or its coordinate system in a SpatialData store.
     controls : {"drop", "keep"}
         What happens to features that are no genes.
     metadata : mapping, optional

@@ -28,6 +28,7 @@ from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingExtra, Miss
 from cmrcnet.readers.ann_data import raw_counts
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import SectionSource, register_reader
+from cmrcnet.readers.sparse_files import FREE_BYTES, MOST_INFLATED
 from cmrcnet.slides.slide import FileSlide, Slide, known_scale, open_slide
 from cmrcnet.slides.spot_tables import annotated_shapes, patient_of_table, shape_centres, system_matrix, under_tissue
 from cmrcnet.storage.sparse_matrix import sparse_fault
@@ -134,6 +135,8 @@ def _opened(store: Path) -> Any:
         import spatialdata
     except ImportError as error:
         raise MissingExtra("spatialdata", f"Reading {store.name}", "'cmrcnet[spatialdata]'") from error
+    if why := _declared_fault(store / "tables"):
+        raise BadInput(store, WHAT, why)
     try:
         sdata = spatialdata.read_zarr(store, selection=("images", "shapes", "tables"))
     except Exception as error:  # spatialdata, zarr and geopandas raise a dozen kinds for a damaged store
@@ -147,6 +150,24 @@ def _opened(store: Path) -> Any:
             if why := sparse_fault(*arrays, matrix.shape, by_row=matrix.format == "csr"):
                 raise BadInput(store / "tables" / name, WHAT, f"a matrix is damaged: {why}")
     return sdata
+
+
+def _declared_fault(tables: Path) -> str | None:
+    """Why an array of the tables is not to be read, or None: it declares far more than its files hold."""
+    import zarr
+
+    for described in (path for name in ("zarr.json", ".zarray") for path in tables.rglob(name)):
+        try:
+            array: Any = zarr.open(described.parent, mode="r")
+            declared = getattr(array, "nbytes", 0)
+        except Exception as error:  # zarr raises a dozen kinds
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+            return f"{described.relative_to(tables.parent)} cannot be read ({why})"
+        if declared > FREE_BYTES:
+            held = sum(path.stat().st_size for path in described.parent.rglob("*") if path.is_file())
+            if declared > MOST_INFLATED * held:
+                return f"{described.parent.relative_to(tables.parent)} declares {declared:,} bytes and holds {held:,}"
+    return None
 
 
 def _named(path: Path, store: Path, kind: str) -> str | None:
