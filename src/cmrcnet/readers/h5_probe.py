@@ -97,13 +97,15 @@ def _read_all(path: Path) -> None:
     """Read attributes, text and small datasets of every group."""
     import h5py
 
+    from cmrcnet.readers.sparse_files import h5_fault
+
     with h5py.File(path, "r", locking=False) as file:
+        with contextlib.suppress(Exception):
+            h5_fault(file, True)  # the calls that follow in the caller, in their order
         waiting, seen = [file], set()
         while waiting:
             group = waiting.pop()
             for found in (group, *(group[key] for key in group if _is_hard(group, key))):
-                with contextlib.suppress(Exception):  # by name, as readers do, also where the list cannot be read
-                    _ = [found.attrs.get(name) for name in ("encoding-type", "encoding-version", "shape")]
                 with contextlib.suppress(Exception):
                     _ = dict(found.attrs)
                 if isinstance(found, h5py.Dataset):

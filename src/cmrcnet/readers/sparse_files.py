@@ -54,7 +54,7 @@ def open_h5(path: Path, what: str, *, in_blocks: bool = False) -> Iterator[Any]:
     probe_h5(require_file(path, f"The file (wanted: {what})"), what)
     try:
         with h5py.File(path, "r", locking=False) as file:
-            if why := _fault(file, in_blocks):
+            if why := h5_fault(file, in_blocks):
                 raise BadInput(path, what, why)
             yield file
     except CmrcnetError:
@@ -63,8 +63,8 @@ def open_h5(path: Path, what: str, *, in_blocks: bool = False) -> Iterator[Any]:
         raise BadInput(path, what, fault_of_file(error)) from error
 
 
-def _fault(file: Any, in_blocks: bool) -> str | None:
-    """Why an HDF5 file is not to be trusted, or None."""
+def h5_fault(file: Any, in_blocks: bool) -> str | None:
+    """Why an open HDF5 file is not to be trusted, or None; `in_blocks` as in `open_h5`."""
     import h5py
 
     waiting, seen = [file], set()
