@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -55,11 +56,12 @@ def safe_streams() -> Iterator[None]:
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
     for stream in before:
-        if stream is not None and hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             with suppress(OSError, ValueError):
                 stream.reconfigure(errors="replace")
-    sys.stdout: Any = _Stream(before[0] or _nothing(), strip=True, outlive=before[0] is None)
-    sys.stderr: Any = _Stream(before[1] or _nothing(), strip=False, outlive=True)
+    streams: Any = sys
+    streams.stdout = _Stream(before[0] or _nothing(), strip=True, outlive=before[0] is None)
+    streams.stderr = _Stream(before[1] or _nothing(), strip=False, outlive=True)
     try:
         yield
     finally:

@@ -95,7 +95,7 @@ class StoredPrediction:
     def column(self, gene: str) -> np.ndarray:
         """Predicted expression of one gene: (locations,) float32."""
         try:
-            number = self.var.index.get_loc(gene)
+            number: Any = self.var.index.get_loc(gene)
         except KeyError:
             raise UnknownName("gene in the prediction", gene, self.genes) from None
         self._seal.check(self._file, "X", column=int(number))

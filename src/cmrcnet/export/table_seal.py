@@ -45,7 +45,8 @@ def seal_table(path: Path) -> None:
     if size <= WHOLE:
         seal["sha256"] = _digest(path, size)
     else:
-        with h5py.File(path, "r", locking=False) as file:
+        with h5py.File(path, "r", locking=False) as content:
+            file: Any = content
             seal["blocks"] = {key: _sums(file[key], slice(0, len(file[key]))).tolist() for key in _large(file)}
             seal["rest"] = _rest(file)
     body = json.dumps(seal).encode()
@@ -88,7 +89,7 @@ class TableSeal:
         if self._seal is not None and self.is_large and _rest(file) != self._seal["rest"]:
             raise _changed(self.path)
 
-    def check(self, file: h5py.File, key: str, rows: slice = slice(None), column: int | None = None) -> None:
+    def check(self, file: Any, key: str, rows: slice = slice(None), column: int | None = None) -> None:
         """Compare the blocks of a large array that some rows, or one column, lie in: `Damaged`."""
         if self._seal is None or key not in self._seal.get("blocks", {}):
             return
@@ -158,7 +159,7 @@ def _digest(path: Path, size: int) -> str:
     return digest.hexdigest()
 
 
-def _large(file: h5py.File) -> Iterator[str]:
+def _large(file: Any) -> Iterator[str]:
     """Names of the arrays with two dimensions that are written in blocks."""
     yield "X"
     for group in ("layers", "obsm"):

@@ -14,7 +14,9 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cmrcnet.errors import BadInput
 
@@ -26,7 +28,10 @@ READ_BYTES = 16 << 20
 MOST_TEXTS = 50_000_000
 """Most entries of a dataset of texts that are read."""
 
-_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cmrcnet.readers.h5_probe import serve; serve()"
+_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cmrcnet.readers import h5_probe, sparse_files; "
+    "h5_probe.serve(sparse_files.h5_fault)"
+)
 _children: list[subprocess.Popen[str]] = []
 _lock = threading.Lock()
 _known_sound: set[tuple[str, int, int]] = set()
@@ -52,7 +57,7 @@ def probe_h5(path: Path, what: str) -> None:
             return
         if not _children:
             arguments = [sys.executable, "-c", _CHILD, json.dumps(sys.path)]
-            quiet = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            quiet: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             _children.append(subprocess.Popen(arguments, **quiet, text=True, encoding="ascii"))
             atexit.register(_end)
         child, answer = _children[0], ""
@@ -79,7 +84,7 @@ def _end() -> None:
         child.communicate()
 
 
-def serve() -> None:
+def serve(check: Callable[[Any, bool], object]) -> None:
     """Read each file whose path comes on standard input, and answer when that is done."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
@@ -89,31 +94,31 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     for line in sys.stdin:
         with contextlib.suppress(Exception):  # any error that Python sees is met again, and named, by the caller
-            _read_all(Path(json.loads(line)))
+            _read_all(Path(json.loads(line)), check)
         print("done", file=answers, flush=True)
 
 
-def _read_all(path: Path) -> None:
+def _read_all(path: Path, check: Callable[[Any, bool], object]) -> None:
     """Read attributes, text and small datasets of every group."""
     import h5py
-
-    from cmrcnet.readers.sparse_files import h5_fault
+    from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
 
     with h5py.File(path, "r", locking=False) as file:
         with contextlib.suppress(Exception):
-            h5_fault(file, True)  # the calls that follow in the caller, in their order
-        waiting, seen = [file], set()
+            check(file, True)  # the calls that follow in the caller, in their order
+        waiting: list[Any] = [file]
+        seen = set()
         while waiting:
             group = waiting.pop()
             for found in (group, *(group[key] for key in group if _is_hard(group, key))):
                 with contextlib.suppress(Exception):
                     _ = dict(found.attrs)
-                if isinstance(found, h5py.Dataset):
+                if hasattr(found, "nbytes"):
                     with contextlib.suppress(Exception):
                         if found.nbytes <= READ_BYTES or (found.dtype.kind == "O" and found.size <= MOST_TEXTS):
                             _ = found[()]
                 elif found is not group:
-                    address = h5py.h5o.get_info(found.id).addr
+                    address = h5o.get_info(found.id).addr
                     if address not in seen:  # a group may hold itself
                         seen.add(address)
                         waiting.append(found)

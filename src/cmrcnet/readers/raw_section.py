@@ -289,8 +289,9 @@ def _scale_notes(raw: RawSection) -> list[str]:
     if own is None or used is None or not scales_differ(own, used):
         return []
     pitch_px, (least, most) = raw.pitch_px or neighbour_distance_px(raw.centre_px), raw.pitch_um
-    known = pitch_px is not None and most <= PITCH_TOLERANCE * least
-    by_spots = f"; by the distance of the spots it is {(least + most) / 2 / pitch_px:.3g}" if known else ""
+    by_spots = ""
+    if pitch_px is not None and most <= PITCH_TOLERANCE * least:
+        by_spots = f"; by the distance of the spots it is {(least + most) / 2 / pitch_px:.3g}"
     return [f"{used:.4g} um per px is used, although the image file says {own:.4g}{by_spots}."]
 
 

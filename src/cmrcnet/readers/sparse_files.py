@@ -66,6 +66,7 @@ def open_h5(path: Path, what: str, *, in_blocks: bool = False) -> Iterator[Any]:
 def h5_fault(file: Any, in_blocks: bool) -> str | None:
     """Why an open HDF5 file is not to be trusted, or None; `in_blocks` as in `open_h5`."""
     import h5py
+    from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
 
     waiting, seen = [file], set()
     while waiting:
@@ -84,7 +85,7 @@ def h5_fault(file: Any, in_blocks: bool) -> str | None:
             if isinstance(link, h5py.SoftLink) and not isinstance(found, h5py.Dataset):
                 return f"{where} is a link to {link.path}, which is not followed"
             if isinstance(found, h5py.Group):
-                address = h5py.h5o.get_info(found.id).addr
+                address = h5o.get_info(found.id).addr
                 if address not in seen:  # a group may hold itself
                     seen.add(address)
                     waiting.append(found)

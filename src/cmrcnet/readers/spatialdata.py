@@ -138,11 +138,13 @@ def _opened(store: Path) -> Any:
     if why := _declared_fault(store / "tables"):
         raise BadInput(store, WHAT, why)
     try:
-        sdata = spatialdata.read_zarr(store, selection=("images", "shapes", "tables"))
+        elements: Any = ("images", "shapes", "tables")
+        sdata = spatialdata.read_zarr(store, selection=elements)
     except Exception as error:  # spatialdata, zarr and geopandas raise a dozen kinds for a damaged store
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise BadInput(store, WHAT, f"it is damaged or of another version ({why})") from error
     for name, table in sdata.tables.items():
+        matrix: Any
         for matrix in (table.X, *table.layers.values(), *([] if table.raw is None else [table.raw.X])):
             if not sparse.issparse(matrix):
                 continue

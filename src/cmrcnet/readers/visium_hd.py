@@ -471,7 +471,8 @@ def _summed_rows(
     edges = _block_edges(starts, block_values)
     lowest = [int(spot_of[lo:hi][spot_of[lo:hi] >= 0].min(initial=spots)) for lo, hi in pairwise(edges)]
     still = np.minimum.accumulate([*lowest, spots][::-1])[::-1]  # the lowest row that this or a later block adds to
-    base, open_rows = 0, sparse.csr_matrix((0, width), dtype=np.int64)
+    base = 0
+    open_rows: Any = sparse.csr_matrix((0, width), dtype=np.int64)
     for i, (lo, hi) in enumerate(pairwise(edges)):
         features = np.asarray(group["indices"][starts[lo] : starts[hi]])
         counted = np.asarray(group["data"][starts[lo] : starts[hi]])
@@ -508,6 +509,7 @@ def _block_edges(starts: np.ndarray, block_values: int) -> list[int]:
 def _joined(parts: Iterator[sparse.csr_matrix]) -> sparse.csr_matrix:
     """Parts one under the other, in the smallest types that hold them."""
     indices, values, ends, genes, end = [], [], [np.zeros(1, np.int64)], 0, 0
+    part: Any
     for part in parts:
         genes = part.shape[1]
         small = (

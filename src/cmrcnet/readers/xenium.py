@@ -382,9 +382,10 @@ def read_zarr_matrix(path: Path) -> TenxMatrix:
     BadInput
     """
     import zarr
+    from zarr.storage import ZipStore
 
     try:
-        store = zarr.storage.ZipStore(path, mode="r")
+        store = ZipStore(path, mode="r")
         try:
             group: Any = zarr.open_group(store, mode="r")["cell_features"]
             names, kinds = group.attrs["feature_keys"], group.attrs["feature_types"]

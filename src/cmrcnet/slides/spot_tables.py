@@ -294,7 +294,7 @@ def patient_of_table(table: AnnData, rows: np.ndarray | None = None) -> str | No
     """``obs["patient"]`` or ``obs["patient_id"]``, when it is one for all spots (at `rows`)."""
     for column in ("patient", "patient_id"):
         if column in table.obs:
-            stated = table.obs[column] if rows is None else table.obs[column][rows]
+            stated: Any = table.obs[column] if rows is None else table.obs[column][rows]
             if stated.nunique() == 1:
                 return str(stated.dropna().iloc[0])
     return None
@@ -331,9 +331,7 @@ def as_sparse(counts: Any) -> Any:
     return sparse.csr_matrix(counts.astype(np.float32) if counts.dtype == np.float16 else counts)
 
 
-def count_fault(
-    counts: sparse.spmatrix | np.ndarray, barcodes: Sequence[str] | None = None, genes: Sequence[str] | None = None
-) -> str | None:
+def count_fault(counts: Any, barcodes: Sequence[str] | None = None, genes: Sequence[str] | None = None) -> str | None:
     """Why a matrix (spots, genes) holds no raw counts, or None; see `check_counts`."""
     if counts.dtype.kind not in "biuf":
         return f"its values are of type {counts.dtype}, no numbers"

@@ -184,7 +184,7 @@ def _page_fault(file: BinaryIO, tags: dict[int, _Tag], size: int) -> str:
         return f"it declares {kind} of {across} x {down} px, {decoded / 1e9:,.1f} GB each, which no slide has"
     needed = math.ceil(width / across) * math.ceil(height / down) * planes
     held = min(0 if parts is None else parts.count, needed if lengths is None else lengths.count)
-    if needed > held:
+    if needed > held or parts is None:
         return f"it declares {width} x {height} px, which are {needed:,} tiles or strips, and lists {held:,}"
     starts = _values(file, parts, size).astype(np.float64)
     stored = starts * 0 if lengths is None else _values(file, lengths, size).astype(np.float64)

@@ -50,7 +50,7 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> bytes:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    plain = {"svg.fonttype": "none", "svg.hashsalt": "cmrcnet", "font.family": "sans-serif", "font.size": 10}
+    plain: Any = {"svg.fonttype": "none", "svg.hashsalt": "cmrcnet", "font.family": "sans-serif", "font.size": 10}
     with mpl.rc_context(plain):
         drawing = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(drawing)
