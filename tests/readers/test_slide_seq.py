@@ -114,6 +114,12 @@ def test_what_is_refused(tmp_path, beads, image):
     path.write_text(text.replace("xcoord", "xcoord,extra"))
     with pytest.raises(BadInput, match="wanted barcodes, x and y"):
         read_section(folder, image=image, mpp=0.5, affine=AFFINE)
+    path.write_text(text.replace("barcodes,xcoord,ycoord", ",,"))
+    with pytest.raises(BadInput, match="columns have the same name, or none"):
+        read_section(folder, image=image, mpp=0.5, affine=AFFINE)
+    path.write_bytes(text.encode().replace(b"xcoord", b"x\xa4oord"))
+    with pytest.raises(BadInput, match="it is no UTF-8 text"):
+        read_section(folder, image=image, mpp=0.5, affine=AFFINE)
     path.unlink()
     with pytest.raises(MissingInput, match=r"BeadLocationsForR.csv does not exist; the Slide-seq tools write it"):
         read_section(folder, image=image, mpp=0.5, affine=AFFINE)

@@ -99,6 +99,7 @@ def test_a_table_that_is_binned_already(tmp_path, molecules, image):
         (lambda text: text + "ENSG1\tA\t5\t6\t-2\n", "negative"),
         (lambda text: text + "ENSG1\tA\t5\t6\t1.5\n", "fractional"),
         (lambda text: text + "ENSG1\tA\t5\tx\t1\n", "damaged"),
+        (lambda text: text + "ENSG1\tA\t5.03e9999837220302\t6\t1\n", "damaged"),
         (lambda text: text + "ENSG1\tA\t5\n", "empty cell"),
         (lambda text: text + "ENSG1\tA\t5\t6\t1\t7\t8\n", "damaged"),
         (
@@ -127,3 +128,10 @@ def test_an_image_of_unknown_place(tmp_path, molecules, image):
         read_section(path, image=image, mpp=0.25)
     with pytest.raises(BadOption, match="image is None"):
         read_section(path)
+
+
+def test_semicolons_and_decimal_commas(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("name;x;area\nA;1,25;3\nB;-2;4,5e1\n")
+    blocks = list(long_table(path, "a table", {"name": ("name",)}, {"x": ("x",)}, optional={"area": ("area",)}))
+    assert blocks[0]["x"].tolist() == [1.25, -2] and blocks[0]["area"].tolist() == [3, 45]

@@ -71,6 +71,8 @@ def long_table(
             for key, known in (optional or {}).items():
                 found[key] = next((name for name in known if name in names), None)
             places = {names.index(name): key for key, name in found.items() if name is not None}
+            if len(places) < sum(name is not None for name in found.values()):
+                raise BadInput(path, what, f"columns have the same name, or none ({', '.join(names[:12])})")
             numeric = {place for place, key in places.items() if key not in texts}
             blocks: Any = pd.read_csv(
                 file,
@@ -82,6 +84,7 @@ def long_table(
                 keep_default_na=False,
                 na_values={place: [""] for place in places},
                 decimal="," if delimiter == ";" else ".",
+                float_precision="round_trip",  # the others crash on an exponent of many digits
             )
             for block in blocks:
                 if not isinstance(block.index, pd.RangeIndex):  # pandas takes the first of too many cells as an index

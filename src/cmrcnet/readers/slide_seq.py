@@ -173,7 +173,10 @@ def _counts(path: Path, kind: str) -> tuple[list[str], Sequence[str], sparse.csr
 
 def _positions(path: Path) -> tuple[list[str], np.ndarray]:
     """Barcodes and x, y (beads, 2): two columns beside the column of barcodes, which is named so or the first."""
-    columns = first_names(path, lines=1)[1]
+    try:
+        columns = first_names(path, lines=1)[1]
+    except UnicodeDecodeError as error:
+        raise BadInput(path, POSITIONS, f"it is no UTF-8 text ({error.reason})") from error
     named = [column for column in columns if column in BARCODES]
     numbers = [column for column in columns if column not in BARCODES]
     if len(numbers) != 2:

@@ -332,7 +332,13 @@ def _cells_of_text(path: Path, columns: tuple[str, ...]) -> tuple[list[str], np.
     wanted = (*columns, "cell_area")
     try:
         with open_bytes(path, "The cell table") as file:
-            table = pd.read_csv(file, dtype={"cell_id": str}, keep_default_na=False, usecols=lambda key: key in wanted)
+            table = pd.read_csv(
+                file,
+                dtype={"cell_id": str},
+                keep_default_na=False,
+                usecols=lambda key: key in wanted,
+                float_precision="round_trip",  # the others crash on an exponent of many digits
+            )
         if missing := [key for key in columns if key not in table]:
             raise BadInput.columns(path, missing, list(table))
         values = table[[key for key in wanted[1:] if key in table]].to_numpy(np.float64)
