@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import resource
@@ -98,6 +99,7 @@ def _load(target: Target, folder: Path) -> tuple[str, str, int, float]:
     """In the child: load below a memory limit, with nothing on the terminal."""
     from cmrcnet.errors import CmrcnetError
 
+    faulthandler.disable()  # a crash is counted, not printed
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
