@@ -253,15 +253,18 @@ BY_ENDING: dict[str, tuple[Damage, ...]] = {
 }
 
 
-def damage(rng: np.random.Generator, folder: Path) -> str:
-    """Damage one file below `folder` once (seldom twice); returns what was done, for the report."""
+def damage(rng: np.random.Generator, folder: Path, sealed: bool = False) -> str:
+    """Damage one file below `folder` once (seldom twice); returns what was done, for the report.
+
+    An HDF5 file that we sealed is not edited through HDF5: a program that writes it again removes the seal.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     path = files[int(rng.integers(len(files)))]
     done = []
     for _ in range(1 + int(rng.random() < 0.15)):
         if not path.is_file() or path.is_symlink() or not path.stat().st_size:
             break
-        fitting = BY_ENDING.get(path.suffix, ())
+        fitting = () if sealed and path.suffix == ".h5ad" else BY_ENDING.get(path.suffix, ())
         drawn = rng.random()
         ways = fitting if fitting and drawn < 0.5 else BYTES if drawn < 0.88 else FILES
         way = ways[int(rng.integers(len(ways)))]

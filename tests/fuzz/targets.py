@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,8 +38,8 @@ class Target:
     sealed: bool = False
 
 
-def write_inputs(folder: Path) -> None:
-    """Write the sound files of every target below `folder`."""
+def write_inputs(folder: Path, names: Collection[str]) -> None:
+    """Write the sound files of targets below `folder`; a student and an evaluation, which take longest, when named."""
     from cmrcnet.datasets.cohort_files import write_cohort
     from cmrcnet.datasets.synthetic import synthetic_cohort
 
@@ -54,7 +54,7 @@ def write_inputs(folder: Path) -> None:
     _write_slides(section, folder / "slides")
     _write_texts(section, folder / "texts")
     _write_platforms(folder)
-    _write_own(csv, section, folder)
+    _write_own(csv, section, folder, names)
 
 
 def _write_platforms(folder: Path) -> None:
@@ -159,7 +159,7 @@ def _write_texts(section: Any, folder: Path) -> None:
     Image.fromarray(mask).save(folder / "mask.png")
 
 
-def _write_own(csv: Path, section: Any, folder: Path) -> None:
+def _write_own(csv: Path, section: Any, folder: Path, names: Collection[str]) -> None:
     """A model, a bank, a student, a prediction, a run, a training state, a cache: all that we write and read again."""
     import cmrcnet
     from cmrcnet.cli.app import main
@@ -173,16 +173,17 @@ def _write_own(csv: Path, section: Any, folder: Path) -> None:
     model.save_pretrained(folder / "model")
     bank = cmrcnet.build_bank(model, cohort)
     bank.save(folder / "bank")
-    cmrcnet.distil(model, bank, cohort).save_pretrained(folder / "student")
+    if "student" in names:
+        cmrcnet.distil(model, bank, cohort).save_pretrained(folder / "student")
     slide = csv.parent / f"{section.name}.png"
-    for args in (
-        ["predict", str(folder / "model"), str(slide), "--bank", str(folder / "bank"), "--mpp", str(section.slide.mpp),
-         "--out", str(folder / "prediction" / "p.h5ad")],
-        ["evaluate", str(csv), "--config", str(folder / "quick.yaml"), "--methods", "ridge", "--out",
-         str(folder / "run")],
-    ):  # fmt: skip
-        if code := main(args):
-            raise RuntimeError(f"cmrcnet {' '.join(args)} ended with {code}")
+    commands = [["predict", str(folder / "model"), str(slide), "--bank", str(folder / "bank")]]
+    commands[0] += ["--mpp", str(section.slide.mpp), "--out", str(folder / "prediction" / "p.h5ad")]
+    if "run" in names:
+        commands.append(["evaluate", str(csv), "--config", str(folder / "quick.yaml"), "--methods", "ridge"])
+        commands[1] += ["--out", str(folder / "run")]
+    for command in commands:
+        if code := main(command):
+            raise RuntimeError(f"cmrcnet {' '.join(command)} ended with {code}")
 
 
 def digest(*parts: Any) -> str:
