@@ -74,7 +74,8 @@ def long_table(
             if len(places) < sum(name is not None for name in found.values()):
                 raise BadInput(path, what, f"columns have the same name, or none ({', '.join(names[:12])})")
             numeric = {place for place, key in places.items() if key not in texts}
-            blocks: Any = pd.read_csv(
+            read_csv: Any = pd.read_csv
+            blocks = read_csv(
                 file,
                 sep=delimiter,
                 header=None,

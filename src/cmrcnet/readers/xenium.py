@@ -330,9 +330,10 @@ def _cells_of_text(path: Path, columns: tuple[str, ...]) -> tuple[list[str], np.
     import pandas as pd
 
     wanted = (*columns, "cell_area")
+    read_csv: Any = pd.read_csv
     try:
         with open_bytes(path, "The cell table") as file:
-            table = pd.read_csv(
+            table = read_csv(
                 file,
                 dtype={"cell_id": str},
                 keep_default_na=False,
