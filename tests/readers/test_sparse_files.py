@@ -15,6 +15,7 @@ from cmrcnet.readers.ann_data import read_h5ad
 from cmrcnet.readers.registry import read_section
 from cmrcnet.readers.sparse_files import open_h5, read_mtx
 from cmrcnet.readers.visium import read_tenx_matrix
+from cmrcnet.storage import child_process
 from tests.readers.written_formats import ann_data_of, as_visium, made_up, write_image, write_visium
 
 
@@ -117,8 +118,8 @@ def test_a_file_that_ends_the_process_that_reads_it_is_refused(tmp_path, monkeyp
     for name in ("a.h5", "b.h5"):
         with h5py.File(tmp_path / name, "w") as file:
             file["x"] = np.ones(3)
-    h5_probe._end()
-    monkeypatch.setattr(h5_probe, "_CHILD", "import os, signal; input(); os.kill(os.getpid(), signal.SIGSEGV)")
+    h5_probe._process.end()
+    monkeypatch.setattr(h5_probe._process, "code", "import os, signal; input(); os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(
         BadInput, match=r"a.h5 cannot be read as a matrix: the process that tried .* code -11; the file"
     ):
@@ -126,8 +127,8 @@ def test_a_file_that_ends_the_process_that_reads_it_is_refused(tmp_path, monkeyp
     monkeypatch.undo()
     with open_h5(tmp_path / "b.h5", "a matrix") as file:  # another child has been started
         assert file["x"][0] == 1
-    monkeypatch.setattr(h5_probe.subprocess, "Popen", None)
-    h5_probe._end()
+    monkeypatch.setattr(child_process.subprocess, "Popen", None)
+    h5_probe._process.end()
     with open_h5(tmp_path / "b.h5", "a matrix"):  # read once
         pass
 

@@ -7,27 +7,21 @@ started anew after it has died. A slide that passes may still hold damage where 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
-import threading
 import warnings
 from pathlib import Path
 
 from cmrcnet.errors import BadInput, CmrcnetError
 from cmrcnet.slides.slide import open_slide
+from cmrcnet.storage.child_process import ChildProcess, serve_lines
 
 MOST_SECONDS = 300.0
 """A slide that takes longer to open and read in part is broken."""
-MEMORY_BYTES = 16 << 30
-"""Address space of the child, where the system can limit it."""
 REGIONS = 3
 """Regions along each side of a slide that are read."""
 REGION_PX, OVERVIEW_PX = 256, 1024
 
-_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cmrcnet.slides.probe import serve; serve()"
+_CHILD = "from cmrcnet.slides.probe import serve; serve()"
 
 
 class SlideProbe:
@@ -44,16 +38,13 @@ class SlideProbe:
     """
 
     def __init__(self) -> None:
-        self._child: subprocess.Popen[str] | None = None
+        self._process = ChildProcess(_CHILD)
 
     def __enter__(self) -> SlideProbe:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
-            self._child = None
+        self._process.end()
 
     def check(self, path: Path) -> None:
         """Open a slide and read parts of it in the child.
@@ -63,52 +54,30 @@ class SlideProbe:
         BadInput
             The slide is refused, ends the child, or takes longer than `MOST_SECONDS`.
         """
-        if self._child is None:
-            self._child = subprocess.Popen(
-                [sys.executable, "-c", _CHILD, json.dumps(sys.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                encoding="ascii",
-            )
-        child, answer = self._child, ""
-        timer = threading.Timer(MOST_SECONDS, child.kill)
-        timer.start()
         try:
-            with contextlib.suppress(OSError):  # it died before
-                print(json.dumps(str(path)), file=child.stdin, flush=True)
-                answer = child.stdout.readline() if child.stdout else ""
-        finally:
-            late = not timer.is_alive()
-            timer.cancel()
-        if not answer:
-            child.communicate()
-            self._child = None
-            how = f"took longer than {MOST_SECONDS:g} s" if late else f"ended with code {child.returncode}"
-            raise BadInput(path, "a slide", f"the process that tried to decode it {how}; the file is damaged")
-        if sentence := json.loads(answer):
+            sentence = json.loads(self._process.ask(json.dumps(str(path)), MOST_SECONDS))
+        except ChildProcessError as error:
+            why = f"the process that tried to decode it {error}; the file is damaged"
+            raise BadInput(path, "a slide", why) from error
+        if sentence:
             raise BadInput.from_sentence(sentence)
 
 
 def serve() -> None:
-    """Answer each path on standard input by the sentence of its error, or ""; what libraries print goes nowhere."""
-    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)
-    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no limits, others may refuse this one
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    """In the child: answer each path by the sentence of its error, or ""."""
     warnings.simplefilter("ignore")
-    for line in sys.stdin:
-        path, sentence = Path(json.loads(line)), ""
-        try:
-            _read_parts(path)
-        except CmrcnetError as error:
-            sentence = str(error)
-        except Exception as error:  # of a library that was not foreseen: the slide is broken, whatever it is
-            sentence = str(BadInput(path, "a slide", f"{type(error).__name__}: {error}"))
-        print(json.dumps(sentence), file=answers, flush=True)
+    serve_lines(_fault)
+
+
+def _fault(line: str) -> str:
+    path, sentence = Path(json.loads(line)), ""
+    try:
+        _read_parts(path)
+    except CmrcnetError as error:
+        sentence = str(error)
+    except Exception as error:  # of a library that was not foreseen: the slide is broken, whatever it is
+        sentence = str(BadInput(path, "a slide", f"{type(error).__name__}: {error}"))
+    return json.dumps(sentence)
 
 
 def _read_parts(path: Path) -> None:

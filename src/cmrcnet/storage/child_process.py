@@ -1,0 +1,84 @@
+"""A child process that tries what may crash the process: it is asked line by line, and started anew after it died."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+MEMORY_BYTES = 16 << 30
+"""Address space of a child, where the system can limit it."""
+
+
+class ChildProcess:
+    """A Python process that runs `serve_lines`. It is started by the first question and serves many.
+
+    Parameters
+    ----------
+    code : str
+        What it runs, with the search path of modules of this process.
+    """
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+        self._child: subprocess.Popen[str] | None = None
+        self._owner = 0
+
+    def ask(self, line: str, seconds: float) -> str:
+        """Answer to one line, without its line end.
+
+        Raises
+        ------
+        ChildProcessError
+            The child ended without an answer, or took longer than `seconds`: a phrase that goes on "the process ...".
+        """
+        if self._child is None or self._owner != os.getpid():  # the child of a process is not that of its fork
+            code = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {self.code}"
+            self._child = subprocess.Popen(
+                [sys.executable, "-c", code, json.dumps(sys.path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                encoding="ascii",
+            )
+            self._owner = os.getpid()
+        child, answer = self._child, ""
+        timer = threading.Timer(seconds, child.kill)
+        timer.start()
+        try:
+            with contextlib.suppress(OSError):  # it died before
+                print(line, file=child.stdin, flush=True)
+                answer = child.stdout.readline() if child.stdout else ""
+        finally:
+            late = not timer.is_alive()
+            timer.cancel()
+        if not answer:
+            self.end()
+            raise ChildProcessError(
+                f"took longer than {seconds:g} s" if late else f"ended with code {child.returncode}"
+            )
+        return answer.rstrip("\n")
+
+    def end(self) -> None:
+        """End the child, if this process has one."""
+        child, self._child = self._child, None
+        if child is not None and self._owner == os.getpid():
+            child.kill()
+            child.communicate()
+
+
+def serve_lines(answer: Callable[[str], str]) -> None:
+    """In the child: answer each line of standard input by one line; what libraries print goes nowhere."""
+    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no limits, others may refuse this one
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    for line in sys.stdin:
+        print(answer(line.rstrip("\n")), file=answers, flush=True)
