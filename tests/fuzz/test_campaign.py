@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -9,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cmrcnet.errors import BadInput
@@ -34,7 +34,9 @@ def _hang(folder: Path) -> str:
 
 
 def _grow(folder: Path) -> str:
-    return str(np.ones(10_000_000).sum())
+    with mmap.mmap(-1, 80 << 20) as fresh:  # an array may lie in memory that this process has freed before
+        fresh.write(bytes(80 << 20))
+    return ""
 
 
 def _break(folder: Path) -> str:
