@@ -18,6 +18,7 @@ import numpy as np
 
 from cmrcnet.errors import BadInput, BadOption, MissingInput
 from cmrcnet.readers.text_files import read_text, require_file
+from cmrcnet.storage.refusals import first_line
 
 WHAT = "an affine (six numbers a b c d e f, or a .csv, .txt, .json or .npy file of a 2x3 or 3x3 matrix)"
 LARGEST_FILE = 1 << 16
@@ -193,5 +194,5 @@ def _read_file(path: Path, alignment: bool) -> Affine:
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, BadInput | BadOption):
             raise
-        raise BadInput(path, WHAT, (str(error).strip().splitlines() or [type(error).__name__])[0][:120]) from error
+        raise BadInput(path, WHAT, first_line(error)) from error
     return Affine.of(rows[0] if len(rows) == 1 else rows, path)

@@ -19,7 +19,9 @@ MOST_UNLISTED = 0.02
 """Largest share of the counted cells that may be absent from the table of cells."""
 
 
-def listed_cells(counted: Sequence[str], listed: Sequence[str], path: Path, what: str) -> tuple[np.ndarray, list[str]]:
+def listed_cells(
+    counted: Sequence[str], listed: Sequence[str], path: Path, what: str, table: str = "the table of cells"
+) -> tuple[np.ndarray, list[str]]:
     """Row of each counted cell in the table of cells, -1 for one that is not there, and a note on how many these are.
 
     Parameters
@@ -28,19 +30,21 @@ def listed_cells(counted: Sequence[str], listed: Sequence[str], path: Path, what
         Names in the counts and in the table of cells.
     path, what : pathlib.Path, str
         Of the counts, for the errors.
+    table : str
+        What the table of cells is called, for the errors.
 
     Raises
     ------
     SectionError, BadInput
     """
-    for names, where in ((counted, path.name), (listed, "the table of cells")):
+    for names, where in ((counted, path.name), (listed, table)):
         if twice := repeated(names):
             raise SectionError.repeated_barcodes(twice, where)
     line_of = dict(zip(listed, range(len(listed)), strict=True))
     rows = np.array([line_of.get(name, -1) for name in counted], dtype=np.int64)
     unlisted = int((rows < 0).sum())
     if unlisted > MOST_UNLISTED * len(rows):
-        why = f"{unlisted} of its {len(rows)} cells are not in the table of cells; check that they are of one run"
+        why = f"{unlisted} of its {len(rows)} cells are not in {table}; check that they are of one run"
         raise BadInput(path, what, why)
     return rows, [f"{unlisted} of {len(rows)} cells have no position: dropped."] if unlisted else []
 

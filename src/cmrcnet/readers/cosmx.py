@@ -27,6 +27,7 @@ from cmrcnet.readers.raw_section import AFFINE_TOLERANCE, RawSection, neighbour_
 from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.square_bins import bin_names
 from cmrcnet.readers.tables import read_count_table
+from cmrcnet.readers.text_files import files_ending
 from cmrcnet.slides.slide import known_scale, open_slide
 
 COUNTS, CELLS = "exprMat_file.csv", "metadata_file.csv"
@@ -40,7 +41,7 @@ def looks_like_cosmx(path: Path) -> bool:
     """A folder with one ``*exprMat_file.csv``, gzipped or not, or that file."""
     if path.is_file():
         return path.name.removesuffix(".gz").endswith(COUNTS)
-    return bool(_found(path, COUNTS))
+    return bool(files_ending(path, COUNTS))
 
 
 def cosmx_problems(source: SectionSource) -> list[CmrcnetError]:
@@ -120,19 +121,13 @@ def read_cosmx(source: SectionSource) -> RawSection:
     )
 
 
-def _found(folder: Path, ending: str) -> list[Path]:
-    """Files of a folder that end in `ending`, gzipped or not."""
-    found = [path for gz in ("", ".gz") for path in sorted(folder.glob(f"*{ending}{gz}"))]
-    return [path for path in found if not path.name.startswith(".")]
-
-
 def _file(path: Path, ending: str) -> Path:
     """The table with this ending; that of the named run where `path` is a file."""
     run = path.name.partition(COUNTS)[0] if path.is_file() else ""
     folder = path.parent if path.is_file() else path
     if path.is_file() and ending == COUNTS:
         return path
-    found = [file for file in _found(folder, ending) if file.name.startswith(run)]
+    found = [file for file in files_ending(folder, ending) if file.name.startswith(run)]
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
         raise BadInput(

@@ -10,6 +10,7 @@ import numpy as np
 
 from cmrcnet.errors import BadInput, MissingInput
 from cmrcnet.readers.text_files import open_text
+from cmrcnet.storage.refusals import first_line
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -99,8 +100,7 @@ def long_table(
     except (ValueError, OSError, OverflowError) as error:
         if isinstance(error, BadInput | MissingInput):
             raise
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise BadInput(path, what, f"it is truncated, damaged or of another kind ({why})") from error
+        raise BadInput(path, what, f"it is truncated, damaged or of another kind ({first_line(error)})") from error
 
 
 def comment_lines(path: Path, what: str) -> dict[str, str]:

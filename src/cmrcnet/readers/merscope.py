@@ -23,8 +23,9 @@ from cmrcnet.readers.cell_tables import CELL_UM, listed_cells, summed_cells
 from cmrcnet.readers.long_tables import long_table
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import SectionSource, register_reader
-from cmrcnet.readers.square_bins import FURTHEST, SquareBins, bin_names, near_cells, turn_of
+from cmrcnet.readers.square_bins import FURTHEST, SquareBins, bin_names, bins_near_cells, turn_of
 from cmrcnet.readers.tables import read_count_table
+from cmrcnet.readers.text_files import plain_or_gzipped
 from cmrcnet.slides.slide import open_slide
 
 COUNTS, CELLS, MOLECULES = "cell_by_gene.csv", "cell_metadata.csv", "detected_transcripts.csv"
@@ -35,7 +36,7 @@ TRANSFORM = "images/micron_to_mosaic_pixel_transform.csv"
 def looks_like_merscope(path: Path) -> bool:
     """A folder with ``cell_by_gene.csv``, or that file."""
     folder = path.parent if path.is_file() else path
-    return _file(folder, COUNTS) is not None and (path.is_dir() or path.name.startswith(COUNTS))
+    return plain_or_gzipped(folder / COUNTS) is not None and (path.is_dir() or path.name.startswith(COUNTS))
 
 
 def merscope_problems(source: SectionSource) -> list[CmrcnetError]:
@@ -45,7 +46,7 @@ def merscope_problems(source: SectionSource) -> list[CmrcnetError]:
     problems: list[CmrcnetError] = [
         MissingInput(folder / name, "The MERSCOPE table", hint)
         for name in (COUNTS, CELLS)
-        if _file(folder, name) is None
+        if plain_or_gzipped(folder / name) is None
     ]
     if source.image is None:
         problems.append(BadOption("image", None, want="the H&E image of the section, which the folder lacks"))
@@ -70,7 +71,7 @@ def read_merscope(source: SectionSource) -> RawSection:
     MissingInput, BadInput, BadOption, SectionError
     """
     folder, affine = source.path.parent if source.path.is_file() else source.path, source.affine
-    counts_path, cells_path = _file(folder, COUNTS), _file(folder, CELLS)
+    counts_path, cells_path = plain_or_gzipped(folder / COUNTS), plain_or_gzipped(folder / CELLS)
     if source.image is None or affine is None or counts_path is None or cells_path is None:
         raise merscope_problems(source)[0]
     names, cell_um = _cells(cells_path)
@@ -78,7 +79,7 @@ def read_merscope(source: SectionSource) -> RawSection:
     rows, notes = listed_cells(table.rows, names, counts_path, WHAT)
     kept = np.flatnonzero(rows >= 0)
     centre_um, barcodes, diameter = cell_um[rows[kept]], [table.rows[i] for i in kept], CELL_UM
-    counts, molecules = table.values[kept], _file(folder, MOLECULES)
+    counts, molecules = table.values[kept], plain_or_gzipped(folder / MOLECULES)
     if source.bin_um is None:
         notes.append(f"The tables state no area of a cell; its diameter is taken as {CELL_UM:g} um.")
     elif molecules is None:
@@ -87,11 +88,8 @@ def read_merscope(source: SectionSource) -> RawSection:
     else:
         turn = turn_of(affine)
         places, counts = _counted(molecules, table.columns, turn, source.bin_um, notes)
-        centre_um = (places + 0.5) * source.bin_um @ turn  # turned back
-        tissue = near_cells(centre_um, cell_um, source.bin_um)
-        if not tissue.all():
-            notes.append(f"{int((~tissue).sum())} of {len(tissue)} bins lie beside the cells (no tissue): dropped.")
-        places, centre_um, counts = places[tissue], centre_um[tissue], counts[np.flatnonzero(tissue)]
+        near, centre_um, beside = bins_near_cells(places, source.bin_um, turn, cell_um)
+        places, counts, notes = places[near], counts[near], [*notes, *beside]
     if source.bin_um is not None:
         barcodes, diameter = bin_names(places, source.bin_um), source.bin_um
     name = source.name or folder.resolve().name
@@ -111,10 +109,6 @@ def read_merscope(source: SectionSource) -> RawSection:
         assay_mpp=1.0,
         notes=tuple(notes),
     )
-
-
-def _file(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def _cells(path: Path) -> tuple[list[str], np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cmrcnet.errors import BadInput, MissingExtra
 from cmrcnet.readers.text_files import require_file
+from cmrcnet.storage.refusals import first_line
 
 if TYPE_CHECKING:
     from pyarrow import Array, RecordBatch
@@ -53,8 +54,9 @@ def parquet_batches(
             wanted = [*columns, *(column for column in optional if column in names)]
             yield from file.iter_batches(batch_size=rows, columns=wanted)
     except (pyarrow.ArrowException, OSError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise BadInput(path, f"a Parquet table of {what}", f"the file is truncated or damaged ({why})") from error
+        raise BadInput(
+            path, f"a Parquet table of {what}", f"the file is truncated or damaged ({first_line(error)})"
+        ) from error
 
 
 def numbers_of(batch: RecordBatch, column: str, path: Path, what: str) -> np.ndarray:

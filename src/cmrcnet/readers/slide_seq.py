@@ -29,7 +29,7 @@ from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.sparse_files import read_mtx
 from cmrcnet.readers.square_bins import bin_names
 from cmrcnet.readers.tables import first_names, read_count_table
-from cmrcnet.readers.text_files import read_text
+from cmrcnet.readers.text_files import files_ending, plain_or_gzipped, read_text
 from cmrcnet.slides.section import repeated
 from cmrcnet.slides.slide import known_scale, open_slide
 
@@ -131,13 +131,7 @@ def _counts_files(path: Path) -> list[tuple[Path, str]]:
     """Counts at a path and their kind."""
     if path.is_file():
         return [(path, kind) for kind in PARTS if path.name.removesuffix(".gz").endswith(kind)]
-    return [
-        (file, kind)
-        for kind in PARTS
-        for gz in ("", ".gz")
-        for file in sorted(path.glob(f"*{kind}{gz}"))
-        if not file.name.startswith(".")
-    ]
+    return [(file, kind) for kind in PARTS for file in files_ending(path, kind)]
 
 
 def _counts_file(path: Path) -> tuple[Path, str]:
@@ -154,10 +148,10 @@ def _counts_file(path: Path) -> tuple[Path, str]:
 def _beside(counts: Path, kind: str, part: str) -> Path:
     """The file that belongs to the counts: same prefix, other ending, gzipped or not."""
     prefix = counts.name.partition(kind)[0]
-    wanted = [counts.parent / f"{prefix}{part}{gz}" for gz in ("", ".gz")]
-    found = next((path for path in wanted if path.is_file()), None)
+    wanted = counts.with_name(f"{prefix}{part}")
+    found = plain_or_gzipped(wanted)
     if found is None:
-        raise MissingInput(wanted[0], "The file", WRITER[kind])
+        raise MissingInput(wanted, "The file", WRITER[kind])
     return found
 
 

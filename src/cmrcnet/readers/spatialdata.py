@@ -31,6 +31,7 @@ from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.sparse_files import FREE_BYTES, MOST_INFLATED
 from cmrcnet.slides.slide import FileSlide, Slide, known_scale, open_slide
 from cmrcnet.slides.spot_tables import annotated_shapes, patient_of_table, shape_centres, system_matrix, under_tissue
+from cmrcnet.storage.refusals import first_line
 from cmrcnet.storage.sparse_matrix import sparse_fault
 
 WHAT = "a SpatialData store (.zarr)"
@@ -141,8 +142,7 @@ def _opened(store: Path) -> Any:
         elements: Any = ("images", "shapes", "tables")
         sdata = spatialdata.read_zarr(store, selection=elements)
     except Exception as error:  # spatialdata, zarr and geopandas raise a dozen kinds for a damaged store
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise BadInput(store, WHAT, f"it is damaged or of another version ({why})") from error
+        raise BadInput(store, WHAT, f"it is damaged or of another version ({first_line(error)})") from error
     for name, table in sdata.tables.items():
         matrix: Any
         for matrix in (table.X, *table.layers.values(), *([] if table.raw is None else [table.raw.X])):
@@ -163,8 +163,7 @@ def _declared_fault(tables: Path) -> str | None:
             array: Any = zarr.open(described.parent, mode="r")
             declared = getattr(array, "nbytes", 0)
         except Exception as error:  # zarr raises a dozen kinds
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-            return f"{described.relative_to(tables.parent)} cannot be read ({why})"
+            return f"{described.relative_to(tables.parent)} cannot be read ({first_line(error)})"
         if declared > FREE_BYTES:
             held = sum(path.stat().st_size for path in described.parent.rglob("*") if path.is_file())
             if declared > MOST_INFLATED * held:
@@ -280,8 +279,7 @@ class ZarrPixels:
             keys, axes = cls._described(folder)
             arrays: list[Any] = [zarr.open_array(folder / key, mode="r") for key in keys]
         except Exception as error:  # zarr raises a dozen kinds
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-            return f"its description cannot be read ({why})"
+            return f"its description cannot be read ({first_line(error)})"
         if sorted(axes) != ["c", "x", "y"] or any(len(array.shape) != 3 for array in arrays):
             return f"its axes are {', '.join(axes)}; wanted c, y, x"
         for array in arrays:
@@ -312,8 +310,7 @@ class ZarrPixels:
         try:
             block = np.asarray(self._array(self._keys[level])[tuple(wanted[axis] for axis in self._axes)])
         except Exception as error:  # zarr and the codecs raise a dozen kinds for a damaged chunk
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-            raise BadInput(self._folder, "a slide", f"a chunk cannot be read ({why})") from error
+            raise BadInput(self._folder, "a slide", f"a chunk cannot be read ({first_line(error)})") from error
         return np.ascontiguousarray(np.transpose(block, [self._axes.index(axis) for axis in ("y", "x", "c")]))
 
     def close(self) -> None:

@@ -93,8 +93,34 @@ def bin_names(places: np.ndarray, bin_um: float) -> list[str]:
     return [f"s_{bin_um:03g}um_{row:05d}_{column:05d}" for row, column in zip(rows, columns, strict=True)]
 
 
-def near_cells(centre_um: np.ndarray, cell_um: np.ndarray, bin_um: float) -> np.ndarray:
-    """Which bins (bins,) have a cell in them or within `TISSUE_UM` of their centre; both sides in micrometres, x, y."""
+def bins_near_cells(
+    places: np.ndarray, bin_um: float, turn: np.ndarray, cell_um: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Bins that have a cell in them or within `TISSUE_UM` of their centre: elsewhere there is no tissue.
+
+    Parameters
+    ----------
+    places : numpy.ndarray, shape (bins, 2), int64
+        x and y in bins, turned.
+    bin_um : float
+        Side of a bin.
+    turn : numpy.ndarray, shape (2, 2)
+        Of `turn_of`.
+    cell_um : numpy.ndarray, shape (cells, 2)
+        Centres of the cells.
+
+    Returns
+    -------
+    kept : numpy.ndarray, shape (bins near cells,), int64
+        Their rows in `places`.
+    centre_um : numpy.ndarray, shape (bins near cells, 2), float64
+        Their centres, turned back.
+    notes : list of str
+        How many were dropped.
+    """
     from scipy.spatial import KDTree
 
-    return np.asarray(KDTree(cell_um).query(centre_um)[0]) <= max(TISSUE_UM, bin_um * np.sqrt(0.5))
+    centre_um = (places + 0.5) * bin_um @ turn
+    near = np.asarray(KDTree(cell_um).query(centre_um)[0]) <= max(TISSUE_UM, bin_um * np.sqrt(0.5))
+    dropped = f"{int((~near).sum())} of {len(near)} bins lie beside the cells (no tissue): dropped."
+    return np.flatnonzero(near), centre_um[near], [] if near.all() else [dropped]

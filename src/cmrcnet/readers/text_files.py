@@ -63,6 +63,17 @@ def require_file(path: Path, what: str, *, or_folder: bool = False) -> Path:
     return path
 
 
+def files_ending(folder: Path, ending: str) -> list[Path]:
+    """Files of a folder whose names end so, gzipped or not, without hidden ones."""
+    found = [path for gz in ("", ".gz") for path in sorted(folder.glob(f"*{ending}{gz}"))]
+    return [path for path in found if not path.name.startswith(".")]
+
+
+def plain_or_gzipped(path: Path) -> Path | None:
+    """`path`, or the gzipped file of this name, or None where there is neither."""
+    return next((file for file in (path, path.with_name(f"{path.name}.gz")) if file.is_file()), None)
+
+
 def open_bytes(path: Path, what: str) -> BinaryIO:
     """Open a file, unpacked when it is gzipped; reading raises `BadInput` where it grows beyond `MOST_UNPACKED`.
 

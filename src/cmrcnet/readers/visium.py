@@ -162,7 +162,7 @@ def read_visium(source: SectionSource) -> RawSection:
     pixels = np.column_stack([positions.numbers("pxl_col_in_fullres"), positions.numbers("pxl_row_in_fullres")])
     rows, centres, pixels = list(line_of_row), pixels[list(line_of_row.values())].reshape(-1, 2), pixels[lines]
 
-    name = source.name or _name(source.path, outs)
+    name = source.name or name_of_run(source.path if source.path.is_dir() else source.path.parent)
     pitch_px = neighbour_distance_px(pixels)
     stated = source.mpp if source.affine is None else None  # with an affine, mpp is the scale of another picture
     mpp, how = visium_scale(stated, factors, pitch_px if len(pixels) >= FEWEST_LOCATIONS else None, slide=name)
@@ -413,8 +413,9 @@ def picture_of(image: Path | None, outs: Path, factors: dict[str, float]) -> tup
     return image, factors[key]
 
 
-def _name(path: Path, outs: Path) -> str:
-    folder = (path if path.is_dir() else path.parent).resolve()
+def name_of_run(folder: Path) -> str:
+    """Name of an output folder of 10x: that of the folder above where it is called `outs`."""
+    folder = folder.resolve()
     return folder.parent.name if folder.name == "outs" else folder.name
 
 

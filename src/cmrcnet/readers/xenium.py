@@ -31,25 +31,23 @@ from scipy import sparse
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, SectionError, TooFew
 from cmrcnet.genes.naming import CONTROL_PATTERNS
 from cmrcnet.readers.affine import Affine, read_affine
+from cmrcnet.readers.cell_tables import CELL_UM, listed_cells
 from cmrcnet.readers.parquet import numbers_of, parquet_batches, texts_of
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.sparse_files import open_h5
-from cmrcnet.readers.square_bins import FURTHEST, SquareBins, bin_names, near_cells, turn_of
+from cmrcnet.readers.square_bins import FURTHEST, SquareBins, bin_names, bins_near_cells, turn_of
 from cmrcnet.readers.text_files import FREE_BYTES, MOST_UNPACKED, open_bytes, read_json
-from cmrcnet.readers.visium import GENES, H5, TenxMatrix, read_tenx_matrix
+from cmrcnet.readers.visium import GENES, H5, TenxMatrix, name_of_run, read_tenx_matrix
 from cmrcnet.slides.section import repeated
 from cmrcnet.slides.slide import Slide, open_slide
+from cmrcnet.storage.refusals import first_line
 from cmrcnet.storage.sparse_matrix import sparse_fault
 
 LEAST_QUALITY = 20.0
 """Quality (qv) of a transcript, as in the cell matrix of Xenium."""
 LEAST_BIN_UM = 2.0
 """Smallest side of a bin; transcripts are located to a fraction of a micrometre."""
-CELL_UM = 10.0
-"""Diameter of a cell where the cell table states no area."""
-MOST_UNLISTED = 0.02
-"""Largest share of the counted cells that may be absent from the cell table."""
 REGISTERED = 0.01
 """Largest relative difference in size between the morphology image and an H&E that counts as registered to it."""
 NO_MORPHOLOGY = "and there is no morphology image that it could be registered to"
@@ -116,7 +114,7 @@ def read_xenium(source: SectionSource) -> RawSection:
     if source.image is None:
         raise xenium_problems(source)[0]
     experiment = read_experiment(outs / WHAT)
-    name = source.name or _name(outs)
+    name = source.name or name_of_run(outs)
     slide = open_slide(source.image, mpp=source.mpp, name=name)
     affine, how = source.affine, ""
     if affine is None:
@@ -185,11 +183,6 @@ def _outs(path: Path) -> Path:
     return folder / "outs" if not (folder / WHAT).is_file() and (folder / "outs" / WHAT).is_file() else folder
 
 
-def _name(outs: Path) -> str:
-    folder = outs.resolve()
-    return folder.parent.name if folder.name == "outs" else folder.name
-
-
 # --- alignment ---------------------------------------------------------------------------------------------------
 
 
@@ -249,8 +242,7 @@ def _size_of(path: Path) -> tuple[int, int]:
             page: Any = file.pages[0]
             return int(page.imagewidth), int(page.imagelength)
     except Exception as error:  # tifffile raises a dozen kinds for a damaged file
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise BadInput(path, "a morphology image (OME-TIFF)", why) from error
+        raise BadInput(path, "a morphology image (OME-TIFF)", first_line(error)) from error
 
 
 # --- cells -------------------------------------------------------------------------------------------------------
@@ -346,7 +338,7 @@ def _cells_of_text(path: Path, columns: tuple[str, ...]) -> tuple[list[str], np.
     except BadInput:
         raise
     except (ValueError, OSError) as error:
-        raise BadInput(path, CELLS, (str(error).strip().splitlines() or [type(error).__name__])[0][:120]) from error
+        raise BadInput(path, CELLS, first_line(error)) from error
     if not np.isfinite(values).all():
         raise BadInput(path, CELLS, "its columns hold empty cells or no numbers")
     return table["cell_id"].tolist(), values
@@ -358,13 +350,8 @@ def _cell_spots(outs: Path, cells: Cells) -> _Spots:
     if path is None:
         raise MissingInput(outs / MATRICES[0], "The count matrix")
     matrix = read_zarr_matrix(path) if path.suffix == ".zip" else read_tenx_matrix(path)
-    row_of = dict(zip(cells.names, range(len(cells.names)), strict=True))
-    listed = np.array([row_of.get(barcode, -1) for barcode in matrix.barcodes])
-    unlisted = int((listed < 0).sum())
-    if unlisted > MOST_UNLISTED * len(listed):
-        why = f"{unlisted} of its {len(listed)} cells are not in the cell table; check that they are of one analysis"
-        raise BadInput(path, "a Xenium count matrix", why)
-    notes = [*matrix.notes, *([f"{unlisted} of {len(listed)} cells have no position: dropped."] if unlisted else [])]
+    listed, missing = listed_cells(matrix.barcodes, cells.names, path, "a Xenium count matrix", "the cell table")
+    notes = [*matrix.notes, *missing]
     diameter = CELL_UM
     if cells.area_um2 is not None and np.median(cells.area_um2) > 0:
         diameter = float(np.sqrt(4 / np.pi * np.median(cells.area_um2)))
@@ -375,7 +362,7 @@ def _cell_spots(outs: Path, cells: Cells) -> _Spots:
         [matrix.barcodes[row] for row in rows],
         cells.centre_um[listed[rows]],
         diameter,
-        matrix.counts[rows] if unlisted else matrix.counts,
+        matrix.counts[rows] if missing else matrix.counts,
         matrix.genes,
         tuple(notes),
     )
@@ -408,9 +395,8 @@ def read_zarr_matrix(path: Path) -> TenxMatrix:
             raise ValueError(f"{len(names)} features have {len(kinds)} types")
         by_feature = sparse.csr_matrix((data, indices, starts), shape=(len(names), len(ids)))
     except Exception as error:  # zarr, zipfile and the codecs raise a dozen kinds for a damaged file
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise BadInput(
-            path, "a Xenium count matrix (.zarr.zip)", f"it is damaged or of another kind ({why})"
+            path, "a Xenium count matrix (.zarr.zip)", f"it is damaged or of another kind ({first_line(error)})"
         ) from error
     genes = [i for i, kind in enumerate(kinds) if kind in ("gene", GENES)]
     others = sorted(set(kinds) - {"gene", GENES})
@@ -446,13 +432,9 @@ def _bin_spots(outs: Path, cells: Cells, affine: Affine, bin_um: float) -> _Spot
     """Transcripts counted in squares whose edges are parallel to those of the H&E."""
     turn = turn_of(affine)
     places, genes, counts, notes = counted_bins(outs / "transcripts.parquet", _panel(outs), turn, bin_um)
-    centre_um = (places + 0.5) * bin_um @ turn  # turned back
-    tissue = near_cells(centre_um, cells.centre_um, bin_um)
-    if not tissue.all():
-        notes.append(f"{int((~tissue).sum())} of {len(tissue)} bins lie beside the cells (no tissue): dropped.")
     named = bin_names(places, bin_um)
-    kept = np.flatnonzero(tissue)
-    return _Spots([named[i] for i in kept], centre_um[kept], bin_um, counts[kept], genes, tuple(notes))
+    kept, centre_um, beside = bins_near_cells(places, bin_um, turn, cells.centre_um)
+    return _Spots([named[i] for i in kept], centre_um, bin_um, counts[kept], genes, (*notes, *beside))
 
 
 def counted_bins(

@@ -32,8 +32,8 @@ log = logging.getLogger("cmrcnet")
 MARKER = ".cmrcnet.json"
 LARGEST_MARKER = 1 << 26
 """Bytes; a larger file is no marker."""
-OF_THE_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini", "._*")
-"""Files that file managers leave in any folder; they go with it."""
+OF_THE_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""Files that file managers leave in any folder, as they do those that begin with ._; they go with it."""
 ABANDONED_SECONDS = 7 * 24 * 3600.0
 """Age from which a temporary file counts as abandoned where its process cannot be asked for."""
 

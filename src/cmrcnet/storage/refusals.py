@@ -37,8 +37,12 @@ def fault_of_file(error: BaseException) -> str:
     number = error_number(error)
     if number in _HINTS:
         return f"the system refuses it ({os.strerror(number).lower()})"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"the file is truncated, damaged or of another kind ({lines[0][:120]})"
+    return f"the file is truncated, damaged or of another kind ({first_line(error)})"
+
+
+def first_line(error: BaseException) -> str:
+    """The first 120 characters of what a library says of a file, or the name of its error."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def raise_refusal(error: BaseException, path: object) -> None:
