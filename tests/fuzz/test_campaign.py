@@ -35,7 +35,8 @@ def _hang(folder: Path) -> str:
 
 def _grow(folder: Path) -> str:
     with mmap.mmap(-1, 80 << 20) as fresh:  # an array may lie in memory that this process has freed before
-        fresh.write(bytes(80 << 20))
+        for _ in range(80):  # page by page: a second copy would meet the limit of address space first
+            fresh.write(bytes(1 << 20))
     return ""
 
 
