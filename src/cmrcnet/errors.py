@@ -152,9 +152,9 @@ class ScaleError(CmrcnetError, ValueError):
         )
 
     @classmethod
-    def contradicted(cls, slide: str, stated: float, evidence: str) -> Self:
+    def contradicted(cls, slide: str, stated: float, evidence: str, mend: str = "mpp") -> Self:
         """The stated scale does not agree with `evidence`."""
-        return cls(f"{slide} is said to show {stated:g} um per px, but {evidence}; correct mpp.")
+        return cls(f"{slide} is said to show {stated:.6g} um per px, but {evidence}; correct {mend}.")
 
 
 class SectionError(CmrcnetError, ValueError):

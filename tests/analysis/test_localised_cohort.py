@@ -10,7 +10,9 @@ import pytest
 from cmrcnet.analysis.localisation import localisation_text, localise_cohort
 from cmrcnet.cli import app
 from cmrcnet.errors import CmrcnetWarning, GenesError, TooFew, UnknownName
+from cmrcnet.export.table_seal import seal_table
 from cmrcnet.genes.markers import markers
+from cmrcnet.genes.table import FORMAT
 from cmrcnet.readers.annotations import read_cohort_regions
 from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.storage.file_names import file_name
@@ -50,7 +52,8 @@ def predicted(cohort, noise=0.0, genes=GENES):
         values = values + noise * np.random.default_rng(0).normal(size=values.shape)
         table = anndata.AnnData(values.astype(np.float32))
         table.obs_names, table.var_names = list(section.spots.barcodes), genes
-        table.uns["cmrcnet"] = {"target_sum": 10_000.0}
+        table.uns["cmrcnet"] = {"target_sum": 10_000.0, "format": FORMAT}
+        table.obsm["spatial"] = section.spots.centre_px
         tables[section.name] = table
     return tables
 
@@ -150,8 +153,14 @@ def test_the_verb_reads_one_table_or_a_run_folder(csv, tmp_path, capsys):
     assert "Mean over 2 sections" in said and "Markers: breast, version 1." in said and "Staaf J et al." in said
     assert set(pd.read_csv(out).section) == {"S1", "S2"}
     one = tmp_path / "run" / "predictions" / "S1.h5ad"
+    seal_table(one)
     assert app.main(["localise", str(one), str(csv)]) == 0
     assert "Section S1" in capsys.readouterr().out
+    content = bytearray(one.read_bytes())
+    content[len(content) // 2] ^= 1
+    one.write_bytes(content)
+    assert app.main(["localise", str(one), str(csv)]) == app.USER_ERROR
+    assert "S1.h5ad is incomplete or damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

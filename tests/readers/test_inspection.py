@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from cmrcnet.errors import BadInput, MissingInput
+from cmrcnet.errors import BadInput, BadOption, MissingInput
 from cmrcnet.readers.inspection import inspect
 from tests.readers.written_formats import as_visium, cut, made_up, write_image, write_legacy, write_visium
 
@@ -114,6 +114,24 @@ def test_a_section(tmp_path):
     assert (rows["format"], rows["section"], rows["spots on tissue"]) == ("legacy_st", "S1", "30")
     assert (rows["um per px"], rows["patch on slide"]) == ("4", "28.0 px (112 um)")
     assert rows["spots apart"] == "200 um"
+
+
+def test_what_the_columns_of_a_cohort_state_is_stated_for_one_section(tmp_path):
+    made = made_up()
+    counts = write_legacy(tmp_path, made)
+    stated = {"image": tmp_path / "S1.png", "spots": tmp_path / "S1_spots.tsv", "affine": "1 0 0 0 1 0"}
+    found = inspect(counts, mpp=4.0, **stated, spot_diameter_um=90.0)
+    assert found.problems == () and found.sections[0].spots == made.spots
+    wrong = inspect(counts, mpp=4.0, bin_um=50.0)
+    assert "sections of format legacy_st have no bins" in wrong.problems[0]
+    for option, value in (*stated.items(), ("bin_um", 8.0), ("library", "1"), ("spot_diameter_um", 55.0)):
+        with pytest.raises(BadOption, match=rf"{option}.* nothing with a slide, which S1.png seems to be"):
+            inspect(tmp_path / "S1.png", **{option: value})
+
+
+def test_options_of_one_section_are_refused_with_a_cohort_file(cohort):
+    with pytest.raises(BadOption, match=r"affine.* nothing with a cohort file: write it into a column of cohort.csv"):
+        inspect(cohort, affine="1 0 0 0 1 0")
 
 
 def test_a_visium_folder_with_two_problems(tmp_path):

@@ -71,6 +71,20 @@ def test_damaged_pixels_are_a_problem(folder):
     assert len(found.problems) == 1
 
 
+def test_the_two_marks_differ_without_colour(folder):
+    counts = folder / "S1_counts.tsv.gz"
+    assert inspect(counts, mpp=4, pictures=folder / "right").problems == ()
+    inspect(counts, image=folder / "he.png", mpp=4, affine=[-1, 0, 590, 0, -1, 590], pictures=folder / "wrong")
+    right, wrong = (np.asarray(Image.open(folder / name / "S1.png")) for name in ("right", "wrong"))
+    made = made_up()
+    for x, y in np.round(made.centre_px).astype(int):  # a ring leaves the centre of its spot as it is
+        assert not (right[y - 1 : y + 2, x - 1 : x + 2] == ON).all(axis=2).any()
+    centres = np.round(590 - made.centre_px).astype(int)
+    crossed = [(wrong[y - 1 : y + 2, x - 1 : x + 2] == OFF).all(axis=2).any() for x, y in centres]
+    assert np.mean(crossed) > 0.7
+    assert abs(int(np.dot(ON, (0.3, 0.6, 0.1))) - int(np.dot(OFF, (0.3, 0.6, 0.1)))) > 60  # grey tells them apart too
+
+
 def test_pictures_by_command(folder, capsys):
     csv = folder / "cohort.csv"
     csv.write_text(f"{HEAD}S1,A,S1_counts.tsv.gz,he.png,4,-1 0 590 0 -1 590\n")
@@ -78,3 +92,8 @@ def test_pictures_by_command(folder, capsys):
     assert app.main(command) == 1
     assert (folder / "spots" / "S1.png").is_file() and "on the tissue" in capsys.readouterr().out
     assert app.main(command) == 2 and app.main([*command, "--overwrite"]) == 1
+    one = ["inspect", str(folder / "S1_counts.tsv.gz"), "--mpp", "4", "--image", str(folder / "he.png")]
+    assert app.main([*one, "--affine", "-1 0 590 0 -1 590"]) == 1
+    assert app.main([*one, "--affine", "1 0 0 0 1 0"]) == 0
+    capsys.readouterr()
+    assert app.main([*one[:4], "--bin-um", "8"]) == 1 and "have no bins" in capsys.readouterr().out

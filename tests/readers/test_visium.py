@@ -21,8 +21,9 @@ from cmrcnet.errors import (
     SectionError,
     UnknownName,
 )
+from cmrcnet.readers.raw_section import neighbour_distance_px
 from cmrcnet.readers.registry import read_section, sniff
-from cmrcnet.readers.visium import read_tenx_matrix, visium_scale
+from cmrcnet.readers.visium import array_pitch_px, read_tenx_matrix, visium_scale
 from tests.readers.written_formats import as_visium, cut, made_up, write_10x_h5, write_image, write_visium
 
 
@@ -143,6 +144,18 @@ def test_positions_and_scale_factors_that_contradict_each_other(tmp_path, visium
     path.write_text(json.dumps({**factors, "spot_diameter_fullres": factors["spot_diameter_fullres"] * 4}))
     with pytest.raises(ScaleError, match=r"locations of its array are 50.0 px apart"):
         read_section(outs, image=fullres(tmp_path, visium))
+
+
+def test_few_locations_of_the_hexagonal_array_give_its_scale():
+    rng = np.random.default_rng(0)
+    row, column = np.divmod(np.arange(78 * 64), 64)
+    array = np.column_stack([2 * column + row % 2, row])[rng.choice(78 * 64, 100, replace=False)]
+    turned = np.array([[0.0, 1.0], [-1.0, 0.0]]) @ (array * [50, 50 * np.sqrt(3)]).T / 0.72
+    pixels = np.round(turned.T + [12_000, 300])
+    assert array_pitch_px(array, pixels) == pytest.approx(100 / 0.72, rel=1e-3)
+    assert neighbour_distance_px(pixels) > 1.5 * 100 / 0.72  # most have no listed neighbour
+    assert array_pitch_px(array[:9], pixels[:9]) is None and array_pitch_px(array, pixels[::-1]) is None
+    assert array_pitch_px(array, pixels * [1, 1.2]) is None  # no hexagons
 
 
 def test_a_stated_scale_four_times_off(tmp_path, visium):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cmrcnet.cli.bank_commands import index_command
 from cmrcnet.cli.evaluate_commands import evaluate_into
 from cmrcnet.cli.model_commands import train_command
-from cmrcnet.cli.options import ConfigOptions, RunOptions
+from cmrcnet.cli.options import DEFAULT_SECTION, ConfigOptions, RunOptions, SectionOptions
 from cmrcnet.cli.predict_commands import predict_command
 from cmrcnet.errors import BadOption
 from cmrcnet.storage.atomic import atomic_folder
@@ -28,7 +29,7 @@ def inspect_command(
     source: Path,
     *,
     mpp: float | None = None,
-    format: str | None = None,
+    section: SectionOptions = DEFAULT_SECTION,
     quick: bool = False,
     pictures: Path | None = None,
     overwrite: bool = False,
@@ -41,14 +42,14 @@ def inspect_command(
         A cohort.csv, a section (folder or counts file), or a slide.
     mpp : float, optional
         Micrometres per level-0 pixel, for slides that do not state it.
-    format : str, optional
-        Reader of the section when its format cannot be recognised: legacy_st, visium, visium_hd, xenium,
-        cosmx, merscope, stomics, slide_seq, spatialdata, hest, ann_data.
+    section
+        Of one section; a cohort.csv states them in its columns.
     quick : bool
         Skip the checks that read pixels and compare sections: spots off the tissue, duplicates, wrong patients,
         outliers of stain and scale, misplaced spots.
     pictures : Path, optional
-        Folder to write: a PNG of each section with its spots on the reduced image, green on tissue and red beside it.
+        Folder to write: a PNG of each section with its spots on the reduced image: blue rings on tissue, orange
+        crosses beside it.
     overwrite : bool
         Replace the folder of the pictures.
 
@@ -59,11 +60,12 @@ def inspect_command(
     """
     from cmrcnet.readers.inspection import inspect
 
+    stated = asdict(section)
     if pictures is None:
-        found = inspect(source, mpp=mpp, format=format, pixels=not quick)
+        found = inspect(source, mpp=mpp, pixels=not quick, **stated)
     else:
         with atomic_folder(pictures, overwrite) as folder:
-            found = inspect(source, mpp=mpp, format=format, pictures=folder)
+            found = inspect(source, mpp=mpp, pictures=folder, **stated)
     if found.kind == "cohort" and not quick:
         found = _with_cohort_checks(found, source, mpp)
     print(found.to_text())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -39,6 +39,34 @@ class ConfigOptions:
                 raise BadOption("set", setting, "KEY=VALUE, as in --set train.epochs=20")
             given[key.strip()] = value.strip()
         return Config.load(self.config).override(given)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SectionOptions:
+    """What is stated about one section; in a cohort.csv its columns of the same names state it."""
+
+    format: str | None = None
+    """Reader of the section when its format cannot be recognised: legacy_st, visium, visium_hd, xenium, cosmx,
+    merscope, stomics, slide_seq, spatialdata, hest, ann_data."""
+
+    image: Path | None = None
+    """Full-resolution H&E image, where the format does not hold it."""
+
+    spots: Path | None = None
+    """Spot file, where the format has a separate one."""
+
+    spot_diameter_um: float | None = None
+    """Diameter of a spot in micrometres; it overrides the files."""
+
+    affine: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
+    """Map from the assay's coordinates to level-0 pixels of the image: six numbers in quotes, or a file."""
+
+    bin_um: float | None = None
+    """Side in micrometres of the square bins in which counts are summed."""
+
+    library: str | None = None
+    """Which section it is, where the file holds several."""
 
 
 @Parameter(name="*")
@@ -102,7 +130,7 @@ class ProtocolOptions:
     """Run only the folds that leave out these patients (or sections); the report is marked."""
 
 
-DEFAULT_CONFIG, DEFAULT_SEARCH = ConfigOptions(), SearchOptions()
+DEFAULT_CONFIG, DEFAULT_SECTION, DEFAULT_SEARCH = ConfigOptions(), SectionOptions(), SearchOptions()
 DEFAULT_RUN, DEFAULT_PROTOCOL = RunOptions(), ProtocolOptions()
 
 

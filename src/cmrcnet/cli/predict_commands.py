@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cmrcnet.cli.options import count_text, read_genes
-from cmrcnet.errors import BadInput, BadOption, MissingInput, UnknownName
+from cmrcnet.errors import BadOption, MissingInput, UnknownName
 from cmrcnet.storage.atomic import atomic_file, final_path, refuse_existing
 from cmrcnet.storage.csv_cells import guard_table
 from cmrcnet.storage.file_names import name_of_file
@@ -309,10 +309,8 @@ def localise_command(
 
 def _predicted_sections(prediction: Path, section: str | None) -> dict[str, AnnData]:
     """Prediction tables by section: of one file, or of every section of a run folder."""
-    import anndata
-
     from cmrcnet.evaluation.protocol.run_folder import read_run
-    from cmrcnet.export.table_seal import require_unchanged
+    from cmrcnet.export.stored_prediction import StoredPrediction
 
     folder = prediction / "predictions"
     if prediction.is_dir():
@@ -326,13 +324,12 @@ def _predicted_sections(prediction: Path, section: str | None) -> dict[str, AnnD
         if (prediction / "run.json").exists():
             read_run(prediction, [f"predictions/{file.name}" for file in files.values()])
     elif prediction.is_file():
-        require_unchanged(prediction)
         of_run = prediction.parent.name == "predictions"
         files = {section or (name_of_file(prediction.stem) if of_run else prediction.stem): prediction}
     else:
         raise MissingInput(prediction, "The prediction table")
-    try:
-        return {name: anndata.read_h5ad(file) for name, file in files.items()}
-    except (OSError, KeyError, ValueError) as error:
-        lines = str(error).splitlines()
-        raise BadInput(prediction, "a prediction table", lines[0][:120] if lines else type(error).__name__) from error
+    found = {}
+    for name, file in files.items():
+        with StoredPrediction(file) as table:
+            found[name] = table.to_ann_data()
+    return found

@@ -16,6 +16,7 @@ from cmrcnet.storage.refusals import raise_refusal
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
 
 
 class StoredPrediction:
@@ -106,6 +107,14 @@ class StoredPrediction:
         key = "X" if layer is None else f"layers/{layer}"
         self._seal.check(self._file, key, rows)
         return self._file[key][rows]
+
+    def to_ann_data(self) -> AnnData:
+        """The table in memory, compared with its seal: X, obs, var, the centres and ``uns["cmrcnet"]``."""
+        import anndata
+
+        self.require_unchanged()
+        centres, facts = {"spatial": self.centre_px}, {"cmrcnet": self.facts}
+        return anndata.AnnData(X=self.rows(slice(None)), obs=self.obs, var=self.var, obsm=centres, uns=facts)
 
     def require_unchanged(self) -> None:
         """Compare all of the table with its seal: `Damaged`."""

@@ -113,16 +113,6 @@ class TableSeal:
             self.check(file, key)
 
 
-def require_unchanged(path: Path) -> None:
-    """Compare all of a table with its seal, where it has one: `Damaged`."""
-    import h5py
-
-    seal = TableSeal(path)
-    if seal.is_large:
-        with h5py.File(path, "r", locking=False) as file:
-            seal.check_all(file)
-
-
 def _read(path: Path) -> dict[str, Any] | None:
     """Content of the seal; None where there is none."""
     with path.open("rb") as file:

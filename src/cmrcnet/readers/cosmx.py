@@ -91,10 +91,8 @@ def read_cosmx(source: SectionSource) -> RawSection:
         pixel_um = min(PIXELS_UM, key=lambda size: abs(np.log(size / implied)))
         if not 1 / AFFINE_TOLERANCE <= implied / pixel_um <= AFFINE_TOLERANCE:
             sizes = " or ".join(map(str, PIXELS_UM))
-            evidence = (
-                f"by which a pixel of CosMx has {implied:.4g} um by the affine, and it has {sizes}; correct mpp or"
-            )
-            raise ScaleError.contradicted(name, known_scale(slide), evidence)
+            evidence = f"then, by the affine, a pixel of CosMx has {implied:.4g} um, and it has {sizes}"
+            raise ScaleError.contradicted(name, known_scale(slide), evidence, mend="the affine or mpp")
     notes.append(f"A pixel of CosMx has {pixel_um:.5g} um.")
     centre, barcodes = cells.centre_px[rows[kept]], [names[i] for i in kept]
     counts, diameter = counts[kept], cells.diameter_px * pixel_um or CELL_UM

@@ -5,7 +5,7 @@ Nothing is changed. Counts are read, one section at a time; pixels, reduced, to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadInput, CmrcnetError, GenesError, ScaleError, ShapeMismatch
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError, GenesError, ScaleError, ShapeMismatch
 from cmrcnet.genes.naming import are_disjoint, clean_features, explain_no_shared_genes, naming_of
+from cmrcnet.readers.affine import Affine
 from cmrcnet.readers.cohort import CohortRow, cohort_rows, is_cohort_file, located
 from cmrcnet.readers.placement import LEAST_ON_TISSUE, off_tissue, share_on_tissue
 from cmrcnet.readers.raw_section import RawSection, checked_section, neighbour_distance_px, problems_of
@@ -108,6 +109,12 @@ def inspect(
     *,
     mpp: float | None = None,
     format: str | None = None,
+    image: Path | str | None = None,
+    spots: Path | str | None = None,
+    spot_diameter_um: float | None = None,
+    affine: Affine | Path | str | Sequence | np.ndarray | None = None,
+    bin_um: float | None = None,
+    library: str | None = None,
     pixels: bool = True,
     pictures: Path | None = None,
 ) -> Inspection:
@@ -119,8 +126,8 @@ def inspect(
         A cohort file, a section (counts file or folder), or a slide.
     mpp : float, optional
         Micrometres per level-0 pixel. In a cohort, only for rows that do not give their own.
-    format : str, optional
-        Reader to use for a section, where several recognise it.
+    format, image, spots, spot_diameter_um, affine, bin_um, library : optional
+        Of one section, as in `read_section`. In a cohort file its columns state them.
     pixels : bool
         Find the tissue on each image, to see whether the spots are on it.
     pictures : path, optional
@@ -134,6 +141,8 @@ def inspect(
     ------
     MissingInput, BadInput
         `source` does not exist, or no reader recognises it.
+    BadOption
+        An option of a section is given with a cohort file or a slide.
 
     Examples
     --------
@@ -146,14 +155,27 @@ def inspect(
     ('cohort', (), 12)
     """
     path = require_file(Path(source), "The file or folder to inspect", or_folder=True)
+    stated = {"image": image, "spots": spots, "spot_diameter_um": spot_diameter_um, "affine": affine}
+    stated |= {"bin_um": bin_um, "library": library}
     if format is None and is_cohort_file(path):
+        _refuse_stated(stated, f"nothing with a cohort file: write it into a column of {path.name}")
         return _inspect_cohort(path, mpp, pixels, pictures)
-    files = SectionSource(path=path, mpp=mpp)
+    files = SectionSource.of(
+        path,
+        mpp=mpp,
+        image=image,
+        spots=spots,
+        spot_diameter_um=spot_diameter_um,
+        affine=affine,
+        bin_um=bin_um,
+        library=library,
+    )
     try:
         reader = reader_of(files, format)
     except BadInput:
         if format is not None or path.is_dir() or path.name.lower().endswith(TABLE_ENDINGS):
             raise
+        _refuse_stated(stated, f"nothing with a slide, which {path.name} seems to be: no reader of sections knows it")
         return _inspect_slide(path, mpp)
     row = CohortRow("", "", files, reader.name, {}, tuple(input_problems(files, reader.name)))
     section, _, notes, problems = _inspect_row(row, pixels, pictures)
@@ -164,6 +186,13 @@ def inspect(
         *_section_rows(section),
     )
     return Inspection("section", str(path), rows, (section,), notes, problems)
+
+
+def _refuse_stated(stated: Mapping[str, object], want: str) -> None:
+    """Refuse options of one section where the source is none."""
+    for option, value in stated.items():
+        if value is not None:
+            raise BadOption(option, str(value), want=want)
 
 
 def _inspect_cohort(path: Path, mpp: float | None, pixels: bool, pictures: Path | None) -> Inspection:

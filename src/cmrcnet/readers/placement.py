@@ -17,8 +17,8 @@ LEAST_ON_TISSUE = 0.5
 """Share of the spots on tissue below which their positions, the image or the affine are wrong."""
 PICTURE_PX = 1200
 """Longer side of a picture of the spots."""
-ON, OFF = (0, 230, 0), (230, 0, 0)
-"""Colours of spots on and off the tissue."""
+ON, OFF = (0, 70, 255), (255, 130, 0)
+"""Colours of spots on and off the tissue: blue and orange, which no kind of colour blindness confuses."""
 
 
 def share_on_tissue(raw: RawSection, picture: Path | None = None) -> float | None:
@@ -29,7 +29,7 @@ def share_on_tissue(raw: RawSection, picture: Path | None = None) -> float | Non
     raw : RawSection
         Its slide has a scale.
     picture : pathlib.Path, optional
-        PNG to write: the slide, reduced, with a green dot on each spot on tissue and a red one on each that is not.
+        PNG to write: the slide, reduced, with a blue ring around each spot on tissue and an orange cross on each that is not.
 
     Returns
     -------
@@ -65,6 +65,11 @@ def _draw(raw: RawSection, on: np.ndarray, picture: Path) -> None:
     draw = ImageDraw.Draw(image)
     radius = max(1.0, 0.35 * raw.diameter_um / known_scale(slide) / downsample)
     for x, y, inside in zip(*(raw.centre_px.T / downsample), on, strict=True):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=ON if inside else OFF, width=2)
+        box = (x - radius, y - radius, x + radius, y + radius)
+        if inside:
+            draw.ellipse(box, outline=ON, width=2)
+        else:
+            draw.line(box, fill=OFF, width=2)
+            draw.line((box[0], box[3], box[2], box[1]), fill=OFF, width=2)
     with atomic_file(picture) as path:
         image.save(path, format="PNG")

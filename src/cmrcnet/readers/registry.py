@@ -62,6 +62,33 @@ class SectionSource:
     bin_um: float | None = None
     library: str | None = None
 
+    @classmethod
+    def of(
+        cls,
+        path: Path | str,
+        *,
+        image: Path | str | None,
+        spots: Path | str | None,
+        affine: Affine | Path | str | Sequence | np.ndarray | None,
+        name: str | None = None,
+        mpp: float | None = None,
+        spot_diameter_um: float | None = None,
+        bin_um: float | None = None,
+        library: str | None = None,
+    ) -> SectionSource:
+        """Make one of paths as text and of any form of an affine (see `read_affine`)."""
+        return cls(
+            path=Path(path),
+            name=name,
+            image=None if image is None else Path(image),
+            spots=None if spots is None else Path(spots),
+            mpp=mpp,
+            spot_diameter_um=spot_diameter_um,
+            affine=affine if affine is None or isinstance(affine, Affine) else read_affine(affine),
+            bin_um=bin_um,
+            library=library,
+        )
+
 
 BUILT_IN = (
     "legacy_st",
@@ -276,14 +303,14 @@ def read_section(
     >>> section.name, len(section.spots)
     ('P1S1', 12)
     """
-    files = SectionSource(
-        path=Path(source),
+    files = SectionSource.of(
+        source,
         name=name,
-        image=None if image is None else Path(image),
-        spots=None if spots is None else Path(spots),
+        image=image,
+        spots=spots,
         mpp=mpp,
         spot_diameter_um=spot_diameter_um,
-        affine=affine if affine is None or isinstance(affine, Affine) else read_affine(affine),
+        affine=affine,
         bin_um=bin_um,
         library=library,
     )

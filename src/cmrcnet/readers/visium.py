@@ -163,7 +163,8 @@ def read_visium(source: SectionSource) -> RawSection:
     rows, centres, pixels = list(line_of_row), pixels[list(line_of_row.values())].reshape(-1, 2), pixels[lines]
 
     name = source.name or name_of_run(source.path if source.path.is_dir() else source.path.parent)
-    pitch_px = neighbour_distance_px(pixels)
+    array = np.column_stack([positions.numbers("array_col"), positions.numbers("array_row")])[lines]
+    pitch_px = array_pitch_px(array, pixels) or neighbour_distance_px(pixels)
     stated = source.mpp if source.affine is None else None  # with an affine, mpp is the scale of another picture
     mpp, how = visium_scale(stated, factors, pitch_px if len(pixels) >= FEWEST_LOCATIONS else None, slide=name)
     if how:
@@ -260,6 +261,30 @@ def _aggregated(outs: Path) -> Iterator[tuple[str, str]]:
     yield from ((name, str(number + 1)) for number, name in enumerate(table.text(column)))
 
 
+def array_pitch_px(array: np.ndarray, pixels: np.ndarray) -> float | None:
+    """Pixels between neighbouring locations of the hexagonal array, also where a file lists few of them.
+
+    Parameters
+    ----------
+    array : numpy.ndarray, shape (n, 2)
+        array_col and array_row. Neighbours are 2 columns, or 1 column and 1 row, apart.
+    pixels : numpy.ndarray, shape (n, 2)
+
+    Returns
+    -------
+    float or None
+        None where the locations lie otherwise, or are too few.
+    """
+    if len(array) < FEWEST_LOCATIONS:
+        return None
+    design = np.column_stack([array, np.ones(len(array))])
+    to_px, _, rank, _ = np.linalg.lstsq(design, pixels, rcond=None)
+    sides = np.linalg.norm(np.array([[2, 0], [1, 1], [1, -1]]) @ to_px[:2], axis=1)
+    off = np.median(np.linalg.norm(design @ to_px - pixels, axis=1))
+    is_array = rank == 3 and np.ptp(sides) < 0.05 * sides.mean() and off < 0.1 * sides.mean()
+    return float(sides.mean()) if is_array else None
+
+
 def visium_scale(
     stated: float | None, factors: dict[str, float], pitch_px: float | None, slide: str
 ) -> tuple[float | None, str]:
@@ -292,9 +317,9 @@ def visium_scale(
     measured = PITCH_UM[0] / pitch_px
     if written is not None and not 1 / WRITTEN_FACTOR <= measured / written <= WRITTEN_FACTOR:
         evidence = (
-            f"by spot_diameter_fullres, but the locations of its array are {pitch_px:.1f} px apart, which makes "
-            f"{measured:.4g} (neighbours are {PITCH_UM[0]:g} um apart); check that positions and scale factors "
-            "belong together, or"
+            f"the locations of its array are {pitch_px:.1f} px apart, which makes {measured:.4g} (neighbours are "
+            f"{PITCH_UM[0]:g} um apart); check that the positions and spot_diameter_fullres, which states that, are of "
+            "one section"
         )
         raise ScaleError.contradicted(slide, written, evidence)
     how = f"um per px is measured: neighbouring locations are {pitch_px:.1f} px or 100 um apart: {measured:.4g}."

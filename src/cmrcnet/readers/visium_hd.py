@@ -122,8 +122,10 @@ def read_visium_hd(source: SectionSource) -> RawSection:
         mpp = measured
         notes.append(f"um per px is measured: bins of {bin_um} um are {pitch_px or 0:.4g} px apart: {mpp or 0:.4g}.")
     elif measured is not None and not 1 / SCALE_TOLERANCE <= measured / mpp <= SCALE_TOLERANCE:
-        evidence = f"by microns_per_pixel of Space Ranger, but its bins of {bin_um} um are {pitch_px:.4g} px apart, "
-        evidence += f"which makes {measured:.4g}; check that positions and scale factors belong together, or"
+        evidence = f"its bins of {bin_um} um are {pitch_px:.4g} px apart, which makes {measured:.4g}; check that "
+        evidence += (
+            "tissue_positions.parquet and scalefactors_json.json, which states microns_per_pixel, belong together"
+        )
         raise ScaleError.contradicted(name, mpp, evidence)
     image, scalef = picture_of(source.image or _hires(folder), folder, factors)
     slide_mpp = source.mpp or (None if mpp is None else mpp / scalef)
