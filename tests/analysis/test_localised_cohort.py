@@ -20,6 +20,8 @@ from tests.readers.written_formats import made_up, write_legacy
 
 GENES = ["ERBB2", "GRB7", "MIEN1", "CD3D", "CD8A", "KRT8", "ACTB", "GAPDH", "RPLP0", "TPT1", "B2M", "EEF2"]
 
+NOTHING = anndata.AnnData()
+
 
 @pytest.fixture
 def csv(tmp_path):
@@ -29,8 +31,8 @@ def csv(tmp_path):
         made = made_up(columns=6, rows=6, genes=len(GENES), seed=seed)
         left = made.array_xy[:, 0] <= 3
         counts = np.random.default_rng(seed).poisson(5, made.counts.shape)
-        counts[np.ix_(left, [0, 1, 2])] += 15
-        counts[np.ix_(~left, [3, 4])] += 15
+        counts[left, :3] += 15
+        counts[~left, 3:5] += 15
         made.counts[:] = counts
         made.genes[:] = GENES
         write_legacy(tmp_path, made, name)
@@ -100,7 +102,9 @@ def test_labels_name_spots_by_numbers(csv):
     written = {}
     for name, labels in regions.items():
         written[name] = labels.copy()
-        written[name].index = [f"{float(a):.3f}x{float(b):.1f}" for a, b in (spot.split("x") for spot in labels.index)]
+        written[name].index = [
+            f"{float(a):.3f}x{float(b):.1f}" for a, b in (str(spot).split("x") for spot in labels.index)
+        ]
     again = localise_cohort(tables, cohort, written, markers("breast"), **options)
     pd.testing.assert_frame_equal(plain, again)
 
@@ -108,12 +112,12 @@ def test_labels_name_spots_by_numbers(csv):
 def test_nothing_to_compare(csv):
     cohort, regions = read_cohort(csv), read_cohort_regions(csv)
     with pytest.raises(UnknownName, match=r"no section 'S9'; known: S1, S2. The prediction names it"):
-        localise_cohort({"S9": None}, cohort, regions, markers("breast"))
+        localise_cohort({"S9": NOTHING}, cohort, regions, markers("breast"))
     with (
         pytest.raises(TooFew, match=r"0 sections are both predicted and labelled"),
         pytest.warns(CmrcnetWarning, match=r"Left out: S1 "),
     ):
-        localise_cohort({"S1": None}, cohort, {"S2": regions["S2"]}, markers("breast"))
+        localise_cohort({"S1": NOTHING}, cohort, {"S2": regions["S2"]}, markers("breast"))
     tables = predicted(cohort, genes=["ACTB", "GAPDH", "RPLP0"])
     with pytest.raises(GenesError, match=r"The breast markers and the prediction of S1"):
         localise_cohort(tables, cohort, regions, markers("breast"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,12 +120,13 @@ def test_a_section(tmp_path):
 def test_what_the_columns_of_a_cohort_state_is_stated_for_one_section(tmp_path):
     made = made_up()
     counts = write_legacy(tmp_path, made)
-    stated = {"image": tmp_path / "S1.png", "spots": tmp_path / "S1_spots.tsv", "affine": "1 0 0 0 1 0"}
+    stated: dict[str, Any] = {"image": tmp_path / "S1.png", "spots": tmp_path / "S1_spots.tsv", "affine": "1 0 0 0 1 0"}
     found = inspect(counts, mpp=4.0, **stated, spot_diameter_um=90.0)
     assert found.problems == () and found.sections[0].spots == made.spots
     wrong = inspect(counts, mpp=4.0, bin_um=50.0)
     assert "sections of format legacy_st have no bins" in wrong.problems[0]
-    for option, value in (*stated.items(), ("bin_um", 8.0), ("library", "1"), ("spot_diameter_um", 55.0)):
+    stated |= {"bin_um": 8.0, "library": "1", "spot_diameter_um": 55.0}
+    for option, value in stated.items():
         with pytest.raises(BadOption, match=rf"{option}.* nothing with a slide, which S1.png seems to be"):
             inspect(tmp_path / "S1.png", **{option: value})
 

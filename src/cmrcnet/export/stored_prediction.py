@@ -113,7 +113,8 @@ class StoredPrediction:
         import anndata
 
         self.require_unchanged()
-        centres, facts = {"spatial": self.centre_px}, {"cmrcnet": self.facts}
+        centres: Any = {"spatial": self.centre_px}
+        facts = {"cmrcnet": self.facts}
         return anndata.AnnData(X=self.rows(slice(None)), obs=self.obs, var=self.var, obsm=centres, uns=facts)
 
     def require_unchanged(self) -> None:

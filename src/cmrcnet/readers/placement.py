@@ -29,7 +29,7 @@ def share_on_tissue(raw: RawSection, picture: Path | None = None) -> float | Non
     raw : RawSection
         Its slide has a scale.
     picture : pathlib.Path, optional
-        PNG to write: the slide, reduced, with a blue ring around each spot on tissue and an orange cross on each that is not.
+        PNG to write: the slide, reduced, with a blue ring at each spot on tissue and an orange cross at each other.
 
     Returns
     -------
