@@ -10,7 +10,7 @@ import pytest
 from scipy import io, sparse
 
 from cmrcnet.errors import BadInput, SectionError
-from cmrcnet.readers import h5_probe
+from cmrcnet.readers import sparse_files
 from cmrcnet.readers.ann_data import read_h5ad
 from cmrcnet.readers.registry import read_section
 from cmrcnet.readers.sparse_files import open_h5, read_mtx
@@ -118,17 +118,19 @@ def test_a_file_that_ends_the_process_that_reads_it_is_refused(tmp_path, monkeyp
     for name in ("a.h5", "b.h5"):
         with h5py.File(tmp_path / name, "w") as file:
             file["x"] = np.ones(3)
-    h5_probe._process.end()
-    monkeypatch.setattr(h5_probe._process, "code", "import os, signal; input(); os.kill(os.getpid(), signal.SIGSEGV)")
+    sparse_files._process.end()
+    monkeypatch.setattr(
+        sparse_files._process, "code", "import os, signal; input(); os.kill(os.getpid(), signal.SIGSEGV)"
+    )
     with pytest.raises(
         BadInput, match=r"a.h5 cannot be read as a matrix: the process that tried .* code -11; the file"
     ):
-        h5_probe.probe_h5(tmp_path / "a.h5", "a matrix")
+        sparse_files.probe_h5(tmp_path / "a.h5", "a matrix")
     monkeypatch.undo()
     with open_h5(tmp_path / "b.h5", "a matrix") as file:  # another child has been started
         assert file["x"][0] == 1
     monkeypatch.setattr(child_process.subprocess, "Popen", None)
-    h5_probe._process.end()
+    sparse_files._process.end()
     with open_h5(tmp_path / "b.h5", "a matrix"):  # read once
         pass
 

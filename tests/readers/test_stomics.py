@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmrcnet.errors import BadInput, BadOption, ScaleError
+from cmrcnet.errors import BadInput, BadOption, ScaleError, SectionError
 from cmrcnet.readers.long_tables import long_table
 from cmrcnet.readers.registry import read_section, sniff
 from cmrcnet.testing import assert_section
@@ -108,7 +108,7 @@ def test_a_table_that_is_binned_already(tmp_path, molecules, image):
             ),
             "more cells",
         ),
-        (lambda text: text + "ENSG1\tA\t9e15\t6\t1\n", "wider coordinates"),
+        (lambda text: text + "ENSG1\tA\t9e15\t6\t1\n", "from the origin"),
         (lambda text: text + 'ENSG1\t"A\t5\t6\t1\n', "damaged|quote"),
         (lambda text: text.replace("OffsetX=0", "OffsetX=a"), "no whole number"),
     ],
@@ -116,7 +116,7 @@ def test_a_table_that_is_binned_already(tmp_path, molecules, image):
 def test_what_is_refused(tmp_path, molecules, image, spoil, said):
     path = write_gem(tmp_path / "a.gem", molecules)
     path.write_text(spoil(path.read_text()))
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises((BadInput, SectionError), match=said):
         read_section(path, image=image, mpp=0.5)
 
 

@@ -241,7 +241,7 @@ def test_the_columns_of_the_cohort_file(tmp_path, made):
             BadInput,
             "empty cells or no numbers",
         ),
-        ("transcripts.parquet", lambda t: t.assign(x_location=1e12), {"bin_um": 50}, BadInput, "from the origin"),
+        ("transcripts.parquet", lambda t: t.assign(x_location=1e12), {"bin_um": 50}, SectionError, "from the origin"),
         ("transcripts.parquet", lambda t: t.assign(feature_name=None), {"bin_um": 50}, BadInput, "empty cells"),
         ("transcripts.parquet", lambda t: t[:0], {"bin_um": 50}, SectionError, "0 spots"),
     ],

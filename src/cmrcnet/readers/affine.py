@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.errors import BadInput, BadOption, MissingInput
-from cmrcnet.readers.text_files import read_text, require_file
+from cmrcnet.readers.text_files import read_text
+from cmrcnet.slides.slide_files import require_file
 from cmrcnet.storage.refusals import first_line
 
 WHAT = "an affine (six numbers a b c d e f, or a .csv, .txt, .json or .npy file of a 2x3 or 3x3 matrix)"

@@ -21,11 +21,10 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, ScaleError
-from cmrcnet.readers.cell_tables import CELL_UM, listed_cells, summed_cells
 from cmrcnet.readers.long_tables import long_table
 from cmrcnet.readers.raw_section import AFFINE_TOLERANCE, RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import SectionSource, register_reader
-from cmrcnet.readers.square_bins import bin_names
+from cmrcnet.readers.square_bins import CELL_UM, bin_names, listed_cells, summed_cells
 from cmrcnet.readers.tables import read_count_table
 from cmrcnet.readers.text_files import files_ending
 from cmrcnet.slides.slide import known_scale, open_slide

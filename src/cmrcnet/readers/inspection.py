@@ -13,20 +13,29 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadInput, BadOption, CmrcnetError, GenesError, ScaleError, ShapeMismatch
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError, GenesError, ScaleError, SectionError, ShapeMismatch
 from cmrcnet.genes.naming import are_disjoint, clean_features, explain_no_shared_genes, naming_of
 from cmrcnet.readers.affine import Affine
 from cmrcnet.readers.cohort import CohortRow, cohort_rows, is_cohort_file, located
-from cmrcnet.readers.placement import LEAST_ON_TISSUE, off_tissue, share_on_tissue
 from cmrcnet.readers.raw_section import RawSection, checked_section, neighbour_distance_px, problems_of
 from cmrcnet.readers.registry import SectionSource, input_problems, reader_of
-from cmrcnet.readers.text_files import require_file
-from cmrcnet.slides.slide import PatchScale, open_slide
+from cmrcnet.slides.patches import thumbnail
+from cmrcnet.slides.slide import PatchScale, known_scale, open_slide
+from cmrcnet.slides.slide_files import require_file
+from cmrcnet.slides.tissue_mask import find_tissue
+from cmrcnet.storage.atomic import atomic_file
 from cmrcnet.storage.file_names import file_name
 
 PATCH = PatchScale()
 """The default patch, of which the side on each slide is shown."""
 TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".gz", ".h5", ".h5ad")
+
+LEAST_ON_TISSUE = 0.5
+"""Share of the spots on tissue below which their positions, the image or the affine are wrong."""
+PICTURE_PX = 1200
+"""Longer side of a picture of the spots."""
+ON, OFF = (0, 70, 255), (255, 130, 0)
+"""Colours of spots on and off the tissue: blue and orange, which no kind of colour blindness confuses."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +264,10 @@ def _inspect_row(
             if share is None:
                 notes = (*notes, "No tissue is recognised on the image, so the positions of the spots are not checked.")
             elif share < LEAST_ON_TISSUE:
-                problems.append(off_tissue(raw, share))
+                said = f"Only {share:.0%} of the spots of {raw.name} are on the tissue of its image"
+                hint = "check that image, positions and affine belong together"
+                hint += " (cmrcnet inspect --pictures FOLDER draws the spots)"
+                problems.append(SectionError(f"{said}; {hint}."))
     return section, genes, notes, tuple(str(located(problem, row.where)) for problem in problems)
 
 
@@ -335,3 +347,49 @@ def _table_lines(sections: Sequence[SectionInspection]) -> list[str]:
         + "  ".join(f"{v:<{w}}" if i < 2 else f"{v:>{w}}" for i, (v, w) in enumerate(zip(row, widths, strict=True)))
         for row in cells
     ]
+
+
+def share_on_tissue(raw: RawSection, picture: Path | None = None) -> float | None:
+    """Share of the spots whose centre is on the tissue of the image.
+
+    Parameters
+    ----------
+    raw : RawSection
+        Its slide has a scale.
+    picture : pathlib.Path, optional
+        PNG to write: the slide, reduced, with a blue ring at each spot on tissue and an orange cross at each other.
+
+    Returns
+    -------
+    float or None
+        None when no tissue is recognised on the image.
+
+    Raises
+    ------
+    BadInput, ScaleError
+        The pixels cannot be decoded, or the scale is unknown.
+    """
+    mask = find_tissue(raw.slide)
+    on = mask.contains(raw.centre_px)
+    if picture is not None:
+        _draw(raw, on, picture)
+    return float(on.mean()) if mask.pixels.any() and len(on) else None
+
+
+def _draw(raw: RawSection, on: np.ndarray, picture: Path) -> None:
+    from PIL import Image, ImageDraw
+
+    slide = raw.slide
+    downsample = max(1.0, max(slide.width_px, slide.height_px) / PICTURE_PX)
+    image = Image.fromarray(thumbnail(slide, downsample))
+    draw = ImageDraw.Draw(image)
+    radius = max(1.0, 0.35 * raw.diameter_um / known_scale(slide) / downsample)
+    for x, y, inside in zip(*(raw.centre_px.T / downsample), on, strict=True):
+        box = (x - radius, y - radius, x + radius, y + radius)
+        if inside:
+            draw.ellipse(box, outline=ON, width=2)
+        else:
+            draw.line(box, fill=OFF, width=2)
+            draw.line((box[0], box[3], box[2], box[1]), fill=OFF, width=2)
+    with atomic_file(picture) as path:
+        image.save(path, format="PNG")

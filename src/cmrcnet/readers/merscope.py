@@ -19,11 +19,18 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput
-from cmrcnet.readers.cell_tables import CELL_UM, listed_cells, summed_cells
 from cmrcnet.readers.long_tables import long_table
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import SectionSource, register_reader
-from cmrcnet.readers.square_bins import FURTHEST, SquareBins, bin_names, bins_near_cells, turn_of
+from cmrcnet.readers.square_bins import (
+    CELL_UM,
+    SquareBins,
+    bin_names,
+    bins_near_cells,
+    listed_cells,
+    summed_cells,
+    turn_of,
+)
 from cmrcnet.readers.tables import read_count_table
 from cmrcnet.readers.text_files import plain_or_gzipped
 from cmrcnet.slides.slide import open_slide
@@ -131,12 +138,10 @@ def _counted(
     for block in long_table(path, what, {"gene": ("gene",)}, {"x": ("global_x",), "y": ("global_y",)}):
         names = block["gene"].cat
         genes = np.array([gene_of.get(str(gene), -1) for gene in names.categories], np.int64)[names.codes.to_numpy()]
-        places = np.floor(block[["x", "y"]].to_numpy() @ turn.T / bin_um)
-        if np.abs(places).max(initial=0) >= FURTHEST:
-            raise BadInput(path, what, "a molecule lies too far from the origin")
+        xy = block[["x", "y"]].to_numpy() @ turn.T / bin_um
         known = genes >= 0
         total, unknown = total + len(known), unknown + int((~known).sum())
-        bins.add(places[known].astype(np.int64), genes[known], np.ones(int(known.sum()), np.int32))
+        bins.add(xy[known], genes[known], np.ones(int(known.sum()), np.int32))
     if unknown:
         notes.append(f"{unknown} of {total} molecules are of no feature of {COUNTS}: dropped.")
     return bins.result(len(panel))

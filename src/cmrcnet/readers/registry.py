@@ -22,8 +22,8 @@ import numpy as np
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError
 from cmrcnet.readers.affine import Affine, read_affine
 from cmrcnet.readers.raw_section import RawSection, checked_section, placed
-from cmrcnet.readers.text_files import require_file
 from cmrcnet.slides.section import Section
+from cmrcnet.slides.slide_files import require_file
 
 
 @dataclass(frozen=True, kw_only=True)

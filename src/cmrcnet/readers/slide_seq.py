@@ -22,12 +22,11 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, SectionError
-from cmrcnet.readers.cell_tables import summed_cells
 from cmrcnet.readers.long_tables import long_table
 from cmrcnet.readers.raw_section import RawSection, refuse_unmatched
 from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.sparse_files import read_mtx
-from cmrcnet.readers.square_bins import bin_names
+from cmrcnet.readers.square_bins import bin_names, summed_cells
 from cmrcnet.readers.tables import first_names, read_count_table
 from cmrcnet.readers.text_files import files_ending, plain_or_gzipped, read_text
 from cmrcnet.slides.section import repeated

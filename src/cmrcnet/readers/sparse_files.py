@@ -2,12 +2,18 @@
 
 An HDF5 file may point to other files (external links, external storage, virtual datasets), declare sizes that it does
 not hold, and carry indices that point outside its matrix; a Matrix Market file may declare any size. All of it is
-refused here.
+refused here. A flipped bit in the metadata of an HDF5 file can also make the library leave its memory, so a child
+process reads each file first: it follows every group and reads every attribute, all text and the other datasets up to
+`READ_BYTES` each.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import io
+import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +23,9 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, CmrcnetError
-from cmrcnet.readers.h5_probe import probe_h5
-from cmrcnet.readers.text_files import open_text, require_file
+from cmrcnet.readers.text_files import open_text
+from cmrcnet.slides.slide_files import require_file
+from cmrcnet.storage.child_process import ChildProcess, serve_lines
 from cmrcnet.storage.refusals import fault_of_file
 from cmrcnet.storage.sparse_matrix import LARGEST, sparse_fault
 
@@ -26,6 +33,18 @@ FREE_BYTES = 256 << 20
 """Bytes that a dataset may declare whatever it takes on disk."""
 MOST_INFLATED = 300
 """Largest factor between the declared size of a larger dataset and its size on disk."""
+
+MOST_SECONDS, BYTES_A_SECOND = 15.0, 10 << 20
+"""A file that takes longer to read than this, and its size at this speed, is broken."""
+READ_BYTES = 16 << 20
+MOST_TEXTS = 50_000_000
+"""Most entries of a dataset of texts that are read."""
+
+_process = ChildProcess("from cmrcnet.readers import sparse_files; sparse_files.serve()")
+atexit.register(_process.end)
+_lock = threading.Lock()
+_known_sound: set[tuple[str, int, int]] = set()
+"""Files (path, size, time of last change) that the child has read."""
 
 
 @contextmanager
@@ -160,3 +179,67 @@ def read_mtx(path: Path, shape: tuple[int, int]) -> sparse.csc_matrix:
     if matrix.nnz < entries:  # SciPy has added them up
         raise BadInput(path, what, f"{entries - matrix.nnz:,} of its {entries:,} entries repeat a row and column")
     return matrix
+
+
+def probe_h5(path: Path, what: str) -> None:
+    """Raise `BadInput` when reading an HDF5 file ends a child process; other faults are left to the caller.
+
+    Parameters
+    ----------
+    what : str
+        Kind of file, for the error.
+    """
+    state = path.stat()
+    identity = (str(path.resolve()), state.st_size, state.st_mtime_ns)
+    with _lock:
+        if identity in _known_sound:
+            return
+        try:
+            _process.ask(json.dumps(identity[0]), MOST_SECONDS + state.st_size / BYTES_A_SECOND)
+        except ChildProcessError as error:
+            why = f"the process that tried to read it {error}; the file is damaged"
+            raise BadInput(path, what, why) from error
+        _known_sound.add(identity)
+
+
+def serve() -> None:
+    """In the child: answer each path when its file has been read."""
+
+    def answer(line: str) -> str:
+        with contextlib.suppress(Exception):  # any error that Python sees is met again, and named, by the caller
+            _read_all(Path(json.loads(line)))
+        return "done"
+
+    serve_lines(answer)
+
+
+def _read_all(path: Path) -> None:
+    """Read attributes, text and small datasets of every group."""
+    import h5py
+    from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
+
+    with h5py.File(path, "r", locking=False) as file:
+        with contextlib.suppress(Exception):
+            h5_fault(file, in_blocks=True)  # the calls that follow in the caller, in their order
+        waiting: list[Any] = [file]
+        seen = set()
+        while waiting:
+            group = waiting.pop()
+            for found in (group, *(group[key] for key in group if _is_hard(group, key))):
+                with contextlib.suppress(Exception):
+                    _ = dict(found.attrs)
+                if hasattr(found, "nbytes"):
+                    with contextlib.suppress(Exception):
+                        if found.nbytes <= READ_BYTES or (found.dtype.kind == "O" and found.size <= MOST_TEXTS):
+                            _ = found[()]
+                elif found is not group:
+                    address = h5o.get_info(found.id).addr
+                    if address not in seen:  # a group may hold itself
+                        seen.add(address)
+                        waiting.append(found)
+
+
+def _is_hard(group, key: str) -> bool:
+    import h5py
+
+    return isinstance(group.get(key, getlink=True), h5py.HardLink)

@@ -1,21 +1,31 @@
-"""Sum molecules or cells in square bins, batch by batch, in memory that grows with the result only."""
+"""Cells and molecules of imaging platforms: cells joined with their positions; both summed in square bins.
+
+Molecules are added batch by batch, in memory that grows with the result only.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 
+from cmrcnet.errors import BadInput, SectionError
 from cmrcnet.readers.affine import Affine
+from cmrcnet.slides.section import repeated
 
 FURTHEST = 1 << 19
 """Bins from the origin on each axis, of which the keys below leave room for twice as many."""
 MOST_GENES = 1 << 20
 MERGE_KEYS = 4 << 20
 """Counted (bin, gene) pairs that wait before they are summed."""
-
-
 TISSUE_UM = 20.0
 """Distance from the centre of a bin to the nearest cell, beyond which (and beyond the bin) there is no tissue."""
+CELL_UM = 10.0
+"""Diameter of a cell where the tables state no area."""
+MOST_UNLISTED = 0.02
+"""Largest share of the counted cells that may be absent from the table of cells."""
 
 
 class SquareBins:
@@ -24,7 +34,7 @@ class SquareBins:
     Examples
     --------
     >>> bins = SquareBins()
-    >>> bins.add(np.array([[0, 0], [0, 0], [3, 1]]), np.array([1, 1, 0]), np.array([2, 5, 1]))
+    >>> bins.add(np.array([[0.5, 0], [0, 0.1], [3, 1]]), np.array([1, 1, 0]), np.array([2, 5, 1]))
     >>> places, counts = bins.result(genes=2)
     >>> places.tolist(), counts.toarray().tolist()
     ([[0, 0], [3, 1]], [[0, 7], [1, 0]])
@@ -35,19 +45,26 @@ class SquareBins:
         self._sums: list[np.ndarray] = []
         self._waiting = 0
 
-    def add(self, places: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
+    def add(self, xy: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
         """Add molecules.
 
         Parameters
         ----------
-        places : numpy.ndarray, shape (n, 2), int64
-            x and y in bins, less than `FURTHEST` from 0.
+        xy : numpy.ndarray, shape (n, 2)
+            In bins.
         genes : numpy.ndarray, shape (n,), int64
             Number of the gene, 0 to `MOST_GENES`.
         counts : numpy.ndarray, shape (n,)
             All calls have one dtype, which must hold the sums.
+
+        Raises
+        ------
+        SectionError
+            There are too many genes, or a molecule lies too far from the origin.
         """
-        x, y = np.asarray(places, dtype=np.int64).T + FURTHEST
+        if genes.max(initial=0) >= MOST_GENES:
+            raise SectionError(f"The molecules name more than {MOST_GENES:,} genes; check the column of genes.")
+        x, y = squares_of(xy).T + FURTHEST
         if not self._sums:
             self._sums.append(np.empty(0, counts.dtype))
         self._keys.append((x << 40) | (y << 20) | genes)
@@ -79,6 +96,16 @@ class SquareBins:
         self._keys.append(joined[first])
         self._sums.append(np.add.reduceat(numbers, first) if len(first) else numbers)
         self._waiting = 0
+
+
+def squares_of(xy: np.ndarray) -> np.ndarray:
+    """Squares (n, 2), int64, of coordinates in bins; `SectionError` where one lies `FURTHEST` from the origin."""
+    squares = np.floor(xy)
+    if np.abs(squares).max(initial=0) >= FURTHEST:
+        raise SectionError(
+            f"A position lies {np.abs(xy).max():.3g} bins from the origin; check the table of positions."
+        )
+    return squares.astype(np.int64)
 
 
 def turn_of(affine: Affine) -> np.ndarray:
@@ -124,3 +151,67 @@ def bins_near_cells(
     near = np.asarray(KDTree(cell_um).query(centre_um)[0]) <= max(TISSUE_UM, bin_um * np.sqrt(0.5))
     dropped = f"{int((~near).sum())} of {len(near)} bins lie beside the cells (no tissue): dropped."
     return np.flatnonzero(near), centre_um[near], [] if near.all() else [dropped]
+
+
+def listed_cells(
+    counted: Sequence[str], listed: Sequence[str], path: Path, what: str, table: str = "the table of cells"
+) -> tuple[np.ndarray, list[str]]:
+    """Row of each counted cell in the table of cells, -1 for one that is not there, and a note on how many these are.
+
+    Parameters
+    ----------
+    counted, listed : sequence of str
+        Names in the counts and in the table of cells.
+    path, what : pathlib.Path, str
+        Of the counts, for the errors.
+    table : str
+        What the table of cells is called, for the errors.
+
+    Raises
+    ------
+    SectionError, BadInput
+    """
+    for names, where in ((counted, path.name), (listed, table)):
+        if twice := repeated(names):
+            raise SectionError.repeated_barcodes(twice, where)
+    line_of = dict(zip(listed, range(len(listed)), strict=True))
+    rows = np.array([line_of.get(name, -1) for name in counted], dtype=np.int64)
+    unlisted = int((rows < 0).sum())
+    if unlisted > MOST_UNLISTED * len(rows):
+        why = f"{unlisted} of its {len(rows)} cells are not in {table}; check that they are of one run"
+        raise BadInput(path, what, why)
+    return rows, [f"{unlisted} of {len(rows)} cells have no position: dropped."] if unlisted else []
+
+
+def summed_cells(
+    centre_um: np.ndarray, counts: sparse.csr_matrix, affine: Affine, bin_um: float
+) -> tuple[np.ndarray, np.ndarray, sparse.csr_matrix]:
+    """Add up the cells whose centre lies in one square, for squares parallel to the edges of the H&E.
+
+    Parameters
+    ----------
+    centre_um : numpy.ndarray, shape (cells, 2)
+    counts : scipy.sparse.csr_matrix, shape (cells, genes)
+    affine : Affine
+        From the assay to the H&E; its rotation is used.
+    bin_um : float
+        Side of a square.
+
+    Returns
+    -------
+    places : numpy.ndarray, shape (bins, 2), int64
+        x and y of each square that holds a cell, in squares.
+    centre_um : numpy.ndarray, shape (bins, 2), float64
+        Centres of the squares, turned back.
+    counts : scipy.sparse.csr_matrix, shape (bins, genes)
+
+    Raises
+    ------
+    SectionError
+        A cell lies too far from the origin.
+    """
+    turn = turn_of(affine)
+    places, bins = np.unique(squares_of(centre_um @ turn.T / bin_um), axis=0, return_inverse=True)
+    cells = np.arange(len(centre_um))
+    members = sparse.csr_matrix((np.ones(len(cells)), (bins.ravel(), cells)), shape=(len(places), len(cells)))
+    return places, (places + 0.5) * bin_um @ turn, sparse.csr_matrix(members @ counts)

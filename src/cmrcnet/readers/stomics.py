@@ -22,7 +22,7 @@ from cmrcnet.errors import BadInput, BadOption, CmrcnetError
 from cmrcnet.readers.long_tables import comment_lines, long_table
 from cmrcnet.readers.raw_section import RawSection
 from cmrcnet.readers.registry import SectionSource, register_reader
-from cmrcnet.readers.square_bins import FURTHEST, MOST_GENES, SquareBins, bin_names
+from cmrcnet.readers.square_bins import SquareBins, bin_names
 from cmrcnet.slides.slide import open_slide
 from cmrcnet.slides.spot_tables import LARGEST_COUNT
 
@@ -81,10 +81,8 @@ def read_stomics(source: SectionSource) -> RawSection:
         counts = block["count"].to_numpy()
         if not ((counts >= 0) & (counts < LARGEST_COUNT) & (counts == np.floor(counts))).all():
             raise BadInput(source.path, WHAT, "some counts are negative, fractional or too large")
-        places = np.floor((block[["x", "y"]].to_numpy() + offset) / side)
-        if len(gene_of) > MOST_GENES or np.abs(places).max(initial=0) >= FURTHEST:
-            raise BadInput(source.path, WHAT, "it has more genes or wider coordinates than any chip")
-        bins.add(places.astype(np.int64), numbers[genes.codes.to_numpy()], counts.astype(np.int64))
+        xy = (block[["x", "y"]].to_numpy() + offset) / side
+        bins.add(xy, numbers[genes.codes.to_numpy()], counts.astype(np.int64))
     found, counted = bins.result(len(gene_of))
     bin_um = side * DNB_UM
     chip = stated.get("Stereo-seqChip") or stated.get("StereoChip") or "unnamed"

@@ -10,12 +10,12 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import stat
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cmrcnet.errors import BadInput, MissingInput
+from cmrcnet.errors import BadInput
+from cmrcnet.slides.slide_files import require_file
 
 GZIP_MAGIC = b"\x1f\x8b"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -27,40 +27,6 @@ MOST_UNPACKED = 100
 """Largest factor by which a gzip file may grow when it is unpacked; tables of counts grow 10 to 40 times."""
 FREE_BYTES = 64 << 20
 """Bytes that any gzip file may unpack to, whatever the factor."""
-
-
-def require_file(path: Path, what: str, *, or_folder: bool = False) -> Path:
-    """Raise unless `path` is an ordinary file (a link to one is).
-
-    Parameters
-    ----------
-    what : str
-        What is read, with a capital, for the error: "The cohort file".
-    or_folder : bool
-        A folder will do as well.
-
-    Raises
-    ------
-    MissingInput
-        There is nothing at `path`.
-    BadInput
-        It is a folder, a pipe or a device, its name is too long, or it may not be looked at.
-    """
-    path = Path(path)
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError) as error:
-        dangling = "it is a link to a file that does not exist" if path.is_symlink() else "check the path"
-        raise MissingInput(path, what, dangling) from error
-    except ValueError as error:  # a NUL in the name
-        raise BadInput(repr(str(path)), "a file", str(error)) from error
-    except OSError as error:
-        shown = path if len(str(path)) <= 200 else f"{str(path)[:200]}..."
-        raise BadInput(shown, "a file", error.strerror or str(error)) from error
-    if not stat.S_ISREG(mode) and not (or_folder and stat.S_ISDIR(mode)):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise BadInput(path, "a file", f"it is {kind}, not an ordinary file")
-    return path
 
 
 def files_ending(folder: Path, ending: str) -> list[Path]:
@@ -125,7 +91,7 @@ def read_bytes(path: Path, what: str, most_bytes: int = MOST_TABLE_BYTES) -> byt
     Parameters
     ----------
     what : str
-        As in `require_file`.
+        What is read, with a capital, for the error: "The cohort file".
     most_bytes : int
         More is refused.
 

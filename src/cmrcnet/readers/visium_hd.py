@@ -33,7 +33,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, ScaleError, SectionError
-from cmrcnet.readers.parquet import numbers_of, parquet_batches
+from cmrcnet.readers.long_tables import numbers_of, parquet_batches
 from cmrcnet.readers.raw_section import RawSection
 from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.sparse_files import open_h5

@@ -31,12 +31,11 @@ from scipy import sparse
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, SectionError, TooFew
 from cmrcnet.genes.naming import CONTROL_PATTERNS
 from cmrcnet.readers.affine import Affine, read_affine
-from cmrcnet.readers.cell_tables import CELL_UM, listed_cells
-from cmrcnet.readers.parquet import numbers_of, parquet_batches, texts_of
+from cmrcnet.readers.long_tables import numbers_of, parquet_batches, texts_of
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.sparse_files import open_h5
-from cmrcnet.readers.square_bins import FURTHEST, SquareBins, bin_names, bins_near_cells, turn_of
+from cmrcnet.readers.square_bins import CELL_UM, SquareBins, bin_names, bins_near_cells, listed_cells, turn_of
 from cmrcnet.readers.text_files import FREE_BYTES, MOST_UNPACKED, open_bytes, read_json
 from cmrcnet.readers.visium import GENES, H5, TenxMatrix, name_of_run, read_tenx_matrix
 from cmrcnet.slides.section import repeated
@@ -484,14 +483,11 @@ def counted_bins(
         if "is_gene" in batch.schema.names:
             gene[numbers_of(batch, "is_gene", path, TRANSCRIPTS) == 0] = -1
         good = numbers_of(batch, "qv", path, TRANSCRIPTS) >= LEAST_QUALITY
-        xy = np.column_stack([numbers_of(batch, key, path, TRANSCRIPTS) for key in columns[1:3]]) @ turn.T
-        place = np.floor(xy / bin_um)
-        if np.abs(place).max(initial=0) >= FURTHEST:
-            raise BadInput(path, TRANSCRIPTS, f"a transcript lies {np.abs(xy).max():.3g} um from the origin")
+        xy = np.column_stack([numbers_of(batch, key, path, TRANSCRIPTS) for key in columns[1:3]]) @ turn.T / bin_um
         total, poor = total + len(gene), poor + int((~good).sum())
         controls += int((good & (gene < 0)).sum())
         kept = good & (gene >= 0)
-        bins.add(place[kept].astype(np.int64), gene[kept], np.ones(int(kept.sum()), np.int32))
+        bins.add(xy[kept], gene[kept], np.ones(int(kept.sum()), np.int32))
     places, counts = bins.result(len(gene_of))
     notes = [f"{poor} of {total} transcripts have a quality below {LEAST_QUALITY:g}: dropped."] if poor else []
     if controls:

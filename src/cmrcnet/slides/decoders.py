@@ -50,7 +50,7 @@ def pixel_source(path: Path) -> PixelSource:
         The file does not exist, cannot be read by the user or the system, is no slide, or its decoders disagree.
     """
     try:
-        require_file(path)
+        require_file(path, "The slide", kind="a slide")
         found = path.stat()
         return _decoder(path, found.st_size, found.st_mtime_ns)(path)
     except CmrcnetError:

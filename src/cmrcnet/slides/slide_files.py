@@ -27,28 +27,42 @@ SAMPLES = 64
 """... this many, evenly spaced in between."""
 
 
-def require_file(path: Path) -> None:
+def require_file(path: Path, what: str, *, kind: str = "a file", or_folder: bool = False) -> Path:
     """Refuse what is no ordinary file, without opening it: opening a named pipe would wait for ever.
+
+    Parameters
+    ----------
+    what : str
+        What is read, with a capital, for the error: "The cohort file".
+    kind : str
+        What it should be, for the error.
+    or_folder : bool
+        A folder will do as well.
 
     Raises
     ------
-    MissingInput, BadInput
+    MissingInput
+        There is nothing at `path`.
+    BadInput
+        It is a folder, a pipe or a device, its name is too long, or it may not be looked at.
     """
+    path = Path(path)
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
-            to = path.readlink()
-            raise MissingInput.from_sentence(
-                f"The slide {path} is a link to {to}, which does not exist; copy the file or correct the link."
-            ) from None
-        raise MissingInput(path, "The slide") from None
-    except ValueError as error:  # a zero byte in the name
-        raise BadInput(repr(str(path)), "a slide", str(error)) from None
-    if stat.S_ISDIR(mode):
-        raise BadInput(path, "a slide", "it is a folder; give the slide's file")
-    if not stat.S_ISREG(mode):
-        raise BadInput(path, "a slide", "it is a pipe, socket or device; give an ordinary file")
+            said = f"{what} {path} is a link to {path.readlink()}, which does not exist"
+            raise MissingInput.from_sentence(f"{said}; copy the file or correct the link.") from None
+        raise MissingInput(path, what) from None
+    except ValueError as error:  # a NUL in the name
+        raise BadInput(repr(str(path)), kind, str(error)) from None
+    except OSError as error:
+        shown = path if len(str(path)) <= 200 else f"{str(path)[:200]}..."
+        raise BadInput(shown, kind, error.strerror or str(error)) from error
+    if not stat.S_ISREG(mode) and not (or_folder and stat.S_ISDIR(mode)):
+        found = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise BadInput(path, kind, f"it is {found}, not an ordinary file")
+    return path
 
 
 def files_of_slide(path: Path, vendor: str) -> tuple[Path, ...]:

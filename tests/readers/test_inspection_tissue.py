@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from cmrcnet.cli import app
-from cmrcnet.readers.inspection import inspect
-from cmrcnet.readers.placement import OFF, ON
+from cmrcnet.readers.inspection import OFF, ON, inspect
 from tests.readers.written_formats import cut, made_up, write_image, write_legacy
 
 HEAD = "section,patient,counts,image,mpp,affine\n"
