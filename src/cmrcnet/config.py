@@ -10,6 +10,7 @@ neither is an option. Switches that restore the behaviour of the released code (
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -274,9 +275,13 @@ class EvaluationConfig:
     undefined: Literal["skip", "zero"] = "skip"
     """A gene whose correlation is undefined (constant truth or prediction): left out of the mean, or counted as 0
     (released, silently). The number of such genes stands beside every mean."""
+    overdispersion: float = 0.0
+    """Noise of the counts beyond Poisson's, for the noise ceiling: variance = mean + overdispersion * mean^2. With 0
+    the ceiling is an upper bound."""
 
     def __post_init__(self) -> None:
         _check(self, "set_size", self.set_size >= 1, "a whole number, 1 or more")
+        _check(self, "overdispersion", 0 <= self.overdispersion < math.inf, "0 or more; 0 is Poisson noise")
 
 
 @dataclass(frozen=True, kw_only=True)

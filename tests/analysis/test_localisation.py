@@ -14,8 +14,8 @@ from cmrcnet.analysis.localisation import (
     auc,
     coarse,
     localise,
+    mean_over_patients,
     measured_expression,
-    over_sections,
     signature_scores,
 )
 from cmrcnet.errors import BadOption, GenesError, TooFew
@@ -153,16 +153,17 @@ def sections(values):
     return pd.DataFrame(rows)
 
 
-def test_means_over_sections_and_over_patients():
+def test_means_over_patients():
     table = sections({"B4": 0.5, "C2": 0.8, "C3": 0.9})
-    [plain] = over_sections(table).to_dict("records")
-    assert (plain["auc"], plain["n_units"], plain["drawn"]) == (pytest.approx(2.2 / 3), 3, "sections")
-    assert plain["auc_low"] == pytest.approx(0.5, abs=0.11) and plain["auc_high"] <= 0.9
-    assert plain["ceiling_low"] == plain["ceiling_high"] == pytest.approx(0.9)
-    [grouped] = over_sections(table, {"B4": "B", "C2": "C", "C3": "C"}).to_dict("records")
-    assert (grouped["auc"], grouped["n_units"], grouped["drawn"]) == (pytest.approx(0.675), 2, "patients")
-    [single] = over_sections(sections({"B4": 0.5})).to_dict("records")
-    assert np.isnan(single["auc_low"])
+    [row] = mean_over_patients(table.assign(patient=table["section"].str[0])).to_dict("records")
+    assert (row["auc"], row["n"], row["over"]) == (pytest.approx(0.675), 2, "patients")
+    [row] = mean_over_patients(table.assign(patient="A")).to_dict("records")
+    assert (row["auc"], row["n"], row["over"]) == (pytest.approx(2.2 / 3), 3, "sections")
+    assert row["auc_low"] == pytest.approx(2.2 / 3 - 4.30265 * 0.208167 / np.sqrt(3), abs=1e-4)
+    assert row["auc_high"] == 1.0  # an AUC is not above 1
+    assert row["ceiling_low"] == row["ceiling_high"] == pytest.approx(0.9)
+    [single] = mean_over_patients(sections({"B4": 0.5}).assign(patient="B")).to_dict("records")
+    assert np.isnan(single["auc_low"]) and np.isnan(single["auc_high"])
 
 
 @pytest.mark.parametrize(

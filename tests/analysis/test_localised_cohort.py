@@ -86,7 +86,7 @@ def test_words_for_one_section_and_for_several(csv):
     cohort, regions = read_cohort(csv), read_cohort_regions(csv)
     tables = predicted(cohort)
     both = localisation_text(localise_cohort(tables, cohort, regions, markers("breast"), merge=True, n_bootstrap=50))
-    assert both.startswith("Mean over 2 sections")
+    assert both.startswith("Mean over patients (2 sections)")
     one = localise_cohort({"S2": tables["S2"]}, cohort, regions, markers("breast"), n_bootstrap=50)
     text = localisation_text(one)
     assert text.startswith("Section S2, 95 % interval over spots.") and "her2_amplicon" in text
@@ -138,7 +138,7 @@ def test_odd_names_of_sections_come_back_from_the_run_folder(csv, tmp_path, caps
         (run / f"._{file_name(name)}.h5ad").write_bytes(b"\0" * 40)
     out = tmp_path / "found.csv"
     assert app.main(["localise", str(run.parent), str(csv), "--merge", "--out", str(out)]) == 0
-    assert "Mean over 2 sections" in capsys.readouterr().out
+    assert "Mean over patients (2 sections)" in capsys.readouterr().out
     assert set(pd.read_csv(out).section) == set(cohort.sections)
     assert app.main(["localise", str(run.parent), str(csv), "--merge", "--section", "S24/01187"]) == 0
     assert "Section S24/01187" in capsys.readouterr().out
@@ -154,7 +154,9 @@ def test_the_verb_reads_one_table_or_a_run_folder(csv, tmp_path, capsys):
     out = tmp_path / "found.csv"
     assert app.main(["localise", str(tmp_path / "run"), str(csv), "--merge", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "Mean over 2 sections" in said and "Markers: breast, version 1." in said and "Staaf J et al." in said
+    assert (
+        "Mean over patients (2 sections)" in said and "Markers: breast, version 1." in said and "Staaf J et al." in said
+    )
     assert set(pd.read_csv(out).section) == {"S1", "S2"}
     one = tmp_path / "run" / "predictions" / "S1.h5ad"
     seal_table(one)

@@ -7,7 +7,7 @@ signature itself may not mark the region.
 
 AUC is the probability that a spot inside scores above one outside, ties counting half (Mann and Whitney 1947; Hanley
 and McNeil 1982). Intervals are percentiles of bootstrap samples of spots; neighbouring spots are alike, so they are
-somewhat too narrow. Over sections, sections (or patients) are drawn. The file is one thing: that measure, for a section
+somewhat too narrow. Over patients it is Student's t interval. The file is one thing: that measure, for a section
 and for a cohort.
 """
 
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from cmrcnet.errors import BadOption, CmrcnetWarning, GenesError, TooFew, UnknownName
-from cmrcnet.genes.bootstrap import bootstrap_means
 from cmrcnet.genes.markers import MarkerList
+from cmrcnet.genes.mean_interval import mean_interval
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.readers.annotations import spot_key
 from cmrcnet.slides.section import Cohort
@@ -200,49 +200,40 @@ def localise(
     return pd.DataFrame(rows)
 
 
-def over_sections(
-    table: pd.DataFrame,
-    patient_of: Mapping[str, str] | None = None,
-    *,
-    n_bootstrap: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Mean AUC over sections, with a bootstrap interval over sections or patients.
+def mean_over_patients(table: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """Mean AUC over patients, each the mean of its sections, with its Student t interval.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Tables of `localise` with a column `section`.
-    patient_of : mapping of section to patient, optional
-        When given, sections are averaged within patients first and patients are drawn.
-    n_bootstrap : int
-        Bootstrap samples.
+        As `localise_cohort` gives it.
     level : float
         Nominal coverage of the interval.
-    seed : int
-        Of the bootstrap.
 
     Returns
     -------
     pandas.DataFrame
-        One row per region and signature: `region, signature, n_units, drawn` ("sections" or "patients"), and the mean,
-        low and high of `auc` and, where there, `ceiling`. The bounds are NaN with fewer than two units.
+        One row per region and signature: `region, signature, over` ("patients", or "sections" where the table holds
+        only one patient), `n` (of them), and the mean, low and high of `auc` and, where there, `ceiling`. The bounds
+        are NaN with fewer than two.
     """
     import pandas as pd
 
-    unit = table["section"] if patient_of is None else cast(Any, table["section"]).map(patient_of)
+    unit = "patient" if table["patient"].nunique() > 1 else "section"
     columns = [name for name in ("auc", "ceiling") if name in table]
-    means = table.assign(unit=unit).groupby(["region", "signature", "unit"], sort=False)[columns].mean()
+    means = table.groupby(["region", "signature", unit], sort=False)[columns].mean()
     rows = []
     for (region, signature), group in cast(Any, means.groupby(["region", "signature"], sort=False)):
-        row: dict[str, object] = {"region": region, "signature": signature, "n_units": len(group)}
-        row["drawn"] = "sections" if patient_of is None else "patients"
-        defined = group.notna().all().to_numpy()  # in every unit: a mean over some of them would not say so
-        found = bootstrap_means(group.to_numpy(), seed=seed, resamples=n_bootstrap, level=level)
+        row: dict[str, object] = {"region": region, "signature": signature, "over": f"{unit}s", "n": len(group)}
+        defined = group.notna().all().to_numpy()  # in each of them: a mean over some of them would not say so
+        found = mean_interval(group.to_numpy(), level=level)
         found = [np.where(defined, each, np.nan) for each in found]
         for name, mean, low, high in zip(columns, *found, strict=True):
-            row |= {name: float(mean), f"{name}_low": float(low), f"{name}_high": float(high)}
+            row |= {
+                name: float(mean),
+                f"{name}_low": float(np.clip(low, 0, 1)),
+                f"{name}_high": float(np.clip(high, 0, 1)),
+            }
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -361,8 +352,9 @@ def localisation_text(table: pd.DataFrame) -> str:
     """
     lines = []
     if len(table["section"].unique()) > 1:
-        merged = over_sections(cast("pd.DataFrame", table[table["expected"]]))
-        head, unit = f"Mean over {table['section'].nunique()} sections, 95 % interval over sections.", "n_units"
+        merged = mean_over_patients(cast("pd.DataFrame", table[table["expected"]]))
+        over = merged["over"].iloc[0] if len(merged) else "patients"
+        head, unit = f"Mean over {over} ({table['section'].nunique()} sections), t interval over {over}.", "n"
     else:
         merged = table[table["expected"]]
         head, unit = f"Section {table['section'].iloc[0]}, 95 % interval over spots.", "n_inside"

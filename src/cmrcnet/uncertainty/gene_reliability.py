@@ -11,8 +11,8 @@ not measured   defined on fewer than two held-out sections, so that there is no 
 =============  ======================================================================================================
 
 The null is the 95 % quantile, over genes, of the mean Pearson that a null method (such as permuted pairs) reaches on
-the same sections. Intervals are percentiles of bootstrap samples: of patients when five or more have the gene, else of
-sections. With few sections they are coarse.
+the same sections. Intervals are Student's t intervals of the mean, over patients when three or more have the gene, else
+over sections; sections of one patient resemble each other, so those are too narrow for new patients.
 
 An evaluation grades its held-out sections (`predictability`). A model stores the same statistics of its validation
 sections (`GeneReliability`), each predicted by heads fitted without it; these sections were also used to choose epoch,
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmrcnet.errors import BadInput, UnknownName
-from cmrcnet.genes.bootstrap import bootstrap_means
+from cmrcnet.genes.mean_interval import mean_interval
 from cmrcnet.genes.table import NOT_MEASURED
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ LEAST_A, LEAST_B = 0.5, 0.35
 """Least mean Pearson of an A and of a B."""
 MIN_SECTIONS = 2
 """Fewest held-out sections with a defined correlation; one section has no interval."""
-MIN_PATIENTS = 5
-"""From this many on, the bootstrap draws patients instead of sections."""
+MIN_PATIENTS = 3
+"""From this many on, the interval is over patients instead of sections."""
 NULL_QUANTILE, LEVEL = 0.95, 0.95
 """Quantile of the null method's per-gene means, and nominal coverage of the interval."""
 
@@ -62,8 +62,6 @@ def predictability(
     *,
     method: str,
     null: str | float | Mapping[str, float] = 0.0,
-    n_bootstrap: int = 1000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Grade every gene of one method.
 
@@ -111,9 +109,8 @@ def predictability(
     over_patients = n_patients >= MIN_PATIENTS
     measured = n_sections >= MIN_SECTIONS
     mean, low, high = (np.full(len(names), np.nan) for _ in range(3))
-    for chosen, drawn in ((over_patients, of_patients), (~over_patients, values)):
-        found = bootstrap_means(drawn[chosen].T, seed=seed, resamples=n_bootstrap, level=LEVEL)
-        mean[chosen], low[chosen], high[chosen] = found
+    for chosen, groups in ((over_patients, of_patients), (~over_patients, values)):
+        mean[chosen], low[chosen], high[chosen] = mean_interval(groups[chosen].T, level=LEVEL)
     low, high = (np.where(over_patients | measured, bound, np.nan) for bound in (low, high))
     table = pd.DataFrame(
         {
@@ -233,7 +230,6 @@ def fit_gene_reliability(
     sections: Sequence[str],
     patients: Sequence[str],
     facts: dict[str, Any],
-    seed: int = 0,
 ) -> GeneReliability:
     """Grade genes by the correlations (genes, sections) on validation sections, NaN where undefined.
 
@@ -248,7 +244,7 @@ def fit_gene_reliability(
         for method, values in (("model", pearson), ("null", null))
     ]
     patient_of = dict(zip(sections, patients, strict=True))
-    graded = predictability(pd.concat(rows), patient_of, method="model", null="null", seed=seed).set_index("gene")
+    graded = predictability(pd.concat(rows), patient_of, method="model", null="null").set_index("gene")
     graded = graded.loc[list(genes)]
     numbers = {name: graded[name].to_numpy(np.float32) for name in _VALUES}
     counts = {name: graded[name].to_numpy(np.int64) for name in _COUNTS}

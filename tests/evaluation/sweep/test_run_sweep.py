@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from cmrcnet.errors import CannotResume, OutputExists
-from cmrcnet.evaluation.metrics.intervals import mean_interval
 from cmrcnet.evaluation.sweep.run_sweep import SweepFolder, sweep
 from cmrcnet.evaluation.sweep.sweep_plan import plan_over
 from cmrcnet.evaluation.sweep.sweep_report import plot, write_sweep
@@ -102,13 +100,6 @@ def test_another_sweep_is_not_gone_on_with(tmp_path, small_cohort, quick, small_
         begun([10, 20], only=["P1"])
     with pytest.raises(CannotResume, match="its settings changed"):
         begun([10], only=["P2"])
-
-
-def test_an_interval_holds_the_mean_and_the_values_hold_the_interval():
-    mean, low, high = mean_interval(np.array([0.1, 0.2, 0.6, np.nan]))
-    assert mean == pytest.approx(0.3) and 0.1 <= low < mean < high <= 0.6
-    assert mean_interval(np.array([0.1, 0.2, 0.6])) == (mean, low, high)
-    assert np.isnan(mean_interval(np.array([0.5]))[1]) and np.isnan(mean_interval(np.array([np.nan]))[0])
 
 
 @pytest.mark.parametrize(

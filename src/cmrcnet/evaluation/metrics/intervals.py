@@ -1,4 +1,4 @@
-"""Means over seeds, sections and patients, and bootstrap intervals of means and of paired differences."""
+"""Means over seeds, sections and patients, and intervals of means and of paired differences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from cmrcnet.errors import UnknownName
 from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.protocol.protocol_info import FEWEST_PATIENTS_TO_RANK
-from cmrcnet.genes.bootstrap import RESAMPLES, bootstrap_means
+from cmrcnet.genes.mean_interval import mean_interval
 
 
 def over_seeds(scores: Frame) -> Frame:
@@ -62,54 +62,26 @@ def over_patients(scores: Frame) -> Frame:
     )
 
 
-def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over patients (or sections) and its 95 % bootstrap interval, nan with fewer than two that are not nan."""
-    values = np.asarray(values, np.float64)
-    mean, low, high = bootstrap_means(values[~np.isnan(values), None], seed=seed)
-    return mean.item(), low.item(), high.item()
-
-
-FEWEST_PATIENTS_TO_RESAMPLE = 3
-
-
 @dataclass(frozen=True)
-class ResampledGroups:
-    """The groups that are resampled, and their scores."""
+class ScoreGroups:
+    """The groups that an interval is over, and their scores."""
 
     kind: Literal["patient", "section"]
     names: tuple[str, ...]
-    patients: int  # different ones
-    owner: np.ndarray  # (groups,) int: number of each group's patient
     values: np.ndarray  # (groups, methods): score of each; nan where undefined
-
-    def weights(self, known: np.ndarray) -> np.ndarray:
-        """1 by the number of groups of the same patient that are known, so that their mean is the mean over patients.
-
-        Shape (groups, columns), as `known`; 0 where unknown.
-        """
-        same = self.owner[:, None] == self.owner[None]
-        return known / np.maximum(same @ known.astype(np.float64), 1)
 
     def to_text(self) -> str:
         """What the interval is over, for under a table."""
         if self.kind == "patient":
-            return f"95 % bootstrap interval over {len(self.names)} patients"
-        few = f"{self.patients} patients are" if self.patients != 1 else "1 patient is"
-        return (
-            f"95 % bootstrap interval over {len(self.names)} sections, because {few} too few to resample; sections "
-            "of one patient resemble each other, so it is too narrow for new patients"
-        )
+            return f"95 % t interval over {len(self.names)} patients"
+        return f"t interval over {len(self.names)} sections of one patient, which says nothing about other patients"
 
 
-def intervals(
-    scores: Frame, gene_set: str = "HVG", metric: str = "pearson", *, seed: int, resamples: int = RESAMPLES
-) -> Frame:
-    """Mean over patients of each method, with its bootstrap interval.
+def intervals(scores: Frame, gene_set: str = "HVG", metric: str = "pearson") -> Frame:
+    """Mean over patients of each method, with its interval.
 
-    Percentile intervals of the mean over patients; with fewer than three patients over sections, weighed so that
-    patients count alike, and the table says so. Every method sees the same resamples. With few groups such intervals
-    are too narrow; that is the data's limit, and `too_few_to_rank` says it. Several seeds of a section are averaged
-    first.
+    Student's t interval of the mean over patients (`genes.mean_interval`), wide where patients are few; with a single
+    patient over its sections, and the table says so. Several seeds of a section are averaged first.
 
     Returns
     -------
@@ -120,19 +92,11 @@ def intervals(
     import pandas as pd
 
     methods, groups = groups_of(scores, gene_set, metric)
-    columns = {"method": methods} | _interval_columns("value", groups.values, groups, seed, resamples)
+    columns = {"method": methods} | _interval_columns("value", groups.values, groups)
     return pd.DataFrame(columns | {"note": groups.to_text()})
 
 
-def paired_differences(
-    scores: Frame,
-    method: str,
-    gene_set: str = "HVG",
-    metric: str = "pearson",
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
-) -> Frame:
+def paired_differences(scores: Frame, method: str, gene_set: str = "HVG", metric: str = "pearson") -> Frame:
     """Score of one method minus that of each other one on the same patients, with the interval of the difference.
 
     Returns
@@ -148,7 +112,7 @@ def paired_differences(
         raise UnknownName("method", method, methods)
     others = [name for name in methods if name != method]
     gap = groups.values[:, [methods.index(method)]] - groups.values[:, [methods.index(name) for name in others]]
-    columns = {"method": method, "other": others} | _interval_columns("difference", gap, groups, seed, resamples)
+    columns = {"method": method, "other": others} | _interval_columns("difference", gap, groups)
     return pd.DataFrame(columns | {"higher_in": (gap > 0).sum(axis=0), "note": groups.to_text()})
 
 
@@ -159,8 +123,8 @@ def too_few_to_rank(patients: int) -> str | None:
     return f"{patients} patient{'s' if patients != 1 else ''}: too few patients to rank methods."
 
 
-def groups_of(scores: Frame, gene_set: str, metric: str) -> tuple[list[str], ResampledGroups]:
-    """The methods of a table of scores, and their values on the groups that are resampled."""
+def groups_of(scores: Frame, gene_set: str, metric: str) -> tuple[list[str], ScoreGroups]:
+    """The methods of a table of scores, and their values on each patient, or on each section of a single patient."""
     picked = scores[(scores.gene_set == gene_set) & (scores.metric == metric)]
     if picked.empty:
         known = [f"{s} {m}" for s, m in scores[["gene_set", "metric"]].drop_duplicates().itertuples(index=False)]
@@ -169,19 +133,14 @@ def groups_of(scores: Frame, gene_set: str, metric: str) -> tuple[list[str], Res
     patients = list(dict.fromkeys(picked.patient))
     # Seeds first, then sections, then patients: each a plain mean of those that are defined.
     sections = picked.groupby(["patient", "section", "method"], sort=False)["value"].mean().unstack("method")[methods]
-    if len(patients) >= FEWEST_PATIENTS_TO_RESAMPLE:
+    if len(patients) > 1:
         values = sections.groupby(level="patient", sort=False).mean().loc[patients].to_numpy()
-        owner = np.arange(len(patients))
-        return methods, ResampledGroups("patient", tuple(patients), len(patients), owner, values)
-    owner = np.array([patients.index(patient) for patient in sections.index.get_level_values("patient")])
+        return methods, ScoreGroups("patient", tuple(patients), values)
     names = tuple(sections.index.get_level_values("section"))
-    return methods, ResampledGroups("section", names, len(patients), owner, sections.to_numpy())
+    return methods, ScoreGroups("section", names, sections.to_numpy())
 
 
-def _interval_columns(
-    name: str, values: np.ndarray, groups: ResampledGroups, seed: int, resamples: int
-) -> dict[str, object]:
-    """Mean over patients of each column under `name`, its interval, and the number of groups that are defined."""
-    known = ~np.isnan(values)
-    mean, low, high = bootstrap_means(values, groups.weights(known), seed=seed, resamples=resamples)
-    return {name: mean, "low": low, "high": high, "group": groups.kind, "n": known.sum(axis=0)}
+def _interval_columns(name: str, values: np.ndarray, groups: ScoreGroups) -> dict[str, object]:
+    """Mean over groups of each column under `name`, its interval, and the number of groups that are defined."""
+    mean, low, high = mean_interval(values)
+    return {name: mean, "low": low, "high": high, "group": groups.kind, "n": np.isfinite(values).sum(axis=0)}

@@ -66,6 +66,8 @@ class Scorer:
         The config's library size.
     set_size : int
         Genes that SVG recall looks for, and genes of the truth's own sets under ``paper``.
+    overdispersion : float
+        Of the counts, for the noise ceiling.
     seed : int
         Of the splits behind the noise ceiling: not the seed of a training, so that all share one yardstick.
     """
@@ -77,12 +79,13 @@ class Scorer:
         undefined: Undefined = "skip",
         set_size: int = 50,
         protocol: ScoringProtocol = STRICT,
+        overdispersion: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.target_sum: float | Literal["median"] = target_sum
         self.undefined: Undefined = undefined
         self.set_size, self.protocol = set_size, protocol
-        self._seed = seed
+        self._overdispersion, self._seed = overdispersion, seed
         self._ceilings: dict[str, dict[str, float]] = {}  # of every section, whatever the fold
         self._genes: Sequence[str] = ()
         self._kept: dict[str, SectionTruth] = {}
@@ -100,7 +103,8 @@ class Scorer:
             expression = sparse.csc_matrix(expression)
             graph = spot_graph(section.spots.centre_px)
             if section.name not in self._ceilings:
-                values = noise_ceiling(section.counts, self.target_sum, seed=self._seed)
+                how = {"seed": self._seed, "overdispersion": self._overdispersion}
+                values = noise_ceiling(section.counts, self.target_sum, **how)
                 self._ceilings[section.name] = dict(zip(section.genes, values.tolist(), strict=True))
             ceilings = self._ceilings[section.name]
             self._kept[section.name] = SectionTruth(

@@ -146,16 +146,17 @@ class FoldRunner:
 
     def _scorer_of(self, experiment: Experiment) -> Scorer:
         """Return the scorer of these settings, which keeps what is known of the truth of a fold."""
-        target_sum, options = experiment.config.panel.target_sum, experiment.config.evaluation
-        settings = (target_sum, options.undefined, options.set_size, experiment.protocol)
+        target_sum, evaluation = experiment.config.panel.target_sum, experiment.config.evaluation
+        settings = (target_sum, evaluation, experiment.protocol)
         if self._scorer is None or self._scorer[0] != settings:
             self._scorer = (
                 settings,
                 Scorer(
                     target_sum,
-                    undefined=options.undefined,
-                    set_size=options.set_size,
+                    undefined=evaluation.undefined,
+                    set_size=evaluation.set_size,
                     protocol=protocol_named(experiment.protocol),
+                    overdispersion=evaluation.overdispersion,
                 ),
             )
         return self._scorer[1]

@@ -55,7 +55,7 @@ def gene_explorer(run: EvaluationRun) -> Markup:
             f"{len(rows['rows']):,} of {len(frame):,} scored genes: those of named sets, then the best others, picked "
             "by their score and so optimistic; others that are detected in fewer than "
             f"{LEAST_DETECTED:.0%} of spots come "
-            "last. Pearson: mean over sections, then patients where there are five or more; low and high: its 95 % "
+            "last. Pearson: mean over sections, then patients where there are three or more; low and high: its 95 % "
             "interval; share: of the noise ceiling; detected: share of spots; mean and variance: of the measured "
             "log-expression; defined: sections where the correlation is defined. Other methods were scored by gene in "
             "the named sets only."
@@ -88,9 +88,7 @@ def gene_frame(run: EvaluationRun) -> Frame:
     method = first_method(run)
     patient_of = {each["section"]: each["patient"] for each in run.metadata["cohort"]["sections"]}
     null = NULL if NULL in run.methods and method != NULL else 0.0
-    graded = predictability(run.genes, patient_of, method=method, null=null, seed=run.metadata["seed"]).set_index(
-        "gene"
-    )
+    graded = predictability(run.genes, patient_of, method=method, null=null).set_index("gene")
     frame = graded.join(gene_means(run, method)[["level", "variance", "detected", "sets"]])
     found = _markers(run)
     if found is not None:

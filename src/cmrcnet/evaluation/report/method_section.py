@@ -23,7 +23,11 @@ _METRICS = {
     "pearson": ("Pearson", "correlation over the spots of a section; higher is better"),
     "spearman": ("Spearman", "the same of ranks"),
     "pooled_pearson": ("pooled Pearson", "correlation over all test spots of a fold at once"),
-    "ceiling": ("ceiling", "the mean correlation that the noise of the counts allows; a property of the data"),
+    "ceiling": (
+        "ceiling",
+        "the mean correlation that counting noise allows (Poisson's, unless evaluation.overdispersion says more): an "
+        "upper bound, a property of the data",
+    ),
     "pearson_share": ("share of ceiling", "Pearson as a share of that ceiling"),
     "mse": ("MSE", "mean squared error of log-expression; lower is better"),
     "mae": ("MAE", "mean absolute error; lower is better"),
@@ -45,23 +49,23 @@ def comparison(run: EvaluationRun) -> str:
     beside = [name for name in ("ridge", "permuted-pairs") if name in run.methods and name != main]
     if not beside:
         return ""
-    gaps = paired_differences(run.scores, main, "HVG", seed=run.metadata["seed"]).set_index("other")
+    gaps = paired_differences(run.scores, main, "HVG").set_index("other")
     sentences = [
         f"minus {name}: {signed(gap['difference'])} ({between(gap['low'], gap['high'], plus=True)}), higher in "
         f"{int(gap['higher_in'])} of {int(gap['n'])} {gap['group']}s"
         for name, gap in ((name, gaps.loc[name]) for name in beside)
     ]
     share = run.mean(main, "HVG", "pearson_share")
-    ceiling = "" if math.isnan(share) else f" It is {share:.0%} of what the noise of the counts allows."
+    ceiling = "" if math.isnan(share) else f" It is {share:.0%} of what counting noise allows."
     return f"{main} {'; '.join(sentences)} (paired HVG Pearson, {gaps['note'].iloc[0]}).{ceiling}"
 
 
 def methods_section(run: EvaluationRun) -> Markup:
     """Render the strip of methods, their table, and every metric of every gene set, folded."""
-    main, seed = first_method(run), run.metadata["seed"]
+    main = first_method(run)
     sets = [name for name in _SETS if name in set(run.scores.gene_set)]
-    means = {name: intervals(run.scores, name, seed=seed).set_index("method") for name in sets}
-    gaps = paired_differences(run.scores, main, sets[0], seed=seed).set_index("other")
+    means = {name: intervals(run.scores, name).set_index("method") for name in sets}
+    gaps = paired_differences(run.scores, main, sets[0]).set_index("other")
     rows = []
     for method in run.methods:
         row: list[object] = [method]
@@ -77,13 +81,13 @@ def methods_section(run: EvaluationRun) -> Markup:
         share = run.mean(method, sets[0], "pearson_share")
         seconds = sum(each["seconds"] for each in run.metadata["results"] if each["method"] == method)
         rows.append([*row, "undefined" if math.isnan(share) else f"{share:.0%}", f"{seconds:.0f} s"])
-    heads = ["method"] + [head for name in sets for head in (f"{name} Pearson", "95 % interval")]
-    heads += [f"{main} minus it, {sets[0]}", "95 % interval", "higher in", "share of ceiling", "time"]
+    heads = ["method"] + [head for name in sets for head in (f"{name} Pearson", "interval")]
+    heads += [f"{main} minus it, {sets[0]}", "interval", "higher in", "share of ceiling", "time"]
     note = (
         f"{means[sets[0]]['note'].iloc[0]}. “{main} minus it” is paired: both on the same "
         f"{gaps['group'].iloc[0] if len(gaps) else 'patient'}s; “higher in” counts those in which {main} is ahead. "
-        f"Share of ceiling: {sets[0]} Pearson by what the noise of the counts allows. Time: fit, predict and score, "
-        "all folds; methods on one training share it, and the first of them is charged for it."
+        f"Share of ceiling: {sets[0]} Pearson by what counting noise allows, an upper bound. Time: fit, predict and "
+        "score, all folds; methods on one training share it, and the first of them is charged for it."
     )
     summary = run.means()
     values = {
@@ -120,7 +124,7 @@ def _metrics_of(run: EvaluationRun, name: str, summary: Frame) -> tuple[str, lis
 def strip(run: EvaluationRun) -> Markup:
     """Render every method's mean, its interval and each patient's score, on one line a method."""
     summary, each = (_hvg_pearson(frame) for frame in (run.means(), by_patient(run.scores)))
-    spans = intervals(run.scores, seed=run.metadata["seed"]).set_index("method")
+    spans = intervals(run.scores).set_index("method")
     values = np.concatenate([each["value"].to_numpy(), spans[["low", "high"]].to_numpy().ravel(), [0.0]])
     low, high = float(np.nanmin(values)) - 0.03, float(np.nanmax(values)) + 0.03
 

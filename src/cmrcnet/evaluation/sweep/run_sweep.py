@@ -13,7 +13,7 @@ from cmrcnet.config import HeadConfig
 from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods import chosen_methods
 from cmrcnet.evaluation.methods.method import MAIN, Method, training_name
-from cmrcnet.evaluation.metrics.intervals import by_patient, mean_interval
+from cmrcnet.evaluation.metrics.intervals import by_patient
 from cmrcnet.evaluation.protocol.evaluate import begin, collect, describe
 from cmrcnet.evaluation.protocol.experiment import Experiment, seeds_of
 from cmrcnet.evaluation.protocol.fold_runner import remembered
@@ -22,6 +22,7 @@ from cmrcnet.evaluation.protocol.protocol_info import ProtocolInfo, ProtocolName
 from cmrcnet.evaluation.protocol.run_folder import RunFolder, WorkFolder
 from cmrcnet.evaluation.protocol.runner import Workers, run_experiments
 from cmrcnet.evaluation.sweep.sweep_plan import BASE, SweepPlan, Trial, shown, value_of
+from cmrcnet.genes.mean_interval import mean_interval
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.atomic import atomic_file
 from cmrcnet.storage.hashing import fingerprint
@@ -69,7 +70,7 @@ class SweepRun:
     table : pandas.DataFrame
         One row a trial, method, gene set and metric: `trial`, a column for each option, `method, gene_set, metric,
         value, low, high, over, n, n_genes, n_undefined`, and the paired difference from the base trial:
-        `difference, difference_low, difference_high`. Intervals are bootstrapped over `n` patients (or sections,
+        `difference, difference_low, difference_high`. Intervals are Student t intervals over `n` patients (or sections,
         where there is one patient).
     """
 

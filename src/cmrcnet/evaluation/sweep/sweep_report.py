@@ -52,7 +52,7 @@ def plot(run: SweepRun, gene_set: str, metric: str = "pearson") -> bytes:
     what = f"mean {metric} over {gene_set}"
     (axes.set_ylabel if across else axes.set_xlabel)(what)
     n, over = (int(rows["n"].max()), rows["over"].iloc[0]) if len(rows) else (0, "patients")
-    axes.set_title(f"{run.cohort}: {MAIN}; bars span 95 % over {n} {over}", fontsize=9)
+    axes.set_title(f"{run.cohort}: {MAIN}; bars: t interval over {n} {over}", fontsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     out = io.BytesIO()

@@ -19,7 +19,7 @@ from cmrcnet.errors import GenesError, Leakage, TooFew
 from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods import chosen_methods
 from cmrcnet.evaluation.methods.method import MAIN, Method
-from cmrcnet.evaluation.metrics.intervals import by_patient, mean_interval
+from cmrcnet.evaluation.metrics.intervals import by_patient
 from cmrcnet.evaluation.protocol.evaluate import describe
 from cmrcnet.evaluation.protocol.experiment import Experiment, seeds_of
 from cmrcnet.evaluation.protocol.fold_runner import remembered
@@ -29,6 +29,7 @@ from cmrcnet.evaluation.protocol.runner import Workers
 from cmrcnet.evaluation.report.summary import number
 from cmrcnet.evaluation.sweep.run_sweep import SweepFolder, run_trials
 from cmrcnet.genes.gene_sets import MeasuredGenes, gene_sets
+from cmrcnet.genes.mean_interval import mean_interval
 from cmrcnet.genes.naming import are_disjoint, explain_no_shared_genes
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 from cmrcnet.storage.hashing import fingerprint
