@@ -34,7 +34,6 @@ from .retrieval.bank import build_bank as build_bank
 from .search.exact import ExactSearch as ExactSearch
 from .search.exact import Neighbours as Neighbours
 from .slides.patches import crop_patches as crop_patches
-from .slides.query_grid import patch_grid as patch_grid
 from .slides.section import Cohort as Cohort
 from .slides.section import Section as Section
 from .slides.section import Spots as Spots
@@ -42,8 +41,9 @@ from .slides.slide import ArraySlide as ArraySlide
 from .slides.slide import PatchScale as PatchScale
 from .slides.slide import Slide as Slide
 from .slides.slide import open_slide as open_slide
-from .slides.tissue_mask import TissueMask as TissueMask
-from .slides.tissue_mask import find_tissue as find_tissue
+from .slides.tissue import TissueMask as TissueMask
+from .slides.tissue import find_tissue as find_tissue
+from .slides.tissue import patch_grid as patch_grid
 from .storage.cache import TokenCache as TokenCache
 from .training.fit import fit as fit
 

@@ -10,12 +10,12 @@ import pytest
 from cmrcnet.analysis.localisation import localisation_text, localise_cohort
 from cmrcnet.cli import app
 from cmrcnet.errors import CmrcnetWarning, GenesError, TooFew, UnknownName
-from cmrcnet.export.table_seal import seal_table
+from cmrcnet.export.table_file import seal_table
 from cmrcnet.genes.markers import markers
 from cmrcnet.genes.table import FORMAT
 from cmrcnet.readers.annotations import read_cohort_regions
 from cmrcnet.readers.cohort import read_cohort
-from cmrcnet.storage.file_names import file_name
+from cmrcnet.storage.names import file_name
 from tests.readers.written_formats import made_up, write_legacy
 
 GENES = ["ERBB2", "GRB7", "MIEN1", "CD3D", "CD8A", "KRT8", "ACTB", "GAPDH", "RPLP0", "TPT1", "B2M", "EEF2"]

@@ -16,7 +16,7 @@ LOADED_FIRST = (
     "torch", "anndata", "h5py", "tifffile", "imagecodecs", "openslide", "PIL.Image", "scipy.sparse", "pandas",
     "cmrcnet",
     "cmrcnet.models.trained_model", "cmrcnet.retrieval.bank", "cmrcnet.readers.cohort", "cmrcnet.cli.options",
-    "cmrcnet.evaluation.protocol.run_folder", "cmrcnet.export.stored_prediction", "cmrcnet.slides.tissue_mask",
+    "cmrcnet.evaluation.protocol.run_folder", "cmrcnet.export.stored_prediction", "cmrcnet.slides.tissue",
 )  # fmt: skip
 
 

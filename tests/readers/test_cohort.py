@@ -14,7 +14,7 @@ from cmrcnet.errors import BadInput, BadOption, MissingInput, SectionError, TooF
 from cmrcnet.readers import cohort as cohort_file
 from cmrcnet.readers.annotations import read_cohort_regions
 from cmrcnet.readers.cohort import cohort_rows, read_cohort
-from cmrcnet.storage.file_names import file_name, name_of_file
+from cmrcnet.storage.names import file_name, name_of_file
 from tests.readers.written_formats import as_visium, made_up, write_hest, write_image, write_legacy, write_visium
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=12)
@@ -144,7 +144,7 @@ def test_faults_are_named_by_line_before_anything_is_read(folder, monkeypatch, c
     text = HEADER + ROWS
     assert change[0] in text
     with pytest.raises(error, match=said):
-        read_cohort(write(folder, text.replace(*change, 1)))
+        read_cohort(write(folder, text.replace(*change, 1)))  # pyright: ignore
 
 
 def test_several_faults_are_counted_and_all_listed(folder):
@@ -255,4 +255,4 @@ def test_every_name_comes_back_from_a_cohort_file(tmp_path_factory, pairs):
         writer.writerows([*pair, "absent"] for pair in pairs)
     rows = cohort_rows(path)
     assert [(row.source.name, row.patient) for row in rows] == pairs
-    assert [name_of_file(file_name(row.source.name)) for row in rows] == [name for name, _ in pairs]
+    assert [name_of_file(file_name(row.source.name)) for row in rows] == [name for name, _ in pairs]  # pyright: ignore

@@ -24,7 +24,7 @@ from cmrcnet.errors import BadOption, CmrcnetWarning, GenesError, TooFew, Unknow
 from cmrcnet.genes.markers import MarkerList
 from cmrcnet.genes.mean_interval import mean_interval
 from cmrcnet.genes.normalise import normalize
-from cmrcnet.readers.annotations import spot_key
+from cmrcnet.readers.tables import spot_key
 from cmrcnet.slides.section import Cohort
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from cmrcnet.cli.options import (
 )
 from cmrcnet.errors import BadOption
 from cmrcnet.storage.atomic import atomic_file
-from cmrcnet.storage.csv_cells import guard_table
+from cmrcnet.storage.names import guard_table
 
 if TYPE_CHECKING:
     from cmrcnet.evaluation.protocol.evaluate import EvaluationRun

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from cmrcnet.cli.options import count_text, read_genes
 from cmrcnet.errors import BadOption, MissingInput, UnknownName
 from cmrcnet.storage.atomic import atomic_file, final_path, refuse_existing
-from cmrcnet.storage.csv_cells import guard_table
-from cmrcnet.storage.file_names import name_of_file
+from cmrcnet.storage.names import guard_table, name_of_file
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -230,7 +229,7 @@ def explain_command(
 
     from cmrcnet.analysis.attribution import attribution
     from cmrcnet.analysis.attribution_sheet import attribution_sheet
-    from cmrcnet.export.table_seal import TableSeal
+    from cmrcnet.export.table_file import TableSeal
     from cmrcnet.readers.ann_data import read_location
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.slides.slide import open_slide

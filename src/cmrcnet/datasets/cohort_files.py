@@ -13,7 +13,7 @@ from cmrcnet.errors import BadOption
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.storage.atomic import atomic_file, atomic_folder
-from cmrcnet.storage.file_names import file_name
+from cmrcnet.storage.names import file_name
 
 _COLUMNS = ("section", "patient", "format", "counts", "spots", "image", "mpp", "spot_diameter_um")
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")

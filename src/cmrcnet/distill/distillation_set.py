@@ -30,10 +30,9 @@ from cmrcnet.readers.hest import PatchSlide
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.retrieval.store import temporary_store
 from cmrcnet.search.exact import Neighbours
-from cmrcnet.slides.query_grid import patch_grid
 from cmrcnet.slides.section import Cohort, Spots
 from cmrcnet.slides.slide import Slide
-from cmrcnet.slides.tissue_mask import find_tissue
+from cmrcnet.slides.tissue import find_tissue, patch_grid
 
 if TYPE_CHECKING:
     from cmrcnet.storage.cache import TokenCache

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmrcnet.errors import BadInput, Damaged, Incompatible, MissingInput, TooFew, UnknownName
-from cmrcnet.export.table_seal import TableSeal
+from cmrcnet.export.table_file import TableSeal
 from cmrcnet.genes.table import FORMAT
 from cmrcnet.storage.refusals import raise_refusal
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from cmrcnet.heads.ensemble import Ensemble
 from cmrcnet.heads.pca import FeaturePCA
 from cmrcnet.heads.ridge import KernelRidge, Ridge
+from cmrcnet.storage.arrays import arrays_of, arrays_under
 
 RETRIEVAL, RIDGE, KERNEL = "retrieval", "ridge", "kernel"
 
@@ -60,15 +61,3 @@ class Head:
             Ensemble.from_dict(facts["ensemble"]),
             facts["record"],
         )
-
-
-def arrays_of(prefix: str, part: Any) -> dict[str, np.ndarray]:
-    """Arrays among the fields of a dataclass, named ``prefix.field`` to be stored together with those of others."""
-    values = {field.name: getattr(part, field.name) for field in fields(part)}
-    return {f"{prefix}.{name}": value for name, value in values.items() if isinstance(value, np.ndarray)}
-
-
-def arrays_under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Inverse of `arrays_of`: the arrays under a prefix by the names of their fields."""
-    start = f"{prefix}."
-    return {name.removeprefix(start): values for name, values in arrays.items() if name.startswith(start)}

@@ -17,9 +17,8 @@ from cmrcnet.config import HeadConfig
 from cmrcnet.errors import BadOption, CmrcnetWarning, NotAvailable
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.uncertainty.calibration import PredictionReliability
-from cmrcnet.uncertainty.conformal import bounds
+from cmrcnet.uncertainty.conformal import bounds, nonconformity_features
 from cmrcnet.uncertainty.gene_reliability import NOT_MEASURED, VALIDATION, GeneReliability
-from cmrcnet.uncertainty.nonconformity import nonconformity_features
 
 if TYPE_CHECKING:
     from anndata import AnnData

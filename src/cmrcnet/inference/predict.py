@@ -25,7 +25,7 @@ from cmrcnet.inference.confidence import flag_out_of_distribution
 from cmrcnet.inference.location_features import LocationFeatures
 from cmrcnet.inference.predictor import PredictOptions, Predictor, make_predictor
 from cmrcnet.progress import metered
-from cmrcnet.slides.query_grid import make_query_grid
+from cmrcnet.slides.tissue import make_query_grid
 from cmrcnet.storage.atomic import (
     file_lock,
     make_partial,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from cmrcnet.retrieval.bank import ReferenceBank
     from cmrcnet.slides.section import Spots
     from cmrcnet.slides.slide import Slide
-    from cmrcnet.slides.tissue_mask import TissueMask
+    from cmrcnet.slides.tissue import TissueMask
     from cmrcnet.storage.cache import TokenCache
 
 LOCK = "lock"

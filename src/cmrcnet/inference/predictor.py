@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cmrcnet.slides.section import Spots
-    from cmrcnet.slides.tissue_mask import TissueMask
+    from cmrcnet.slides.tissue import TissueMask
     from cmrcnet.uncertainty.calibration import Calibration
     from cmrcnet.uncertainty.ood import OODDetector
 

@@ -36,7 +36,7 @@ from cmrcnet.slides.probe import SlideProbe
 from cmrcnet.slides.slide import open_slide
 from cmrcnet.slides.slide_files import one_file_a_slide
 from cmrcnet.storage.atomic import atomic_file, refuse_existing
-from cmrcnet.storage.csv_cells import guard_cell
+from cmrcnet.storage.names import guard_cell
 
 if TYPE_CHECKING:
     from cmrcnet.inference.predictor import Predictor

@@ -18,9 +18,8 @@ from torch import Tensor
 from cmrcnet.errors import BadInput, CmrcnetError, Damaged, DownloadFailed, Incompatible, MissingExtra, MissingInput
 from cmrcnet.models.encoder_weights import looks_like_pickle, transport_errors
 from cmrcnet.storage.atomic import atomic_folder
-from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.storage.hashing import fingerprint, read_sealed, write_sealed
 from cmrcnet.storage.ownership import recover
-from cmrcnet.storage.sealed import read_sealed, write_sealed
 
 HUB = "hf-hub:"
 """Prefix of a repository on the model hub."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from cmrcnet.slides.patches import thumbnail
 from cmrcnet.slides.slide import Slide, known_scale
-from cmrcnet.slides.tissue_mask import find_tissue
+from cmrcnet.slides.tissue import find_tissue
 
 if TYPE_CHECKING:
     from cmrcnet.qc.arrangement import Arrangement

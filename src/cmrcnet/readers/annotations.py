@@ -8,7 +8,6 @@ A table of regions has one row a spot; a cohort file names one a section in its 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +15,10 @@ import numpy as np
 
 from cmrcnet.errors import BadInput, MissingInput, SectionError, TooFew
 from cmrcnet.readers.cohort import cohort_rows
-from cmrcnet.readers.tables import NOTHING, Table, read_table
+from cmrcnet.readers.tables import NOTHING, Table, read_table, selected_spots, spot_names
 from cmrcnet.slides.section import Spots, repeated
 from cmrcnet.slides.slide import Slide, open_slide
-from cmrcnet.slides.tissue_mask import TissueMask
+from cmrcnet.slides.tissue import TissueMask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,53 +64,6 @@ def read_spots(path: Path | str, *, diameter_um: float = LEGACY_SPOT_UM) -> Spot
     if not selected.any():
         raise TooFew(f"spots in {path}", 0, 1, "write one row a spot (rows whose `selected` is 0 do not count)")
     return Spots(tuple(names), centres, diameter_um).take(selected)
-
-
-SPOT_NAME = re.compile(r"X?(-?\d+(?:[.,]\d+)?)x(-?\d+(?:[.,]\d+)?)", re.ASCII)
-"""A location on the array, ``10x15`` or ``5.907x2.103``; R puts an X before column names that begin with a digit."""
-
-
-def spot_key(name: str) -> str:
-    """Write the name of a spot so that names of the same numbers are equal; other names stay.
-
-    Examples
-    --------
-    >>> spot_key("9.010x2.100"), spot_key("X10x15"), spot_key("9,01x15.0"), spot_key("AAAC-1")
-    ('9.01x2.1', '10x15', '9.01x15', 'AAAC-1')
-    """
-    match = SPOT_NAME.fullmatch(name)
-    return "x".join(f"{float(part.replace(',', '.')):.15g}" for part in match.groups()) if match else name
-
-
-def spot_names(table: Table, required: bool = False) -> list[list[str]]:
-    """Every way in which a spot table can name its spots, the surest first.
-
-    Without columns of names the list is empty, or, when names are `required`, `BadInput` is raised.
-    """
-    table.require(["pixel_x", "pixel_y"])
-    found = [table.text(column) for column in ("spot", "barcode") if column in table.columns]
-    for x, y in (("x", "y"), ("new_x", "new_y")):
-        if x in table.columns and y in table.columns:
-            found.append([f"{a}x{b}" for a, b in zip(table.text(x), table.text(y), strict=True)])
-    if required and not found:
-        raise BadInput.columns(table.path, ["spot (or x and y)"], table.columns)
-    return found
-
-
-def selected_spots(table: Table) -> np.ndarray:
-    """Which rows are under tissue by the column `selected`, as bool (rows,); those where it states nothing are."""
-    if "selected" not in table.columns:
-        return np.ones(len(table), dtype=bool)
-    words = {"true": True, "false": False, **dict.fromkeys(NOTHING, True)}
-    selected = []
-    for cell, line in zip(table.text("selected"), table.lines, strict=True):
-        try:
-            word = words.get(cell.lower())
-            selected.append(table.number(cell) != 0 if word is None else word)
-        except ValueError:
-            why = f"line {line} has {cell!r} as selected; wanted 0, 1, TRUE, FALSE or nothing"
-            raise BadInput(table.path, "a table of spots", why) from None
-    return np.array(selected, dtype=bool)
 
 
 REGIONS = "a table of regions"

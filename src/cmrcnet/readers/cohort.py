@@ -26,7 +26,7 @@ from cmrcnet.readers.registry import SectionSource, input_problems, read_raw
 from cmrcnet.readers.tables import NOTHING, Table, read_table
 from cmrcnet.readers.text_files import open_text
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
-from cmrcnet.storage.file_names import file_name
+from cmrcnet.storage.names import file_name
 
 WHAT = "a cohort file"
 NUMBERS = ("mpp", "spot_diameter_um", "bin_um")

@@ -22,9 +22,9 @@ from cmrcnet.readers.registry import SectionSource, input_problems, reader_of
 from cmrcnet.slides.patches import thumbnail
 from cmrcnet.slides.slide import PatchScale, known_scale, open_slide
 from cmrcnet.slides.slide_files import require_file
-from cmrcnet.slides.tissue_mask import find_tissue
+from cmrcnet.slides.tissue import find_tissue
 from cmrcnet.storage.atomic import atomic_file
-from cmrcnet.storage.file_names import file_name
+from cmrcnet.storage.names import file_name
 
 PATCH = PatchScale()
 """The default patch, of which the side on each slide is shown."""

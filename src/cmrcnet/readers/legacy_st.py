@@ -23,10 +23,20 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, SectionError
-from cmrcnet.readers.annotations import LEGACY_SPOT_UM, SPOT_NAME, selected_spots, spot_key, spot_names
+from cmrcnet.readers.annotations import LEGACY_SPOT_UM
 from cmrcnet.readers.raw_section import RawSection, refuse_unmatched
 from cmrcnet.readers.registry import SectionSource, register_reader
-from cmrcnet.readers.tables import CountTable, Table, first_names, read_count_table, read_table
+from cmrcnet.readers.tables import (
+    SPOT_NAME,
+    CountTable,
+    Table,
+    first_names,
+    read_count_table,
+    read_table,
+    selected_spots,
+    spot_key,
+    spot_names,
+)
 from cmrcnet.slides.section import repeated
 from cmrcnet.slides.slide import open_slide
 

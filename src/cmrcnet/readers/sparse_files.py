@@ -25,9 +25,9 @@ from scipy import sparse
 from cmrcnet.errors import BadInput, CmrcnetError
 from cmrcnet.readers.text_files import open_text
 from cmrcnet.slides.slide_files import require_file
+from cmrcnet.storage.arrays import LARGEST_SHAPE, sparse_fault
 from cmrcnet.storage.child_process import ChildProcess, serve_lines
 from cmrcnet.storage.refusals import fault_of_file
-from cmrcnet.storage.sparse_matrix import LARGEST, sparse_fault
 
 FREE_BYTES = 256 << 20
 """Bytes that a dataset may declare whatever it takes on disk."""
@@ -160,7 +160,7 @@ def read_mtx(path: Path, shape: tuple[int, int]) -> sparse.csc_matrix:
     if len(sizes) != 3 or not all(size.isdecimal() and len(size) < 20 for size in sizes):
         raise BadInput(path, what, f"its line of sizes is {stated[:60]!r}; wanted rows, columns and entries")
     rows, columns, entries = map(int, sizes)
-    if (rows, columns) != shape or max(shape) > LARGEST:
+    if (rows, columns) != shape or max(shape) > LARGEST_SHAPE:
         raise BadInput(path, what, f"it has {rows:,} x {columns:,} entries, and the lists beside it {shape}")
     body = text[lines.tell() :]  # SciPy reads 5.5 as 5 where it expects whole numbers, and 1,5 as 1
     if foreign := body.translate(None, b"0123456789+- \t\r\n" + (b".eE" if "real" in kind else b"")):

@@ -31,8 +31,8 @@ from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.sparse_files import FREE_BYTES, MOST_INFLATED
 from cmrcnet.slides.slide import FileSlide, Slide, known_scale, open_slide
 from cmrcnet.slides.spot_tables import annotated_shapes, patient_of_table, shape_centres, system_matrix, under_tissue
+from cmrcnet.storage.arrays import sparse_fault
 from cmrcnet.storage.refusals import first_line
-from cmrcnet.storage.sparse_matrix import sparse_fault
 
 WHAT = "a SpatialData store (.zarr)"
 CHANNELS = ("r", "g", "b", "a", "red", "green", "blue", "alpha", "0", "1", "2", "3")

@@ -293,3 +293,52 @@ def _delimiter(header: bytes) -> bytes:
 
 def _name(cell: bytes) -> str:
     return cell.decode("utf-8").strip().strip('"').strip()
+
+
+# --- tables of spots -------------------------------------------------------------------------------------------------
+
+SPOT_NAME = re.compile(r"X?(-?\d+(?:[.,]\d+)?)x(-?\d+(?:[.,]\d+)?)", re.ASCII)
+"""A location on the array, ``10x15`` or ``5.907x2.103``; R puts an X before column names that begin with a digit."""
+
+
+def spot_key(name: str) -> str:
+    """Write the name of a spot so that names of the same numbers are equal; other names stay.
+
+    Examples
+    --------
+    >>> spot_key("9.010x2.100"), spot_key("X10x15"), spot_key("9,01x15.0"), spot_key("AAAC-1")
+    ('9.01x2.1', '10x15', '9.01x15', 'AAAC-1')
+    """
+    match = SPOT_NAME.fullmatch(name)
+    return "x".join(f"{float(part.replace(',', '.')):.15g}" for part in match.groups()) if match else name
+
+
+def spot_names(table: Table, required: bool = False) -> list[list[str]]:
+    """Every way in which a spot table can name its spots, the surest first.
+
+    Without columns of names the list is empty, or, when names are `required`, `BadInput` is raised.
+    """
+    table.require(["pixel_x", "pixel_y"])
+    found = [table.text(column) for column in ("spot", "barcode") if column in table.columns]
+    for x, y in (("x", "y"), ("new_x", "new_y")):
+        if x in table.columns and y in table.columns:
+            found.append([f"{a}x{b}" for a, b in zip(table.text(x), table.text(y), strict=True)])
+    if required and not found:
+        raise BadInput.columns(table.path, ["spot (or x and y)"], table.columns)
+    return found
+
+
+def selected_spots(table: Table) -> np.ndarray:
+    """Which rows are under tissue by the column `selected`, as bool (rows,); those where it states nothing are."""
+    if "selected" not in table.columns:
+        return np.ones(len(table), dtype=bool)
+    words = {"true": True, "false": False, **dict.fromkeys(NOTHING, True)}
+    selected = []
+    for cell, line in zip(table.text("selected"), table.lines, strict=True):
+        try:
+            word = words.get(cell.lower())
+            selected.append(table.number(cell) != 0 if word is None else word)
+        except ValueError:
+            why = f"line {line} has {cell!r} as selected; wanted 0, 1, TRUE, FALSE or nothing"
+            raise BadInput(table.path, "a table of spots", why) from None
+    return np.array(selected, dtype=bool)

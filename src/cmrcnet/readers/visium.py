@@ -42,7 +42,7 @@ from cmrcnet.readers.tables import Table, read_table
 from cmrcnet.readers.text_files import open_text, read_json, read_text
 from cmrcnet.slides.section import repeated
 from cmrcnet.slides.slide import open_slide
-from cmrcnet.storage.sparse_matrix import LARGEST, sparse_fault
+from cmrcnet.storage.arrays import LARGEST_SHAPE, sparse_fault
 
 SPOT_UM = 55.0
 PITCH_UM = (100.0, 100.0)
@@ -392,7 +392,9 @@ def read_scale_factors(path: Path) -> dict[str, float]:
         return {}
     values = read_json(path, "The scale factors")
     return {
-        key: float(value) for key, value in values.items() if isinstance(value, int | float) and 0 < value < LARGEST
+        key: float(value)
+        for key, value in values.items()
+        if isinstance(value, int | float) and 0 < value < LARGEST_SHAPE
     }
 
 

@@ -40,8 +40,8 @@ from cmrcnet.readers.text_files import FREE_BYTES, MOST_UNPACKED, open_bytes, re
 from cmrcnet.readers.visium import GENES, H5, TenxMatrix, name_of_run, read_tenx_matrix
 from cmrcnet.slides.section import repeated
 from cmrcnet.slides.slide import Slide, open_slide
+from cmrcnet.storage.arrays import sparse_fault
 from cmrcnet.storage.refusals import first_line
-from cmrcnet.storage.sparse_matrix import sparse_fault
 
 LEAST_QUALITY = 20.0
 """Quality (qv) of a transcript, as in the cell matrix of Xenium."""

@@ -28,11 +28,9 @@ from scipy import sparse
 from cmrcnet.errors import Damaged, Incompatible, MissingInput, ShapeMismatch
 from cmrcnet.heads.gene_decoder import SectionStatistics
 from cmrcnet.search.stacked_arrays import csc_of
-from cmrcnet.storage.arrays import open_array, write_array
-from cmrcnet.storage.hashing import file_checksum, fingerprint, fingerprint_stream
+from cmrcnet.storage.arrays import open_array, sparse_fault, write_array
+from cmrcnet.storage.hashing import file_checksum, fingerprint, fingerprint_stream, read_sealed, write_sealed
 from cmrcnet.storage.ownership import mark_folder, recover, temporary_folder
-from cmrcnet.storage.sealed import read_sealed, write_sealed
-from cmrcnet.storage.sparse_matrix import sparse_fault
 
 if TYPE_CHECKING:
     import pandas as pd

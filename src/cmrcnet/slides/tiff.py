@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from cmrcnet.errors import BadInput
-from cmrcnet.slides.backends import over_white
-from cmrcnet.slides.depth import FULL, depth_fault, to_8_bits
+from cmrcnet.slides.backends import FULL, depth_fault, over_white, to_8_bits
 from cmrcnet.slides.scale import UNIT_UM, mean_scale
 
 TILE_CACHE_BYTES = 64 << 20

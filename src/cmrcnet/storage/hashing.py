@@ -1,17 +1,27 @@
-"""Fingerprints: short names of content, so that artefacts can record what they were made from."""
+"""Fingerprints and checksums of content, and JSON files sealed by them.
+
+A fingerprint is a short name of content, so that artefacts can record what they were made from. A sealed JSON file
+carries a checksum of its own content, and those of the files beside it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from cmrcnet.storage.atomic import atomic_file
+
 _known: dict[tuple[str, int, int, int], str] = {}
 """Checksums of files by path, size, time of last change and inode: each file is read once in a process."""
+
+LARGEST_JSON = 1 << 28
+"""Bytes; a larger sealed file is not read."""
 
 
 def file_checksum(path: Path) -> str:
@@ -61,3 +71,82 @@ def fingerprint_stream(parts: Iterable[object]) -> str:
         digest.update(f"{head}\n".encode())  # a head must not run into its body
         digest.update(body)
     return digest.hexdigest()
+
+
+def write_sealed(path: Path, content: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
+    """Write a JSON file atomically, sealed.
+
+    Parameters
+    ----------
+    content : mapping of str to JSON-able
+        Without the keys ``check`` and ``files``.
+    files : iterable of Path
+        Finished files in the same folder, or below it, whose checksums are stored as well; `changed_file` compares
+        them.
+
+    Raises
+    ------
+    NoSpace, Unwritable
+    """
+    sums = {file.relative_to(path.parent).as_posix(): file_checksum(file) for file in files}
+    whole = json.loads(json.dumps({**content, "files": sums} if sums else dict(content)))
+    with atomic_file(path) as tmp:
+        tmp.write_text(json.dumps(whole | {"check": fingerprint(whole)}, indent=1), encoding="utf-8")
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Any], bool]:
+    """Read a JSON file that `write_sealed` wrote.
+
+    Returns
+    -------
+    content : dict
+        Without its checksum.
+    intact : bool
+        Whether the checksum is right. Compare the format first: other formats may have none.
+
+    Raises
+    ------
+    ValueError
+        It is no JSON object.
+    OSError
+        The operating system refuses to read it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from cmrcnet.storage.hashing import read_sealed, write_sealed
+    >>> path = Path(tempfile.mkdtemp()) / "run.json"
+    >>> write_sealed(path, {"format": 1})
+    >>> read_sealed(path)
+    ({'format': 1}, True)
+    """
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"it has more than {LARGEST_JSON} bytes")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    check = content.pop("check", None)
+    return content, fingerprint(content) == check
+
+
+def changed_file(folder: Path, content: Mapping[str, Any], only: Iterable[str] | None = None) -> str | None:
+    """Name of a file that is missing, or not what it was when `content` was sealed; None where all are as they were.
+
+    Parameters
+    ----------
+    folder : Path
+        That of the sealed file.
+    content : mapping
+        From `read_sealed`.
+    only : iterable of str, optional
+        The files to look at, relative to the folder; all when left out. One that was not sealed counts as changed.
+    """
+    sums = content.get("files", {})
+    for name in sums if only is None else only:
+        if not (folder / name).is_file() or file_checksum(folder / name) != sums.get(name):
+            return name
+    return None

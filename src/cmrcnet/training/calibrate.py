@@ -29,12 +29,13 @@ from cmrcnet.uncertainty.conformal import (
     LEVEL,
     ConformalIntervals,
     conformal_quantiles,
+    fit_nonconformity_scale,
     group_weights,
+    nonconformity_features,
     scale_quantiles,
     widening,
 )
 from cmrcnet.uncertainty.gene_reliability import fit_gene_reliability
-from cmrcnet.uncertainty.nonconformity import fit_nonconformity_scale, nonconformity_features
 from cmrcnet.uncertainty.ood import fit_ood_detector
 
 log = logging.getLogger("cmrcnet")

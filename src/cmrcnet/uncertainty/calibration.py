@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cmrcnet.heads.head import arrays_of, arrays_under
-from cmrcnet.uncertainty.conformal import ConformalIntervals
+from cmrcnet.storage.arrays import arrays_of, arrays_under
+from cmrcnet.uncertainty.conformal import ConformalIntervals, NonconformityScale
 from cmrcnet.uncertainty.gene_reliability import GeneReliability
-from cmrcnet.uncertainty.nonconformity import NonconformityScale
 from cmrcnet.uncertainty.ood import OODDetector
 
 

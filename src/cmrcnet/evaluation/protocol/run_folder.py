@@ -27,11 +27,9 @@ from cmrcnet.storage.atomic import (
     refuse_existing,
     replace_folder,
 )
-from cmrcnet.storage.csv_cells import bare_cell, guard_table
-from cmrcnet.storage.file_names import file_name, name_of_file
-from cmrcnet.storage.hashing import file_checksum, fingerprint
+from cmrcnet.storage.hashing import changed_file, file_checksum, fingerprint, read_sealed, write_sealed
+from cmrcnet.storage.names import bare_cell, file_name, guard_table, name_of_file
 from cmrcnet.storage.ownership import is_temporary, mark_folder, remove_ours
-from cmrcnet.storage.sealed import changed_file, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from anndata import AnnData

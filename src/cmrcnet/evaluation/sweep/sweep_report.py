@@ -14,7 +14,7 @@ from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.report.page import render
 from cmrcnet.evaluation.report.summary import number
 from cmrcnet.evaluation.sweep.sweep_plan import BASE
-from cmrcnet.storage.csv_cells import guard_table
+from cmrcnet.storage.names import guard_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cmrcnet.storage.sparse_matrix import sparse_fault
+from cmrcnet.storage.arrays import sparse_fault
 
 MATRIX = sparse.csr_matrix(np.array([[0, 3, 0], [1, 0, 2]]))
 

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from cmrcnet.errors import ScaleError, ShapeMismatch
 from cmrcnet.slides.slide import ArraySlide, open_slide
-from cmrcnet.slides.tissue_mask import TissueMask, find_tissue
+from cmrcnet.slides.tissue import TissueMask, find_tissue
 
 from .slide_making import tissue_picture, write_tiled_pyramid
 

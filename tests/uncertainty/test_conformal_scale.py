@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cmrcnet.uncertainty.nonconformity import fit_nonconformity_scale, nonconformity_features
+from cmrcnet.uncertainty.conformal import fit_nonconformity_scale, nonconformity_features
 
 
 def test_features_are_what_the_formulas_say():

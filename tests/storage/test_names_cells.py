@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cmrcnet.storage.csv_cells import bare_cell, guard_cell, guard_table
+from cmrcnet.storage.names import bare_cell, guard_cell, guard_table
 
 
 @given(st.text())

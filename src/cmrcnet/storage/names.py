@@ -1,15 +1,25 @@
-"""Names of sections, patients and folds as file names, and back."""
+"""Names of sections, patients and genes in what cmrcnet writes: as file names and as text cells of CSV files, and back.
+
+No spreadsheet takes a guarded cell for a formula.
+"""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
 from cmrcnet.errors import BadInput, BadOption
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 LONGEST = 200
 """Most bytes of a file name made of a name; endings are added to it, and file systems take 255."""
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_GUARDED = re.compile(r"'+[=+\-@\t\r]")
 
 
 def file_name(name: str) -> str:
@@ -66,3 +76,30 @@ def name_of_file(stem: str) -> str:
         return unquote_to_bytes(stem).decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
         raise BadInput(stem, "the name of a section in a file name", "its %XX parts are no UTF-8") from error
+
+
+def guard_cell(text: str) -> str:
+    """Put a quote before a text that a spreadsheet would take for a formula; `bare_cell` removes it.
+
+    Examples
+    --------
+    >>> guard_cell("=1+1"), bare_cell(guard_cell("=1+1")), guard_cell("S24/01187")
+    ("'=1+1", '=1+1', 'S24/01187')
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def bare_cell(cell: str) -> str:
+    """The text that `guard_cell` was given."""
+    return cell[1:] if _GUARDED.match(cell) else cell
+
+
+def guard_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with guarded text cells and column names; numbers, also negative ones, stay as they are."""
+    guarded = {
+        name: [guard_cell(cell) if isinstance(cell, str) else cell for cell in table[name]]
+        for name in table.columns
+        if table[name].dtype.kind not in "biufcM"
+    }
+    table = table.assign(**guarded) if guarded else table
+    return table.rename(columns={name: guard_cell(name) for name in table.columns if isinstance(name, str)})

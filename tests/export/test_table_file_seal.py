@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import BadInput, Damaged
-from cmrcnet.export import table_seal
+from cmrcnet.export import table_file
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.export.table_file import TableFile
 from tests.export.conftest import gradient_table
@@ -29,7 +29,7 @@ def written(path):
 def sealed(request, tmp_path, monkeypatch):
     """A table checked whole, and one checked where it is read, with the values that it has."""
     if request.param == "large":
-        monkeypatch.setattr(table_seal, "WHOLE", 0)
+        monkeypatch.setattr(table_file, "WHOLE", 0)
     return tmp_path / "t.h5ad", written(tmp_path / "t.h5ad")
 
 
@@ -58,7 +58,7 @@ def test_any_flip_in_a_small_table_is_refused(tmp_path):
     path, taken = tmp_path / "t.h5ad", []
     written(path)
     whole = path.read_bytes()
-    unsealed = len(whole) - len(table_seal.MARK)  # a flip in the mark itself: no seal, and the content as it was
+    unsealed = len(whole) - len(table_file.MARK)  # a flip in the mark itself: no seal, and the content as it was
     for place in [*range(0, unsealed, max(1, unsealed // 400)), unsealed - 1]:
         content = bytearray(whole)
         content[place] ^= 1 << place % 8
@@ -87,8 +87,8 @@ def test_a_changed_value_is_refused(sealed, key):
 
 
 def test_only_what_is_read_of_a_large_table_is_compared(tmp_path, monkeypatch):
-    monkeypatch.setattr(table_seal, "WHOLE", 0)
-    monkeypatch.setattr(table_seal, "BLOCK", (8, 2))
+    monkeypatch.setattr(table_file, "WHOLE", 0)
+    monkeypatch.setattr(table_file, "BLOCK", (8, 2))
     path, table = tmp_path / "t.h5ad", written(tmp_path / "t.h5ad")
     with h5py.File(path, "r") as file:
         at = file["X"].id.get_chunk_info(0).byte_offset

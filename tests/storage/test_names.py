@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmrcnet.errors import BadInput, BadOption
-from cmrcnet.storage.file_names import LONGEST, file_name, name_of_file
+from cmrcnet.storage.names import LONGEST, file_name, name_of_file
 
 ODD = [
     "S24/01187", "Müller, A", "007", "07", "NA", "1E5", "=1+1", " x ", ".", "..", ".hidden", "a.", "a/../b", "C:\\x",
