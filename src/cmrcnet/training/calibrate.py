@@ -184,9 +184,7 @@ def _reliability(
         "weighting": config.head.weighting,
         "names": sorted(set(groups.tolist())),
     }
-    gene_reliability = fit_gene_reliability(
-        genes, pearson, null, data.sections, data.patients, dict(facts), config.train.seed
-    )
+    gene_reliability = fit_gene_reliability(genes, pearson, null, data.sections, data.patients, dict(facts))
     calibration = ConformalIntervals(low, high, scale_quantiles(factor, weights), facts)
     log.info("%s", calibration.sentence)
     return PredictionReliability(nonconformity, power, calibration, gene_reliability)
