@@ -13,7 +13,6 @@ from html.parser import HTMLParser
 import anndata as ad
 import numpy as np
 import pytest
-from cmrcnet.evaluation.report.page import table
 from PIL import Image
 
 from cmrcnet.evaluation.methods.trained_cmrcnet import kept_reading
@@ -31,6 +30,7 @@ from cmrcnet.evaluation.report.gene_section import (
 )
 from cmrcnet.evaluation.report.map_section import _genes_to_show, map_jpeg, tissue_view
 from cmrcnet.evaluation.report.method_section import between, signed, strip
+from cmrcnet.evaluation.report.page import table
 from cmrcnet.evaluation.report.summary import number, summary
 from cmrcnet.evaluation.report.training_section import curve_svg
 from cmrcnet.slides.section import Cohort
