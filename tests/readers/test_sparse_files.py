@@ -118,10 +118,9 @@ def test_a_file_that_ends_the_process_that_reads_it_is_refused(tmp_path, monkeyp
     for name in ("a.h5", "b.h5"):
         with h5py.File(tmp_path / name, "w") as file:
             file["x"] = np.ones(3)
-    sparse_files._process.end()
-    monkeypatch.setattr(
-        sparse_files._process, "code", "import os, signal; input(); os.kill(os.getpid(), signal.SIGSEGV)"
-    )
+    child = sparse_files._child()
+    child.end()
+    monkeypatch.setattr(child, "code", "import os, signal; input(); os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(
         BadInput, match=r"a.h5 cannot be read as a matrix: the process that tried .* code -11; the file"
     ):
@@ -130,7 +129,7 @@ def test_a_file_that_ends_the_process_that_reads_it_is_refused(tmp_path, monkeyp
     with open_h5(tmp_path / "b.h5", "a matrix") as file:  # another child has been started
         assert file["x"][0] == 1
     monkeypatch.setattr(child_process.subprocess, "Popen", None)
-    sparse_files._process.end()
+    child.end()
     with open_h5(tmp_path / "b.h5", "a matrix"):  # read once
         pass
 

@@ -59,11 +59,6 @@ class PretrainedConfig:
         return self.source.removeprefix("hf-hub:") if self.source.startswith("hf-hub:") else None
 
 
-def _vit(tokens: int, dim: int, depth: int) -> dict[str, Any]:
-    """Sizes of a vision transformer with one class token."""
-    return {"n_tokens": tokens, "dim": dim, "blocks": (dim,) * depth, "class_tokens": 1}
-
-
 _GATED: dict[str, Any] = {"licence": "CC-BY-NC-ND-4.0", "gated": True}
 _OPTIMUS: dict[str, Any] = {
     "gated": True,
@@ -90,25 +85,25 @@ _CONFIGS = (
     ),
     PretrainedConfig(
         name="vit-b32", source="timm:vit_base_patch32_224", architecture="vit_base_patch32_224",
-        **_vit(50, 768, 12),
+        n_tokens=50, dim=768, blocks=(768,) * 12, class_tokens=1,
         licence="Apache-2.0", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
         note="the paper's architecture; trained on photographs (ImageNet-21k)",
     ),
     PretrainedConfig(
         name="dinov2-s", source="timm:vit_small_patch14_dinov2", architecture="vit_small_patch14_dinov2",
-        **_vit(257, 384, 12),
+        n_tokens=257, dim=384, blocks=(384,) * 12, class_tokens=1,
         licence="Apache-2.0", settings=(("img_size", 224),),
         note="trained on photographs (LVD-142M)",
     ),
     PretrainedConfig(
         name="uni", source="hf-hub:MahmoodLab/UNI", architecture="vit_large_patch16_224",
-        **_vit(197, 1024, 24), **_GATED,
+        n_tokens=197, dim=1024, blocks=(1024,) * 24, class_tokens=1, **_GATED,
         settings=(("init_values", 1e-5), ("dynamic_img_size", True)),
         note="trained on H&E at 0.5 um per px; academic research only",
     ),
     PretrainedConfig(
         name="uni2-h", source="hf-hub:MahmoodLab/UNI2-h", architecture="vit_giant_patch14_224",
-        **_vit(257, 1536, 24), **_GATED,
+        n_tokens=257, dim=1536, blocks=(1536,) * 24, class_tokens=1, **_GATED,
         settings=(
             ("img_size", 224), ("patch_size", 14), ("depth", 24), ("num_heads", 24), ("init_values", 1e-5),
             ("embed_dim", 1536), ("mlp_ratio", 2.66667 * 2), ("no_embed_class", True), ("mlp_layer", "SwiGLUPacked"),
@@ -119,7 +114,7 @@ _CONFIGS = (
     ),
     PretrainedConfig(
         name="virchow2", source="hf-hub:paige-ai/Virchow2", architecture="vit_huge_patch14_224",
-        **_vit(257, 1280, 32), **_GATED,
+        n_tokens=257, dim=1280, blocks=(1280,) * 32, class_tokens=1, **_GATED,
         settings=(
             ("img_size", 224), ("init_values", 1e-5), ("mlp_ratio", 5.3375), ("mlp_layer", "SwiGLUPacked"),
             ("act_layer", "SiLU"), ("reg_tokens", 4), ("global_pool", ""), ("dynamic_img_size", True),
@@ -129,26 +124,26 @@ _CONFIGS = (
     ),
     PretrainedConfig(
         name="h-optimus-0", source="hf-hub:bioptimus/H-optimus-0", architecture="vit_giant_patch14_reg4_dinov2",
-        **_vit(257, 1536, 40), **_OPTIMUS,
+        n_tokens=257, dim=1536, blocks=(1536,) * 40, class_tokens=1, **_OPTIMUS,
         licence="Apache-2.0",
         note="trained on H&E at 0.5 um per px; whether it is still gated could not be checked",
     ),
     PretrainedConfig(
         name="h-optimus-1", source="hf-hub:bioptimus/H-optimus-1", architecture="vit_giant_patch14_reg4_dinov2",
-        **_vit(257, 1536, 40), **_OPTIMUS,
+        n_tokens=257, dim=1536, blocks=(1536,) * 40, class_tokens=1, **_OPTIMUS,
         licence="CC-BY-NC-ND-4.0 (not checked; its makers say academic research)",
         note="trained on H&E at 0.5 um per px",
     ),
     PretrainedConfig(
         name="prov-gigapath", source="hf-hub:prov-gigapath/prov-gigapath", architecture="vit_giant_patch14_dinov2",
-        **_vit(197, 1536, 40),
+        n_tokens=197, dim=1536, blocks=(1536,) * 40, class_tokens=1,
         licence="its own, research use (not checked; read it on the hub)", gated=True,
         settings=(("img_size", 224), ("patch_size", 16), ("init_values", 1e-5), ("mlp_ratio", 5.33334)),
         note="the tile encoder; trained on 256 px tiles at 0.5 um per px, of which the middle 224 px are used",
     ),
     PretrainedConfig(
         name="phikon-v2", source="hf-hub:owkin/phikon-v2", architecture="vit_large_patch16_224",
-        **_vit(197, 1024, 24),
+        n_tokens=197, dim=1024, blocks=(1024,) * 24, class_tokens=1,
         licence="Owkin's own, non-commercial (not checked; read it on the hub)", settings=(("init_values", 1.0),),
         note="published for the library transformers; its weights are renamed for timm; 0.5 um per px",
     ),

@@ -16,6 +16,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,6 @@ READ_BYTES = 16 << 20
 MOST_TEXTS = 50_000_000
 """Most entries of a dataset of texts that are read."""
 
-_process = ChildProcess("from cmrcnet.readers import sparse_files; sparse_files.serve()")
-atexit.register(_process.end)
 _lock = threading.Lock()
 _known_sound: set[tuple[str, int, int]] = set()
 """Files (path, size, time of last change) that the child has read."""
@@ -181,6 +180,14 @@ def read_mtx(path: Path, shape: tuple[int, int]) -> sparse.csc_matrix:
     return matrix
 
 
+@cache
+def _child() -> ChildProcess:
+    """The process that reads each file first; it ends with this one."""
+    child = ChildProcess("from cmrcnet.readers import sparse_files; sparse_files.serve()")
+    atexit.register(child.end)
+    return child
+
+
 def probe_h5(path: Path, what: str) -> None:
     """Raise `BadInput` when reading an HDF5 file ends a child process; other faults are left to the caller.
 
@@ -195,7 +202,7 @@ def probe_h5(path: Path, what: str) -> None:
         if identity in _known_sound:
             return
         try:
-            _process.ask(json.dumps(identity[0]), MOST_SECONDS + state.st_size / BYTES_A_SECOND)
+            _child().ask(json.dumps(identity[0]), MOST_SECONDS + state.st_size / BYTES_A_SECOND)
         except ChildProcessError as error:
             why = f"the process that tried to read it {error}; the file is damaged"
             raise BadInput(path, what, why) from error
