@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from cmrcnet.genes.table import check_prediction_table
 from cmrcnet.inference.predict import predict
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import build_bank
+from cmrcnet.slides.section import Cohort
 from cmrcnet.slides.slide import ArraySlide
 from cmrcnet.training import fit as fit_module
 from cmrcnet.training.calibrate import HeldOutGroup, offset_share, section_statistics
@@ -127,6 +130,20 @@ def test_another_way_of_reading_out_was_not_calibrated(model, bank, cohort, cach
         predict(model, section.slide, bank=bank, spots=section.spots, k=3, intervals=True, cache=cache)
     with pytest.raises(BadOption, match=r"abstain is 30; wanted a share between 0 and 1"):
         predict(model, section.slide, bank=bank, spots=section.spots, abstain=30, cache=cache)
+
+
+def test_one_patient_makes_no_intervals(cohort, plan, cache):
+    """Sections of one patient say nothing about how much others differ, however many they are."""
+    one = Cohort.of([replace(section, patient="P") for section in cohort], "one patient")
+    model = fit_module.fit(one, plan, cache=cache)
+    bank, section = build_bank(model, one, cache=cache), one.read(one.sections[0])
+    facts = model.calibration.reliability.intervals.facts
+    assert (facts["patients"], facts["group_by"]) == (1, "section")
+    assert np.isnan(model.calibration.reliability.intervals.low).all()
+    with pytest.raises(NotAvailable, match="no calibrated intervals: the training sections are of one patient"):
+        predict(model, section.slide, bank=bank, spots=section.spots, intervals=True, cache=cache)
+    plain = predict(model, section.slide, bank=bank, spots=section.spots, abstain=0.4, cache=cache)
+    assert plain.obs["confidence"].notna().all() and "No intervals" in plain.uns["cmrcnet"]["intervals"]
 
 
 def test_another_bank_is_said(model, cohort, cache):

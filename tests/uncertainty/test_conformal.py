@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, t
 
+from cmrcnet.training.calibrate import offset_share
 from cmrcnet.uncertainty.conformal import (
+    LEVEL,
     ConformalIntervals,
     bounds,
     conformal_quantiles,
@@ -108,6 +110,20 @@ def test_the_sentence_says_what_is_covered():
     end = "the difference between patients is widened by Student's t instead."
     few = "Guaranteed coverage of new patients needs 9 of them;"
     assert calibration().sentence == f"{start}3 validation patients (12 sections, 3,456 spots). {few} {end}"
-    one = calibration(4, "section", 1).sentence
-    few = "Coverage of other patients is unknown with one patient;"
-    assert one.startswith(f"{start}4 validation sections (of 1 patient, 3,456 spots). {few}")
+    assert calibration(4, "section", 1).sentence.startswith("No intervals: the training sections are of one patient")
+
+
+@pytest.mark.parametrize("patients", [2, 3, 6])
+@pytest.mark.parametrize("offset", [0.0, 0.1, 0.3])
+def test_new_patients_are_covered_as_often_as_it_says(patients, offset):
+    """Simulated: patients whose residuals are offset from each other, as many genes as repetitions."""
+    rng = np.random.default_rng(patients)
+    shifts = rng.normal(size=(patients, 1, 400)) * np.sqrt(offset)
+    noise = rng.normal(size=(patients, 100, 400)) * np.sqrt(1 - offset)
+    residual, groups = (shifts + noise).reshape(-1, 400), np.repeat([f"P{n}" for n in range(patients)], 100)
+    weights = group_weights(groups, groups)
+    low, high = conformal_quantiles(residual, weights, LEVEL)
+    wider = widening(offset_share(residual, weights, groups), patients, LEVEL)
+    new = rng.normal(size=1_000) * np.sqrt(offset)
+    below, above = (norm.cdf((q[:, None] * wider[:, None] - new) / np.sqrt(1 - offset)) for q in (low, high))
+    assert (above - below).mean() == pytest.approx(LEVEL, abs=0.02)

@@ -17,7 +17,7 @@ from cmrcnet.config import HeadConfig
 from cmrcnet.errors import BadOption, CmrcnetWarning, NotAvailable
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.uncertainty.calibration import PredictionReliability
-from cmrcnet.uncertainty.conformal import bounds, nonconformity_features
+from cmrcnet.uncertainty.conformal import FEWEST_PATIENTS, NO_PATIENTS, bounds, nonconformity_features
 from cmrcnet.uncertainty.gene_reliability import NOT_MEASURED, VALIDATION, GeneReliability
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def confidence_of(
     ------
     NotAvailable
         Intervals or abstention are requested, and the model has no calibration for them: they are calibrated for the
-        head, k and weighting of the model's own config only.
+        head, k and weighting of the model's own config only, and intervals need training sections of two patients.
     BadOption
         `abstain` is not between 0 and 1.
     """
@@ -132,6 +132,8 @@ def confidence_of(
         nothing = np.full(len(genes), np.nan, np.float32)
         return Confidence(None, model, nothing, nothing, (f"No intervals: {why}.",), False, None)
     calibration = reliability.intervals
+    if intervals and calibration.facts["patients"] < FEWEST_PATIENTS:
+        raise NotAvailable("calibrated intervals", NO_PATIENTS)
     column = {gene: number for number, gene in enumerate(reliability.gene_reliability.genes)}
     at = np.array([column.get(gene, -1) for gene in genes], np.int64)
     low, high = (np.append(values, np.float32(np.nan))[at] for values in (calibration.low, calibration.high))

@@ -25,7 +25,7 @@ from cmrcnet.training.data import TrainingData
 from cmrcnet.training.heads import ValidationPredictions
 from cmrcnet.uncertainty.calibration import Calibration, PredictionReliability
 from cmrcnet.uncertainty.conformal import (
-    FEWEST_GROUPS,
+    FEWEST_PATIENTS,
     LEVEL,
     ConformalIntervals,
     conformal_quantiles,
@@ -169,7 +169,7 @@ def _reliability(
         wider = widening(offset_share(residual, weights, groups), patients, LEVEL)
         below, above = conformal_quantiles(residual, weights, LEVEL)
         known = np.sum([np.isfinite(residual[groups == name]).any(axis=0) for name in np.unique(groups)], axis=0)
-        usable = (known >= FEWEST_GROUPS) & np.isfinite(below) & np.isfinite(above)
+        usable = (np.minimum(known, patients) >= FEWEST_PATIENTS) & np.isfinite(below) & np.isfinite(above)
         low[chunk] = np.where(usable, np.minimum(below, 0) * wider, np.nan)
         high[chunk] = np.where(usable, np.maximum(above, 0) * wider, np.nan)
     facts = {

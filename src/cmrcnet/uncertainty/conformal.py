@@ -14,7 +14,9 @@ widened by Student's t over the normal quantile, and the sentence says so::
 
     q <- q sqrt(1 + o ((t_{K, 1-a/2} / z_{1-a/2})^2 - 1))
 
-A single group cannot be calibrated. mapie and crepes calibrate one target at a time, with equal weights, in objects
+Simulated with normal offsets, 90 % intervals cover new patients in 89 to 91 % from two calibration patients on while o
+is at most .3, and in 82 % (two patients) to 88 % (eight) with an o of .6. A single patient says nothing about how much
+others differ: no intervals are made from one. mapie and crepes calibrate one target at a time, with equal weights, in objects
 stored as pickles; here thousands of genes share one pass, groups are weighted, and two numbers a gene are stored.
 
 The nonconformity scale of a location is one factor for the intervals of all its genes. With p_r the mean square loading
@@ -43,8 +45,9 @@ from cmrcnet.heads.ridge import ridge_solutions
 
 LEVEL = 0.9
 """Nominal coverage of the intervals."""
-FEWEST_GROUPS = 2
-"""Groups in which a gene must have residuals."""
+FEWEST_PATIENTS = 2
+"""Patients, and groups, in which a gene must have residuals."""
+NO_PATIENTS = "the training sections are of one patient, which says nothing about how much other patients differ"
 
 SIGNED = 3
 """Leading components that enter with their sign."""
@@ -91,10 +94,12 @@ class ConformalIntervals:
         facts = self.facts
         groups, patients, group = facts["groups"], facts["patients"], facts["group_by"]
         within = (
-            f"of {patients} patient{'s' * (patients != 1)}, "
+            f"of {patients} patients, "
             if group == "section"
             else f"{facts['sections']} sections, "
         )
+        if patients < FEWEST_PATIENTS:
+            return f"No intervals: {NO_PATIENTS}."
         sentence = (
             f"{facts['level']:.0%} intervals, split-conformal, calibrated on {groups} validation {group}s "
             f"({within}{facts['spots']:,} spots)."
@@ -103,8 +108,6 @@ class ConformalIntervals:
         if patients >= needed:
             return sentence
         few = f"Guaranteed coverage of new patients needs {needed} of them"
-        if patients == 1:
-            few = "Coverage of other patients is unknown with one patient"
         return f"{sentence} {few}; the difference between {group}s is widened by Student's t instead."
 
 
