@@ -10,6 +10,7 @@ from cmrcnet.slides.patches import crop_patches, crop_scales
 from cmrcnet.slides.slide import ArraySlide
 from cmrcnet.uncertainty.ood import (
     DETAIL_UM,
+    GAIN_FLOOR,
     PERTURBATIONS,
     PERTURBED_LOCATIONS,
     PERTURBED_SCALES,
@@ -93,8 +94,12 @@ def test_a_model_of_one_or_two_sections_raises_no_false_flag(sections, known):
 
 @pytest.mark.parametrize("kind", PERTURBATIONS, ids=lambda kind: kind.name)
 def test_a_perturbation_is_caught_and_named(sections, detector, kind):
-    new = sections[4]
-    inside, flag = detector.flag(perturbed(new, kind), "S")
+    statistics = perturbed(sections[4], kind)
+    assert PERTURBATIONS[int(detector.gains(np.median(statistics, axis=0)).argmax())] == kind
+    inside, flag = detector.flag(statistics, "S")
+    if kind.name == "red-blue":  # red and blue are alike in synthetic stain: its gain is too small to tell from chance
+        assert not flag.raised
+        return
     assert flag.raised and not inside.any()
     assert flag.kind == kind.name and flag.sentence.startswith(f"S looks as if {kind.looks_like}.")
 
@@ -137,7 +142,7 @@ def test_limits_come_from_validation_groups_and_never_fall_below_the_floor():
     noise = [rng.normal(size=(50, len(STATISTIC_NAMES))) for _ in range(6)]
     effects = [np.full((len(PERTURBATIONS), len(STATISTIC_NAMES)), 40.0)] * 6
     calm = fit_ood_detector(noise, effects, list("ABCDEF"))
-    assert calm.slide_limit == SLIDE_FLOOR and calm.gain_limit == 0
+    assert calm.slide_limit == SLIDE_FLOOR and calm.gain_limit == GAIN_FLOOR
     assert calm.facts == {"sections": 6, "groups": 6, "group_by": "patient", "validation_sections": 6}
     noise[0] = noise[0] + 8 * np.arange(len(STATISTIC_NAMES)) % 5
     wild = fit_ood_detector(noise, effects, list("ABCDEF"))

@@ -16,8 +16,9 @@ widened by Student's t over the normal quantile, and the sentence says so::
 
 Simulated with normal offsets, 90 % intervals cover new patients in 89 to 91 % from two calibration patients on while o
 is at most .3, and in 82 % (two patients) to 88 % (eight) with an o of .6. A single patient says nothing about how much
-others differ: no intervals are made from one. mapie and crepes calibrate one target at a time, with equal weights, in objects
-stored as pickles; here thousands of genes share one pass, groups are weighted, and two numbers a gene are stored.
+others differ: no intervals are made from one. mapie and crepes calibrate one target at a time, with equal weights, in
+objects stored as pickles; here thousands of genes share one pass, groups are weighted, and two numbers a gene are
+stored.
 
 The nonconformity scale of a location is one factor for the intervals of all its genes. With p_r the mean square loading
 of component r, n_p(v) = sqrt(sum_r p_r v_r^2), q_m the scores that part m of the head predicts (on one scale) and s the
@@ -93,11 +94,7 @@ class ConformalIntervals:
         """Coverage statement: what the intervals were calibrated on, and whether it extends to new patients."""
         facts = self.facts
         groups, patients, group = facts["groups"], facts["patients"], facts["group_by"]
-        within = (
-            f"of {patients} patients, "
-            if group == "section"
-            else f"{facts['sections']} sections, "
-        )
+        within = f"of {patients} patients, " if group == "section" else f"{facts['sections']} sections, "
         if patients < FEWEST_PATIENTS:
             return f"No intervals: {NO_PATIENTS}."
         sentence = (

@@ -28,8 +28,8 @@ A is the prior of the differences between sections: half of the deviation within
 stain, u, along which log density changes by 1, log deviation by 1 and log detail by 2. A slide is flagged when the gain
 of a perturbation or its distance exceeds every validation section's (a section judged by those of other groups, where
 these are more than half), but never below floors that sound sections of two public cohorts stayed under. With fewer
-than three validation sections the floor is doubled, and applies to gains as well. The perturbation is named when the
-slide is near the training sections without it.
+than three validation sections the floor of distances is doubled, and applies to gains as well. The perturbation is
+named when the slide is near the training sections without it.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ PRIOR_SECTIONS = 2.0
 """``p``: weight of the prior, in sections."""
 SLIDE_FLOOR = 45.0
 """Distance below which no slide is flagged; sound sections (14 of two cohorts, each by the others) reach 41."""
+GAIN_FLOOR = 9.0
+"""Gain below which no perturbation is named: with few training sections the largest of their gains is no limit."""
 LOCATION_FLOOR = 40.0
 """Distance below which no location is flagged."""
 NEAR = 2.0
@@ -303,7 +305,7 @@ def fit_ood_detector(
                 weights.append(np.full(len(values), 1 / len(values)))
     untried = len(slides) < FEWEST_VALIDATION
     slide_limit = max([SLIDE_FLOOR * (UNTRIED if untried else 1.0), *(MARGIN * distance for distance in slides)])
-    gain_limit = max([SLIDE_FLOOR * UNTRIED if untried else 0.0, *gains])
+    gain_limit = max([SLIDE_FLOOR * UNTRIED if untried else GAIN_FLOOR, *gains])
     location_limit = LOCATION_FLOOR
     if locations:
         inside = weighted_quantiles(np.concatenate(locations), np.concatenate(weights), VALIDATION_INSIDE)
