@@ -84,6 +84,14 @@ def test_a_damaged_state_is_refused(kept, damage):
         kept.load(IDENTITY)
 
 
+def test_a_folder_in_place_of_a_state_is_refused(kept):
+    path = kept.folder / "state.safetensors"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CannotResume, match=r"cannot be resumed: its state is no plain file .*--overwrite"):
+        kept.load(IDENTITY)
+
+
 def test_what_a_killed_process_half_wrote_goes_with_the_next_state(kept):
     half = temporary_path(kept.folder / "state.safetensors", keep_suffix=True)
     half = half.with_name(half.name.replace(f"-{os.getpid():x}-", f"-{2**30:x}-"))  # no process has that number

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -107,7 +108,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], bool]:
     Raises
     ------
     ValueError
-        It is no JSON object.
+        It is no JSON object, or no plain file (a folder, a pipe, a device).
     OSError
         The operating system refuses to read it.
 
@@ -121,7 +122,10 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], bool]:
     >>> read_sealed(path)
     ({'format': 1}, True)
     """
-    if path.stat().st_size > LARGEST_JSON:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no plain file")
+    if status.st_size > LARGEST_JSON:
         raise ValueError(f"it has more than {LARGEST_JSON} bytes")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -163,6 +163,10 @@ def test_a_finished_run_that_was_changed_is_refused(tmp_path, name):
         (tmp_path / "run" / name).write_bytes(content)
         with pytest.raises((Damaged, Incompatible)):
             RunFolder.read_finished(tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    (tmp_path / "run" / name).mkdir()
+    with pytest.raises(Damaged, match=r"it is no plain file|scores.csv is missing or not what was written"):
+        RunFolder.read_finished(tmp_path / "run")
 
 
 def test_a_changed_prediction_of_a_finished_run_is_refused(tmp_path):
