@@ -166,7 +166,7 @@ NOUNS_ON_DISK = {
     "slides.tiff_header": "its header, before anything allocates by it",
     "slides.decoders": "which of these reads it rightly",
     "slides.slide_files": "a slide may be several files",
-    "slides.probe.SlideProbe": "tries a slide's file in a child process",
+    "slides.probe": "tries a slide's file in a child process",
     "config.Config": "load",
     "models.trained_model.TrainedModel": "save_pretrained and from_pretrained",
     "models.student.Student": "save_pretrained and from_pretrained",

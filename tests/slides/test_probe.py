@@ -6,58 +6,66 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmrcnet.errors import BadInput
+from cmrcnet.cli.app import main
+from cmrcnet.errors import BadInput, MissingInput
 from cmrcnet.slides import probe as ours
-from cmrcnet.slides.probe import SlideProbe
+from cmrcnet.slides.probe import slides_probed_first
+from cmrcnet.slides.slide import open_slide
 
 HOSTILE = """
 import os, time
 from cmrcnet.slides import probe
-read = probe._read_parts
+opened = probe.open_slide
 def hostile(path):
     if "abort" in path.name: os.abort()
     if "hang" in path.name: time.sleep(60)
     if "print" in path.name: os.write(1, b"a library prints\\n")
     if "divide" in path.name: 1 / 0
-    read(path)
-probe._read_parts = hostile
+    return opened(path)
+probe.open_slide = hostile
 probe.serve()
 """
 
 
 @pytest.fixture
 def picture(tmp_path):
-    Image.fromarray(np.full((30, 40, 3), 200, np.uint8)).save(tmp_path / "sound.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)).save(tmp_path / "sound.png")
     for name in ("abort", "hang", "print", "divide"):
         (tmp_path / f"{name}.png").write_bytes((tmp_path / "sound.png").read_bytes())
-    (tmp_path / "broken.png").write_bytes((tmp_path / "sound.png").read_bytes()[:-20])
+    (tmp_path / "broken.png").write_bytes((tmp_path / "sound.png").read_bytes().replace(b"IDAT", b"IDAT" + bytes(99)))
+    (tmp_path / "text.png").write_bytes(b"text")
     return tmp_path
 
 
 def test_sound_and_broken_slides(picture):
-    with SlideProbe() as probe:
-        probe.check(picture / "sound.png")
-        with pytest.raises(BadInput, match="truncated"):
-            probe.check(picture / "broken.png")
-        with pytest.raises(BadInput, match="does not exist"):
-            probe.check(picture / "gone.png")
-        child = probe._process._child
-        probe.check(picture / "sound.png")
-        assert probe._process._child is child and child.poll() is None
-    assert child.poll() is not None
+    with slides_probed_first():
+        assert open_slide(picture / "sound.png").width_px == 40
+        with pytest.raises(BadInput, match=r"broken.png cannot be read"):
+            open_slide(picture / "broken.png")
+        with pytest.raises(MissingInput, match="does not exist"):
+            open_slide(picture / "gone.png")
+        with pytest.raises(BadInput, match="cannot be read as a slide"):
+            open_slide(picture / "text.png")
+        child = ours._process._child
+        open_slide(picture / "print.png")
+        assert ours._process._child is child and child.poll() is None
+    open_slide(picture / "broken.png")  # found when it is read
 
 
-def test_a_child_that_dies_or_hangs_is_replaced(picture, monkeypatch):
-    monkeypatch.setattr(ours, "_CHILD", HOSTILE)
-    with SlideProbe() as probe:
-        probe.check(picture / "sound.png")
+def test_a_child_that_dies_or_hangs_is_replaced(picture, monkeypatch, capsys):
+    ours._process.end()
+    monkeypatch.setattr(ours._process, "code", HOSTILE)
+    with slides_probed_first():
+        open_slide(picture / "sound.png")
         with pytest.raises(BadInput, match=r"abort.png .* process that tried to decode it ended with code"):
-            probe.check(picture / "abort.png")
-        probe.check(picture / "print.png")
+            open_slide(picture / "abort.png")
+        open_slide(picture / "print.png")
         with pytest.raises(BadInput, match=r"divide.png .* ZeroDivisionError"):
-            probe.check(picture / "divide.png")
+            open_slide(picture / "divide.png")
         monkeypatch.setattr(ours, "MOST_SECONDS", 1.0)
         with pytest.raises(BadInput, match=r"hang.png .* took longer than 1 s"):
-            probe.check(picture / "hang.png")
-        monkeypatch.setattr(ours, "MOST_SECONDS", 60.0)
-        probe.check(picture / "sound.png")
+            open_slide(picture / "hang.png")
+    monkeypatch.setattr(ours, "MOST_SECONDS", 60.0)
+    assert main(["inspect", str(picture / "abort.png")]) == 1
+    assert "the process that tried to decode it ended with code -6" in capsys.readouterr().out
+    ours._process.end()

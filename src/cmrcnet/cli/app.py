@@ -17,6 +17,7 @@ from cmrcnet.cli import bank_commands, cohort_commands, evaluate_commands, model
 from cmrcnet.cli.doctor import doctor
 from cmrcnet.errors import CmrcnetError, CmrcnetWarning, NoSpace
 from cmrcnet.progress import printable
+from cmrcnet.slides.probe import slides_probed_first
 from cmrcnet.storage.refusals import error_number, refusal_sentence
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None, verbs: Mapping[str, Callable] =
         correct, 130 interrupted.
     """
 
-    with safe_streams():
+    with safe_streams(), slides_probed_first():
         return _run(list(sys.argv[1:] if arguments is None else arguments), verbs)
 
 

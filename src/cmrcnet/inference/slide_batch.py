@@ -32,7 +32,7 @@ from cmrcnet.errors import (
     Unwritable,
 )
 from cmrcnet.export.stored_prediction import StoredPrediction
-from cmrcnet.slides.probe import SlideProbe
+from cmrcnet.slides.probe import slides_probed_first
 from cmrcnet.slides.slide import open_slide
 from cmrcnet.slides.slide_files import one_file_a_slide
 from cmrcnet.storage.atomic import atomic_file, refuse_existing
@@ -174,13 +174,12 @@ def predict_slides(
     summary = folder / "summary.csv"
     refuse_existing(summary, overwrite=True)
     outcomes: list[SlideOutcome] = []
-    with SlideProbe() as probe:
+    with slides_probed_first():
         for number, (slide, name) in enumerate(zip(slides, names, strict=True), start=1):
             table = folder / f"{name}.h5ad"
             log.info("Slide %d of %d: %s", number, len(slides), slide.name)
             start = time.monotonic()
             try:
-                probe.check(slide)
                 with cast("FileSlide", open_slide(slide, mpp=mpp)) as picture:
                     size = None if overwrite else _size_if_done(table, predictor, picture)
                     status = PREDICTED if size is None else DONE_BEFORE

@@ -7,12 +7,17 @@ started anew after it has died. A slide that passes may still hold damage where 
 
 from __future__ import annotations
 
+import atexit
 import json
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cmrcnet.errors import BadInput, CmrcnetError
-from cmrcnet.slides.slide import open_slide
+from cmrcnet.slides import slide as slides
+from cmrcnet.slides.slide import Slide, open_slide
 from cmrcnet.storage.child_process import ChildProcess, serve_lines
 
 MOST_SECONDS = 300.0
@@ -21,11 +26,16 @@ REGIONS = 3
 """Regions along each side of a slide that are read."""
 REGION_PX, OVERVIEW_PX = 256, 1024
 
-_CHILD = "from cmrcnet.slides.probe import serve; serve()"
+_process = ChildProcess("from cmrcnet.slides.probe import serve; serve()")
+atexit.register(_process.end)
+_lock = threading.Lock()
+_known_sound: set[tuple[str, int, int]] = set()
+"""Files (path, size, time of last change) that the child has read."""
 
 
-class SlideProbe:
-    """A child process that tries slides. Use it in a ``with`` block.
+@contextmanager
+def slides_probed_first() -> Iterator[None]:
+    """While the block runs, `open_slide` has each file tried in the child process first.
 
     Examples
     --------
@@ -33,34 +43,41 @@ class SlideProbe:
     >>> from PIL import Image
     >>> file = Path(tempfile.mkdtemp()) / "a.png"
     >>> Image.new("RGB", (64, 48)).save(file)
-    >>> with SlideProbe() as probe:
-    ...     probe.check(file)
+    >>> with slides_probed_first():
+    ...     open_slide(file).width_px
+    64
     """
+    before, slides.before_opening = slides.before_opening, probe_slide
+    try:
+        yield
+    finally:
+        slides.before_opening = before
 
-    def __init__(self) -> None:
-        self._process = ChildProcess(_CHILD)
 
-    def __enter__(self) -> SlideProbe:
-        return self
+def probe_slide(path: Path) -> None:
+    """Open a slide and read parts of it in the child; what opening refuses in a sentence is left to the caller.
 
-    def __exit__(self, *_: object) -> None:
-        self._process.end()
-
-    def check(self, path: Path) -> None:
-        """Open a slide and read parts of it in the child.
-
-        Raises
-        ------
-        BadInput
-            The slide is refused, ends the child, or takes longer than `MOST_SECONDS`.
-        """
+    Raises
+    ------
+    BadInput
+        The slide ends the child, takes longer than `MOST_SECONDS`, or is damaged where it was read.
+    """
+    try:
+        state = path.stat()
+    except OSError:  # said when it is opened
+        return
+    identity = (str(path.resolve()), state.st_size, state.st_mtime_ns)
+    with _lock:
+        if identity in _known_sound:
+            return
         try:
-            sentence = json.loads(self._process.ask(json.dumps(str(path)), MOST_SECONDS))
+            sentence = json.loads(_process.ask(json.dumps(str(path)), MOST_SECONDS))
         except ChildProcessError as error:
             why = f"the process that tried to decode it {error}; the file is damaged"
             raise BadInput(path, "a slide", why) from error
         if sentence:
             raise BadInput.from_sentence(sentence)
+        _known_sound.add(identity)
 
 
 def serve() -> None:
@@ -72,7 +89,11 @@ def serve() -> None:
 def _fault(line: str) -> str:
     path, sentence = Path(json.loads(line)), ""
     try:
-        _read_parts(path)
+        try:
+            slide = open_slide(path)
+        except CmrcnetError:  # the caller meets it again
+            return json.dumps("")
+        _read_parts(slide)
     except CmrcnetError as error:
         sentence = str(error)
     except Exception as error:  # of a library that was not foreseen: the slide is broken, whatever it is
@@ -80,9 +101,8 @@ def _fault(line: str) -> str:
     return json.dumps(sentence)
 
 
-def _read_parts(path: Path) -> None:
-    """Open a slide; read the middle of its smallest level, and regions spread over level 0."""
-    slide = open_slide(path)
+def _read_parts(slide: Slide) -> None:
+    """Read the middle of its smallest level, and regions spread over level 0."""
     last = len(slide.downsamples) - 1
     step = slide.downsamples[last]
     across, down = (min(OVERVIEW_PX, max(1, int(side / step))) for side in (slide.width_px, slide.height_px))

@@ -302,6 +302,10 @@ def _downsample(full: tuple[int, int], size: tuple[int, int]) -> float:
     return float(whole) if explained else mean
 
 
+before_opening: Callable[[Path], None] | None = None
+"""What `open_slide` does with a file first; see `slides.probe`."""
+
+
 def open_slide(source: str | Path | np.ndarray, *, mpp: float | None = None, name: str | None = None) -> Slide:
     """Open a slide. Only its header is read; pixels are read on demand.
 
@@ -357,6 +361,8 @@ def open_slide(source: str | Path | np.ndarray, *, mpp: float | None = None, nam
         from cmrcnet.slides.decoders import pixel_source
 
         path = Path(source)
+        if before_opening is not None:
+            before_opening(path)
         name = name or (path.stem[: -len(".ome")] if path.stem.lower().endswith(".ome") else path.stem)
         slide = FileSlide(path, pixel_source(path), mpp, name)
     if mpp is not None:
