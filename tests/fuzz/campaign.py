@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import gc
+import importlib
 import json
 import os
 import resource
@@ -16,6 +19,7 @@ import traceback
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +42,8 @@ class Outcome:
 
     Parameters
     ----------
+    seed : int
+        -1: the sound files.
     kind : str
         "refused" (one sentence), "same", "changed" (other content of a file of the user, which has no seal), or a
         fault: "traceback", "crash" (a signal), "hang", "memory", "silent" (other content of a file that we wrote).
@@ -48,22 +54,45 @@ class Outcome:
     damage: str
     kind: str
     detail: str
+    seconds: float
+    """Of computing, in the child."""
+
+
+def make_inputs(folder: Path) -> None:
+    """Write the sound inputs in a fork, unless they are there."""
+    from tests.fuzz.inputs import write_inputs
+
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        child = os.fork()
+        if child == 0:
+            try:
+                write_inputs(Path(scratch) / "inputs")
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            raise RuntimeError("the sound inputs cannot be made")
+        (Path(scratch) / "inputs").rename(folder)
 
 
 def run_case(name: str, target: Target, inputs: Path, seed: int | None, expected: str) -> Outcome:
     """Damage a copy of the inputs (seed None: leave it sound) and load it in a child process."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "case"
-        shutil.copytree(inputs / target.folder, folder)
+        shutil.copytree(inputs / target.folder, folder, symlinks=True)
         done = "" if seed is None else damage(np.random.default_rng([seed, *name.encode()]), folder, target.sealed)
-        kind, detail = _load_in_child(target, folder)
+        kind, detail, seconds = _load_in_child(target, folder)
     if kind == "loaded":
         kind = "same" if detail == expected else "silent" if target.sealed else "changed"
-    return Outcome(name, -1 if seed is None else seed, done, kind, detail)
+    return Outcome(name, -1 if seed is None else seed, done, kind, detail, seconds)
 
 
-def _load_in_child(target: Target, folder: Path) -> tuple[str, str]:
-    """Fork, load, and report through a pipe: a kind and the digest, the sentence or the traceback."""
+def _load_in_child(target: Target, folder: Path) -> tuple[str, str, float]:
+    """Fork, load, and report through a pipe: a kind; the digest, the sentence or the traceback; and seconds."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
@@ -84,15 +113,17 @@ def _load_in_child(target: Target, folder: Path) -> tuple[str, str]:
     os.close(read_end)
     _, status = os.waitpid(child, 0)
     if hung:
-        return "hang", f"more than {WAITED:g} s"
+        return "hang", f"more than {WAITED:g} s", WAITED
     if os.WIFSIGNALED(status):
-        return "crash", signal.Signals(os.WTERMSIG(status)).name
+        return "crash", signal.Signals(os.WTERMSIG(status)).name, 0.0
     if not answer:
-        return "crash", f"exit code {os.WEXITSTATUS(status)}"
+        return "crash", f"exit code {os.WEXITSTATUS(status)}", 0.0
     kind, detail, taken, seconds = json.loads(answer)
     if seconds > SECONDS:
-        return "hang", f"{seconds:.0f} s of computing; {detail}"
-    return ("memory", f"{taken / 1e9:.1f} GB; {detail}") if taken > BYTES else (kind, detail)
+        kind, detail = "hang", f"{seconds:.0f} s of computing; {detail}"
+    elif taken > BYTES:
+        kind, detail = "memory", f"{taken / 1e9:.1f} GB; {detail}"
+    return kind, detail, seconds
 
 
 def _load(target: Target, folder: Path) -> tuple[str, str, int, float]:
@@ -115,6 +146,17 @@ def _load(target: Target, folder: Path) -> tuple[str, str, int, float]:
     except BaseException:
         kind, detail = "traceback", "".join(traceback.format_exc()[-1500:])
     return kind, detail, _peak_bytes() - before, time.process_time()
+
+
+def _digests_and_modules(targets: Mapping[str, Target], folder: Path) -> str:
+    """Digests of the sound files of all targets, and the modules that loading them has imported."""
+    before, digests = set(sys.modules), {}
+    for name, target in targets.items():
+        try:
+            digests[name] = target.load(folder / target.folder)
+        except Exception as error:
+            raise RuntimeError(name) from error
+    return json.dumps([digests, sorted(set(sys.modules) - before)])
 
 
 def _peak_bytes() -> int:
@@ -145,14 +187,20 @@ def campaign(
     ------
     RuntimeError
         A sound input is not read.
+
+    Notes
+    -----
+    Sealed files whose digest differs from run to run are told as "silent".
     """
     os.environ["CMRCNET_FUZZ_INPUTS"] = str(inputs)
-    sound = {}
-    for name, target in targets.items():
-        outcomes = [run_case(name, target, inputs, None, "") for _ in range(2)]
-        if outcomes[0].kind not in ("changed", "silent") or outcomes[0].detail != outcomes[1].detail:
-            raise RuntimeError(f"the sound input of {name} is not read, or differs from run to run: {outcomes}")
-        sound[name] = outcomes[0].detail
+    outcome = run_case("sound", Target(".", partial(_digests_and_modules, targets)), inputs, None, "")
+    if outcome.kind != "changed":
+        raise RuntimeError(f"the sound inputs are not read: {outcome}")
+    sound, modules = json.loads(outcome.detail)
+    for module in modules:  # for the cases: each fork would import them again
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+    gc.freeze()  # a collection in a fork would copy the memory that it walks
     found, started = [], time.monotonic()
     names = list(targets)
     with (report or Path(os.devnull)).open("w", encoding="utf-8") as file:

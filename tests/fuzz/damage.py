@@ -245,7 +245,7 @@ BYTES: tuple[Damage, ...] = (
 FILES: tuple[Damage, ...] = (empty, remove, become_folder, become_fifo, become_link, become_other, bomb)
 TEXTS: tuple[Damage, ...] = (hostile_cell, hostile_cell, rearrange_lines, open_quote, recode)
 BY_ENDING: dict[str, tuple[Damage, ...]] = {
-    **dict.fromkeys((".csv", ".tsv", ".txt"), TEXTS),
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".gem", ".mtx"), TEXTS),
     **dict.fromkeys((".yaml", ".yml"), (hostile_yaml, hostile_yaml, hostile_cell)),
     **dict.fromkeys((".json", ".geojson"), (hostile_json, hostile_json, hostile_json)),
     **dict.fromkeys((".h5", ".h5ad"), (hostile_h5, hostile_h5, hostile_h5)),

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
-from collections.abc import Callable, Collection
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-SLIDES = ("tiled", "deflate", "strips", "ome", "pyramid", "png", "jpg", "jp2")
-"""One picture in containers that are read by different decoders."""
+from tests.fuzz.inputs import FOLD, IDENTITY, SLIDES
 
 
 @dataclass(frozen=True)
@@ -36,154 +34,6 @@ class Target:
     folder: str
     load: Callable[[Path], str]
     sealed: bool = False
-
-
-def write_inputs(folder: Path, names: Collection[str]) -> None:
-    """Write the sound files of targets below `folder`; a student and an evaluation, which take longest, when named."""
-    from cmrcnet.datasets.cohort_files import write_cohort
-    from cmrcnet.datasets.synthetic import synthetic_cohort
-
-    cohort = synthetic_cohort(patients=3, spots=30, genes=60, seed=0)
-    csv = write_cohort(cohort, folder / "cohort", image="png")
-    section = cohort.read(cohort.sections[0])
-    for name in ("visium", "visium_mtx", "h5ad", "texts", "config", *(f"slides/{name}" for name in SLIDES)):
-        (folder / name).mkdir(parents=True)
-    _write_visium(section, folder / "visium", as_h5=True)
-    _write_visium(section, folder / "visium_mtx", as_h5=False)
-    _write_h5ad(section, folder / "h5ad")
-    _write_slides(section, folder / "slides")
-    _write_texts(section, folder / "texts")
-    _write_platforms(folder)
-    _write_own(csv, section, folder, names)
-
-
-def _write_platforms(folder: Path) -> None:
-    from tests.readers.written_formats import write_image
-    from tests.readers.written_platforms import made_bins, made_cells, write_visium_hd, write_xenium
-
-    bins = made_bins()
-    write_visium_hd(folder / "visium_hd" / "outs", bins, (2,))
-    write_image(folder / "visium_hd" / "image.png", bins.image)
-    write_xenium(folder / "xenium", made_cells())
-
-
-def _write_visium(section: Any, folder: Path, as_h5: bool) -> None:
-    """One section as the `outs` folder of Space Ranger, its spots on a square array of 100 um."""
-    import h5py
-    from PIL import Image
-    from scipy import io as scipy_io
-
-    outs, spatial = folder / "outs", folder / "outs" / "spatial"
-    spatial.mkdir(parents=True)
-    n, side = len(section.spots), 6
-    pitch_px = 100.0 / float(section.slide.mpp)
-    barcodes = [f"{'ACGT'[i % 4]}{'ACGT'[i // 4 % 4]}{'ACGT'[i // 16 % 4]}ACGTACGTACGTA-1" for i in range(n)]
-    matrix = section.counts.T.tocsc()
-    if as_h5:
-        with h5py.File(outs / "filtered_feature_bc_matrix.h5", "w") as file:
-            group = file.create_group("matrix")
-            group["data"] = matrix.data.astype(np.int32)
-            group["indices"], group["indptr"] = matrix.indices.astype(np.int64), matrix.indptr.astype(np.int64)
-            group["shape"] = np.array(matrix.shape, np.int32)
-            group["barcodes"] = np.array(barcodes, "S")
-            group["features/name"] = group["features/id"] = np.array(section.genes, "S")
-            group["features/feature_type"] = np.array(["Gene Expression"] * len(section.genes), "S")
-    else:
-        mtx = outs / "filtered_feature_bc_matrix"
-        mtx.mkdir()
-        buffer = io.BytesIO()
-        scipy_io.mmwrite(buffer, matrix.astype(np.int64))
-        (mtx / "matrix.mtx.gz").write_bytes(gzip.compress(buffer.getvalue(), mtime=0))
-        (mtx / "barcodes.tsv").write_text("".join(f"{b}\n" for b in barcodes))
-        (mtx / "features.tsv").write_text("".join(f"{g}\t{g}\tGene Expression\n" for g in section.genes))
-    lines = ["barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres"]
-    lines += [
-        f"{b},1,{i // side},{i % side},{int((i // side + 0.7) * pitch_px)},{int((i % side + 0.7) * pitch_px)}"
-        for i, b in enumerate(barcodes)
-    ]
-    (spatial / "tissue_positions.csv").write_text("\n".join(lines) + "\n")
-    factors = {"spot_diameter_fullres": 65 / float(section.slide.mpp), "tissue_hires_scalef": 1.0}
-    (spatial / "scalefactors_json.json").write_text(json.dumps(factors))
-    pixels = section.slide.read(0, 0, section.slide.width_px, section.slide.height_px)
-    Image.fromarray(pixels).save(spatial / "tissue_hires_image.png")
-
-
-def _write_h5ad(section: Any, folder: Path) -> None:
-    import anndata
-    import pandas as pd
-    from PIL import Image
-
-    table = anndata.AnnData(
-        section.counts.astype(np.float32), pd.DataFrame(index=list(section.spots.barcodes)),
-        pd.DataFrame(index=list(section.genes)),
-    )  # fmt: skip
-    table.obsm["spatial"] = np.array(section.spots.centre_px)
-    table.obs["region"] = pd.Categorical(["a", "b"] * (len(table) // 2) + ["a"] * (len(table) % 2))
-    table.write_h5ad(folder / "section.h5ad")
-    pixels = section.slide.read(0, 0, section.slide.width_px, section.slide.height_px)
-    Image.fromarray(pixels).save(folder / "section.jpg", quality=95)
-
-
-def _write_slides(section: Any, folder: Path) -> None:
-    """One picture in every container of `SLIDES`."""
-    import tifffile
-    from PIL import Image
-
-    pixels = section.slide.read(0, 0, min(512, section.slide.width_px), min(512, section.slide.height_px))
-    rgb: dict[str, Any] = {"photometric": "rgb"}
-    scale: dict[str, Any] = rgb | {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(folder / "tiled" / "a.tif", pixels, tile=(128, 128), **scale)
-    tifffile.imwrite(folder / "deflate" / "a.tif", pixels, tile=(128, 128), compression="deflate", **scale)
-    tifffile.imwrite(folder / "strips" / "a.tif", pixels, rowsperstrip=32, **scale)
-    physical = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
-    tifffile.imwrite(folder / "ome" / "a.ome.tif", pixels, ome=True, metadata=physical, **rgb)
-    with tifffile.TiffWriter(folder / "pyramid" / "a.tif") as file:
-        file.write(pixels, tile=(64, 64), compression="jpeg", subifds=0, **scale)
-        file.write(pixels[::4, ::4], tile=(64, 64), compression="jpeg", subfiletype=1, **rgb)
-    for ending in ("png", "jpg", "jp2"):
-        Image.fromarray(pixels).save(folder / ending / f"a.{ending}")
-
-
-def _write_texts(section: Any, folder: Path) -> None:
-    """Spots to predict at, labelled regions, a list of genes and a tissue mask."""
-    from PIL import Image
-
-    centres = section.spots.centre_px
-    rows = [f"{name}\t{x:.2f}\t{y:.2f}" for name, (x, y) in zip(section.spots.barcodes, centres, strict=True)]
-    (folder / "spots.tsv").write_text("\n".join(["spot\tpixel_x\tpixel_y", *rows]) + "\n")
-    labels = [f"{name},{'ab'[i % 2]}" for i, name in enumerate(section.spots.barcodes)]
-    (folder / "regions.csv").write_text("\n".join(["spot,region", *labels]) + "\n")
-    (folder / "genes.txt").write_text("\n".join(section.genes[:20]) + "\n")
-    mask = np.zeros((50, 50), np.uint8)
-    mask[10:40, 10:40] = 255
-    Image.fromarray(mask).save(folder / "mask.png")
-
-
-def _write_own(csv: Path, section: Any, folder: Path, names: Collection[str]) -> None:
-    """A model, a bank, a student, a prediction, a run, a training state, a cache: all that we write and read again."""
-    import cmrcnet
-    from cmrcnet.cli.app import main
-    from cmrcnet.testing import quick_config
-
-    (folder / "config" / "mine.yaml").write_text(yaml.safe_dump(quick_config().to_dict()))
-    with (folder / "quick.yaml").open("w") as file:
-        file.write(yaml.safe_dump(quick_config().to_dict()))
-    cohort = cmrcnet.read_cohort(csv)
-    model = cmrcnet.fit(cohort, quick_config())
-    model.save_pretrained(folder / "model")
-    bank = cmrcnet.build_bank(model, cohort)
-    bank.save(folder / "bank")
-    if "student" in names:
-        cmrcnet.distil(model, bank, cohort).save_pretrained(folder / "student")
-    slide = csv.parent / f"{section.name}.png"
-    commands = [["predict", str(folder / "model"), str(slide), "--bank", str(folder / "bank")]]
-    commands[0] += ["--mpp", str(section.slide.mpp), "--out", str(folder / "prediction" / "p.h5ad")]
-    if "run" in names:
-        commands.append(["evaluate", str(csv), "--config", str(folder / "quick.yaml"), "--methods", "ridge"])
-        commands[1] += ["--out", str(folder / "run")]
-    for command in commands:
-        if code := main(command):
-            raise RuntimeError(f"cmrcnet {' '.join(command)} ended with {code}")
 
 
 def digest(*parts: Any) -> str:
@@ -248,6 +98,36 @@ def load_xenium(folder: Path) -> str:
 
     stated: dict[str, Any] = {"image": folder / "made_he_image.ome.tif", "name": "s", "patient": "p"}
     return digest(of_section(read_section(folder, **stated)), of_section(read_section(folder, bin_um=50, **stated)))
+
+
+def load_registered(folder: Path, **stated: Any) -> str:
+    """Read a platform whose H&E and affine lie beside it."""
+    from cmrcnet import read_section
+
+    known: dict[str, Any] = {"image": folder / "he.png", "mpp": 0.5, "affine": folder / "affine.csv"}
+    return of_section(read_section(folder, name="s", patient="p", **known, **stated))
+
+
+def load_stomics(folder: Path) -> str:
+    """Read bins of 20 um."""
+    from cmrcnet import read_section
+
+    made = read_section(folder / "chip.gem", image=folder / "he.png", mpp=0.5, bin_um=20, name="s", patient="p")
+    return of_section(made)
+
+
+def load_hest(folder: Path) -> str:
+    """Read a section of a HEST folder."""
+    from cmrcnet import read_section
+
+    return of_section(read_section(folder, format="hest", name="H1"))
+
+
+def load_spatialdata(folder: Path) -> str:
+    """Read a store."""
+    from cmrcnet import read_section
+
+    return of_section(read_section(folder / "S1.zarr", format="spatialdata", mpp=1.0, name="s", patient="p"))
 
 
 def load_slide(folder: Path, container: str) -> str:
@@ -324,17 +204,94 @@ def load_prediction(folder: Path) -> str:
         return digest(table.genes, list(table.obs.index), table.obs.to_csv(), table.centre_px, *layers)
 
 
+@contextmanager
+def open_predictor(inputs: Path) -> Iterator[tuple[Any, Any]]:
+    """The sound model and bank, and a slide."""
+    import cmrcnet
+    from cmrcnet.inference.predictor import PredictOptions, make_predictor
+
+    bank = cmrcnet.ReferenceBank.load(inputs / "bank")
+    model = cmrcnet.TrainedModel.from_pretrained(inputs / "model")
+    with cmrcnet.open_slide(inputs / "slide.png", mpp=1.0) as slide:  # type: ignore[attr-defined]
+        yield make_predictor(model, bank, PredictOptions(intervals=True)), slide
+
+
+def load_killed(folder: Path) -> str:
+    """Go on with a prediction that was killed before its end."""
+    from cmrcnet.inference.predict import predict_to_file
+
+    with open_predictor(Path(os.environ["CMRCNET_FUZZ_INPUTS"])) as (predictor, slide):
+        predict_to_file(predictor, slide, folder / "p.h5ad")
+    return load_prediction(folder)
+
+
 def load_run(folder: Path) -> str:
-    """Read a finished evaluation."""
+    """Read a finished evaluation and its prediction tables."""
+    from cmrcnet.evaluation.protocol.run_folder import RunFolder, read_run
+
+    scores, facts = _finished(folder)
+    tables = sorted(name for name in facts["files"] if name.startswith("predictions/"))
+    read_run(folder, ["genes.csv", *tables])
+    opened = RunFolder(folder, overwrite=True)
+    opened._finished = True
+    frames = [table.to_df().to_csv() + table.obs.to_csv() for table in opened.predictions().values()]
+    return digest(scores.to_csv(), (folder / "genes.csv").read_bytes(), json.dumps(facts, sort_keys=True), *frames)
+
+
+def _finished(run: Path) -> tuple[Any, dict[str, Any]]:
+    from cmrcnet.errors import MissingInput
     from cmrcnet.evaluation.protocol.run_folder import RunFolder
 
-    found = RunFolder.read_finished(folder)
+    found = RunFolder.read_finished(run)
     if found is None:
-        from cmrcnet.errors import MissingInput
+        raise MissingInput(run / "run.json", "The evaluation")
+    return found
 
-        raise MissingInput(folder / "run.json", "The evaluation")
-    scores, facts = found
-    return digest(scores.to_csv(), json.dumps(facts, sort_keys=True, default=str))
+
+def load_killed_run(folder: Path) -> str:
+    """Take up the results of an evaluation that was killed; what is not there is computed again."""
+    from cmrcnet.errors import MissingInput
+    from cmrcnet.evaluation.protocol.run_folder import RunFolder
+
+    run = RunFolder(folder / "run", resume=True)
+    found = [run.result(FOLD, method) for method in ("gene-mean", "cmrcnet")]
+    if None in found:
+        raise MissingInput(folder, "The result")
+    scores = [(each.scores.to_csv(), each.genes.to_csv(), each.record) for each in found if each]
+    return digest(scores, [table.to_df().to_csv() for table in run.predictions().values()])
+
+
+def load_sweep(folder: Path) -> str:
+    """Take up a sweep that was killed."""
+    from cmrcnet.evaluation.sweep.run_sweep import SweepFolder
+
+    sweep = SweepFolder(folder / "sweep", resume=True)
+    sweep.begin(IDENTITY)
+    scores, facts = _finished(sweep.trial_path("base"))
+    return digest(scores.to_csv(), json.dumps(facts, sort_keys=True))
+
+
+def load_training(folder: Path) -> str:
+    """Read the state of a training that was killed."""
+    from cmrcnet.errors import MissingInput
+    from cmrcnet.training.checkpoint import Checkpoints
+
+    state = Checkpoints.beside(folder / "model", resume=True).load(IDENTITY)
+    if state is None:
+        raise MissingInput(folder, "The state")
+    return digest(state.phase, state.epoch, state.facts, *(state.tensors[name].numpy() for name in ("a", "b")))
+
+
+def cached(folder: Path) -> str:
+    """Take two entries from a cache, and compute what is damaged: the content is always the same."""
+    from cmrcnet.storage.cache import TokenCache
+
+    cache, values = TokenCache(folder), np.random.default_rng(0).normal(size=(200, 90)).astype(np.float32)
+    found = []
+    for name, wanted in (("ab12", values), ("ab34", values[:5])):
+        entry = cache.get("tokens", name, wanted.shape, np.float32)
+        found.append(cache.put("tokens", name, wanted.shape, np.float32, [wanted]) if entry is None else entry)
+    return digest(*(np.array(each) for each in found))
 
 
 TARGETS: dict[str, Target] = {
@@ -345,11 +302,24 @@ TARGETS: dict[str, Target] = {
     **{f"slide_{name}": Target(f"slides/{name}", partial(load_slide, container=name)) for name in SLIDES},
     "visium_hd": Target("visium_hd", load_visium_hd),
     "xenium": Target("xenium", load_xenium),
+    "hest": Target("hest", load_hest),
+    "cosmx": Target("cosmx", load_registered),
+    "merscope": Target("merscope", partial(load_registered, bin_um=30)),
+    "stomics": Target("stomics", load_stomics),
+    "slide_seq": Target("slide_seq", load_registered),
+    "curio": Target("curio", partial(load_registered, bin_um=50)),
+    "spatialdata": Target("spatialdata", load_spatialdata),
     "texts": Target("texts", load_texts),
     "config": Target("config", load_config),
     "model": Target("model", load_model, sealed=True),
     "student": Target("student", load_student, sealed=True),
     "bank": Target("bank", load_bank, sealed=True),
+    "bank_ivf": Target("bank_ivf", load_bank, sealed=True),
     "prediction": Target("prediction", load_prediction, sealed=True),
+    "killed": Target("killed", load_killed, sealed=True),
     "run": Target("run", load_run, sealed=True),
+    "killed_run": Target("killed_run", load_killed_run, sealed=True),
+    "sweep": Target("sweep", load_sweep, sealed=True),
+    "training": Target("training", load_training, sealed=True),
+    "cache": Target("cache", cached, sealed=True),
 }

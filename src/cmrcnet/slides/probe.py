@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from cmrcnet.errors import BadInput, CmrcnetError
@@ -26,8 +27,6 @@ REGIONS = 3
 """Regions along each side of a slide that are read."""
 REGION_PX, OVERVIEW_PX = 256, 1024
 
-_process = ChildProcess("from cmrcnet.slides.probe import serve; serve()")
-atexit.register(_process.end)
 _lock = threading.Lock()
 _known_sound: set[tuple[str, int, int]] = set()
 """Files (path, size, time of last change) that the child has read."""
@@ -54,6 +53,14 @@ def slides_probed_first() -> Iterator[None]:
         slides.before_opening = before
 
 
+@cache
+def _child() -> ChildProcess:
+    """The process that tries each slide; it ends with this one."""
+    child = ChildProcess("from cmrcnet.slides.probe import serve; serve()")
+    atexit.register(child.end)
+    return child
+
+
 def probe_slide(path: Path) -> None:
     """Open a slide and read parts of it in the child; what opening refuses in a sentence is left to the caller.
 
@@ -71,7 +78,7 @@ def probe_slide(path: Path) -> None:
         if identity in _known_sound:
             return
         try:
-            sentence = json.loads(_process.ask(json.dumps(str(path)), MOST_SECONDS))
+            sentence = json.loads(_child().ask(json.dumps(str(path)), MOST_SECONDS))
         except ChildProcessError as error:
             why = f"the process that tried to decode it {error}; the file is damaged"
             raise BadInput(path, "a slide", why) from error

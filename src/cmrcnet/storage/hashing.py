@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import stat
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
