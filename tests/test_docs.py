@@ -213,3 +213,53 @@ def test_the_licence_is_the_one_that_is_declared():
 def test_the_changelog_knows_this_version():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+# --- where everything stands -----------------------------------------------------------------------------------------
+
+HOUSE = (ROOT / "docs" / "concepts" / "house.md").read_text(encoding="utf-8")
+FILE = re.compile(r"[\w*./-]+(?:\.(?:py|js|yaml|json|toml|md)|/)")
+
+
+def lost_paths(text: str) -> list[str]:
+    """Code spans that look like a path, and lead nowhere: from the root, the package, or the folder named before."""
+    lost, before = [], ROOT
+    for span in re.findall(r"`([^`\n]+)`", text):
+        for path in span.split() if FILE.search(span) else []:
+            if not FILE.fullmatch(path):
+                continue
+            found = [home for home in (ROOT, ROOT / "src" / "cmrcnet", before) if list(home.glob(path))]
+            if not found:
+                lost.append(path)
+            elif "*" not in path:
+                before = found[0] / path if path.endswith("/") else (found[0] / path).parent
+    return lost
+
+
+def lost_names(text: str) -> list[str]:
+    """Names said to stand in a file, as in ``"`embed` in `models/cmrcnet.py`"``, that it does not hold."""
+    lost = []
+    for names, path in re.findall(r"((?:`[\w.]+`(?:, | and )?)+) in `([\w/]+\.py)`", text):
+        file = next(home / path for home in (ROOT, ROOT / "src" / "cmrcnet") if (home / path).is_file())
+        words = set(re.findall(r"\w+", file.read_text(encoding="utf-8")))
+        lost += [f"{name} in {path}" for name in re.findall(r"`([\w.]+)`", names) if name.split(".")[-1] not in words]
+    return lost
+
+
+def test_the_house_page_names_files_that_exist_and_what_stands_in_them():
+    assert len(re.findall(r"\.py`", HOUSE)) > 60
+    assert lost_paths(HOUSE) == []
+    assert lost_names(HOUSE) == []
+
+
+def test_every_room_is_on_the_house_page():
+    rooms = [path.name for path in sorted((ROOT / "src" / "cmrcnet").iterdir()) if (path / "__init__.py").is_file()]
+    assert [room for room in rooms if f"{room}/" not in HOUSE] == []
+
+
+def test_a_lost_path_would_be_seen():
+    assert lost_paths("`models/cmrcnet.py`, `losses.py`; `models/gone.py`, `nowhere/`") == [
+        "models/gone.py",
+        "nowhere/",
+    ]
+    assert lost_names("`CMRCNet` and `Gone` in `models/cmrcnet.py`") == ["Gone in models/cmrcnet.py"]

@@ -84,13 +84,6 @@ class TooFew(CmrcnetError, ValueError):
         super().__init__(f"{got} {what}, but at least {want} are needed; {hint}.")
 
 
-class NotAvailable(CmrcnetError, LookupError):
-    """A result was asked for that this model, bank or prediction cannot give."""
-
-    def __init__(self, what: str, why: str) -> None:
-        super().__init__(f"There are no {what}: {why}.")
-
-
 class MissingExtra(CmrcnetError, ImportError):
     """An optional library is not installed."""
 
@@ -158,7 +151,7 @@ class ScaleError(CmrcnetError, ValueError):
 
 
 class SectionError(CmrcnetError, ValueError):
-    """The spots or counts of a section are wrong: repeated names, outside the image, not raw counts, empty."""
+    """The spots, counts or genes of a section are wrong, or its genes are not those that are needed."""
 
     @classmethod
     def repeated_barcodes(cls, barcodes: Sequence[str], where: str = "the spots") -> Self:
@@ -188,10 +181,6 @@ class SectionError(CmrcnetError, ValueError):
             else "no gene but controls was counted on any spot, so check that this is the table of raw counts"
         )
         return cls(f"{section} holds {spots} spots and {genes} genes after cleaning; {hint}.")
-
-
-class GenesError(CmrcnetError, ValueError):
-    """Two sets of genes do not fit together: no genes in common, or genes that a section did not measure."""
 
     @classmethod
     def none_shared(cls, left: str, right: str, hint: str = "", shared: int = 0) -> Self:
@@ -280,7 +269,7 @@ class Damaged(CmrcnetError, ValueError):
 
 
 class Incompatible(CmrcnetError, ValueError):
-    """A stored artefact is intact, but belongs to another model or bank, or to another version of cmrcnet."""
+    """A stored artefact is intact, but cannot do what is asked: it belongs to another model, bank, run or version."""
 
     def __init__(self, what: object, why: str, hint: str) -> None:
         super().__init__(f"{what} cannot be used here: {why}; {hint}.")
@@ -289,6 +278,16 @@ class Incompatible(CmrcnetError, ValueError):
     def format(cls, path: object, found: object, reads: object, hint: str) -> Self:
         """An artefact in a format that this version does not read."""
         return cls.from_sentence(f"{path} has format {found}, and this version reads {reads}; {hint}.")
+
+    @classmethod
+    def lacks(cls, what: str, why: str) -> Self:
+        """A result that this model, bank or prediction cannot give."""
+        return cls.from_sentence(f"There are no {what}: {why}.")
+
+    @classmethod
+    def run(cls, path: object, why: str) -> Self:
+        """An interrupted run that cannot be continued."""
+        return cls.from_sentence(f"The run in {path} cannot be resumed: {why}; pass --overwrite to start afresh.")
 
     @classmethod
     def bank(cls, bank: object, made_by: str, model: str) -> Self:
@@ -317,13 +316,6 @@ class Leakage(CmrcnetError, ValueError):
 
 
 # --- runs --------------------------------------------------------------------------------------------------------
-
-
-class CannotResume(CmrcnetError, ValueError):
-    """An interrupted run cannot be continued."""
-
-    def __init__(self, path: object, why: str) -> None:
-        super().__init__(f"The run in {path} cannot be resumed: {why}; pass --overwrite to start afresh.")
 
 
 class WorkerDied(CmrcnetError, ChildProcessError):

@@ -9,7 +9,7 @@ import pytest
 
 from cmrcnet.analysis.localisation import localisation_text, localise_cohort
 from cmrcnet.cli import app
-from cmrcnet.errors import CmrcnetWarning, GenesError, TooFew, UnknownName
+from cmrcnet.errors import CmrcnetWarning, SectionError, TooFew, UnknownName
 from cmrcnet.export.table_file import seal_table
 from cmrcnet.genes.markers import markers
 from cmrcnet.genes.table import FORMAT
@@ -119,7 +119,7 @@ def test_nothing_to_compare(csv):
     ):
         localise_cohort({"S1": NOTHING}, cohort, {"S2": regions["S2"]}, markers("breast"))
     tables = predicted(cohort, genes=["ACTB", "GAPDH", "RPLP0"])
-    with pytest.raises(GenesError, match=r"The breast markers and the prediction of S1"):
+    with pytest.raises(SectionError, match=r"The breast markers and the prediction of S1"):
         localise_cohort(tables, cohort, regions, markers("breast"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cmrcnet.errors import BadOption, GenesError
+from cmrcnet.errors import BadOption, SectionError
 from cmrcnet.genes.gene_sets import GenePanel, gene_sets, sets_of_truth
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.genes.spatial_stats import morans_i, spot_graph
@@ -108,7 +108,7 @@ def test_lists_of_ones_own_stand_beside_the_others_without_what_was_not_measured
 def test_a_list_that_takes_a_name_or_meets_no_gene_is_refused():
     with pytest.raises(BadOption, match="name of a gene list is 'HVG'"):
         gene_sets(Cohort.of(sections()), lists={"HVG": ["G1"]})
-    with pytest.raises(GenesError, match="The gene list MG"):
+    with pytest.raises(SectionError, match="The gene list MG"):
         gene_sets(Cohort.of(sections()), lists={"MG": ["Gfap"]})
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.config import PanelConfig
-from cmrcnet.errors import BadOption, GenesError, TooFew
+from cmrcnet.errors import BadOption, SectionError, TooFew
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, most_variable
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.slides.section import Cohort, CohortEntry
@@ -48,14 +48,14 @@ def test_a_gene_that_is_not_listed_is_zero_or_an_error_as_the_assay_says():
     panel = GenePanel(("A", "Z"))
     whole = section_of([[3, 1]], ["A", "B"], absent_genes="zero")
     assert panel.select(whole).toarray()[0, 1] == 0
-    with pytest.raises(GenesError, match=r"A1 lacks 1 of the 2 genes asked for \(Z\)"):
+    with pytest.raises(SectionError, match=r"A1 lacks 1 of the 2 genes asked for \(Z\)"):
         panel.select(section_of([[3, 1]], ["A", "B"]))
 
 
 @pytest.mark.parametrize("absent", ["zero", "unmeasured"])
 def test_a_section_that_names_its_genes_otherwise_is_refused_with_the_reason(absent):
     ids = [f"ENSG{number:011d}" for number in range(12)]
-    with pytest.raises(GenesError, match="Ensembl"):
+    with pytest.raises(SectionError, match="Ensembl"):
         GenePanel(tuple(HUMAN)).select(random_section("A1", ids, absent_genes=absent))
 
 
@@ -132,7 +132,7 @@ def test_a_list_is_kept_as_given_and_unknown_genes_are_named():
     wanted = (HUMAN[5], HUMAN[1])
     panel = choose_panel(cohort, PanelConfig(kind="list", genes=wanted, target_sum=500.0))
     assert (panel.genes, panel.target_sum) == (wanted, 500.0)
-    with pytest.raises(GenesError, match=r"mine lacks 1 of the 2 genes asked for \(NOPE\)"):
+    with pytest.raises(SectionError, match=r"mine lacks 1 of the 2 genes asked for \(NOPE\)"):
         choose_panel(cohort, PanelConfig(kind="list", genes=(HUMAN[5], "NOPE")))
 
 
@@ -141,7 +141,7 @@ def test_a_list_is_kept_as_given_and_unknown_genes_are_named():
 def test_sections_without_shared_genes_are_refused_with_the_reason(kind, absent):
     mouse = [gene.capitalize() for gene in HUMAN]
     sections = [random_section("A1", HUMAN, absent_genes=absent), random_section("A2", mouse, absent_genes=absent)]
-    with pytest.raises(GenesError, match=r"A1 and A2 share no genes\. .+"):
+    with pytest.raises(SectionError, match=r"A1 and A2 share no genes\. .+"):
         choose_panel(Cohort.of(sections), PanelConfig(kind=kind))
 
 
@@ -149,16 +149,16 @@ def test_sections_without_shared_genes_are_refused_with_the_reason(kind, absent)
 def test_two_species_that_write_one_gene_alike_are_refused_too(absent):
     human, mouse = ([name, *(f"{name}{n}" for n in range(40)), "C3"] for name in ("ABCD", "Abcd"))
     sections = [random_section("A1", human, absent_genes=absent), random_section("A2", mouse, absent_genes=absent)]
-    with pytest.raises(GenesError, match=r"A1 and A2 share only 1 gene\. .*human and mouse"):
+    with pytest.raises(SectionError, match=r"A1 and A2 share only 1 gene\. .*human and mouse"):
         choose_panel(Cohort.of(sections), PanelConfig(kind="shared"))
-    with pytest.raises(GenesError, match="human and mouse"):
+    with pytest.raises(SectionError, match="human and mouse"):
         GenePanel(tuple(human)).select(sections[1])
 
 
 def test_assays_that_meet_in_pairs_but_not_all_together_are_refused():
     pairs = (["A", "B"], ["B", "C"], ["C", "A"])
     sections = [random_section(f"S{n}", genes) for n, genes in enumerate(pairs)]
-    with pytest.raises(GenesError, match="measured in all"):
+    with pytest.raises(SectionError, match="measured in all"):
         choose_panel(Cohort.of(sections), PanelConfig(kind="shared"))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.analysis.attribution import attribution
-from cmrcnet.errors import BadOption, NotAvailable, SectionError, TooFew, UnknownName
+from cmrcnet.errors import BadOption, Incompatible, SectionError, TooFew, UnknownName
 from cmrcnet.export.table_file import TableFile
 from cmrcnet.features import resumable
 from cmrcnet.features.extract import FeatureSpec, extract
@@ -120,7 +120,7 @@ def test_the_state_of_another_student_is_never_gone_on_with(student, slide, tmp_
 
 def test_there_is_no_attribution(student, slide):
     table = predict(student, slide, grid_um=200)
-    with pytest.raises(NotAvailable, match="predict with MODEL and --bank"):
+    with pytest.raises(Incompatible, match="predict with MODEL and --bank"):
         attribution(table, table.obs_names[0])
     with pytest.raises(UnknownName):
         attribution(table, "nowhere")

@@ -16,7 +16,6 @@ from scipy import sparse
 from cmrcnet.errors import (
     BadOption,
     Damaged,
-    GenesError,
     Incompatible,
     MissingInput,
     NoSpace,
@@ -273,7 +272,7 @@ def test_an_empty_cohort_has_no_bank(model):
 
 def test_a_section_that_cannot_be_embedded_is_refused(model):
     lacking = small_section("C1", "C", genes=GENES[1:], absent="unmeasured")
-    with pytest.raises(GenesError, match="C1"):
+    with pytest.raises(SectionError, match="C1"):
         build_bank(model, Cohort.of([lacking]))
 
 

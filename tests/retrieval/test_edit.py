@@ -381,10 +381,10 @@ def test_merging_counts_a_shared_section_once(model, tmp_path):
 
 
 def test_a_search_that_cannot_be_kept_gives_way_to_exact_search(model, tmp_path, monkeypatch):
-    from cmrcnet.errors import NotAvailable
+    from cmrcnet.errors import Incompatible
 
     def too_low(*_):
-        raise NotAvailable.from_sentence("The index finds too few neighbours.")
+        raise Incompatible.from_sentence("The index finds too few neighbours.")
 
     build_bank(model, cohort("A1", "B1", "C1")).save(tmp_path / "bank", search=KINDS[2])
     monkeypatch.setattr(bank_edit, "build_search", too_low)

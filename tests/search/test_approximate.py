@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmrcnet.errors import BadOption, MissingExtra, NotAvailable, ShapeMismatch
+from cmrcnet.errors import BadOption, Incompatible, MissingExtra, ShapeMismatch
 from cmrcnet.search.build import COMPRESSED_FROM, EXACT_BELOW, HeldOutQueries, SearchConfig, build_search
 from cmrcnet.search.exact import ExactSearch, Neighbours, Searcher
 from cmrcnet.search.ivf import IVFLists, IVFSearch, SearchParameters, list_count
@@ -93,7 +93,7 @@ def test_a_bank_that_is_not_finite_is_refused(kind):
 def test_too_little_recall_says_what_to_raise(kind):
     noise = np.random.default_rng(0).normal(size=(3_000, 64)).astype(np.float32)  # no clusters: the hardest case
     wanted = rf"The {kind} index finds 0\.\d+ of the \d+ nearest .* nprobe 1, and 0.999 was .*; raise --nprobe"
-    with pytest.raises(NotAvailable, match=wanted):
+    with pytest.raises(Incompatible, match=wanted):
         build_search(noise, SearchConfig(kind=kind, recall=0.999, nprobe=1))
 
 
@@ -224,5 +224,5 @@ def test_a_small_bank_is_searched_exactly_and_a_large_one_where_no_index_finds_e
     assert build_search(vectors, SearchConfig()).kind == "ivf"
     monkeypatch.setattr("cmrcnet.search.build.HeldOutQueries.recall", lambda *_: 0.571)
     assert build_search(vectors, SearchConfig()).kind == "exact"
-    with pytest.raises(NotAvailable, match=r"finds 0\.571"):
+    with pytest.raises(Incompatible, match=r"finds 0\.571"):
         build_search(vectors, SearchConfig(kind="ivf"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cmrcnet.errors import BadOption, CmrcnetWarning, Damaged, NotAvailable
+from cmrcnet.errors import BadOption, CmrcnetWarning, Damaged, Incompatible
 from cmrcnet.genes.table import check_prediction_table
 from cmrcnet.inference.predict import predict
 from cmrcnet.models.trained_model import TrainedModel
@@ -126,7 +126,7 @@ def test_another_way_of_reading_out_was_not_calibrated(model, bank, cohort, cach
     ridge = predict(model, section.slide, bank=bank, spots=section.spots, head="ridge", cache=cache)
     assert ridge.obs["confidence"].isna().all() and "interval_scale" not in ridge.obs
     assert "head ridge was asked for" in ridge.uns["cmrcnet"]["intervals"]
-    with pytest.raises(NotAvailable, match=r"no calibrated intervals: they were calibrated for head ensemble, k 10"):
+    with pytest.raises(Incompatible, match=r"no calibrated intervals: they were calibrated for head ensemble, k 10"):
         predict(model, section.slide, bank=bank, spots=section.spots, k=3, intervals=True, cache=cache)
     with pytest.raises(BadOption, match=r"abstain is 30; wanted a share between 0 and 1"):
         predict(model, section.slide, bank=bank, spots=section.spots, abstain=30, cache=cache)
@@ -167,7 +167,7 @@ def test_a_config_that_holds_in_one_unit_says_that_it_cannot_calibrate(cohort, c
     model = fit_module.fit(cohort, config, cache=cache)
     assert model.calibration.ood_detector is not None and model.calibration.reliability is None
     bank, section = build_bank(model, cohort, cache=cache), cohort.read(cohort.sections[0])
-    with pytest.raises(NotAvailable, match="its config does not leave out each group in turn; train with a config"):
+    with pytest.raises(Incompatible, match="its config does not leave out each group in turn; train with a config"):
         predict(model, section.slide, bank=bank, spots=section.spots, intervals=True, cache=cache)
     silent = fit_module.fit(cohort, config, cache=cache, calibrate=False)
     assert silent.calibration is None and silent.fingerprint == model.fingerprint

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from cmrcnet.errors import CannotResume, OutputExists
+from cmrcnet.errors import Incompatible, OutputExists
 from cmrcnet.storage.ownership import temporary_path
 from cmrcnet.training.checkpoint import Checkpoints, TrainingState
 
@@ -58,7 +58,7 @@ def test_a_later_state_replaces_the_first_and_one_file_stays(kept):
 
 @pytest.mark.parametrize("key", ["config", "cohort"])
 def test_the_state_of_another_run_is_refused(kept, key):
-    with pytest.raises(CannotResume, match=f"the {key} changed since it was started"):
+    with pytest.raises(Incompatible, match=f"the {key} changed since it was started"):
         kept.load(IDENTITY | {key: "another"})
 
 
@@ -80,7 +80,7 @@ def test_a_damaged_state_is_refused(kept, damage):
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
     assert path.read_bytes() != whole
-    with pytest.raises(CannotResume, match=r"cannot be resumed: its state .*--overwrite"):
+    with pytest.raises(Incompatible, match=r"cannot be resumed: its state .*--overwrite"):
         kept.load(IDENTITY)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmrcnet.errors import CannotResume
+from cmrcnet.errors import Incompatible
 from cmrcnet.training import loop
 from cmrcnet.training.checkpoint import Checkpoints
 from cmrcnet.training.fit import fit
@@ -151,7 +151,7 @@ def test_the_state_of_another_run_is_refused(cohort, cache, config, tmp_path, ch
     from cmrcnet.genes.gene_sets import choose_panel
 
     panel = choose_panel(cohort, config.panel)
-    with pytest.raises(CannotResume, match=f"the {named} changed since it was started; pass --overwrite"):
+    with pytest.raises(Incompatible, match=f"the {named} changed since it was started; pass --overwrite"):
         fit(
             sections,
             config.override(change),

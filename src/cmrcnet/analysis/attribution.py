@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmrcnet.analysis.localisation import measured_expression, target_sum_of
-from cmrcnet.errors import Damaged, NotAvailable, UnknownName
+from cmrcnet.errors import Damaged, Incompatible, UnknownName
 from cmrcnet.genes.table import STUDENT
 from cmrcnet.slides.patches import crop_patches
 from cmrcnet.slides.section import Cohort
@@ -95,7 +95,7 @@ def attribution(table: AnnData, location: str) -> Attribution:
     ------
     UnknownName
         The table has no such location.
-    NotAvailable
+    Incompatible
         A student made the prediction.
     Damaged
         The table has no neighbours, or is of an older version.
@@ -117,7 +117,7 @@ def attribution(table: AnnData, location: str) -> Attribution:
         raise UnknownName("location in the prediction", location, names)
     info: dict[str, Any] = table.uns.get("cmrcnet", {})
     if STUDENT in info:
-        raise NotAvailable.from_sentence(
+        raise Incompatible.from_sentence(
             f"The prediction of {info.get('slide', 'this slide')} was made by a student, which has no attributions; "
             "predict with MODEL and --bank for these."
         )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from cmrcnet.errors import BadOption, CmrcnetWarning, GenesError, TooFew, UnknownName
+from cmrcnet.errors import BadOption, CmrcnetWarning, SectionError, TooFew, UnknownName
 from cmrcnet.genes.markers import MarkerList
 from cmrcnet.genes.mean_interval import mean_interval
 from cmrcnet.genes.normalise import normalize
@@ -46,7 +46,7 @@ def signature_scores(
     """Score every spot of a section for every signature: mean of its genes' z-scores over the section.
 
     `expression` (spots, genes) is log-normalised, predicted or measured. Absent and constant genes of a signature are
-    left out of its mean; a table without any gene of the signatures is a `GenesError`. Returns the scores (spots,
+    left out of its mean; a table without any gene of the signatures is a `SectionError`. Returns the scores (spots,
     signatures), NaN for a signature without a varying gene, and the number of genes in each score.
     """
     import pandas as pd
@@ -56,7 +56,7 @@ def signature_scores(
     known = set(whole.var_names if hasattr(whole, "var_names") else whole.columns)
     there = [gene for gene in wanted if gene in known]
     if not there:
-        raise GenesError.none_shared(
+        raise SectionError.none_shared(
             "The signatures", "the expression table", "Match them with markers(organ).measured(genes)."
         )
     part = whole[:, there].to_df() if hasattr(whole, "var_names") else whole[there]
@@ -86,20 +86,6 @@ def measured_expression(
     there = [gene for gene in dict.fromkeys(genes) if gene in column]
     values = normalize(section.counts, target_sum)[:, [column[gene] for gene in there]].toarray()
     return pd.DataFrame(values, index=pd.Index(section.spots.barcodes), columns=pd.Index(there))
-
-
-def auc(scores: np.ndarray, inside: np.ndarray) -> float:
-    """Area under the ROC curve of `scores` (spots,) as a detector of `inside` (spots,), bool.
-
-    NaN when all spots are inside or outside, or a score is not finite.
-
-    Examples
-    --------
-    >>> auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True]))
-    0.75
-    """
-    ranks = _rank(np.asarray(scores, dtype=np.float64)[None])
-    return float(_auc_of_ranks(ranks, np.asarray(inside, dtype=bool)[None])[0])
 
 
 def localise(
@@ -145,7 +131,7 @@ def localise(
 
     Raises
     ------
-    GenesError, TooFew, BadOption
+    SectionError, TooFew, BadOption
     """
     import pandas as pd
 
@@ -305,7 +291,7 @@ def localise_cohort(
     ------
     UnknownName
         A prediction is of a section that the cohort does not name.
-    TooFew, GenesError
+    TooFew, SectionError
 
     Warns
     -----
@@ -329,7 +315,7 @@ def localise_cohort(
         signatures = chosen.measured([gene for gene in map(str, prediction.var_names) if gene in known])
         signatures = {signature: genes for signature, genes in signatures.items() if genes}
         if not signatures:
-            raise GenesError.none_shared(f"The {chosen.organ} markers", f"the prediction of {name}")
+            raise SectionError.none_shared(f"The {chosen.organ} markers", f"the prediction of {name}")
         truth = measured_expression(
             section, (gene for genes in signatures.values() for gene in genes), target_sum_of(prediction)
         )

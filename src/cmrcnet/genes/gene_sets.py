@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.config import PanelConfig
-from cmrcnet.errors import BadOption, GenesError, TooFew
+from cmrcnet.errors import BadOption, SectionError, TooFew
 from cmrcnet.genes.naming import are_disjoint, explain_no_shared_genes
 from cmrcnet.genes.normalise import library_sizes, log_scaled, normalize, scale_factors
 from cmrcnet.genes.spatial_stats import morans_i, spot_graph
@@ -34,13 +34,13 @@ class MeasuredGenes:
     def add(self, section: Section) -> None:
         """Add the next section.
 
-        `GenesError`: it shares no gene with the earlier sections, or only the few names that two species have in
+        `SectionError`: it shares no gene with the earlier sections, or only the few names that two species have in
         common.
         """
         genes, known = frozenset(section.genes), list(self._order)
         if known and are_disjoint(known, section.genes):
             hint = explain_no_shared_genes(known, section.genes)
-            raise GenesError.none_shared(self._name, section.name, hint, shared=len(genes & self._order.keys()))
+            raise SectionError.none_shared(self._name, section.name, hint, shared=len(genes & self._order.keys()))
         self._name = self._name or section.name
         for gene in section.genes:
             self._order.setdefault(gene, len(self._order))
@@ -48,10 +48,10 @@ class MeasuredGenes:
             self._assays.append(genes)
 
     def shared(self) -> tuple[str, ...]:
-        """Genes that every section measures, in order of first appearance; `GenesError` when there are none."""
+        """Genes that every section measures, in order of first appearance; `SectionError` when there are none."""
         shared = tuple(gene for gene in self._order if all(gene in assay for assay in self._assays))
         if not shared:
-            raise GenesError.none_shared(self._name, "the other sections", "No gene is measured in all of them.")
+            raise SectionError.none_shared(self._name, "the other sections", "No gene is measured in all of them.")
         return shared
 
 
@@ -108,7 +108,7 @@ class GenePanel:
 
         Raises
         ------
-        GenesError
+        SectionError
             The section's assay did not measure some of the genes. With ``absent_genes="zero"`` a gene that is not
             listed is 0, except when nearly none of the panel is listed: then the section names its genes differently.
         """
@@ -117,7 +117,7 @@ class GenePanel:
         disjoint = len(self.genes) >= _TOO_MANY_TO_MISS and are_disjoint(self.genes, section.genes)
         if missing and (section.absent_genes != "zero" or disjoint):
             hint = explain_no_shared_genes(self.genes, section.genes) if disjoint else ""
-            raise GenesError.not_measured(section.name, missing, len(self.genes), hint)
+            raise SectionError.not_measured(section.name, missing, len(self.genes), hint)
         found = [(column_of[gene], number) for number, gene in enumerate(self.genes) if gene in column_of]
         columns, targets = np.array(found, dtype=np.int64).reshape(-1, 2).T
         picker = sparse.csr_matrix(
@@ -157,7 +157,7 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
 
     Raises
     ------
-    GenesError, TooFew, BadOption
+    SectionError, TooFew, BadOption
 
     Examples
     --------
@@ -177,7 +177,7 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
         lacking = [gene for gene in config.genes if gene not in set(shared)]
         if lacking:
             hint = explain_no_shared_genes(config.genes, shared) if len(lacking) == len(config.genes) else ""
-            raise GenesError.not_measured(cohort.name, lacking, len(config.genes), hint)
+            raise SectionError.not_measured(cohort.name, lacking, len(config.genes), hint)
         genes: Sequence[str] = config.genes
     elif config.kind == "shared":
         genes = shared
@@ -275,7 +275,7 @@ def gene_sets(
     -------
     dict of str to tuple of str
         ``HEG``, ``HVG`` and ``SVG``, `size` genes each, highest first (ties in the order of the genes), then the lists
-        in their own order, and ``all``. No gene, or none of a list, in every section is a `GenesError`.
+        in their own order, and ``all``. No gene, or none of a list, in every section is a `SectionError`.
     """
     if size < 1:
         raise BadOption("size", size, want="a number of genes, 1 or more")
@@ -314,7 +314,7 @@ def gene_sets(
     own = {name: tuple(gene for gene in genes if gene in known) for name, genes in lists.items()}
     for name, genes in own.items():
         if not genes:
-            raise GenesError.none_shared(
+            raise SectionError.none_shared(
                 f"The gene list {name}", "these sections", "Are its genes named in the same way?"
             )
     return chosen | own | {EVERYTHING: shared}

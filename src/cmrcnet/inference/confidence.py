@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmrcnet.config import HeadConfig
-from cmrcnet.errors import BadOption, CmrcnetWarning, NotAvailable
+from cmrcnet.errors import BadOption, CmrcnetWarning, Incompatible
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.uncertainty.calibration import PredictionReliability
 from cmrcnet.uncertainty.conformal import FEWEST_PATIENTS, NO_PATIENTS, bounds, nonconformity_features
@@ -117,7 +117,7 @@ def confidence_of(
 
     Raises
     ------
-    NotAvailable
+    Incompatible
         Intervals or abstention are requested, and the model has no calibration for them: they are calibrated for the
         head, k and weighting of the model's own config only, and intervals need training sections of two patients.
     BadOption
@@ -128,7 +128,7 @@ def confidence_of(
     reliability, why = _calibrated_for(model, config)
     if reliability is None:
         if intervals or abstain is not None:
-            raise NotAvailable("calibrated intervals" if intervals else "abstention", why)
+            raise Incompatible.lacks("calibrated intervals" if intervals else "abstention", why)
         nothing = np.full(len(genes), np.nan, np.float32)
         return Confidence(None, model, nothing, nothing, (f"No intervals: {why}.",), False, None)
     calibration = reliability.intervals

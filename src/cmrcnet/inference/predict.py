@@ -117,13 +117,12 @@ def predict(
     BadOption
         A model without a bank; a student with a bank or an option of a bank; k above the number of spots in the bank.
     Incompatible
-        Another model made the bank.
+        Another model made the bank, or intervals or abstention are requested of a model that has nothing to calibrate
+        them on.
     UnknownName, TooFew
         A gene that the bank does not have; no genes or no locations at all.
     SectionError
         A location whose centre lies outside the slide.
-    NotAvailable
-        Intervals or abstention are requested of a model that has nothing to calibrate them on.
     ScaleError, TooFew
 
     Warns

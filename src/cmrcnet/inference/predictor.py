@@ -126,13 +126,12 @@ class BankPredictor(Predictor):
     Raises
     ------
     Incompatible
-        Another model made the bank.
+        Another model made the bank, or intervals or abstention are requested and the model has nothing to calibrate
+        them on.
     UnknownName, TooFew
         A gene that the bank does not have; an empty list of genes.
     BadOption
         k is above the number of spots; a head that the model does not have; an unknown weighting.
-    NotAvailable
-        Intervals or abstention are requested and the model has nothing to calibrate them on.
     """
 
     def __init__(self, model: TrainedModel, bank: ReferenceBank, options: PredictOptions) -> None:

@@ -29,16 +29,10 @@ HUB = "hf-hub:"
 class StoredArtefact:
     """An artefact's folder on disk, its .json checked.
 
-    Parameters
-    ----------
-    file : str
-        Name of the .json.
-    facts : dict
-        Its content.
+    `facts` is the content of the .json.
     """
 
     folder: Path
-    file: str
     facts: dict[str, Any]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -152,11 +146,11 @@ def read_artefact(
         facts, intact = read_sealed(path)
         number = int(facts["format"])
     except (ValueError, KeyError, TypeError) as error:
-        raise StoredArtefact(folder, file, {}).damaged(f"{file} cannot be read") from error
+        raise StoredArtefact(folder, {}).damaged(f"{file} cannot be read") from error
     if number != reads:
         hint = "upgrade cmrcnet" if number > reads else f"make it again: cmrcnet {verb}"
         raise Incompatible.format(folder, number, reads, hint)
-    artefact = StoredArtefact(folder, file, facts)
+    artefact = StoredArtefact(folder, facts)
     if not intact:
         raise artefact.damaged(f"{file} was changed")
     return artefact

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadInput, BadOption, CmrcnetError, GenesError, ScaleError, SectionError, ShapeMismatch
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError, ScaleError, SectionError, ShapeMismatch
 from cmrcnet.genes.naming import are_disjoint, clean_features, explain_no_shared_genes, naming_of
 from cmrcnet.readers.affine import Affine
 from cmrcnet.readers.cohort import CohortRow, cohort_rows, is_cohort_file, located
@@ -234,7 +234,7 @@ def _inspect_cohort(path: Path, mpp: float | None, pixels: bool, pictures: Path 
             if are_disjoint(ours, theirs):
                 hint = explain_no_shared_genes(ours, theirs)
                 both = len(set(ours) & set(theirs))
-                problems.append(str(GenesError.none_shared(first, other, hint, shared=both)))
+                problems.append(str(SectionError.none_shared(first, other, hint, shared=both)))
     if len(patients) == 1 and len(sections) > 1:
         notes.append("All sections are of one patient: leaving one out does not test on another patient.")
     return Inspection("cohort", str(path), tuple(summary), tuple(sections), tuple(notes), tuple(problems))

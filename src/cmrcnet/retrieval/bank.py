@@ -216,7 +216,7 @@ class ReferenceBank:
         Raises
         ------
         OutputExists, Unwritable, NoSpace
-        NotAvailable, MissingExtra
+        Incompatible, MissingExtra
             The recall is not reached; an index without FAISS.
         """
         with atomic_folder(Path(folder), overwrite) as tmp:
@@ -287,9 +287,9 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
 
     Raises
     ------
-    GenesError
-        A section that does not measure the model's panel.
-    SectionError, TooFew, NoSpace
+    SectionError
+        Also for a section that does not measure the model's panel.
+    TooFew, NoSpace
 
     Examples
     --------
@@ -323,7 +323,7 @@ def embed_section(model: TrainedModel, section: Section, source: str = "") -> Ba
 
     Raises
     ------
-    GenesError, SectionError
+    SectionError
     BadOption
         The model makes vectors that are not finite.
     """

@@ -28,7 +28,6 @@ from cmrcnet.errors import (
     Damaged,
     Incompatible,
     InUse,
-    NotAvailable,
     TooFew,
     UnknownName,
     Unwritable,
@@ -154,7 +153,7 @@ def rebuild_index(folder: Path, config: SearchConfig) -> Manifest:
 
     Raises
     ------
-    NotAvailable
+    Incompatible
         The recall is not reached.
     MissingExtra, InUse, MissingInput, Damaged, NoSpace
     """
@@ -246,7 +245,7 @@ def _index_after(
     config = SearchConfig(kind=index["kind"], recall=index["recall_wanted"])
     try:
         return write_index(folder, build_search(bank.vectors, config), after.fingerprint, config.recall)
-    except NotAvailable as error:
+    except Incompatible as error:
         warnings.warn(f"{error} The bank is searched exactly from now on.", CmrcnetWarning, stacklevel=2)
         return None
 

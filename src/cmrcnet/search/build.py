@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from cmrcnet.errors import BadOption, NotAvailable
+from cmrcnet.errors import BadOption, Incompatible
 from cmrcnet.search.exact import ExactSearch, Searcher, unit_rows
 from cmrcnet.search.ivf import IVFLists, IVFSearch, SearchParameters, list_count
 from cmrcnet.search.stacked_arrays import StackedRows
@@ -121,7 +121,7 @@ def build_search(
 
     Raises
     ------
-    NotAvailable
+    Incompatible
         The recall is not reached, with the requested nprobe or with all lists.
     MissingExtra
     BadOption
@@ -159,7 +159,7 @@ def build_search(
         if recall[k] < config.recall and config.kind == "auto":
             return BuiltSearch("exact", ExactSearch(vectors))  # no index finds enough in this bank
         if recall[k] < config.recall:
-            raise NotAvailable.from_sentence(
+            raise Incompatible.from_sentence(
                 f"The {kind} index finds {recall[k]:.3f} of the {k} nearest spots with nprobe {nprobe}, and "
                 f"{config.recall:g} was asked for; raise --nprobe, leave it out to have it tuned, or take "
                 "--search exact."

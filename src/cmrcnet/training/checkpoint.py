@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmrcnet.errors import CannotResume
+from cmrcnet.errors import Incompatible
 from cmrcnet.storage.atomic import atomic_file, make_partial, partial_folder, remove_partial
 from cmrcnet.storage.hashing import fingerprint
 from cmrcnet.storage.ownership import remove_abandoned
@@ -121,7 +121,7 @@ class Checkpoints:
 
         Raises
         ------
-        CannotResume
+        Incompatible
             The state is damaged, or belongs to a run that was started with something else.
         """
         from safetensors import SafetensorError, safe_open
@@ -136,18 +136,19 @@ class Checkpoints:
                 head = json.loads((file.metadata() or {})["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             if head["format"] != FORMAT:
-                raise CannotResume(self.folder, f"its state has format {head['format']}, this version reads {FORMAT}")
+                why = f"its state has format {head['format']}, this version reads {FORMAT}"
+                raise Incompatible.run(self.folder, why)
             check = head.pop("check", None)
             if fingerprint(head) != check or _crc(tensors) != head["crc"]:
-                raise CannotResume(self.folder, "its state is damaged: the content is not what was written")
+                raise Incompatible.run(self.folder, "its state is damaged: the content is not what was written")
             before, state = head["identity"], TrainingState(head["phase"], head["epoch"], head["facts"], tensors)
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if isinstance(error, CannotResume):
+            if isinstance(error, Incompatible):
                 raise
-            raise CannotResume(self.folder, f"its state is damaged ({str(error).splitlines()[0]})") from error
+            raise Incompatible.run(self.folder, f"its state is damaged ({str(error).splitlines()[0]})") from error
         changed = [name for name, value in identity.items() if before.get(name) != value]
         if changed:
-            raise CannotResume(self.folder, f"the {' and the '.join(changed)} changed since it was started")
+            raise Incompatible.run(self.folder, f"the {' and the '.join(changed)} changed since it was started")
         return state
 
     def write_log(self, history: list[dict[str, Any]]) -> None:

@@ -98,7 +98,7 @@ def fit(
     ------
     TooFew
         No section, or fewer than two spots to train on.
-    CannotResume
+    Incompatible
         The state is damaged, or was started with another config, panel, encoder or cohort.
     Diverged, NoSpace, Unwritable
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort
-from cmrcnet.errors import GenesError
+from cmrcnet.errors import SectionError
 from cmrcnet.evaluation.methods.method import Prediction
 from cmrcnet.evaluation.metrics import scoring
 from cmrcnet.evaluation.metrics.gene_metrics import METRICS, over_genes, spearman_per_gene, ssim_per_gene, ssim_windows
@@ -141,5 +141,5 @@ def test_the_truth_of_a_section_is_worked_out_once_for_all_methods_of_a_fold(coh
 
 
 def test_a_section_of_other_genes_is_refused():
-    with pytest.raises(GenesError):
+    with pytest.raises(SectionError):
         truth_of(section_of([[1, 2], [2, 1]], "AB"), ("C", "D"), 1e4)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmrcnet.errors import CannotResume, Damaged, Incompatible, OutputExists
+from cmrcnet.errors import Damaged, Incompatible, OutputExists
 from cmrcnet.evaluation.protocol.run_folder import FoldResult, RunFolder
 
 IDENTITY = {"config": {"a": 1}, "cohort": "x"}
@@ -100,7 +100,7 @@ def test_resuming_where_nothing_was_begun_starts(tmp_path):
 @pytest.mark.parametrize(("changed", "named"), [({"config": {"a": 2}}, "config"), ({"cohort": "y"}, "cohort")])
 def test_another_run_is_not_gone_on_with(tmp_path, changed, named):
     begun(tmp_path / "run")
-    with pytest.raises(CannotResume, match=f"its {named} changed since it was started; pass --overwrite"):
+    with pytest.raises(Incompatible, match=f"its {named} changed since it was started; pass --overwrite"):
         RunFolder(tmp_path / "run", resume=True).begin(IDENTITY | changed)
 
 

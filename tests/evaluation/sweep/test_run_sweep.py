@@ -7,7 +7,7 @@ import json
 import pandas as pd
 import pytest
 
-from cmrcnet.errors import CannotResume, OutputExists
+from cmrcnet.errors import Incompatible, OutputExists
 from cmrcnet.evaluation.sweep.run_sweep import SweepFolder, sweep
 from cmrcnet.evaluation.sweep.sweep_plan import plan_over
 from cmrcnet.evaluation.sweep.sweep_report import plot, write_sweep
@@ -96,9 +96,9 @@ def test_another_sweep_is_not_gone_on_with(tmp_path, small_cohort, quick, small_
         sweep(lambda controls: small_cohort, plan, SweepFolder(tmp_path / "s", resume=True), small_cache, **options)
 
     begun([10], only=["P1"])
-    with pytest.raises(CannotResume, match="its trials changed since it was started"):
+    with pytest.raises(Incompatible, match="its trials changed since it was started"):
         begun([10, 20], only=["P1"])
-    with pytest.raises(CannotResume, match="its settings changed"):
+    with pytest.raises(Incompatible, match="its settings changed"):
         begun([10], only=["P2"])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.datasets.synthetic import synthetic_cohort
-from cmrcnet.errors import GenesError, Leakage, TooFew
+from cmrcnet.errors import Leakage, SectionError, TooFew
 from cmrcnet.evaluation.protocol.experiment import FoldPlanner
 from cmrcnet.evaluation.protocol.folds import folds
 from cmrcnet.evaluation.sweep.run_sweep import SweepFolder
@@ -82,7 +82,7 @@ def test_a_section_on_both_sides_is_refused_under_any_name(tmp_path, train, smal
 def test_other_names_of_genes_are_explained(train, small_config):
     ids = [f"ENSG{i:011d}" for i in range(60)]
     other = Cohort.of((dataclasses.replace(s, genes=tuple(ids)) for s in train), name="ids")
-    with pytest.raises(GenesError, match="Ensembl ids"):
+    with pytest.raises(SectionError, match="Ensembl ids"):
         shared_sets(train, other, small_config)
 
 
@@ -91,7 +91,7 @@ def test_two_species_are_refused_though_a_few_names_meet(train, small_config):
         return (genes[0], *(gene.capitalize() for gene in genes[1:]))
 
     other = Cohort.of((dataclasses.replace(s, genes=mouse(s.genes)) for s in train), name="mice")
-    with pytest.raises(GenesError, match=r"share only 1 gene\. .*upper and lower case"):
+    with pytest.raises(SectionError, match=r"share only 1 gene\. .*upper and lower case"):
         shared_sets(train, other, small_config)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import GenesError
+from cmrcnet.errors import SectionError
 from cmrcnet.evaluation import Frame, Sparse
 from cmrcnet.evaluation.methods.method import Prediction
 from cmrcnet.evaluation.metrics.gene_metrics import (
@@ -220,5 +220,5 @@ def truth_of(section: Section, genes: Sequence[str], target_sum: float | Literal
     known = set(section.genes)
     measured = tuple(gene for gene in genes if section.absent_genes == "zero" or gene in known)
     if not measured or known.isdisjoint(measured):
-        raise GenesError.none_shared(f"Section {section.name}", "the training sections")
+        raise SectionError.none_shared(f"Section {section.name}", "the training sections")
     return measured, GenePanel(measured, target_sum, {"kind": "evaluation"}).select(section)

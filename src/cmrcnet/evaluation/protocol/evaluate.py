@@ -134,7 +134,7 @@ def evaluate(
 
     Raises
     ------
-    TooFew, UnknownName, BadOption, CannotResume, WorkerDied
+    TooFew, UnknownName, BadOption, Incompatible, WorkerDied
 
     Examples
     --------

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmrcnet.errors import CannotResume, Damaged, Incompatible, OutputExists
+from cmrcnet.errors import Damaged, Incompatible, OutputExists
 from cmrcnet.evaluation import Frame
 from cmrcnet.storage.atomic import (
     atomic_file,
@@ -102,7 +102,7 @@ class WorkFolder:
         return self.path if self._finished else self.partial
 
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """Record what is being made (config, cohort, version); raise `CannotResume` for a folder of something else."""
+        """Record what is being made (config, cohort, version); raise `Incompatible` for a folder of something else."""
         now = {"format": self._format} | {key: fingerprint(value) for key, value in identity.items()}
         make_partial(self.partial, _OURS)
         file = self.partial / "identity.json"
@@ -112,7 +112,7 @@ class WorkFolder:
         before = _read_json(file)
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
-            raise CannotResume(self.partial, f"its {' and '.join(changed)} changed since it was started")
+            raise Incompatible.run(self.partial, f"its {' and '.join(changed)} changed since it was started")
 
     def finish(self) -> Path:
         """Move the folder to its path, and remove what is no longer needed."""

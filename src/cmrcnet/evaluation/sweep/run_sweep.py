@@ -131,7 +131,7 @@ def sweep(
 
     Raises
     ------
-    BadOption, UnknownName, TooFew, CannotResume, WorkerDied
+    BadOption, UnknownName, TooFew, Incompatible, WorkerDied
     """
     import pandas as pd
 

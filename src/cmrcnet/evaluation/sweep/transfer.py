@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from cmrcnet.config import Config
-from cmrcnet.errors import GenesError, Leakage, TooFew
+from cmrcnet.errors import Leakage, SectionError, TooFew
 from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods import chosen_methods
 from cmrcnet.evaluation.methods.method import MAIN, Method
@@ -93,11 +93,11 @@ def transfer(
 
     Raises
     ------
-    GenesError
+    SectionError
         With the reason: Ensembl ids against symbols, another species.
     Leakage
         A test section is a training section under whatever name.
-    TooFew, CannotResume, WorkerDied
+    TooFew, Incompatible, WorkerDied
     """
     import pandas as pd
 
@@ -180,7 +180,7 @@ def shared_sets(train: Cohort, test: Cohort, config: Config) -> dict[str, tuple[
     ours, theirs = _measured(train), set(_measured(test))
     if theirs.isdisjoint(ours) or are_disjoint(ours, sorted(theirs)):
         hint = explain_no_shared_genes(ours, sorted(theirs))
-        raise GenesError.none_shared(train.name, "the test cohort", hint, shared=len(theirs.intersection(ours)))
+        raise SectionError.none_shared(train.name, "the test cohort", hint, shared=len(theirs.intersection(ours)))
     ranked = gene_sets(train, config.panel.target_sum, size=_EVERY)
     kept = {name: tuple(gene for gene in genes if gene in theirs) for name, genes in ranked.items()}
     return {name: genes if name == "all" else genes[: config.evaluation.set_size] for name, genes in kept.items()}
