@@ -50,10 +50,11 @@ def test_it_equals_the_obvious_path(student, slide):
     """All tokens at once, their mean, reduced, through the head, onto the genes."""
     table = predict(student, slide, grid_um=GRID_UM)
     tokens = np.asarray(
-        extract(student.encoder, slide, table.obsm["spatial"], FeatureSpec.of(student.config)), np.float32
+        extract(student.encoder, slide, table.obsm["spatial"], FeatureSpec.of(student.config)),
+        np.float32,  # pyright: ignore
     )
     wanted = student.predict(tokens.mean(axis=1), np.arange(len(GENES)))
-    np.testing.assert_allclose(table.X, wanted, atol=1e-3)
+    np.testing.assert_allclose(table.X, wanted, atol=1e-3)  # pyright: ignore
     assert list(table.var_names) == list(GENES)
 
 
@@ -63,7 +64,7 @@ def test_the_file_holds_the_table_that_is_returned(student, slide, tmp_path):
     written = anndata.read_h5ad(tmp_path / "p.h5ad")
     assert_prediction_table(written)
     np.testing.assert_array_equal(written.X, table.X)
-    np.testing.assert_array_equal(written.obs.to_numpy(), table.obs.to_numpy())
+    np.testing.assert_array_equal(written.obs.to_numpy(), table.obs.to_numpy())  # pyright: ignore
     assert dict(written.uns["cmrcnet"]) == dict(table.uns["cmrcnet"])
     assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
 
@@ -72,14 +73,14 @@ def test_the_file_holds_the_table_that_is_returned(student, slide, tmp_path):
 def test_blocks_change_no_number(student, slide, monkeypatch, block):
     whole = predict(student, slide, grid_um=GRID_UM)
     monkeypatch.setattr(predict_module, "chunk_size", lambda genes: block)
-    np.testing.assert_allclose(predict(student, slide, grid_um=GRID_UM).X, whole.X, atol=1e-4)
+    np.testing.assert_allclose(predict(student, slide, grid_um=GRID_UM).X, whole.X, atol=1e-4)  # pyright: ignore
 
 
 def test_chosen_genes_are_those_of_all(student, slide):
     whole = predict(student, slide, grid_um=GRID_UM)
     some = predict(student, slide, grid_um=GRID_UM, genes=["GENE7", "GENE2"])
     assert list(some.var_names) == ["GENE7", "GENE2"]
-    np.testing.assert_allclose(some.X, whole[:, ["GENE7", "GENE2"]].X, atol=1e-5)
+    np.testing.assert_allclose(some.X, whole[:, ["GENE7", "GENE2"]].X, atol=1e-5)  # pyright: ignore
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
@@ -121,7 +122,7 @@ def test_the_state_of_another_student_is_never_gone_on_with(student, slide, tmp_
 def test_there_is_no_attribution(student, slide):
     table = predict(student, slide, grid_um=200)
     with pytest.raises(Incompatible, match="predict with MODEL and --bank"):
-        attribution(table, table.obs_names[0])
+        attribution(table, table.obs_names[0])  # pyright: ignore
     with pytest.raises(UnknownName):
         attribution(table, "nowhere")
 
@@ -134,27 +135,27 @@ def test_many_slides_share_a_student(student, tmp_path):
         Image.fromarray(noise_slide(seed).read(0, 0, 400, 400)).save(tmp_path / "slides" / f"{name}.png")
     slides = sorted((tmp_path / "slides").iterdir())
     how = {"mpp": 0.5}
-    first = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)
+    first = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)  # pyright: ignore
     assert [outcome.status for outcome in first.outcomes] == ["predicted", "predicted"]
-    again = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)
+    again = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)  # pyright: ignore
     assert [outcome.status for outcome in again.outcomes] == ["done before", "done before"]
     (tmp_path / "out" / "one.h5ad").unlink()
     work = tmp_path / "out" / "one.h5ad.partial"
     make_partial(work, ["table.h5ad"])
     with file_lock(work / LOCK):
-        beside = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)
+        beside = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)  # pyright: ignore
     assert [outcome.status for outcome in beside.outcomes] == ["under way elsewhere", "done before"]
     assert "0 predicted, 1 done before, 1 under way elsewhere, 0 broken" in beside.to_text() and not beside.broken
-    last = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)
+    last = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)  # pyright: ignore
     assert [outcome.status for outcome in last.outcomes] == ["predicted", "done before"]
-    other = predict_slides(predictor_of(small_student(seed=1)), slides, tmp_path / "out", **how)
+    other = predict_slides(predictor_of(small_student(seed=1)), slides, tmp_path / "out", **how)  # pyright: ignore
     assert len(other.broken) == 2 and "student_fingerprint" in other.broken[0].problem
 
 
 def test_a_bank_and_its_options_are_refused(student, slide):
     for option in ({"k": 3}, {"head": "ridge"}, {"intervals": True}, {"abstain": 0.2}, {"weighting": "mean"}):
         with pytest.raises(BadOption, match="wanted nothing with a student, which has no bank"):
-            predict(student, slide, **option)
+            predict(student, slide, **option)  # pyright: ignore
     with pytest.raises(BadOption, match="bank is 'bank'; wanted nothing with a student"):
         predict(student, slide, bank=build_bank(small_model(), small_cohort()))
 
