@@ -140,7 +140,7 @@ def test_one_patient_makes_no_intervals(cohort, plan, cache):
     facts = model.calibration.reliability.intervals.facts  # pyright: ignore
     assert (facts["patients"], facts["group_by"]) == (1, "section")
     assert np.isnan(model.calibration.reliability.intervals.low).all()  # pyright: ignore
-    with pytest.raises(NotAvailable, match="no calibrated intervals: the training sections are of one patient"):
+    with pytest.raises(Incompatible, match="no calibrated intervals: the training sections are of one patient"):
         predict(model, section.slide, bank=bank, spots=section.spots, intervals=True, cache=cache)
     plain = predict(model, section.slide, bank=bank, spots=section.spots, abstain=0.4, cache=cache)
     assert plain.obs["confidence"].notna().all() and "No intervals" in plain.uns["cmrcnet"]["intervals"]  # pyright: ignore

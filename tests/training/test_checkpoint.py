@@ -88,7 +88,7 @@ def test_a_folder_in_place_of_a_state_is_refused(kept):
     path = kept.folder / "state.safetensors"
     path.unlink()
     path.mkdir()
-    with pytest.raises(CannotResume, match=r"cannot be resumed: its state is no plain file .*--overwrite"):
+    with pytest.raises(Incompatible, match=r"cannot be resumed: its state is no plain file .*--overwrite"):
         kept.load(IDENTITY)
 
 

@@ -133,7 +133,7 @@ def confidence_of(
         return Confidence(None, model, nothing, nothing, (f"No intervals: {why}.",), False, None)
     calibration = reliability.intervals
     if intervals and calibration.facts["patients"] < FEWEST_PATIENTS:
-        raise NotAvailable("calibrated intervals", NO_PATIENTS)
+        raise Incompatible.lacks("calibrated intervals", NO_PATIENTS)
     column = {gene: number for number, gene in enumerate(reliability.gene_reliability.genes)}
     at = np.array([column.get(gene, -1) for gene in genes], np.int64)
     low, high = (np.append(values, np.float32(np.nan))[at] for values in (calibration.low, calibration.high))

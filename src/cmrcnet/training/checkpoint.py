@@ -130,7 +130,7 @@ class Checkpoints:
         if not path.exists():
             return None
         if not path.is_file():
-            raise CannotResume(self.folder, f"its state is no plain file ({_STATE})")
+            raise Incompatible.run(self.folder, f"its state is no plain file ({_STATE})")
         try:
             with safe_open(path, framework="pt") as file:
                 head = json.loads((file.metadata() or {})["state"])
