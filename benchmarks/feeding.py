@@ -34,7 +34,7 @@ from lightning_fabric import Fabric
 from scipy import sparse
 
 from cmrcnet.config import Config
-from cmrcnet.features.extract import FeatureSpec
+from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.storage.cache import TokenCache
@@ -58,7 +58,7 @@ def make_data(cache: TokenCache, config: Config, spots: int, encoder: ImageEncod
         made = (rng.integers(0, 256, (1, *shape[1:]), dtype=np.uint8) for _ in range(spots))
         inputs = cache.put("patches", config.name, shape, np.uint8, made)
     else:
-        shape = (spots, FeatureSpec.of(config).token_count(encoder), encoder.dim)
+        shape = (spots, FeatureSpec.of(config, encoder).token_count(encoder), encoder.dim)
         made = (rng.normal(size=(1, *shape[1:])).astype(np.float16) for _ in range(spots))
         inputs = cache.put("tokens", config.name, shape, np.float16, made)
     return TrainingData(("S1",), ("P1",), (inputs,), sparse.random(spots, GENES, 0.1, "csr", np.float32, rng=rng))

@@ -384,6 +384,7 @@ NARROW = {
     **dict.fromkeys(("mask_rate", "head_dropout", "fusion_dropout", "ema_decay"), SHARES),
     # Knobs that stand or fall together: here as without views and components; presets that ship have the others.
     "scales_um": st.just(()),
+    "method": st.sampled_from(["auto", "patches"]),
     "augmentations": st.just(1),
     "neighbourhood_um": st.just(0.0),
     "standardize": st.just("training"),

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from cmrcnet.errors import BadOption, ShapeMismatch, UnknownName
-from cmrcnet.features.extract import FeatureSpec, extract
+from cmrcnet.features.extract import extract
+from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.heads.pca import FeaturePCA
 from cmrcnet.interop import LazySlideStudent
 from cmrcnet.slides.patches import crop_patches
@@ -40,7 +41,7 @@ def scaled_student(**features):
     student = small_student()
     changes = {f"features.{name}": value for name, value in features.items()}
     config = student.config.override({"model.standardize_tokens": False, "train.augment": False, **changes})
-    tokens = FeatureSpec.of(config).token_count(student.encoder) if features else 1
+    tokens = FeatureSpec.of(config, student.encoder).token_count(student.encoder) if features else 1
     width = tokens * student.encoder.dim
     rng = np.random.default_rng(5)
     pca = FeaturePCA(rng.normal(size=width).astype(np.float32), rng.normal(size=(width, 5)).astype(np.float32))
@@ -87,7 +88,7 @@ def test_predictions_equal_those_from_our_own_features(features):
     student, slide = scaled_student(**features), noise_slide(3, side=800)
     adapter = LazySlideStudent(student, genes=GENES[3:6], slide_mpp=slide.mpp, tile_px=64.0)
     assert adapter.needs_coords == ("neighbourhood_um" in features) == adapter.whole_slide
-    spec = FeatureSpec.of(student.config)
+    spec = FeatureSpec.of(student.config, student.encoder)
     tokens = np.asarray(extract(student.encoder, slide, CENTRES, spec), np.float32)
     ours = tokens.reshape(len(tokens), -1) if features else tokens.mean(axis=1)
     wanted = student.predict(ours, np.array([3, 4, 5]))

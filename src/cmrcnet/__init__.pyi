@@ -10,8 +10,8 @@ from .distill.distil import distil as distil
 from .errors import CmrcnetError as CmrcnetError
 from .evaluation.protocol.evaluate import evaluate as evaluate
 from .evaluation.report.evaluation_report import write_report as write_report
-from .features.extract import FeatureSpec as FeatureSpec
 from .features.extract import extract as extract
+from .features.spec import FeatureSpec as FeatureSpec
 from .genes.gene_sets import GenePanel as GenePanel
 from .genes.gene_sets import choose_panel as choose_panel
 from .genes.normalise import normalize as normalize

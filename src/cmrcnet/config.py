@@ -149,6 +149,10 @@ class FeaturesConfig:
     scales_um: tuple[float, ...] = ()
     """Sides of square patches around a spot, each resized to `patch.size_px`; each becomes one token, the mean of the
     encoder's. Empty: one patch at the config's `patch`, all of the encoder's tokens."""
+    method: Literal["auto", "patches", "dense"] = "auto"
+    """patches: each location's patch runs through the encoder by itself; dense: the encoder sees the slide once a
+    scale, and its maps are averaged over each location's square (scales and convolutional encoders only); auto: dense
+    where it can be had. A trained model states the one that it was trained with."""
     augmentations: int = 1
     """Test-time augmentation: of the eight symmetries of a square (D4), how many are encoded and averaged (scales
     only)."""
@@ -164,6 +168,7 @@ class FeaturesConfig:
         _check(self, "augmentations", 1 <= self.augmentations <= 8, "1 to 8")
         _check(self, "neighbourhood_um", self.neighbourhood_um >= 0, "0 or more um")
         if not self.scales_um:
+            _check(self, "method", self.method != "dense", "auto or patches, unless features.scales_um lists scales")
             for name, plain in (("augmentations", 1), ("neighbourhood_um", 0.0), ("standardize", "training")):
                 value = getattr(self, name)
                 _check(self, name, value == plain, f"{plain}, unless features.scales_um lists scales")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cmrcnet.errors import BadOption, ShapeMismatch, UnknownName
-from cmrcnet.features.extract import FeatureSpec
+from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.features.tokens import SectionTokens
 from cmrcnet.models.image_encoder import mean_token
 
@@ -46,7 +46,7 @@ class LazySlideStudent:
     UnknownName
         The student does not predict a gene.
     BadOption
-        A neighbourhood, and no `slide_mpp`.
+        A neighbourhood, and no `slide_mpp`; or a student of dense features.
     """
 
     features_model_name: str | None = None
@@ -61,7 +61,10 @@ class LazySlideStudent:
         name: str = "cmrcnet_student",
     ) -> None:
         self.student, self.model, self.name = student, student.encoder, name
-        self.spec = FeatureSpec.of(student.config)
+        self.spec = FeatureSpec.of(student.config, student.encoder)
+        if self.spec.method == "dense":
+            want = "a student trained with features.method=patches: LazySlide encodes tiles one by one"
+            raise BadOption("features.method", "dense", want)
         self.genes = tuple(student.genes if genes is None else genes)
         known = {gene: column for column, gene in enumerate(student.genes)}
         unknown = [gene for gene in self.genes if gene not in known]

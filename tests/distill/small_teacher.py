@@ -9,7 +9,8 @@ import torch
 
 from cmrcnet.config import Config
 from cmrcnet.datasets.synthetic import synthetic_cohort
-from cmrcnet.features.extract import FeatureSpec, extract
+from cmrcnet.features.extract import extract
+from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.genes.components import find_components
 from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.heads.ensemble import Ensemble
@@ -49,7 +50,7 @@ def on_components(kind: str = "ensemble") -> tuple[TrainedModel, ReferenceBank]:
     panel = GenePanel(genes, 10_000.0)
     components = find_components((panel.select(section) for section in cohort()), RANK)
     encoder = create_image_encoder(config.model.encoder, weights="random")
-    seen = [extract(encoder, each.slide, each.spots.centre_px, FeatureSpec.of(config)) for each in cohort()]
+    seen = [extract(encoder, each.slide, each.spots.centre_px, FeatureSpec.of(config, encoder)) for each in cohort()]
     reduction = fit_pca(np.concatenate(seen), seed=0)
     rng = np.random.default_rng(1)
     weights = np.zeros((reduction.directions.shape[1], RANK), np.float32)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cmrcnet.features import tokens as tokens_module
-from cmrcnet.features.extract import FeatureSpec, extract
+from cmrcnet.features.extract import extract
+from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.features.tokens import SectionTokens, Standardizer
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ROTATIONS_FIRST, d4

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cmrcnet.config import HeadConfig
 from cmrcnet.errors import BadOption, Incompatible, ScaleError, SectionError, TooFew, UnknownName
-from cmrcnet.features.extract import FeatureSpec, extract
+from cmrcnet.features.extract import extract
+from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.genes.table import check_prediction_table
 from cmrcnet.inference import predict as predict_module
 from cmrcnet.inference.predict import predict

@@ -12,7 +12,8 @@ import pytest
 from cmrcnet.errors import BadInput, InUse, NoSpace, OutputExists
 from cmrcnet.export.table_file import TableFile
 from cmrcnet.features import resumable
-from cmrcnet.features.extract import FeatureSpec, extract
+from cmrcnet.features.extract import extract
+from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.inference import predict as predict_module
 from cmrcnet.inference.predict import LOCK, predict, predict_to_file
 from cmrcnet.inference.predictor import BankPredictor, PredictOptions, make_predictor
@@ -106,7 +107,7 @@ def test_views_neighbourhood_and_standardisation_are_those_of_the_whole_slide(sl
     assert sum(encoded) == 2 * LOCATIONS
     found = anndata.read_h5ad(tmp_path / "p.h5ad")
     assert_same(found, predict(model, slide, bank=bank, grid_um=GRID_UM))
-    tokens = extract(model.encoder, slide, found.obsm["spatial"], FeatureSpec.of(model.config))
+    tokens = extract(model.encoder, slide, found.obsm["spatial"], FeatureSpec.of(model.config, model.encoder))
     wanted = ExactSearch(bank.vectors).nearest(model.embed_tokens(tokens), predictor.config.k)
     np.testing.assert_allclose(found.obsm["neighbour_similarity"], wanted.similarity, atol=1e-5)
 

@@ -10,7 +10,8 @@ from cmrcnet.analysis.attribution import attribution
 from cmrcnet.errors import BadOption, Incompatible, SectionError, TooFew, UnknownName
 from cmrcnet.export.table_file import TableFile
 from cmrcnet.features import resumable
-from cmrcnet.features.extract import FeatureSpec, extract
+from cmrcnet.features.extract import extract
+from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.inference import predict as predict_module
 from cmrcnet.inference.predict import LOCK, predict, predict_to_file
 from cmrcnet.inference.predictor import PredictOptions, make_predictor
@@ -49,10 +50,8 @@ def predictor_of(student):
 def test_it_equals_the_obvious_path(student, slide):
     """All tokens at once, their mean, reduced, through the head, onto the genes."""
     table = predict(student, slide, grid_um=GRID_UM)
-    tokens = np.asarray(
-        extract(student.encoder, slide, table.obsm["spatial"], FeatureSpec.of(student.config)),
-        np.float32,  # pyright: ignore
-    )
+    spec = FeatureSpec.of(student.config, student.encoder)
+    tokens = np.asarray(extract(student.encoder, slide, table.obsm["spatial"], spec), np.float32)
     wanted = student.predict(tokens.mean(axis=1), np.arange(len(GENES)))
     np.testing.assert_allclose(table.X, wanted, atol=1e-3)  # pyright: ignore
     assert list(table.var_names) == list(GENES)

@@ -260,14 +260,14 @@ def test_missing_weights(folder):
         TrainedModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(("number", "hint"), [(2, "make it again: cmrcnet train"), (4, "upgrade cmrcnet")])
+@pytest.mark.parametrize(("number", "hint"), [(3, "make it again: cmrcnet train"), (5, "upgrade cmrcnet")])
 def test_another_format_is_refused(folder, number, hint):
     edit(folder, lambda facts: facts.update(format=number))
-    with pytest.raises(Incompatible, match=rf"has format {number}, and this version reads 3; {hint}"):
+    with pytest.raises(Incompatible, match=rf"has format {number}, and this version reads 4; {hint}"):
         TrainedModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "x"}', '{"format": 3}', '{"format": 3, "weights": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "x"}', '{"format": 4}', '{"format": 4, "weights": 3}'])
 def test_a_broken_model_json(folder, content):
     (folder / "model.json").write_text(content)
     with pytest.raises(Damaged, match=r"model\.json"):

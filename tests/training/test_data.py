@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from lightning_fabric import Fabric
 
 from cmrcnet.errors import BadOption, ShapeMismatch
-from cmrcnet.features.extract import FeatureSpec, extract
+from cmrcnet.features.extract import extract
+from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.genes.gene_sets import GenePanel, gene_sets
 from cmrcnet.slides.section import Cohort, CohortEntry
 from cmrcnet.training import data as data_module

@@ -120,7 +120,8 @@ def test_the_chosen_epochs_weights_are_kept(cohort, cache, config):
 
 def score_by_hand(model: TrainedModel, cohort: Cohort, cache: TokenCache) -> float:
     """Retrieve the validation patient from the others, with the public pieces."""
-    from cmrcnet.features.extract import FeatureSpec, extract
+    from cmrcnet.features.extract import extract
+    from cmrcnet.features.spec import FeatureSpec
 
     patient = model.provenance.facts["validation"].removeprefix("patient ")
     inside = [name for name in cohort.sections if cohort.patient_of(name) == patient]
@@ -239,7 +240,8 @@ def test_the_moving_average_is_what_its_formula_says(cohort, cache, config, monk
 
 
 def test_tokens_are_standardised_over_the_spots_that_are_trained_on(cohort, cache, config):
-    from cmrcnet.features.extract import FeatureSpec, extract
+    from cmrcnet.features.extract import extract
+    from cmrcnet.features.spec import FeatureSpec
 
     model = fit(cohort, config.override({"train.epochs": 1}), cache=cache)
     rest = [n for n in cohort.sections if f"patient {cohort.patient_of(n)}" != model.provenance.facts["validation"]]

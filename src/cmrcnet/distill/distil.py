@@ -15,6 +15,7 @@ from cmrcnet.distill.fit_student import fit_student
 from cmrcnet.distill.student_report import make_report
 from cmrcnet.errors import BadOption, Leakage
 from cmrcnet.evaluation.protocol.folds import refuse_seen
+from cmrcnet.features.map_strides import state_method
 from cmrcnet.inference.location_features import LocationEncoder
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
@@ -80,7 +81,9 @@ class StudentConfig:
             pixels = encoder.config.patch_px
         if pixels is not None:
             settings |= {"patch.size_px": pixels, "patch.mpp": model.config.patch.side_um / max(pixels, 1)}
-        return encoder, model.config.override(settings)
+        if model.config.features.method == "dense":  # its encoder may not allow it
+            settings["features.method"] = "auto"
+        return encoder, state_method(model.config.override(settings), encoder)
 
 
 AS_TEACHER = StudentConfig()

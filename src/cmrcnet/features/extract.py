@@ -4,23 +4,23 @@ Without scales a location has the encoder's own tokens of one patch. With scales
 
     v_is = mean over D4 augmentations and over the encoder's tokens of the patch of side s around location i
 
+or, with the method dense, the mean of the encoder's maps over that square (`features.dense`),
+
 and `features.tokens` makes of them what the network sees (neighbourhood means, standardisation within the section).
 No expression takes part. Features are cached by slide, locations, encoder and precision, one entry a chunk of
-locations, so that a killed run continues behind its last chunk.
+locations (256, or those of a tile), so that a killed run continues behind its last chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from cmrcnet.config import Config
-from cmrcnet.features import resumable
+from cmrcnet.features import dense, resumable
 from cmrcnet.features.device import (
     Precision,
     choose_batch,
@@ -31,6 +31,7 @@ from cmrcnet.features.device import (
     reading_threads,
     split_on_memory_error,
 )
+from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureChunk, FeatureSpec
 from cmrcnet.features.tokens import SectionTokens
 from cmrcnet.models.image_encoder import mean_token
 from cmrcnet.progress import Meter, metered
@@ -53,77 +54,7 @@ if TYPE_CHECKING:
     from cmrcnet.storage.cache import TokenCache
 
 LARGEST = float(np.finfo(np.float16).max)
-STATISTICS, PERTURBED = -1, -2
-"""Layer numbers, beside those of the scales: the image statistics of each location, and those of a few locations under
-each perturbation (`uncertainty.ood`)."""
 _STATISTICS_FORMAT = 1  # counts up when the same patches give other statistics
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureSpec:
-    """What is extracted at each location.
-
-    Examples
-    --------
-    >>> from cmrcnet.features.extract import FeatureSpec
-    >>> spec = FeatureSpec(scales_um=(112.0, 350.0), neighbourhood_um=150.0)
-    >>> [scale.mpp for scale in spec.scales]
-    [0.5, 1.5625]
-    """
-
-    patch: PatchScale = field(default_factory=PatchScale)
-    """Size of a patch; with `scales_um` only its pixel size counts."""
-    scales_um: tuple[float, ...] = ()
-    """Sides of square patches around a location, each resized to the patch's pixel size; each becomes one token.
-    Empty: the encoder's own tokens of one patch."""
-    augmentations: int = 1
-    """Test-time augmentation: of the eight symmetries of a square (D4), how many are encoded and averaged, the four
-    rotations first. Scales only."""
-    neighbourhood_um: float = 0.0
-    """Standard deviation of a Gaussian mean over the section's other locations, one more token a scale; 0: none."""
-    standardize: Literal["training", "section"] = "training"
-    """section: each feature gets mean 0 and deviation 1 over the locations of its section."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
-    precision: str = "auto"
-    """auto (bf16 or fp16 on a GPU, float32 elsewhere), float32, bf16 or fp16."""
-
-    @classmethod
-    def of(cls, config: Config) -> FeatureSpec:
-        """From a config's `features` and `patch`, and device and precision of its `train`."""
-        features = config.features
-        return cls(
-            patch=config.patch,
-            scales_um=tuple(features.scales_um),
-            augmentations=features.augmentations,
-            neighbourhood_um=features.neighbourhood_um,
-            standardize=features.standardize,
-            device=config.train.device,
-            precision=config.train.precision,
-        )
-
-    @property
-    def scales(self) -> list[PatchScale]:
-        """What is cut around a location: a patch a scale, or the one plain patch."""
-        return [self.patch.showing(side) for side in self.scales_um] or [self.patch]
-
-    def token_count(self, encoder: ImageEncoder) -> int:
-        """Tokens of a location."""
-        if not self.scales_um:
-            return encoder.n_tokens
-        return len(self.scales_um) * (2 if self.neighbourhood_um > 0 else 1)
-
-
-class FeatureChunk(NamedTuple):
-    """Features of some locations: float16 (locations, tokens, dim), or float32 (locations, dim) of one scale.
-
-    `layer` is the index of the scale; or `STATISTICS` with image statistics (locations, 9) float32; or `PERTURBED` with
-    statistics (picked locations, 1 + perturbations, 9) float32.
-    """
-
-    rows: slice
-    layer: int
-    values: np.ndarray
 
 
 def extract(
@@ -193,18 +124,21 @@ def extract_with(
     perturbation, (picked locations, 1 + perturbations, 9) float32.
     """
     centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
-    found: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
+    picked = evenly(len(centres), PERTURBED_LOCATIONS)
+    counts = {layer: len(picked) if layer == PERTURBED else len(centres) for layer in layers}
+    found = {layer: np.empty(*_shape(encoder, spec, count, layer)) for layer, count in counts.items()}
 
     def chunks(*scales: int) -> Iterator[FeatureChunk]:
         for chunk in extract_chunks(encoder, slide, centres, spec, layers=(*scales, *layers), cache=cache, batch=batch):
-            if chunk.layer in found:
-                found[chunk.layer].append(chunk.values)
+            rows, layer, values = chunk
+            if layer == PERTURBED:
+                found[layer][np.searchsorted(picked, _indices(rows))] = values
+            elif layer in found:
+                found[layer][rows] = values
             else:
                 yield chunk
 
-    tokens = _section_tokens(encoder, slide, centres, spec, chunks, cache)
-    none = {layer: np.empty(*_shape(encoder, spec, 0, layer)) for layer in layers}
-    return tokens, {layer: np.concatenate([none[layer], *values]) for layer, values in found.items()}
+    return _section_tokens(encoder, slide, centres, spec, chunks, cache), found
 
 
 def _section_tokens(
@@ -249,26 +183,27 @@ def extract_chunks(
     spec: FeatureSpec,
     *,
     layers: tuple[int, ...] | None = None,
-    done: Callable[[slice, int], bool] | None = None,
+    done: Callable[[slice | np.ndarray, int], bool] | None = None,
     cache: TokenCache | None = None,
     batch: int | Literal["auto"] = "auto",
 ) -> Iterator[FeatureChunk]:
     """Extract features chunk by chunk, where those of a whole slide are too many for memory; parameters as `extract`.
 
-    All layers of some 256 locations come before the next locations, so that a slide is read from top to bottom when
-    its locations are in that order. Threads read the patches of the next chunk while one is encoded.
+    Patches: all layers of some 256 locations come before the next locations, so that a slide is read from top to bottom
+    when its locations are in that order. Dense: all tiles of a scale come before the next scale. Threads read the
+    pixels of the next chunk while one is encoded.
 
     Parameters
     ----------
     layers : tuple of int, optional
         Indices of `spec.scales` and, for image statistics, `STATISTICS` and `PERTURBED`; all scales when left out.
     done : callable, optional
-        Whether a layer of these locations is stored already, so that it is left out.
+        Whether a layer of these locations (slice or indices) is stored already, so that it is left out.
     """
     centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
     known_scale(slide)
     layers = tuple(range(len(spec.scales))) if layers is None else layers
-    run = _Run(encoder, slide, spec, batch)
+    run = dense.DenseRun(encoder, slide, spec) if spec.method == "dense" else _PatchRun(encoder, slide, spec, batch)
     picked = evenly(len(centres), PERTURBED_LOCATIONS)
     made_by = "" if cache is None else _made_by(encoder, spec)
     whole = None
@@ -277,15 +212,16 @@ def extract_chunks(
         whole = cache.get("tokens", name, (len(centres), encoder.n_tokens, encoder.dim), np.float16)
 
     def jobs() -> Iterator[_Job]:
-        for rows in resumable.chunk_slices(len(centres)):
+        for rows, together in run.chunks(centres, layers):
             missing = []
-            inside = picked[(picked >= rows.start) & (picked < rows.stop)]
-            for layer in layers:
+            here = _indices(rows)
+            inside = np.intersect1d(picked, here, assume_unique=True)
+            for layer in together:
                 name, known = "", None
                 if layer == PERTURBED and len(inside) == 0:
                     continue
                 if done is not None and done(rows, layer):
-                    meter.skip(rows.stop - rows.start)
+                    meter.skip(len(here))
                     continue
                 if layer == 0 and whole is not None:
                     known = whole[rows]
@@ -298,45 +234,66 @@ def extract_chunks(
                     missing.append((layer, name))
                 else:
                     yield _Job(rows, inside, [(layer, name)], known)
-            yield from (_Job(rows, inside, together, None) for together in run.grouped(missing))
+            yield from (_Job(rows, inside, group, None) for group in run.grouped(missing))
 
-    def cut(job: _Job) -> tuple[_Job, list[list[np.ndarray]]]:
+    def cut(job: _Job) -> tuple[_Job, list]:
         if job.known is not None:
             return job, []
-        return job, run.cut(centres[job.rows], job.picked - job.rows.start, [layer for layer, _ in job.layers])
+        at = np.searchsorted(_indices(job.rows), job.picked)
+        return job, run.cut(centres[job.rows], at, [layer for layer, _ in job.layers])
 
     total = sum(len(picked) if layer == PERTURBED else len(centres) for layer in layers)
-    sides = ", ".join(f"{run.scales[layer].side_um:g}" for layer in layers if layer >= 0)
+    sides = ", ".join(f"{spec.scales[layer].side_um:g}" for layer in layers if layer >= 0)
     what = f"encode {slide.name}, {sides} um" if sides else f"measure {slide.name}"
-    with metered(what, total, "patches") as meter:
-        for job, patches in map_ahead(cut, jobs(), workers=reading_threads(run.device.type)):
+    with metered(what, total, "patches" if spec.method == "patches" else "locations") as meter:
+        for job, pixels in map_ahead(cut, jobs(), workers=reading_threads(choose_device(spec.device).type)):
             if job.known is not None:
                 meter.skip(len(job.known))
-                yield FeatureChunk(job.rows, job.layers[0][0], job.known)
-            for (layer, name), pixels in zip(job.layers, patches, strict=False):
-                values = run.values(pixels, layer, meter)
+                layer = job.layers[0][0]
+                yield FeatureChunk(job.picked if layer == PERTURBED else job.rows, layer, job.known)
+            for (layer, name), its in zip(job.layers, pixels, strict=False):
+                values = run.values(its, layer, meter)
                 if cache is not None:
                     values = cache.put("tokens", name, values.shape, values.dtype.type, [values])
-                yield FeatureChunk(job.rows, layer, values)
+                yield FeatureChunk(job.picked if layer == PERTURBED else job.rows, layer, values)
+
+
+def chunk_numbers(slide: Slide, centre_px: np.ndarray, spec: FeatureSpec, layer: int) -> np.ndarray:
+    """The chunk of each location in which `extract_chunks` gives a layer: (locations,), numbers from 0."""
+    centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
+    if spec.method == "patches":
+        return np.arange(len(centres)) // resumable.CHUNK
+    numbers = np.empty(len(centres), np.int64)
+    for number, rows in enumerate(dense.tiles_of_layer(slide, centres, spec, layer)):
+        numbers[rows] = number
+    return numbers
+
+
+def _indices(rows: slice | np.ndarray) -> np.ndarray:
+    return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
 
 
 class _Job(NamedTuple):
-    """Layers of one chunk whose patches are cut together, each with its cache entry; or one layer that is known."""
+    """Layers of one chunk whose pixels are read together, each with its cache entry; or one layer that is known."""
 
-    rows: slice
+    rows: slice | np.ndarray
     picked: np.ndarray
     layers: list[tuple[int, str]]
     known: np.ndarray | None
 
 
-class _Run:
-    """An encoder on its device, for one slide and one spec."""
+class _PatchRun:
+    """An encoder on its device, for one slide and one spec, that sees patches."""
 
     def __init__(self, encoder: ImageEncoder, slide: Slide, spec: FeatureSpec, batch: int | Literal["auto"]) -> None:
         self.encoder, self.slide, self.spec, self.scales = encoder, slide, spec, spec.scales
         self.device = choose_device(spec.device)
         self.precision: Precision = choose_precision(spec.precision, self.device)
         self.batch = choose_batch(batch, self.device)
+
+    def chunks(self, centre_px: np.ndarray, layers: tuple[int, ...]) -> Iterator[tuple[slice, tuple[int, ...]]]:
+        """Locations that are taken together, and their layers."""
+        yield from ((rows, layers) for rows in resumable.chunk_slices(len(centre_px)))
 
     def grouped(self, missing: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
         """Each scale by itself, and image statistics with a scale that is cut from the same regions."""
@@ -434,8 +391,11 @@ def _shape(encoder: ImageEncoder, spec: FeatureSpec, count: int, layer: int) -> 
 
 
 def _made_by(encoder: ImageEncoder, spec: FeatureSpec) -> str:
-    """Name of what turns patches into features."""
+    """Name of what turns pixels into features."""
     precision = choose_precision(spec.precision, choose_device(spec.device))
+    if spec.method == "dense":
+        how = [dense.DENSE_FORMAT, dense.TILE_PX, dense.HALO_PX, dense.BLOCK_PX]
+        return fingerprint("dense", how, encoder.fingerprint(), precision, spec.augmentations)
     if spec.scales_um:
         return fingerprint("view", encoder.fingerprint(), precision, spec.augmentations)
     return fingerprint(encoder.fingerprint(), precision)
@@ -444,6 +404,6 @@ def _made_by(encoder: ImageEncoder, spec: FeatureSpec) -> str:
 def _layer_name(slide: Slide, centres: np.ndarray, spec: FeatureSpec, layer: int, made_by: str) -> str:
     """Name of the cache entry of a layer at some locations."""
     if layer in (STATISTICS, PERTURBED):
-        kind = "statistics" if layer == STATISTICS else "perturbed"
+        kind = "perturbed" if layer == PERTURBED else "statistics" if spec.method == "patches" else "dense statistics"
         return fingerprint(kind, _STATISTICS_FORMAT, location_key(slide, centres, STATISTICS_SCALE))
     return fingerprint(location_key(slide, centres, spec.scales[layer]), made_by)

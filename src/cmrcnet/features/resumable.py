@@ -1,7 +1,7 @@
 """Features of a slide's locations, filled chunk by chunk, in memory or in a folder where a killed run continues.
 
-The folder holds ``features.bin``, float32 of shape (layers, locations, width), ``chunks.bin``, one number a chunk and
-layer (0: missing; else 2^32 plus the CRC-32 of its bytes), and ``features.json`` (format, name, shape). A chunk counts
+The folder holds ``features.bin``, float32 of shape (layers, locations, width), ``chunks.bin``, one number a layer and
+chunk (0: missing; else 2^32 plus the CRC-32 of its bytes), and ``features.json`` (format, name, shape). A chunk counts
 as done only when its bytes are on the disk, and the bytes of every done chunk are checked when the folder is opened:
 no chunk is computed twice, and none is missing.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from cmrcnet.storage.atomic import reserve, translate_os_errors
 
 FORMAT = 2
 CHUNK = 256
-"""Locations that are read, encoded and stored together: a killed run repeats at most so many."""
+"""Locations whose patches are read, encoded and stored together: a killed run repeats at most so many. With dense
+features the locations of a tile are."""
 _DONE = 1 << 32
 
 
@@ -41,11 +42,20 @@ class ResumableFeatures:
         Name of what the features depend on. A folder with features of another name or shape starts anew.
     folder : Path, optional
         Created if needed; in memory when left out.
+    chunk_of : array, shape (layers, locations), optional
+        The chunk of each location, numbers from 0; runs of 256 locations when left out.
     """
 
-    def __init__(self, shape: tuple[int, int, int], name: str = "", folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        name: str = "",
+        folder: Path | None = None,
+        chunk_of: np.ndarray | None = None,
+    ) -> None:
         self.shape = shape
-        self._marks = np.zeros((shape[0], -(-shape[1] // CHUNK)), np.uint64)
+        self._chunk_of = np.broadcast_to(np.arange(shape[1]) // CHUNK, shape[:2]) if chunk_of is None else chunk_of
+        self._marks = np.zeros((shape[0], int(self._chunk_of.max(initial=-1)) + 1), np.uint64)
         self._on_disk = folder is not None
         if folder is None:
             self._values = np.zeros(shape, np.float32)
@@ -64,33 +74,42 @@ class ResumableFeatures:
                 self._marks.tofile(self._journal)
                 (folder / "features.json").write_text(json.dumps(facts), encoding="utf-8")
         self._values = np.memmap(self._file, np.float32, "r", shape=shape)
-        for layer, chunk in zip(*np.nonzero(self._marks), strict=True):
-            body = np.ascontiguousarray(self._values[layer, chunk * CHUNK : (chunk + 1) * CHUNK])
-            if int(self._marks[layer, chunk]) != _DONE | zlib.crc32(body.data):
-                self._marks[layer, chunk] = 0
+        for layer, its in enumerate(self._chunk_of):
+            order = np.argsort(its, kind="stable")
+            ends = np.searchsorted(its[order], np.arange(self._marks.shape[1] + 1))
+            for chunk in np.flatnonzero(self._marks[layer]):
+                body = self._values[layer, order[ends[chunk] : ends[chunk + 1]]]
+                if int(self._marks[layer, chunk]) != _DONE | zlib.crc32(body.data):
+                    self._marks[layer, chunk] = 0
 
     @property
     def done(self) -> np.ndarray:
         """Which chunks are stored: (layers, chunks) bool."""
         return self._marks != 0
 
-    def has(self, rows: slice, layer: int = 0) -> bool:
+    def has(self, rows: slice | np.ndarray, layer: int = 0) -> bool:
         """Whether a chunk is stored; `rows` as in `keep`."""
-        return bool(self._marks[layer, rows.start // CHUNK])
+        return bool(self._marks[layer, self._number(rows, layer)])
 
-    def keep(self, rows: slice, values: np.ndarray, layer: int = 0) -> None:
-        """Store the features (locations, width) of one layer of a chunk; `rows` is from `chunk_slices`."""
+    def keep(self, rows: slice | np.ndarray, values: np.ndarray, layer: int = 0) -> None:
+        """Store the features (locations, width) of one layer of a chunk; `rows` are its locations, in order."""
         body = np.ascontiguousarray(values, np.float32)
-        number = rows.start // CHUNK
+        number = self._number(rows, layer)
         if self._on_disk:
             with translate_os_errors(self._file.parent):
                 _, locations, width = self.shape
-                _write_at(self._file, 4 * width * (layer * locations + rows.start), body)
+                indices = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+                starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
+                offsets = (4 * width * (layer * locations + indices[starts])).tolist()
+                _write_at(self._file, zip(offsets, np.split(body, starts[1:]), strict=True))
                 mark = np.array([_DONE | zlib.crc32(body.data)], np.uint64)
-                _write_at(self._journal, 8 * (layer * self._marks.shape[1] + number), mark)
+                _write_at(self._journal, [(8 * (layer * self._marks.shape[1] + number), mark)])
         else:
             self._values[layer, rows] = body
         self._marks[layer, number] = _DONE
+
+    def _number(self, rows: slice | np.ndarray, layer: int) -> int:
+        return int(self._chunk_of[layer, rows.start if isinstance(rows, slice) else rows[0]])
 
     def values(self) -> np.ndarray:
         """All features, (locations, layers, width) float32; mapped from the folder."""
@@ -109,10 +128,11 @@ class ResumableFeatures:
         return marks.reshape(self._marks.shape)
 
 
-def _write_at(path: Path, offset: int, values: np.ndarray) -> None:
-    """Write at a position of an existing file, and flush it to the disk."""
+def _write_at(path: Path, pieces: Iterable[tuple[int, np.ndarray]]) -> None:
+    """Write each piece at its position of an existing file, and flush them to the disk."""
     with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(values.data)
+        for offset, values in pieces:
+            file.seek(offset)
+            file.write(np.ascontiguousarray(values).data)
         file.flush()
         os.fsync(file.fileno())

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cmrcnet.config import Config
-from cmrcnet.features.extract import STATISTICS, FeatureSpec, extract_chunks
+from cmrcnet.features.extract import chunk_numbers, extract_chunks
 from cmrcnet.features.resumable import ResumableFeatures
+from cmrcnet.features.spec import STATISTICS, FeatureSpec
 from cmrcnet.features.tokens import SectionTokens
 from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.storage.hashing import fingerprint
@@ -60,12 +61,12 @@ class LocationEncoder:
 
         inputs = 0 if model.head is None else model.head.pca.directions.shape[1]
         width = model.config.model.embedding_dim + inputs
-        return cls(model.encoder, FeatureSpec.of(model.config), project, width, model.fingerprint)
+        return cls(model.encoder, FeatureSpec.of(model.config, model.encoder), project, width, model.fingerprint)
 
     @classmethod
     def of_student(cls, encoder: ImageEncoder, config: Config) -> LocationEncoder:
         """Make a student's: features are the tokens of its scales side by side, or the mean token of a plain patch."""
-        spec = FeatureSpec.of(config)
+        spec = FeatureSpec.of(config, encoder)
 
         def project(tokens: np.ndarray) -> np.ndarray:
             values = np.asarray(tokens, np.float32)
@@ -109,11 +110,13 @@ class LocationFeatures:
         self.name = fingerprint(encoder.name, spec, slide.fingerprint(), slide.mpp, centre_px)
         """Fingerprint of everything that the features depend on: neither bank nor genes."""
         layers, width = encoder.kept_shape
-        self.kept = ResumableFeatures((layers, len(centre_px), width), self.name, folder)
+        chunks = np.stack([chunk_numbers(slide, centre_px, encoder.spec, layer) for layer in range(layers)])
+        self.kept = ResumableFeatures((layers, len(centre_px), width), self.name, folder, chunks)
         self._statistics: ResumableFeatures | None = None
         if with_statistics:
             where = None if folder is None else folder / "statistics"
-            self._statistics = ResumableFeatures((1, len(centre_px), len(STATISTIC_NAMES)), self.name, where)
+            chunks = chunk_numbers(slide, centre_px, encoder.spec, STATISTICS)[None]
+            self._statistics = ResumableFeatures((1, len(centre_px), len(STATISTIC_NAMES)), self.name, where, chunks)
         self._tokens: SectionTokens | None = None
 
     def encode(self, cache: TokenCache | None = None, batch: int | Literal["auto"] = "auto") -> None:
@@ -123,7 +126,7 @@ class LocationFeatures:
         if self._statistics is not None:
             stores[STATISTICS] = (self._statistics, 0)
 
-        def done(rows: slice, layer: int) -> bool:
+        def done(rows: slice | np.ndarray, layer: int) -> bool:
             store, number = stores[layer]
             return store.has(rows, number)
 

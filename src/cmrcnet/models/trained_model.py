@@ -1,6 +1,6 @@
 """A trained model: embeds patches and expression, and is saved to a folder and loaded from one.
 
-Folder format 3: ``model.json`` (config, panel, provenance, encoder, fingerprints) beside ``weights.safetensors`` and,
+Folder format 4: ``model.json`` (config, panel, provenance, encoder, fingerprints) beside ``weights.safetensors`` and,
 where the training fitted it, ``calibration.safetensors``. The encoder's weights are stored only where they cannot be
 found again (`encoders.encoder_facts`). The file is one thing: what `save_pretrained` writes, `from_pretrained` checks.
 """
@@ -41,8 +41,8 @@ from cmrcnet.storage.hashing import fingerprint_stream
 from cmrcnet.uncertainty.calibration import Calibration
 
 FILE = "model.json"
-FORMAT = 3
-EMBEDDING_FORMAT = 2
+FORMAT = 4
+EMBEDDING_FORMAT = 3
 """Part of the fingerprint: counts up when the same weights would embed otherwise."""
 _PATCHES_AT_A_TIME = 256
 _SPOTS_AT_A_TIME = 1024
@@ -158,14 +158,14 @@ class TrainedModel:
             "format": EMBEDDING_FORMAT,
             "model": self.config.to_dict()["model"] | {"weights": ""},  # a path; the encoder's fingerprint counts
             "patch": self.config.to_dict()["patch"],
+            "features": self.config.to_dict()["features"],
             "genes": list(self.panel.genes),
             "target_sum": self.panel.target_sum,
             "encoder": self.encoder.fingerprint(),
         }
         stored = {**module_tensors("network", self.network), **self._extras()}
         if self.head is not None:
-            facts |= {name: self.config.to_dict()[name] for name in ("features", "target")}
-            facts["head"] = self.head.facts()
+            facts |= {"target": self.config.to_dict()["target"], "head": self.head.facts()}
         weights = ((name, value.numpy()) for name, value in stored.items())
         return fingerprint_stream([facts, *(part for pair in weights for part in pair)])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -74,7 +74,81 @@ def crop_patches(slide: Slide, centre_px: np.ndarray, scale: PatchScale, *, batc
     return (cutter.patches(centres[start : start + batch]) for start in range(0, len(centres), batch))
 
 
-def crop_scales(slide: Slide, centre_px: np.ndarray, scales: Sequence[PatchScale]) -> list[np.ndarray]:
+class Region(NamedTuple):
+    """Pixels (height, width, 3) uint8 of a pyramid level, from its pixel `left`, `top` on."""
+
+    pixels: np.ndarray
+    left: int
+    top: int
+    level: int
+
+    def holds(self, left: int, top: int, right: int, bottom: int, level: int) -> bool:
+        """Whether all of these pixels of a level are there; right and bottom are the first beyond."""
+        height, width = self.pixels.shape[:2]
+        inside = self.left <= left and self.top <= top and right <= self.left + width and bottom <= self.top + height
+        return level == self.level and inside
+
+
+class PixelGrid:
+    """A slide resampled to `mpp`, in blocks of `block_px` pixels that are counted from its upper left corner.
+
+    A block is what `crop_patches` cuts there: its pixels depend on slide, scale and place, and not on what is read
+    beside it, so that two pictures of the same place show the same pixels.
+
+    Parameters
+    ----------
+    slide : Slide
+        Its scale must be known.
+    mpp : float
+        Micrometres a pixel.
+    block_px : int
+    """
+
+    def __init__(self, slide: Slide, mpp: float, block_px: int = 128) -> None:
+        self._cutter = _Cutter(slide, PatchScale(size_px=block_px, mpp=mpp))
+        self.slide, self.block_px, self.level = slide, block_px, self._cutter.level
+
+    @property
+    def px_of_slide(self) -> float:
+        """Level-0 pixels that one pixel of the grid spans."""
+        return self._cutter.side * self._cutter.step / self.block_px
+
+    def blocks(self, start: float, stop: float) -> range:
+        """The blocks that hold the pixels from `start` to `stop` of a row or a column."""
+        return range(math.floor(start / self.block_px), math.ceil(stop / self.block_px))
+
+    def bounds(self, columns: range, rows: range) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom pixel of the level that is read for some blocks, the filter's margin included."""
+        (left, top), (right, bottom) = (
+            self._cutter.corner(*self._centre(column, row))
+            for column, row in ((columns[0], rows[0]), (columns[-1], rows[-1]))
+        )
+        return left, top, right + self._cutter.reach, bottom + self._cutter.reach
+
+    def read(self, left: int, top: int, right: int, bottom: int) -> Region:
+        """Read these pixels of the level; white outside the slide."""
+        step, level = self._cutter.step, self.level
+        pixels = self.slide.read(round(left * step), round(top * step), right - left, bottom - top, level)
+        return Region(pixels, left, top, level)
+
+    def picture(self, columns: range, rows: range, region: Region) -> np.ndarray:
+        """Resample some blocks of a region that `holds` their `bounds`: (rows, columns, 3) uint8 in pixels."""
+        size, given = self.block_px, (region.pixels, region.left, region.top)
+        found = np.empty((size * len(rows), size * len(columns), 3), np.uint8)
+        for i, row in enumerate(rows):
+            for j, column in enumerate(columns):
+                block = self._cutter.patch(*self._centre(column, row), given)
+                found[size * i : size * (i + 1), size * j : size * (j + 1)] = block
+        return found
+
+    def _centre(self, column: int, row: int) -> tuple[float, float]:
+        side = self._cutter.side * self._cutter.step
+        return (column + 0.5) * side, (row + 0.5) * side
+
+
+def crop_scales(
+    slide: Slide, centre_px: np.ndarray, scales: Sequence[PatchScale], region: Region | None = None
+) -> list[np.ndarray]:
     """Cut patches of several scales around each centre, each region of the slide read once for all scales it serves.
 
     Parameters
@@ -84,6 +158,8 @@ def crop_scales(slide: Slide, centre_px: np.ndarray, scales: Sequence[PatchScale
     scales : sequence of PatchScale
         Where a level's downsampling is no whole number, the position of a region is rounded; the patches of the first
         scale are then cut from a region of their own, as `crop_patches` does.
+    region : Region, optional
+        Pixels that were read before; what it holds is not read again.
 
     Returns
     -------
@@ -99,7 +175,7 @@ def crop_scales(slide: Slide, centre_px: np.ndarray, scales: Sequence[PatchScale
     found = [np.empty((len(centre_px), cutter.size, cutter.size, 3), np.uint8) for cutter in cutters]
     for which in cutters[0].reading_order(centre_px):
         x, y = centre_px[which]
-        regions = {host: host.read(x, y) for host in dict.fromkeys(hosts)}
+        regions = {host: host.region(x, y, region) for host in dict.fromkeys(hosts)}
         for patches, cutter, host in zip(found, cutters, hosts, strict=True):
             patches[which] = cutter.patch(x, y, regions[host])
     return found
@@ -145,16 +221,23 @@ class _Cutter:
             out[which] = self.patch(*centres[which])
         return out
 
-    def read(self, x: float, y: float) -> tuple[np.ndarray, int, int]:
-        """The region around level-0 x, y, and the level's pixel (x, y) of its upper left corner."""
+    def corner(self, x: float, y: float) -> tuple[int, int]:
+        """The level's pixel (x, y) from which on a patch around level-0 x, y is read."""
         x0, y0 = (math.floor(middle / self.step - self.side / 2) - self.margin for middle in (x, y))
+        return x0, y0
+
+    def region(self, x: float, y: float, known: Region | None = None) -> tuple[np.ndarray, int, int]:
+        """Pixels around level-0 x, y, known or read, and the level's pixel (x, y) of their upper left corner."""
+        x0, y0 = self.corner(x, y)
+        if known is not None and known.holds(x0, y0, x0 + self.reach, y0 + self.reach, self.level):
+            return known.pixels, known.left, known.top
         return self.slide.read(round(x0 * self.step), round(y0 * self.step), self.reach, self.reach, self.level), x0, y0
 
     def patch(self, x: float, y: float, region: tuple[np.ndarray, int, int] | None = None) -> np.ndarray:
         """(size, size, 3) around level-0 x, y, from a larger region of this level or one of its own."""
         from PIL import Image
 
-        pixels, x0, y0 = self.read(x, y) if region is None else region
+        pixels, x0, y0 = self.region(x, y) if region is None else region
         left, top = x / self.step - self.side / 2, y / self.step - self.side / 2
         across, down = math.floor(left) - self.margin - x0, math.floor(top) - self.margin - y0
         pixels = pixels[down : down + self.reach, across : across + self.reach]  # what it would have read by itself

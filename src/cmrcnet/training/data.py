@@ -20,7 +20,8 @@ from scipy import sparse
 from cmrcnet.config import Config
 from cmrcnet.errors import BadOption, ShapeMismatch, TooFew
 from cmrcnet.features.device import read_ahead
-from cmrcnet.features.extract import PERTURBED, STATISTICS, FeatureSpec, cached_patches, extract_with
+from cmrcnet.features.extract import cached_patches, extract_with
+from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureSpec
 from cmrcnet.features.tokens import Standardizer
 from cmrcnet.genes.components import ExpressionComponents, find_components
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
@@ -195,7 +196,8 @@ class TrainingData:
                     )
             else:
                 layers = (STATISTICS, PERTURBED) if limits else ()
-                tokens, also = extract_with(encoder, slide, centre_px, FeatureSpec.of(config), layers, cache=cache)
+                spec = FeatureSpec.of(config, encoder)
+                tokens, also = extract_with(encoder, slide, centre_px, spec, layers, cache=cache)
                 inputs.append(tokens)
                 if limits:
                     statistics.append(also[STATISTICS][some])

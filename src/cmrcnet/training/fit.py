@@ -29,6 +29,7 @@ from lightning_fabric import Fabric
 from cmrcnet.config import Config
 from cmrcnet.errors import CmrcnetWarning, TooFew
 from cmrcnet.features.device import choose_device, choose_precision
+from cmrcnet.features.map_strides import state_method
 from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
@@ -118,6 +119,7 @@ def fit(
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
     encoder = new_encoder(config)
+    config = state_method(config, encoder)
     temporary = tempfile.TemporaryDirectory(prefix="cmrcnet-", ignore_cleanup_errors=True) if cache is None else None
     with nullcontext("") if temporary is None else temporary as folder:
         store = TokenCache(Path(folder)) if cache is None else cache

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cmrcnet.config import Config
 from cmrcnet.errors import ShapeMismatch
-from cmrcnet.features.extract import FeatureSpec
+from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.heads.pca import fit_pca
 from cmrcnet.models.cmrcnet import CMRCNet, Outputs
 from cmrcnet.models.image_encoder import ImageEncoder, d4
@@ -61,7 +61,7 @@ def new_training_module(config: Config, data: TrainingData, ids: np.ndarray, enc
             config.model,
             n_genes=data.n_genes,
             token_dim=encoder.dim,
-            n_tokens=FeatureSpec.of(config).token_count(encoder),
+            n_tokens=FeatureSpec.of(config, encoder).token_count(encoder),
         )
     if config.model.pool == "components":
         pca = fit_pca(data.inputs_of(np.asarray(ids)), config.train.seed)

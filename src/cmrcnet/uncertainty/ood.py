@@ -73,6 +73,8 @@ VALIDATION_INSIDE = 0.98
 """Share of validation locations within the location limit."""
 
 _FAINT = 1e-6
+_CELL_UM = 8
+_DENSITY = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
 _STAIN = np.array([1.0, 0.0, 0.0, 1.0, *([2.0] * (len(STATISTIC_NAMES) - 4))])
 _SHARES = np.diag([0.0, 1.0, 1.0, *([0.0] * (len(STATISTIC_NAMES) - 3))])
 _SPOKEN = {"strength": "how strongly it is stained", "red": "its colour", "blue": "its colour"}
@@ -93,18 +95,54 @@ def patch_statistics(patches: np.ndarray) -> np.ndarray:
 
     The patches (patches, side, side, 3) are uint8, their side a multiple of 32; a pixel shows 1 um.
     """
-    density = -np.log10((patches.astype(np.float32) + 1) / 256)
-    mean = density.mean(axis=(1, 2))
-    total = mean.sum(axis=1)
-    share = mean / np.maximum(total, _FAINT)[:, None]
+    density = _DENSITY[patches]
     contrast = (density[..., 0] - density[..., 2]).std(axis=(1, 2))
-    columns = [np.log(total + 1e-3), share[:, 0], share[:, 2], np.log(contrast + 1e-3)]
-    grey = density.mean(axis=3)
+    details = [squares.mean(axis=(1, 2)) for squares in _details(density.mean(axis=3))]
+    return _statistics(density.mean(axis=(1, 2)), contrast, np.column_stack(details))
+
+
+def statistics_maps(picture: np.ndarray) -> list[np.ndarray]:
+    """Maps of a picture whose means over a window are what `statistics_of_means` takes.
+
+    The picture (height, width, 3) is uint8, both sides a multiple of 32; a pixel shows 1 um. The maps are (height /
+    cell, width / cell, channels) float32, with cells of 8, 16 and 32 um: the densities, their difference, its square
+    and the finest three details; then one coarser detail each.
+    """
+    density = _DENSITY[picture]
+    difference = density[..., 0] - density[..., 2]
+    details = [squares[0] for squares in _details(density.mean(axis=2)[None])]
+    fine = [*np.moveaxis(density, 2, 0), difference, difference**2, *details[:3]]
+    height, width = (side // _CELL_UM for side in picture.shape[:2])
+    first = [each.reshape(height, each.shape[0] // height, width, -1).mean(axis=(1, 3)) for each in fine]
+    return [np.stack(first, axis=2), *(detail[..., None] for detail in details[3:])]
+
+
+def statistics_of_means(means: np.ndarray) -> np.ndarray:
+    """Statistics (windows, statistics) float32 from the means (windows, channels) of the maps over each window.
+
+    They are those of a patch but for two things: the halvings are counted from the picture's corner, not the patch's,
+    and a cell at the window's edge counts by the share that lies inside.
+    """
+    spread = means[:, 4] - means[:, 3] ** 2
+    return _statistics(means[:, :3], np.sqrt(np.maximum(spread, 0.0)), means[:, 5:])
+
+
+def _details(grey: np.ndarray) -> list[np.ndarray]:
+    """Mean squares of the detail that each halving removes, (pictures, height, width) of the halved picture."""
+    found = []
     for _ in DETAIL_UM:
         number, height, width = grey.shape
         blocks = grey.reshape(number, height // 2, 2, width // 2, 2)
         grey = blocks.mean(axis=(2, 4))
-        columns.append(np.log(((blocks - grey[:, :, None, :, None]) ** 2).mean(axis=(1, 2, 3, 4)) + _FAINT))
+        found.append(((blocks - grey[:, :, None, :, None]) ** 2).mean(axis=(2, 4)))
+    return found
+
+
+def _statistics(density: np.ndarray, contrast: np.ndarray, details: np.ndarray) -> np.ndarray:
+    """From mean densities (n, 3), the deviation of their difference (n,), mean squares of details (n, halvings)."""
+    total = density.sum(axis=1)
+    share = density / np.maximum(total, _FAINT)[:, None]
+    columns = [np.log(total + 1e-3), share[:, 0], share[:, 2], np.log(contrast + 1e-3), np.log(details + _FAINT)]
     return np.column_stack(columns).astype(np.float32)
 
 

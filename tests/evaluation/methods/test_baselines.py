@@ -40,7 +40,8 @@ def test_training_rows_and_columns_belong_together(training):
 
 
 def test_features_are_the_mean_token_of_each_spot(training):
-    from cmrcnet.features.extract import FeatureSpec, extract
+    from cmrcnet.features.extract import extract
+    from cmrcnet.features.spec import FeatureSpec
     from cmrcnet.models.encoders import create_image_encoder
 
     section = training.cohort.read(training.cohort.sections[0])

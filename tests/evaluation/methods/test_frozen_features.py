@@ -16,7 +16,8 @@ def section(small_cohort):
 
 
 def test_the_last_layer_is_that_of_one_patch(section, small_config, small_cache):
-    from cmrcnet.features.extract import FeatureSpec, extract
+    from cmrcnet.features.extract import extract
+    from cmrcnet.features.spec import FeatureSpec
     from cmrcnet.models.encoders import create_image_encoder
 
     found = PooledFeatures(small_config, small_cache).last_layer(section.slide, section.spots)

@@ -57,15 +57,18 @@ class PooledFeatures:
         return self._known[key]
 
     def _scales(self, slide: Slide, spots: Spots) -> np.ndarray:
-        from cmrcnet.features.extract import FeatureSpec, extract
+        from cmrcnet.features.extract import extract
+        from cmrcnet.features.spec import FeatureSpec
 
-        spec = FeatureSpec.of(self._config)
-        tokens = extract(self._encoder("pooled"), slide, spots.centre_px, spec, cache=self._cache)
+        encoder = self._encoder("pooled")
+        spec = FeatureSpec.of(self._config, encoder)
+        tokens = extract(encoder, slide, spots.centre_px, spec, cache=self._cache)
         return np.asarray(tokens, np.float32).reshape(len(tokens), -1)
 
     def _pooled(self, kind: str, slide: Slide, spots: Spots) -> np.ndarray:
         """Mean token of each spot's patch, from the encoder of this kind."""
-        from cmrcnet.features.extract import FeatureSpec, extract
+        from cmrcnet.features.extract import extract
+        from cmrcnet.features.spec import FeatureSpec
 
         def compute() -> np.ndarray:
             run = self._config.train

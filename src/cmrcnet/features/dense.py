@@ -1,0 +1,232 @@
+"""Dense features: a convolutional encoder looks at every pixel of a scale once, however many locations share it.
+
+The slide is resampled to the micrometres per pixel of a scale, and the network runs over it in large tiles. The output
+of a block is a map of cells; the feature of a location is the mean of each map over the location's window (the square
+that a patch would show), where a cell at the edge counts by the share that lies inside::
+
+    v_i = mean over D4 augmentations of [ mean over window i of the map of block b,  for each block b ]
+
+A patch is encoded alone, with zeros around it; here each window has its true surroundings, so that features of the two
+ways are alike but not equal, and a model trained with one is used with that one.
+
+**Tiles.** The pixels lie on a grid that starts at the slide's upper left corner, and so do the tiles, of `TILE_PX`
+pixels. A location belongs to the tile that holds its centre, and its window is pooled from that tile's maps alone: the
+input reaches over the windows of the tile's locations and `HALO_PX` pixels more on every side (outside the slide it is
+white, as for patches). Features therefore depend neither on the order of the locations nor on how often a run was
+killed; they depend on the tiling only through what the network sees beyond the halo.
+
+**Where a cell lies.** Cell i of a map of stride s stands for the pixels from s i to s (i + 1). TensorFlow's padding,
+which EfficientNet-Lite has, centres the field of a cell (s - 1) / 2 pixels further; but the learnt filters look back:
+on a real section the features of a picture, and of the same picture turned by half a turn, agree best when cells are
+placed 0.2 strides before to 0.1 after the place above (blocks 4, 7, 10, 14, windows of 48 px).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmrcnet.errors import BadOption
+from cmrcnet.features.device import Precision, choose_device, choose_precision, mixed
+from cmrcnet.features.map_strides import map_strides, output_maps
+from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureSpec
+from cmrcnet.models.image_encoder import ROTATIONS_FIRST, ImageEncoder, d4
+from cmrcnet.slides.patches import PixelGrid, Region, crop_scales
+from cmrcnet.slides.slide import PatchScale, Slide, known_scale
+from cmrcnet.uncertainty.ood import (
+    DETAIL_UM,
+    PERTURBED_SCALES,
+    STATISTICS_SCALE,
+    perturbed_statistics,
+    statistics_maps,
+    statistics_of_means,
+)
+
+if TYPE_CHECKING:
+    from cmrcnet.progress import Meter
+
+TILE_PX = 1792
+"""Side of a tile in pixels of the scale."""
+HALO_PX = 112
+"""Pixels of a tile's input beyond the windows of its locations."""
+BLOCK_PX = 128
+"""Inputs are cut to multiples of it: few shapes occur, and the strides of every network divide it."""
+DENSE_FORMAT = 1
+"""Counts up when the same slide, encoder, tiles and halo give other features."""
+
+_ROWS_AT_ONCE = 256
+
+
+def tiles(slide: Slide, centre_px: np.ndarray, scale: PatchScale) -> list[np.ndarray]:
+    """The locations (indices, ascending) of each tile of a scale that holds any; tiles row by row of the slide."""
+    at = np.floor(centre_px * (known_scale(slide) / (TILE_PX * scale.mpp))).astype(np.int64)
+    order = np.lexsort((at[:, 0], at[:, 1]))
+    changes = np.flatnonzero((np.diff(at[order], axis=0) != 0).any(axis=1)) + 1
+    return np.split(order, changes) if len(order) else []
+
+
+def statistics_host(slide: Slide, spec: FeatureSpec) -> int:
+    """The scale whose pixels image statistics come from, the largest of their level; `STATISTICS` for none."""
+    level = PixelGrid(slide, STATISTICS_SCALE.mpp).level
+    hosts = [i for i, scale in enumerate(spec.scales) if PixelGrid(slide, scale.mpp).level == level]
+    return max(hosts, key=lambda i: spec.scales_um[i], default=STATISTICS)
+
+
+def tiles_of_layer(slide: Slide, centre_px: np.ndarray, spec: FeatureSpec, layer: int) -> list[np.ndarray]:
+    """The locations of each tile of a layer; image statistics have the tiles of their host."""
+    scale = layer if layer >= 0 else statistics_host(slide, spec)
+    return tiles(slide, centre_px, STATISTICS_SCALE if scale < 0 else spec.scales[scale])
+
+
+class Field(NamedTuple):
+    """A picture, or maps of one, and the windows of some locations on it."""
+
+    pixels: list[np.ndarray]
+    left: np.ndarray
+    top: np.ndarray
+
+
+class DenseRun:
+    """An encoder on its device, for one slide and one spec; the dense counterpart of `extract._PatchRun`."""
+
+    def __init__(self, encoder: ImageEncoder, slide: Slide, spec: FeatureSpec) -> None:
+        strides = map_strides(encoder)
+        if strides is None or not spec.scales_um:
+            raise BadOption("method", "dense", "patches, without scales or with an encoder that is not convolutional")
+        self.encoder, self.slide, self.spec, self.strides = encoder, slide, spec, strides
+        self.device = choose_device(spec.device)
+        self.precision: Precision = choose_precision(spec.precision, self.device)
+        self.grids = [PixelGrid(slide, scale.mpp, BLOCK_PX) for scale in spec.scales]
+        self.statistics_grid = PixelGrid(slide, STATISTICS_SCALE.mpp, BLOCK_PX)
+        self.host = statistics_host(slide, spec)
+
+    def chunks(self, centre_px: np.ndarray, layers: tuple[int, ...]) -> Iterator[tuple[np.ndarray, list[int]]]:
+        """Locations that are read together, and their layers: each scale by itself, statistics with their host."""
+        statistics = [layer for layer in layers if layer < 0]
+        groups = [[layer] + statistics * (layer == self.host) for layer in layers if layer >= 0]
+        if statistics and (self.host < 0 or self.host not in layers):
+            groups.append(statistics)
+        for group in groups:
+            yield from ((rows, group) for rows in tiles_of_layer(self.slide, centre_px, self.spec, group[0]))
+
+    def grouped(self, missing: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
+        """Layers of a tile that are read together: all, by `chunks`."""
+        return [missing] if missing else []
+
+    def cut(self, centre_px: np.ndarray, picked: np.ndarray, layers: list[int]) -> list[Field]:
+        """The pixels of some layers of a tile, from one region of the slide."""
+        fields, region = [], None
+        asked = [self._windows(centre_px, layer) for layer in layers if layer != PERTURBED]
+        if asked:
+            bounds = np.array([grid.bounds(columns, rows) for grid, columns, rows, _, _ in asked])
+            region = asked[0][0].read(*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist())
+        for layer in layers:
+            if layer == PERTURBED:
+                patches = crop_scales(self.slide, centre_px[picked], PERTURBED_SCALES, region)
+                fields.append(Field(patches, picked, picked))
+                continue
+            assert region is not None
+            grid, columns, rows, left, top = asked.pop(0)
+            if layer == STATISTICS:
+                pixels = _maps_of_statistics(grid, columns, rows, region)
+            else:
+                pixels = [grid.picture(columns, rows, region)]
+            fields.append(Field(pixels, left - columns[0] * grid.block_px, top - rows[0] * grid.block_px))
+        return fields
+
+    def _windows(self, centre_px: np.ndarray, layer: int) -> tuple[PixelGrid, range, range, np.ndarray, np.ndarray]:
+        """Grid, columns and rows of blocks of a tile's input; left and top of the windows in pixels of the grid."""
+        grid = self.statistics_grid if layer == STATISTICS else self.grids[layer]
+        side, halo = (STATISTICS_SCALE.size_px, 0) if layer == STATISTICS else (self.spec.patch.size_px, HALO_PX)
+        left, top = (centre_px / grid.px_of_slide - side / 2).T
+        across, down = (grid.blocks(each.min() - halo, each.max() + side + halo) for each in (left, top))
+        return grid, across, down, left, top
+
+    def values(self, field: Field, layer: int, meter: Meter) -> np.ndarray:
+        """Features (locations, dim) float32, or image statistics, of a tile's locations."""
+        if layer == PERTURBED:
+            found = perturbed_statistics(field.pixels)
+        elif layer == STATISTICS:
+            height_um = len(field.pixels[-1]) * max(DETAIL_UM) * 2
+            means = [
+                window_means(
+                    torch.from_numpy(each).permute(2, 0, 1),
+                    field,
+                    STATISTICS_SCALE.size_px,
+                    height_um // len(each),
+                )
+                for each in field.pixels
+            ]
+            found = statistics_of_means(torch.cat(means, dim=1).numpy())
+        else:
+            found = self._features(field)
+        meter.advance(len(found))
+        return found
+
+    def _features(self, field: Field) -> np.ndarray:
+        """Encode a tile turned each way, and pool the windows, which are turned with it."""
+        side = self.spec.patch.size_px
+        (picture,) = field.pixels
+        height, width = picture.shape[:2]
+        self.encoder.to(self.device)
+        training = self.encoder.training
+        self.encoder.eval()
+        total = torch.zeros((len(field.left), self.encoder.dim))
+        try:
+            with torch.inference_mode():
+                pixels = self.encoder.prepare(picture[None])
+                for way in ROTATIONS_FIRST[: self.spec.augmentations]:
+                    left = width - side - field.left if way & 1 else field.left
+                    top = height - side - field.top if way & 2 else field.top
+                    turned = Field([], top, left) if way & 4 else Field([], left, top)
+                    maps = self.maps(d4(pixels, way).contiguous(memory_format=torch.channels_last))
+                    means = [window_means(m[0], turned, side, s) for m, s in zip(maps, self.strides, strict=True)]
+                    total += torch.cat(means, dim=1).cpu()
+        finally:
+            self.encoder.train(training)
+        return (total / self.spec.augmentations).numpy()
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """Run the network: a map (1, channels, height / stride, width / stride) a block, of prepared pixels."""
+        with mixed(self.precision, self.device):
+            return output_maps(self.encoder.backbone, self.encoder.blocks, pixels)
+
+
+def _maps_of_statistics(grid: PixelGrid, columns: range, rows: range, region: Region) -> list[np.ndarray]:
+    """`statistics_maps` of a picture that is made some rows at a time, because it may be large."""
+    strips = [statistics_maps(grid.picture(columns, rows[i : i + 2], region)) for i in range(0, len(rows), 2)]
+    return [np.concatenate(each) for each in zip(*strips, strict=True)]
+
+
+def window_means(cells: Tensor, windows: Field, side: float, stride: float) -> Tensor:
+    """Mean of a map (channels, height, width) over each window of `side` pixels: (windows, channels) float32.
+
+    A window is separable: its weights over rows are shared by all windows of the same height on the slide, so that the
+    map is first averaged over rows, once for each of these, and then over columns.
+    """
+    channels, height, width = cells.shape
+    cells = cells.float().permute(1, 2, 0).reshape(height, width * channels)
+    across = _weights(windows.left, side, width, stride).to(cells.device)
+    tops, row_of = np.unique(windows.top, return_inverse=True)
+    order = np.argsort(row_of, kind="stable")
+    ends = np.searchsorted(row_of[order], np.arange(len(tops) + 1))
+    found = torch.empty((len(row_of), channels), device=cells.device)
+    for first in range(0, len(tops), _ROWS_AT_ONCE):
+        down = _weights(tops[first : first + _ROWS_AT_ONCE], side, height, stride).to(cells.device)
+        for i, averaged in enumerate((down @ cells).reshape(-1, width, channels), first):
+            which = torch.from_numpy(order[ends[i] : ends[i + 1]])
+            found[which] = across[which] @ averaged
+    return found
+
+
+def _weights(start: np.ndarray, side: float, cells: int, stride: float) -> Tensor:
+    """Share of each window that each cell covers along one axis: (windows, cells), rows of sum 1."""
+    edges = stride * np.arange(cells + 1)
+    start = start[:, None]
+    share = np.minimum(edges[1:], start + side) - np.maximum(edges[:-1], start)
+    share = np.maximum(share, 0.0)
+    return torch.from_numpy((share / share.sum(axis=1, keepdims=True)).astype(np.float32))
