@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -186,12 +188,18 @@ def test_indices_that_point_outside(store, section):
         read_section(store, mpp=section.slide.mpp)
 
 
-def test_an_array_that_declares_more_than_it_holds(store, section):
-    import json
-
-    path = next(path for path in (store / "tables" / "table").rglob("zarr.json") if "shape" in path.read_text())
+@pytest.mark.parametrize(
+    ("array", "shape", "chunk", "why"),
+    [
+        ("X/data", 10**12, 10**12, r"X/data declares [\d,]+ bytes and holds"),
+        ("obs/instance", 2**24, 2**24, r"obs/instance declares 1,073,741,824 bytes and holds"),  # texts
+        ("obs/instance", 10**6, 5, r"obs/instance declares 200,000 chunks and holds 2 files"),
+    ],
+)
+def test_an_array_that_declares_more_than_it_holds(store, section, array, shape, chunk, why):
+    path = store / "tables" / "table" / array / "zarr.json"
     facts = json.loads(path.read_text())
-    facts["shape"] = [10**12] * len(facts["shape"])
+    facts["shape"], facts["chunk_grid"]["configuration"]["chunk_shape"] = [shape], [chunk]
     path.write_text(json.dumps(facts))
-    with pytest.raises(BadInput, match=r"declares [\d,]+ bytes and holds"):
+    with pytest.raises(BadInput, match=why):
         read_section(store, mpp=section.slide.mpp)

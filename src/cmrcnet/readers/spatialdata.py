@@ -18,6 +18,7 @@ Scale
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ from cmrcnet.storage.refusals import first_line
 WHAT = "a SpatialData store (.zarr)"
 CHANNELS = ("r", "g", "b", "a", "red", "green", "blue", "alpha", "0", "1", "2", "3")
 """Names of channels, in lower case, of an RGB image; others (DAPI) are stains."""
+TEXT_BYTES = 64
+"""Memory that a text of an array takes, however short."""
+FREE_CHUNKS, MOST_ABSENT = 10_000, 100
+"""An array may be cut into so many chunks, and into so many for each that is there; each takes 0.2 ms to look for."""
 SAME_PLACE_PX = 0.5
 """Largest distance of the places that two coordinate systems give one spot and that count as the same."""
 
@@ -159,15 +164,23 @@ def _declared_fault(tables: Path) -> str | None:
     import zarr
 
     for described in (path for name in ("zarr.json", ".zarray") for path in tables.rglob(name)):
+        name = described.parent.relative_to(tables.parent)
         try:
             array: Any = zarr.open(described.parent, mode="r")
-            declared = getattr(array, "nbytes", 0)
+            if not hasattr(array, "shape"):  # a group
+                continue
+            entries = math.prod(array.shape)
+            declared = entries * (array.dtype.itemsize if array.dtype.kind in "biufc" else TEXT_BYTES)
+            parts = zip(array.shape, array.shards or array.chunks, strict=True)
+            chunks = math.prod(-(-side // part) for side, part in parts)
         except Exception as error:  # zarr raises a dozen kinds
-            return f"{described.relative_to(tables.parent)} cannot be read ({first_line(error)})"
-        if declared > FREE_BYTES:
-            held = sum(path.stat().st_size for path in described.parent.rglob("*") if path.is_file())
-            if declared > MOST_INFLATED * held:
-                return f"{described.parent.relative_to(tables.parent)} declares {declared:,} bytes and holds {held:,}"
+            return f"{name}/{described.name} cannot be read ({first_line(error)})"
+        if declared > FREE_BYTES or chunks > FREE_CHUNKS:
+            files = [path.stat().st_size for path in described.parent.rglob("*") if path.is_file()]
+            if declared > max(FREE_BYTES, MOST_INFLATED * sum(files)):
+                return f"{name} declares {declared:,} bytes and holds {sum(files):,}"
+            if chunks > max(FREE_CHUNKS, MOST_ABSENT * len(files)):
+                return f"{name} declares {chunks:,} chunks and holds {len(files):,} files"
     return None
 
 
