@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -174,6 +175,30 @@ def test_names_of_spots_are_compared_as_numbers(tmp_path, small, in_counts, x, y
     np.testing.assert_array_equal(section.counts.toarray(), small.counts)
     np.testing.assert_allclose(section.spots.centre_px, small.centre_px)
     assert not any("dropped" in note or "left out" in note for note in section.notes)
+
+
+@pytest.mark.parametrize("rounded", ["spots", "counts"])
+def test_names_that_one_file_rounds(tmp_path, small, rounded):
+    rng = np.random.default_rng(0)
+    fine = [
+        f"{x + dx:.3f}x{y + dy:.3f}"
+        for (x, y), (dx, dy) in zip(small.array_xy, rng.uniform(-0.2, 0.2, (small.spots, 2)), strict=True)
+    ]
+    coarse = ["x".join(f"{float(part):.2f}" for part in name.split("x")) for name in fine]
+    names = {"spots": (fine, coarse), "counts": (coarse, fine)}[rounded]
+    counts = write_legacy(tmp_path, replace(small, barcodes=names[0]))
+    spots = pd.read_csv(tmp_path / "S1_spots.tsv", sep="\t").drop(columns="spot", errors="ignore")
+    spots["x"], spots["y"] = np.array([name.split("x") for name in names[1]]).T
+    spots.to_csv(tmp_path / "S1_spots.tsv", sep="\t", index=False)
+    section = read_section(counts, mpp=small.mpp)
+    assert section.spots.barcodes == tuple(names[0])
+    np.testing.assert_array_equal(section.counts.toarray(), small.counts)
+    np.testing.assert_allclose(section.spots.centre_px, small.centre_px, atol=0.01)
+    assert any("rounded in one file" in note for note in section.notes)
+    spots["x"], spots["y"] = np.round(spots["x"].astype(float), 1), "1.5"  # of which several spots are the rounding
+    spots.to_csv(tmp_path / "S1_spots.tsv", sep="\t", index=False)
+    with pytest.raises(BadInput, match="none is the same; name the spots alike in both"):
+        read_section(counts, mpp=small.mpp)
 
 
 def test_decimal_commas_and_nothing_selected(tmp_path, small):

@@ -172,24 +172,52 @@ def _matched(
     candidates = spot_names(table, required=True)
     rows, columns = [_plain(name) for name in counts.rows], [_plain(name) for name in counts.columns]
     best, best_shared = None, 0
-    for names in candidates:
-        known = set(map(spot_key, names))
+    for given in candidates:
+        known = set(map(spot_key, given))
         for turned, ids in ((False, rows), (True, columns)):
-            shared = sum(spot_key(name) in known for name in ids)
+            names, shared = given, sum(spot_key(name) in known for name in ids)
+            if shared < min(len(ids), len(given)) / 2 and (unrounded := _unrounded(given, ids)):
+                names, shared = unrounded, len(set(unrounded) & set(ids))
             if shared > best_shared:
-                best, best_shared = (names, turned), shared
+                best, best_shared = (given, names, turned), shared
     if best is None:
         raise BadInput(
             table.path,
             f"the spot file of {path.name}",
             f"it names spots like {candidates[0][0] if candidates[0] else 'none'}, the counts like "
-            f"{rows[0]} (rows) or {columns[0]} (columns), and none is the same",
+            f"{rows[0]} (rows) or {columns[0]} (columns), and none is the same; name the spots alike in both",
         )
-    names, turned = best
+    given, names, turned = best
+    if changed := [(a, b) for a, b in zip(given, names, strict=True) if a != b]:
+        notes.append("The names of spots are rounded in one file ({} and {}), and matched.".format(*changed[0]))
     if turned:
         notes.append("The table of counts has one row a gene; it was turned.")
         return columns, counts.rows, sparse.csr_matrix(counts.values.T), names
     return rows, counts.columns, counts.values, names
+
+
+def _unrounded(names: list[str], ids: list[str]) -> list[str] | None:
+    """The names of the counts (`ids`) that names of the spot file round, or are rounded by; None unless one to one.
+
+    Decimals (at least one) are rounded off on one side; a name that rounds none, or that none rounds, stays.
+    """
+    from scipy.spatial import KDTree
+
+    places, digits = [], []
+    for each in (names, ids):
+        found = [SPOT_NAME.fullmatch(name) for name in each]
+        if not found or not all(found):
+            return None
+        texts = [[part.replace(",", ".") for part in match.groups()] for match in found if match]
+        places.append(np.array(texts, dtype=np.float64))
+        digits.append(max(len(part.partition(".")[2]) for pair in texts for part in pair))
+    if digits[0] == digits[1] or min(digits) < 1:
+        return None
+    near: Any = KDTree(places[1]).query_ball_point(places[0], 0.5 * 10.0 ** -min(digits) * (1 + 1e-6), p=np.inf)
+    chosen = [row[0] for row in near if row]
+    if len(chosen) < len(names) / 2 or len(set(chosen)) < len(chosen) or any(len(row) > 1 for row in near):
+        return None
+    return [ids[row[0]] if row else name for name, row in zip(names, near, strict=True)]
 
 
 def _shared(
