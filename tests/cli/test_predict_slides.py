@@ -97,6 +97,7 @@ def test_what_cannot_be_opened_is_named_and_the_others_are_predicted(place, tmp_
     assert list(rows) == ["gone.png", "one.png", "pipe.png", "two.png", "zero.svs"]
     assert "is a link to" in rows["gone.png"]["problem"] and "pipe, socket or device" in rows["pipe.png"]["problem"]
     assert "tile width is 0" in rows["zero.svs"]["problem"] and rows["two.png"]["status"] == "predicted"
+    assert "is a link to" in refused(capsys, place, slides / "gone.png", "--out", tmp_path / "one.h5ad")
 
 
 def test_an_error_that_was_not_foreseen_is_that_slides_own(place, tmp_path, capsys, monkeypatch):

@@ -147,9 +147,7 @@ def _slide_and_locations(
                 raise BadOption(name, str(value), "nothing together with --section: the cohort file gives it")
         found = read_cohort(slide).read(section)
         return found.slide, found.spots
-    if not slide.exists():
-        raise MissingInput(slide, "The slide")
-    if slide.suffix == ".csv":
+    if slide.suffix == ".csv" and slide.exists():
         raise BadOption("slide", str(slide), "a slide, or a cohort.csv together with --section NAME")
     return open_slide(slide, mpp=mpp), None if spots is None else read_spots(spots)
 
