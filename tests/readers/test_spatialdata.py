@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -185,6 +186,14 @@ def test_indices_that_point_outside(store, section):
         group = zarr.open_group(store / "tables" / "table", mode="r+")
     group["X/indices"][3] = 4_000_000
     with pytest.raises(BadInput, match=r"a matrix is damaged: an index is 4000000|it is damaged"):
+        read_section(store, mpp=section.slide.mpp)
+
+
+@pytest.mark.parametrize("place", ["tables/table/X/indices/zarr.json", "images/he/s0/c/0/0/0"])
+def test_a_pipe_in_a_store(store, section, place):
+    (store / place).unlink()
+    os.mkfifo(store / place)
+    with pytest.raises(BadInput, match=f"{place} is a pipe, socket or device"):
         read_section(store, mpp=section.slide.mpp)
 
 

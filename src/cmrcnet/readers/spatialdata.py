@@ -19,6 +19,7 @@ Scale
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def _opened(store: Path) -> Any:
         import spatialdata
     except ImportError as error:
         raise MissingExtra("spatialdata", f"Reading {store.name}", "'cmrcnet[spatialdata]'") from error
-    if why := _declared_fault(store / "tables"):
+    if why := _irregular_fault(store) or _declared_fault(store / "tables"):
         raise BadInput(store, WHAT, why)
     try:
         elements: Any = ("images", "shapes", "tables")
@@ -157,6 +158,16 @@ def _opened(store: Path) -> Any:
             if why := sparse_fault(*arrays, matrix.shape, by_row=matrix.format == "csr"):
                 raise BadInput(store / "tables" / name, WHAT, f"a matrix is damaged: {why}")
     return sdata
+
+
+def _irregular_fault(store: Path) -> str | None:
+    """Why a store is not to be read, or None: it holds something that zarr would wait for, or read without end."""
+    for where, folders, names in os.walk(store):
+        folders.sort()
+        for path in (Path(where, name) for name in sorted(names)):
+            if not path.is_file() and path.exists():
+                return f"{path.relative_to(store)} is a pipe, socket or device, not an ordinary file"
+    return None
 
 
 def _declared_fault(tables: Path) -> str | None:
