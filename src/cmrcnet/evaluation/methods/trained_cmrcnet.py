@@ -151,7 +151,8 @@ def _fit(training: FoldData, cohort: Cohort) -> FittedCMRCNet:
         return model, build_bank(model, cohort, cache=training.cache)
 
     model, bank = training.trained(cohort, train)
-    model = replace(model, config=training.config)
+    config = replace(training.config, features=model.config.features)  # which state how features were extracted
+    model = replace(model, config=config)
     _refuse_contaminated(model, bank, training.fold)
     learnt = model.provenance.to_dict()
     record = {
