@@ -510,6 +510,8 @@ def _fit(value: Any, hint: Any, key: str) -> Any:
     """Check one value against its annotation; numbers in exponent form arrive from YAML as text."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
         for option in arguments:
             try:
                 return _fit(value, option, key)

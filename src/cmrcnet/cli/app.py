@@ -17,7 +17,7 @@ from cmrcnet.cli import bank_commands, cohort_commands, evaluate_commands, model
 from cmrcnet.cli.doctor import doctor
 from cmrcnet.errors import CmrcnetError, CmrcnetWarning, NoSpace
 from cmrcnet.progress import printable
-from cmrcnet.slides.probe import slides_probed_first
+from cmrcnet.slides.decoders import slides_probed_first
 from cmrcnet.storage.refusals import error_number, refusal_sentence
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Predict many slides, one after the other: finished ones are skipped, and a broken slide does not stop the others.
 
-Each slide is tried in a child process first (`slides.probe`), which may die of it. Files that begin with a dot are no
-slides (macOS leaves `._NAME` beside every file), and the files of one DICOM series are one slide.
+Each slide is tried in a child process first (`slides.decoders`), which may die of it. Files that begin with a dot are
+no slides (macOS leaves `._NAME` beside every file), and the files of one DICOM series are one slide.
 
 Several processes, on several machines that share the disk, may work on one folder: a slide that another process is
 writing is skipped.
@@ -32,7 +32,7 @@ from cmrcnet.errors import (
     Unwritable,
 )
 from cmrcnet.export.stored_prediction import StoredPrediction
-from cmrcnet.slides.probe import slides_probed_first
+from cmrcnet.slides.decoders import slides_probed_first
 from cmrcnet.slides.slide import open_slide
 from cmrcnet.slides.slide_files import one_file_a_slide
 from cmrcnet.storage.atomic import atomic_file, refuse_existing

@@ -9,11 +9,8 @@ process reads each file first: it follows every group and reads every attribute,
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import io
-import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -27,7 +24,7 @@ from cmrcnet.errors import BadInput, CmrcnetError
 from cmrcnet.readers.text_files import open_text
 from cmrcnet.slides.slide_files import require_file
 from cmrcnet.storage.arrays import LARGEST_SHAPE, sparse_fault
-from cmrcnet.storage.child_process import ChildProcess, serve_lines
+from cmrcnet.storage.child_process import ChildProcess, serve_files
 from cmrcnet.storage.refusals import fault_of_file
 
 FREE_BYTES = 256 << 20
@@ -40,10 +37,6 @@ MOST_SECONDS, BYTES_A_SECOND = 15.0, 10 << 20
 READ_BYTES = 16 << 20
 MOST_TEXTS = 50_000_000
 """Most entries of a dataset of texts that are read."""
-
-_lock = threading.Lock()
-_known_sound: set[tuple[str, int, int]] = set()
-"""Files (path, size, time of last change) that the child has read."""
 
 
 @contextmanager
@@ -182,10 +175,7 @@ def read_mtx(path: Path, shape: tuple[int, int]) -> sparse.csc_matrix:
 
 @cache
 def _child() -> ChildProcess:
-    """The process that reads each file first; it ends with this one."""
-    child = ChildProcess("from cmrcnet.readers import sparse_files; sparse_files.serve()")
-    atexit.register(child.end)
-    return child
+    return ChildProcess("from cmrcnet.readers.sparse_files import serve; serve()")
 
 
 def probe_h5(path: Path, what: str) -> None:
@@ -196,28 +186,21 @@ def probe_h5(path: Path, what: str) -> None:
     what : str
         Kind of file, for the error.
     """
-    state = path.stat()
-    identity = (str(path.resolve()), state.st_size, state.st_mtime_ns)
-    with _lock:
-        if identity in _known_sound:
-            return
-        try:
-            _child().ask(json.dumps(identity[0]), MOST_SECONDS + state.st_size / BYTES_A_SECOND)
-        except ChildProcessError as error:
-            why = f"the process that tried to read it {error}; the file is damaged"
-            raise BadInput(path, what, why) from error
-        _known_sound.add(identity)
+    try:
+        _child().try_file(path, MOST_SECONDS + path.stat().st_size / BYTES_A_SECOND)
+    except ChildProcessError as error:
+        raise BadInput(path, what, f"the process that tried to read it {error}; the file is damaged") from error
 
 
 def serve() -> None:
-    """In the child: answer each path when its file has been read."""
+    """In the child: read each file; any error that Python sees is met again, and named, by the caller."""
 
-    def answer(line: str) -> str:
-        with contextlib.suppress(Exception):  # any error that Python sees is met again, and named, by the caller
-            _read_all(Path(json.loads(line)))
-        return "done"
+    def fault(path: Path) -> str:
+        with contextlib.suppress(Exception):
+            _read_all(path)
+        return ""
 
-    serve_lines(answer)
+    serve_files(fault)
 
 
 def _read_all(path: Path) -> None:

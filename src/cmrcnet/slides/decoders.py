@@ -4,23 +4,31 @@ OpenSlide turns every tile of a TIFF with an orientation tag, reduces 16-bit val
 metadata: such files go to tifffile. Of every other TIFF a few tiles are decoded by both, and of a slide that OpenSlide
 alone reads, an overview is compared with the full resolution. A disagreement is settled by that comparison, or the
 slide is refused.
+
+Decoders are C libraries; on bytes made to mislead them some abort, fault or allocate all memory. `slides_probed_first`
+has each slide opened and read in part by a child process, which may die of it. A slide that passes may still hold
+damage where the child has not read.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import lru_cache
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from cmrcnet.errors import BadInput, CmrcnetError
+from cmrcnet.slides import slide as slides
 from cmrcnet.slides.backends import OpenSlidePixels, PicturePixels, openslide_vendor
-from cmrcnet.slides.slide import PixelSource
+from cmrcnet.slides.slide import PixelSource, Slide, open_slide
 from cmrcnet.slides.slide_files import check_dicom, require_file
 from cmrcnet.slides.tiff import TiffPixels, beyond_openslide
 from cmrcnet.slides.tiff_header import TIFF_SIGNATURES, check_tiff
+from cmrcnet.storage.child_process import ChildProcess, serve_files
 
 SAME_GEOMETRY = ("generic-tiff", "aperio")
 """Formats whose level 0 tifffile lays out as OpenSlide does. Other scanners overlap tiles or place several areas."""
@@ -39,6 +47,12 @@ LEAST_CONTRAST = 6.0
 """Standard deviation of grey of a window that tells anything."""
 LEAST_CORRELATION = 0.4
 """Median over the windows; sound slides have 0.9 and more, slides with turned tiles 0.2 and less."""
+
+MOST_SECONDS = 300.0
+"""A slide that takes longer to open and read in part is broken."""
+REGIONS = 3
+"""Regions along each side of a slide that are read."""
+REGION_PX, OVERVIEW_PX = 256, 1024
 
 
 def pixel_source(path: Path) -> PixelSource:
@@ -185,3 +199,82 @@ def levels_agree(source: PixelSource) -> bool | None:
     except BadInput:
         return None  # damage is reported where it is read
     return bool(np.median(found) >= LEAST_CORRELATION) if found else None
+
+
+@contextmanager
+def slides_probed_first() -> Iterator[None]:
+    """While the block runs, `open_slide` has each file tried in the child process first.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> file = Path(tempfile.mkdtemp()) / "a.png"
+    >>> Image.new("RGB", (64, 48)).save(file)
+    >>> with slides_probed_first():
+    ...     open_slide(file).width_px
+    64
+    """
+    before, slides.before_opening = slides.before_opening, probe_slide
+    try:
+        yield
+    finally:
+        slides.before_opening = before
+
+
+@cache
+def _child() -> ChildProcess:
+    return ChildProcess("from cmrcnet.slides.decoders import serve; serve()")
+
+
+def probe_slide(path: Path) -> None:
+    """Open a slide and read parts of it in the child; what opening refuses in a sentence is left to the caller.
+
+    Raises
+    ------
+    BadInput
+        The slide ends the child, takes longer than `MOST_SECONDS`, or is damaged where it was read.
+    """
+    try:
+        sentence = _child().try_file(path, MOST_SECONDS)
+    except ChildProcessError as error:
+        raise BadInput(path, "a slide", f"the process that tried to decode it {error}; the file is damaged") from error
+    except OSError:  # said when it is opened
+        return
+    if sentence:
+        raise BadInput.from_sentence(sentence)
+
+
+def serve() -> None:
+    """In the child: answer each path by the sentence of its error, or ""."""
+    warnings.simplefilter("ignore")
+    serve_files(_fault)
+
+
+def _fault(path: Path) -> str:
+    try:
+        try:
+            slide = open_slide(path)
+        except CmrcnetError:  # the caller meets it again
+            return ""
+        _read_parts(slide)
+    except CmrcnetError as error:
+        return str(error)
+    except Exception as error:  # of a library that was not foreseen: the slide is broken, whatever it is
+        return str(BadInput(path, "a slide", f"{type(error).__name__}: {error}"))
+    return ""
+
+
+def _read_parts(slide: Slide) -> None:
+    """Read the middle of its smallest level, and regions spread over level 0."""
+    last = len(slide.downsamples) - 1
+    step = slide.downsamples[last]
+    across, down = (min(OVERVIEW_PX, max(1, int(side / step))) for side in (slide.width_px, slide.height_px))
+    slide.read(
+        int((slide.width_px - across * step) / 2), int((slide.height_px - down * step) / 2), across, down, level=last
+    )
+    for row in range(REGIONS):
+        for column in range(REGIONS):
+            x = max(0, slide.width_px - REGION_PX) * column // (REGIONS - 1)
+            y = max(0, slide.height_px - REGION_PX) * row // (REGIONS - 1)
+            slide.read(x, y, REGION_PX, REGION_PX)

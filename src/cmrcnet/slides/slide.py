@@ -303,7 +303,7 @@ def _downsample(full: tuple[int, int], size: tuple[int, int]) -> float:
 
 
 before_opening: Callable[[Path], None] | None = None
-"""What `open_slide` does with a file first; see `slides.probe`."""
+"""What `open_slide` does with a file first; see `slides.decoders`."""
 
 
 def open_slide(source: str | Path | np.ndarray, *, mpp: float | None = None, name: str | None = None) -> Slide:

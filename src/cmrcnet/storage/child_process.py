@@ -1,7 +1,8 @@
-"""A child process that tries what may crash the process: it is asked line by line, and started anew after it died."""
+"""A child process that tries files whose reading may crash a process, and is started anew after it died."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -9,13 +10,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 MEMORY_BYTES = 16 << 30
 """Address space of a child, where the system can limit it."""
 
 
 class ChildProcess:
-    """A Python process that runs `serve_lines`. It is started by the first question and serves many.
+    """A Python process that runs `serve_files`. The first file starts it, it serves many, and it ends with this one.
 
     Parameters
     ----------
@@ -27,15 +29,31 @@ class ChildProcess:
         self.code = code
         self._child: subprocess.Popen[str] | None = None
         self._owner = 0
+        self._lock = threading.Lock()
+        self._sound: set[tuple[str, int, int]] = set()  # path, size, time of last change
+        atexit.register(self.end)
 
-    def ask(self, line: str, seconds: float) -> str:
-        """Answer to one line, without its line end.
+    def try_file(self, path: Path, seconds: float) -> str:
+        """What the child says against a file; "" for a sound one, which is tried once.
 
         Raises
         ------
         ChildProcessError
             The child ended without an answer, or took longer than `seconds`: a phrase that goes on "the process ...".
+        OSError
         """
+        state = path.stat()
+        identity = (str(path.resolve()), state.st_size, state.st_mtime_ns)
+        with self._lock:
+            if identity in self._sound:
+                return ""
+            sentence = json.loads(self._ask(json.dumps(str(path)), seconds))
+            if not sentence:
+                self._sound.add(identity)
+            return sentence
+
+    def _ask(self, line: str, seconds: float) -> str:
+        """Answer to one line."""
         if self._child is None or self._owner != os.getpid():  # the child of a process is not that of its fork
             code = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {self.code}"
             self._child = subprocess.Popen(
@@ -62,7 +80,7 @@ class ChildProcess:
             raise ChildProcessError(
                 f"took longer than {seconds:g} s" if late else f"ended with code {child.returncode}"
             )
-        return answer.rstrip("\n")
+        return answer
 
     def end(self) -> None:
         """End the child, if this process has one."""
@@ -72,8 +90,8 @@ class ChildProcess:
             child.communicate()
 
 
-def serve_lines(answer: Callable[[str], str]) -> None:
-    """In the child: answer each line of standard input by one line; what libraries print goes nowhere."""
+def serve_files(fault: Callable[[Path], str]) -> None:
+    """In the child: answer each path on standard input by its fault; what libraries print goes nowhere."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
     with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no limits, others may refuse this one
@@ -81,4 +99,4 @@ def serve_lines(answer: Callable[[str], str]) -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     for line in sys.stdin:
-        print(answer(line.rstrip("\n")), file=answers, flush=True)
+        print(json.dumps(fault(Path(json.loads(line)))), file=answers, flush=True)

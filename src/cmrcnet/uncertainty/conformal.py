@@ -172,14 +172,8 @@ def patients_needed(level: float) -> int:
 
 def scale_quantiles(scale: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted quantiles of the validation locations' scales, in steps of 1 %: (101,) float32."""
-    return weighted_quantiles(scale, weights, _STEPS - 1e-12).astype(np.float32)
-
-
-def weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: np.ndarray | float) -> np.ndarray:
-    """Smallest value at which the cumulative weight reaches each of `shares`."""
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weights[order]) / weights.sum()
-    return values[order][np.minimum(np.searchsorted(reached, shares), len(values) - 1)]
+    shares = np.maximum(_STEPS - 1e-12, 0)
+    return np.quantile(scale, shares, weights=weights, method="inverted_cdf").astype(np.float32)
 
 
 def _first_reaching(values: np.ndarray, reached: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -42,7 +42,6 @@ import numpy as np
 
 from cmrcnet.slides.patches import crop_patches
 from cmrcnet.slides.slide import PatchScale, Slide
-from cmrcnet.uncertainty.conformal import weighted_quantiles
 
 STATISTICS_SCALE = PatchScale(size_px=128, mpp=1.0)
 """One um a pixel: fine enough for nuclei, and cheap to read."""
@@ -346,7 +345,9 @@ def fit_ood_detector(
     gain_limit = max([SLIDE_FLOOR * UNTRIED if untried else GAIN_FLOOR, *gains])
     location_limit = LOCATION_FLOOR
     if locations:
-        inside = weighted_quantiles(np.concatenate(locations), np.concatenate(weights), VALIDATION_INSIDE)
+        inside = np.quantile(
+            np.concatenate(locations), VALIDATION_INSIDE, weights=np.concatenate(weights), method="inverted_cdf"
+        )
         location_limit = max(location_limit, float(inside))
     facts = {
         "sections": len(statistics),

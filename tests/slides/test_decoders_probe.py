@@ -8,22 +8,22 @@ from PIL import Image
 
 from cmrcnet.cli.app import main
 from cmrcnet.errors import BadInput, MissingInput
-from cmrcnet.slides import probe as ours
-from cmrcnet.slides.probe import slides_probed_first
+from cmrcnet.slides import decoders as ours
+from cmrcnet.slides.decoders import slides_probed_first
 from cmrcnet.slides.slide import open_slide
 
 HOSTILE = """
 import os, time
-from cmrcnet.slides import probe
-opened = probe.open_slide
+from cmrcnet.slides import decoders
+opened = decoders.open_slide
 def hostile(path):
     if "abort" in path.name: os.abort()
     if "hang" in path.name: time.sleep(60)
     if "print" in path.name: os.write(1, b"a library prints\\n")
     if "divide" in path.name: 1 / 0
     return opened(path)
-probe.open_slide = hostile
-probe.serve()
+decoders.open_slide = hostile
+decoders.serve()
 """
 
 
