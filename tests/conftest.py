@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CMRCNET_ENGINE", "torch")  # converting a network takes longer than most tests encode
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait by spinning starve each other on a busy machine
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -162,6 +162,9 @@ class FeaturesConfig:
     standardize: Literal["training", "section"] = "training"
     """Shift and scale each feature by its mean and deviation over the training spots, or over the spots of its own
     section, which removes differences of stain and scanner (scales only)."""
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """What computes a frozen encoder. auto: OpenVINO on a CPU, where it is installed (extra `fast`) and can convert the
+    encoder, else torch."""
 
     def __post_init__(self) -> None:
         _check(self, "scales_um", all(side > 0 for side in self.scales_um), "sides above 0 um")
@@ -209,7 +212,8 @@ class TrainConfig:
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 clips nothing."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """auto: bf16 or fp16 mixed precision on a GPU, float32 on a CPU."""
+    """auto: bf16 or fp16 mixed precision on a GPU, float32 on a CPU; there OpenVINO (`features.engine`) computes frozen
+    encoders in bf16 where the CPU has it in hardware."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     augment: bool = True

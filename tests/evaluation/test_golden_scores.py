@@ -30,7 +30,9 @@ def test_the_scores_of_a_real_cohort_are_those_of_the_golden_file(name, group_by
     folder = os.environ.get("CMRCNET_GOLDEN")
     if not folder:
         pytest.skip("takes ten minutes: run `make golden`")
-    config = cmrcnet.Config.load("default").override({"evaluation.group_by": group_by})
+    config = cmrcnet.Config.load("default").override(
+        {"evaluation.group_by": group_by, "features.engine": "torch", "train.precision": "float32"}
+    )
     run = cmrcnet.evaluate(
         cmrcnet.read_cohort(csv), config, methods=["cmrcnet", "ridge"], workers=1, cache=TokenCache(Path(folder))
     )

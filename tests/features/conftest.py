@@ -27,8 +27,8 @@ class CountingEncoder(nn.Module):
     def fingerprint(self) -> str:
         return f"counting {self.weight.item()}"
 
-    def prepare(self, patches: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(patches).permute(0, 3, 1, 2).float()
+    def prepare(self, patches: np.ndarray | torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(patches).permute(0, 3, 1, 2).float()
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         if self.fail_after is not None and self.patches >= self.fail_after:

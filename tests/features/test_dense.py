@@ -9,6 +9,7 @@ import torch
 from cmrcnet.config import Config
 from cmrcnet.errors import BadOption
 from cmrcnet.features import dense
+from cmrcnet.features.engine import TorchEngine, choose_engine
 from cmrcnet.features.extract import chunk_numbers, extract, extract_chunks, extract_with
 from cmrcnet.features.map_strides import choose_method, map_strides
 from cmrcnet.features.resumable import ResumableFeatures
@@ -70,7 +71,8 @@ def test_maps_are_those_that_move_with_the_pixels():
 
 def test_a_tile_and_the_tile_turned_agree_best_where_the_cells_are_said_to_lie(lite0, tissue):
     """Pooled over a window of two cells, a wrong place of the cells shows at once."""
-    run = dense.DenseRun(lite0, ArraySlide(tissue, 0.5), spec(patch=PatchScale(size_px=16), scales_um=(8.0,)))
+    small = choose_engine(lite0, spec(patch=PatchScale(size_px=16), scales_um=(8.0,)))
+    run = dense.DenseRun(lite0, ArraySlide(tissue, 0.5), small)
     centres = np.random.default_rng(2).uniform(150, 300, (60, 2))
     (field,) = run.cut(centres, np.array([]), [0])
     turned = [np.ascontiguousarray(field.pixels[0][::-1, ::-1])]
@@ -140,8 +142,8 @@ def test_the_windows_are_those_of_patches():
 def test_a_killed_run_goes_on_behind_its_last_tile(lite0, tissue, centres, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(dense, "TILE_PX", 200)
     slide, plan, asked = ArraySlide(tissue, 0.5), spec(), []
-    through = dense.DenseRun.maps
-    monkeypatch.setattr(dense.DenseRun, "maps", lambda run, pixels: asked.append(1) or through(run, pixels))
+    through = TorchEngine.maps
+    monkeypatch.setattr(TorchEngine, "maps", lambda run, pixels: asked.append(1) or through(run, pixels))
     numbers = np.stack([chunk_numbers(slide, centres, plan, layer) for layer in (0, 1)])
 
     def kept() -> ResumableFeatures:

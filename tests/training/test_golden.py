@@ -17,7 +17,9 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "ten_steps.json"
 
 
 def test_ten_steps_on_the_made_up_tissue(cohort, cache, config):
-    plan = config.override({"train.validation": "none", "train.epochs": 10, "train.batch_size": 72})
+    plan = config.override(
+        {"train.validation": "none", "train.epochs": 10, "train.batch_size": 72, "features.engine": "torch"}
+    )
     history = fit(cohort, plan, cache=cache).provenance.history
     losses = {
         name: [row[name] for row in history] for name in ("loss", "contrastive", "reconstruction", "learning_rate")

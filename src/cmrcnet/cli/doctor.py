@@ -48,6 +48,7 @@ def examine() -> dict[str, str]:
         "torchvision": _torchvision(),
         "OpenSlide": _openslide(),
         "embedded encoder": _embedded_encoder(),
+        "engine": _engine(),
         "model hub": "offline (HF_HUB_OFFLINE is set)"
         if os.environ.get("HF_HUB_OFFLINE")
         else "used when an hf-hub: encoder is named",
@@ -94,6 +95,21 @@ def _openslide() -> str:
     except (ImportError, OSError) as error:
         return f"not installed: {error}"
     return openslide.__library_version__
+
+
+def _engine() -> str:
+    from cmrcnet.errors import CmrcnetError
+    from cmrcnet.features.engine import choose_engine, openvino_installed
+    from cmrcnet.features.spec import FeatureSpec
+    from cmrcnet.models.encoders import create_image_encoder
+
+    try:
+        spec = choose_engine(create_image_encoder("efficientnet-lite0"), FeatureSpec(scales_um=(112.0,)))
+    except CmrcnetError as error:
+        return str(error)
+    if not openvino_installed() and spec.device == "cpu":
+        return f'{spec.made_by} (pip install "cmrcnet[fast]" for a faster one)'
+    return f"{spec.made_by}, OpenVINO {_version('openvino')}"
 
 
 def _embedded_encoder() -> str:

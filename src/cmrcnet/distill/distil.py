@@ -179,6 +179,7 @@ def distil(
     outputs, head, head_facts = fit_student(model, bank, sets, seed)
     used = model.config.head.within(len(bank))
     facts = {"head": used.kind, "k": used.k, "weighting": used.weighting, "grid_um": float(grid_um), "seed": seed}
+    facts["features_made_by"] = location_encoder.spec.made_by
     lineage = Lineage(
         model.fingerprint, bank.fingerprint, bank.sections, bank.patients, sections, patients, seen_slides, facts
     )

@@ -24,6 +24,7 @@ placed 0.2 strides before to 0.1 after the place above (blocks 4, 7, 10, 14, win
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -31,8 +32,8 @@ import torch
 from torch import Tensor
 
 from cmrcnet.errors import BadOption
-from cmrcnet.features.device import Precision, choose_device, choose_precision, mixed
-from cmrcnet.features.map_strides import map_strides, output_maps
+from cmrcnet.features.engine import Engine, open_engine
+from cmrcnet.features.map_strides import map_strides
 from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureSpec
 from cmrcnet.models.image_encoder import ROTATIONS_FIRST, ImageEncoder, d4
 from cmrcnet.slides.patches import PixelGrid, Region, crop_scales
@@ -91,18 +92,21 @@ class Field(NamedTuple):
 
 
 class DenseRun:
-    """An encoder on its device, for one slide and one spec; the dense counterpart of `extract._PatchRun`."""
+    """An encoder, for one slide and one spec whose engine is chosen; the dense counterpart of `extract._PatchRun`."""
 
     def __init__(self, encoder: ImageEncoder, slide: Slide, spec: FeatureSpec) -> None:
         strides = map_strides(encoder)
         if strides is None or not spec.scales_um:
             raise BadOption("method", "dense", "patches, without scales or with an encoder that is not convolutional")
         self.encoder, self.slide, self.spec, self.strides = encoder, slide, spec, strides
-        self.device = choose_device(spec.device)
-        self.precision: Precision = choose_precision(spec.precision, self.device)
         self.grids = [PixelGrid(slide, scale.mpp, BLOCK_PX) for scale in spec.scales]
         self.statistics_grid = PixelGrid(slide, STATISTICS_SCALE.mpp, BLOCK_PX)
         self.host = statistics_host(slide, spec)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Opened when the first tile is encoded."""
+        return open_engine(self.encoder, self.spec)
 
     def chunks(self, centre_px: np.ndarray, layers: tuple[int, ...]) -> Iterator[tuple[np.ndarray, list[int]]]:
         """Locations that are read together, and their layers: each scale by itself, statistics with their host."""
@@ -172,28 +176,15 @@ class DenseRun:
         side = self.spec.patch.size_px
         (picture,) = field.pixels
         height, width = picture.shape[:2]
-        self.encoder.to(self.device)
-        training = self.encoder.training
-        self.encoder.eval()
         total = torch.zeros((len(field.left), self.encoder.dim))
-        try:
-            with torch.inference_mode():
-                pixels = self.encoder.prepare(picture[None])
-                for way in ROTATIONS_FIRST[: self.spec.augmentations]:
-                    left = width - side - field.left if way & 1 else field.left
-                    top = height - side - field.top if way & 2 else field.top
-                    turned = Field([], top, left) if way & 4 else Field([], left, top)
-                    maps = self.maps(d4(pixels, way).contiguous(memory_format=torch.channels_last))
-                    means = [window_means(m[0], turned, side, s) for m, s in zip(maps, self.strides, strict=True)]
-                    total += torch.cat(means, dim=1).cpu()
-        finally:
-            self.encoder.train(training)
+        for way in ROTATIONS_FIRST[: self.spec.augmentations]:
+            left = width - side - field.left if way & 1 else field.left
+            top = height - side - field.top if way & 2 else field.top
+            turned = Field([], top, left) if way & 4 else Field([], left, top)
+            maps = self.engine.maps(d4(torch.from_numpy(picture[None]), way, rows=1, columns=2).contiguous().numpy())
+            means = [window_means(m[0], turned, side, s) for m, s in zip(maps, self.strides, strict=True)]
+            total += torch.cat(means, dim=1).cpu()
         return (total / self.spec.augmentations).numpy()
-
-    def maps(self, pixels: Tensor) -> list[Tensor]:
-        """Run the network: a map (1, channels, height / stride, width / stride) a block, of prepared pixels."""
-        with mixed(self.precision, self.device):
-            return output_maps(self.encoder.backbone, self.encoder.blocks, pixels)
 
 
 def _maps_of_statistics(grid: PixelGrid, columns: range, rows: range, region: Region) -> list[np.ndarray]:

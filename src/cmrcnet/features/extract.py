@@ -7,33 +7,28 @@ Without scales a location has the encoder's own tokens of one patch. With scales
 or, with the method dense, the mean of the encoder's maps over that square (`features.dense`),
 
 and `features.tokens` makes of them what the network sees (neighbourhood means, standardisation within the section).
-No expression takes part. Features are cached by slide, locations, encoder and precision, one entry a chunk of
+No expression takes part. Features are cached by slide, locations, encoder, engine and precision, one entry a chunk of
 locations (256, or those of a tile), so that a killed run continues behind its last chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from cmrcnet.features import dense, resumable
 from cmrcnet.features.device import (
-    Precision,
     choose_batch,
     choose_device,
-    choose_precision,
     map_ahead,
-    mixed,
     reading_threads,
-    split_on_memory_error,
 )
+from cmrcnet.features.engine import Engine, choose_engine, open_engine
 from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureChunk, FeatureSpec
 from cmrcnet.features.tokens import SectionTokens
-from cmrcnet.models.image_encoder import mean_token
 from cmrcnet.progress import Meter, metered
 from cmrcnet.slides.patches import CROP_FORMAT, crop_patches, crop_scales, share_regions
 from cmrcnet.slides.slide import PatchScale, Slide, known_scale
@@ -53,7 +48,6 @@ if TYPE_CHECKING:
     from cmrcnet.models.image_encoder import ImageEncoder
     from cmrcnet.storage.cache import TokenCache
 
-LARGEST = float(np.finfo(np.float16).max)
 _STATISTICS_FORMAT = 1  # counts up when the same patches give other statistics
 
 
@@ -124,6 +118,7 @@ def extract_with(
     perturbation, (picked locations, 1 + perturbations, 9) float32.
     """
     centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
+    spec = choose_engine(encoder, spec, cache)
     picked = evenly(len(centres), PERTURBED_LOCATIONS)
     counts = {layer: len(picked) if layer == PERTURBED else len(centres) for layer in layers}
     found = {layer: np.empty(*_shape(encoder, spec, count, layer)) for layer, count in counts.items()}
@@ -202,6 +197,7 @@ def extract_chunks(
     """
     centres = np.asarray(centre_px, np.float64).reshape(-1, 2)
     known_scale(slide)
+    spec = choose_engine(encoder, spec, cache)
     layers = tuple(range(len(spec.scales))) if layers is None else layers
     run = dense.DenseRun(encoder, slide, spec) if spec.method == "dense" else _PatchRun(encoder, slide, spec, batch)
     picked = evenly(len(centres), PERTURBED_LOCATIONS)
@@ -288,8 +284,12 @@ class _PatchRun:
     def __init__(self, encoder: ImageEncoder, slide: Slide, spec: FeatureSpec, batch: int | Literal["auto"]) -> None:
         self.encoder, self.slide, self.spec, self.scales = encoder, slide, spec, spec.scales
         self.device = choose_device(spec.device)
-        self.precision: Precision = choose_precision(spec.precision, self.device)
         self.batch = choose_batch(batch, self.device)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Opened when the first patches are encoded."""
+        return open_engine(self.encoder, self.spec)
 
     def chunks(self, centre_px: np.ndarray, layers: tuple[int, ...]) -> Iterator[tuple[slice, tuple[int, ...]]]:
         """Locations that are taken together, and their layers."""
@@ -334,24 +334,14 @@ class _PatchRun:
         if layer == STATISTICS:
             meter.advance(len(patches))
             return patch_statistics(patches)
-        self.encoder.to(self.device)
-        training = self.encoder.training
-        self.encoder.eval()
-        forward: Callable[[torch.Tensor], torch.Tensor] = self.encoder
-        if self.spec.scales_um:
-            forward = partial(mean_token, self.encoder, augmentations=self.spec.augmentations)
         found = []
-        try:
-            for start in range(0, len(patches), self.batch):
-                some = patches[start : start + self.batch]
-                with torch.inference_mode(), mixed(self.precision, self.device):
-                    values = split_on_memory_error(forward, self.encoder.prepare(some))
-                if not self.spec.scales_um:
-                    values = values.float().clamp(-LARGEST, LARGEST).half()
-                found.append(values.cpu().numpy())
-                meter.advance(len(some))
-        finally:
-            self.encoder.train(training)
+        for start in range(0, len(patches), self.batch):
+            some = patches[start : start + self.batch]
+            if self.spec.scales_um:
+                found.append(self.engine.mean_token(some, self.spec.augmentations))
+            else:
+                found.append(self.engine.tokens(some))
+            meter.advance(len(some))
         return np.concatenate(found)
 
 
@@ -392,13 +382,11 @@ def _shape(encoder: ImageEncoder, spec: FeatureSpec, count: int, layer: int) -> 
 
 def _made_by(encoder: ImageEncoder, spec: FeatureSpec) -> str:
     """Name of what turns pixels into features."""
-    precision = choose_precision(spec.precision, choose_device(spec.device))
+    how = encoder.fingerprint(), spec.engine, spec.precision
     if spec.method == "dense":
-        how = [dense.DENSE_FORMAT, dense.TILE_PX, dense.HALO_PX, dense.BLOCK_PX]
-        return fingerprint("dense", how, encoder.fingerprint(), precision, spec.augmentations)
-    if spec.scales_um:
-        return fingerprint("view", encoder.fingerprint(), precision, spec.augmentations)
-    return fingerprint(encoder.fingerprint(), precision)
+        tiling = [dense.DENSE_FORMAT, dense.TILE_PX, dense.HALO_PX, dense.BLOCK_PX]
+        return fingerprint("dense", tiling, *how, spec.augmentations)
+    return fingerprint("view", *how, spec.augmentations) if spec.scales_um else fingerprint(*how)
 
 
 def _layer_name(slide: Slide, centres: np.ndarray, spec: FeatureSpec, layer: int, made_by: str) -> str:

@@ -45,8 +45,10 @@ class FeatureSpec:
     """section: each feature gets mean 0 and deviation 1 over the locations of its section."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
+    engine: str = "auto"
+    """auto, torch or openvino; see `features.engine.choose_engine`."""
     precision: str = "auto"
-    """auto (bf16 or fp16 on a GPU, float32 elsewhere), float32, bf16 or fp16."""
+    """auto (bf16 or fp16 on a GPU, bf16 by OpenVINO on a CPU that has it, else float32), float32, bf16 or fp16."""
     method: Literal["patches", "dense"] = "patches"
     """patches: the encoder sees a patch a scale and location; dense: it sees the slide once a scale, in large tiles
     (`features.dense`). Scales and convolutional encoders only."""
@@ -55,12 +57,15 @@ class FeatureSpec:
     def of(cls, config: Config, encoder: ImageEncoder) -> FeatureSpec:
         """From a config's `features` and `patch`, device and precision of its `train`, and what its encoder allows.
 
+        Torch computes an encoder that is trained with the rest, unless another engine is asked for.
+
         Raises
         ------
         BadOption
             The config states dense features, which this encoder does not allow.
         """
         features = config.features
+        trained = config.model.train_encoder and features.engine == "auto"
         return cls(
             patch=config.patch,
             scales_um=tuple(features.scales_um),
@@ -68,6 +73,7 @@ class FeatureSpec:
             neighbourhood_um=features.neighbourhood_um,
             standardize=features.standardize,
             device=config.train.device,
+            engine="torch" if trained else features.engine,
             precision=config.train.precision,
             method=choose_method(config, encoder),
         )
@@ -76,6 +82,11 @@ class FeatureSpec:
     def scales(self) -> list[PatchScale]:
         """What is cut around a location: a patch a scale, or the one plain patch."""
         return [self.patch.showing(side) for side in self.scales_um] or [self.patch]
+
+    @property
+    def made_by(self) -> str:
+        """Engine, precision and kind of device in words, as models and predictions store them."""
+        return f"{self.engine} {self.precision} on {self.device.partition(':')[0]}"
 
     def token_count(self, encoder: ImageEncoder) -> int:
         """Tokens of a location."""

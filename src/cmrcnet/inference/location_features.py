@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cmrcnet.config import Config
+from cmrcnet.features.engine import choose_engine
 from cmrcnet.features.extract import chunk_numbers, extract_chunks
 from cmrcnet.features.resumable import ResumableFeatures
 from cmrcnet.features.spec import STATISTICS, FeatureSpec
@@ -36,6 +37,7 @@ class LocationEncoder:
 
     encoder: ImageEncoder
     spec: FeatureSpec
+    """With its engine chosen."""
     project: Callable[[np.ndarray], np.ndarray]
     """From tokens (locations, tokens, dim) to features (locations, width) float32."""
     width: int
@@ -61,12 +63,13 @@ class LocationEncoder:
 
         inputs = 0 if model.head is None else model.head.pca.directions.shape[1]
         width = model.config.model.embedding_dim + inputs
-        return cls(model.encoder, FeatureSpec.of(model.config, model.encoder), project, width, model.fingerprint)
+        spec = choose_engine(model.encoder, FeatureSpec.of(model.config, model.encoder))
+        return cls(model.encoder, spec, project, width, model.fingerprint)
 
     @classmethod
     def of_student(cls, encoder: ImageEncoder, config: Config) -> LocationEncoder:
         """Make a student's: features are the tokens of its scales side by side, or the mean token of a plain patch."""
-        spec = FeatureSpec.of(config, encoder)
+        spec = choose_engine(encoder, FeatureSpec.of(config, encoder))
 
         def project(tokens: np.ndarray) -> np.ndarray:
             values = np.asarray(tokens, np.float32)

@@ -205,6 +205,8 @@ class BankPredictor(Predictor):
             "temperature": config.temperature,
             "head": config.kind,
             "head_weights": shares,
+            "features_made_by": self.encoder.spec.made_by,
+            "model_features_made_by": model.provenance.facts.get("features_made_by", "not known"),
             "with_intervals": int(self.confidence.intervals),
             "abstain": self.confidence.abstain or 0.0,
         }
@@ -257,6 +259,7 @@ class StudentPredictor(Predictor):
             "patients_seen": list(taught.patients),
             "config": student.config.name,
             "target_sum": student.target_sum,
+            "features_made_by": self.encoder.spec.made_by,
             "patch_px": student.config.patch.size_px,
             "patch_mpp": student.config.patch.mpp,
         }

@@ -170,7 +170,7 @@ class Student:
         config = self.config.to_dict()
         facts = {
             "format": FORMAT,
-            "features": config["features"],
+            "features": {**config["features"], "engine": ""},
             "patch": config["patch"],
             "genes": list(self.genes),
             "target_sum": self.target_sum,

@@ -158,7 +158,7 @@ class TrainedModel:
             "format": EMBEDDING_FORMAT,
             "model": self.config.to_dict()["model"] | {"weights": ""},  # a path; the encoder's fingerprint counts
             "patch": self.config.to_dict()["patch"],
-            "features": self.config.to_dict()["features"],
+            "features": self.config.to_dict()["features"] | {"engine": ""},  # it changes nothing but rounding
             "genes": list(self.panel.genes),
             "target_sum": self.panel.target_sum,
             "encoder": self.encoder.fingerprint(),

@@ -29,7 +29,9 @@ from lightning_fabric import Fabric
 from cmrcnet.config import Config
 from cmrcnet.errors import CmrcnetWarning, TooFew
 from cmrcnet.features.device import choose_device, choose_precision
+from cmrcnet.features.engine import choose_engine
 from cmrcnet.features.map_strides import state_method
+from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
@@ -131,6 +133,9 @@ def fit(
             if len(split.rest) < 2:
                 raise TooFew("spots to train on", len(split.rest), 2, "add sections, or set train.validation to none")
         trained = config.model.train_encoder
+        made_by = f"torch {precision} on {device.type}"
+        if not trained:
+            made_by = choose_engine(encoder, FeatureSpec.of(config, encoder), store).made_by
         prefix = None
         if config.train.augment and not config.features.scales_um:  # pooled scales have no grid of tokens
             prefix = 0 if trained else encoder.config.class_tokens
@@ -151,6 +156,7 @@ def fit(
                 "panel": fingerprint(panel.to_dict()),
                 "cohort": data.fingerprint(),
                 "encoder": encoder.fingerprint(),
+                "engine of its features": made_by,
             },
         )
         module, history, epoch, search = _search_and_refit(context, splits, resume)
@@ -171,6 +177,7 @@ def fit(
             "selected_by": history.select_by,
             "device": str(device),
             "precision": precision,
+            "features_made_by": made_by,
             "torch": torch.__version__,
         },
     )

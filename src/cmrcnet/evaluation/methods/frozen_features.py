@@ -71,8 +71,8 @@ class PooledFeatures:
         from cmrcnet.features.spec import FeatureSpec
 
         def compute() -> np.ndarray:
-            run = self._config.train
-            spec = FeatureSpec(patch=self._config.patch, device=run.device, precision=run.precision)
+            run, engine = self._config.train, self._config.features.engine
+            spec = FeatureSpec(patch=self._config.patch, engine=engine, device=run.device, precision=run.precision)
             tokens = extract(self._encoder(kind), slide, spots.centre_px, spec, cache=self._cache)
             starts = range(0, len(tokens), _SPOTS_AT_A_TIME)
             chunks = [np.asarray(tokens[i : i + _SPOTS_AT_A_TIME], np.float32).mean(axis=1) for i in starts]
