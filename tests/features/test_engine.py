@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ class Unconvertible(CountingEncoder):
 
 def test_an_encoder_that_differs_when_converted_falls_back_or_is_refused(auto, slide, centres, cache, caplog):
     caplog.set_level("INFO", logger="cmrcnet")
-    encoder = Unconvertible()
+    encoder: Any = Unconvertible()
     assert choose_engine(encoder, SPEC, cache).engine == "torch"
     assert "The engine is auto, so torch computes it." in caplog.text
     engine_module._refused.clear()
@@ -154,7 +155,8 @@ def test_shapes_and_threads_are_converted_once_and_few_are_kept(encoder, monkeyp
 
 def test_a_network_is_converted_once_for_equal_encoders_and_stays_as_it_was(auto):
     """An encoder that is trained after its conversion gives its new features, not those that were converted."""
-    first, second = CountingEncoder(), CountingEncoder()
+    first: Any = CountingEncoder()
+    second: Any = CountingEncoder()
     spec = dataclasses.replace(SPEC, engine="openvino", precision="float32")
     engine = open_engine(first, spec)
     pixels = np.full((1, 16, 16, 3), 100, np.uint8)

@@ -127,7 +127,8 @@ class TorchEngine:
     """An encoder computed by PyTorch, in evaluation mode and without gradients, and left on the device."""
 
     def __init__(self, encoder: ImageEncoder, precision: Precision, device: torch.device) -> None:
-        self._encoder, self._precision, self._device = encoder, precision, device
+        self._encoder, self._device = encoder, device
+        self._precision: Precision = precision
 
     def tokens(self, pixels: np.ndarray) -> np.ndarray:
         """As `Engine.tokens`."""
@@ -166,7 +167,8 @@ class OpenVINOEngine:
     """
 
     def __init__(self, encoder: ImageEncoder, precision: Precision) -> None:
-        self.encoder, self._precision = encoder, precision
+        self.encoder = encoder
+        self._precision: Precision = precision
         self._graphs: OrderedDict[tuple[Output, int, int, int], Any] = OrderedDict()
         self._one_at_a_time = threading.Lock()
 
@@ -178,11 +180,11 @@ class OpenVINOEngine:
     def mean_token(self, pixels: np.ndarray, augmentations: int) -> np.ndarray:
         """As `Engine.mean_token`."""
         tensor = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
-        total = np.float32(0)
+        total = np.zeros((), np.float32)
         for way in ROTATIONS_FIRST[:augmentations]:
             (found,) = self._compute("mean", d4(tensor, way, rows=1, columns=2).contiguous().numpy())
-            total = total + found
-        return total / np.float32(augmentations)
+            total = np.add(total, found)
+        return np.divide(total, np.float32(augmentations))
 
     def maps(self, pixels: np.ndarray) -> list[Tensor]:
         """As `Engine.maps`."""
@@ -190,8 +192,9 @@ class OpenVINOEngine:
 
     def convert(self, output: Output, height: int, width: int) -> Any:
         """The compiled network for pixels of this size; `Incompatible` if it cannot be had or is not the same."""
-        size = (0, 0) if output == "maps" else (height, width)
-        key = (output, *size, torch.get_num_threads())
+        if output == "maps":
+            height = width = 0
+        key = (output, height, width, torch.get_num_threads())
         if key not in self._graphs:
             while len(self._graphs) >= MOST_SHAPES:
                 self._graphs.popitem(last=False)
