@@ -40,12 +40,12 @@ def affine(unit_um):
     return [2 * unit_um, 0, -2 * SHIFT[0], 0, -2 * unit_um, 440 + 2 * SHIFT[1]]
 
 
-def write_cosmx(folder, cells, *, pixel_um=PIXEL_UM, area=True, gz="", quoted=False, named=False):
+def write_cosmx(folder, cells, *, pixel_um=PIXEL_UM, area=True, gz="", quoted=False, named=False, genes=GENES):
     folder.mkdir()
     xy, counts = cells
     ids = pd.DataFrame({"fov": np.arange(len(xy)) // 50 + 1, "cell_ID": np.arange(len(xy)) % 50 + 1})
-    table = pd.concat([ids, pd.DataFrame(counts, columns=GENES + CONTROLS["cosmx"])], axis=1)
-    outside = pd.DataFrame([[fov, 0, *[9] * 7] for fov in (1, 2, 3)], columns=table.columns)
+    table = pd.concat([ids, pd.DataFrame(counts, columns=[*genes, *CONTROLS["cosmx"]])], axis=1)
+    outside = pd.DataFrame([[fov, 0, *[9] * counts.shape[1]] for fov in (1, 2, 3)], columns=table.columns)
     quoting = 2 if quoted else 0
     table = pd.concat([outside, table])
     if named:
@@ -58,11 +58,11 @@ def write_cosmx(folder, cells, *, pixel_um=PIXEL_UM, area=True, gz="", quoted=Fa
     return folder
 
 
-def write_merscope(folder, cells, *, molecules=True):
+def write_merscope(folder, cells, *, molecules=True, genes=GENES):
     folder.mkdir()
     xy, counts = cells
     names = [str(10**18 + 7 * i) for i in range(len(xy))]
-    features = GENES + CONTROLS["merscope"]
+    features = [*genes, *CONTROLS["merscope"]]
     pd.DataFrame(counts, columns=features, index=pd.Index(names, name="cell")).to_csv(folder / "cell_by_gene.csv")
     table = pd.DataFrame({"fov": 0, "volume": 900.0, "center_x": xy[:, 0], "center_y": xy[:, 1]}, index=names)
     table.iloc[::-1].to_csv(folder / "cell_metadata.csv")

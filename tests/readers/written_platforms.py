@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -21,7 +22,7 @@ from tests.readers.written_formats import write_10x_h5, write_10x_mtx
 class MadeBins:
     """Bins of 2 um: counts (rows, columns, genes), which are under tissue, and where they lie on a picture."""
 
-    counts: np.ndarray
+    counts: Any
     tissue: np.ndarray
     genes: list[str]
     to_px: np.ndarray
@@ -46,6 +47,26 @@ class MadeBins:
         tall, wide = (n // by for n in under.shape)
         sums = counts.reshape(tall, by, wide, by, genes).sum(axis=(1, 3))
         return sums, *(each.reshape(tall, by, wide, by).sum(axis=(1, 3)) for each in (under, there))
+
+
+@dataclass(frozen=True, eq=False)
+class SparseBins(MadeBins):
+    """The same with the counts as a sparse matrix, (rows times columns, genes): an array of many empty bins."""
+
+    counts: sparse.csr_matrix
+
+    def merged(self, bin_um: int) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
+        """As `MadeBins.merged`, the sums as (squares, genes)."""
+        by = bin_um // 2
+        rows, columns = self.tissue.shape
+        tall, wide = -(-rows // by), -(-columns // by)
+        row, column = np.divmod(np.arange(rows * columns), columns)
+        square, under = row // by * wide + column // by, self.tissue.ravel()
+        sums = (
+            sparse.csr_matrix((under * 1, (square, np.arange(len(square)))), (tall * wide, len(square))) @ self.counts
+        )
+        sizes = (np.bincount(square, weights, tall * wide).astype(int) for weights in (under, None))
+        return sums, *(size.reshape(tall, wide) for size in sizes)
 
 
 def made_bins(rows: int = 42, columns: int = 38, genes: int = 9, *, mpp: float = 0.5, seed: int = 0) -> MadeBins:
@@ -95,7 +116,8 @@ def write_visium_hd(
                 "pxl_col_in_fullres": centres[:, 0],
             }
         )
-        positions.to_parquet(folder / "spatial" / "tissue_positions.parquet", index=False, row_group_size=300)
+        path = folder / "spatial" / "tissue_positions.parquet"
+        positions.to_parquet(path, index=False, row_group_size=300 if len(names) < 30_000 else 100_000)
         matrix = sparse.csc_matrix(sums.reshape(rows * columns, -1)[in_tissue].T)
         barcodes = names[in_tissue]
         if shuffled:
@@ -196,6 +218,7 @@ def write_xenium(
     with_is_gene: bool = True,
     version: str = "xenium-3.0.0.15",
     image: bool = True,
+    group_rows: int = 500,
 ) -> Path:
     """The output folder of Xenium Onboard Analysis, with the H&E and its alignment from Xenium Explorer."""
     import tifffile
@@ -245,7 +268,7 @@ def write_xenium(
         transcripts["feature_name"] = transcripts["feature_name"].str.encode("utf-8")
     if not with_is_gene:
         transcripts = transcripts.drop(columns="is_gene")
-    transcripts.to_parquet(outs / "transcripts.parquet", index=False, row_group_size=500)
+    transcripts.to_parquet(outs / "transcripts.parquet", index=False, row_group_size=group_rows)
     if image:
         tifffile.imwrite(outs / "made_he_image.ome.tif", made.image, photometric="rgb", metadata={"axes": "YXS"})
         np.savetxt(outs / "made_he_imagealignment.csv", made.alignment, delimiter=",")

@@ -207,7 +207,7 @@ def _row(table: Table, i: int) -> CohortRow:
         **numbers,
     )
     format = cells.get("format") or None
-    if counts:
+    if counts and (affine is not None or not cells.get("affine")):  # what a broken affine leads to says nothing more
         problems += input_problems(source, format)
     metadata = {column: cells[column] for column in table.columns if column and column not in OUR_COLUMNS}
     return CohortRow(where, patient, source, format, metadata, tuple(located(problem, where) for problem in problems))

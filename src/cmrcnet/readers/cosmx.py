@@ -37,10 +37,10 @@ PLACES = {"x": ("CenterX_global_px",), "y": ("CenterY_global_px",), "fov": ("fov
 
 
 def looks_like_cosmx(path: Path) -> bool:
-    """A folder with one ``*exprMat_file.csv``, gzipped or not, or that file."""
+    """A folder with ``*exprMat_file.csv`` or ``*metadata_file.csv``, gzipped or not, or the first of these files."""
     if path.is_file():
         return path.name.removesuffix(".gz").endswith(COUNTS)
-    return bool(files_ending(path, COUNTS))
+    return bool(files_ending(path, COUNTS) or files_ending(path, CELLS))
 
 
 def cosmx_problems(source: SectionSource) -> list[CmrcnetError]:
@@ -131,8 +131,14 @@ def _file(path: Path, ending: str) -> Path:
             folder, "one CosMx slide", f"{len(found)} files could be its table ({names}); give one as counts"
         )
     if not found:
-        hint = "AtoMx writes it into the folder of flat files (Export, Flat CSV files), gzipped or not"
-        raise MissingInput(folder / f"{run or 'RUN_'}{ending}", "The CosMx table", hint)
+        beside = [name for other in (COUNTS, CELLS) for file in files_ending(folder, other) for name in [file.name]]
+        prefix = run or next(
+            (name.partition(other)[0] for name in beside for other in (COUNTS, CELLS) if other in name), "RUN_"
+        )
+        hint = (
+            "AtoMx writes it into the folder of flat files (Export, Flat CSV files), gzipped or not, copy it from there"
+        )
+        raise MissingInput(folder / f"{prefix}{ending}", "The CosMx table", hint)
     return found[0]
 
 

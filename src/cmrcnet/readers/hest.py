@@ -44,7 +44,8 @@ def looks_like_hest(path: Path) -> bool:
     """A folder with `st/` or `adata/` and `patches/` or `wsis/`, or an `.h5ad` in it."""
     if path.is_file():
         return path.suffix == ".h5ad" and in_hest_folder(path)
-    return path.is_dir() and bool(_ids(path)) and ((path / "patches").is_dir() or (path / "wsis").is_dir())
+    has_tables = any((path / folder).is_dir() for folder in TABLE_FOLDERS)
+    return has_tables and ((path / "patches").is_dir() or (path / "wsis").is_dir())
 
 
 def hest_problems(source: SectionSource) -> list[CmrcnetError]:
@@ -165,9 +166,12 @@ def _hest_files(source: SectionSource) -> _HestFiles:
         root, name = path.parent.parent, path.stem
     else:
         root, ids = path, _ids(path)
+        if not ids:
+            hint = "HEST-1k has it there, HEST-Bench in adata; download it again"
+            raise MissingInput(path / "st" / f"{source.name or 'NAME'}.h5ad", "The table", hint)
         name = source.name if source.name in ids else ids[0] if len(ids) == 1 else None
         if name is None:
-            raise BadOption("name", source.name, want=f"one of the sections in {path}: {', '.join(ids[:12]) or 'none'}")
+            raise BadOption("name", source.name, want=f"one of the sections in {path}: {', '.join(ids[:12])}")
     tables = [path] if path.is_file() else [root / folder / f"{name}.h5ad" for folder in TABLE_FOLDERS]
     slides = [] if source.image else [root / "wsis" / f"{name}{suffix}" for suffix in SLIDE_SUFFIXES]
     patches, metadata = root / "patches" / f"{name}.h5", root / "metadata" / f"{name}.json"

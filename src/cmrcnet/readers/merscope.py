@@ -41,15 +41,16 @@ TRANSFORM = "images/micron_to_mosaic_pixel_transform.csv"
 
 
 def looks_like_merscope(path: Path) -> bool:
-    """A folder with ``cell_by_gene.csv``, or that file."""
-    folder = path.parent if path.is_file() else path
-    return plain_or_gzipped(folder / COUNTS) is not None and (path.is_dir() or path.name.startswith(COUNTS))
+    """A folder with ``cell_by_gene.csv`` or ``detected_transcripts.csv``, or the first of these files."""
+    if path.is_file():
+        return path.name.removesuffix(".gz") == COUNTS
+    return any(plain_or_gzipped(path / name) is not None for name in (COUNTS, MOLECULES))
 
 
 def merscope_problems(source: SectionSource) -> list[CmrcnetError]:
     """Errors for a missing table, image or affine."""
     folder = source.path.parent if source.path.is_file() else source.path
-    hint = "the MERSCOPE instrument (or vpt) writes it into the folder of each region"
+    hint = "the MERSCOPE instrument (or vpt) writes it into the folder of each region, copy it from there"
     problems: list[CmrcnetError] = [
         MissingInput(folder / name, "The MERSCOPE table", hint)
         for name in (COUNTS, CELLS)

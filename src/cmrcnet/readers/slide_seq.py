@@ -41,16 +41,16 @@ PARTS = {
 }
 """Ending of the counts, and of the files that belong to them, the positions first."""
 WRITER = {
-    "MappedDGEForR.csv": "the Slide-seq tools write it beside the counts",
-    "MoleculesPerMatchedBead.mtx": "the Curio Seeker pipeline writes it into OUTPUT/SAMPLE",
+    "MappedDGEForR.csv": "the Slide-seq tools write it beside the other, copy it from there",
+    "MoleculesPerMatchedBead.mtx": "the Curio Seeker pipeline writes it into OUTPUT/SAMPLE, copy it from there",
 }
 POSITIONS = "a table of bead positions"
 BARCODES = ("barcodes", "barcode")
 
 
 def looks_like_slide_seq(path: Path) -> bool:
-    """A folder with counts of Slide-seq or Curio Seeker, or these counts."""
-    return bool(_counts_files(path))
+    """A folder with counts or positions of Slide-seq or Curio Seeker, or these counts."""
+    return bool(_counts_files(path) or (path.is_dir() and _positions_files(path)))
 
 
 def slide_seq_problems(source: SectionSource) -> list[CmrcnetError]:
@@ -139,9 +139,15 @@ def _counts_file(path: Path) -> tuple[Path, str]:
         names = ", ".join(file.name for file, _ in found)
         raise BadInput(path, "one section", f"{len(found)} files could be its counts ({names}); give one as counts")
     if not found:
-        hint = "Slide-seq has it, and Curio Seeker has SAMPLE_MoleculesPerMatchedBead.mtx"
-        raise MissingInput(path / "MappedDGEForR.csv", "The file of counts", hint)
+        file, kind = next(iter(_positions_files(path)), (path / PARTS["MappedDGEForR.csv"][0], "MappedDGEForR.csv"))
+        prefix = file.name.partition(PARTS[kind][0])[0]
+        raise MissingInput(path / f"{prefix}{kind}", "The file of counts", WRITER[kind])
     return found[0]
+
+
+def _positions_files(path: Path) -> list[tuple[Path, str]]:
+    """Positions in a folder and the kind of the counts that they belong to."""
+    return [(file, kind) for kind, parts in PARTS.items() for file in files_ending(path, parts[0])]
 
 
 def _beside(counts: Path, kind: str, part: str) -> Path:

@@ -57,16 +57,19 @@ def store_of(path: Path) -> Path | None:
 
 
 def looks_like_spatial_data(path: Path) -> bool:
-    """A zarr group with `tables`, or a table in one."""
-    return path.is_dir() and store_of(path) is not None
+    """A zarr group with `tables`, or a table in one; any folder called `.zarr`."""
+    return path.is_dir() and (store_of(path) is not None or path.suffix == ".zarr")
 
 
 def spatial_data_problems(source: SectionSource) -> list[CmrcnetError]:
     """Errors for a store without tables, elements of another store, and an image outside without an affine."""
     store = store_of(source.path)
     if store is None:
-        hint = "sdata.write of SpatialData writes zarr.json and the folder tables into a store"
-        return [MissingInput(source.path / "tables", "The folder", hint)]
+        hint = (
+            "sdata.write of SpatialData writes zarr.json (or .zattrs) and the folder tables into a store, copy it whole"
+        )
+        lacks = "zarr.json" if (source.path / "tables").is_dir() else "tables"
+        return [MissingInput(source.path / lacks, "The part of a store", hint)]
     problems: list[CmrcnetError] = []
     if source.spots is not None and _named(source.spots, store, "shapes") is None:
         problems.append(BadOption("spots", str(source.spots), want=f"an element of the store: {store}/shapes/NAME"))
@@ -103,6 +106,12 @@ def read_spatial_data(source: SectionSource) -> RawSection:
     if named is None:
         keys = sdata.tables[table].uns.get("spatialdata_attrs", {})
         regions = sdata.tables[table].obs[keys["region_key"]].astype(str).unique() if keys else []
+        for kind in ("labels", "points"):
+            if len(regions) == 1 and (store / kind / regions[0]).is_dir():
+                why = f"it annotates {kind}/{regions[0]}, and only shapes are read; write circles or polygons of them "
+                raise BadInput(
+                    store / "tables" / table, WHAT, f"{why}(spatialdata.to_circles) and let it annotate these"
+                )
         if len(regions) > 1:
             named = _only("spots", None, sorted(regions), store, "shapes")
     adata, shapes, shapes_name = annotated_shapes(sdata, table, named)
@@ -148,7 +157,11 @@ def _opened(store: Path) -> Any:
         elements: Any = ("images", "shapes", "tables")
         sdata = spatialdata.read_zarr(store, selection=elements)
     except Exception as error:  # spatialdata, zarr and geopandas raise a dozen kinds for a damaged store
-        raise BadInput(store, WHAT, f"it is damaged or of another version ({first_line(error)})") from error
+        raise BadInput(
+            store,
+            WHAT,
+            f"it is incomplete, damaged or of another version; copy it whole or write it again ({first_line(error)})",
+        ) from error
     for name, table in sdata.tables.items():
         matrix: Any
         for matrix in (table.X, *table.layers.values(), *([] if table.raw is None else [table.raw.X])):
@@ -184,6 +197,8 @@ def _declared_fault(tables: Path) -> str | None:
             declared = entries * (array.dtype.itemsize if array.dtype.kind in "biufc" else TEXT_BYTES)
             parts = zip(array.shape, array.shards or array.chunks, strict=True)
             chunks = math.prod(-(-side // part) for side, part in parts)
+            if described.parent.name == "data" and array.nchunks_initialized < array.nchunks:
+                return f"chunks of {name} are absent; copy it whole"
         except Exception as error:  # zarr raises a dozen kinds
             return f"{name}/{described.name} cannot be read ({first_line(error)})"
         if declared > FREE_BYTES or chunks > FREE_CHUNKS:

@@ -35,12 +35,15 @@ SAME_GRID = 0.01
 
 
 def looks_like_stomics(path: Path) -> bool:
-    """A file called `.gem` or `.gem.gz`."""
-    return path.is_file() and path.name.lower().removesuffix(".gz").endswith(".gem")
+    """A file called `.gem` or `.gem.gz`; also a `.gef`, which is refused with what to give instead."""
+    return path.is_file() and path.name.lower().removesuffix(".gz").endswith((".gem", ".gef"))
 
 
 def stomics_problems(source: SectionSource) -> list[CmrcnetError]:
     """Errors for a bin size that cannot be made, and for a missing image or affine."""
+    if source.path.name.lower().endswith(".gef"):
+        why = "it is a GEF (HDF5), which is not read; give the .gem.gz, which SAW makes of it (saw convert gef2gem)"
+        return [BadInput(source.path, WHAT, why)]
     problems: list[CmrcnetError] = []
     try:
         _bin_dnbs(source)

@@ -83,10 +83,10 @@ def visium_problems(source: SectionSource) -> list[CmrcnetError]:
     problems: list[CmrcnetError] = []
     seen = version_seen(outs, sorted(outs.glob("*_feature_bc_matrix.h5")))
     if matrix is None:
-        hint = f"Space Ranger writes it into outs/, also as the folder {MATRICES[0]} ({seen})"
+        hint = f"Space Ranger writes it into outs/, also as the folder {MATRICES[0]} ({seen}), copy it from there"
         problems.append(MissingInput(outs / f"{MATRICES[0]}.h5", "The count matrix", hint))
     if positions is None:
-        hint = f"Space Ranger writes it into outs/spatial/, before 2.0 as tissue_positions_list.csv ({seen})"
+        hint = f"Space Ranger writes it into outs/spatial/, before 2.0 as tissue_positions_list.csv ({seen}), copy it"
         problems.append(MissingInput(outs / "spatial" / "tissue_positions.csv", "The file of spot positions", hint))
     if no_picture:
         want = "the full-resolution picture, which Space Ranger does not copy (outs/spatial/tissue_hires_image.png, "
@@ -179,10 +179,14 @@ def read_visium(source: SectionSource) -> RawSection:
             f"Only the reduced picture {image.name} is at hand ({shown}): "
             "too coarse for cells; give the full-resolution picture as image."
         )
+    slide = open_slide(image, mpp=slide_mpp, name=name)
+    if slide.mpp is None and not factors and source.affine is None:
+        hint = f"Space Ranger writes it into outs/spatial ({version_seen(outs, [matrix_path])}), copy it or give mpp"
+        raise MissingInput(outs / "spatial" / "scalefactors_json.json", "The file of scale factors", hint)
     return RawSection(
         name=name,
         patient=None,
-        slide=open_slide(image, mpp=slide_mpp, name=name),
+        slide=slide,
         barcodes=[matrix.barcodes[i] for i in rows],
         centre_px=centres * scalef,
         diameter_um=source.spot_diameter_um or SPOT_UM,

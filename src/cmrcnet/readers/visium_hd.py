@@ -54,6 +54,9 @@ MOST_BINS = 1 << 28
 BLOCK_VALUES = 8 << 20
 """Stored counts that are read at once."""
 
+SEGMENTED = "segmented_outputs"
+"""Cells of Space Ranger 4, which are not read."""
+
 FOLDER = re.compile(r"square_(\d{3,4})um")
 BARCODE = re.compile(rb"s_(\d{3,4})um_(\d+)_(\d+)-(\d+)")
 MATRIX = "filtered_feature_bc_matrix.h5"
@@ -62,8 +65,9 @@ POSITIONS = "bin positions (tissue_positions.parquet)"
 
 def looks_like_visium_hd(path: Path) -> bool:
     """An `outs` folder with `binned_outputs`, the folder above it, `binned_outputs` or one `square_XXXum` in it."""
-    bases = (path / "binned_outputs", path / "outs" / "binned_outputs")
-    return path.is_dir() and (any(base.is_dir() for base in bases) or bool(_bin_folders(path)))
+    bases = [path / outs / name for outs in (".", "outs") for name in ("binned_outputs", SEGMENTED)]
+    found = path.name == SEGMENTED or any(base.is_dir() for base in bases)
+    return path.is_dir() and (found or bool(_bin_folders(path)))
 
 
 def visium_hd_problems(source: SectionSource) -> list[CmrcnetError]:
@@ -167,6 +171,10 @@ def _bin_folders(path: Path) -> dict[int, Path]:
 def _folder_for(source: SectionSource) -> tuple[Path, int, int]:
     """The folder to read, the side of its bins in micrometres, and how many of them a wanted bin spans."""
     folders = _bin_folders(source.path)
+    inside = (source.path, *source.path.glob("*"), *source.path.glob("outs/*"))
+    if not folders and any(path.name == SEGMENTED for path in inside):
+        why = f"the cells of {SEGMENTED} are not read; give outs with the binned_outputs that Space Ranger writes too"
+        raise BadInput(source.path, "Visium HD bins", why)
     if not folders:
         hint = "Space Ranger 3 or later writes bins there: outs/binned_outputs/square_002um, _008um and _016um"
         raise MissingInput(source.path / "binned_outputs", "The folder", hint)

@@ -64,8 +64,9 @@ MORPHOLOGY = (
 
 
 def looks_like_xenium(path: Path) -> bool:
-    """A folder with experiment.xenium, the folder above it (`outs`), or the file itself."""
-    return (_outs(path) / WHAT).is_file()
+    """A folder with experiment.xenium or transcripts of Xenium, the folder above it (`outs`), or a file in it."""
+    outs = _outs(path)
+    return any((outs / name).is_file() for name in (WHAT, "transcripts.parquet", "transcripts.zarr.zip"))
 
 
 def xenium_problems(source: SectionSource) -> list[CmrcnetError]:
@@ -75,18 +76,20 @@ def xenium_problems(source: SectionSource) -> list[CmrcnetError]:
         experiment = read_experiment(outs / WHAT)
     except CmrcnetError as error:
         return [error]
-    hint = f"Xenium Onboard Analysis and Xenium Ranger write it there (version seen: {experiment.version})"
+    hint = f"Xenium Onboard Analysis and Xenium Ranger write it there (version seen: {experiment.version}), copy it"
     problems: list[CmrcnetError] = []
     if source.spots is not None:
         problems.append(BadOption("spots", source.spots.name, want="nothing: the folder holds the cells"))
     if source.bin_um is not None and source.bin_um < LEAST_BIN_UM:
         problems.append(BadOption("bin_um", source.bin_um, want=f"{LEAST_BIN_UM:g} um or more"))
     if _cells_file(outs) is None:
-        problems.append(MissingInput(outs / "cells.parquet", "The cell table", f"{hint}, as cells.csv.gz too"))
+        problems.append(MissingInput(outs / "cells.parquet", "The cell table", f"{hint} or cells.csv.gz"))
     if source.bin_um is None and _matrix_path(outs) is None:
-        problems.append(MissingInput(outs / MATRICES[0], "The count matrix", f"{hint}, as folder and .zarr.zip too"))
+        problems.append(MissingInput(outs / MATRICES[0], "The count matrix", f"{hint}, its folder or its .zarr.zip"))
     if source.bin_um is not None and not (outs / "transcripts.parquet").is_file():
-        problems.append(MissingInput(outs / "transcripts.parquet", "The file of transcripts", hint))
+        others = [path.name for path in sorted(outs.glob("transcripts.*")) if not path.name.startswith(".")]
+        instead = f" (found, but not read: {', '.join(others)})" if others else ""
+        problems.append(MissingInput(outs / "transcripts.parquet", "The file of transcripts", f"{hint}{instead}"))
     if source.image is None:
         problems.append(BadOption("image", None, want="the H&E image of the section, which is not part of the folder"))
     elif source.affine is None and not any(
@@ -163,7 +166,7 @@ def read_experiment(path: Path) -> Experiment:
     MissingInput, BadInput
     """
     if not path.is_file():
-        hint = "Xenium Onboard Analysis and Xenium Ranger write it into their output folder"
+        hint = "Xenium Onboard Analysis and Xenium Ranger write it into their output folder, give that whole folder"
         raise MissingInput(path, "The file", hint)
     content = read_json(path, "The experiment")
     try:
