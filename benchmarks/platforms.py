@@ -109,7 +109,7 @@ def through(platform: str, made: list[Made], folder: Path, config: str, gene: st
 
 
 def compared(read: cmrcnet.Section, made: Made) -> dict:
-    """What the reader gives, next to what was written; tables of molecules list no spot or gene that was never counted."""
+    """What the reader gives next to what was written; tables of molecules list no spot or gene without counts."""
     apart = np.linalg.norm(read.spots.centre_px[:, None] - made.centre_px, axis=2)
     nearest = apart.argmin(axis=1)
     column_of = {gene: column for column, gene in enumerate(read.genes)}
@@ -145,7 +145,7 @@ def draw(drawn: dict[str, dict], gene: str, out: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    across = 3
+    across = min(3, len(drawn))
     down = -(-len(drawn) // across)
     figure, axes = plt.subplots(down, 3 * across, figsize=(3 * across * 1.5, down * 1.75), squeeze=False)
     for axis in axes.ravel():
