@@ -83,6 +83,12 @@ def test_a_folder_of_something_else_is_begun_anew(tmp_path, other):
     assert not ResumableFeatures(shape, "b" if other == "name" else "a", tmp_path).done.any()
 
 
+def test_a_description_that_cannot_be_parsed_begins_anew(tmp_path):
+    fill(ResumableFeatures(SHAPE, "a", tmp_path))
+    (tmp_path / "features.json").write_text("[" * 100_000)
+    assert not ResumableFeatures(SHAPE, "a", tmp_path).done.any()
+
+
 def test_a_disk_without_room_says_so_at_once(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

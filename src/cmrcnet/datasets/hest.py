@@ -205,7 +205,7 @@ def _record_in(out: Path, task: HestTask) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         known = (record["format"], record["repository"], record["task"], record["commit"], record["revision"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(path, "the record of a fetch", f"it is damaged ({error}); choose another folder") from error
     if known[:3] != (RECORD_FORMAT, task.repository, task.name):
         raise OutputExists(out, f"it holds {known[2]} of {known[1]}, so choose another name")

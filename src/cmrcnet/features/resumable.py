@@ -118,12 +118,12 @@ class ResumableFeatures:
     def _stored_marks(self, description: Path, facts: dict, size: int) -> np.ndarray | None:
         """The marks of a folder that holds features of this name and shape."""
         try:
-            if json.loads(description.read_text(encoding="utf-8")) != facts:
+            if not description.is_file() or description.read_bytes() != json.dumps(facts).encode():
                 return None
             marks = np.fromfile(self._journal, np.uint64)
             if marks.size != self._marks.size or self._file.stat().st_size != size:
                 return None
-        except (OSError, ValueError):
+        except OSError:
             return None
         return marks.reshape(self._marks.shape)
 
