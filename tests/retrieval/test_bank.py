@@ -26,7 +26,7 @@ from cmrcnet.errors import (
 )
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
-from cmrcnet.retrieval.store import _crc_of_gene
+from cmrcnet.retrieval.store import _crcs_of_genes
 from cmrcnet.search.stacked_arrays import csc_of
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache
@@ -208,7 +208,7 @@ def test_expression_outside_its_section_never_reaches_compiled_code(bank, row):
     rows = np.array(matrix.indices)
     rows[0] = row
     changed = csc_of(matrix.data, rows, matrix.indptr, matrix.shape)
-    sealed = np.array([_crc_of_gene(changed, gene) for gene in range(len(part.genes))], np.uint32)
+    sealed = _crcs_of_genes(changed, 0, len(part.genes))
     with pytest.raises(Damaged, match=rf"of section {part.section}: an index is {row}, outside"):
         replace(part, expression=changed, gene_checks=sealed).require_genes(0, len(part.genes))
 
