@@ -15,11 +15,12 @@ from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.inference import predict as predict_module
 from cmrcnet.inference.predict import LOCK, predict, predict_to_file
 from cmrcnet.inference.predictor import PredictOptions, make_predictor
-from cmrcnet.inference.slide_batch import predict_slides
+from cmrcnet.inference.slide_batch import SlidePredictor, predict_slides
 from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.slides.section import Spots
 from cmrcnet.storage.atomic import file_lock, make_partial
 from cmrcnet.testing import assert_prediction_table
+from cmrcnet.workers import WorkerOptions
 from tests.inference.small_model import noise_slide, small_cohort, small_model
 from tests.models.test_student import GENES, small_student
 
@@ -133,22 +134,22 @@ def test_many_slides_share_a_student(student, tmp_path):
     for seed, name in enumerate(("one", "two")):
         Image.fromarray(noise_slide(seed).read(0, 0, 400, 400)).save(tmp_path / "slides" / f"{name}.png")
     slides = sorted((tmp_path / "slides").iterdir())
-    how = {"mpp": 0.5}
-    first = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)  # pyright: ignore
-    assert [outcome.status for outcome in first.outcomes] == ["predicted", "predicted"]
-    again = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)  # pyright: ignore
-    assert [outcome.status for outcome in again.outcomes] == ["done before", "done before"]
+
+    def statuses(of=student) -> list[str]:
+        predictor = SlidePredictor(lambda: predictor_of(of), tmp_path / "out", mpp=0.5)
+        done = predict_slides(predictor, slides, WorkerOptions())
+        return [outcome.problem or outcome.status for outcome in done.outcomes]
+
+    assert statuses() == ["predicted", "predicted"]
+    assert statuses() == ["done before", "done before"]
     (tmp_path / "out" / "one.h5ad").unlink()
     work = tmp_path / "out" / "one.h5ad.partial"
     make_partial(work, ["table.h5ad"])
     with file_lock(work / LOCK):
-        beside = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)  # pyright: ignore
-    assert [outcome.status for outcome in beside.outcomes] == ["under way elsewhere", "done before"]
-    assert "0 predicted, 1 done before, 1 under way elsewhere, 0 broken" in beside.to_text() and not beside.broken
-    last = predict_slides(predictor_of(student), slides, tmp_path / "out", **how)  # pyright: ignore
-    assert [outcome.status for outcome in last.outcomes] == ["predicted", "done before"]
-    other = predict_slides(predictor_of(small_student(seed=1)), slides, tmp_path / "out", **how)  # pyright: ignore
-    assert len(other.broken) == 2 and "student_fingerprint" in other.broken[0].problem
+        in_use, done = statuses()
+    assert "is being written by another process" in in_use and done == "done before"
+    assert statuses() == ["predicted", "done before"]
+    assert all("student_fingerprint" in each for each in statuses(small_student(seed=1)))
 
 
 def test_a_bank_and_its_options_are_refused(student, slide):

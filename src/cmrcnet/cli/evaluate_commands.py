@@ -122,7 +122,7 @@ def sweep_command(
         group_by=run.group_by,
         seeds=run.seeds,
         only=protocol.folds,
-        workers=run.workers,
+        workers=run.workers.to_options(),
     )
     write_sweep(done, folder)
     folder.finish_with(done.metadata)
@@ -173,7 +173,7 @@ def transfer_command(
         methods=split_names(run.methods) or (),
         group_by=run.group_by,
         seeds=run.seeds,
-        workers=run.workers,
+        workers=run.workers.to_options(),
     )
     write_transfer(done, folder)
     folder.finish_with(done.metadata)
@@ -210,7 +210,7 @@ def evaluate_into(
         group_by=options.group_by,
         seeds=options.seeds,
         only=protocol.folds,
-        workers=options.workers,
+        workers=options.workers.to_options(),
         cache=TokenCache.default(),
         folder=folder,
     )

@@ -5,7 +5,7 @@ A command takes a group as one parameter; on the command line its fields are ord
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from cmrcnet.config import Config
 from cmrcnet.errors import BadOption
+from cmrcnet.workers import WorkerOptions
 
 if TYPE_CHECKING:
     from cmrcnet.search.build import SearchConfig
@@ -93,6 +94,25 @@ class SearchOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class WorkersOptions:
+    """Where work is done in parallel."""
+
+    engine_workers: str = "local"
+    """local: processes of this machine. ray: workers of the Ray cluster that this machine belongs to, or of this
+    machine alone with all of its GPUs. ray://HOST:PORT: of a cluster elsewhere. Ray needs: pip install
+    'cmrcnet[cluster]'; all nodes must see the files under the same paths."""
+
+    workers: int | Literal["auto"] = "auto"
+    """Number of workers; auto uses one per core (`predict`: one, which uses all cores), and on Ray one per GPU of the
+    cluster, or per core where it has none. Results do not depend on it."""
+
+    def to_options(self) -> WorkerOptions:
+        """Check the values and return them as the library takes them."""
+        return WorkerOptions(self.engine_workers, self.workers)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Methods, folds, seeds and processes of an evaluation."""
 
@@ -107,8 +127,8 @@ class RunOptions:
     seeds: int = 1
     """Number of seeds, counted up from that of the config; scores are means over the seeds."""
 
-    workers: int | Literal["auto"] = "auto"
-    """Number of processes; auto uses one per core. The scores do not depend on it."""
+    workers: WorkersOptions = field(default_factory=WorkersOptions)
+    """Where folds and seeds are run."""
 
     resume: bool = False
     """Continue the interrupted run in OUT.partial; what is finished there is not computed again."""
@@ -131,7 +151,7 @@ class ProtocolOptions:
 
 
 DEFAULT_CONFIG, DEFAULT_SECTION, DEFAULT_SEARCH = ConfigOptions(), SectionOptions(), SearchOptions()
-DEFAULT_RUN, DEFAULT_PROTOCOL = RunOptions(), ProtocolOptions()
+DEFAULT_RUN, DEFAULT_PROTOCOL, DEFAULT_WORKERS = RunOptions(), ProtocolOptions(), WorkersOptions()
 
 
 def split_names(names: list[str] | None) -> list[str] | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cmrcnet.cli.options import count_text, read_genes
+from cmrcnet.cli.options import DEFAULT_WORKERS, WorkersOptions, count_text, read_genes
 from cmrcnet.errors import BadOption, MissingInput, UnknownName
 from cmrcnet.storage.atomic import atomic_file, final_path, refuse_existing
 from cmrcnet.storage.names import guard_table, name_of_file
+from cmrcnet.workers import WorkerOptions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,6 +36,7 @@ def predict_command(
     intervals: bool = False,
     abstain: float | None = None,
     mpp: float | None = None,
+    workers: WorkersOptions = DEFAULT_WORKERS,
     overwrite: bool = False,
 ) -> Path | bool:
     """Predict expression on a slide without counts, or on many slides.
@@ -51,8 +54,7 @@ def predict_command(
     out : Path
         Prediction table to write: .h5ad opens in scanpy and squidpy, .zarr in SpatialData and LazySlide (needs
         cmrcnet[spatialdata]). For many slides: a folder, which gets one table per slide and summary.csv; slides that
-        are done are skipped, and broken ones are reported at the end (exit code 1). Several machines may work on one
-        folder.
+        are done are skipped, and broken ones are reported at the end (exit code 1).
     bank : Path, optional
         Bank folder that `cmrcnet index` made with this model; needed unless MODEL is a student.
     section : str, optional
@@ -75,10 +77,12 @@ def predict_command(
         Mark locations that are less certain than this share of the validation spots: --abstain 0.3
     mpp : float, optional
         Micrometres per level-0 pixel, for slides that do not state it.
+    workers : WorkersOptions
+        Where many slides are predicted in parallel.
     overwrite : bool
         Replace OUT.
     """
-    from cmrcnet.inference.slide_batch import predict_slides, slides_of
+    from cmrcnet.inference.slide_batch import SlidePredictor, predict_slides, slides_of
 
     slides = None if slide.is_file() else slides_of(slide)
     if slides is None:
@@ -96,15 +100,12 @@ def predict_command(
         for name, value in (("section", section), ("spots", spots), ("mask", mask)):
             if value is not None:
                 raise BadOption(name, str(value), "nothing together with many slides")
-        done = predict_slides(
-            _predictor(model, bank, PredictOptions(**options)),
-            slides,
-            out,
-            batch=batch,
-            mpp=mpp,
-            cache=TokenCache.default(),
-            overwrite=overwrite,
-        )
+        load = partial(_predictor, model, bank, PredictOptions(**options))
+        predictor = SlidePredictor(load, out, batch, mpp, TokenCache.default(), overwrite)
+        chosen = workers.to_options()
+        if (chosen.engine, chosen.workers) == ("local", "auto"):
+            chosen = WorkerOptions("local", 1)  # it computes with all cores
+        done = predict_slides(predictor, slides, chosen)
         print(done.to_text())
         return out if not done.broken else False
     picture, locations = _slide_and_locations(slide, section, spots, mpp)

@@ -1,10 +1,10 @@
-"""Predict many slides, one after the other: finished ones are skipped, and a broken slide does not stop the others.
+"""Predict many slides: finished ones are skipped, and a broken slide does not stop the others.
 
 Each slide is tried in a child process first (`slides.decoders`), which may die of it. Files that begin with a dot are
 no slides (macOS leaves `._NAME` beside every file), and the files of one DICOM series are one slide.
 
-Several processes, on several machines that share the disk, may work on one folder: a slide that another process is
-writing is skipped.
+The slides may be predicted in this process, or by workers of this machine or of a Ray cluster (`workers`): each loads
+the model once, and every slide is a task of its own.
 """
 
 from __future__ import annotations
@@ -14,29 +14,32 @@ import dataclasses
 import logging
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cmrcnet.errors import (
     BadInput,
     BadOption,
     CmrcnetError,
     Damaged,
-    InUse,
     MissingInput,
     NoSpace,
     OutputExists,
     Unwritable,
+    WorkerDied,
 )
 from cmrcnet.export.stored_prediction import StoredPrediction
+from cmrcnet.progress import metered
 from cmrcnet.slides.decoders import slides_probed_first
 from cmrcnet.slides.slide import open_slide
 from cmrcnet.slides.slide_files import one_file_a_slide
 from cmrcnet.storage.atomic import atomic_file, refuse_existing
 from cmrcnet.storage.names import guard_cell
+from cmrcnet.workers import WorkerOptions, run_in_workers
 
 if TYPE_CHECKING:
     from cmrcnet.inference.predictor import Predictor
@@ -51,7 +54,7 @@ ENDINGS = (
 )  # fmt: skip
 """Endings of slides in a folder; a pattern takes every file that it names."""
 
-PREDICTED, DONE_BEFORE, ELSEWHERE, BROKEN = "predicted", "done before", "under way elsewhere", "broken"
+PREDICTED, DONE_BEFORE, BROKEN = "predicted", "done before", "broken"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class SlideOutcome:
 
     slide: str
     table: str
-    status: Literal["predicted", "done before", "under way elsewhere", "broken"]
+    status: Literal["predicted", "done before", "broken"]
     locations: int | None = None
     genes: int | None = None
     seconds: float | None = None
@@ -81,10 +84,8 @@ class BatchOutcome:
 
     def to_text(self) -> str:
         """Summarise the outcomes for the terminal."""
-        kinds = (PREDICTED, DONE_BEFORE, ELSEWHERE, BROKEN)
+        kinds = (PREDICTED, DONE_BEFORE, BROKEN)
         count = {status: sum(o.status == status for o in self.outcomes) for status in kinds}
-        if not count[ELSEWHERE]:
-            del count[ELSEWHERE]
         lines = [
             f"{len(self.outcomes)} slides: {', '.join(f'{number} {status}' for status, number in count.items())}.",
             *(f"Broken: {outcome.slide}: {outcome.problem}" for outcome in self.broken),
@@ -130,29 +131,56 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def predict_slides(
-    predictor: Predictor,
-    slides: Sequence[Path],
-    folder: Path,
-    *,
-    batch: int | Literal["auto"] = "auto",
-    mpp: float | None = None,
-    cache: TokenCache | None = None,
-    overwrite: bool = False,
-) -> BatchOutcome:
-    """Predict each slide into a table of its name.
+@dataclass(frozen=True)
+class SlidePredictor:
+    """Predicts slides into tables of a folder; what a worker sets up by calling it.
 
     Parameters
     ----------
-    predictor : Predictor
-        From `make_predictor`, without spots and mask.
+    load : callable
+        Gives a predictor without spots and mask; called once in each worker.
     folder : Path
-        Made when it is not there. ``summary.csv`` is written after every slide; with several processes it shows what
-        the last writer has seen, so run the command once more when all are done.
+        Of the tables.
     batch, mpp, cache
         As `predict_to_file` and `open_slide`.
     overwrite : bool
         Predict again what is done.
+    """
+
+    load: Callable[[], Predictor]
+    folder: Path
+    batch: int | Literal["auto"] = "auto"
+    mpp: float | None = None
+    cache: TokenCache | None = None
+    overwrite: bool = False
+
+    def __call__(self) -> Callable[[tuple[Path, str]], SlideOutcome]:
+        """Load the predictor, and return what predicts a slide into the table of a name."""
+        predictor = self.load()
+        return lambda task: self._predict(predictor, *task)
+
+    def _predict(self, predictor: Predictor, slide: Path, name: str) -> SlideOutcome:
+        from cmrcnet.inference.predict import predict_to_file
+
+        table, start = self.folder / f"{name}.h5ad", time.monotonic()
+        try:
+            with slides_probed_first(), cast("FileSlide", open_slide(slide, mpp=self.mpp)) as picture:
+                size = None if self.overwrite else _size_if_done(table, predictor, picture)
+                status = PREDICTED if size is None else DONE_BEFORE
+                if size is None:
+                    size = predict_to_file(predictor, picture, table, cache=self.cache, batch=self.batch)
+            outcome = SlideOutcome(str(slide), table.name, status, *size)
+        except (NoSpace, Unwritable):
+            raise
+        except Exception as error:  # whatever it is, the slides behind this one are predicted
+            outcome = _broken(slide, table.name, error)
+        return dataclasses.replace(outcome, seconds=round(time.monotonic() - start, 1))
+
+
+def predict_slides(predictor: SlidePredictor, slides: Sequence[Path], workers: WorkerOptions) -> BatchOutcome:
+    """Predict each slide into a table of its name.
+
+    The folder is made when it is not there; ``summary.csv`` is written after every slide.
 
     Raises
     ------
@@ -161,8 +189,7 @@ def predict_slides(
     NoSpace, Unwritable, OutputExists
         What would go wrong with every later slide.
     """
-    from cmrcnet.inference.predict import predict_to_file
-
+    folder = predictor.folder
     if folder.exists() and not folder.is_dir():
         raise OutputExists(folder, "it is a file, and many slides need a folder")
     stems = [slide.stem for slide in slides]
@@ -171,34 +198,35 @@ def predict_slides(
         if names.count(name) > 1:
             want = "slides of different names; those of several folders one folder at a time"
             raise BadOption("slide", name, want=want)
+    tasks, count = list(zip(slides, names, strict=True)), workers.count(len(slides))
+    if count == 1 and workers.engine == "local":
+        run = predictor()
+        found: Any = ((task, run(task)) for task in tasks)
+    else:
+        how = {"count": count, "engine": workers.engine, "name_of": lambda task: task[0].name}
+        found = run_in_workers(tasks, predictor, **how)
     summary = folder / "summary.csv"
     refuse_existing(summary, overwrite=True)
-    outcomes: list[SlideOutcome] = []
-    with slides_probed_first():
-        for number, (slide, name) in enumerate(zip(slides, names, strict=True), start=1):
-            table = folder / f"{name}.h5ad"
-            log.info("Slide %d of %d: %s", number, len(slides), slide.name)
-            start = time.monotonic()
-            try:
-                with cast("FileSlide", open_slide(slide, mpp=mpp)) as picture:
-                    size = None if overwrite else _size_if_done(table, predictor, picture)
-                    status = PREDICTED if size is None else DONE_BEFORE
-                    if size is None:
-                        size = predict_to_file(predictor, picture, table, cache=cache, batch=batch)
-                outcome = SlideOutcome(str(slide), table.name, status, *size)
-            except (NoSpace, Unwritable):
-                raise
-            except InUse:
-                outcome = SlideOutcome(str(slide), table.name, ELSEWHERE)
-            except Exception as error:  # whatever it is, the slides behind this one are predicted
-                known = isinstance(error, CmrcnetError)
-                problem = str(error) if known else f"{type(error).__name__}: {error}"
-                outcome = SlideOutcome(str(slide), table.name, BROKEN, problem=problem)
-                log.warning("warning: %s is skipped: %s", slide.name, problem)
-                log.debug("", exc_info=not known)
-            outcomes.append(dataclasses.replace(outcome, seconds=round(time.monotonic() - start, 1)))
-            _write_summary(summary, outcomes)
-    return BatchOutcome(tuple(outcomes), summary)
+    outcomes: dict[Path, SlideOutcome] = {}
+    with metered("predict", len(tasks), "slides") as meter, closing(found):
+        for (slide, name), outcome in found:
+            if isinstance(outcome, WorkerDied):
+                outcome = _broken(slide, f"{name}.h5ad", outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            if outcome.status == BROKEN:
+                log.warning("warning: %s is skipped: %s", slide.name, outcome.problem)
+            outcomes[slide] = outcome
+            _write_summary(summary, [outcomes[each] for each in slides if each in outcomes])
+            meter.advance(note=slide.name)
+    return BatchOutcome(tuple(outcomes[slide] for slide in slides), summary)
+
+
+def _broken(slide: Path, table: str, error: Exception) -> SlideOutcome:
+    known = isinstance(error, CmrcnetError)
+    log.debug("", exc_info=not known)
+    problem = str(error) if known else f"{type(error).__name__}: {error}"
+    return SlideOutcome(str(slide), table, BROKEN, problem=problem)
 
 
 def _write_summary(path: Path, outcomes: Sequence[SlideOutcome]) -> None:

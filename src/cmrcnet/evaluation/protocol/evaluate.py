@@ -23,10 +23,11 @@ from cmrcnet.evaluation.protocol.fold_runner import remembered, section_fingerpr
 from cmrcnet.evaluation.protocol.folds import Fold, GroupBy, folds, only_folds
 from cmrcnet.evaluation.protocol.protocol_info import ProtocolInfo, ProtocolName, protocol_named
 from cmrcnet.evaluation.protocol.run_folder import FoldResult, RunFolder
-from cmrcnet.evaluation.protocol.runner import Workers, run_experiments
+from cmrcnet.evaluation.protocol.runner import run_experiments
 from cmrcnet.evaluation.report.summary import methods_to_text, summary
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache
+from cmrcnet.workers import WorkerOptions, Workers
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -100,7 +101,7 @@ def evaluate(
     group_by: GroupBy | None = None,
     seeds: int = 1,
     only: Sequence[str] | None = None,
-    workers: Workers = 1,
+    workers: Workers | WorkerOptions = 1,
     cache: TokenCache | None = None,
     folder: RunFolder | None = None,
 ) -> EvaluationRun:
@@ -120,8 +121,9 @@ def evaluate(
         Everything is run with the config's seed and the ones that follow it; scores are means over seeds first.
     only : sequence of str, optional
         Names of the folds to run; all when left out.
-    workers : int or "auto"
-        Number of processes; 1 runs everything in this one. In a script, more than one needs the usual
+    workers : int, "auto" or WorkerOptions
+        Number of processes of this machine, or a Ray cluster; 1 runs everything in this process. In a script, more
+        than one needs the usual
         ``if __name__ == "__main__":``. The scores do not depend on it.
     cache : TokenCache, optional
         The user's own by default.

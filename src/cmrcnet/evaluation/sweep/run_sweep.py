@@ -20,12 +20,13 @@ from cmrcnet.evaluation.protocol.fold_runner import remembered
 from cmrcnet.evaluation.protocol.folds import GroupBy, folds, only_folds
 from cmrcnet.evaluation.protocol.protocol_info import ProtocolInfo, ProtocolName, protocol_named
 from cmrcnet.evaluation.protocol.run_folder import RunFolder, WorkFolder
-from cmrcnet.evaluation.protocol.runner import Workers, run_experiments
+from cmrcnet.evaluation.protocol.runner import run_experiments
 from cmrcnet.evaluation.sweep.sweep_plan import BASE, SweepPlan, Trial, shown, value_of
 from cmrcnet.genes.mean_interval import mean_interval
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.atomic import atomic_file
 from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.workers import WorkerOptions, Workers
 
 if TYPE_CHECKING:
     from cmrcnet.storage.cache import TokenCache
@@ -112,7 +113,7 @@ def sweep(
     group_by: GroupBy | None = None,
     seeds: int = 1,
     only: Sequence[str] | None = None,
-    workers: Workers = 1,
+    workers: Workers | WorkerOptions = 1,
 ) -> SweepRun:
     """Evaluate every trial with CMRCNet, and with `methods` besides.
 
@@ -202,7 +203,7 @@ def run_trials(
     described: list[dict[str, Any]],
     folder: SweepFolder,
     cache: TokenCache,
-    workers: Workers,
+    workers: Workers | WorkerOptions,
 ) -> dict[str, Finished]:
     """Run the experiments that are not finished, each in a run folder of its own, and return the results of all."""
     found: dict[str, Finished] = {}

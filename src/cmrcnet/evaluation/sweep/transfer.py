@@ -25,7 +25,6 @@ from cmrcnet.evaluation.protocol.experiment import Experiment, seeds_of
 from cmrcnet.evaluation.protocol.fold_runner import remembered
 from cmrcnet.evaluation.protocol.folds import Fold, GroupBy, folds
 from cmrcnet.evaluation.protocol.protocol_info import Sets
-from cmrcnet.evaluation.protocol.runner import Workers
 from cmrcnet.evaluation.report.summary import number
 from cmrcnet.evaluation.sweep.run_sweep import SweepFolder, run_trials
 from cmrcnet.genes.gene_sets import MeasuredGenes, gene_sets
@@ -33,6 +32,7 @@ from cmrcnet.genes.mean_interval import mean_interval
 from cmrcnet.genes.naming import are_disjoint, explain_no_shared_genes
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.workers import WorkerOptions, Workers
 
 if TYPE_CHECKING:
     from cmrcnet.storage.cache import TokenCache
@@ -78,7 +78,7 @@ def transfer(
     methods: Sequence[str | Method] = (),
     group_by: GroupBy | None = None,
     seeds: int = 1,
-    workers: Workers = 1,
+    workers: Workers | WorkerOptions = 1,
 ) -> TransferRun:
     """Train on all of one cohort and test on others.
 

@@ -1,0 +1,172 @@
+"""Workers of this machine and of a Ray cluster: the same answers, errors as themselves, nothing lost with a node."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmrcnet.datasets.synthetic import synthetic_cohort, write_cohort
+from cmrcnet.errors import BadOption, CmrcnetWarning, TooFew, WorkerDied
+from cmrcnet.retrieval.bank import build_bank
+from cmrcnet.workers import WorkerOptions, cores, run_in_workers, why_not_picklable
+from tests.inference.small_model import noise_slide, small_cohort, small_model
+
+
+@dataclass(frozen=True)
+class Squares:
+    """A worker that squares numbers, and leaves a file for each that it has begun."""
+
+    folder: Path
+    fails_to_start: bool = False
+
+    def __call__(self) -> Callable[[int], int]:
+        if self.fails_to_start:
+            raise TooFew("models", 0, 1, "train one")
+
+        def square(number: int) -> int:
+            (self.folder / f"{number}.{os.getpid()}").touch()
+            if number == 3:
+                raise TooFew("threes", 3, 4, "add one")
+            if number == 4:
+                warnings.warn("four", CmrcnetWarning, stacklevel=2)
+            if number == 99:
+                os._exit(9)
+            if number >= 1000:
+                time.sleep(2)
+            return number**2
+
+        return square
+
+
+@pytest.fixture(params=["local", "ray"])
+def engine(request):
+    if request.param == "ray":
+        request.getfixturevalue("cluster")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes of a core each, on this machine."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    made.add_node(num_cpus=1)
+    ray.init(made.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_paths())}})
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def _paths() -> list[str]:
+    import cmrcnet
+
+    return [str(Path(__file__).parents[1]), str(Path(cmrcnet.__file__).parents[1])]
+
+
+def test_results_errors_and_warnings_come_back_as_themselves(engine, tmp_path):
+    with pytest.warns(CmrcnetWarning, match="four"):
+        found = dict(run_in_workers(range(8), Squares(tmp_path), count=2, engine=engine))
+    assert isinstance(found.pop(3), TooFew) and found == {n: n**2 for n in range(8) if n != 3}
+    assert sorted(int(path.stem) for path in tmp_path.iterdir()) == list(range(8))  # each once
+    assert len({path.suffix for path in tmp_path.iterdir()}) <= 2
+
+
+def test_a_worker_that_cannot_start_says_why(engine, tmp_path):
+    ((_, error),) = run_in_workers([1], Squares(tmp_path, fails_to_start=True), count=1, engine=engine)
+    assert isinstance(error, TooFew) and "train one" in str(error)
+
+
+def test_a_local_worker_that_dies_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(WorkerDied, match=r"ran task 99 ended without a result \(exit code 9\)"):
+        list(run_in_workers([99], Squares(tmp_path), count=1, name_of=lambda task: f"task {task}"))
+
+
+def test_a_task_that_ends_every_ray_worker_is_given_up_and_the_others_are_done(cluster, tmp_path):
+    found = dict(run_in_workers([99, 5, 6], Squares(tmp_path), count=2, engine="ray"))
+    assert isinstance(found[99], WorkerDied) and (found[5], found[6]) == (25, 36)
+    assert len(list(tmp_path.glob("99.*"))) == 3
+
+
+def test_a_lost_node_costs_only_its_running_task(cluster, tmp_path):
+    lost = False
+    found = {}
+    for task, result in run_in_workers(range(1000, 1008), Squares(tmp_path), count=3, engine="ray"):
+        found[task] = result
+        if not lost:
+            lost = True
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    assert found == {n: n**2 for n in range(1000, 1008)}
+    begun = [int(path.stem) for path in tmp_path.iterdir()]
+    assert set(begun) == set(found) and len(begun) <= len(found) + 1
+
+
+def test_slides_and_folds_on_a_cluster_are_those_of_one_process(cluster, tmp_path):
+    """By command: prediction tables and scores are equal byte for byte."""
+    from cmrcnet.cli import app
+
+    model = small_model()
+    model.save_pretrained(tmp_path / "model")
+    build_bank(model, small_cohort()).save(tmp_path / "bank")
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for number in range(2):
+        Image.fromarray(noise_slide(number, 500).read(0, 0, 500, 500)).save(slides / f"{number}.png")
+    cohort = write_cohort(synthetic_cohort(patients=2, spots=20, genes=40, seed=1), tmp_path / "cohort")
+    small = ["--config", "tiny", "--set", "panel.n_hvg=20", "evaluation.set_size=5"]
+    (slides / "broken.png").write_bytes(b"no picture")
+    for engine in ("local", "ray"):
+        where = ["--engine-workers", engine, "--workers", "1" if engine == "local" else "2"]
+        words = ["predict", str(tmp_path / "model"), str(slides), "--bank", str(tmp_path / "bank"), "--mpp", "0.5"]
+        words += ["--grid-um", "66"]
+        assert app.main([*words, "--out", str(tmp_path / f"tables-{engine}"), *where]) == app.PROBLEMS_FOUND
+        words = [
+            "evaluate",
+            str(cohort),
+            "--out",
+            str(tmp_path / f"run-{engine}"),
+            "--methods",
+            "gene-mean",
+            "random-k",
+        ]
+        assert app.main([*words, *small, *where]) == 0
+    for number in range(2):
+        one, other = (
+            anndata.read_h5ad(tmp_path / f"tables-{engine}" / f"{number}.h5ad") for engine in ("local", "ray")
+        )
+        np.testing.assert_array_equal(one.X, other.X)
+    assert "broken.png" in (tmp_path / "tables-ray" / "summary.csv").read_text()
+    one, other = ((tmp_path / f"run-{engine}" / "scores.csv").read_bytes() for engine in ("local", "ray"))
+    assert one == other
+
+
+@pytest.mark.parametrize("workers", [0, -1, True, 1.5, "many"])
+def test_a_number_of_workers_below_one_is_refused(workers):
+    with pytest.raises(BadOption, match="a number of workers, 1 or more, or auto"):
+        WorkerOptions("local", workers)
+
+
+def test_auto_takes_no_more_workers_than_tasks_or_cores():
+    assert WorkerOptions("local", "auto").count(1) == 1
+    assert 1 <= WorkerOptions("local", "auto").count(1000) <= cores()
+    assert WorkerOptions("local", 7).count(3) == 3
+
+
+def test_a_cluster_that_is_not_there_is_refused_in_a_sentence():
+    with pytest.raises(BadOption, match="engine-workers is 'spark'; wanted local, ray, or ray://HOST:PORT"):
+        WorkerOptions("spark")
+
+
+def test_what_cannot_be_sent_says_why():
+    assert why_not_picklable(1, [2]) == "" and "lambda" in why_not_picklable(lambda: 1)
