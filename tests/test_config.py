@@ -37,7 +37,7 @@ KNOBS = [(section, f.name) for section, kind in SECTIONS.items() for f in datacl
 
 
 def test_the_promised_configs_ship():
-    assert {"default", "paper", "as-released", "contrastive-only", "tiny"} <= set(shipped_presets())
+    assert {"default", "fast", "paper", "as-released", "contrastive-only", "tiny"} <= set(shipped_presets())
 
 
 @pytest.mark.parametrize("name", shipped_presets())

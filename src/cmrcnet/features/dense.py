@@ -13,7 +13,10 @@ ways are alike but not equal, and a model trained with one is used with that one
 pixels. A location belongs to the tile that holds its centre, and its window is pooled from that tile's maps alone: the
 input reaches over the windows of the tile's locations and `HALO_PX` pixels more on every side (outside the slide it is
 white, as for patches). Features therefore depend neither on the order of the locations nor on how often a run was
-killed; they depend on the tiling only through what the network sees beyond the halo.
+killed; they depend on the tiling only through what the network sees beyond the halo. On a real section, tiles of 448 px
+(where every window lies near an edge) with halos of 56, 112, 160, 192 and 224 px differ from one tile over all by a
+root mean square of .52, .12, .036, .018 and .004 deviations in block 14 of EfficientNet-Lite0, and by less than .002
+in blocks 4, 7 and 10 from 112 px on. 224 px, a correlation of .99999, stay below the rounding of bfloat16 (.9998).
 
 **Where a cell lies.** Cell i of a map of stride s stands for the pixels from s i to s (i + 1). TensorFlow's padding,
 which EfficientNet-Lite has, centres the field of a cell (s - 1) / 2 pixels further; but the learnt filters look back:
@@ -52,7 +55,7 @@ if TYPE_CHECKING:
 
 TILE_PX = 1792
 """Side of a tile in pixels of the scale."""
-HALO_PX = 112
+HALO_PX = 224
 """Pixels of a tile's input beyond the windows of its locations."""
 BLOCK_PX = 128
 """Inputs are cut to multiples of it: few shapes occur, and the strides of every network divide it."""
