@@ -7,7 +7,7 @@ cut, with its H&E and the most counted genes that both measure, and written by t
 documented layout of every platform, under a rotation of its own. Each platform then goes through the command line:
 inspect, train on FIRST, index, predict the slide of SECOND from its picture at the spots that the reader placed. Counts
 and positions that the reader gives are compared with the section that was written. OUT gets the figures, and
-``OUT.png`` one row a platform: the H&E, measured and predicted expression of one gene. Run it in the repository.
+the picture beside it three panels a platform: the H&E, measured and predicted expression of one gene.
 """
 
 from __future__ import annotations
@@ -139,11 +139,12 @@ def command(*words: object) -> str:
 
 
 def draw(drawn: dict[str, dict], gene: str, out: Path) -> None:
-    """Small multiples: a platform a column group of H&E with locations, measured, predicted."""
+    """Small multiples: a platform three panels: H&E with locations, measured, predicted."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     across = min(3, len(drawn))
     down = -(-len(drawn) // across)
@@ -154,21 +155,24 @@ def draw(drawn: dict[str, dict], gene: str, out: Path) -> None:
         row, column = divmod(number, across)
         panels = axes[row, 3 * column : 3 * column + 3]
         read = parts["read"]
-        downsample = max(read.slide.width_px, read.slide.height_px) / 260
+        downsample = max(read.slide.width_px, read.slide.height_px) / 130
         tissue = thumbnail(read.slide, downsample)
         x, y = (read.spots.centre_px / (read.slide.width_px / tissue.shape[1])).T
         values = (None, parts["measured"], parts["predicted"])
         for axis, title, value in zip(panels, (platform, f"{gene} measured", "predicted"), values, strict=True):
-            axis.imshow(tissue, alpha=1 if value is None else 0.35)
+            axis.imshow(tissue if value is None else np.full_like(tissue, 255))
             if value is None:
-                axis.scatter(x, y, s=9, facecolors="none", edgecolors="#0046ff", linewidths=0.6)
+                axis.scatter(x, y, s=7, facecolors="none", edgecolors="#0046ff", linewidths=0.6)
             else:
                 low, high = np.percentile(value, [2, 98])
-                axis.scatter(x, y, s=9, c=value, cmap="viridis", vmin=low, vmax=max(high, low + 1e-6), linewidths=0)
+                axis.scatter(x, y, s=12, c=value, cmap="viridis", vmin=low, vmax=max(high, low + 1e-6), linewidths=0)
             axis.set_title(title, fontsize=7, pad=2)
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.97, 0.04, 0.12)
-    figure.savefig(out, dpi=100)
+    figure.savefig(out, dpi=90)
     plt.close(figure)
+    with Image.open(out) as picture:
+        reduced = picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    reduced.save(out, optimize=True)
 
 
 def main() -> None:
