@@ -104,6 +104,14 @@ def test_another_run_is_not_gone_on_with(tmp_path, changed, named):
         RunFolder(tmp_path / "run", resume=True).begin(IDENTITY | changed)
 
 
+def test_results_that_do_not_say_what_they_are_of_are_not_gone_on_with(tmp_path):
+    folder = begun(tmp_path / "run")
+    folder.keep("f", "m", 0, part())
+    (folder.working / "identity.json").unlink()
+    with pytest.raises(Incompatible, match=r"identity.json, which says what it was started with, is missing.*overwrite"):
+        RunFolder(tmp_path / "run", resume=True).begin(IDENTITY)
+
+
 def test_an_interrupted_run_is_neither_forgotten_nor_continued_silently(tmp_path):
     begun(tmp_path / "run").keep("f", "m", 0, part())
     with pytest.raises(OutputExists, match="an interrupted run; pass --resume to go on with it, or --overwrite"):

@@ -107,6 +107,8 @@ class WorkFolder:
         make_partial(self.partial, _OURS)
         file = self.partial / "identity.json"
         if not file.exists():
+            if any((self.partial / name).exists() for name in ("results", "predictions", "trials")):
+                raise Incompatible.run(self.partial, "identity.json, which says what it was started with, is missing")
             self._write_json("identity.json", now)
             return
         before = _read_json(file)
