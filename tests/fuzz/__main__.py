@@ -48,6 +48,11 @@ def main() -> int:
             report=options.report,
         )  # fmt: skip
     print(f"{len(found):,} cases: {counts(found)}; each is listed in {options.report}")
+    by_target = defaultdict(list)
+    for outcome in found:
+        by_target[outcome.target].append(outcome)
+    for name, outcomes in by_target.items():
+        print(f"  {name:14} {counts(outcomes)}")
     faults = defaultdict(list)
     for outcome in found:
         if outcome.kind in FAULTS:
