@@ -82,6 +82,14 @@ def test_only_chunks_that_are_asked_for_are_read(store, section, monkeypatch):
     assert read[before:] == [(slice(0, 3), slice(6, 14), slice(5, 12))]
 
 
+def test_chunks_of_the_image_that_are_absent_are_noted(store, section):
+    assert not any("chunks" in note for note in read_section(store, mpp=section.slide.mpp).notes)
+    chunks = [path for path in (store / "images" / "he" / "s0" / "c").rglob("*") if path.is_file()]
+    chunks[0].unlink()
+    notes = read_section(store, mpp=section.slide.mpp).notes
+    assert any("1 chunks of the image are not in the store and read as black" in note for note in notes)
+
+
 def test_several_images_are_named(store, section):
     from spatialdata.models import Image2DModel
 

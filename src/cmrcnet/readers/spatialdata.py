@@ -122,6 +122,8 @@ def read_spatial_data(source: SectionSource) -> RawSection:
         notes.append(f"{adata.n_obs - len(kept)} of {adata.n_obs} spots are not under tissue: dropped.")
     slide, matrix, system = _placed_image(source, sdata, store, shapes, shapes_name, name)
     notes.append(f"{shapes_name} and the image are placed by the coordinate system {system}.")
+    if isinstance(slide, FileSlide) and (absent := ZarrPixels.absent_chunks(slide.path)):
+        notes.append(f"{absent} chunks of the image are not in the store and read as black: copy it whole.")
     centres, diameter = shape_centres(shapes, matrix)
     if diameter is None:
         diameter = _polygon_diameter(shapes) * float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
@@ -325,6 +327,16 @@ class ZarrPixels:
             if array.dtype != np.uint8 or array.shape[axes.index("c")] not in (3, 4):
                 return f"it is {array.shape[axes.index('c')]} x {array.dtype}; convert it to 8-bit RGB"
         return None
+
+    @classmethod
+    def absent_chunks(cls, folder: Path) -> int:
+        """Chunks of the full-resolution image without a file; zarr reads them as 0. 0 for another kind of slide."""
+        import zarr
+
+        if cls.fault(folder) is not None:
+            return 0
+        array: Any = zarr.open_array(folder / cls._described(folder)[0][0], mode="r")
+        return array.nchunks - array.nchunks_initialized
 
     @staticmethod
     def _described(folder: Path) -> tuple[list[str], list[str]]:
