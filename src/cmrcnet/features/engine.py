@@ -278,9 +278,14 @@ def openvino_installed() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
-@cache
 def has_bf16() -> bool:
-    """Whether OpenVINO computes in bfloat16 on this CPU by its own instructions (AMX, or AVX-512 BF16)."""
+    """Whether OpenVINO computes in bfloat16 on this CPU by its own instructions (AMX, or AVX-512 BF16).
+
+    OpenVINO asks the CPU alone, and crashes where ONEDNN_MAX_CPU_ISA denies its kernels these instructions.
+    """
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    if not any(word in allowed for word in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10")):
+        return False
     return "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
