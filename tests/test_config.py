@@ -381,7 +381,9 @@ NARROW = {
     "fusion_heads": st.sampled_from([1, 2, 8]),
     "fusion_dim": st.sampled_from([8, 64, 256]),
     "genes": st.lists(WORDS, min_size=1, max_size=5).map(tuple),
-    **dict.fromkeys(("mask_rate", "head_dropout", "fusion_dropout", "ema_decay"), SHARES),
+    **dict.fromkeys(
+        ("mask_rate", "head_dropout", "fusion_dropout", "block_dropout", "query_key_dropout", "ema_decay"), SHARES
+    ),
     # Knobs that stand or fall together: here as without views and components; presets that ship have the others.
     "scales_um": st.just(()),
     "method": st.sampled_from(["auto", "patches"]),

@@ -54,6 +54,9 @@ class PanelConfig:
     """Sections that choose the panel. Released: "all", the test section included; reports say that the panel leaks."""
     controls: Literal["drop", "keep"] = "drop"
     """Blank, negative-probe and ambiguous features. Released: "keep"."""
+    candidates: Literal["measured", "listed"] = "measured"
+    """Genes that the panel may hold. measured: those that every section measures, where a whole-transcriptome section
+    measures what it does not list as 0; listed: those that every section lists (released)."""
 
     def __post_init__(self) -> None:
         _check(self, "n_hvg", self.n_hvg >= 1, "a number of genes, 1 or more")
@@ -68,7 +71,7 @@ class ModelConfig:
     encoder: str = "efficientnet-lite0"
     """Image encoder: a name from `cmrcnet encoders`, or timm:NAME, or hf-hub:ORG/NAME."""
     weights: str = "pretrained"
-    """pretrained; random; or the path of a local safetensors file."""
+    """pretrained; random; random-released (drawn as by the released code); or the path of a local safetensors file."""
     blocks: tuple[int, ...] = ()
     """Encoder blocks whose tokens are used, counted from 0, joined along the feature axis; empty: the last output."""
     train_encoder: bool = False
@@ -102,6 +105,9 @@ class ModelConfig:
     detach_target: bool = False
     """Keep the reconstruction loss from moving its own target. With a frozen encoder the loss then reaches neither
     head and changes nothing, so the default is false, as in the released code."""
+    total: Literal["batch", "sample"] = "batch"
+    """Where the total takes the logarithm of the contrastive loss: log(1 + l) of the batch's mean, or the mean of
+    log(1 + l) of its samples (released)."""
     mask_rate: float = 0.5
     """Share of the image tokens hidden from the reconstruction (see `mask_rate_is`)."""
     mask_rate_is: Literal["hidden", "kept"] = "hidden"
@@ -116,6 +122,13 @@ class ModelConfig:
     """Width of image and gene tokens in the fusion."""
     fusion_dropout: float = 0.25
     """AlphaDropout of the self-normalising network."""
+    gene_tokens_init: Literal["lecun", "torch"] = "lecun"
+    """First weights of the self-normalising network: normal of variance 1 / genes with a bias of 0 (Klambauer et al.,
+    2017), or torch's own for a linear layer (released)."""
+    block_dropout: float = 0.0
+    """Dropout behind the self-attention and in the MLP of each fusion block. Released: 0.1."""
+    query_key_dropout: float = 0.0
+    """Dropout of the projected queries and keys in the residual cross-attention. Released: 0.25."""
     cross_heads: int = 4
     """Heads of the first cross-attention."""
     fusion_heads: int = 8
@@ -128,7 +141,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check(self, "mask_rate", 0 <= self.mask_rate <= 1, "a share in [0, 1]")
         _check(self, "temperature", self.temperature > 0, "a number above 0")
-        for name in ("head_dropout", "fusion_dropout"):
+        for name in ("head_dropout", "fusion_dropout", "block_dropout", "query_key_dropout"):
             _check(self, name, 0 <= getattr(self, name) < 1, "a share in [0, 1)")
         for name in ("embedding_dim", "gene_tokens", "fusion_dim", "cross_heads", "fusion_heads", "fusion_blocks"):
             _check(self, name, getattr(self, name) >= 1, "a whole number, 1 or more")
@@ -207,6 +220,8 @@ class TrainConfig:
     """Peak AdamW learning rate."""
     final_learning_rate: float = 1e-5
     """Where the cosine schedule ends."""
+    schedule_by: Literal["step", "epoch"] = "step"
+    """How often the learning rate changes. Released: epoch."""
     weight_decay: float = 1e-3
     """AdamW weight decay."""
     clip_norm: float = 1.0
@@ -284,6 +299,9 @@ class EvaluationConfig:
     undefined: Literal["skip", "zero"] = "skip"
     """A gene whose correlation is undefined (constant truth or prediction): left out of the mean, or counted as 0
     (released, silently). The number of such genes stands beside every mean."""
+    paper_sets: Literal["measured", "panel"] = "measured"
+    """Genes among which the protocol `paper` chooses HEG and HVG by the test section's truth: all that are scored, or
+    those of the panel (released)."""
     overdispersion: float = 0.0
     """Noise of the counts beyond Poisson's, for the noise ceiling: variance = mean + overdispersion * mean^2. With 0
     the ceiling is an upper bound."""

@@ -127,6 +127,13 @@ def test_an_assay_that_reads_every_transcript_measures_what_it_does_not_list():
     assert set(both.genes) == {*HUMAN, "NEW"}
 
 
+def test_the_released_code_takes_genes_that_every_section_lists():
+    sections = [random_section("A", "PQR", absent_genes="zero"), random_section("B", "QRS", 1, absent_genes="zero")]
+    cohort = Cohort.of(sections)
+    assert choose_panel(cohort, PanelConfig(kind="shared")).genes == ("P", "Q", "R", "S")
+    assert choose_panel(cohort, PanelConfig(kind="shared", candidates="listed")).genes == ("Q", "R")
+
+
 def test_a_list_is_kept_as_given_and_unknown_genes_are_named():
     cohort = Cohort.of([random_section("A1", HUMAN)], name="mine")
     wanted = (HUMAN[5], HUMAN[1])

@@ -178,3 +178,17 @@ def test_a_real_transformer_from_a_local_file():
     assert tokens.shape == (1, 257, 768)
     with pytest.raises(Damaged, match="do not fit"):
         create_image_encoder("vit-b32", weights=str(DINOV2))
+
+
+def test_random_weights_as_the_released_code_draws_them():
+    encoder = create_image_encoder("timm:test_vit", weights="random-released", seed=3)
+    blocks = torch.cat(
+        [m.weight.flatten() for m in encoder.backbone.blocks.modules() if isinstance(m, torch.nn.Linear)]
+    )
+    assert float(blocks.std()) == pytest.approx(0.01, rel=0.05) and float(blocks.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(encoder.backbone.patch_embed.proj.weight.std()) == pytest.approx(0.0016, rel=0.05)
+    assert float(encoder.backbone.cls_token.abs().max()) > 0
+    again = create_image_encoder("timm:test_vit", weights="random-released", seed=3)
+    assert encoder.fingerprint() == again.fingerprint()
+    with pytest.raises(BadOption, match="is no vision transformer"):
+        create_image_encoder("timm:test_efficientnet", weights="random-released")

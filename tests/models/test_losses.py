@@ -14,6 +14,10 @@ from cmrcnet.models.losses import contrastive_loss, reconstruction_loss, total_l
 TEMPERATURES = [0.07, 1.0, 5.0]
 
 
+def mean_loss(*pair, **how):
+    return contrastive_loss(*pair, **how).mean()
+
+
 @pytest.fixture
 def pairs():
     generator = torch.Generator().manual_seed(0)
@@ -53,7 +57,7 @@ def by_hand(image, gene, tau, *, cosine=True, second="softmax"):
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_it_equals_the_formula_written_out_by_hand(pairs, temperature, similarity, second):
-    loss = contrastive_loss(*pairs, temperature=temperature, similarity=similarity, second_targets=second)
+    loss = mean_loss(*pairs, temperature=temperature, similarity=similarity, second_targets=second)
     wanted = by_hand(*pairs, temperature, cosine=similarity == "cosine", second=second)
     assert float(loss) == pytest.approx(wanted, rel=1e-9)
 
@@ -64,7 +68,7 @@ def test_identity_targets_are_the_cross_entropy_of_the_true_partner(pairs, tempe
     logits, partner = gene @ image.T / temperature, torch.arange(5)
     cross_entropy = torch.nn.functional.cross_entropy
     wanted = (cross_entropy(logits, partner) + cross_entropy(logits.T, partner)) / 2
-    loss = contrastive_loss(*pairs, temperature=temperature, targets="identity")
+    loss = mean_loss(*pairs, temperature=temperature, targets="identity")
     assert float(loss) == pytest.approx(float(wanted), rel=1e-9)
 
 
@@ -72,26 +76,26 @@ def test_identity_targets_are_the_cross_entropy_of_the_true_partner(pairs, tempe
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_indistinguishable_pairs_cost_the_log_of_the_batch(temperature, targets):
     same = torch.ones(8, 4)
-    loss = contrastive_loss(same, same, temperature=temperature, targets=targets)
+    loss = mean_loss(same, same, temperature=temperature, targets=targets)
     assert float(loss) == pytest.approx(math.log(8), rel=1e-6)
 
 
 def test_the_temperature_divides_the_logits_and_multiplies_the_targets(pairs):
     """Dot products scaled by tau on one side and by 1 / tau on the other would cancel; they do not."""
     image, gene = pairs
-    losses = [float(contrastive_loss(image, gene, temperature=tau, similarity="dot")) for tau in TEMPERATURES]
+    losses = [float(mean_loss(image, gene, temperature=tau, similarity="dot")) for tau in TEMPERATURES]
     assert len({round(loss, 3) for loss in losses}) == 3
-    cold = contrastive_loss(image * 0.07**0.5, gene * 0.07**0.5, temperature=1.0, similarity="dot")
+    cold = mean_loss(image * 0.07**0.5, gene * 0.07**0.5, temperature=1.0, similarity="dot")
     assert float(cold) != pytest.approx(losses[0], rel=0.05)
 
 
 def test_cosine_knows_no_length_and_dot_does(pairs):
     image, gene = pairs
     longer = (image * 3, gene * torch.arange(1.0, 6.0, dtype=torch.float64)[:, None])
-    assert float(contrastive_loss(*longer, temperature=0.5)) == pytest.approx(
-        float(contrastive_loss(*pairs, temperature=0.5)), rel=1e-9
+    assert float(mean_loss(*longer, temperature=0.5)) == pytest.approx(
+        float(mean_loss(*pairs, temperature=0.5)), rel=1e-9
     )
-    dots = [float(contrastive_loss(*each, temperature=0.5, similarity="dot")) for each in (longer, pairs)]
+    dots = [float(mean_loss(*each, temperature=0.5, similarity="dot")) for each in (longer, pairs)]
     assert dots[0] != pytest.approx(dots[1], rel=0.01)
 
 
@@ -101,10 +105,10 @@ def test_order_and_sides_do_not_matter_and_it_is_never_negative(seed, batch, tau
     generator = torch.Generator().manual_seed(seed)
     image, gene = (torch.randn(batch, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     settings = {"temperature": tau, "targets": "soft" if soft else "identity"}
-    loss = float(contrastive_loss(image, gene, **settings))
+    loss = float(mean_loss(image, gene, **settings))
     order = torch.randperm(batch, generator=generator)
-    assert float(contrastive_loss(image[order], gene[order], **settings)) == pytest.approx(loss, rel=1e-9, abs=1e-12)
-    assert float(contrastive_loss(gene, image, **settings)) == pytest.approx(loss, rel=1e-9, abs=1e-12)
+    assert float(mean_loss(image[order], gene[order], **settings)) == pytest.approx(loss, rel=1e-9, abs=1e-12)
+    assert float(mean_loss(gene, image, **settings)) == pytest.approx(loss, rel=1e-9, abs=1e-12)
     assert loss >= 0
 
 
@@ -128,5 +132,8 @@ def test_a_perfect_reconstruction_costs_nothing(kind):
 
 
 def test_the_total_is_the_sum_of_logs_and_one_log_without_a_reconstruction():
-    assert float(total_loss(torch.tensor(2.0), torch.tensor(0.5))) == pytest.approx(math.log(3) + math.log(1.5))
-    assert float(total_loss(torch.tensor(2.0), None)) == pytest.approx(math.log(3))
+    pairs = torch.tensor([1.0, 3.0])
+    assert float(total_loss(pairs, torch.tensor(0.5))) == pytest.approx(math.log(3) + math.log(1.5))
+    assert float(total_loss(pairs, None)) == pytest.approx(math.log(3))
+    released = total_loss(pairs, torch.tensor(0.5), logarithm_of="sample")
+    assert float(released) == pytest.approx((math.log(2) + math.log(4)) / 2 + math.log(1.5))

@@ -39,6 +39,13 @@ def test_numbers_that_are_none_stop_the_training(cohort, cache, config):
         fit(cohort, wild, cache=cache)
 
 
+def test_the_released_code_changes_the_rate_once_an_epoch(cohort, cache, config):
+    released = config.override({"train.schedule_by": "epoch", "train.validation": "none", "train.refit": False})
+    rows = fit(cohort, released, cache=cache).provenance.history
+    wanted = [cosine_rate(released.train, epoch / released.train.epochs) for epoch in range(len(rows))]
+    assert [row["learning_rate"] for row in rows] == pytest.approx(wanted) and wanted[0] == 5e-3
+
+
 def made_up_problem(slope: float = 2.0):
     import torch
 

@@ -23,10 +23,12 @@ class MeasuredGenes:
     """Collects the genes that every section of a cohort measures, one section at a time.
 
     A section of a whole-transcriptome assay (``absent_genes="zero"``) measures every gene of the cohort: one that it
-    does not list has no counts. A section of a fixed assay measures only the genes that it lists.
+    does not list has no counts. A section of a fixed assay measures only the genes that it lists; with `candidates`
+    "listed" every section is taken for one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, candidates: Literal["measured", "listed"] = "measured") -> None:
+        self._candidates = candidates
         self._order: dict[str, int] = {}  # gene -> order of first appearance
         self._assays: list[frozenset[str]] = []  # the different gene lists of fixed assays
         self._name = ""
@@ -44,7 +46,8 @@ class MeasuredGenes:
         self._name = self._name or section.name
         for gene in section.genes:
             self._order.setdefault(gene, len(self._order))
-        if section.absent_genes != "zero" and genes not in self._assays:
+        fixed = section.absent_genes != "zero" or self._candidates == "listed"
+        if fixed and genes not in self._assays:
             self._assays.append(genes)
 
     def shared(self) -> tuple[str, ...]:
@@ -166,7 +169,7 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
     >>> len(choose_panel(cohort, PanelConfig(kind="variance", n_hvg=3)))
     3
     """
-    measured, rankings = MeasuredGenes(), []
+    measured, rankings = MeasuredGenes(config.candidates), []
     cohort = cohort.in_order()
     for section in cohort:
         measured.add(section)

@@ -42,16 +42,19 @@ class ProjectionHead(nn.Module):
 class GeneTokens(nn.Module):
     """Gene encoder of the reconstruction: ``AlphaDropout(ELU(W g))``, cut into `tokens` pieces of `width`.
 
-    Weights start with variance ``1 / n_genes``, which keeps mean and variance (Klambauer et al., 2017).
+    Weights start with variance ``1 / n_genes``, which keeps mean and variance (Klambauer et al., 2017), or as torch's.
     """
 
-    def __init__(self, n_genes: int, tokens: int, width: int, dropout: float) -> None:
+    def __init__(
+        self, n_genes: int, tokens: int, width: int, dropout: float, init: Literal["lecun", "torch"] = "lecun"
+    ) -> None:
         super().__init__()
         self.tokens = tokens
         self.project = nn.Linear(n_genes, tokens * width)
         self.dropout = nn.AlphaDropout(dropout)
-        nn.init.normal_(self.project.weight, std=n_genes**-0.5)
-        nn.init.zeros_(self.project.bias)
+        if init == "lecun":
+            nn.init.normal_(self.project.weight, std=n_genes**-0.5)
+            nn.init.zeros_(self.project.bias)
 
     def forward(self, expression: Float[Tensor, "batch genes"]) -> Float[Tensor, "batch gene_tokens width"]:
         return self.dropout(elu(self.project(expression))).unflatten(1, (self.tokens, -1))
@@ -102,25 +105,27 @@ class FusionBlock(nn.Module):
     """Pre-norm self-attention and MLP (four times as wide), each added to its input, then residual cross-attention.
 
     Residual cross-attention is ``Q + V1(Q) + softmax(Q K^T / sqrt(dim)) V2(K)`` with Q the image tokens and K the gene
-    tokens themselves; V1 and V2 are the only weights, as the formula says.
+    tokens themselves; V1 and V2 are the only weights, as the formula says. There is no dropout but what is asked for:
+    behind the self-attention and in the MLP, and of V1(Q) and V2(K).
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0, query_key_dropout: float = 0.0) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
         self.v1, self.v2 = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.dropout, self.query_key_dropout = nn.Dropout(dropout), nn.Dropout(query_key_dropout)
 
     def forward(
         self, image: Float[Tensor, "batch tokens dim"], gene: Float[Tensor, "batch gene_tokens dim"]
     ) -> Float[Tensor, "batch tokens dim"]:
         x = self.attention_norm(image)
-        image = image + self.attention(x, x, x, need_weights=False)[0]
-        image = image + self.mlp(self.mlp_norm(image))
+        image = image + self.dropout(self.attention(x, x, x, need_weights=False)[0])
+        image = image + self.dropout(self.mlp(self.mlp_norm(image)))
         share = (image @ gene.transpose(1, 2) / math.sqrt(image.shape[-1])).softmax(dim=-1)
-        return image + self.v1(image) + share @ self.v2(gene)
+        return image + self.query_key_dropout(self.v1(image)) + share @ self.query_key_dropout(self.v2(gene))
 
 
 class Fusion(nn.Module):
@@ -135,10 +140,12 @@ class Fusion(nn.Module):
         super().__init__()
         dim = config.fusion_dim
         self.image_tokens = nn.Linear(token_dim, dim)
-        self.gene_tokens = GeneTokens(n_genes, config.gene_tokens, dim, config.fusion_dropout)
+        how = config.gene_tokens, dim, config.fusion_dropout, config.gene_tokens_init
+        self.gene_tokens = GeneTokens(n_genes, *how)
         self.cross = nn.MultiheadAttention(dim, config.cross_heads, batch_first=True)
         different = 1 if config.share_fusion_blocks else config.fusion_blocks
-        self.blocks = nn.ModuleList(FusionBlock(dim, config.fusion_heads) for _ in range(different))
+        block = dim, config.fusion_heads, config.block_dropout, config.query_key_dropout
+        self.blocks = nn.ModuleList(FusionBlock(*block) for _ in range(different))
         self.rounds = config.fusion_blocks // different
         self.to_embedding = nn.Identity() if dim == config.embedding_dim else nn.Linear(dim, config.embedding_dim)
 
@@ -280,7 +287,8 @@ class CMRCNet(nn.Module):
             if outputs.reconstruction is not None and outputs.target is not None:
                 pair = _at_least_float32(outputs.reconstruction), _at_least_float32(outputs.target)
                 rebuilt = reconstruction_loss(*pair, kind=config.reconstruction_loss)
-            return Losses(contrastive, rebuilt, total_loss(contrastive, rebuilt))
+            total = total_loss(contrastive, rebuilt, logarithm_of=config.total)
+            return Losses(contrastive.mean(), rebuilt, total)
 
     def validation_generator(self, seed: int) -> torch.Generator | None:
         """A generator that hides the same tokens in every validation; None: torch's own, as in the released code."""

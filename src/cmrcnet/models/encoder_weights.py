@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
 
-from cmrcnet.errors import BadInput, Damaged, DownloadFailed, MissingExtra, MissingInput
+from cmrcnet.errors import BadInput, BadOption, Damaged, DownloadFailed, MissingExtra, MissingInput
 from cmrcnet.storage.refusals import raise_refusal
 
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -216,6 +217,30 @@ def random_weights(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
+
+
+def draw_as_released(backbone: Any, name: str, seed: int) -> None:
+    """Draw a vision transformer's weights anew as the released code does: normal, deviations .01, .0016 and .02.
+
+    The first is that of linear layers (biases 0), the second of the patch convolution, the third of the class token.
+
+    Raises
+    ------
+    BadOption
+        The network is no vision transformer.
+    """
+    if not isinstance(backbone, import_timm().models.VisionTransformer):
+        raise BadOption("model.weights", "random-released", f"random: {name} is no vision transformer")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in backbone.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(std=0.01, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+        backbone.patch_embed.proj.weight.normal_(std=0.0016, generator=generator)
+        if backbone.cls_token is not None:
+            backbone.cls_token.normal_(std=0.02, generator=generator)
 
 
 # --- EfficientNet-Lite0, embedded -----------------------------------------------------------------------------------

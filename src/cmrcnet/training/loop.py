@@ -218,7 +218,8 @@ def train_phase(
         fabric.clip_gradients(model, stepper, max_norm=config.clip_norm, error_if_nonfinite=False)
 
     def rate(epoch: int, step: int) -> float:
-        return cosine_rate(config, (epoch + step / steps) / config.epochs)
+        within = step / steps if config.schedule_by == "step" else 0.0
+        return cosine_rate(config, (epoch + within) / config.epochs)
 
     def after_step() -> None:
         weights.average()

@@ -24,6 +24,8 @@ def test_strict_scores_by_the_sets_of_the_training_sections():
 def test_paper_scores_by_heg_and_hvg_of_the_test_truth_and_by_nothing_else_of_it():
     found = PAPER.scored_sets(SETS, GENES, TRUTH, size=1)
     assert found == SETS | {"HEG": ("high",), "HVG": ("varies",)}
+    of_panel = PAPER.scored_sets(SETS, GENES, TRUTH, size=1, among={"varies", "elsewhere"})  # as in the released code
+    assert of_panel == SETS | {"HEG": ("varies",), "HVG": ("varies",)}
 
 
 def test_paper_leaves_out_sections_and_chooses_its_panel_on_all():

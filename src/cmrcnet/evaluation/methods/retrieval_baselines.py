@@ -99,7 +99,7 @@ class Towers(nn.Module):
 
     def loss(self, image: Tensor, gene: Tensor) -> Tensor:
         """Contrastive loss of a batch of pairs: cosines over the temperature, each pair its own target."""
-        return contrastive_loss(image, gene, temperature=TEMPERATURE, similarity="cosine", targets="identity")
+        return contrastive_loss(image, gene, temperature=TEMPERATURE, similarity="cosine", targets="identity").mean()
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +198,7 @@ class BleepTowers(Towers):
         """See `cmrcnet.models.losses`."""
         return contrastive_loss(
             image, gene, temperature=1.0, similarity="dot", targets="soft", second_targets="transpose"
-        )
+        ).mean()
 
 
 HEADS = 4
@@ -216,7 +216,8 @@ class MclSTExp:
     Differs from the original: the image encoder is the run's frozen one (PCA-256), where mclSTExp trains a
     DenseNet-121 too; positions are micrometres from the section's middle in steps of 100 um, not array indices; one
     transformer layer; a batch is one section; cosines at temperature 0.1 with identity targets; the 50 most similar
-    spots are weighted by ``exp(cosine / 0.1)``; the epoch is chosen on a validation group.
+    spots are weighted by ``exp(cosine / 0.1)``, where its code weighs the 200 nearest by the inverse square of their L1
+    distance; the epoch is chosen on a validation group.
     """
 
     name = "mclstexp"

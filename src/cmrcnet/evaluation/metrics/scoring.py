@@ -5,7 +5,7 @@ Here the truth is known. Nothing of this file is ever handed to a method.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -90,9 +90,12 @@ class Scorer:
         self._genes: Sequence[str] = ()
         self._kept: dict[str, SectionTruth] = {}
 
-    def begin(self, sets: Mapping[str, Sequence[str]]) -> FoldScores:
-        """Start scoring one method in one fold, whose sets these are (``all`` among them)."""
-        return FoldScores(self, sets)
+    def begin(self, sets: Mapping[str, Sequence[str]], among: Collection[str] | None = None) -> FoldScores:
+        """Start scoring one method in one fold, whose sets these are (``all`` among them).
+
+        Under ``paper``, sets of the truth are chosen from the genes in `among`, where given.
+        """
+        return FoldScores(self, sets, among)
 
     def truth(self, section: Section, genes: Sequence[str]) -> SectionTruth:
         """The truth of a section, for those of `genes` that it measured."""
@@ -121,8 +124,8 @@ class Scorer:
 class FoldScores:
     """Scores of one method in one fold, section after section. Made by `Scorer.begin`."""
 
-    def __init__(self, scorer: Scorer, sets: Mapping[str, Sequence[str]]) -> None:
-        self._scorer, self._sets = scorer, sets
+    def __init__(self, scorer: Scorer, sets: Mapping[str, Sequence[str]], among: Collection[str] | None = None) -> None:
+        self._scorer, self._sets, self._among = scorer, sets, None if among is None else frozenset(among)
         self._rows: list[dict[str, Any]] = []
         self._pooled = PooledPearson(sets[EVERYTHING])
         self._seen: list[tuple[str, str]] = []  # sections and their patients
@@ -133,7 +136,7 @@ class FoldScores:
         """Score one section, and return its `GENE_COLUMNS`, one row a gene."""
         scorer, truth = self._scorer, self._scorer.truth(section, self._sets[EVERYTHING])
         guess = prediction.take(truth.genes)
-        sets = scorer.protocol.scored_sets(self._sets, truth.genes, truth.expression, scorer.set_size)
+        sets = scorer.protocol.scored_sets(self._sets, truth.genes, truth.expression, scorer.set_size, self._among)
         table = score_genes(truth.expression, guess, truth.genes)
         moran = morans_i(guess, truth.graph)
         table["moran_error"] = np.abs(moran - truth.moran)

@@ -119,7 +119,9 @@ class FoldRunner:
 
         start = time.monotonic()
         fitted = run.method.fit(data)
-        scores = self._scorer_of(run.experiment).begin(run.plan.scored)
+        of_panel = run.experiment.config.evaluation.paper_sets == "panel"
+        among = run.plan.panel.genes if of_panel else None
+        scores = self._scorer_of(run.experiment).begin(run.plan.scored, among)
         gene_tables: list[Frame] = []
         tables: dict[str, AnnData] = {}
         fold, name, folder = run.plan.fold, run.method.name, run.experiment.folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -39,14 +39,20 @@ class ScoringProtocol:
         given = {} if group_by is None else {"evaluation.group_by": group_by}
         return config.override(given | self.settings) if given or self.settings else config
 
-    def scored_sets(self, sets: Sets, genes: Sequence[str], truth: Sparse, size: int) -> dict[str, tuple]:
+    def scored_sets(
+        self, sets: Sets, genes: Sequence[str], truth: Sparse, size: int, among: Collection[str] | None = None
+    ) -> dict[str, tuple]:
         """Return the gene sets on which one test section is scored; for scoring only, it may use the truth.
 
         Under ``strict`` the sets of the fold; under ``paper`` HEG and HVG are the `size` genes each of the truth: the
-        log-normalised expression (spots, genes) of the test section, its columns named by `genes`.
+        log-normalised expression (spots, genes) of the test section, its columns named by `genes`; of those in
+        `among`, where given.
         """
         chosen = {name: tuple(members) for name, members in sets.items()}
-        return chosen | sets_of_truth(genes, truth, size) if self.name == "paper" else chosen
+        if self.name != "paper":
+            return chosen
+        columns = [column for column, gene in enumerate(genes) if among is None or gene in among]
+        return chosen | sets_of_truth([genes[column] for column in columns], truth[:, columns], size)
 
 
 STRICT = ScoringProtocol(
