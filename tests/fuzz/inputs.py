@@ -27,7 +27,7 @@ def write_inputs(folder: Path) -> None:
 
     warnings.simplefilter("ignore")
     cohort = synthetic_cohort(patients=2, spots=16, genes=24, seed=0)
-    csv = write_cohort(cohort, folder / "cohort", image="png")
+    csv = write_cohort(cohort, folder / "cohort")
     section = cohort.read(cohort.sections[0])
     for name in ("visium", "visium_mtx", "h5ad", "texts", "config", *(f"slides/{name}" for name in SLIDES)):
         (folder / name).mkdir(parents=True)
@@ -137,7 +137,7 @@ def _write_visium(section: Any, folder: Path, as_h5: bool) -> None:
     factors = {"spot_diameter_fullres": 65 / float(section.slide.mpp), "tissue_hires_scalef": 1.0}
     (spatial / "scalefactors_json.json").write_text(json.dumps(factors))
     pixels = section.slide.read(0, 0, section.slide.width_px, section.slide.height_px)
-    Image.fromarray(pixels).save(spatial / "tissue_hires_image.png")
+    Image.fromarray(pixels).save(spatial / "tissue_hires_image.png", compress_level=1)
 
 
 def _write_h5ad(section: Any, folder: Path) -> None:
@@ -213,7 +213,7 @@ def _write_models(csv: Path, section: Any, folder: Path) -> None:
     bank.save(folder / "bank")
     bank.save(folder / "bank_ivf", search=SearchConfig(kind="ivf", nprobe=2, recall=0.01))
     cmrcnet.distil(model, bank, cohort).save_pretrained(folder / "student")
-    shutil.copyfile(csv.parent / f"{section.name}.png", folder / "slide.png")
+    shutil.copyfile(csv.parent / f"{section.name}.jpg", folder / "slide.jpg")
     with open_predictor(folder) as (predictor, slide):
         for name in ("prediction", "killed"):
             (folder / name).mkdir()

@@ -212,7 +212,7 @@ def open_predictor(inputs: Path) -> Iterator[tuple[Any, Any]]:
 
     bank = cmrcnet.ReferenceBank.load(inputs / "bank")
     model = cmrcnet.TrainedModel.from_pretrained(inputs / "model")
-    with cmrcnet.open_slide(inputs / "slide.png", mpp=1.0) as slide:  # type: ignore[attr-defined]
+    with cmrcnet.open_slide(inputs / "slide.jpg", mpp=1.0) as slide:  # type: ignore[attr-defined]
         yield make_predictor(model, bank, PredictOptions(intervals=True)), slide
 
 
