@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import argparse
 import ast
+import atexit
 import importlib
 import inspect
 import json
@@ -250,11 +251,15 @@ def _trace_worker(folder: Path) -> None:
     """Trace this spawned process until it ends, by `os._exit` or otherwise."""
     trace, leave = Trace(), os._exit
 
-    def write_and_leave(status: int) -> None:
+    def write() -> None:
         trace.stop()
         (folder / f"worker-{os.getpid()}.json").write_text(json.dumps(trace.figures()), encoding="utf-8")
+
+    def write_and_leave(status: int) -> None:
+        write()
         leave(status)
 
+    atexit.register(write)
     os._exit = write_and_leave  # type: ignore[assignment]
     trace.start()
 
