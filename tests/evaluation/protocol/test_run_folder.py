@@ -108,7 +108,9 @@ def test_results_that_do_not_say_what_they_are_of_are_not_gone_on_with(tmp_path)
     folder = begun(tmp_path / "run")
     folder.keep("f", "m", 0, part())
     (folder.working / "identity.json").unlink()
-    with pytest.raises(Incompatible, match=r"identity.json, which says what it was started with, is missing.*overwrite"):
+    with pytest.raises(
+        Incompatible, match=r"identity.json, which says what it was started with, is missing.*overwrite"
+    ):
         RunFolder(tmp_path / "run", resume=True).begin(IDENTITY)
 
 
