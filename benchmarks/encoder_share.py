@@ -46,20 +46,20 @@ def measure(slide_path: Path, folder: Path, locations: int, rounds: int) -> dict
     """Seconds of the whole and of the bare encoder, and where the rest goes."""
     model = made_model(Config.load("paper").override({"model.weights": "random"}), GENES)
     bank = made_bank(model, SPOTS, GENES)
-    with open_slide(slide_path) as slide:  # pyright: ignore
+    with open_slide(slide_path) as slide:
         grid = patch_grid(slide, find_tissue(slide), pitch_um=100.0)
     chosen = grid.take(np.arange(min(locations, len(grid))))
     batch = choose_batch("auto", torch.device("cpu"))
 
     def whole() -> float:
         start = time.perf_counter()
-        with open_slide(slide_path) as slide:  # pyright: ignore
+        with open_slide(slide_path) as slide:
             predictor = make_predictor(model, bank, PredictOptions(spots=chosen))
             predict_to_file(predictor, slide, folder / "table.h5ad")
         (folder / "table.h5ad").unlink()
         return time.perf_counter() - start
 
-    with open_slide(slide_path) as slide:  # pyright: ignore
+    with open_slide(slide_path) as slide:
         blocks = list(crop_patches(slide, chosen.centre_px, model.config.patch, batch=batch))
 
     def bare() -> float:
@@ -102,7 +102,7 @@ STEPS = {
 def shares(profile: cProfile.Profile) -> dict[str, float]:
     """Seconds within each step of the calling thread."""
     found = {}
-    for (file, _, name), (_, _, _, cumulative, _) in pstats.Stats(profile).stats.items():  # pyright: ignore
+    for (file, _, name), (_, _, _, cumulative, _) in pstats.Stats(profile).stats.items():
         for step, (of_file, of_name) in STEPS.items():
             if file.endswith(f"/{of_file}") and name == of_name:
                 found[step] = round(found.get(step, 0.0) + cumulative, 2)
@@ -111,7 +111,7 @@ def shares(profile: cProfile.Profile) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slide", type=Path)
     parser.add_argument("--locations", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)

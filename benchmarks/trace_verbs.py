@@ -143,7 +143,7 @@ class Trace:
                 if code in self._hands_out and isinstance(value, self._section_class):
                     caller = frame.f_back
                     if caller is None or caller.f_code not in self._hands_out:
-                        self.asked[value.name, self._path(caller)] += 1  # pyright: ignore
+                        self.asked[value.name, self._path(caller)] += 1
 
     def _is_ours(self, code: CodeType) -> bool:
         """Whether it is the body of a function of the package (comprehensions are part of theirs)."""
@@ -584,7 +584,7 @@ def measure(verbs: Iterable[str], settings: str, say: Callable[[str], None] = pr
 
 def main() -> None:
     """Measure, print, and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--verb", choices=["train", "predict", "evaluate"], help="trace this one only")
     parser.add_argument("--settings", default="tiny", help="name of the shipped settings to run with")
     parser.add_argument("--label", default="before", help="key of these figures in the file")

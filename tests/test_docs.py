@@ -31,8 +31,8 @@ def blocks(page: Path, *languages: str) -> list[str]:
 @pytest.fixture(scope="module")
 def reference():
     spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
-    module = importlib.util.module_from_spec(spec)  # pyright: ignore
-    spec.loader.exec_module(module)  # pyright: ignore
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
@@ -117,7 +117,7 @@ def test_python_in_the_pages_names_public_things(page, snippet):
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cmrcnet"
     }
-    assert spoken <= set(cmrcnet.__all__)  # pyright: ignore
+    assert spoken <= set(cmrcnet.__all__)
 
 
 def test_there_are_snippets():

@@ -193,7 +193,7 @@ def functions_of(module: str, tree: ast.Module) -> Iterator[tuple[str, ast.Funct
     def walk(prefix: str, body: list[ast.stmt]) -> Iterator[tuple[str, ast.FunctionDef]]:
         for node in body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield f"{prefix}.{node.name}", node  # pyright: ignore
+                yield f"{prefix}.{node.name}", node
             elif isinstance(node, ast.ClassDef):
                 yield from walk(f"{prefix}.{node.name}", node.body)
 
@@ -330,8 +330,8 @@ def _home(name: str) -> str:
     return f"{getattr(cmrcnet, name).__module__}.{name}"
 
 
-PUBLIC_FUNCTIONS = [n for n in cmrcnet.__all__ if n[0].islower()]  # pyright: ignore
-PUBLIC_CLASSES = [n for n in cmrcnet.__all__ if n[0].isupper()]  # pyright: ignore
+PUBLIC_FUNCTIONS = [n for n in cmrcnet.__all__ if n[0].islower()]
+PUBLIC_CLASSES = [n for n in cmrcnet.__all__ if n[0].isupper()]
 SAYS_ALL = {"GL08", "SS01", "SS02", "SS03", "PR01", "PR02", "PR03", "PR10", "RT01"}
 SAYS_NOTHING_FALSE = {"GL08", "SS01", "SS02", "PR02", "PR03", "PR10"}
 

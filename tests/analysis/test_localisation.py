@@ -30,7 +30,7 @@ def planted(seed=0, n=80, effect=2.0):
     """Spots of which the first half are cancer, where genes A and B are higher; C is noise, D is constant."""
     rng = np.random.default_rng(seed)
     inside = np.arange(n) < n // 2
-    table = pd.DataFrame(rng.normal(size=(n, 3)), columns=list("ABC"), index=[f"s{i}" for i in range(n)])  # pyright: ignore
+    table = pd.DataFrame(rng.normal(size=(n, 3)), columns=list("ABC"), index=[f"s{i}" for i in range(n)])
     table.loc[inside, ["A", "B"]] += effect
     table["D"] = 1.0
     return table, pd.Series(np.where(inside, "cancer", "stroma"), index=table.index)
@@ -57,13 +57,13 @@ def test_auc_by_hand():
 
 
 def test_scores_by_hand():
-    table = pd.DataFrame({"A": [0.0, 2.0], "B": [5.0, 1.0], "C": [1.0, 1.0]}, index=["p", "q"])  # pyright: ignore
+    table = pd.DataFrame({"A": [0.0, 2.0], "B": [5.0, 1.0], "C": [1.0, 1.0]}, index=["p", "q"])
     scores, n_genes = signature_scores(
         table, {"one": ["A"], "both": ["A", "B"], "flat": ["C"], "with": ["A", "C", "X"]}
     )
     assert scores["one"].tolist() == [-1, 1]
     assert scores["both"].tolist() == [0, 0]
-    assert scores["flat"].isna().all()  # pyright: ignore
+    assert scores["flat"].isna().all()
     assert scores["with"].tolist() == [-1, 1]
     assert n_genes.to_dict() == {"one": 1, "both": 2, "flat": 0, "with": 1}
 
@@ -112,7 +112,7 @@ def test_the_same_seed_gives_the_same_table_and_the_order_of_spots_does_not_matt
     signatures = {"s": ["A", "B"]}
     first = localise(prediction, regions, signatures, n_bootstrap=50, seed=1)
     pd.testing.assert_frame_equal(first, localise(prediction, regions, signatures, n_bootstrap=50, seed=1))
-    turned = localise(prediction, regions[::-1], signatures, n_bootstrap=50, seed=1)  # pyright: ignore
+    turned = localise(prediction, regions[::-1], signatures, n_bootstrap=50, seed=1)
     pd.testing.assert_frame_equal(first, turned)
 
 

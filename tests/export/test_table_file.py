@@ -12,16 +12,16 @@ from tests.export.conftest import gradient_table
 
 
 def frame_of(table: anndata.AnnData) -> anndata.AnnData:
-    return anndata.AnnData(obs=table.obs, var=table.var, uns=table.uns, obsm={"spatial": table.obsm["spatial"]})  # pyright: ignore
+    return anndata.AnnData(obs=table.obs, var=table.var, uns=table.uns, obsm={"spatial": table.obsm["spatial"]})
 
 
 def write(file: TableFile, table: anndata.AnnData, rows: slice) -> None:
     neighbours = {name: table.obsm[name][rows] for name in ("neighbour_ids", "neighbour_similarity")}
     file.write(
         rows,
-        table.X[rows],  # pyright: ignore
-        layers={"neighbour_std": table.layers["neighbour_std"][rows]},  # pyright: ignore
-        obsm=neighbours,  # pyright: ignore
+        table.X[rows],
+        layers={"neighbour_std": table.layers["neighbour_std"][rows]},
+        obsm=neighbours,
         obs={"number": np.arange(rows.start, rows.stop, dtype=np.int32)},
     )
 
@@ -41,7 +41,7 @@ def test_a_file_of_blocks_is_the_table(tmp_path):
     assert set(found.obsm) == set(table.obsm) and set(found.uns) == set(table.uns)
     assert [path.name for path in tmp_path.iterdir()] == ["t.h5ad"]
     backed = anndata.read_h5ad(tmp_path / "t.h5ad", backed="r")
-    np.testing.assert_array_equal(backed[5:9].X, table.X[5:9])  # pyright: ignore
+    np.testing.assert_array_equal(backed[5:9].X, table.X[5:9])
 
 
 def test_it_goes_on_behind_what_was_written_under_its_name(tmp_path):
@@ -76,5 +76,5 @@ def test_a_map_of_one_gene_reads_a_small_part_of_the_file(tmp_path):
     file.write(slice(0, 600), np.ones((600, 300), np.float32), layers={})
     file.close()
     with h5py.File(tmp_path / "t.h5ad") as stored:
-        assert stored["X"].chunks == BLOCK and stored["X"].compression is None  # pyright: ignore
-        assert (stored["X"][:] == 1).all()  # pyright: ignore
+        assert stored["X"].chunks == BLOCK and stored["X"].compression is None
+        assert (stored["X"][:] == 1).all()

@@ -94,7 +94,7 @@ def test_svg_are_the_highest_mean_of_morans_i_and_rare_genes_come_last():
     sections = [on_a_grid(patterned(seed), f"A{seed}") for seed in range(2)]
     i = np.mean(
         [morans_i(normalize(s.counts, 1e4).astype(float), spot_graph(s.spots.centre_px)) for s in sections],
-        axis=0,  # pyright: ignore
+        axis=0,
     )
     assert i[11] > np.median(i)
     i[11] = -np.inf  # 3 of 36 spots: below a tenth

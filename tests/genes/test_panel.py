@@ -81,10 +81,10 @@ def test_the_variable_genes_are_scanpys():
     section = random_section("A1", [f"G{n}" for n in range(60)], seed=4)
     table = anndata.AnnData(normalize(section.counts, 1e4))
     theirs = scanpy.pp.highly_variable_genes(table, flavor="seurat", n_top_genes=9, inplace=False)
-    wanted = {section.genes[column] for column in np.flatnonzero(theirs["highly_variable"].to_numpy())}  # pyright: ignore
+    wanted = {section.genes[column] for column in np.flatnonzero(theirs["highly_variable"].to_numpy())}
     ours = most_variable(section, 1e4)
     assert set(ours[:9]) <= wanted  # scanpy keeps all that tie with the ninth; we take the first
-    scores = theirs["dispersions_norm"].to_numpy()  # pyright: ignore
+    scores = theirs["dispersions_norm"].to_numpy()
     ninth = scores[section.genes.index(ours[8])]
     assert all(scores[section.genes.index(gene)] == ninth for gene in wanted - set(ours[:9]))
 

@@ -54,7 +54,7 @@ def test_it_equals_the_obvious_path(student, slide):
     spec = FeatureSpec.of(student.config, student.encoder)
     tokens = np.asarray(extract(student.encoder, slide, table.obsm["spatial"], spec), np.float32)
     wanted = student.predict(tokens.mean(axis=1), np.arange(len(GENES)))
-    np.testing.assert_allclose(table.X, wanted, atol=1e-3)  # pyright: ignore
+    np.testing.assert_allclose(table.X, wanted, atol=1e-3)
     assert list(table.var_names) == list(GENES)
 
 
@@ -64,7 +64,7 @@ def test_the_file_holds_the_table_that_is_returned(student, slide, tmp_path):
     written = anndata.read_h5ad(tmp_path / "p.h5ad")
     assert_prediction_table(written)
     np.testing.assert_array_equal(written.X, table.X)
-    np.testing.assert_array_equal(written.obs.to_numpy(), table.obs.to_numpy())  # pyright: ignore
+    np.testing.assert_array_equal(written.obs.to_numpy(), table.obs.to_numpy())
     assert dict(written.uns["cmrcnet"]) == dict(table.uns["cmrcnet"])
     assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
 
@@ -73,14 +73,14 @@ def test_the_file_holds_the_table_that_is_returned(student, slide, tmp_path):
 def test_blocks_change_no_number(student, slide, monkeypatch, block):
     whole = predict(student, slide, grid_um=GRID_UM)
     monkeypatch.setattr(predict_module, "chunk_size", lambda genes: block)
-    np.testing.assert_allclose(predict(student, slide, grid_um=GRID_UM).X, whole.X, atol=1e-4)  # pyright: ignore
+    np.testing.assert_allclose(predict(student, slide, grid_um=GRID_UM).X, whole.X, atol=1e-4)
 
 
 def test_chosen_genes_are_those_of_all(student, slide):
     whole = predict(student, slide, grid_um=GRID_UM)
     some = predict(student, slide, grid_um=GRID_UM, genes=["GENE7", "GENE2"])
     assert list(some.var_names) == ["GENE7", "GENE2"]
-    np.testing.assert_allclose(some.X, whole[:, ["GENE7", "GENE2"]].X, atol=1e-5)  # pyright: ignore
+    np.testing.assert_allclose(some.X, whole[:, ["GENE7", "GENE2"]].X, atol=1e-5)
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
@@ -122,7 +122,7 @@ def test_the_state_of_another_student_is_never_gone_on_with(student, slide, tmp_
 def test_there_is_no_attribution(student, slide):
     table = predict(student, slide, grid_um=200)
     with pytest.raises(Incompatible, match="predict with MODEL and --bank"):
-        attribution(table, table.obs_names[0])  # pyright: ignore
+        attribution(table, table.obs_names[0])
     with pytest.raises(UnknownName):
         attribution(table, "nowhere")
 
@@ -155,7 +155,7 @@ def test_many_slides_share_a_student(student, tmp_path):
 def test_a_bank_and_its_options_are_refused(student, slide):
     for option in ({"k": 3}, {"head": "ridge"}, {"intervals": True}, {"abstain": 0.2}, {"weighting": "mean"}):
         with pytest.raises(BadOption, match="wanted nothing with a student, which has no bank"):
-            predict(student, slide, **option)  # pyright: ignore
+            predict(student, slide, **option)
     with pytest.raises(BadOption, match="bank is 'bank'; wanted nothing with a student"):
         predict(student, slide, bank=build_bank(small_model(), small_cohort()))
 

@@ -144,7 +144,7 @@ def test_faults_are_named_by_line_before_anything_is_read(folder, monkeypatch, c
     text = HEADER + ROWS
     assert change[0] in text
     with pytest.raises(error, match=said):
-        read_cohort(write(folder, text.replace(*change, 1)))  # pyright: ignore
+        read_cohort(write(folder, text.replace(*change, 1)))
 
 
 def test_several_faults_are_counted_and_all_listed(folder):
@@ -255,4 +255,4 @@ def test_every_name_comes_back_from_a_cohort_file(tmp_path_factory, pairs):
         writer.writerows([*pair, "absent"] for pair in pairs)
     rows = cohort_rows(path)
     assert [(row.source.name, row.patient) for row in rows] == pairs
-    assert [name_of_file(file_name(row.source.name)) for row in rows] == [name for name, _ in pairs]  # pyright: ignore
+    assert [name_of_file(file_name(row.source.name)) for row in rows] == [name for name, _ in pairs]

@@ -47,7 +47,7 @@ DAMAGES = {
 @pytest.mark.parametrize("where", ["X", "layers/counts", "raw/X"])
 def test_damaged_matrices_of_h5ad_never_reach_compiled_code(tmp_path, damage, where):
     table = ann_data_of(made_up())
-    table.layers["counts"] = table.X.copy()  # pyright: ignore
+    table.layers["counts"] = table.X.copy()
     table.raw = table.copy()
     table.write_h5ad(tmp_path / "S1.h5ad")
     name, change, said = DAMAGES[damage]
@@ -141,7 +141,7 @@ HEAD = "%%MatrixMarket matrix coordinate integer general\n"
 @pytest.mark.parametrize("kind", [np.int64, np.float64])
 @pytest.mark.parametrize("ends", [b"\n", b"\r\n", b"\r"])
 def test_a_sound_mtx_is_read_whole(tmp_path, zipped, kind, ends):
-    matrix = sparse.random(7, 5, 0.4, format="coo", random_state=0)  # pyright: ignore
+    matrix = sparse.random(7, 5, 0.4, format="coo", random_state=0)
     matrix.data = np.arange(1, matrix.nnz + 1).astype(kind)
     io.mmwrite(tmp_path / "m.mtx", matrix, comment="made\n%here")
     path = tmp_path / "matrix.mtx.gz"

@@ -72,7 +72,7 @@ def test_a_gzip_bomb_is_refused_in_bounded_memory(tmp_path, read):
     path = tmp_path / "bomb.csv.gz"
     with gzip.open(path, "wb", compresslevel=6) as file:
         for _ in range(8 + FREE_BYTES // (1 << 20)):
-            file.write(b"a,b\n" * (1 << 18))  # pyright: ignore
+            file.write(b"a,b\n" * (1 << 18))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(BadInput, match=r"more than 64 MB|unpacks to more than|holds 'b'"):
         read(path, "a table")
@@ -99,7 +99,7 @@ def test_pipes_devices_and_names_that_cannot_be_are_refused_at_once(tmp_path):
         (tmp_path / "gone.csv", MissingInput, "is a link to .*, which does not exist"),
     ):
         with pytest.raises(error, match=said):
-            read_table(path, "a table")  # pyright: ignore
+            read_table(path, "a table")
         if path != tmp_path:
             with pytest.raises(error, match=said):
                 read_section(path)

@@ -85,7 +85,7 @@ def test_bins_of_any_size(tmp_path, made, bin_um, layout):
     outs = write_xenium(tmp_path / "outs", made, **layout)
     section = read(outs, bin_um=bin_um)
     wanted = by_hand(made, bin_um)
-    centre_um = np.array([[-(v + 0.5) * bin_um, (u + 0.5) * bin_um] for v, u in wanted.index])  # pyright: ignore
+    centre_um = np.array([[-(v + 0.5) * bin_um, (u + 0.5) * bin_um] for v, u in wanted.index])
     away = np.linalg.norm(centre_um[:, None] - made.centre_um, axis=2).min(axis=1)
     near = away <= max(20, bin_um / np.sqrt(2))
     centre_px = made.to_image(centre_um)
@@ -120,7 +120,7 @@ def test_batches_are_summed(outs, made, monkeypatch):
     batches = module.parquet_batches
     monkeypatch.setattr(module, "parquet_batches", lambda *a, **k: batches(*a, **k, rows=37))
     parts = counted_bins(outs / "transcripts.parquet", made.genes, np.eye(2), 25.0)
-    assert np.array_equal(whole[0], parts[0]) and (whole[2] != parts[2]).nnz == 0  # pyright: ignore
+    assert np.array_equal(whole[0], parts[0]) and (whole[2] != parts[2]).nnz == 0
     assert whole[2].sum() == made.counts.sum()
 
 

@@ -96,7 +96,7 @@ def test_it_knows_which_section_measured_what(bank):
 def test_each_section_to_its_own_median():
     model = small_model(target_sum="median")
     bank = build_bank(model, small_cohort())
-    wanted = np.vstack([by_name(section, bank.genes, "median") for section in small_cohort()])  # pyright: ignore
+    wanted = np.vstack([by_name(section, bank.genes, "median") for section in small_cohort()])
     np.testing.assert_array_equal(dense(bank), wanted)
     assert bank.target_sum == "median"
     assert (wanted != np.vstack([by_name(section, bank.genes) for section in small_cohort()])).any()
@@ -260,7 +260,7 @@ def test_what_killed_processes_left_is_swept(model, tmp_path):
         folder.mkdir(parents=True)
         (folder / "spots").write_text("of a patient")
     mark_folder(killed, ["*"])
-    os.utime(theirs, (time.time() - 30 * 24 * 3600,) * 2)  # pyright: ignore
+    os.utime(theirs, (time.time() - 30 * 24 * 3600,) * 2)
     build_bank(model, small_cohort(), cache=cache)
     assert [path.name for path in cache.folder.iterdir()] == ["bank-in-use-x"]
 

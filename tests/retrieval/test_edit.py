@@ -97,7 +97,7 @@ def test_where_a_section_was_read_from_is_forgotten_where_it_names_the_dropped(m
 def test_levels_are_those_of_a_fresh_build(model, tmp_path):
     whole, rest = (with_scores(build_bank(model, cohort(*names))) for names in (("A1", "B1", "C1"), ("A1", "B1")))
     whole.save(tmp_path / "bank")
-    assert ReferenceBank.load(tmp_path / "bank").gene_decoder.level.shape == (13,)  # pyright: ignore
+    assert ReferenceBank.load(tmp_path / "bank").gene_decoder.level.shape == (13,)
     drop_sections(tmp_path / "bank", ["C1"])
     assert_same_bank(ReferenceBank.load(tmp_path / "bank"), rest)
 
@@ -160,8 +160,8 @@ def test_the_index_follows_the_bank(model, tmp_path, monkeypatch, kind, rebuild_
     np.testing.assert_array_equal(np.sort(found.ids), np.sort(true.ids))
     np.testing.assert_allclose(found.similarity, true.similarity, atol=1e-5)
     facts = Manifest.read(tmp_path / "bank").index
-    assert facts["kind"] == kind.kind and min(facts["recall"].values()) >= 0.95  # pyright: ignore
-    assert facts["changed"] == (0 if rebuild_after == 0 else 25 + 30 + 25)  # pyright: ignore
+    assert facts["kind"] == kind.kind and min(facts["recall"].values()) >= 0.95
+    assert facts["changed"] == (0 if rebuild_after == 0 else 25 + 30 + 25)
 
 
 def test_one_drop_touches_no_other_section(model, tmp_path):

@@ -129,9 +129,9 @@ def test_options_that_make_no_sense(options, sentence):
 
 def test_the_same_bank_gives_the_same_search(bank):
     one, two = (build_search(bank, SearchConfig(kind="ivf")).searcher for _ in range(2))
-    np.testing.assert_array_equal(one.lists.sums, two.lists.sums)  # pyright: ignore
-    np.testing.assert_array_equal(one.list_of_spot, two.list_of_spot)  # pyright: ignore
-    assert one.parameters == two.parameters  # pyright: ignore
+    np.testing.assert_array_equal(one.lists.sums, two.lists.sums)
+    np.testing.assert_array_equal(one.list_of_spot, two.list_of_spot)
+    assert one.parameters == two.parameters
 
 
 def test_lists_hold_the_sums_of_their_own_unit_vectors(bank):

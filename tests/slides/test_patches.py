@@ -185,7 +185,7 @@ def test_within_a_batch_the_slide_is_read_row_by_row():
 
 def test_no_places_give_no_batches():
     assert list(crop_patches(ArraySlide(PIXELS, 0.5), np.empty((0, 2)), SAME)) == []
-    assert list(crop_patches(ArraySlide(PIXELS, 0.5), [], SAME)) == []  # pyright: ignore
+    assert list(crop_patches(ArraySlide(PIXELS, 0.5), [], SAME)) == []
 
 
 def test_bad_calls_are_refused_at_once_not_at_the_first_batch():
@@ -257,7 +257,7 @@ def test_a_real_section_at_its_own_scale_and_at_ours(her2st_csv, monkeypatch):
     """Level 0 against Pillow's own crop; 0.5 um per px against enlarging that crop."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     path = her2st_csv.parent / "C6.jpg"
-    with open_slide(path, mpp=0.688) as slide:  # pyright: ignore
+    with open_slide(path, mpp=0.688) as slide:
         plain = PatchScale(size_px=200, mpp=0.688)
         patch = crop(slide, [[4000, 5000]], plain)[0]
         ours = crop(slide, [[4000.3, 5000.7]], PatchScale(size_px=224, mpp=0.5))[0]

@@ -71,7 +71,7 @@ def test_it_comes_back_from_disk_and_leaves_the_fingerprint_alone(model, tmp_pat
     model.save_pretrained(tmp_path / "model")
     again = TrainedModel.from_pretrained(tmp_path / "model")
     assert again.fingerprint == model.fingerprint
-    mine, there = model.calibration.arrays(), again.calibration.arrays()  # pyright: ignore
+    mine, there = model.calibration.arrays(), again.calibration.arrays()
     assert mine.keys() == there.keys()
     for name, values in mine.items():
         np.testing.assert_array_equal(there[name], values)
@@ -124,7 +124,7 @@ def test_intervals_are_layers_only_when_asked_for(model, bank, cohort, cache, ta
 def test_another_way_of_reading_out_was_not_calibrated(model, bank, cohort, cache):
     section = cohort.read(cohort.sections[0])
     ridge = predict(model, section.slide, bank=bank, spots=section.spots, head="ridge", cache=cache)
-    assert ridge.obs["confidence"].isna().all() and "interval_scale" not in ridge.obs  # pyright: ignore
+    assert ridge.obs["confidence"].isna().all() and "interval_scale" not in ridge.obs
     assert "head ridge was asked for" in ridge.uns["cmrcnet"]["intervals"]
     with pytest.raises(Incompatible, match=r"no calibrated intervals: they were calibrated for head ensemble, k 10"):
         predict(model, section.slide, bank=bank, spots=section.spots, k=3, intervals=True, cache=cache)
@@ -137,13 +137,13 @@ def test_one_patient_makes_no_intervals(cohort, plan, cache):
     one = Cohort.of([replace(section, patient="P") for section in cohort], "one patient")
     model = fit_module.fit(one, plan, cache=cache)
     bank, section = build_bank(model, one, cache=cache), one.read(one.sections[0])
-    facts = model.calibration.reliability.intervals.facts  # pyright: ignore
+    facts = model.calibration.reliability.intervals.facts
     assert (facts["patients"], facts["group_by"]) == (1, "section")
-    assert np.isnan(model.calibration.reliability.intervals.low).all()  # pyright: ignore
+    assert np.isnan(model.calibration.reliability.intervals.low).all()
     with pytest.raises(Incompatible, match="no calibrated intervals: the training sections are of one patient"):
         predict(model, section.slide, bank=bank, spots=section.spots, intervals=True, cache=cache)
     plain = predict(model, section.slide, bank=bank, spots=section.spots, abstain=0.4, cache=cache)
-    assert plain.obs["confidence"].notna().all() and "No intervals" in plain.uns["cmrcnet"]["intervals"]  # pyright: ignore
+    assert plain.obs["confidence"].notna().all() and "No intervals" in plain.uns["cmrcnet"]["intervals"]
 
 
 def test_another_bank_is_said(model, cohort, cache):
@@ -165,7 +165,7 @@ def test_exchanged_channels_are_heard(model, bank, cohort, cache):
 
 def test_a_config_that_holds_in_one_unit_says_that_it_cannot_calibrate(cohort, config, cache):
     model = fit_module.fit(cohort, config, cache=cache)
-    assert model.calibration.ood_detector is not None and model.calibration.reliability is None  # pyright: ignore
+    assert model.calibration.ood_detector is not None and model.calibration.reliability is None
     bank, section = build_bank(model, cohort, cache=cache), cohort.read(cohort.sections[0])
     with pytest.raises(Incompatible, match="its config does not leave out each group in turn; train with a config"):
         predict(model, section.slide, bank=bank, spots=section.spots, intervals=True, cache=cache)

@@ -125,7 +125,7 @@ def test_beside_an_output(tmp_path):
     checkpoints.save(state(), IDENTITY)
     with pytest.raises(OutputExists, match=r"--resume to go on with it, or --overwrite"):
         Checkpoints.beside(out)
-    assert Checkpoints.beside(out, resume=True).load(IDENTITY).epoch == 3  # pyright: ignore
+    assert Checkpoints.beside(out, resume=True).load(IDENTITY).epoch == 3
     assert Checkpoints.beside(out, overwrite=True).load(IDENTITY) is None
     assert not checkpoints.folder.exists()
 

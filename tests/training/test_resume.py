@@ -214,8 +214,8 @@ def test_a_killed_process_leaves_a_state_to_go_on_with(cohort, cache, config, tm
 
 
 def reached_epoch(checkpoints: Checkpoints) -> int:
-    return checkpoints.load({}).epoch  # pyright: ignore
+    return checkpoints.load({}).epoch
 
 
 def raw_state(checkpoints: Checkpoints) -> dict[str, torch.Tensor]:
-    return checkpoints.load({}).tensors  # pyright: ignore
+    return checkpoints.load({}).tensors

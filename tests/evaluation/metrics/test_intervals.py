@@ -93,7 +93,7 @@ def test_an_undefined_section_is_left_out_of_its_patient():
 
 def test_few_patients_are_not_ranked():
     assert too_few_to_rank(4) == "4 patients: too few patients to rank methods."
-    assert too_few_to_rank(1).startswith("1 patient:")  # pyright: ignore
+    assert too_few_to_rank(1).startswith("1 patient:")
     assert too_few_to_rank(5) is None
 
 

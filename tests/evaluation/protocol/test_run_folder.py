@@ -89,7 +89,7 @@ def test_predictions_are_found_before_and_after_the_folder_moves(tmp_path):
 def test_resuming_finds_the_finished_parts_only(tmp_path):
     begun(tmp_path / "run").keep("f", "m", 0, part())
     again = begun(tmp_path / "run", resume=True)
-    assert again.result("f", "m").record == {"penalty": 10.0}  # pyright: ignore
+    assert again.result("f", "m").record == {"penalty": 10.0}
     assert again.result("f", "other") is None and again.result("g", "m") is None
 
 
@@ -203,5 +203,5 @@ def test_names_that_look_like_formulas_are_quoted_in_the_tables_and_come_back(tm
     folder.write_tables(scores, result.genes, {})
     folder.finish()
     assert "'=HYPERLINK()" in (tmp_path / "run" / "scores.csv").read_text()
-    again, _ = RunFolder.read_finished(tmp_path / "run")  # pyright: ignore
+    again, _ = RunFolder.read_finished(tmp_path / "run")
     assert set(again["section"]) == {"=HYPERLINK()"} and set(again["patient"]) == {"-1"}

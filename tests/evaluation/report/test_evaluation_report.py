@@ -82,13 +82,13 @@ def small_run() -> Made:
 
 def rows_of(page: str, identity: str) -> list[list[str]]:
     """Texts of the cells of a table's body."""
-    body = re.search(rf'<table id="{identity}".*?<tbody>(.*?)</tbody>', page, re.S).group(1)  # pyright: ignore
+    body = re.search(rf'<table id="{identity}".*?<tbody>(.*?)</tbody>', page, re.S).group(1)
     return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr.*?</tr>", body)]
 
 
 def embedded(page: str) -> dict:
     """The rows of the gene explorer."""
-    return json.loads(re.search(r'<script type="application/json" id="gene-rows">(.*?)</script>', page, re.S).group(1))  # pyright: ignore
+    return json.loads(re.search(r'<script type="application/json" id="gene-rows">(.*?)</script>', page, re.S).group(1))
 
 
 @pytest.fixture(scope="module")
@@ -186,11 +186,11 @@ def test_signs_and_intervals_are_spelt_out():
 
 def test_every_metric_stands_in_the_folded_tables(page, small_run):
     summary = small_run.run.means()
-    folded = re.search(r"<summary>All other metrics.*?</details>", page, re.S).group()  # pyright: ignore
+    folded = re.search(r"<summary>All other metrics.*?</details>", page, re.S).group()
     for name in dict.fromkeys(summary.gene_set):
         mine = summary[(summary.gene_set == name) & (summary.method == "ridge")]
         part = folded.partition(f"<h3>{name}</h3>")[2].partition("</table>")[0]
-        row = re.findall(r"<td[^>]*>(.*?)</td>", re.search(r"<tr><td>ridge</td>.*?</tr>", part).group())  # pyright: ignore
+        row = re.findall(r"<td[^>]*>(.*?)</td>", re.search(r"<tr><td>ridge</td>.*?</tr>", part).group())
         assert row[1:-1] == [number(value) for value in mine["value"]]
 
 
@@ -363,7 +363,7 @@ def test_a_table_marks_its_main_row_and_escapes_its_cells():
 
 def picture_table() -> ad.AnnData:
     """A white 100 x 80 px picture at a tenth of full size, two spots on it."""
-    made = ad.AnnData(np.zeros((2, 1), np.float32), obsm={"spatial": np.array([[300.0, 400.0], [700.0, 400.0]])})  # pyright: ignore
+    made = ad.AnnData(np.zeros((2, 1), np.float32), obsm={"spatial": np.array([[300.0, 400.0], [700.0, 400.0]])})
     picture = np.full((80, 100, 3), 255, np.uint8)
     picture[40, 30] = 0  # the first spot's centre
     made.uns["spatial"] = {
@@ -426,7 +426,7 @@ def history(*rows: tuple[str, int, float | None]) -> list[dict]:
 def test_the_meter_is_read_at_the_epoch_that_was_kept():
     rows = [("search", 1, 0.1), ("search", 2, 0.4), ("search", 3, None), ("search", 4, 0.9), ("refit", 1, 0.8)]
     record = {"chosen_epoch": 3, "history": history(*rows)}
-    assert kept_reading(record)["epoch"] == 2  # pyright: ignore
+    assert kept_reading(record)["epoch"] == 2
     assert kept_reading({"history": []}) is None
 
 
@@ -441,5 +441,5 @@ def test_a_training_that_only_guesses_is_named_on_the_page(small_run, tmp_path):
     page = write_report(run, tmp_path / "r.html").read_text()
     assert re.search(r"By the collapse meter, its training stayed at chance in \d of 3 folds \([P1, ]*P2", page)
     training = page.partition("<h2>Training</h2>")[2]
-    row = re.search(r"<tr><td>P2</td>.*?</tr>", training).group()  # pyright: ignore
+    row = re.search(r"<tr><td>P2</td>.*?</tr>", training).group()
     assert "AT CHANCE" in row and "5.0%" in row

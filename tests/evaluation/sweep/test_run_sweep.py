@@ -43,9 +43,9 @@ def test_trials_that_differ_in_the_head_share_a_training_and_are_scored_as_if_al
     plan = plan_over(quick, {"head.k": [10, 20]})
     options = {"only": ["P1", "P2"]}
     folder = SweepFolder(tmp_path / "sweep")
-    run = sweep(lambda controls: small_cohort, plan, folder, small_cache, **options)  # pyright: ignore
+    run = sweep(lambda controls: small_cohort, plan, folder, small_cache, **options)
     assert len(trainings) == 2  # two folds, once each
-    alone = evaluate(small_cohort, plan.trials[1].config, methods=["cmrcnet"], cache=small_cache, **options)  # pyright: ignore
+    alone = evaluate(small_cohort, plan.trials[1].config, methods=["cmrcnet"], cache=small_cache, **options)
     assert run.value("k=20") == pytest.approx(alone.mean("cmrcnet"), abs=1e-9)
     assert run.value("base") != run.value("k=20")
     row = run.table.query("trial == 'k=20' and gene_set == 'HVG' and metric == 'pearson'").iloc[0]
@@ -71,7 +71,7 @@ def test_an_interrupted_sweep_goes_on_behind_its_finished_folds(
 ):
     plan = plan_over(quick, {"model.reconstruct": ["image", "none"]})
     options = {"only": ["P1", "P2"]}
-    whole = sweep(lambda controls: small_cohort, plan, SweepFolder(tmp_path / "whole"), small_cache, **options)  # pyright: ignore
+    whole = sweep(lambda controls: small_cohort, plan, SweepFolder(tmp_path / "whole"), small_cache, **options)
     assert len(trainings) == 4
 
     counted = training.fit
@@ -83,9 +83,9 @@ def test_an_interrupted_sweep_goes_on_behind_its_finished_folds(
 
     monkeypatch.setattr(training, "fit", stopping)
     with pytest.raises(KeyboardInterrupt):
-        sweep(lambda controls: small_cohort, plan, SweepFolder(tmp_path / "s"), small_cache, **options)  # pyright: ignore
+        sweep(lambda controls: small_cohort, plan, SweepFolder(tmp_path / "s"), small_cache, **options)
     monkeypatch.setattr(training, "fit", counted)
-    again = sweep(lambda controls: small_cohort, plan, SweepFolder(tmp_path / "s", resume=True), small_cache, **options)  # pyright: ignore
+    again = sweep(lambda controls: small_cohort, plan, SweepFolder(tmp_path / "s", resume=True), small_cache, **options)
     assert len(trainings) == 4 + 3 + 1
     pd.testing.assert_frame_equal(again.table, whole.table)
 
@@ -115,5 +115,5 @@ def test_a_plot_is_a_picture_whatever_varies(keys, grid):
          "low": float("nan"), "high": 0.3, "over": "patients", "n": 2}
         for i, v in enumerate(values)
     ]  # fmt: skip
-    run = SweepRun(SweepPlan(None, (), (key,), grid), "cohort", pd.DataFrame(rows), {}, {}, {})  # pyright: ignore
+    run = SweepRun(SweepPlan(None, (), (key,), grid), "cohort", pd.DataFrame(rows), {}, {}, {})
     assert plot(run, "HVG").startswith(b"\x89PNG")
