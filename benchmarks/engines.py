@@ -7,8 +7,9 @@ through a ViT-S/16. Ways take turns, and the best round of each counts. With one
 processor, not of the clock, so that other work on the machine hardly shows. The file also has:
 
 - `timm`: what a user would write instead, the whole timm network over patches in a DataLoader, pooled features;
-- `compiled`: torch.compile (--compile; it takes a minute and needs a C++ compiler);
-- the same again with ONEDNN_MAX_CPU_ISA=AVX2, as on a machine without AVX-512 (--isa AVX2).
+- `compiled`: torch.compile (--compile; it takes a minute and needs a C++ compiler).
+
+With ONEDNN_MAX_CPU_ISA=AVX2 in the environment the kernels compute as on a machine without AVX-512.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -129,7 +128,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--isa", help="measure again with this ONEDNN_MAX_CPU_ISA")
     options = parser.parse_args()
     found: dict[str, Any] = {
         "command": "python " + " ".join(["benchmarks/engines.py", *sys.argv[1:]]),
@@ -146,12 +144,6 @@ def main() -> None:
     for name in ENCODERS:
         found[name] = measure(name, options.rounds, options.compile)
         print(name, json.dumps(found[name], indent=1), flush=True)
-    if options.isa:
-        with tempfile.TemporaryDirectory() as folder:
-            again = Path(folder) / "again.json"
-            command = [sys.executable, __file__, "--out", str(again), "--rounds", str(options.rounds)]
-            subprocess.run(command, check=True, env=os.environ | {"ONEDNN_MAX_CPU_ISA": options.isa})
-            found[f"with ONEDNN_MAX_CPU_ISA={options.isa}"] = json.loads(again.read_text())
     options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 

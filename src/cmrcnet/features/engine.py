@@ -5,7 +5,7 @@ included. Every converted network is compared with its torch module on noise bef
 converted, or that differs, is computed by torch where the engine is `auto`, and refused where `openvino` was asked for.
 
 Features in float32 of either engine, and in bf16 of OpenVINO, may take each other's place (see
-``docs/concepts/engines.md`` for how far predictions differ); the cache keeps them apart, and every model and every
+``docs/how-to/engines.md`` for how far predictions differ); the cache keeps them apart, and every model and every
 prediction says which made its features.
 """
 
