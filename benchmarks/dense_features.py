@@ -5,8 +5,8 @@
 
 Parts, each with ratios within one run:
 
-- ``ways``: a grid of locations (`--pitch-um`) encoded by patches and by dense, scale by scale, with image statistics in
-  neither; features are not cached, the slide is decoded before;
+- ``ways``: a grid of locations (`--pitch-um`) encoded by dense, and some of it (`--few`) by patches, whose cost is in
+  proportion; scale by scale, no image statistics, nothing cached, the slide decoded before;
 - ``pitch``: dense at `--pitch-um` and at a quarter of it, all scales, with the image statistics of the alarm;
 - ``halo``: differences of features between tiles of 448 px and one tile over all, whose halo covers what the network
   can see, in deviations of the feature over the locations around the middle of the tissue;
@@ -34,6 +34,7 @@ import torch
 import cmrcnet
 from cmrcnet.config import Config
 from cmrcnet.features import dense
+from cmrcnet.features.engine import choose_engine
 from cmrcnet.features.extract import extract, extract_chunks
 from cmrcnet.features.spec import STATISTICS, FeatureSpec
 from cmrcnet.models.image_encoder import ImageEncoder
@@ -64,20 +65,34 @@ def pixels_dense(slide: Slide, centres: np.ndarray, spec: FeatureSpec) -> int:
     return total * spec.augmentations
 
 
-def ways(encoder: ImageEncoder, slide: Slide, centres: np.ndarray, specs: Callable[..., FeatureSpec]) -> dict[str, Any]:
-    """Both ways, scale by scale."""
-    found: dict[str, Any] = {"locations": len(centres)}
+def ways(
+    encoder: ImageEncoder, slide: Slide, centres: np.ndarray, specs: Callable[..., FeatureSpec], few: int
+) -> dict[str, Any]:
+    """Patches by torch in float32 (eager), patches and dense by the engine of this machine, scale by scale."""
+    some = centres[:: max(1, len(centres) // few)]
+    found: dict[str, Any] = {"locations": len(centres), "of which by patches": len(some)}
+
+    def milliseconds(spec: FeatureSpec, at: np.ndarray) -> float:
+        extract(encoder, slide, at[:1], spec)  # converted before the clock starts
+        return round(1000 * seconds(lambda: extract(encoder, slide, at, spec)) / len(at), 2)
+
     for side in specs().scales_um:
-        by_patches, by_dense = (specs(scales_um=(side,), method=method) for method in ("patches", "dense"))
-        one = seconds(lambda by=by_patches: extract(encoder, slide, centres, by))
-        two = seconds(lambda by=by_dense: extract(encoder, slide, centres, by))
-        pixels = [len(centres) * by_patches.patch.size_px**2 * by_patches.augmentations]
-        pixels += [pixels_dense(slide, centres, by_dense)]
+        eager = specs(scales_um=(side,), engine="torch", precision="float32")
+        engine = choose_engine(encoder, specs(scales_um=(side,)))
+        tiles = choose_engine(encoder, specs(scales_um=(side,), method="dense"))
+        took = {
+            f"patches, {eager.engine} {eager.precision}": milliseconds(eager, some),
+            f"patches, {engine.engine} {engine.precision}": milliseconds(engine, some),
+            f"dense, {tiles.engine} {tiles.precision}": milliseconds(tiles, centres),
+        }
+        slowest, *_, dense_way = took.values()
         found[f"{side:g} um"] = {
-            "patches": {"seconds": one, "pixels a location": pixels[0] // len(centres)},
-            "dense": {"seconds": two, "pixels a location": pixels[1] // len(centres)},
-            "times faster": round(one / two, 2),
-            "times fewer pixels": round(pixels[0] / pixels[1], 2),
+            "milliseconds a location": took,
+            "pixels a location": {
+                "patches": eager.patch.size_px**2 * eager.augmentations,
+                "dense": pixels_dense(slide, centres, tiles) // len(centres),
+            },
+            "dense, times faster than eager patches": round(slowest / dense_way, 2),
         }
         print(side, found[f"{side:g} um"], flush=True)
     return found
@@ -101,7 +116,7 @@ def halo(encoder: ImageEncoder, slide: Slide, centres: np.ndarray, side_um: floa
     scale = PatchScale().showing(side_um)
     near = np.abs(centres - np.median(centres, axis=0)) * known_scale(slide) < 1000 * scale.mpp
     centres = centres[near.all(axis=1)]
-    spec = FeatureSpec(scales_um=(side_um,), method="dense", device="cpu")
+    spec = FeatureSpec(scales_um=(side_um,), method="dense", device="cpu", engine="torch", precision="float32")
     before = dense.TILE_PX, dense.HALO_PX
     dense.TILE_PX, dense.HALO_PX = WHOLE, SEEN
     whole = extract(encoder, slide, centres, spec)[:, 0]
@@ -146,11 +161,12 @@ def statistics(encoder: ImageEncoder, slide: Slide, centres: np.ndarray, spec: F
 
 def main() -> None:
     """Measure, print, and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("image", type=Path)
     parser.add_argument("--mpp", type=float, required=True)
     parser.add_argument("--config", default="default", help="preset or YAML file whose encoder and scales are used")
     parser.add_argument("--augmentations", type=int, default=1, help="orientations; both ways cost in proportion")
+    parser.add_argument("--few", type=int, default=100, help="locations that are encoded by patches")
     parser.add_argument("--pitch-um", type=float, default=100.0)
     parser.add_argument("--parts", nargs="+", default=["ways", "pitch", "statistics"])
     parser.add_argument("--out", type=Path, help="where the figures are written as JSON")
@@ -166,7 +182,7 @@ def main() -> None:
         return FeatureSpec(**plain | how)
 
     measure: dict[str, Callable[[], dict[str, Any]]] = {
-        "ways": lambda: ways(encoder, slide, centres, specs),
+        "ways": lambda: ways(encoder, slide, centres, specs, options.few),
         "pitch": lambda: pitch(encoder, slide, options.pitch_um, specs),
         "halo": lambda: halo(encoder, slide, centres, specs().scales_um[0]),
         "statistics": lambda: statistics(encoder, slide, centres, specs(method="dense")),
