@@ -11,9 +11,8 @@ from cmrcnet.errors import BadOption
 from cmrcnet.features import dense
 from cmrcnet.features.engine import TorchEngine, choose_engine
 from cmrcnet.features.extract import chunk_numbers, extract, extract_chunks, extract_with
-from cmrcnet.features.map_strides import choose_method, map_strides
 from cmrcnet.features.resumable import ResumableFeatures
-from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureSpec
+from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureSpec, choose_method, map_strides
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import block_outputs
 from cmrcnet.slides.patches import PixelGrid, crop_patches

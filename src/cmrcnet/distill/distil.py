@@ -15,7 +15,7 @@ from cmrcnet.distill.fit_student import fit_student
 from cmrcnet.distill.student_report import make_report
 from cmrcnet.errors import BadOption, Leakage
 from cmrcnet.evaluation.protocol.folds import refuse_seen
-from cmrcnet.features.map_strides import state_method
+from cmrcnet.features.spec import state_method
 from cmrcnet.inference.location_features import LocationEncoder
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder

@@ -36,8 +36,7 @@ from torch import Tensor
 
 from cmrcnet.errors import BadOption
 from cmrcnet.features.engine import Engine, open_engine
-from cmrcnet.features.map_strides import map_strides
-from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureSpec
+from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureSpec, map_strides
 from cmrcnet.models.image_encoder import ROTATIONS_FIRST, ImageEncoder, d4
 from cmrcnet.slides.patches import PixelGrid, Region, crop_scales
 from cmrcnet.slides.slide import PatchScale, Slide, known_scale

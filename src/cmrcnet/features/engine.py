@@ -29,8 +29,7 @@ from torch import Tensor, nn
 
 from cmrcnet.errors import BadOption, Incompatible, MissingExtra
 from cmrcnet.features.device import Precision, choose_device, choose_precision, mixed, split_on_memory_error
-from cmrcnet.features.map_strides import output_maps
-from cmrcnet.models.image_encoder import ROTATIONS_FIRST, d4, mean_token
+from cmrcnet.models.image_encoder import ROTATIONS_FIRST, d4, mean_token, output_maps
 from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:

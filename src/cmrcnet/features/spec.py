@@ -1,22 +1,28 @@
-"""What is extracted at each location, and the pieces in which it comes."""
+"""What is extracted at each location, the pieces in which it comes, and which encoders have dense features."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from cmrcnet.config import Config
-from cmrcnet.features.map_strides import choose_method
+from cmrcnet.errors import BadOption
+from cmrcnet.models.image_encoder import ImageEncoder, output_maps
 from cmrcnet.slides.slide import PatchScale
-
-if TYPE_CHECKING:
-    from cmrcnet.models.image_encoder import ImageEncoder
 
 STATISTICS, PERTURBED = -1, -2
 """Layer numbers, beside those of the scales: the image statistics of each location, and those of a few locations under
 each perturbation (`uncertainty.ood`)."""
+
+LARGEST_STRIDE = 128
+"""Which the stride of each map must divide."""
+_STRIP = (32, 2048)
+
+_known: dict[str, tuple[int, ...] | None] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +112,56 @@ class FeatureChunk(NamedTuple):
     rows: slice | np.ndarray
     layer: int
     values: np.ndarray
+
+
+def choose_method(config: Config, encoder: ImageEncoder) -> Literal["patches", "dense"]:
+    """Find the way of a config's `features.method`: auto takes dense where the encoder allows it.
+
+    Raises
+    ------
+    BadOption
+        The config states dense, which this encoder does not allow.
+    """
+    method = config.features.method
+    if method == "patches" or not config.features.scales_um:
+        return "patches"
+    if map_strides(encoder) is not None:
+        return "dense"
+    if method == "dense":
+        why = f"{config.model.encoder} is no convolutional network, or one that looks at its whole input at once"
+        raise BadOption("features.method", method, f"auto or patches, as {why}")
+    return "patches"
+
+
+def state_method(config: Config, encoder: ImageEncoder) -> Config:
+    """The config with the way that is used in place of auto, as artefacts store it."""
+    return config.override({"features.method": choose_method(config, encoder)})
+
+
+def map_strides(encoder: ImageEncoder) -> tuple[int, ...] | None:
+    """Side of a cell of each of the encoder's maps, in pixels; None where it has no maps that move with the pixels.
+
+    That is so for transformers, for networks of one input size, and for convolutional networks that look at their whole
+    input at once (squeeze and excitation, attention): their features would depend on the tile. It is tried: the left
+    half of a strip is exchanged, and the cell at its right end must stay the same.
+    """
+    if not isinstance(encoder, ImageEncoder) or encoder.config.grid is None or not encoder.config.any_size:
+        return None
+    name = encoder.fingerprint()
+    if name not in _known:
+        backbone = copy.deepcopy(encoder.backbone).cpu().float().eval()
+        height, width = _STRIP
+        noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+        changed = torch.cat([-noise[..., : width // 2], noise[..., width // 2 :]], dim=3)
+        with torch.inference_mode():
+            one, two = (output_maps(backbone, encoder.blocks, each) for each in (noise, changed))
+        widths = [encoder.config.blocks[block] for block in encoder.blocks] or [encoder.config.dim]
+        local = all(
+            here.ndim == 4
+            and here.shape[1] == channels
+            and LARGEST_STRIDE * here.shape[3] % width == 0
+            and torch.equal(here[..., -1], there[..., -1])
+            for here, there, channels in zip(one, two, widths, strict=True)
+        )
+        _known[name] = tuple(width // each.shape[3] for each in one) if local else None
+    return _known[name]

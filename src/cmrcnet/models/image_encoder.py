@@ -108,10 +108,7 @@ class ImageEncoder(nn.Module):
             raise ShapeMismatch(
                 f"a batch of patches for {self.config.name}", want=("batch", 3, side, side), got=tuple(patches.shape)
             )
-        if self.blocks:
-            outputs = block_outputs(self.backbone, self.blocks, patches)
-        else:
-            outputs = [self.backbone.forward_features(patches)]
+        outputs = output_maps(self.backbone, self.blocks, patches)
         tokens = torch.cat([self._tokens(output) for output in outputs], dim=2)
         if tuple(tokens.shape[1:]) != (self.n_tokens, self.dim):
             raise ShapeMismatch(
@@ -221,6 +218,14 @@ def block_outputs(backbone: Any, blocks: Sequence[int], patches: Tensor) -> list
         for handle in handles:
             handle.remove()
     return [seen[block] for block in blocks]
+
+
+def output_maps(backbone: Any, blocks: tuple[int, ...], patches: Tensor) -> list[Tensor]:
+    """Outputs of the wanted blocks; of none: the last output, with its final norm or convolution.
+
+    Those of a convolutional network are maps (batch, channels, height / stride, width / stride).
+    """
+    return block_outputs(backbone, blocks, patches) if blocks else [backbone.forward_features(patches)]
 
 
 def blocks_of(backbone: nn.Module) -> list[nn.Module]:

@@ -30,8 +30,7 @@ from cmrcnet.config import Config
 from cmrcnet.errors import CmrcnetWarning, TooFew
 from cmrcnet.features.device import choose_device, choose_precision
 from cmrcnet.features.engine import choose_engine
-from cmrcnet.features.map_strides import state_method
-from cmrcnet.features.spec import FeatureSpec
+from cmrcnet.features.spec import FeatureSpec, state_method
 from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
