@@ -23,7 +23,7 @@ from cmrcnet.errors import (
 )
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
-from cmrcnet.models.trained_model import Provenance, TrainedModel
+from cmrcnet.models.trained_model import FORMAT, Provenance, TrainedModel
 from tests.models.builders import GENES, small_model
 
 
@@ -260,14 +260,16 @@ def test_missing_weights(folder):
         TrainedModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(("number", "hint"), [(3, "make it again: cmrcnet train"), (5, "upgrade cmrcnet")])
+@pytest.mark.parametrize(
+    ("number", "hint"), [(FORMAT - 1, "make it again: cmrcnet train"), (FORMAT + 1, "upgrade cmrcnet")]
+)
 def test_another_format_is_refused(folder, number, hint):
     edit(folder, lambda facts: facts.update(format=number))
     with pytest.raises(Incompatible, match=rf"has format {number}, and this version reads 4; {hint}"):
         TrainedModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "x"}', '{"format": 4}', '{"format": 4, "weights": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "x"}', '{"format": 5}', '{"format": 5, "weights": 3}'])
 def test_a_broken_model_json(folder, content):
     (folder / "model.json").write_text(content)
     with pytest.raises(Damaged, match=r"model\.json"):

@@ -1,6 +1,6 @@
 """A distilled student: an encoder, a small head and the genes. It predicts without a bank and without a search.
 
-Folder format 3: ``student.json`` (config, genes, lineage, report, fingerprints), ``weights.safetensors`` (head, PCA and
+Folder format 4: ``student.json`` (config, genes, lineage, report, fingerprints), ``weights.safetensors`` (head, PCA and
 gene basis; the encoder's weights where `encoders.encoder_facts` says so), and where its teacher had it
 ``calibration.safetensors``. The file is one thing: the student, its head, and its folder.
 """
@@ -37,7 +37,7 @@ from cmrcnet.storage.hashing import fingerprint_stream
 from cmrcnet.uncertainty.calibration import Calibration
 
 FILE = "student.json"
-FORMAT = 3
+FORMAT = 4
 _LOCATIONS_AT_A_TIME = 1024
 
 
