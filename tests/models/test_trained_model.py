@@ -265,7 +265,7 @@ def test_missing_weights(folder):
 )
 def test_another_format_is_refused(folder, number, hint):
     edit(folder, lambda facts: facts.update(format=number))
-    with pytest.raises(Incompatible, match=rf"has format {number}, and this version reads 4; {hint}"):
+    with pytest.raises(Incompatible, match=rf"has format {number}, and this version reads {FORMAT}; {hint}"):
         TrainedModel.from_pretrained(folder)
 
 
