@@ -46,11 +46,13 @@ def arguments_of(verb: str):
 
 def flattened(bound: inspect.BoundArguments) -> dict[str, object]:
     """Values by option name; the fields of an option group stand for the group."""
-    values = {}
-    for name, value in bound.arguments.items():
-        found = vars(value) if dataclasses.is_dataclass(value) else {name: value}
-        values |= {f"--{each.strip('_').replace('_', '-')}": one for each, one in found.items()}
-    return values
+
+    def fields(name: str, value: object) -> dict[str, object]:
+        if not dataclasses.is_dataclass(value):
+            return {f"--{name.strip('_').replace('_', '-')}": value}
+        return {key: one for each in vars(value).items() for key, one in fields(*each).items()}
+
+    return {key: one for each in bound.arguments.items() for key, one in fields(*each).items()}
 
 
 @pytest.mark.parametrize("verb", app.VERBS)
@@ -79,7 +81,10 @@ def test_a_group_of_options_is_the_same_in_every_command():
     for verbs, names in (
         (("train", "evaluate", "sweep", "transfer"), ("--config", "--set")),
         (("index", "bank merge", "bank rebuild-index"), ("--search", "--recall")),
-        (("evaluate", "sweep", "transfer"), ("--group-by", "--seeds", "--workers", "--resume", "--overwrite")),
+        (
+            ("evaluate", "sweep", "transfer"),
+            ("--group-by", "--seeds", "--engine-workers", "--workers", "--resume", "--overwrite"),
+        ),
     ):
         for name in names:
             assert len({of[verb][name] for verb in verbs}) == 1

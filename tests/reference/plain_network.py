@@ -47,9 +47,11 @@ def losses(image, gene, rebuilt, *, temperature, cosine, released):
     )
     first = softmax(alike)
     second = first.T if released else softmax(alike.T)  # released: the transpose, whose rows are no distributions
-    contrastive = (cross_entropy(logits, first) + cross_entropy(logits.T, second)) / 2
-    reconstruction = float(((rebuilt - image) ** 2).mean())
-    return contrastive, reconstruction, math.log(1 + contrastive) + math.log(1 + reconstruction)
+    pairs = (cross_entropy(logits, first) + cross_entropy(logits.T, second)) / 2
+    contrastive, reconstruction = float(pairs.mean()), float(((rebuilt - image) ** 2).mean())
+    # released: the logarithm of each pair's loss, and then the mean
+    of_pairs = float(np.log(1 + pairs).mean()) if released else math.log(1 + contrastive)
+    return contrastive, reconstruction, of_pairs + math.log(1 + reconstruction)
 
 
 def head(w, name, x):
@@ -84,7 +86,7 @@ def softmax(x):
 
 def cross_entropy(logits, targets):
     log_share = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return float(-(targets * log_share).sum(axis=1).mean())
+    return -(targets * log_share).sum(axis=1)
 
 
 def elu(x):
