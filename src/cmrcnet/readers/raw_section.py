@@ -13,9 +13,8 @@ from scipy import sparse
 from cmrcnet.errors import BadInput, CmrcnetError, ScaleError, SectionError, ShapeMismatch
 from cmrcnet.genes.naming import clean_features
 from cmrcnet.readers.affine import Affine
-from cmrcnet.slides.scale import scales_differ
 from cmrcnet.slides.section import Section, Spots, on_slide, repeated
-from cmrcnet.slides.slide import Slide, known_scale
+from cmrcnet.slides.slide import Slide, known_scale, scales_differ
 from cmrcnet.slides.spot_tables import check_counts
 
 NEIGHBOURS_WITHIN = 1.3

@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.errors import BadInput
-from cmrcnet.slides.scale import mean_scale
-from cmrcnet.slides.slide import WHITE
+from cmrcnet.slides.slide import WHITE, mean_scale
 from cmrcnet.slides.slide_files import files_of_slide
 
 FULL = (1 << 16) - 1

@@ -20,7 +20,13 @@ import numpy as np
 
 from cmrcnet.errors import BadInput
 from cmrcnet.slides.backends import FULL, depth_fault, over_white, to_8_bits
-from cmrcnet.slides.scale import UNIT_UM, mean_scale
+from cmrcnet.slides.slide import mean_scale
+
+UNIT_UM = {
+    "m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "Å": 1e-4,
+    "in": 25_400.0,
+}  # fmt: skip
+"""Micrometres in a unit of length, as OME and ImageJ spell them (both code points of the Greek letter)."""
 
 TILE_CACHE_BYTES = 64 << 20
 """Bytes of decoded tiles or strips that each slide keeps; the one read last always is."""
