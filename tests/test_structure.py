@@ -460,6 +460,22 @@ def unseeded(tree: ast.AST) -> list[str]:
     return found
 
 
+def assigned_twice(tree: ast.Module) -> list[str]:
+    """Constants of a module that are assigned again further down, where the first value is lost without a word."""
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+    return sorted({name for name in names if name.isupper() and names.count(name) > 1})
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_constant_is_assigned_twice(module):
+    assert assigned_twice(tree_of(module)) == []
+
+
+def test_a_constant_that_is_assigned_twice_would_be_seen():
+    assert assigned_twice(ast.parse("A, B = 1, 2\nC = 3\nB = 4")) == ["B"]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_no_random_number_without_a_seed(module):
     assert unseeded(tree_of(module)) == []

@@ -27,10 +27,13 @@ class Squares:
 
     folder: Path
     fails_to_start: bool = False
+    ends_at_start: bool = False
 
     def __call__(self) -> Callable[[int], int]:
         if self.fails_to_start:
             raise TooFew("models", 0, 1, "train one")
+        if self.ends_at_start:
+            os._exit(9)
 
         def square(number: int) -> int:
             (self.folder / f"{number}.{os.getpid()}").touch()
@@ -97,6 +100,11 @@ def test_a_task_that_ends_every_ray_worker_is_given_up_and_the_others_are_done(c
     found = dict(run_in_workers([99, 5, 6], Squares(tmp_path), count=2, engine="ray"))
     assert isinstance(found[99], WorkerDied) and (found[5], found[6]) == (25, 36)
     assert len(list(tmp_path.glob("99.*"))) == 3
+
+
+def test_a_cluster_whose_workers_never_start_is_refused(cluster, tmp_path):
+    with pytest.raises(BadOption, match="a cluster whose nodes can start a worker"):
+        list(run_in_workers([1], Squares(tmp_path, ends_at_start=True), count=1, engine="ray"))
 
 
 def test_a_lost_node_costs_only_its_running_task(cluster, tmp_path):

@@ -297,11 +297,11 @@ def _run_on_ray(
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= count else 0
     kind, shared = ray.remote(num_cpus=1, num_gpus=gpus)(_RayWorker), ray.put(setup)
     waiting = iter(tasks)
-    again: list[Any] = []  # tasks whose worker was lost
-    tries: dict[int, int] = {}
+    again: list[tuple[Any, int]] = []  # tasks whose worker was lost, and how often they were begun
     idle: list[Any] = []
     starting: dict[Future, Any] = {}
-    running: dict[Future, tuple[Any, Any]] = {}
+    running: dict[Future, tuple[Any, Any, int]] = {}
+    failed = 0  # starts in succession
 
     def start() -> None:
         actor = kind.remote(shared, log.getEffectiveLevel())
@@ -312,29 +312,33 @@ def _run_on_ray(
             start()
         while True:
             while idle:
-                task = again.pop() if again else next(waiting, _NONE)
+                task, tries = again.pop() if again else (next(waiting, _NONE), 0)
                 if task is _NONE:
                     break
                 actor = idle.pop()
-                tries[id(task)] = tries.get(id(task), 0) + 1
-                running[actor.run.remote(task).future()] = actor, task
+                running[actor.run.remote(task).future()] = actor, task, tries + 1
             if not running and idle and not again:
                 break
             for future in wait([*starting, *running], return_when=FIRST_COMPLETED).done:
                 if future in starting:
                     actor = starting.pop(future)
-                    if future.exception() is None:
+                    problem = future.exception()
+                    failed = 0 if problem is None else failed + 1
+                    if problem is None:
                         idle.append(actor)
-                    else:  # its node was lost meanwhile
+                    elif failed < TRIES * count:  # its node was lost meanwhile
                         start()
+                    else:
+                        why = str(problem).strip().splitlines()[-1]
+                        raise BadOption("engine-workers", engine, f"a cluster whose nodes can start a worker ({why})")
                     continue
-                actor, task = running.pop(future)
+                actor, task, tries = running.pop(future)
                 try:
                     answer = future.result()
                 except ray.exceptions.RayActorError:
                     start()
-                    if tries[id(task)] < TRIES:
-                        again.append(task)
+                    if tries < TRIES:
+                        again.append((task, tries))
                         log.warning("warning: the worker of %s was lost; it is run again", name_of(task))
                         continue
                     answer = _Answer(WorkerDied(name_of(task), f"lost {TRIES} times"))
@@ -342,5 +346,5 @@ def _run_on_ray(
                     idle.append(actor)
                 yield task, answer
     finally:
-        for actor in [*idle, *starting.values(), *(actor for actor, _ in running.values())]:
+        for actor in [*idle, *starting.values(), *(actor for actor, _, _ in running.values())]:
             ray.kill(actor)

@@ -62,10 +62,10 @@ def test_a_child_that_dies_or_hangs_is_replaced(picture, monkeypatch, capsys):
         open_slide(picture / "print.png")
         with pytest.raises(BadInput, match=r"divide.png .* ZeroDivisionError"):
             open_slide(picture / "divide.png")
-        monkeypatch.setattr(ours, "MOST_SECONDS", 1.0)
+        monkeypatch.setattr(ours, "PROBE_SECONDS", 1.0)
         with pytest.raises(BadInput, match=r"hang.png .* took longer than 1 s"):
             open_slide(picture / "hang.png")
-    monkeypatch.setattr(ours, "MOST_SECONDS", 60.0)
+    monkeypatch.setattr(ours, "PROBE_SECONDS", 60.0)
     assert main(["inspect", str(picture / "abort.png")]) == 1
     assert "the process that tried to decode it ended with code -6" in capsys.readouterr().out
     ours._child().end()

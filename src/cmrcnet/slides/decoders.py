@@ -48,11 +48,11 @@ LEAST_CONTRAST = 6.0
 LEAST_CORRELATION = 0.4
 """Median over the windows; sound slides have 0.9 and more, slides with turned tiles 0.2 and less."""
 
-MOST_SECONDS = 300.0
+PROBE_SECONDS = 300.0
 """A slide that takes longer to open and read in part is broken."""
 REGIONS = 3
 """Regions along each side of a slide that are read."""
-REGION_PX, OVERVIEW_PX = 256, 1024
+REGION_PX = 256
 
 
 def pixel_source(path: Path) -> PixelSource:
@@ -233,10 +233,10 @@ def probe_slide(path: Path) -> None:
     Raises
     ------
     BadInput
-        The slide ends the child, takes longer than `MOST_SECONDS`, or is damaged where it was read.
+        The slide ends the child, takes longer than `PROBE_SECONDS`, or is damaged where it was read.
     """
     try:
-        sentence = _child().try_file(path, MOST_SECONDS)
+        sentence = _child().try_file(path, PROBE_SECONDS)
     except ChildProcessError as error:
         raise BadInput(path, "a slide", f"the process that tried to decode it {error}; the file is damaged") from error
     except OSError:  # said when it is opened
