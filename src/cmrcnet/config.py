@@ -402,7 +402,14 @@ class Config:
                 if not isinstance(inner.get(parent), dict):
                     raise UnknownName.option(key, sorted(values), "The setting")
                 inner = inner[parent]
-            inner[last] = _yaml_value(value) if isinstance(value, str) else value
+            if isinstance(value, str):
+                try:
+                    value = parse_yaml(value)
+                except yaml.YAMLError:
+                    pass  # plain text
+                except ValueError as error:
+                    raise BadOption("the setting", value[:40], f"a plain value ({error})") from error
+            inner[last] = value
         return Config.from_dict(values, where="The setting")
 
 
@@ -495,15 +502,6 @@ class _UniqueKeys(yaml.SafeLoader):
 
 _LONGEST_YAML, _DEEPEST_YAML = 1 << 18, 12
 _LONG_NUMBER = re.compile(r"[-+]?(0[xXob])?[0-9a-fA-F_:.]{40,}")
-
-
-def _yaml_value(text: str) -> Any:
-    try:
-        return parse_yaml(text)
-    except yaml.YAMLError:
-        return text
-    except ValueError as error:
-        raise BadOption("the setting", text[:40], f"a plain value ({error})") from error
 
 
 def _plain(value: Any) -> Any:

@@ -159,14 +159,6 @@ class SectionError(CmrcnetError, ValueError):
         return cls(f"{where} repeat the barcode(s) {_few(list(barcodes))}; each spot needs a name of its own.")
 
     @classmethod
-    def off_image(cls, section: str, outside: int, total: int, image_px: tuple[int, int], spots_px: str) -> Self:
-        """Spots lie outside their image."""
-        return cls(
-            f"{outside} of {total} spots of {section} lie outside its image ({image_px[0]} x {image_px[1]} px; the "
-            f"spots span {spots_px}); check that image and spot file belong together and use level-0 pixels."
-        )
-
-    @classmethod
     def not_counts(cls, section: str, why: str) -> Self:
         """The counts are normalised, negative or not finite."""
         want = "give the unnormalised whole numbers, 0 or more"

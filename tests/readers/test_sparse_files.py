@@ -118,7 +118,7 @@ def test_a_file_that_ends_the_process_that_reads_it_is_refused(tmp_path, monkeyp
     for name in ("a.h5", "b.h5"):
         with h5py.File(tmp_path / name, "w") as file:
             file["x"] = np.ones(3)
-    child = sparse_files._child()
+    child = sparse_files._child
     child.end()
     monkeypatch.setattr(child, "code", "import os, signal; input(); os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(

@@ -77,7 +77,7 @@ def test_two_decoders_that_disagree_without_a_judge_are_refused(tmp_path, flippi
 
 
 def test_a_slide_of_openslide_alone_is_refused_when_its_overview_shows_something_else(tmp_path, flipping, monkeypatch):
-    monkeypatch.setattr(decoders, "openslide_vendor", lambda path: "another scanner")
+    monkeypatch.setattr("openslide.OpenSlide.detect_format", lambda path: "another scanner")
     with pytest.raises(BadInput, match="its overview does not show what its full resolution shows"):
         open_slide(write_tiled_pyramid(tmp_path / "a.tif", PIXELS))
 

@@ -46,15 +46,15 @@ def test_sound_and_broken_slides(picture):
             open_slide(picture / "gone.png")
         with pytest.raises(BadInput, match="cannot be read as a slide"):
             open_slide(picture / "text.png")
-        child = ours._child()._child
+        child = ours._child._child
         open_slide(picture / "print.png")
-        assert ours._child()._child is child and child.poll() is None
+        assert ours._child._child is child and child.poll() is None
     open_slide(picture / "broken.png")  # found when it is read
 
 
 def test_a_child_that_dies_or_hangs_is_replaced(picture, monkeypatch, capsys):
-    ours._child().end()
-    monkeypatch.setattr(ours._child(), "code", HOSTILE)
+    ours._child.end()
+    monkeypatch.setattr(ours._child, "code", HOSTILE)
     with slides_probed_first():
         open_slide(picture / "sound.png")
         with pytest.raises(BadInput, match=r"abort.png .* process that tried to decode it ended with code"):
@@ -68,4 +68,4 @@ def test_a_child_that_dies_or_hangs_is_replaced(picture, monkeypatch, capsys):
     monkeypatch.setattr(ours, "PROBE_SECONDS", 60.0)
     assert main(["inspect", str(picture / "abort.png")]) == 1
     assert "the process that tried to decode it ended with code -6" in capsys.readouterr().out
-    ours._child().end()
+    ours._child.end()

@@ -37,15 +37,18 @@ def examine() -> dict[str, str]:
     import torch
 
     from cmrcnet import __version__
+    from cmrcnet.models.encoder_weights import import_timm, is_stubbed
     from cmrcnet.storage.cache import TokenCache
 
+    import_timm()
+    stubbed = " (another build than torch; missing operators are stubbed)" if is_stubbed() else ""
     found = {
         "cmrcnet": __version__,
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "libraries": ", ".join(f"{name} {_version(name)}" for name in LIBRARIES),
         "device": _device(torch),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
-        "torchvision": _torchvision(),
+        "torchvision": _version("torchvision") + stubbed,
         "OpenSlide": _openslide(),
         "embedded encoder": _embedded_encoder(),
         "engine": _engine(),
@@ -79,14 +82,6 @@ def _device(torch) -> str:
     if torch.backends.mps.is_available():
         return "mps (Apple)"
     return "cpu (frozen encoders train in minutes; preset `paper` needs a GPU)"
-
-
-def _torchvision() -> str:
-    from cmrcnet.models.encoder_weights import import_timm, is_stubbed
-
-    import_timm()
-    remark = " (another build than torch; missing operators are stubbed)" if is_stubbed() else ""
-    return _version("torchvision") + remark
 
 
 def _openslide() -> str:

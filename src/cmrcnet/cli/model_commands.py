@@ -119,7 +119,7 @@ def distil_command(
     refuse_existing(out, overwrite, folder=True)
 
     from cmrcnet.distill.distil import StudentConfig, distil
-    from cmrcnet.distill.student_report import report_text
+    from cmrcnet.distill.student_report import report_lines
     from cmrcnet.inference.slide_batch import slides_of
     from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.readers.cohort import read_cohort
@@ -145,7 +145,7 @@ def distil_command(
         cache=TokenCache.default(),
     )
     student.save_pretrained(out, overwrite=overwrite)
-    print(report_text(student.report))
+    print(*report_lines(student.report), sep="\n")
     print(f"Student written to {final_path(out)} ({count_text((len(student.genes), 'gene'))}).")
     return out
 

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from torch.nn.functional import mse_loss
 
 from cmrcnet.distill.distillation_set import DistillationSet, TeacherOutputs, teacher_outputs
-from cmrcnet.heads.ridge import PENALTIES, Ridge, ridge_path
+from cmrcnet.heads.ridge import PENALTIES, ridge_path
 from cmrcnet.models.student import StudentHead
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
@@ -70,13 +70,12 @@ def fit_student_head(data: Sequence[HeadData], seed: int) -> tuple[StudentHead, 
         penalty = _best_penalty(features, scores, folds)
         error = np.zeros(EPOCHS + 1)
         for validation in folds:
-            start = _ridge(features[~validation], scores[~validation], penalty)
             held_out = (features[validation], scores[validation])
-            error += _train(features[~validation], scores[~validation], start, EPOCHS, seed, held_out)[1]
+            error += _train(features[~validation], scores[~validation], penalty, EPOCHS, seed, held_out)[1]
         epochs = int(error.argmin())
         total = sum(float(((scores[held] - scores[~held].mean(axis=0)) ** 2).sum()) for held in folds)
         explained = 1 - float(error[epochs]) / max(total, 1e-12)
-    head, _ = _train(features, scores, _ridge(features, scores, penalty), epochs, seed, None)
+    head, _ = _train(features, scores, penalty, epochs, seed, None)
     facts = {"penalty": penalty, "epochs": epochs, "validation_folds": len(folds), "validation_variance": explained}
     return head, facts | {"locations": len(features), "hidden": HIDDEN, "rank": int(scores.shape[1])}
 
@@ -90,20 +89,17 @@ def _best_penalty(features: np.ndarray, scores: np.ndarray, folds: Sequence[np.n
     return float(PENALTIES[int(errors.argmin())])
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")
-def _ridge(features: np.ndarray, scores: np.ndarray, penalty: float) -> Ridge:
-    return ridge_path(features, scores, [penalty])[0]
-
-
 def _train(
     features: np.ndarray,
     scores: np.ndarray,
-    start: Ridge,
+    penalty: float,
     epochs: int,
     seed: int,
     held_out: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[StudentHead, list[float]]:
-    """Train the residual; with `held_out`, return the sum of squared errors there before and after each epoch."""
+    """Train the residual of a ridge; with `held_out`, return its summed squared errors before and after each epoch."""
+    with threadpool_limits(limits=1, user_api="blas"):
+        start = ridge_path(features, scores, [penalty])[0]
     scale = max(float(np.sqrt(np.mean((scores - start.predict(features)) ** 2))), 1e-6)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

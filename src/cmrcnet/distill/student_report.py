@@ -8,13 +8,13 @@ are too high, the teacher's more, and the loss is overstated. A test cohort of n
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from timeit import timeit
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cmrcnet.config import Config
 from cmrcnet.distill.distillation_set import DistillationSet, bank_without, features_at
 from cmrcnet.distill.fit_student import fit_student
 from cmrcnet.genes.gene_sets import gene_sets
@@ -204,13 +204,15 @@ def measure_speed(
     encoding, head = dict.fromkeys(predictors, np.inf), dict.fromkeys(predictors, np.inf)
     for _ in range(_ROUNDS):
         for name, predictor in predictors.items():
-            head[name] = min(head[name], _seconds(predictor.predict_chunk, features[name][many]) / TIMED)
+            seconds = timeit(partial(predictor.predict_chunk, features[name][many]), number=1)
+            head[name] = min(head[name], seconds / TIMED)
             if name == "teacher" or not alike:
-                encoding[name] = min(
-                    encoding[name], _seconds(features_at, predictor.encoder, slide, few, None) / len(few)
-                )
+                seconds = timeit(partial(features_at, predictor.encoder, slide, few, None), number=1)
+                encoding[name] = min(encoding[name], seconds / len(few))
     if alike:
         encoding["student"] = encoding["teacher"]
+    options_of = {"teacher": model.config.features, "student": student.config.features}
+    passes = {name: max(len(each.scales_um), 1) * each.augmentations for name, each in options_of.items()}
     whole = {name: encoding[name] + head[name] for name in predictors}
     return {
         "locations": TIMED,
@@ -219,8 +221,8 @@ def measure_speed(
         "bank_spots": len(bank),
         "genes": len(bank.genes),
         "search": "exact" if bank.index is None else bank.index["kind"],
-        "teacher_passes": _passes(model.config),
-        "student_passes": _passes(student.config),
+        "teacher_passes": passes["teacher"],
+        "student_passes": passes["student"],
         "teacher_seconds": head["teacher"],
         "student_seconds": head["student"],
         "times_faster": head["teacher"] / head["student"],
@@ -230,23 +232,8 @@ def measure_speed(
     }
 
 
-def _passes(config: Config) -> int:
-    """Forward passes of the encoder per location."""
-    return max(len(config.features.scales_um), 1) * config.features.augmentations
-
-
-def _seconds(work: Callable[..., object], *given: object) -> float:
-    start = time.perf_counter()
-    work(*given)
-    return time.perf_counter() - start
-
-
-def report_text(report: dict[str, Any]) -> str:
-    """Write a student report as text: tables of accuracy, speed, notes."""
-    return "\n".join(_lines(report))
-
-
-def _lines(report: dict[str, Any]) -> Iterator[str]:
+def report_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Write a student report as text, line by line: tables of accuracy, speed, notes."""
     for name, title in (("left_out", "Sections of the bank, each left out"), ("test", "Sections of new patients")):
         found = report.get(name)
         if not found:

@@ -117,7 +117,7 @@ def explain_no_shared_genes(left: Sequence[str], right: Sequence[str]) -> str:
     if ours.kind == "ensembl":
         if ours.species != theirs.species:
             return f"The first uses {ours}, the second {theirs} ({shown}); map one to its orthologues first."
-        bare = {_bare(gene) for gene in left} & {_bare(gene) for gene in right}
+        bare = {str(gene).split(".", 1)[0] for gene in left} & {str(gene).split(".", 1)[0] for gene in right}
         if bare:
             return f"{len(bare)} match without the version ({shown}); remove the dot and what follows."
     folded = {str(gene).upper() for gene in left} & {str(gene).upper() for gene in right}
@@ -140,10 +140,6 @@ def _example(genes: Sequence[str], naming: Naming) -> str:
         if (ENSEMBL.fullmatch(name) is not None) == (naming.kind == "ensembl") and len(name) > 2:
             return name
     return str(genes[0])
-
-
-def _bare(gene: str) -> str:
-    return str(gene).split(".", 1)[0]
 
 
 def kind_of_control(name: str) -> str | None:

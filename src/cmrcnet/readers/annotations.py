@@ -15,7 +15,7 @@ import numpy as np
 
 from cmrcnet.errors import BadInput, MissingInput, SectionError, TooFew
 from cmrcnet.readers.cohort import cohort_rows
-from cmrcnet.readers.tables import NOTHING, Table, read_table, selected_spots, spot_names
+from cmrcnet.readers.tables import NOTHING, read_table, selected_spots, spot_names
 from cmrcnet.slides.section import Spots, repeated
 from cmrcnet.slides.slide import Slide, open_slide
 from cmrcnet.slides.tissue import TissueMask
@@ -97,7 +97,13 @@ def read_regions(path: Path | str) -> pd.Series:
     column = next((name for name in LABEL_COLUMNS if name in table.columns), None)
     if column is None:
         raise BadInput.columns(path, ["region"], table.columns)
-    names = _names(table)
+    named = next((name for name in ("spot", "barcode") if name in table.columns), None)
+    if named is not None:
+        names = table.text(named)
+    elif "x" in table.columns and "y" in table.columns:
+        names = [f"{x}x{y}" if x and y else "" for x, y in zip(table.text("x"), table.text("y"), strict=True)]
+    else:
+        raise BadInput.columns(path, ["spot (or x and y)"], table.columns)
     if twice := repeated(names):
         raise SectionError.repeated_barcodes(twice, path.name)
     nameless = [line for name, line in zip(names, table.lines, strict=True) if not name]
@@ -136,15 +142,6 @@ def read_cohort_regions(csv: Path | str) -> dict[str, pd.Series]:
     if not found:
         raise TooFew(f"sections of {csv.name} name a table of regions", 0, 1, "fill in its column regions")
     return {section: read_regions(csv.parent / name) for section, name in found.items()}
-
-
-def _names(table: Table) -> list[str]:
-    for column in ("spot", "barcode"):
-        if column in table.columns:
-            return table.text(column)
-    if "x" in table.columns and "y" in table.columns:
-        return [f"{x}x{y}" if x and y else "" for x, y in zip(table.text("x"), table.text("y"), strict=True)]
-    raise BadInput.columns(table.path, ["spot (or x and y)"], table.columns)
 
 
 LARGEST_SIDE_PX = 30_000

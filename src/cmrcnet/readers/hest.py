@@ -75,7 +75,7 @@ def read_hest(source: SectionSource) -> RawSection:
     """
     files = _hest_files(source)
     table = read_h5ad(files.table)
-    metadata = _read_metadata(files.metadata)
+    metadata = {} if files.metadata is None else read_json(files.metadata, "The HEST metadata")
     name = source.name or files.id
     counts, genes, _ = raw_counts(table, name)
     barcodes = [str(barcode) for barcode in table.obs_names]
@@ -165,7 +165,8 @@ def _hest_files(source: SectionSource) -> _HestFiles:
     if path.is_file():
         root, name = path.parent.parent, path.stem
     else:
-        root, ids = path, _ids(path)
+        root, tables = path, [file for folder in TABLE_FOLDERS for file in (path / folder).glob("*.h5ad")]
+        ids = sorted({file.stem for file in tables if not file.name.startswith(".")})
         if not ids:
             hint = "HEST-1k has it there, HEST-Bench in adata; download it again"
             raise MissingInput(path / "st" / f"{source.name or 'NAME'}.h5ad", "The table", hint)
@@ -191,17 +192,6 @@ def _only(root: Path, candidates: list[Path]) -> Path | None:
         several = " and ".join(str(path.relative_to(root)) for path in found)
         raise BadInput(root, "one section", f"it holds {several}; remove one or give one as counts or image")
     return found[0] if found else None
-
-
-def _ids(root: Path) -> list[str]:
-    files = [file for folder in TABLE_FOLDERS for file in (root / folder).glob("*.h5ad")]
-    return sorted({file.stem for file in files if not file.name.startswith(".")})
-
-
-def _read_metadata(path: Path | None) -> dict:
-    if path is None:
-        return {}
-    return read_json(path, "The HEST metadata")
 
 
 def _read_patches(path: Path) -> _Patches:
@@ -332,7 +322,11 @@ class PatchSlide:
         away = ((self.corner_px[rows] + self.side_px / 2 - middle) ** 2).sum(axis=1)
         for row in rows[np.argsort(-away, kind="stable")]:
             left, top = (int(v) for v in np.round((self.corner_px[row] - [x, y]) / by))
-            _paste(region, self._patch(int(row), by), left, top)
+            patch = self._patch(int(row), by)
+            x0, y0 = max(left, 0), max(top, 0)  # where the patch and the region overlap
+            x1, y1 = min(left + patch.shape[1], width), min(top + patch.shape[0], height)
+            if x1 > x0 and y1 > y0:
+                region[y0:y1, x0:x1] = patch[y0 - top : y1 - top, x0 - left : x1 - left]
         return region
 
     def fingerprint(self) -> str:
@@ -357,11 +351,3 @@ class PatchSlide:
             return pixels
         small = self.side_px // by
         return np.round(pixels.reshape(small, by, small, by, 3).mean(axis=(1, 3))).astype(np.uint8)
-
-
-def _paste(region: np.ndarray, pixels: np.ndarray, left: int, top: int) -> None:
-    """Copy `pixels` into `region` with their corner at left, top, where they overlap."""
-    x0, y0 = max(left, 0), max(top, 0)
-    x1, y1 = min(left + pixels.shape[1], region.shape[1]), min(top + pixels.shape[0], region.shape[0])
-    if x1 > x0 and y1 > y0:
-        region[y0:y1, x0:x1] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]

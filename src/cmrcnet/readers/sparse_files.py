@@ -13,7 +13,6 @@ import contextlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +172,7 @@ def read_mtx(path: Path, shape: tuple[int, int]) -> sparse.csc_matrix:
     return matrix
 
 
-@cache
-def _child() -> ChildProcess:
-    return ChildProcess("from cmrcnet.readers.sparse_files import serve; serve()")
+_child = ChildProcess("from cmrcnet.readers.sparse_files import serve; serve()")
 
 
 def probe_h5(path: Path, what: str) -> None:
@@ -187,7 +184,7 @@ def probe_h5(path: Path, what: str) -> None:
         Kind of file, for the error.
     """
     try:
-        _child().try_file(path, MOST_SECONDS + path.stat().st_size / BYTES_A_SECOND)
+        _child.try_file(path, MOST_SECONDS + path.stat().st_size / BYTES_A_SECOND)
     except ChildProcessError as error:
         raise BadInput(path, what, f"the process that tried to read it {error}; the file is damaged") from error
 
@@ -215,7 +212,8 @@ def _read_all(path: Path) -> None:
         seen = set()
         while waiting:
             group = waiting.pop()
-            for found in (group, *(group[key] for key in group if _is_hard(group, key))):
+            links = ((key, group.get(key, getlink=True)) for key in group)
+            for found in (group, *(group[key] for key, link in links if isinstance(link, h5py.HardLink))):
                 with contextlib.suppress(Exception):
                     _ = dict(found.attrs)
                 if hasattr(found, "nbytes"):
@@ -227,9 +225,3 @@ def _read_all(path: Path) -> None:
                     if address not in seen:  # a group may hold itself
                         seen.add(address)
                         waiting.append(found)
-
-
-def _is_hard(group, key: str) -> bool:
-    import h5py
-
-    return isinstance(group.get(key, getlink=True), h5py.HardLink)

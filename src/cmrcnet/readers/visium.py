@@ -481,7 +481,14 @@ def read_tenx_matrix(path: Path) -> TenxMatrix:
     ------
     MissingInput, BadInput
     """
-    return _read_folder(path) if Path(path).is_dir() else _read_h5(path)
+    if not path.is_dir():
+        return _read_h5(path)
+    barcodes = _lines(_one_of(path, "barcodes.tsv"))
+    features = [line.split("\t") for line in _lines(_one_of(path, "features.tsv", "genes.tsv"))]
+    names = [cells[1] if len(cells) > 1 else cells[0] for cells in features]
+    types = [cells[2] if len(cells) > 2 else GENES for cells in features]
+    matrix = read_mtx(_one_of(path, "matrix.mtx"), (len(names), len(barcodes)))
+    return _matrix(path, FOLDER, barcodes, names, types, matrix)
 
 
 def _read_h5(path: Path) -> TenxMatrix:
@@ -502,15 +509,6 @@ def _read_h5(path: Path) -> TenxMatrix:
             raise BadInput(path, H5, why)
         matrix = sparse.csc_matrix((data[:], indices[:], indptr[:]), shape=shape)
     return _matrix(path, H5, barcodes, names, types, matrix)
-
-
-def _read_folder(path: Path) -> TenxMatrix:
-    barcodes = _lines(_one_of(path, "barcodes.tsv"))
-    features = [line.split("\t") for line in _lines(_one_of(path, "features.tsv", "genes.tsv"))]
-    names = [cells[1] if len(cells) > 1 else cells[0] for cells in features]
-    types = [cells[2] if len(cells) > 2 else GENES for cells in features]
-    matrix = read_mtx(_one_of(path, "matrix.mtx"), (len(names), len(barcodes)))
-    return _matrix(path, FOLDER, barcodes, names, types, matrix)
 
 
 def _matrix(

@@ -117,7 +117,8 @@ def read_visium_hd(source: SectionSource) -> RawSection:
     if factor > 1:
         notes.insert(0, f"Bins of {bin_um} um are sums of bins of {fine_um} um.")
 
-    name = source.name or _name(source.path)
+    above = [part for part in source.path.resolve().parts if part not in ("outs", "binned_outputs")]
+    name = source.name or [part for part in above if not FOLDER.fullmatch(part)][-1]
     factors = read_scale_factors(folder / "spatial" / "scalefactors_json.json")
     pitch_px = grid.pitch_px()
     mpp = factors.get("microns_per_pixel")
@@ -196,13 +197,6 @@ def _hires(folder: Path) -> Path:
     """The reduced picture of a bin folder, or of `outs/spatial` where that has none."""
     own, shared = (base / "spatial" / "tissue_hires_image.png" for base in (folder, folder.resolve().parents[1]))
     return shared if shared.is_file() and not own.is_file() else own
-
-
-def _name(path: Path) -> str:
-    parts = [
-        part for part in path.resolve().parts if part not in ("outs", "binned_outputs") and not FOLDER.fullmatch(part)
-    ]
-    return parts[-1]
 
 
 # --- positions ---------------------------------------------------------------------------------------------------

@@ -420,20 +420,14 @@ def _cell_names(ids: np.ndarray) -> list[str]:
 # --- bins --------------------------------------------------------------------------------------------------------
 
 
-def _panel(outs: Path) -> list[str] | None:
-    """Genes of the panel, as the matrix lists them; None without its .h5 file."""
-    path = outs / MATRICES[0]
-    if not path.is_file():
-        return None
-    with open_h5(path, H5) as file:
-        kinds, names = (file[f"matrix/features/{key}"].asstr()[:] for key in ("feature_type", "name"))
-    return list(dict.fromkeys(names[kinds == GENES]))
-
-
 def _bin_spots(outs: Path, cells: Cells, affine: Affine, bin_um: float) -> _Spots:
     """Transcripts counted in squares whose edges are parallel to those of the H&E."""
-    turn = turn_of(affine)
-    places, genes, counts, notes = counted_bins(outs / "transcripts.parquet", _panel(outs), turn, bin_um)
+    turn, matrix, panel = turn_of(affine), outs / MATRICES[0], None
+    if matrix.is_file():
+        with open_h5(matrix, H5) as file:
+            kinds, names = (file[f"matrix/features/{key}"].asstr()[:] for key in ("feature_type", "name"))
+        panel = list(dict.fromkeys(names[kinds == GENES]))  # in the order of the matrix
+    places, genes, counts, notes = counted_bins(outs / "transcripts.parquet", panel, turn, bin_um)
     named = bin_names(places, bin_um)
     kept, centre_um, beside = bins_near_cells(places, bin_um, turn, cells.centre_um)
     return _Spots([named[i] for i in kept], centre_um, bin_um, counts[kept], genes, (*notes, *beside))

@@ -29,13 +29,6 @@ _HEAD_BYTES = 1 << 16
 _SIZES = b"\xff\x4f\xff\x51"  # of a JPEG 2000 codestream; the depth of its first channel is 42 bytes on
 
 
-def openslide_vendor(path: Path) -> str | None:
-    """OpenSlide's name of a file's format ("aperio", "generic-tiff", ...), or None."""
-    import openslide
-
-    return openslide.OpenSlide.detect_format(str(path))
-
-
 class OpenSlidePixels:
     """Pixels through OpenSlide; see `PixelSource`."""
 
@@ -160,7 +153,11 @@ class PicturePixels:
         with _lock:
             picture = self._picture
             if picture is None:
-                _make_room(self)
+                held = [source for ref in _holders if (source := ref()) is not None and source is not self]
+                taken = [4 * math.prod(source.sizes[0]) for source in (*held, self)]  # Pillow keeps RGB in 4 bytes
+                while held and sum(taken) > PICTURE_CACHE_BYTES:  # those read longest ago are closed first
+                    held.pop(0).close()
+                    taken.pop(0)
                 picture = self._picture = self._decode()
             _holders[:] = [ref for ref in _holders if ref() is not None and ref() is not self]
             _holders.append(weakref.ref(self))
@@ -211,15 +208,6 @@ class PicturePixels:
         finally:
             if picture.fp is not None:
                 picture.fp.close()
-
-
-def _make_room(wanting: PicturePixels) -> None:
-    """Close the pictures that were read longest ago until a new one fits the budget."""
-    held = [source for ref in _holders if (source := ref()) is not None and source is not wanting]
-    taken = [4 * math.prod(source.sizes[0]) for source in (*held, wanting)]  # Pillow keeps RGB in 4 bytes a pixel
-    while held and sum(taken) > PICTURE_CACHE_BYTES:
-        held.pop(0).close()
-        taken.pop(0)
 
 
 def _pixels_start(content: mmap.mmap) -> int:

@@ -16,14 +16,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from cmrcnet.errors import BadInput, CmrcnetError
 from cmrcnet.slides import slide as slides
-from cmrcnet.slides.backends import OpenSlidePixels, PicturePixels, openslide_vendor
+from cmrcnet.slides.backends import OpenSlidePixels, PicturePixels
 from cmrcnet.slides.slide import PixelSource, Slide, open_slide
 from cmrcnet.slides.slide_files import check_dicom, require_file
 from cmrcnet.slides.tiff import TiffPixels, beyond_openslide
@@ -77,19 +77,22 @@ def pixel_source(path: Path) -> PixelSource:
 
 @lru_cache(maxsize=1024)
 def _decoder(path: Path, size: int, changed: int) -> Callable[[Path], PixelSource]:
+    import openslide
+
     with path.open("rb") as file:
         head = file.read(4)
     if not head:
         raise BadInput(path, "a slide", "it is empty")
-    if head not in TIFF_SIGNATURES:
-        vendor = openslide_vendor(path)
-        if vendor == "dicom":
-            check_dicom(path)
-        return PicturePixels if vendor is None else _openslide_alone(path)
-    check_tiff(path)
-    vendor = openslide_vendor(path)
+    is_tiff = head in TIFF_SIGNATURES
+    if is_tiff:
+        check_tiff(path)
+    vendor = openslide.OpenSlide.detect_format(str(path))
+    if vendor == "dicom":
+        check_dicom(path)
     if vendor is None:
-        return TiffPixels
+        return TiffPixels if is_tiff else PicturePixels
+    if not is_tiff:
+        return _openslide_alone(path)
     if vendor not in SAME_GEOMETRY:
         return _openslide_alone(path)
     return TiffPixels if beyond_openslide(path) else _better(path)
@@ -222,9 +225,7 @@ def slides_probed_first() -> Iterator[None]:
         slides.before_opening = before
 
 
-@cache
-def _child() -> ChildProcess:
-    return ChildProcess("from cmrcnet.slides.decoders import serve; serve()")
+_child = ChildProcess("from cmrcnet.slides.decoders import serve; serve()")
 
 
 def probe_slide(path: Path) -> None:
@@ -236,7 +237,7 @@ def probe_slide(path: Path) -> None:
         The slide ends the child, takes longer than `PROBE_SECONDS`, or is damaged where it was read.
     """
     try:
-        sentence = _child().try_file(path, PROBE_SECONDS)
+        sentence = _child.try_file(path, PROBE_SECONDS)
     except ChildProcessError as error:
         raise BadInput(path, "a slide", f"the process that tried to decode it {error}; the file is damaged") from error
     except OSError:  # said when it is opened

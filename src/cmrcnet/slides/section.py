@@ -403,5 +403,8 @@ def on_slide(slide: Slide, centre_px: np.ndarray, name: str, most_off: float = M
     if outside > most_off * len(inside):
         (left, top), (right, bottom) = centre_px.min(axis=0), centre_px.max(axis=0)
         span = f"x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}"
-        raise SectionError.off_image(name, outside, len(inside), size, span)
+        raise SectionError(
+            f"{outside} of {len(inside)} spots of {name} lie outside its image ({size[0]} x {size[1]} px; the spots "
+            f"span {span}); check that image and spot file belong together and use level-0 pixels."
+        )
     return inside

@@ -203,11 +203,10 @@ class ArraySlide:
         """See `Slide.read`; an array has level 0 only. The result is a copy."""
         if level != 0:
             raise BadOption("level", level, want=f"0, the only level of {self.name}")
-
-        def inside(left: int, top: int, width: int, height: int) -> np.ndarray:
-            return np.array(self._pixels[top : top + height, left : left + width])
-
-        return read_padded(self.width_px, self.height_px, x, y, width, height, inside)
+        return read_padded(
+            *(self.width_px, self.height_px, x, y, width, height),
+            lambda left, top, width, height: np.array(self._pixels[top : top + height, left : left + width]),
+        )
 
     def fingerprint(self) -> str:
         """Hash of the pixels."""

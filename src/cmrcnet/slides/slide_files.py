@@ -65,6 +65,9 @@ def require_file(path: Path, what: str, *, kind: str = "a file", or_folder: bool
     return path
 
 
+_NAMES_A_FILE = ("ImageFile", "MapFile", "OptimisationFile")  # keys of a VMS or VMU file
+
+
 def files_of_slide(path: Path, vendor: str) -> tuple[Path, ...]:
     """List the files that the pixels of a slide come from.
 
@@ -84,18 +87,14 @@ def files_of_slide(path: Path, vendor: str) -> tuple[Path, ...]:
         folder = path.with_suffix("")
         return (path, *sorted(folder.iterdir())) if folder.is_dir() else (path,)
     if vendor == "hamamatsu" and path.suffix.lower() in (".vms", ".vmu"):
-        return (path, *_files_named_in(path))
-    if vendor == "dicom":
-        volumes = [one for one in dicom_series(path) if one.kind == "VOLUME"]
+        pairs = (line.partition("=") for line in path.read_text(encoding="latin-1").splitlines())
+        listed = [name.strip() for key, _, name in pairs if key.startswith(_NAMES_A_FILE)]
+        return (path, *(file for name in listed if name and (file := path.parent / name).is_file()))
+    if vendor == "dicom" and (own := dicom_instance(path)) is not None:
+        beside = filter(None, map(dicom_instance, sorted(path.parent.iterdir())))
+        volumes = [one for one in beside if one.series == own.series and one.kind == "VOLUME"]
         return tuple(one.path for one in sorted(volumes, key=lambda one: one.uid)) or (path,)
     return (path,)
-
-
-def _files_named_in(key_file: Path) -> list[Path]:
-    """Files of pixels that a VMS or VMU file names, in its order."""
-    pairs = (line.partition("=") for line in key_file.read_text(encoding="latin-1").splitlines())
-    names = [value.strip() for key, _, value in pairs if key.startswith(("ImageFile", "MapFile", "OptimisationFile"))]
-    return [file for name in names if name and (file := key_file.parent / name).is_file()]
 
 
 # --- DICOM ---------------------------------------------------------------------------------------------------------
@@ -142,15 +141,6 @@ def _dicom_instance(path: Path, size: int, changed: int) -> DicomInstance | None
             return None
 
 
-def dicom_series(path: Path) -> list[DicomInstance]:
-    """List the files in the folder of a DICOM file that are of its series, that file included."""
-    own = dicom_instance(path)
-    if own is None:
-        return []
-    beside = (dicom_instance(file) for file in sorted(path.parent.iterdir()))
-    return [one for one in beside if one is not None and one.series == own.series]
-
-
 _PIXELS, _ITEM = b"\xe0\x7f\x10\x00O", b"\xfe\xff\x00\xe0"  # tags of the pixels and of each item in them
 
 
@@ -168,14 +158,13 @@ def check_dicom(path: Path) -> None:
                 continue  # not in items, or not found: OpenSlide refuses what it cannot read
             length = int.from_bytes(content[start + 4 : start + 8], "little")
             first = start + 8 + length
-            offsets = np.frombuffer(content[start + 8 : first], "<u4").astype(np.int64) if length % 4 == 0 else None
-            if offsets is None or first > len(content) or (len(offsets) and not _rising(offsets, len(content) - first)):
+            damaged = length % 4 != 0 or first > len(content)
+            if length and not damaged:
+                offsets = np.frombuffer(content[start + 8 : first], "<u4").astype(np.int64)
+                rising = offsets[0] == 0 and (np.diff(offsets) > 0).all()
+                damaged = not rising or offsets[-1] + 8 > len(content) - first
+            if damaged:
                 raise BadInput(file, "a DICOM slide", "its table of frames is damaged; copy or export it again")
-
-
-def _rising(offsets: np.ndarray, size: int) -> bool:
-    """Whether offsets start at 0, rise, and end within `size` bytes."""
-    return bool(offsets[0] == 0 and (np.diff(offsets) > 0).all() and offsets[-1] + 8 <= size)
 
 
 def one_file_a_slide(paths: Sequence[Path]) -> list[Path]:

@@ -122,7 +122,8 @@ def find_tissue(slide: Slide) -> TissueMask:
     small = _neutral_glass(thumbnail(slide, downsample))
     tissue = _stained(small, WINDOW_UM / mask_um, ROUGHEST_GLASS)
     tissue &= _stained(small, EDGE_UM / mask_um, ROUGHEST_GLASS / 2)  # trims the rim that the wide window adds
-    tissue &= ~_pen(small)
+    red, green, blue = (small[..., channel].astype(np.int16) for channel in range(3))
+    tissue &= ~((green - red > PEN_LEAD) & (green >= blue - PEN_LEAD))  # ink: no stain lets green lead
     reach = round(CLOSE_UM / 2 / mask_um)
     if reach > 0:
         padded = np.pad(tissue, reach)  # else closing would grow tissue along the border
@@ -153,12 +154,6 @@ def _stained(small: np.ndarray, sigma: float, roughest_glass: float) -> np.ndarr
     mean = ndimage.gaussian_filter(green, sigma)
     rough = np.sqrt(np.maximum(ndimage.gaussian_filter(green * green, sigma) - mean * mean, 0))  # standard deviation
     return (chroma >= FAINTEST_CHROMA) & (rough >= roughest_glass) | (chroma >= SURE_CHROMA)
-
-
-def _pen(rgb: np.ndarray) -> np.ndarray:
-    """Where green clearly leads red: green, cyan and turquoise ink. Haematoxylin and eosin absorb green most."""
-    red, green, blue = (rgb[..., channel].astype(np.int16) for channel in range(3))
-    return (green - red > PEN_LEAD) & (green >= blue - PEN_LEAD)
 
 
 def _without_small(mask: np.ndarray, smallest_px: float, spare_border: bool = False) -> np.ndarray:

@@ -9,6 +9,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,9 @@ class TokenCache:
             try:
                 found = open_array(path, shape, np.dtype(dtype))
                 if found is not None:
-                    _touch(path)
+                    with suppress(OSError):  # a read-only cache stays as it is
+                        if time.time() - path.stat().st_mtime > 60:
+                            os.utime(path)
                     return found
                 if path.exists():
                     log.warning("The cache entry %s is damaged or of another version, and is computed again.", path)
@@ -200,16 +203,6 @@ class TokenCache:
                     if stat.S_ISREG(status.st_mode) and (is_temporary(path) or _is_entry(path)):
                         found.append((path, status.st_size, status.st_mtime))
         return found
-
-
-def _touch(path: Path) -> None:
-    """Record the time of use; a read-only cache stays as it is."""
-    try:
-        status = path.stat()
-        if time.time() - status.st_mtime > 60:
-            os.utime(path)
-    except OSError:
-        pass
 
 
 def _is_entry(path: Path) -> bool:

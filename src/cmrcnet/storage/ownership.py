@@ -100,7 +100,11 @@ def remove_ours(path: Path) -> list[str]:
         return [path.name]
     ours, foreign = _survey(path)
     with _inside(path.parent) as parent:
-        for inner, folders, files, here in _bottom_up(path, parent):
+        if parent is None:
+            walk = ((*each, None) for each in os.walk(path, topdown=False))
+        else:  # follows no links
+            walk = os.fwalk(path.name, topdown=False, dir_fd=parent)
+        for inner, folders, files, here in walk:
             relative = Path(os.path.relpath(inner, path.name if parent is not None else path))
             for name in files:
                 if (relative / name).as_posix() in ours:
@@ -293,15 +297,6 @@ def _inside(folder: Path) -> Iterator[int | None]:
         yield opened
     finally:
         os.close(opened)
-
-
-def _bottom_up(path: Path, parent: int | None) -> Iterator[tuple[str, list[str], list[str], int | None]]:
-    """Walk a folder from its leaves up, each folder opened without following links."""
-    if parent is None:
-        for where, folders, names in os.walk(path, topdown=False):
-            yield where, folders, names, None
-    else:
-        yield from os.fwalk(path.name, topdown=False, dir_fd=parent)
 
 
 def _remove_empty(name: str, parent: int | None) -> None:

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -158,17 +159,10 @@ class Perturbation:
     change: Callable[[np.ndarray], np.ndarray] = lambda patches: patches
 
 
-def _blurred(sigma_um: float) -> Callable[[np.ndarray], np.ndarray]:
-    def blur(patches: np.ndarray) -> np.ndarray:
-        from scipy.ndimage import gaussian_filter
+def _blur(patches: np.ndarray, sigma_um: float) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
 
-        return gaussian_filter(patches, (0, sigma_um / STATISTICS_SCALE.mpp, sigma_um / STATISTICS_SCALE.mpp, 0))
-
-    return blur
-
-
-def _in_order(*channels: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda patches: patches[..., list(channels)]
+    return gaussian_filter(patches, (0, sigma_um / STATISTICS_SCALE.mpp, sigma_um / STATISTICS_SCALE.mpp, 0))
 
 
 _FOCUS = "were out of focus or saved at a lower resolution; check the scale first, then the focus"
@@ -185,11 +179,17 @@ PERTURBATIONS = (
         "its mpp were about half of what is true: cells show at half their size; check the scale",
         STATISTICS_SCALE.showing(STATISTICS_SCALE.side_um * 2),
     ),
-    Perturbation("blur", f"its mpp were two or three times too large, or it {_FOCUS}", change=_blurred(2.0)),
-    Perturbation("strong blur", f"its mpp were several times too large, or it {_FOCUS}", change=_blurred(4.0)),
-    Perturbation("red-blue", "its red and blue channels were exchanged (BGR read as RGB)", change=_in_order(2, 1, 0)),
-    Perturbation("red-green", "its red and green channels were exchanged", change=_in_order(1, 0, 2)),
-    Perturbation("green-blue", "its green and blue channels were exchanged", change=_in_order(0, 2, 1)),
+    Perturbation(
+        "blur", f"its mpp were two or three times too large, or it {_FOCUS}", change=partial(_blur, sigma_um=2.0)
+    ),
+    Perturbation(
+        "strong blur", f"its mpp were several times too large, or it {_FOCUS}", change=partial(_blur, sigma_um=4.0)
+    ),
+    Perturbation(
+        "red-blue", "its red and blue channels were exchanged (BGR read as RGB)", change=lambda rgb: rgb[..., [2, 1, 0]]
+    ),
+    Perturbation("red-green", "its red and green channels were exchanged", change=lambda rgb: rgb[..., [1, 0, 2]]),
+    Perturbation("green-blue", "its green and blue channels were exchanged", change=lambda rgb: rgb[..., [0, 2, 1]]),
 )
 """The kinds, in the order of `perturbation_effects`."""
 

@@ -57,7 +57,9 @@ def held_out_counts(objects: list[object], held_out: Section) -> list[object]:
 def handed(small_cohort, small_config, small_cache):
     """A runner, a method run, and what its method is handed, after every section was read."""
     runner = FoldRunner(small_cohort, small_cache)
-    runner.compute_features(small_config)
+    features = runner.features(small_config)
+    for section in runner.cohort:
+        features.of(section.slide, section.spots)
     from cmrcnet.evaluation.methods.controls import GeneMean
 
     experiment = Experiment(small_config, (GeneMean(),), folds(runner.cohort)[:1], (0,))

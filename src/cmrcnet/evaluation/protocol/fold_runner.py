@@ -62,12 +62,6 @@ class FoldRunner:
             self._features = name, PooledFeatures(config, self._cache)
         return self._features[1]
 
-    def compute_features(self, config: Config) -> None:
-        """Compute the frozen features of every section, so that workers find them in the cache."""
-        features = self.features(config)
-        for section in self.cohort:
-            features.of(section.slide, section.spots)
-
     def run(self, task: Task) -> Iterator[tuple[MethodRun, FoldResult]]:
         """Run the methods of a task on shared training data, and yield each result when it is kept."""
         models: dict[str, object] = {}

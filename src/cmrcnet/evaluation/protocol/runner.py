@@ -95,7 +95,9 @@ def _compute_features(
         start = time.monotonic()
         name = features_name(each.config)
         if len(done) < len(each.keys) and not each.config.model.train_encoder and name not in seen:
-            runner.compute_features(each.config)
+            features = runner.features(each.config)
+            for section in runner.cohort:  # so that workers find them in the cache
+                features.of(section.slide, section.spots)
             seen.add(name)
         seconds.append(time.monotonic() - start)
     return seconds

@@ -122,12 +122,12 @@ def calibration_section(run: EvaluationRun) -> Markup:
             row.section,
             row.patient,
             row.n_genes,
-            _percent(row.coverage),
-            _number(row.width),
-            f"{_number(row.abstained)} times",
+            _or_none(row.coverage, ".1%"),
+            _or_none(row.width, ".2f"),
+            f"{_or_none(row.abstained, '.2f')} times",
             "" if row.ood != row.ood else row.ood or "no",
             f"{row.distance:.0f} / {row.limit:.0f}",
-            _percent(row.outside),
+            _or_none(row.outside, ".1%"),
         ]
         for row in frame.itertuples()
     ]
@@ -216,9 +216,5 @@ def _statement(frame: Frame) -> str:
     return " ".join(sentences)
 
 
-def _percent(value: float) -> str:
-    return f"{value:.1%}" if np.isfinite(value) else "none"
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if np.isfinite(value) else "none"
+def _or_none(value: float, form: str) -> str:
+    return format(value, form) if np.isfinite(value) else "none"

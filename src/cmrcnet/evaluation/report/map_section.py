@@ -71,7 +71,7 @@ def unseen_maps(run: EvaluationRun, table: AnnData) -> Markup:
         "unseen": name,
         "locations": f"{table.n_obs:,}",
         "genes": f"{table.n_vars:,}",
-        "tissue": tissue_jpeg(view),
+        "tissue": _jpeg(_canvas(view, fade=0.0)[0]),
         "maps": [
             (
                 gene,
@@ -151,11 +151,6 @@ def tissue_view(table: AnnData) -> TissueView:
     high = np.ceil(centres.max(axis=0) + border).astype(int)
     cut = image[low[1] : high[1], low[0] : high[0]]
     return TissueView(cut, centres - low, radius)
-
-
-def tissue_jpeg(view: TissueView) -> bytes:
-    """The tissue alone."""
-    return _jpeg(_canvas(view, fade=0.0)[0])
 
 
 def map_jpeg(

@@ -39,7 +39,10 @@ def summary(run: EvaluationRun) -> str:
     if known:
         sentences[0] += f"; {', '.join(known[:-1])}{' and ' if len(known) > 1 else ''}{known[-1]}"
     sentences[0] += "."
-    at_chance = _at_chance(run, main)
+    readings = [
+        (each["fold"], kept_reading(each["record"])) for each in run.metadata["results"] if each["method"] == main
+    ]
+    at_chance = list(dict.fromkeys(fold for fold, reading in readings if reading and reading["meter_at_chance"]))
     if at_chance:
         sentences.append(
             f"By the collapse meter, its training stayed at chance in {len(at_chance)} of {len(run.folds)} folds "
@@ -89,9 +92,3 @@ def methods_to_text(run: EvaluationRun) -> str:
         rows.append([*row, f"{int(pairs.n_undefined)}/{int(pairs.n_genes)}"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-
-
-def _at_chance(run: EvaluationRun, method: str) -> list[str]:
-    """Folds in which, with any seed, the collapse meter reads the kept weights as at chance."""
-    readings = [(p["fold"], kept_reading(p["record"])) for p in run.metadata["results"] if p["method"] == method]
-    return list(dict.fromkeys(fold for fold, reading in readings if reading is not None and reading["meter_at_chance"]))

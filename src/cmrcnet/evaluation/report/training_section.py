@@ -29,13 +29,14 @@ def training_section(run: EvaluationRun) -> Markup:
     main = [each for each in trainings if each["method"] == MAIN]
     k = next((row["meter_k"] for each in trainings for row in each["record"]["history"] if "meter_k" in row), "k")
 
-    def recall_over_chance(row: dict[str, Any]) -> float | None:
-        return row["meter_recall_at_k"] / row["meter_chance"] if "meter_recall_at_k" in row else None
-
     wanted = [
         ("Contrastive loss / ln(batch), training", lambda row: row.get("loss_over_ln_batch"), (1.0, "all alike")),
         ("Pearson on validation spots", lambda row: row.get("validation_pearson"), (0.0, "")),
-        (f"Recall@{k} over chance", recall_over_chance, (1.0, "chance")),
+        (
+            f"Recall@{k} over chance",
+            lambda row: row["meter_recall_at_k"] / row["meter_chance"] if "meter_recall_at_k" in row else None,
+            (1.0, "chance"),
+        ),
     ]
     curves = []
     for title, value_of, limit in wanted:

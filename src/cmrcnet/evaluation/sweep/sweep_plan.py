@@ -95,18 +95,14 @@ def plan_switches(base: Config, switches: Sequence[Mapping[str, Any]], about: st
 
 def preset_plan(base: Config, name: str) -> SweepPlan:
     """A sweep that ships, by name."""
-    if name not in shipped_sweeps():
-        raise UnknownName("sweep preset", name, shipped_sweeps(), "Your own: --over KEY=a,b,c.")
-    written = yaml.safe_load((resources.files("cmrcnet") / "sweeps" / f"{name}.yaml").read_bytes())
+    folder = resources.files("cmrcnet") / "sweeps"
+    shipped = {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
+    if name not in shipped:
+        raise UnknownName("sweep preset", name, sorted(shipped), "Your own: --over KEY=a,b,c.")
+    written = yaml.safe_load(shipped[name].read_bytes())
     if "switches" in written:
         return plan_switches(base, written["switches"], written["about"])
     return plan_over(base, written["over"], one_at_a_time=written.get("one_at_a_time", False), about=written["about"])
-
-
-def shipped_sweeps() -> tuple[str, ...]:
-    """Names of the presets, sorted."""
-    folder = resources.files("cmrcnet") / "sweeps"
-    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
 def read_axes(over: Sequence[str]) -> dict[str, list[Any]]:

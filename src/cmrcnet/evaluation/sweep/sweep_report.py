@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,18 +62,14 @@ def plot(run: SweepRun, gene_set: str, metric: str = "pearson") -> bytes:
 
 def _number_axis(run: SweepRun, rows: Frame) -> str | None:
     """The setting along which a line can be drawn."""
-    if not run.plan.grid:
-        return run.plan.keys[0] if len(run.plan.keys) == 1 and _is_number(list(rows[run.plan.keys[0]])) else None
-    numeric = [key for key in run.plan.keys if _is_number(list(rows[key])) and rows[key].nunique() > 1]
-    return max(numeric, key=lambda key: rows[key].nunique()) if numeric else None
-
-
-def _is_number(words: Sequence[str]) -> bool:
-    """Whether all values of an option are finite numbers, so that a line through them has a meaning."""
-    try:
-        return bool(np.isfinite([float(word) for word in words]).all())
-    except ValueError:
-        return False
+    values = {}
+    for key in run.plan.keys if run.plan.grid or len(run.plan.keys) == 1 else ():
+        with suppress(ValueError):  # a line has a meaning only through finite numbers
+            if np.isfinite([float(word) for word in rows[key]]).all():
+                values[key] = rows[key].nunique()
+    if run.plan.grid:
+        values = {key: different for key, different in values.items() if different > 1}
+    return max(values, key=values.__getitem__, default=None)
 
 
 def _lines(axes: Axes, run: SweepRun, rows: Frame, across: str) -> None:
