@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from large_slide import write_large_slide
+from large_slide import synthetic_tissue, write_large_slide
 from made_bank import made_bank, made_model
 
 from cmrcnet.config import Config
@@ -121,7 +121,7 @@ def main() -> None:
         slide = arguments.slide
         if slide is None:
             slide = Path(folder) / "slide.svs"
-            write_large_slide(slide, 8192)
+            write_large_slide(slide, 8192, synthetic_tissue())
         found = measure(slide, Path(folder), arguments.locations, arguments.rounds)
     found["machine"] = {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
     print(json.dumps(found, indent=1))

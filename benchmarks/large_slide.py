@@ -1,10 +1,12 @@
 """Write a slide of a billion pixels and more, streamed tile by tile: an SVS as a scanner of Aperio writes it.
 
     python benchmarks/large_slide.py --out large.svs --side 40960
+    python benchmarks/large_slide.py --out large.svs --tissue C6.jpg --mpp 0.6877
 
-Made-up stained tissue (`datasets.synthetic`) is repeated, mirrored, over an irregular piece of tissue on glass; JPEG
-tiles of 256 px; levels of 1, 4 and 16; Aperio's image description, so that OpenSlide opens it as an Aperio slide. One
-row of tiles and the level of 4 (mapped from disk) are in memory, whatever the side.
+Made-up stained tissue (`datasets.synthetic`), or the middle of a real section's, is repeated, mirrored, over an
+irregular piece of tissue on glass; JPEG tiles of 256 px; levels of 1, 4 and 16; Aperio's image description, so that
+OpenSlide opens it as an Aperio slide. One row of tiles and the level of 4 (mapped from disk) are in memory, whatever
+the side.
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from PIL import Image
 
 from cmrcnet.datasets.synthetic import synthetic_slide
+from cmrcnet.slides.slide import open_slide
+from cmrcnet.slides.tissue import make_query_grid
 
-TILE, MPP, STEP = 256, 0.5, 4
+TILE, MPP, STEP, REAL = 256, 0.5, 4, 4096
 GLASS = (244, 242, 245)
 
 
@@ -52,7 +57,23 @@ def mirrored(texture: np.ndarray) -> np.ndarray:
     return np.concatenate([wide, wide[::-1]], axis=0)
 
 
-def write_large_slide(path: Path, side: int, seed: int = 0) -> None:
+def synthetic_tissue(seed: int = 0) -> np.ndarray:
+    """A square of made-up tissue."""
+    slide = synthetic_slide(seed=seed)
+    size = min(slide.width_px, slide.height_px, 2048)
+    return slide.read(slide.width_px // 2 - size // 2, slide.height_px // 2 - size // 2, size, size)
+
+
+def real_tissue(path: Path, mpp: float) -> np.ndarray:
+    """A square of `REAL` pixels around the middle of a section's tissue."""
+    slide = open_slide(path, mpp=mpp)
+    x, y = np.median(make_query_grid(slide, None, None, 100.0)[0].centre_px, axis=0)
+    size = round(REAL * MPP / mpp)
+    pixels = slide.read(round(x - size / 2), round(y - size / 2), size, size)
+    return np.asarray(Image.fromarray(pixels).resize((REAL, REAL), Image.Resampling.BICUBIC))
+
+
+def write_large_slide(path: Path, side: int, tissue: np.ndarray) -> None:
     """Write the slide.
 
     Parameters
@@ -61,12 +82,10 @@ def write_large_slide(path: Path, side: int, seed: int = 0) -> None:
         Ends in .svs.
     side : int
         Pixels; a multiple of 4096.
-    seed : int
-        Of the tissue.
+    tissue : array, shape (height, width, 3), uint8
+        At 0.5 um a pixel.
     """
-    slide = synthetic_slide(seed=seed)
-    size = min(slide.width_px, slide.height_px, 2048)
-    texture = mirrored(slide.read(slide.width_px // 2 - size // 2, slide.height_px // 2 - size // 2, size, size))
+    texture = mirrored(tissue)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         shape = (side // STEP, side // STEP, 3)
         small = np.memmap(Path(folder) / "level.bin", np.uint8, "w+", shape=shape)
@@ -103,9 +122,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--side", type=int, default=40_960)
+    parser.add_argument("--tissue", type=Path, help="a section whose tissue is repeated; made-up tissue when left out")
+    parser.add_argument("--mpp", type=float, help="of --tissue")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    write_large_slide(arguments.out, arguments.side)
+    tissue = synthetic_tissue() if arguments.tissue is None else real_tissue(arguments.tissue, arguments.mpp)
+    write_large_slide(arguments.out, arguments.side, tissue)
     size = arguments.out.stat().st_size / 1e6
     print(
         f"{arguments.out}: {arguments.side} x {arguments.side} px, {size:.0f} MB, {time.perf_counter() - start:.0f} s"

@@ -12,6 +12,7 @@ from cmrcnet.models.cmrcnet import CMRCNet
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.trained_model import Provenance, TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
+from cmrcnet.retrieval.store import BankSection
 
 PANEL, SHARE = 200, 0.1
 """Genes of the panel; share of expression values that are not 0."""
@@ -47,15 +48,10 @@ def made_bank(model: TrainedModel, spots: int, genes: int, seed: int = 0) -> Ref
     indices = np.concatenate([np.sort(rng.choice(spots, each, replace=False)) for _ in range(genes)]).astype(np.int32)
     values = rng.random(len(indices), np.float32) + np.float32(0.5)
     expression = sparse.csc_matrix((values, indices, np.arange(genes + 1, dtype=np.int64) * each), (spots, genes))
-    table = pd.DataFrame({"section": "S", "patient": "P", "barcode": np.arange(spots).astype(str), "x": 0.0, "y": 0.0})
-    return ReferenceBank(
-        vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
-        expression,
-        gene_names(genes),
-        table,
-        np.ones((1, genes), bool),
-        model.fingerprint,
-    )
+    table = pd.DataFrame({"barcode": np.arange(spots).astype(str), "x": 0.0, "y": 0.0})
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    part = BankSection("S", "P", table, vectors, expression, gene_names(genes), True)
+    return ReferenceBank((part,), model.fingerprint)
 
 
 def gene_names(count: int) -> tuple[str, ...]:

@@ -1,12 +1,14 @@
-"""`cmrcnet predict` on whole slides: time, peak memory, and a kill -9 half-way.
+"""`cmrcnet predict` on a whole slide: time, peak memory, and two kills (kill -9) at a third and two thirds.
 
-    python benchmarks/large_slide.py --out small.svs --side 8192
-    python benchmarks/large_slide.py --out large.svs --side 40960
-    python benchmarks/whole_slide.py small.svs large.svs --grid-um 200 --out docs/benchmarks/whole_slide.json
+    python benchmarks/large_slide.py --out large.svs --tissue C6.jpg --mpp 0.6877
+    python benchmarks/whole_slide.py large.svs model bank --work DIR --out whole_slide.json
+    python benchmarks/whole_slide.py large.svs model bank --work DIR --kill-after 200
 
-Each slide is predicted by the command in a process of its own, with 18,000 genes of a bank of 5,000 spots. The last
-slide is predicted once more: killed when half of its features are kept, and started again. The cache is empty each
-time. What the killed run had finished must not be done again, and the tables must be the same.
+The command runs in a process of its own with an empty cache. With --kill-after it is killed after so many seconds,
+twice, and started again each time with another empty cache; what a killed run had finished must not be done again, and
+the table must be that of the run before without --kill-after, which lies in the same --work. Memory is that of all
+processes of the command together: resident, and resident without the pages of mapped files, which the system reclaims
+when needed.
 """
 
 from __future__ import annotations
@@ -17,106 +19,101 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import argparse
 import json
+import math
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import h5py
 import numpy as np
-from made_bank import made_bank, made_model
-
-from cmrcnet.config import Config
-
-GENES, SPOTS = 18_000, 5_000
+import psutil
 
 
-class Run:
-    """One command: its seconds and its peak memory.
-
-    Parameters
-    ----------
-    words : list
-        Of the command line.
-    cache : Path
-    """
-
-    def __init__(self, words: list[object], cache: Path) -> None:
-        self.start = time.perf_counter()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cmrcnet", *map(str, words)],
-            env={**os.environ, "CMRCNET_CACHE": str(cache)},
-            stdout=subprocess.DEVNULL,
-        )
-
-    def ended(self) -> dict[str, float]:
-        """Wait for the end."""
-        _, status, usage = os.wait4(self.process.pid, 0)
-        seconds = time.perf_counter() - self.start
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        return {"seconds": round(seconds, 1), "peak_mb": round(usage.ru_maxrss / 1e3), "exit": self.process.returncode}
+def chunks_kept(out: Path) -> int:
+    """How many chunks of features an unfinished prediction has kept."""
+    journal = out.with_name(f"{out.name}.partial") / "features" / "chunks.bin"
+    return int((np.fromfile(journal, np.uint64) != 0).sum()) if journal.exists() else 0
 
 
-def parts_done(work: Path) -> np.ndarray:
-    """Which parts of the features are kept."""
-    journal = work / "features" / "parts.bin"
-    return np.fromfile(journal, np.uint64) != 0 if journal.exists() else np.zeros(1, bool)
+def run(words: list[object], cache: Path, kill_after: float = math.inf) -> dict[str, float]:
+    """Run a command until it ends or is killed: its seconds and peak memory in GB."""
+    start, resident, private = time.perf_counter(), 0.0, 0.0
+    process = psutil.Popen(
+        [sys.executable, "-m", "cmrcnet", *map(str, words)],
+        env={**os.environ, "CMRCNET_CACHE": str(cache)},
+        stdout=subprocess.DEVNULL,
+    )
+    while process.poll() is None:
+        try:
+            used = [each.memory_info() for each in (process, *process.children(recursive=True))]
+            resident = max(resident, sum(each.rss for each in used) / 1e9)
+            private = max(private, sum(each.rss - each.shared for each in used) / 1e9)
+        except psutil.NoSuchProcess:
+            continue
+        if time.perf_counter() - start > kill_after:
+            process.send_signal(signal.SIGKILL)
+        time.sleep(0.1)
+    seconds = round(time.perf_counter() - start, 1)
+    return {"seconds": seconds, "peak_gb": round(resident, 2), "without_mapped_files_gb": round(private, 2)} | (
+        {"exit": process.returncode} if process.returncode else {}
+    )
+
+
+def difference(one: Path, other: Path) -> dict[str, float]:
+    """How far two tables are apart: largest difference of a value, and whether the locations are the same."""
+    with h5py.File(one) as a, h5py.File(other) as b:
+        steps = range(0, a["X"].shape[0], 1024)
+        apart = max(float(np.nanmax(np.abs(a["X"][s : s + 1024] - b["X"][s : s + 1024]))) for s in steps)
+        same = bool((a["obs/_index"][:] == b["obs/_index"][:]).all())
+    return {"same_locations": same, "largest_difference": apart}
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("slides", type=Path, nargs="+")
-    parser.add_argument("--config", default="tiny")
-    parser.add_argument("--grid-um", type=float, default=200.0)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument("slide", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("bank", type=Path)
+    parser.add_argument("--grid-um", type=float, default=100.0)
+    parser.add_argument("--kill-after", type=float, help="seconds after which it is killed, twice")
+    parser.add_argument("--work", type=Path, required=True, help="folder for tables, which are kept")
+    parser.add_argument("--out", type=Path, help="where the figures are put, those of other runs kept")
+    given = parser.parse_args()
+    given.work.mkdir(exist_ok=True, parents=True)
+    words = [
+        "predict",
+        given.model,
+        given.slide,
+        "--bank",
+        given.bank,
+        "--grid-um",
+        given.grid_um,
+        "--overwrite",
+        "--out",
+    ]
+    whole, killed = given.work / "whole.h5ad", given.work / "killed.h5ad"
     rows = []
-    with tempfile.TemporaryDirectory(dir=arguments.slides[-1].parent) as name:
-        folder = Path(name)
-        model = made_model(Config.load(arguments.config), GENES)
-        model.save_pretrained(folder / "model")
-        made_bank(model, SPOTS, GENES).save(folder / "bank")
-        words = ["predict", folder / "model", "--bank", folder / "bank", "--grid-um", arguments.grid_um]
-        for number, slide in enumerate(arguments.slides):
-            out = folder / f"{number}.h5ad"
-            row = {"slide": slide.name, **Run([*words, slide, "--out", out], folder / f"cache{number}").ended()}
-            with h5py.File(out) as table:
-                row |= {"locations": table["X"].shape[0], "genes": table["X"].shape[1]}
-                row["slide_px"] = [int(table[f"uns/cmrcnet/slide_{side}_px"][()]) for side in ("width", "height")]
-            rows.append(row | {"table_mb": round(out.stat().st_size / 1e6)})
-            print(rows[-1], flush=True)
-        killed = folder / "killed.h5ad"
-        command, cache = [*words, arguments.slides[-1], "--out", killed], folder / "killed-cache"
-        run, work = Run(command, cache), killed.with_name("killed.h5ad.partial")
-        while run.process.poll() is None and not parts_done(work).mean() >= 0.5:
-            time.sleep(0.05)
-        run.process.send_signal(signal.SIGKILL)
-        before, first = parts_done(work), run.ended()
-        second = Run(command, folder / "other-cache").ended()  # an empty cache: what is not done again, the tmp kept
-        with h5py.File(killed) as table, h5py.File(out) as whole:
-            steps = range(0, whole["X"].shape[0], 1024)
-            apart = max(float(np.nanmax(np.abs(table["X"][s : s + 1024] - whole["X"][s : s + 1024]))) for s in steps)
-            same = bool((table["obs/_index"][:] == whole["obs/_index"][:]).all())
-        rows.append(
-            {
-                "slide": arguments.slides[-1].name,
-                "killed_after_seconds": first["seconds"],
-                "share_kept": round(float(before.mean()), 3),
-                "goes_on": second,
-                "same_places": same,
-                "largest_difference": apart,
-            }
-        )
+    if given.kill_after is None:
+        row = run([*words, whole], given.work / "cache")
+        with h5py.File(whole) as table:
+            row |= dict(zip(("locations", "genes"), table["X"].shape, strict=True))
+            row["slide_px"] = [int(table[f"uns/cmrcnet/slide_{side}_px"][()]) for side in ("width", "height")]
+        rows.append(row | {"table_gb": round(whole.stat().st_size / 1e9, 2)})
         print(rows[-1], flush=True)
-    if arguments.out:
-        arguments.out.write_text(
-            json.dumps(
-                {"config": arguments.config, "grid_um": arguments.grid_um, "bank": SPOTS, "runs": rows}, indent=1
-            )
-        )
+    else:
+        runs = []
+        for number, seconds in enumerate((given.kill_after, given.kill_after, math.inf)):
+            kept = chunks_kept(killed)
+            runs.append({"chunks_kept_before": kept} | run([*words, killed], given.work / f"cache{number}", seconds))
+            print(runs[-1], flush=True)
+        rows.append({"killed_twice": runs} | difference(whole, killed))
+        print(rows[-1], flush=True)
+    if given.out:
+        known = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+        name = f"{given.slide.name}, {given.model.name}, {given.grid_um:g} um"
+        given.out.write_text(json.dumps(known | {name: known.get(name, []) + rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

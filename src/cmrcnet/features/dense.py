@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from cmrcnet.errors import BadOption
 from cmrcnet.features.engine import Engine, open_engine
@@ -198,28 +199,33 @@ def _maps_of_statistics(grid: PixelGrid, columns: range, rows: range, region: Re
 def window_means(cells: Tensor, windows: Field, side: float, stride: float) -> Tensor:
     """Mean of a map (channels, height, width) over each window of `side` pixels: (windows, channels) float32.
 
-    A window is separable: its weights over rows are shared by all windows of the same height on the slide, so that the
-    map is first averaged over rows, once for each of these, and then over columns.
+    A window is separable: the map is first averaged over rows, once for all windows of the same height on the slide,
+    and then over columns.
     """
     channels, height, width = cells.shape
     cells = cells.float().permute(1, 2, 0).reshape(height, width * channels)
-    across = _weights(windows.left, side, width, stride).to(cells.device)
     tops, row_of = np.unique(windows.top, return_inverse=True)
-    order = np.argsort(row_of, kind="stable")
-    ends = np.searchsorted(row_of[order], np.arange(len(tops) + 1))
+    columns, across = _weights(windows.left, side, width, stride)
     found = torch.empty((len(row_of), channels), device=cells.device)
     for first in range(0, len(tops), _ROWS_AT_ONCE):
-        down = _weights(tops[first : first + _ROWS_AT_ONCE], side, height, stride).to(cells.device)
-        for i, averaged in enumerate((down @ cells).reshape(-1, width, channels), first):
-            which = torch.from_numpy(order[ends[i] : ends[i + 1]])
-            found[which] = across[which] @ averaged
+        rows, down = _weights(tops[first : first + _ROWS_AT_ONCE], side, height, stride)
+        averaged = _weighted_sums(cells, rows, down).reshape(-1, channels)
+        which = np.flatnonzero((row_of >= first) & (row_of < first + _ROWS_AT_ONCE))
+        at = columns[which] + width * (row_of[which, None] - first)
+        found[torch.from_numpy(which)] = _weighted_sums(averaged, at, across[which])
     return found
 
 
-def _weights(start: np.ndarray, side: float, cells: int, stride: float) -> Tensor:
-    """Share of each window that each cell covers along one axis: (windows, cells), rows of sum 1."""
-    edges = stride * np.arange(cells + 1)
+def _weighted_sums(rows: Tensor, which: np.ndarray, weights: np.ndarray) -> Tensor:
+    """Weighted sums of rows (rows, width): (sums, width), for `which` and `weights` (sums, terms)."""
+    at, weight = torch.from_numpy(which).to(rows.device), torch.from_numpy(weights).to(rows.device)
+    return embedding_bag(at, rows, mode="sum", per_sample_weights=weight)
+
+
+def _weights(start: np.ndarray, side: float, cells: int, stride: float) -> tuple[np.ndarray, np.ndarray]:
+    """The cells that each window covers along one axis, and the share of it that each covers: (windows, covered)."""
     start = start[:, None]
-    share = np.minimum(edges[1:], start + side) - np.maximum(edges[:-1], start)
-    share = np.maximum(share, 0.0)
-    return torch.from_numpy((share / share.sum(axis=1, keepdims=True)).astype(np.float32))
+    covered = np.floor(start / stride).astype(np.int64) + np.arange(int(side / stride) + 2)
+    share = np.minimum(stride * (covered + 1), start + side) - np.maximum(stride * covered, start)
+    share = np.where((covered >= 0) & (covered < cells), np.maximum(share, 0.0), 0.0)
+    return covered.clip(0, cells - 1), (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
