@@ -390,6 +390,7 @@ NARROW = {
     "augmentations": st.just(1),
     "neighbourhood_um": st.just(0.0),
     "standardize": st.just("training"),
+    "window_um": st.just(0.0),
     "depth_weights": st.just(False),
     "ranks": st.just(()),
     "pool": st.just("mean"),

@@ -155,6 +155,10 @@ class ModelConfig:
             )
 
 
+MOST_SUB_WINDOWS = 16
+"""Along a side of a spot, at most: cells of the first maps are 4 um wide."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
     """Which features a frozen encoder extracts of a spot and its surroundings. Nothing here uses expression."""
@@ -178,11 +182,21 @@ class FeaturesConfig:
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """What computes a frozen encoder. auto: OpenVINO on a CPU, where it is installed (extra `fast`) and can convert the
     encoder, else torch."""
+    window_um: float = 0.0
+    """Train for maps finer than a spot: a spot is the mean of square sub-windows of this side, which fill the smallest
+    of `scales_um`, and `predict --window-um` may ask for them; 0: a spot is not divided. Dense features and
+    `target.ranks` only."""
 
     def __post_init__(self) -> None:
         _check(self, "scales_um", all(side > 0 for side in self.scales_um), "sides above 0 um")
         _check(self, "augmentations", 1 <= self.augmentations <= 8, "1 to 8")
         _check(self, "neighbourhood_um", self.neighbourhood_um >= 0, "0 or more um")
+        if self.window_um:
+            count = min(self.scales_um, default=0.0) / self.window_um
+            whole = 1 < count <= MOST_SUB_WINDOWS and abs(count - round(count)) < 1e-6
+            want = f"0, or the smallest of features.scales_um divided by 2 to {MOST_SUB_WINDOWS}"
+            _check(self, "window_um", self.window_um > 0 and whole, want)
+            _check(self, "method", self.method != "patches", "auto or dense, with features.window_um")
         if not self.scales_um:
             _check(self, "method", self.method != "dense", "auto or patches, unless features.scales_um lists scales")
             for name, plain in (("augmentations", 1), ("neighbourhood_um", 0.0), ("standardize", "training")):
@@ -351,6 +365,7 @@ class Config:
             _check(self, "head.kind", self.head.kind == "retrieval", f"retrieval, {unless}")
             _check(self, "head.variance_rescaling", self.head.variance_rescaling == 0, f"0, {unless}")
             _check(self, "target.depth_weights", not self.target.depth_weights, f"false, {unless}")
+            _check(self, "features.window_um", not self.features.window_um, f"0, {unless}")
         mean, on = self.model.pool == "mean", "while model.train_encoder is on"
         if self.model.train_encoder:
             scales = self.features.scales_um

@@ -265,3 +265,22 @@ def test_the_tissue_is_the_one_that_documents_and_benchmarks_speak_of(cohort):
 if __name__ == "__main__":
     sections = {section.name: summary(section) for section in synthetic_cohort(patients=3, spots=40, seed=1)}
     GOLDEN.write_text(json.dumps(sections, indent=1) + "\n")
+
+
+def test_structures_finer_than_a_spot_and_their_truth():
+    """Traits over small discs average to those of the spot, and vary within it only where structures are small."""
+    steps = np.linspace(-30, 30, 7)
+    apart = np.array([(x, y) for x in steps for y in steps if x**2 + y**2 < 40**2])
+    within = {}
+    for structure in (0.25, 1.0):
+        section = synthetic_section(4, spots=20, genes=24, mpp=2.0, structure=structure)
+        centres = (section.spots.centre_px[:, None] + apart / 2.0).reshape(-1, 2)
+        fine = synthetic_truth(section, centres, diameter_um=20.0).traits.reshape(20, len(apart), -1)
+        whole = synthetic_truth(section)
+        np.testing.assert_allclose(fine.mean(axis=1), whole.traits, atol=0.15)
+        within[structure] = fine.std(axis=1).mean()
+        again = TissuePlan.from_text(section.metadata["synthetic"])
+        assert again.structure == structure and again.to_text() == section.metadata["synthetic"]
+    assert within[0.25] > 2 * within[1.0]
+    with pytest.raises(BadOption, match="structure"):
+        synthetic_cohort(structure=0.0)

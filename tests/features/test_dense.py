@@ -80,7 +80,7 @@ def test_a_tile_and_the_tile_turned_agree_best_where_the_cells_are_said_to_lie(l
         one = dense.Field(field.pixels, field.left + wrong_px, field.top + wrong_px)
         height, width = field.pixels[0].shape[:2]
         two = dense.Field(turned, width - 16 - field.left + wrong_px, height - 16 - field.top + wrong_px)
-        return float(np.square(run._features(one) - run._features(two)).mean())
+        return float(np.square(run._features(one, 0) - run._features(two, 0)).mean())
 
     assert apart(0.0) < 0.8 * min(apart(-4.0), apart(4.0))
 
@@ -202,3 +202,29 @@ def test_auto_takes_what_the_encoder_allows_and_dense_is_refused_where_it_cannot
         choose_method(plan.override({"features.method": "dense"}), vit)
     with pytest.raises(BadOption, match="auto or patches, unless"):
         Config.load("tiny").override({"features.method": "dense"})
+
+
+def test_the_sub_windows_of_a_location_average_to_it(lite0, tissue):
+    """At both scales, also at the edge of the slide, whatever else the tile holds."""
+    slide, centres = ArraySlide(tissue, 0.5), np.array([[200.0, 160.0], [263.5, 201.25], [4.0, 0.0]])
+    plan = spec(window_um=8.0, augmentations=2)
+    steps = (np.arange(4) - 1.5) * 16
+    apart = np.array([(x, y) for x in steps for y in steps])
+    parts = (centres[:, None] + apart).reshape(-1, 2)
+    counts = np.array([4] * 3 + [1] * 48)
+    found = np.empty((51, 2, lite0.dim), np.float32)
+    for rows, layer, values in extract_chunks(lite0, slide, np.r_[centres, parts], plan, sub_windows=counts):
+        found[rows, layer] = values
+    np.testing.assert_allclose(found[3:].reshape(3, 16, 2, -1).mean(axis=1), found[:3], atol=2e-4 * found.std())
+    whole = extract(lite0, slide, centres, spec(augmentations=2))
+    np.testing.assert_allclose(found[:3, 0], whole[:, 0], atol=2e-4 * found.std())  # one square, however divided
+    assert np.abs(found[:3, 1] - whole[:, 1]).max() > 0.01 * found.std()  # the surroundings of its parts
+
+
+def test_whole_and_divided_features_share_no_cache_entry(lite0, tissue, cache):
+    slide, centres = ArraySlide(tissue, 0.5), np.array([[200.0, 160.0]])
+    whole, again, divided = (
+        extract(lite0, slide, centres, spec(window_um=window_um), cache=cache) for window_um in (0.0, 0.0, 8.0)
+    )
+    np.testing.assert_array_equal(whole, again)
+    assert np.abs(whole[:, 1] - divided[:, 1]).max() > 0

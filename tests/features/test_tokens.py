@@ -174,3 +174,30 @@ def test_means_and_deviations_of_blocks_join_without_losing_digits():
     joined = Standardizer.fit(np.array_split(values, [1, 10, 500]))
     np.testing.assert_allclose(joined.mean, values.mean(axis=0), rtol=1e-14)
     np.testing.assert_allclose(joined.deviation, values.std(axis=0), rtol=1e-9)
+
+
+def test_anchors_and_sub_windows_by_hand():
+    """Eight anchors, two fine locations, the second far from all: means over sub-windows of means over anchors."""
+    rng, step = np.random.default_rng(7), 30.0
+    anchor_um = rng.uniform(0, 300, (8, 2))
+    location_um = np.concatenate([anchor_um, [[150.0, 140.0], anchor_um[3], [9000.0, 20.0]]])
+    scales = rng.normal(size=(11, 1, 5)).astype(np.float32)
+    plan = spec(scales_um=(60.0,), window_um=step, neighbourhood_um=50.0, standardize="section", method="dense")
+    counts = np.array([2] * 8 + [1, 1, 2])
+    nearest = np.linalg.norm(anchor_um - location_um[10], axis=1).argmin()
+
+    def means_at(point):
+        distance = np.linalg.norm(anchor_um - point, axis=1)
+        weights = np.where(distance <= 150, np.exp(-(distance**2) / (2 * 50.0**2)), 0)
+        return scales[nearest, 0] if weights.sum() == 0 else weights @ scales[:8, 0] / weights.sum()
+
+    wanted = []
+    for place, count, own in zip(location_um, counts, scales[:, 0], strict=True):
+        centres = [0.0] if count == 1 else [-step / 2, step / 2]
+        around = np.mean([means_at(place + np.array([x, y])) for x in centres for y in centres], axis=0)
+        wanted.append(np.stack([own, around]))
+    wanted = np.array(wanted)
+    wanted = (wanted - wanted[:8].mean(axis=0)) / wanted[:8].std(axis=0)
+    tokens = SectionTokens(scales, location_um, plan, 8, counts)
+    np.testing.assert_allclose(tokens.take(slice(0, 11)), wanted, atol=1e-4)
+    np.testing.assert_allclose(tokens.take(slice(7, 10)), wanted[7:10], atol=1e-4)

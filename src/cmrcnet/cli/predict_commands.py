@@ -32,6 +32,7 @@ def predict_command(
     genes: list[str] | None = None,
     k: int | None = None,
     grid_um: float = 100.0,
+    window_um: float | None = None,
     batch: int | Literal["auto"] = "auto",
     intervals: bool = False,
     abstain: float | None = None,
@@ -68,7 +69,12 @@ def predict_command(
     k : int, optional
         Number of nearest spots to average; as chosen in training when left out.
     grid_um : float
-        Pitch of the grid of locations, in micrometres.
+        Pitch of the grid of locations, in micrometres. A pitch below the size of a spot gives a smoother map, not a
+        sharper one, unless --window-um is given too.
+    window_um : float, optional
+        Side in micrometres of the square that each value is for, smaller than a spot: --grid-um 8 --window-um 28. Needs
+        a model trained with features.window_um, whose ridge head then predicts, without intervals. Validated on
+        synthetic tissue only; on real tissue the mean over a spot is a spot's prediction, and no more is known.
     batch : int or "auto"
         Number of patches that are encoded at once; auto suits the device.
     intervals : bool
@@ -95,7 +101,8 @@ def predict_command(
     from cmrcnet.readers.annotations import read_mask
     from cmrcnet.storage.cache import TokenCache
 
-    options = {"genes": read_genes(genes), "k": k, "grid_um": grid_um, "intervals": intervals, "abstain": abstain}
+    options = {"genes": read_genes(genes), "k": k, "grid_um": grid_um, "window_um": window_um}
+    options |= {"intervals": intervals, "abstain": abstain}
     if slides is not None:
         for name, value in (("section", section), ("spots", spots), ("mask", mask)):
             if value is not None:

@@ -69,6 +69,7 @@ def synthetic_cohort(
     genes: int = 320,
     seed: int = 0,
     mpp: float = MPP,
+    structure: float = 1.0,
 ) -> Cohort:
     """Make a cohort of synthetic sections.
 
@@ -87,6 +88,8 @@ def synthetic_cohort(
         Another seed gives other patients with the same genes.
     mpp : float
         Micrometres a pixel.
+    structure : float
+        Size of the regions of tissue: 1 gives some hundred micrometres, 0.25 structures within a spot, for fine maps.
 
     Returns
     -------
@@ -108,6 +111,8 @@ def synthetic_cohort(
     for option, value in (("patients", patients), ("sections_per_patient", sections_per_patient), ("spots", spots)):
         if value < 1:
             raise BadOption(option, value, want="1 or more")
+    if not 0.1 <= structure <= 10:
+        raise BadOption("structure", structure, want="a size from 0.1 to 10")
     synthetic_genes(genes)
     entries = []
     for patient in range(patients):
@@ -120,6 +125,7 @@ def synthetic_cohort(
                 spots=spots,
                 genes=genes,
                 mpp=mpp,
+                structure=structure,
             )
             entries.append(CohortEntry(f"P{patient + 1}S{number + 1}", f"P{patient + 1}", _Once(make)))
     return Cohort(f"synthetic tissue, seed {seed}", tuple(entries))
@@ -145,14 +151,15 @@ def synthetic_section(
     spots: int = 220,
     genes: int = 320,
     mpp: float = MPP,
+    structure: float = 1.0,
 ) -> Section:
     """Make one section, by default of a patient that is not in `synthetic_cohort` of the same seed (its first one is
     0).
     """
-    anatomy, positions = _lay_out(TissuePlan(seed, patient, section, genes, 0, 0), spots)
+    anatomy, positions = _lay_out(TissuePlan(seed, patient, section, genes, 0, 0, structure), spots)
     centre_um = positions * PITCH_UM
     name = f"P{patient + 1}S{section + 1}"
-    counts = draw_counts(anatomy, _truth(anatomy, centre_um)[1])
+    counts = draw_counts(anatomy, _truth(anatomy, centre_um, DIAMETER_UM)[1])
     return Section(
         name,
         f"P{patient + 1}",
@@ -176,27 +183,30 @@ def synthetic_slide(seed: int = 0, *, spots: int = 220, mpp: float = MPP) -> Arr
     return slide
 
 
-def synthetic_truth(section: Section, centre_px: np.ndarray | None = None) -> SyntheticTruth:
+def synthetic_truth(
+    section: Section, centre_px: np.ndarray | None = None, *, diameter_um: float = DIAMETER_UM
+) -> SyntheticTruth:
     """Expected expression of a synthetic section, also after it was written and read again.
 
-    `centre_px` (locations, 2) are level-0 pixels, by default those of the spots. A section without a plan in
+    `centre_px` (locations, 2) are level-0 pixels, by default those of the spots; `diameter_um` is the size of the disc
+    whose tissue is expressed, from 10 um, which is the anatomy's own detail. A section without a plan in
     ``metadata["synthetic"]`` is a `BadOption`.
     """
     if "synthetic" not in section.metadata:
         raise BadOption("section", section.name, want="a made-up section (its metadata hold no plan)")
     plan = TissuePlan.from_text(section.metadata["synthetic"])
     centres = section.spots.centre_px if centre_px is None else np.asarray(centre_px, np.float64)
-    traits, shares = _truth(Anatomy(plan), centres * known_scale(section.slide))
+    traits, shares = _truth(Anatomy(plan), centres * known_scale(section.slide), diameter_um)
     genes = synthetic_genes(plan.genes)
     columns = [genes.names.index(name) for name in section.genes]
     kinds = tuple(genes.kinds[column] for column in columns)
     return SyntheticTruth(section.genes, kinds, np.log1p(1e4 * shares[:, columns]), traits)
 
 
-def _truth(anatomy: Anatomy, centre_um: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _truth(anatomy: Anatomy, centre_um: np.ndarray, diameter_um: float) -> tuple[np.ndarray, np.ndarray]:
     """Traits (spots, 6) and expected shares (spots, genes) at locations given in micrometres."""
-    traits = anatomy.at_spots(anatomy.traits, centre_um, DIAMETER_UM)
-    hidden = anatomy.at_spots(anatomy.hidden, centre_um, DIAMETER_UM)
+    traits = anatomy.at_spots(anatomy.traits, centre_um, diameter_um)
+    hidden = anatomy.at_spots(anatomy.hidden, centre_um, diameter_um)
     return traits, expected_shares(synthetic_genes(anatomy.plan.genes), traits, hidden)
 
 

@@ -50,7 +50,7 @@ class TissuePlan:
     """Definition of one synthetic section; equal plans make equal sections.
 
     `seed` is that of the cohort, `patient` and `section` count from 0, `genes` is their number; the image's size is in
-    um.
+    um. `structure` multiplies the size of the regions of tissue: with 0.25 they are finer than a spot.
     """
 
     seed: int
@@ -59,6 +59,7 @@ class TissuePlan:
     genes: int
     width_um: int
     height_um: int
+    structure: float = 1.0
 
     def random(self, what: str) -> np.random.Generator:
         """Independent random stream for a purpose."""
@@ -71,13 +72,13 @@ class TissuePlan:
     def to_text(self) -> str:
         """One line of text, stored in the section's facts and the cohort file."""
         who = f"seed {self.seed} patient {self.patient} section {self.section}"
-        return f"{who} genes {self.genes} um {self.width_um}x{self.height_um}"
+        return f"{who} genes {self.genes} um {self.width_um}x{self.height_um} structure {self.structure!r}"
 
     @classmethod
     def from_text(cls, text: str) -> TissuePlan:
         """Inverse of `to_text`."""
         words = text.split()
-        return cls(*(int(word) for word in [*words[1:8:2], *words[9].split("x")]))
+        return cls(*(int(word) for word in [*words[1:8:2], *words[9].split("x")]), structure=float(words[11]))
 
 
 class Anatomy:
@@ -94,11 +95,12 @@ class Anatomy:
         y, x = (np.linspace(-1, 1, n) for n in self.shape)  # the tissue's outline is rounded and wavy, on white
         radius = (np.abs(x[None, :]) ** 4 + np.abs(y[:, None]) ** 4) ** 0.25
         self.tissue = _sigmoid((0.93 - radius + 0.035 * self._field("outline", 120.0)) / 0.006)
-        logits = np.stack([_SOFTNESS * (self._field(name, _SIGMA_UM[name]) + _OFFSET[name]) for name in REGIONS])
+        sizes = {name: sigma_um * plan.structure for name, sigma_um in _SIGMA_UM.items()}
+        logits = np.stack([_SOFTNESS * (self._field(name, sizes[name]) + _OFFSET[name]) for name in REGIONS])
         shares = np.exp(logits - logits.max(axis=0))
         self.composition = (shares / shares.sum(axis=0)).astype(np.float32)
-        self.grade = _sigmoid(1.8 * self._field("grade", 170.0))
-        self.crowding = _sigmoid(1.8 * self._field("crowding", 120.0))
+        self.grade = _sigmoid(1.8 * self._field("grade", 170.0 * plan.structure))
+        self.crowding = _sigmoid(1.8 * self._field("crowding", 120.0 * plan.structure))
 
     def _field(self, what: str, sigma_um: float) -> np.ndarray:
         return smooth_noise(self.plan.random(what), self.shape, sigma_um / CELL_UM)

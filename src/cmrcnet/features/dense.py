@@ -9,6 +9,10 @@ that a patch would show), where a cell at the edge counts by the share that lies
 A patch is encoded alone, with zeros around it; here each window has its true surroundings, so that features of the two
 ways are alike but not equal, and a model trained with one is used with that one.
 
+**Sub-windows.** With `FeatureSpec.window_um` a location is the mean of the sub-windows that fill the square of its
+smallest scale: sub-windows of that scale, and at larger scales the whole squares around the centre of each. A location
+of fewer sub-windows, one in the end, is thus seen as a part of a whole one, and parts average to it.
+
 **Tiles.** The pixels lie on a grid that starts at the slide's upper left corner, and so do the tiles, of `TILE_PX`
 pixels. A location belongs to the tile that holds its centre, and its window is pooled from that tile's maps alone: the
 input reaches over the windows of the tile's locations and `HALO_PX` pixels more on every side (outside the slide it is
@@ -87,11 +91,15 @@ def tiles_of_layer(slide: Slide, centre_px: np.ndarray, spec: FeatureSpec, layer
 
 
 class Field(NamedTuple):
-    """A picture, or maps of one, and the windows of some locations on it."""
+    """A picture, or maps of one, and the windows of some locations on it.
+
+    A location has `counts` x `counts` sub-windows, around a middle one at `left` and `top`; None: one each.
+    """
 
     pixels: list[np.ndarray]
     left: np.ndarray
     top: np.ndarray
+    counts: np.ndarray | None = None
 
 
 class DenseRun:
@@ -124,10 +132,12 @@ class DenseRun:
         """Layers of a tile that are read together: all, by `chunks`."""
         return [missing] if missing else []
 
-    def cut(self, centre_px: np.ndarray, picked: np.ndarray, layers: list[int]) -> list[Field]:
-        """The pixels of some layers of a tile, from one region of the slide."""
+    def cut(
+        self, centre_px: np.ndarray, picked: np.ndarray, layers: list[int], counts: np.ndarray | None = None
+    ) -> list[Field]:
+        """The pixels of some layers of a tile, from one region of the slide; `counts` are those of `Field`."""
         fields, region = [], None
-        asked = [self._windows(centre_px, layer) for layer in layers if layer != PERTURBED]
+        asked = [self._windows(centre_px, layer, counts) for layer in layers if layer != PERTURBED]
         if asked:
             bounds = np.array([grid.bounds(columns, rows) for grid, columns, rows, _, _ in asked])
             region = asked[0][0].read(*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist())
@@ -142,13 +152,25 @@ class DenseRun:
                 pixels = _maps_of_statistics(grid, columns, rows, region)
             else:
                 pixels = [grid.picture(columns, rows, region)]
-            fields.append(Field(pixels, left - columns[0] * grid.block_px, top - rows[0] * grid.block_px))
+            left, top = left - columns[0] * grid.block_px, top - rows[0] * grid.block_px
+            fields.append(Field(pixels, left, top, None if layer == STATISTICS else counts))
         return fields
 
-    def _windows(self, centre_px: np.ndarray, layer: int) -> tuple[PixelGrid, range, range, np.ndarray, np.ndarray]:
+    def _sides_px(self, layer: int) -> tuple[float, float]:
+        """Side of a sub-window at a scale, and the distance of neighbouring ones; without them that of a location."""
+        step = self.spec.window_um / self.spec.scales[layer].mpp
+        smallest = self.spec.scales_um[layer] == self.spec.side_um
+        return step if step and smallest else self.spec.patch.size_px, step
+
+    def _windows(
+        self, centre_px: np.ndarray, layer: int, counts: np.ndarray | None
+    ) -> tuple[PixelGrid, range, range, np.ndarray, np.ndarray]:
         """Grid, columns and rows of blocks of a tile's input; left and top of the windows in pixels of the grid."""
         grid = self.statistics_grid if layer == STATISTICS else self.grids[layer]
-        side, halo = (STATISTICS_SCALE.size_px, 0) if layer == STATISTICS else (self.spec.patch.size_px, HALO_PX)
+        side, halo = STATISTICS_SCALE.size_px, 0.0
+        if layer != STATISTICS:
+            side, step = self._sides_px(layer)
+            halo = HALO_PX + (0.0 if counts is None else step * (counts.max(initial=1) - 1) / 2)
         left, top = (centre_px / grid.px_of_slide - side / 2).T
         across, down = (grid.blocks(each.min() - halo, each.max() + side + halo) for each in (left, top))
         return grid, across, down, left, top
@@ -170,22 +192,22 @@ class DenseRun:
             ]
             found = statistics_of_means(torch.cat(means, dim=1).numpy())
         else:
-            found = self._features(field)
+            found = self._features(field, layer)
         meter.advance(len(found))
         return found
 
-    def _features(self, field: Field) -> np.ndarray:
+    def _features(self, field: Field, layer: int) -> np.ndarray:
         """Encode a tile turned each way, and pool the windows, which are turned with it."""
-        side = self.spec.patch.size_px
+        side, step = self._sides_px(layer)
         (picture,) = field.pixels
         height, width = picture.shape[:2]
         total = torch.zeros((len(field.left), self.encoder.dim))
         for way in ROTATIONS_FIRST[: self.spec.augmentations]:
             left = width - side - field.left if way & 1 else field.left
             top = height - side - field.top if way & 2 else field.top
-            turned = Field([], top, left) if way & 4 else Field([], left, top)
+            turned = Field([], *((top, left) if way & 4 else (left, top)), field.counts)
             maps = self.engine.maps(d4(torch.from_numpy(picture[None]), way, rows=1, columns=2).contiguous().numpy())
-            means = [window_means(m[0], turned, side, s) for m, s in zip(maps, self.strides, strict=True)]
+            means = [window_means(m[0], turned, side, s, step) for m, s in zip(maps, self.strides, strict=True)]
             total += torch.cat(means, dim=1).cpu()
         return (total / self.spec.augmentations).numpy()
 
@@ -196,23 +218,26 @@ def _maps_of_statistics(grid: PixelGrid, columns: range, rows: range, region: Re
     return [np.concatenate(each) for each in zip(*strips, strict=True)]
 
 
-def window_means(cells: Tensor, windows: Field, side: float, stride: float) -> Tensor:
-    """Mean of a map (channels, height, width) over each window of `side` pixels: (windows, channels) float32.
+def window_means(cells: Tensor, windows: Field, side: float, stride: float, step: float = 0.0) -> Tensor:
+    """Mean of a map (channels, height, width) over each location's windows: (locations, channels) float32.
 
-    A window is separable: the map is first averaged over rows, once for all windows of the same height on the slide,
-    and then over columns.
+    Sub-windows have `side` pixels and are `step` apart; a row of them has one profile. A location is separable: the map
+    is first averaged over rows, once for all of the same height on the slide, and then over columns.
     """
     channels, height, width = cells.shape
     cells = cells.float().permute(1, 2, 0).reshape(height, width * channels)
-    tops, row_of = np.unique(windows.top, return_inverse=True)
-    columns, across = _weights(windows.left, side, width, stride)
-    found = torch.empty((len(row_of), channels), device=cells.device)
-    for first in range(0, len(tops), _ROWS_AT_ONCE):
-        rows, down = _weights(tops[first : first + _ROWS_AT_ONCE], side, height, stride)
-        averaged = _weighted_sums(cells, rows, down).reshape(-1, channels)
-        which = np.flatnonzero((row_of >= first) & (row_of < first + _ROWS_AT_ONCE))
-        at = columns[which] + width * (row_of[which, None] - first)
-        found[torch.from_numpy(which)] = _weighted_sums(averaged, at, across[which])
+    counts = np.ones(len(windows.left), np.int64) if windows.counts is None else windows.counts
+    found = torch.empty((len(counts), channels), device=cells.device)
+    for count in np.unique(counts).tolist():
+        these = np.flatnonzero(counts == count)
+        tops, row_of = np.unique(windows.top[these], return_inverse=True)
+        columns, across = _weights(windows.left[these], count, side, width, stride, step)
+        for first in range(0, len(tops), _ROWS_AT_ONCE):
+            rows, down = _weights(tops[first : first + _ROWS_AT_ONCE], count, side, height, stride, step)
+            averaged = _weighted_sums(cells, rows, down).reshape(-1, channels)
+            which = np.flatnonzero((row_of >= first) & (row_of < first + _ROWS_AT_ONCE))
+            at = columns[which] + width * (row_of[which, None] - first)
+            found[torch.from_numpy(these[which])] = _weighted_sums(averaged, at, across[which])
     return found
 
 
@@ -222,10 +247,18 @@ def _weighted_sums(rows: Tensor, which: np.ndarray, weights: np.ndarray) -> Tens
     return embedding_bag(at, rows, mode="sum", per_sample_weights=weight)
 
 
-def _weights(start: np.ndarray, side: float, cells: int, stride: float) -> tuple[np.ndarray, np.ndarray]:
-    """The cells that each window covers along one axis, and the share of it that each covers: (windows, covered)."""
-    start = start[:, None]
-    covered = np.floor(start / stride).astype(np.int64) + np.arange(int(side / stride) + 2)
-    share = np.minimum(stride * (covered + 1), start + side) - np.maximum(stride * covered, start)
-    share = np.where((covered >= 0) & (covered < cells), np.maximum(share, 0.0), 0.0)
+def _weights(
+    start: np.ndarray, count: int, side: float, cells: int, stride: float, step: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The cells that each location covers along one axis, and the share of it that each covers: (locations, covered).
+
+    A location has `count` windows, of which the middle one starts at `start`.
+    """
+    start = start[:, None] - (count - 1) / 2 * step
+    covered = np.floor(start / stride).astype(np.int64) + np.arange(int((side + (count - 1) * step) / stride) + 2)
+    share = np.zeros(covered.shape)
+    for number in range(count):
+        at = start + number * step
+        share += np.maximum(np.minimum(stride * (covered + 1), at + side) - np.maximum(stride * covered, at), 0.0)
+    share = np.where((covered >= 0) & (covered < cells), share, 0.0)
     return covered.clip(0, cells - 1), (share / share.sum(axis=1, keepdims=True)).astype(np.float32)

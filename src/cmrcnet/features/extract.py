@@ -177,6 +177,7 @@ def extract_chunks(
     centre_px: np.ndarray,
     spec: FeatureSpec,
     *,
+    sub_windows: np.ndarray | None = None,
     layers: tuple[int, ...] | None = None,
     done: Callable[[slice | np.ndarray, int], bool] | None = None,
     cache: TokenCache | None = None,
@@ -190,6 +191,8 @@ def extract_chunks(
 
     Parameters
     ----------
+    sub_windows : array, shape (locations,), optional
+        Sub-windows along a side of each location, where the spec has them; those of whole locations when left out.
     layers : tuple of int, optional
         Indices of `spec.scales` and, for image statistics, `STATISTICS` and `PERTURBED`; all scales when left out.
     done : callable, optional
@@ -202,6 +205,9 @@ def extract_chunks(
     run = dense.DenseRun(encoder, slide, spec) if spec.method == "dense" else _PatchRun(encoder, slide, spec, batch)
     picked = evenly(len(centres), PERTURBED_LOCATIONS)
     made_by = "" if cache is None else _made_by(encoder, spec)
+    counts = None
+    if spec.window_um:
+        counts = np.full(len(centres), spec.sub_windows) if sub_windows is None else sub_windows
     whole = None
     if cache is not None and not spec.scales_um and 0 in layers:
         name = _layer_name(slide, centres, spec, 0, made_by)
@@ -223,7 +229,7 @@ def extract_chunks(
                     known = whole[rows]
                 elif cache is not None:
                     at = centres[inside] if layer == PERTURBED else centres[rows]
-                    name = _layer_name(slide, at, spec, layer, made_by)
+                    name = _layer_name(slide, at, spec, layer, made_by, None if counts is None else counts[rows])
                     shape, dtype = _shape(encoder, spec, len(at), layer)
                     known = cache.get("tokens", name, shape, dtype)
                 if known is None:
@@ -236,7 +242,8 @@ def extract_chunks(
         if job.known is not None:
             return job, []
         at = np.searchsorted(_indices(job.rows), job.picked)
-        return job, run.cut(centres[job.rows], at, [layer for layer, _ in job.layers])
+        its = None if counts is None else counts[job.rows]
+        return job, run.cut(centres[job.rows], at, [layer for layer, _ in job.layers], its)
 
     total = sum(len(picked) if layer == PERTURBED else len(centres) for layer in layers)
     sides = ", ".join(f"{spec.scales[layer].side_um:g}" for layer in layers if layer >= 0)
@@ -306,7 +313,9 @@ class _PatchRun:
             groups.append(statistics)
         return groups
 
-    def cut(self, centres: np.ndarray, picked: np.ndarray, layers: list[int]) -> list[list[np.ndarray]]:
+    def cut(
+        self, centres: np.ndarray, picked: np.ndarray, layers: list[int], counts: None = None
+    ) -> list[list[np.ndarray]]:
         """The patches of some layers, a list of scales each; those that are perturbed at the picked locations only."""
         scales = [
             (STATISTICS_SCALE if layer == STATISTICS else self.scales[layer]) for layer in layers if layer != PERTURBED
@@ -389,9 +398,12 @@ def _made_by(encoder: ImageEncoder, spec: FeatureSpec) -> str:
     return fingerprint("view", *how, spec.augmentations) if spec.scales_um else fingerprint(*how)
 
 
-def _layer_name(slide: Slide, centres: np.ndarray, spec: FeatureSpec, layer: int, made_by: str) -> str:
+def _layer_name(
+    slide: Slide, centres: np.ndarray, spec: FeatureSpec, layer: int, made_by: str, counts: np.ndarray | None = None
+) -> str:
     """Name of the cache entry of a layer at some locations."""
     if layer in (STATISTICS, PERTURBED):
         kind = "perturbed" if layer == PERTURBED else "statistics" if spec.method == "patches" else "dense statistics"
         return fingerprint(kind, _STATISTICS_FORMAT, location_key(slide, centres, STATISTICS_SCALE))
-    return fingerprint(location_key(slide, centres, spec.scales[layer]), made_by)
+    divided = () if counts is None else (spec.window_um, spec.side_um, np.asarray(counts, np.int64))
+    return fingerprint(location_key(slide, centres, spec.scales[layer]), made_by, *divided)

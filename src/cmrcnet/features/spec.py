@@ -58,6 +58,8 @@ class FeatureSpec:
     method: Literal["patches", "dense"] = "patches"
     """patches: the encoder sees a patch a scale and location; dense: it sees the slide once a scale, in large tiles
     (`features.dense`). Scales and convolutional encoders only."""
+    window_um: float = 0.0
+    """Side of the sub-windows of which a location is the mean (`features.dense`); 0: it is not divided. Dense only."""
 
     @classmethod
     def of(cls, config: Config, encoder: ImageEncoder) -> FeatureSpec:
@@ -82,12 +84,41 @@ class FeatureSpec:
             engine="torch" if trained else features.engine,
             precision=config.train.precision,
             method=choose_method(config, encoder),
+            window_um=features.window_um,
         )
 
     @property
     def scales(self) -> list[PatchScale]:
         """What is cut around a location: a patch a scale, or the one plain patch."""
         return [self.patch.showing(side) for side in self.scales_um] or [self.patch]
+
+    @property
+    def side_um(self) -> float:
+        """Side of the smallest square around a location."""
+        return min(scale.side_um for scale in self.scales)
+
+    @property
+    def sub_windows(self) -> int:
+        """Sub-windows along a side of a whole location."""
+        return round(self.side_um / self.window_um) if self.window_um else 1
+
+    def sub_windows_in(self, window_um: float) -> int:
+        """Sub-windows along a side of a window of this size.
+
+        Raises
+        ------
+        BadOption
+            No whole number of sub-windows fills it, it is larger than a location, or locations have no sub-windows.
+        """
+        if not self.window_um:
+            want = f"nothing: this model was trained for its whole window of {self.side_um:g} um; for smaller ones "
+            raise BadOption("window_um", window_um, want + "train with features.window_um")
+        count = window_um / self.window_um
+        if not (1 <= round(count, 6) <= self.sub_windows and abs(count - round(count)) < 1e-6):
+            sizes = [f"{self.window_um * (number + 1):g}" for number in range(self.sub_windows)]
+            want = f"one of {', '.join(sizes)} um: the model was trained with sub-windows of {self.window_um:g} um"
+            raise BadOption("window_um", window_um, want)
+        return round(count)
 
     @property
     def made_by(self) -> str:
@@ -120,16 +151,18 @@ def choose_method(config: Config, encoder: ImageEncoder) -> Literal["patches", "
     Raises
     ------
     BadOption
-        The config states dense, which this encoder does not allow.
+        The config states dense or sub-windows, which this encoder does not allow.
     """
     method = config.features.method
     if method == "patches" or not config.features.scales_um:
         return "patches"
     if map_strides(encoder) is not None:
         return "dense"
+    why = f"{config.model.encoder} is no convolutional network, or one that looks at its whole input at once"
     if method == "dense":
-        why = f"{config.model.encoder} is no convolutional network, or one that looks at its whole input at once"
         raise BadOption("features.method", method, f"auto or patches, as {why}")
+    if config.features.window_um:
+        raise BadOption("features.window_um", config.features.window_um, f"0, as {why}, and has no dense features")
     return "patches"
 
 

@@ -5,9 +5,14 @@ with a neighbourhood of standard deviation sd, the Gaussian means over the secti
 
     u_is = sum_j g_ij v_js / sum_j g_ij,    g_ij = exp(-d_ij^2 / (2 sd^2))
 
-where d_ij is the distance between two locations. With ``standardize="section"`` each feature of each token is then
+where d_ij is the distance between two locations. A location that is the mean of sub-windows (`features.dense`) has the
+mean of the u at the centres of these. With ``standardize="section"`` each feature of each token is then
 shifted and scaled to mean 0 and deviation 1 over the section. Both need all locations, so the scales lie in one array,
 which may be mapped from disk, and tokens are made when they are asked for: memory does not grow with the section.
+
+On a map of fine pitch j runs over **anchors** instead, whole locations at the pitch of spots, and mean and deviation
+are those of the anchors: then the tokens of a location depend neither on the pitch nor on the window that is asked for,
+and cost the same at any pitch.
 """
 
 from __future__ import annotations
@@ -19,6 +24,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from scipy.spatial import KDTree
+
     from cmrcnet.features.extract import FeatureSpec
 
 REACH = 3.0
@@ -39,11 +46,24 @@ class SectionTokens:
     location_um : array, shape (locations, 2)
         Where the locations are.
     spec : FeatureSpec
-        Its `neighbourhood_um` and `standardize`.
+        Its `neighbourhood_um`, `standardize` and `window_um`.
+    anchors : int, optional
+        So many of the locations, from the first on, are anchors; all when left out.
+    sub_windows : array, shape (locations,), optional
+        Sub-windows along a side of each location; those of whole locations when left out.
     """
 
-    def __init__(self, scales: np.ndarray, location_um: np.ndarray, spec: FeatureSpec) -> None:
+    def __init__(
+        self,
+        scales: np.ndarray,
+        location_um: np.ndarray,
+        spec: FeatureSpec,
+        anchors: int | None = None,
+        sub_windows: np.ndarray | None = None,
+    ) -> None:
         self._scales, self._location_um, self._spec = scales, location_um, spec
+        self._anchors = len(scales) if anchors is None else anchors
+        self._sub_windows = np.full(len(scales), spec.sub_windows) if sub_windows is None else sub_windows
 
     def __len__(self) -> int:
         return len(self._scales)
@@ -66,19 +86,33 @@ class SectionTokens:
         deviation_um = self._spec.neighbourhood_um
         if deviation_um <= 0 or not len(self):
             return own if deviation_um <= 0 else np.concatenate([own, own], axis=1)
-        around = _gaussian_rows(self._scales, self._location_um, self._tree, rows, deviation_um)
+        points, of = self._centres(rows)
+        around = _gaussian_rows(self._scales[: self._anchors], self._tree, points, of, deviation_um)
         return np.concatenate([own, around], axis=1)
 
     @cached_property
     def _tree(self):
         from scipy.spatial import KDTree
 
-        return KDTree(self._location_um)
+        return KDTree(self._location_um[: self._anchors])
+
+    def _centres(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Centres of the sub-windows of some locations, (centres, 2) in um, and which location each belongs to."""
+        here, counts = self._location_um[rows], self._sub_windows[rows]
+        points, of = [], []
+        for count in np.unique(counts).tolist():
+            which = np.flatnonzero(counts == count)
+            steps = (np.arange(count) - (count - 1) / 2) * self._spec.window_um
+            apart = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+            points.append((here[which, None] + apart).reshape(-1, 2))
+            of.append(np.repeat(which, count * count))
+        order = np.argsort(np.concatenate(of), kind="stable")
+        return np.concatenate(points)[order], np.concatenate(of)[order]
 
     @cached_property
     def _standardizer(self) -> Standardizer:
-        starts = range(0, len(self), LOCATIONS_AT_ONCE)
-        return Standardizer.fit(self._raw(slice(start, start + LOCATIONS_AT_ONCE)) for start in starts)
+        starts, end = range(0, self._anchors, LOCATIONS_AT_ONCE), self._anchors
+        return Standardizer.fit(self._raw(slice(start, min(start + LOCATIONS_AT_ONCE, end))) for start in starts)
 
 
 class Standardizer:
@@ -118,21 +152,31 @@ class Standardizer:
         return np.where(varies, values, 0.0).astype(np.float32)
 
 
-def _gaussian_rows(scales: np.ndarray, location_um: np.ndarray, tree, rows: slice, deviation_um: float) -> np.ndarray:
-    """Gaussian means over the section around some locations, themselves included; only those in reach are read."""
+def _gaussian_rows(
+    scales: np.ndarray, tree: KDTree, points: np.ndarray, of: np.ndarray, deviation_um: float
+) -> np.ndarray:
+    """Gaussian means over the anchors around some points, of which each location of `of` (ascending) has the mean.
+
+    The nearest anchor always counts, also beyond the reach; only anchors that count are read.
+    """
     from scipy import sparse
     from scipy.spatial import KDTree
 
-    here = np.arange(len(scales))[rows]
-    near = KDTree(location_um[here]).sparse_distance_matrix(tree, REACH * deviation_um, output_type="coo_matrix")
-    itself = here[near.row] == near.col  # some versions list a spot at distance 0, others do not
-    row = np.concatenate([near.row[~itself], np.arange(len(here))])
-    column = np.concatenate([near.col[~itself], here])
-    distance = np.concatenate([near.data[~itself], np.zeros(len(here))])
+    near = KDTree(points).sparse_distance_matrix(tree, REACH * deviation_um, output_type="coo_matrix")
+    least, nearest = tree.query(points)
+    listed = nearest[near.row] == near.col  # some versions list a pair at distance 0, others do not
+    row = np.concatenate([near.row[~listed], np.arange(len(points))])
+    column = np.concatenate([near.col[~listed], nearest])
+    distance = np.concatenate([near.data[~listed], least])
     within = np.unique(column)
-    weights = np.exp(-(distance**2) / (2 * deviation_um**2))
-    matrix = sparse.csr_matrix((weights, (row, np.searchsorted(within, column))), shape=(len(here), len(within)))
+    weights = np.exp((least[row] ** 2 - distance**2) / (2 * deviation_um**2))
+    matrix = sparse.csr_matrix((weights, (row, np.searchsorted(within, column))), shape=(len(points), len(within)))
     matrix.sort_indices()
+    total = np.asarray(matrix.sum(axis=1))
+    locations, counts = np.unique(of, return_counts=True)
+    if len(locations) < len(of):  # a mean of means
+        share = sparse.csr_matrix((1 / (counts[of] * total[:, 0]), (of, np.arange(len(of)))))
+        matrix, total = share @ matrix, np.ones((len(locations), 1))
     flat = np.asarray(scales[within]).reshape(len(within), -1)
-    means = (matrix @ flat) / np.asarray(matrix.sum(axis=1))
-    return np.asarray(means, np.float32).reshape(len(here), *scales.shape[1:])
+    means = (matrix @ flat) / total
+    return np.asarray(means, np.float32).reshape(len(locations), *scales.shape[1:])

@@ -112,8 +112,11 @@ def confidence_of(
     *,
     intervals: bool = False,
     abstain: float | None = None,
+    why_not: str = "",
 ) -> Confidence:
     """Confidence and intervals for predictions of `genes` that are made from this bank in this way.
+
+    `why_not` says why no calibration applies to the locations, if so.
 
     Raises
     ------
@@ -125,7 +128,7 @@ def confidence_of(
     """
     if abstain is not None and not 0 < abstain < 1:
         raise BadOption("abstain", abstain, want="a share between 0 and 1, such as 0.3")
-    reliability, why = _calibrated_for(model, config)
+    reliability, why = (None, why_not) if why_not else _calibrated_for(model, config)
     if reliability is None:
         if intervals or abstain is not None:
             raise Incompatible.lacks("calibrated intervals" if intervals else "abstention", why)

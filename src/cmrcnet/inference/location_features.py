@@ -95,6 +95,11 @@ class LocationFeatures:
     ----------
     centre_px : array, shape (locations, 2)
         x, y in level-0 pixels.
+    anchor_px : array, shape (anchors, 2), optional
+        Anchors of a fine map (`features.tokens`), whole locations, for dense features; the locations themselves when
+        left out.
+    window_um : float, optional
+        Side of the locations' windows, with anchors; that of whole locations when left out.
     folder : Path, optional
         Where they are kept, and where a killed run continues; in memory when left out.
     """
@@ -106,20 +111,30 @@ class LocationFeatures:
         centre_px: np.ndarray,
         folder: Path | None = None,
         *,
+        anchor_px: np.ndarray | None = None,
+        window_um: float | None = None,
         with_statistics: bool = False,
     ) -> None:
-        self._encoder, self._slide, self._centre_px = encoder, slide, centre_px
-        spec = asdict(encoder.spec) | {"device": ""}  # the device changes nothing but rounding
-        self.name = fingerprint(encoder.name, spec, slide.fingerprint(), slide.mpp, centre_px)
+        spec = encoder.spec
+        counts = np.full(len(centre_px), spec.sub_windows if window_um is None else spec.sub_windows_in(window_um))
+        self._anchors = 0
+        if anchor_px is not None and spec.method == "dense":  # by patches they would have to be encoded
+            self._anchors = len(anchor_px)
+            centre_px = np.concatenate([anchor_px, centre_px])
+            counts = np.concatenate([np.full(self._anchors, spec.sub_windows), counts])
+        self._encoder, self._slide, self._centre_px, self._sub_windows = encoder, slide, centre_px, counts
+        facts = asdict(spec) | {"device": ""}  # the device changes nothing but rounding
+        where = slide.fingerprint(), slide.mpp, centre_px, self._anchors, counts
+        self.name = fingerprint(encoder.name, facts, *where)
         """Fingerprint of everything that the features depend on: neither bank nor genes."""
         layers, width = encoder.kept_shape
         chunks = np.stack([chunk_numbers(slide, centre_px, encoder.spec, layer) for layer in range(layers)])
         self.kept = ResumableFeatures((layers, len(centre_px), width), self.name, folder, chunks)
         self._statistics: ResumableFeatures | None = None
         if with_statistics:
-            where = None if folder is None else folder / "statistics"
+            beside = None if folder is None else folder / "statistics"
             chunks = chunk_numbers(slide, centre_px, encoder.spec, STATISTICS)[None]
-            self._statistics = ResumableFeatures((1, len(centre_px), len(STATISTIC_NAMES)), self.name, where, chunks)
+            self._statistics = ResumableFeatures((1, len(centre_px), len(STATISTIC_NAMES)), self.name, beside, chunks)
         self._tokens: SectionTokens | None = None
 
     def encode(self, cache: TokenCache | None = None, batch: int | Literal["auto"] = "auto") -> None:
@@ -133,20 +148,22 @@ class LocationFeatures:
             store, number = stores[layer]
             return store.has(rows, number)
 
-        how = {"layers": tuple(stores), "done": done, "cache": cache, "batch": batch}
+        how = {"layers": tuple(stores), "done": done, "cache": cache, "batch": batch, "sub_windows": self._sub_windows}
         for rows, layer, values in extract_chunks(encoder.encoder, self._slide, self._centre_px, spec, **how):
             store, number = stores[layer]
             plain = layer != STATISTICS and not spec.scales_um
             store.keep(rows, encoder.project(values) if plain else values, number)
         if spec.scales_um:
-            self._tokens = SectionTokens(self.kept.values(), self._centre_px * known_scale(self._slide), spec)
+            location_um, anchors = self._centre_px * known_scale(self._slide), self._anchors or None
+            self._tokens = SectionTokens(self.kept.values(), location_um, spec, anchors, self._sub_windows)
 
     def take(self, rows: slice) -> np.ndarray:
         """Features (locations, width) float32 of some rows of `centre_px`, once all are encoded; a slice, no step."""
+        rows = slice(rows.start + self._anchors, rows.stop + self._anchors)
         if self._tokens is None:
             return np.array(self.kept.values()[rows, 0])
         return self._encoder.project(self._tokens.take(rows))
 
     def statistics(self) -> np.ndarray | None:
         """Return the image statistics of all locations, (locations, 9) float32; None where they were not requested."""
-        return None if self._statistics is None else np.array(self._statistics.values()[:, 0])
+        return None if self._statistics is None else np.array(self._statistics.values()[self._anchors :, 0])

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from cmrcnet.retrieval.bank import ReferenceBank
     from cmrcnet.slides.section import Spots
     from cmrcnet.slides.slide import Slide
-    from cmrcnet.slides.tissue import TissueMask
+    from cmrcnet.slides.tissue import QueryGrid, TissueMask
     from cmrcnet.storage.cache import TokenCache
 
 LOCK = "lock"
@@ -64,6 +64,7 @@ def predict(
     weighting: Literal["mean", "similarity"] | None = None,
     head: Literal["retrieval", "ridge", "kernel", "ensemble"] | None = None,
     grid_um: float = 100.0,
+    window_um: float | None = None,
     intervals: bool = False,
     abstain: float | None = None,
     cache: TokenCache | None = None,
@@ -97,6 +98,9 @@ def predict(
         components. The neighbours are named with every head.
     grid_um : float
         Distance between the locations of the grid.
+    window_um : float, optional
+        Side of the window that a location's values are for, smaller than a spot, by a model that was trained with
+        ``features.window_um``; the ridge head predicts unless `head` says otherwise. The whole window when left out.
     intervals : bool
         Add ``layers["lower"]`` and ``layers["upper"]``: each value's calibrated interval.
     abstain : float, optional
@@ -149,15 +153,16 @@ def predict(
         weighting=weighting,
         head=head,
         grid_um=grid_um,
+        window_um=window_um,
         intervals=intervals,
         abstain=abstain,
     )
     predictor = make_predictor(model, bank, options)
-    locations, tissue = make_query_grid(slide, spots, mask, grid_um)
-    features = _features(predictor, slide, locations)
+    grid = make_query_grid(slide, spots, mask, grid_um, windows=window_um is not None)
+    features = _features(predictor, slide, grid)
     features.encode(cache)
-    table = _TableInMemory(len(locations))
-    return _fill(table, predictor, slide, locations, tissue, features)
+    table = _TableInMemory(len(grid.locations))
+    return _fill(table, predictor, slide, grid, features)
 
 
 def predict_to_file(
@@ -202,7 +207,9 @@ def predict_to_file(
     if out.suffix == STORE:
         require_spatialdata()
     options = predictor.options
-    locations, tissue = make_query_grid(slide, options.spots, options.mask, options.grid_um)
+    windows = options.window_um is not None
+    grid = make_query_grid(slide, options.spots, options.mask, options.grid_um, windows=windows)
+    count = len(grid.locations)
     refuse_existing(out, overwrite=True, folder=out.suffix == STORE)
     work = out.with_name(f"{out.name}.partial")
     with translate_os_errors(out):
@@ -210,7 +217,7 @@ def predict_to_file(
         kept = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
     copies = 2 if out.suffix == STORE else 1
     each = 4 * int(np.prod(predictor.encoder.kept_shape)) + predictor.bytes_per_location * copies
-    needed = each * len(locations) - kept
+    needed = each * count - kept
     if needed > free:
         raise NoSpace.from_sentence(
             f"{out} takes about {needed / 1e9:.1f} GB while it is made, and {free / 1e9:.1f} GB are free there; free "
@@ -222,11 +229,11 @@ def predict_to_file(
             raise InUse(out)
         tmp = work / "table.h5ad"
         try:
-            features = _features(predictor, slide, locations, work / "features")
+            features = _features(predictor, slide, grid, work / "features")
             features.encode(cache, batch)
-            table = TableFile(tmp, len(locations), fingerprint(features.name, predictor.genes, predictor.provenance()))
+            table = TableFile(tmp, count, fingerprint(features.name, predictor.genes, predictor.provenance()))
             try:
-                _fill(table, predictor, slide, locations, tissue, features)
+                _fill(table, predictor, slide, grid, features)
             finally:
                 table.close()
             if out.suffix == STORE:
@@ -242,7 +249,7 @@ def predict_to_file(
             remove_partial(work)
             raise
         remove_partial(work)
-    return len(locations), len(predictor.genes)
+    return count, len(predictor.genes)
 
 
 def chunk_size(genes: int) -> int:
@@ -250,21 +257,28 @@ def chunk_size(genes: int) -> int:
     return int(np.clip(CHUNK_BYTES // (4 * max(genes, 1)) // 256 * 256, 256, 4_096))
 
 
-def _features(predictor: Predictor, slide: Slide, locations: Spots, folder: Path | None = None) -> LocationFeatures:
+def _features(predictor: Predictor, slide: Slide, grid: QueryGrid, folder: Path | None = None) -> LocationFeatures:
     """Features that the predictor needs, with image statistics where it has an out-of-distribution detector."""
-    detects = predictor.ood_detector is not None
-    return LocationFeatures(predictor.encoder, slide, locations.centre_px, folder, with_statistics=detects)
+    return LocationFeatures(
+        predictor.encoder,
+        slide,
+        grid.locations.centre_px,
+        folder,
+        anchor_px=grid.anchor_px,
+        window_um=predictor.options.window_um,
+        with_statistics=predictor.ood_detector is not None,
+    )
 
 
 def _fill(
     table: TableFile | _TableInMemory,
     predictor: Predictor,
     slide: Slide,
-    locations: Spots,
-    tissue: TissueMask,
+    grid: QueryGrid,
     features: LocationFeatures,
 ) -> AnnData:
     """Predict every chunk that is not written yet, then add what depends on all locations."""
+    locations = grid.locations
     count, step = len(locations), chunk_size(len(predictor.genes))
     with metered(f"predict {slide.name}", count, "locations") as meter:
         meter.skip(table.written)
@@ -283,7 +297,7 @@ def _fill(
         neighbours=None,
         similarity=table.neighbour_similarity(),
         provenance=predictor.provenance(),
-        in_tissue=tissue.contains(locations.centre_px),
+        in_tissue=grid.tissue.contains(locations.centre_px),
     )
     predictor.annotate(frame, table.neighbour_rows())
     detector, statistics = predictor.ood_detector, features.statistics()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cmrcnet.uncertainty.calibration import Calibration
     from cmrcnet.uncertainty.ood import OODDetector
 
-BANK_OPTIONS = ("k", "weighting", "head", "intervals", "abstain")
+BANK_OPTIONS = ("k", "weighting", "head", "intervals", "abstain", "window_um")
 """Options that a student does not have."""
 
 
@@ -60,6 +60,7 @@ class PredictOptions:
     weighting: Literal["mean", "similarity"] | None = None
     head: Literal["retrieval", "ridge", "kernel", "ensemble"] | None = None
     grid_um: float = 100.0
+    window_um: float | None = None
     intervals: bool = False
     abstain: float | None = None
 
@@ -114,6 +115,7 @@ class Predictor(ABC):
     def identity(self) -> dict[str, Any]:
         """The part of `provenance` by which a table of the same model and options is recognised."""
         keys = ("model_fingerprint", "bank_fingerprint", STUDENT, "k", "weighting", "head", "with_intervals", "abstain")
+        keys = (*keys, "window_um")
         return {key: value for key, value in self.provenance().items() if key in keys}
 
 
@@ -131,11 +133,18 @@ class BankPredictor(Predictor):
     UnknownName, TooFew
         A gene that the bank does not have; an empty list of genes.
     BadOption
-        k is above the number of spots; a head that the model does not have; an unknown weighting.
+        k is above the number of spots; a head that the model does not have; an unknown weighting; a window that the
+        model was not trained for.
     """
 
     def __init__(self, model: TrainedModel, bank: ReferenceBank, options: PredictOptions) -> None:
-        config = head_config(model, options)
+        self.encoder, self.calibration = LocationEncoder.of_model(model), model.calibration
+        config, why_not = head_config(model, options), ""
+        if options.window_um is not None:
+            spec = self.encoder.spec
+            if spec.sub_windows_in(options.window_um) < spec.sub_windows:
+                why_not = f"they are calibrated for whole spots, and windows of {options.window_um:g} um were asked for"
+                config = config if options.head is not None else dataclasses.replace(config, kind="ridge")
         bank.require_model(model)
         self._index = bank.searcher()  # opened now, so that later edits of the bank's folder do not matter
         if options.k is not None and not 1 <= options.k <= len(bank):
@@ -143,10 +152,9 @@ class BankPredictor(Predictor):
         self.model, self.bank, self.options = model, bank, options
         self.columns = gene_columns(options.genes, bank.genes)
         self.genes = [bank.genes[column] for column in self.columns]
-        how = {"intervals": options.intervals, "abstain": options.abstain}
+        how = {"intervals": options.intervals, "abstain": options.abstain, "why_not": why_not}
         self.confidence = confidence_of(model, bank, config, self.genes, **how)
         self.config = config.within(len(bank))
-        self.encoder, self.calibration = LocationEncoder.of_model(model), model.calibration
         layers = 4 if self.confidence.intervals else 2
         self.bytes_per_location = 4 * layers * len(self.columns) + 16 * self.config.k
 
@@ -200,6 +208,7 @@ class BankPredictor(Predictor):
             "target_sum": bank.target_sum,
             "patch_px": model.config.patch.size_px,
             "patch_mpp": model.config.patch.mpp,
+            "window_um": self.encoder.spec.side_um if self.options.window_um is None else self.options.window_um,
             "k": config.k,
             "weighting": config.weighting,
             "temperature": config.temperature,

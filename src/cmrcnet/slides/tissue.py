@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,8 @@ EDGE_UM = 8.0
 """Sigma of the smaller window that refines the border."""
 CLOSE_UM = 40.0
 """Gaps in tissue up to about this width are bridged."""
+ANCHOR_UM = 100.0
+"""Pitch of the anchors of a finer map; that of first-generation spots."""
 SMALLEST_TISSUE_UM2 = 30_000.0
 """Specks below this area (a disc of 195 um) are dust."""
 SMALLEST_HOLE_UM2 = 100_000.0
@@ -207,27 +209,44 @@ def patch_grid(slide: Slide, mask: TissueMask, *, pitch_um: float = 100.0, diame
     """
     if not 0 < pitch_um < math.inf:
         raise BadOption("pitch_um", pitch_um, want="micrometres between neighbouring locations, above 0")
-    pitch_px = pitch_um / known_scale(slide)
-    columns = np.arange(math.ceil(slide.width_px / pitch_px - 0.5))
-    rows = np.arange(math.ceil(slide.height_px / pitch_px - 0.5))
-    row, column = (index.ravel() for index in np.meshgrid(rows, columns, indexing="ij"))
-    centres = (np.column_stack([column, row]) + 0.5) * pitch_px
-    kept = np.flatnonzero(mask.contains(centres))
-    if len(kept) == 0:
+    column, row, centres = _grid_on(slide, mask, pitch_um)
+    if len(centres) == 0:
         mpp = known_scale(slide)
         across, down = slide.width_px * mpp / 1000, slide.height_px * mpp / 1000
         raise TooFew.from_sentence(
             f"No tissue was found on {slide.name}; check the picture and its scale ({mpp:.4g} um per px, which makes "
             f"it {across:.3g} x {down:.3g} mm), or give the locations to predict yourself."
         )
-    barcodes = tuple(f"x{column[i]:05d}y{row[i]:05d}" for i in kept)
-    return Spots(barcodes, centres[kept], pitch_um if diameter_um is None else diameter_um)
+    barcodes = tuple(f"x{x:05d}y{y:05d}" for x, y in zip(column.tolist(), row.tolist(), strict=True))
+    return Spots(barcodes, centres, pitch_um if diameter_um is None else diameter_um)
+
+
+def _grid_on(slide: Slide, mask: TissueMask, pitch_um: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns, rows and centres (n, 2) of the grid's locations on tissue, row by row."""
+    pitch_px = pitch_um / known_scale(slide)
+    columns = np.arange(math.ceil(slide.width_px / pitch_px - 0.5))
+    rows = np.arange(math.ceil(slide.height_px / pitch_px - 0.5))
+    row, column = (index.ravel() for index in np.meshgrid(rows, columns, indexing="ij"))
+    centres = (np.column_stack([column, row]) + 0.5) * pitch_px
+    kept = np.flatnonzero(mask.contains(centres))
+    return column[kept], row[kept], centres[kept]
+
+
+class QueryGrid(NamedTuple):
+    """The locations to predict, the tissue, and the anchors of a fine map; see `features.tokens`."""
+
+    locations: Spots
+    tissue: TissueMask
+    anchor_px: np.ndarray | None
+    """(anchors, 2) level-0 pixels; None where the locations are their own."""
 
 
 def make_query_grid(
-    slide: Slide, spots: Spots | None, mask: TissueMask | None, grid_um: float
-) -> tuple[Spots, TissueMask]:
-    """The locations to predict, and the tissue mask.
+    slide: Slide, spots: Spots | None, mask: TissueMask | None, grid_um: float, *, windows: bool = False
+) -> QueryGrid:
+    """The locations to predict, the tissue mask, and the anchors of a map that is finer than spots.
+
+    Anchors are a grid of `ANCHOR_UM` over the tissue; where that is so small that none lies on it, the locations are.
 
     Parameters
     ----------
@@ -237,11 +256,12 @@ def make_query_grid(
         None finds the tissue on the slide.
     grid_um : float
         Pitch of the grid in micrometres.
+    windows : bool
+        Make anchors, whatever the locations are: their windows are asked for.
 
     Returns
     -------
-    locations : Spots
-    mask : TissueMask
+    QueryGrid
 
     Raises
     ------
@@ -257,4 +277,9 @@ def make_query_grid(
         hint = "give spots on the slide, or leave them out for a grid over the tissue"
         raise TooFew("locations to predict", 0, 1, hint)
     on_slide(slide, locations.centre_px, slide.name, most_off=0.0)
-    return locations, tissue
+    anchor_px = None
+    if windows or (spots is None and grid_um < ANCHOR_UM):
+        _, _, anchor_px = _grid_on(slide, tissue, ANCHOR_UM)
+        if len(anchor_px) == 0:
+            anchor_px = locations.centre_px if windows else None
+    return QueryGrid(locations, tissue, anchor_px)
