@@ -314,7 +314,7 @@ class _PatchRun:
         return groups
 
     def cut(
-        self, centres: np.ndarray, picked: np.ndarray, layers: list[int], counts: None = None
+        self, centres: np.ndarray, picked: np.ndarray, layers: list[int], counts: np.ndarray | None = None
     ) -> list[list[np.ndarray]]:
         """The patches of some layers, a list of scales each; those that are perturbed at the picked locations only."""
         scales = [

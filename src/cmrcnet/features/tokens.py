@@ -163,7 +163,7 @@ def _gaussian_rows(
     from scipy.spatial import KDTree
 
     near = KDTree(points).sparse_distance_matrix(tree, REACH * deviation_um, output_type="coo_matrix")
-    least, nearest = tree.query(points)
+    least, nearest = (np.asarray(each) for each in tree.query(points))
     listed = nearest[near.row] == near.col  # some versions list a pair at distance 0, others do not
     row = np.concatenate([near.row[~listed], np.arange(len(points))])
     column = np.concatenate([near.col[~listed], nearest])
@@ -172,7 +172,7 @@ def _gaussian_rows(
     weights = np.exp((least[row] ** 2 - distance**2) / (2 * deviation_um**2))
     matrix = sparse.csr_matrix((weights, (row, np.searchsorted(within, column))), shape=(len(points), len(within)))
     matrix.sort_indices()
-    total = np.asarray(matrix.sum(axis=1))
+    total = np.asarray(matrix.sum(axis=1)).reshape(-1, 1)
     locations, counts = np.unique(of, return_counts=True)
     if len(locations) < len(of):  # a mean of means
         share = sparse.csr_matrix((1 / (counts[of] * total[:, 0]), (of, np.arange(len(of)))))
