@@ -37,3 +37,12 @@ def her2st_csv() -> Path:
 def als_csv() -> Path:
     """Cohort file of nine real spinal cord sections, or a skip."""
     return _cohort_csv("als")
+
+
+@pytest.fixture
+def blca_csv() -> Path:
+    """Table of 373 bladder cancer patients with follow-up, or a skip."""
+    path = SHARED_DATA / "tcga_blca" / "patients.csv.gz"
+    if not path.exists():
+        pytest.skip("the bladder cancer patients are not beside this checkout (wanted ../shared/data/tcga_blca)")
+    return path

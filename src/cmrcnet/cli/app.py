@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
-from cmrcnet.cli import bank_commands, cohort_commands, evaluate_commands, model_commands, predict_commands
+from cmrcnet.cli import (
+    bank_commands,
+    cohort_commands,
+    evaluate_commands,
+    model_commands,
+    outcome_commands,
+    predict_commands,
+)
 from cmrcnet.cli.doctor import doctor
 from cmrcnet.errors import CmrcnetError, CmrcnetWarning, NoSpace
 from cmrcnet.progress import printable
@@ -40,6 +47,7 @@ VERBS: dict[str, Callable] = {
     "evaluate": evaluate_commands.evaluate_command,
     "sweep": evaluate_commands.sweep_command,
     "transfer": evaluate_commands.transfer_command,
+    "outcomes": outcome_commands.outcomes_command,
     "localise": predict_commands.localise_command,
     "fetch": cohort_commands.fetch_command,
     "presets": model_commands.presets_command,

@@ -1,0 +1,104 @@
+"""Tables of patients (CSV, TSV or parquet): names as text, numbers as numbers, anything unclear refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cmrcnet.errors import BadInput, MissingExtra, MissingInput
+from cmrcnet.readers.tables import NOTHING
+from cmrcnet.readers.text_files import read_text
+from cmrcnet.slides.section import repeated
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAMES = ("patient", "case", "slide")
+"""Columns that are names, also where they look like numbers."""
+
+
+def read_patients(path: Path) -> pd.DataFrame:
+    """Read a table with one row a patient (or case, or slide).
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Text separated by commas, tabs or semicolons (gzipped or not), or ``.parquet``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``patient``, ``case`` and ``slide`` are text, columns of numbers float64 with NaN where a cell states nothing
+        (empty, NA, ...), all others text, missing cells None.
+
+    Raises
+    ------
+    MissingInput, BadInput, MissingExtra
+        Also for two columns of one name, an infinite number, or a row without a patient.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if path.suffix == ".parquet":
+        if not path.is_file():
+            raise MissingInput(path, "The table of patients")
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise MissingExtra("pyarrow", "A parquet file", "'cmrcnet[platforms]'") from error
+        try:
+            table = pyarrow.parquet.read_table(path).to_pandas()
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise BadInput(path, "a parquet table", str(error).splitlines()[0]) from error
+        names = [str(name) for name in table.columns]
+    else:
+        text = read_text(path, "The table of patients")
+        first = text.lstrip("\n").split("\n", 1)[0]
+        delimiter = max("\t,;", key=first.count)
+        names: list[str] = []
+        for cells in (rows := csv.reader(io.StringIO(text), delimiter=delimiter)):
+            names = names or [name.strip() for name in cells]
+            if cells and len(cells) != len(names):
+                why = f"line {rows.line_num} has {len(cells)} cells, and the header {len(names)}"
+                raise BadInput(path, "a table of patients", why)
+        try:
+            table = pd.read_csv(
+                io.StringIO(text),
+                sep=delimiter,
+                decimal="," if delimiter == ";" else ".",
+                dtype=dict.fromkeys(NAMES, str),  # pyright: ignore[reportArgumentType]
+                keep_default_na=False,
+                na_values=sorted({*NOTHING, *(word.upper() for word in NOTHING), "NaN", "None", "N/a"}),
+                low_memory=False,
+                float_precision="round_trip",
+            )
+        except (ValueError, pd.errors.ParserError) as error:
+            raise BadInput(path, "a table of patients", str(error).splitlines()[0]) from error
+    if twice := repeated(names):
+        raise BadInput(path, "a table of patients", f"the column {twice[0]!r} is there twice")
+    table.columns = pd.Index(names)
+    if "patient" not in names:
+        raise BadInput.columns(path, ["patient"], names)
+    for name in names:
+        column = table[name]
+        if name in NAMES:
+            cells = [None if pd.isna(cell) else str(cell).strip() for cell in column]
+            if name == "patient" and not all(cells):
+                row = [not cell for cell in cells].index(True)
+                raise BadInput(path, "a table of patients", f"row {row + 1} below the header names no patient")
+            table[name] = pd.Series(cells, dtype=object, index=table.index)
+        elif column.dtype.kind in "biuf":
+            table[name] = column.astype(np.float64)
+            if np.isinf(table[name].to_numpy()).any():
+                raise BadInput(path, "a table of patients", f"the column {name} holds an infinite number")
+        else:
+            cells = [None if pd.isna(cell) else str(cell) for cell in column]
+            table[name] = pd.Series(cells, dtype=object, index=table.index)
+    if not len(table):
+        raise BadInput(path, "a table of patients", "it has no rows")
+    return table

@@ -1,0 +1,63 @@
+"""Tables of patients: what is read as what, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cmrcnet.errors import BadInput, MissingInput
+from cmrcnet.readers.patient_table import read_patients
+
+
+def test_names_stay_text_and_numbers_become_numbers(tmp_path):
+    path = tmp_path / "patients.csv.gz"
+    path.write_bytes(gzip.compress(b"patient,months,site,grade\n007,1.5,A,2\n08,NA,,3\n"))
+    table = read_patients(path)
+    assert list(table["patient"]) == ["007", "08"]
+    assert table["months"].tolist()[0] == 1.5 and np.isnan(table["months"][1])
+    assert list(table["site"]) == ["A", None]
+    assert table["grade"].dtype == np.float64
+
+
+def test_semicolons_have_decimal_commas(tmp_path):
+    path = tmp_path / "patients.csv"
+    path.write_text("patient;months\nA;1,5\n")
+    assert read_patients(path)["months"].tolist() == [1.5]
+
+
+def test_parquet_is_read_alike(tmp_path):
+    path = tmp_path / "patients.parquet"
+    pd.DataFrame({"patient": [1, 2], "months": [3, 4], "dead": [True, False]}).to_parquet(path)
+    table = read_patients(path)
+    assert list(table["patient"]) == ["1", "2"]
+    assert table["dead"].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("case,x\na,1\n", "lacks the column"),
+        ("patient,x\n", "no rows"),
+        ("patient,x,x\na,1,2\n", "'x' is there twice"),
+        ("patient,x\na,1\nb\n", "line 3 has 1 cells"),
+        ("patient,x\na,1\nb,1,2\n", "line 3 has 3 cells"),
+        ("patient,x\na,1\n,2\n", "row 2 below the header names no patient"),
+        ("patient,x\na,inf\n", "infinite"),
+    ],
+)
+def test_unclear_tables_are_refused(tmp_path, text, words):
+    path = tmp_path / "patients.csv"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=words):
+        read_patients(path)
+
+
+def test_a_missing_or_broken_file_is_refused(tmp_path):
+    with pytest.raises(MissingInput):
+        read_patients(tmp_path / "none.csv")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(BadInput, match="parquet"):
+        read_patients(tmp_path / "broken.parquet")
