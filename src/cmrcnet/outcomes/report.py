@@ -170,7 +170,7 @@ def _question_section(run: OutcomeRun) -> Markup:
 
 def _methods_section(run: OutcomeRun) -> Markup:
     scores, outcome = run.scores, run.cohort.outcome
-    metrics = list(dict.fromkeys(scores.metric))
+    metrics = [str(metric) for metric in dict.fromkeys(scores.metric)]
     heads = ["method"]
     times = auc_times(outcome, run.folds) if isinstance(outcome, Survival) else []
     auc = iter(times)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -67,11 +67,12 @@ def read_patients(path: Path) -> pd.DataFrame:
                 why = f"line {rows.line_num} has {len(cells)} cells, and the header {len(names)}"
                 raise BadInput(path, "a table of patients", why)
         try:
-            table = pd.read_csv(
+            read_csv: Any = pd.read_csv
+            table = read_csv(
                 io.StringIO(text),
                 sep=delimiter,
                 decimal="," if delimiter == ";" else ".",
-                dtype=dict.fromkeys(NAMES, str),  # pyright: ignore[reportArgumentType]
+                dtype=dict.fromkeys(NAMES, str),
                 keep_default_na=False,
                 na_values=sorted({*NOTHING, *(word.upper() for word in NOTHING), "NaN", "None", "N/a"}),
                 low_memory=False,
