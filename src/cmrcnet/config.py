@@ -50,6 +50,11 @@ class PanelConfig:
     """The panel itself, when kind is "list"."""
     target_sum: float | Literal["median"] = 10_000.0
     """Library size that every spot is scaled to before log1p. Released: "median", each section's own median."""
+    standardize: Literal["section", "training"] = "section"
+    """Whose mean and deviation a continuous table is standardised by: each section's own, or that of all training
+    locations."""
+    zero_replacement: float = 0.01
+    """Share that stands for 0 in a table of proportions, whose logarithm would not exist (`genes.scaling`)."""
     sections: Literal["training", "all"] = "training"
     """Sections that choose the panel. Released: "all", the test section included; reports say that the panel leaks."""
     controls: Literal["drop", "keep"] = "drop"
@@ -61,6 +66,7 @@ class PanelConfig:
     def __post_init__(self) -> None:
         _check(self, "n_hvg", self.n_hvg >= 1, "a number of genes, 1 or more")
         _check(self, "target_sum", self.target_sum == "median" or self.target_sum > 0, "a sum above 0")
+        _check(self, "zero_replacement", 0 < self.zero_replacement < 0.5, "a share above 0 and below 0.5")
         _check(self, "genes", self.kind != "list" or len(self.genes) > 0, "at least one gene when kind is list")
 
 

@@ -161,8 +161,27 @@ class SectionError(CmrcnetError, ValueError):
     @classmethod
     def not_counts(cls, section: str, why: str) -> Self:
         """The counts are normalised, negative or not finite."""
-        want = "give the unnormalised whole numbers, 0 or more"
+        want = (
+            "give the unnormalised whole numbers, 0 or more, or state the table_kind of a table that is none of counts"
+        )
         return cls(f"The counts of {section} are not raw counts: {why}; {want}.")
+
+    @classmethod
+    def not_of_kind(cls, section: str, kind: str, why: str) -> Self:
+        """The values of a table are not of its kind."""
+        what = "binary" if kind == "binary" else f"one of {kind}" if kind == "proportions" else f"a {kind} one"
+        return cls(
+            f"The table of {section} is not {what}: {why}; correct it, or state its table_kind: counts, continuous, "
+            "proportions or binary."
+        )
+
+    @classmethod
+    def other_kind(cls, section: str, kind: str, wanted: str, by: str) -> Self:
+        """A section holds a table of another kind than the model or the other sections."""
+        return cls(
+            f"The table of {section} is of kind {kind}, and {by} {wanted}; give sections of one table_kind, or train "
+            "a model of this kind."
+        )
 
     @classmethod
     def empty(cls, section: str, spots: int, genes: int) -> Self:

@@ -10,7 +10,7 @@ from cmrcnet.config import Config
 from cmrcnet.genes.table import check_prediction_table
 from cmrcnet.slides.section import Section
 from cmrcnet.slides.slide import WHITE, Slide, known_scale
-from cmrcnet.slides.spot_tables import check_counts
+from cmrcnet.slides.table_kinds import check_values
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,7 +44,13 @@ def assert_slide(slide: Slide) -> None:
 
 def assert_section(section: Section) -> None:
     """Assert that a section can be trained on: raw counts, a known scale, spots on the slide, unique genes."""
-    check_counts(section.counts, section.name, barcodes=section.spots.barcodes, genes=section.genes)
+    check_values(
+        section.counts,
+        section.table_kind,
+        section.name,
+        barcodes=section.spots.barcodes,
+        features=section.genes,
+    )
     assert known_scale(section.slide) > 0
     assert section.spots.diameter_um > 0, "the spots' diameter must be above 0"
     assert len(set(section.genes)) == len(section.genes), "genes are named twice"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cmrcnet.analysis.localisation import measured_expression, target_sum_of
+from cmrcnet.analysis.localisation import measured_expression
 from cmrcnet.errors import Damaged, Incompatible, UnknownName
-from cmrcnet.genes.table import STUDENT
+from cmrcnet.genes.table import STUDENT, scaling_of
 from cmrcnet.slides.patches import crop_patches
 from cmrcnet.slides.section import Cohort
 from cmrcnet.slides.slide import PatchScale, Slide, known_scale
@@ -189,7 +189,7 @@ def matched_tissue(
         if slide is None and section.slide.fingerprint() == wanted:
             slide = section.slide
         rows = np.flatnonzero((found.spots["section"] == name).to_numpy())
-        measured = measured_expression(section, genes, target_sum_of(table))
+        measured = measured_expression(section, genes, scaling_of(table))
         measured = measured.reindex(columns=list(genes), fill_value=0 if section.absent_genes == "zero" else np.nan)
         expression[rows] = measured.reindex(index=found.spots["barcode"][rows].astype(str)).to_numpy()
         near = rows[rows < len(patches)]

@@ -14,6 +14,7 @@ import numpy as np
 
 from cmrcnet.analysis.attribution import Attribution, MatchedTissue, attribution, matched_tissue
 from cmrcnet.errors import TooFew, UnknownName
+from cmrcnet.genes.table import scaling_of
 from cmrcnet.slides.section import Cohort
 from cmrcnet.slides.slide import Slide
 
@@ -176,7 +177,7 @@ def _interval(table: AnnData, row: int, columns: list[int], predicted: np.ndarra
         return np.full(len(columns), np.nan), np.full(len(columns), np.nan)
     factor = float(table.obs["interval_scale"].iloc[row])
     low, high = (np.asarray(table.var[name], np.float64)[columns] for name in ("interval_low", "interval_high"))
-    return np.maximum(predicted + factor * low, 0), predicted + factor * high
+    return np.maximum(predicted + factor * low, scaling_of(table).least), predicted + factor * high
 
 
 def _reliability(table: AnnData, column: int) -> str:

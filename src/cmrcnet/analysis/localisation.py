@@ -16,14 +16,15 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from cmrcnet.errors import BadOption, CmrcnetWarning, SectionError, TooFew, UnknownName
 from cmrcnet.genes.markers import MarkerList
 from cmrcnet.genes.mean_interval import mean_interval
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import COUNTS, Scaling
+from cmrcnet.genes.table import scaling_of
 from cmrcnet.readers.tables import spot_key
 from cmrcnet.slides.section import Cohort
 
@@ -73,18 +74,16 @@ def signature_scores(
     return pd.DataFrame(scores, index=part.index), pd.Series(counts, dtype=int)
 
 
-def measured_expression(
-    section: Section, genes: Iterable[str], target_sum: float | Literal["median"] = 10_000.0
-) -> pd.DataFrame:
-    """Measured log-normalised expression (spots, genes) float32 of some genes of a section, the `truth` of `localise`.
+def measured_expression(section: Section, genes: Iterable[str], scaling: Scaling = COUNTS) -> pd.DataFrame:
+    """Measured expression (spots, genes) float32 of some genes of a section, the `truth` of `localise`.
 
-    Genes that the section does not list are left out; `target_sum` is the library size over all of its genes.
+    Genes that the section does not list are left out.
     """
     import pandas as pd
 
     column = {gene: i for i, gene in enumerate(section.genes)}
     there = [gene for gene in dict.fromkeys(genes) if gene in column]
-    values = normalize(section.counts, target_sum)[:, [column[gene] for gene in there]].toarray()
+    values = scaling.expression(section)[:, [column[gene] for gene in there]].toarray()
     return pd.DataFrame(values, index=pd.Index(section.spots.barcodes), columns=pd.Index(there))
 
 
@@ -317,7 +316,7 @@ def localise_cohort(
         if not signatures:
             raise SectionError.none_shared(f"The {chosen.organ} markers", f"the prediction of {name}")
         truth = measured_expression(
-            section, (gene for genes in signatures.values() for gene in genes), target_sum_of(prediction)
+            section, (gene for genes in signatures.values() for gene in genes), scaling_of(prediction)
         )
         labels = regions[name].map(coarse) if merge else regions[name]
         table = localise(prediction, labels, signatures, truth, n_bootstrap=n_bootstrap, seed=seed)
@@ -359,9 +358,3 @@ def localisation_text(table: pd.DataFrame) -> str:
 def _span(row: Mapping[str, float], name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return f"{row[name]:.2f}" + (f" ({low:.2f} to {high:.2f})" if low == low else "")
-
-
-def target_sum_of(prediction: AnnData) -> float | Literal["median"]:
-    """Library size of the prediction table, 10,000 when it is not stated."""
-    value = prediction.uns.get("cmrcnet", {}).get("target_sum", 10_000.0)
-    return "median" if value == "median" else float(value)

@@ -49,7 +49,7 @@ class SectionOptions:
 
     format: str | None = None
     """Reader of the section when its format cannot be recognised: legacy_st, visium, visium_hd, xenium, cosmx,
-    merscope, stomics, slide_seq, spatialdata, hest, ann_data."""
+    merscope, stomics, slide_seq, spatialdata, hest, ann_data, feature_table."""
 
     image: Path | None = None
     """Full-resolution H&E image, where the format does not hold it."""
@@ -68,6 +68,9 @@ class SectionOptions:
 
     library: str | None = None
     """Which section it is, where the file holds several."""
+
+    table_kind: Literal["counts", "continuous", "proportions", "binary"] | None = None
+    """What the table holds; counts unless the file says otherwise."""
 
 
 @Parameter(name="*")

@@ -64,20 +64,22 @@ def _write_section(section: Section, folder: Path, image: str) -> dict[str, str]
     """Write one section's three files and return its row of cohort.csv."""
     stem = file_name(section.name)
     picture, scale = write_slide(section.slide, folder / f"{stem}.{image}")
-    counts, spots = folder / f"{stem}_counts.tsv.gz", folder / f"{stem}_spots.tsv"
-    _write_counts(section, counts)
+    whole = section.table_kind == "counts"
+    counts, spots = folder / (f"{stem}_counts.tsv.gz" if whole else f"{stem}_table.csv"), folder / f"{stem}_spots.tsv"
+    (_write_counts if whole else _write_values)(section, counts)
     _write_spots(section, spots)
     row = (
         section.name,
         section.patient,
-        "legacy_st",
+        "legacy_st" if whole else "feature_table",
         counts.name,
         spots.name,
         picture.name,
         f"{scale:.10g}",
         f"{section.spots.diameter_um:.10g}",
     )
-    return dict(zip(_COLUMNS, row, strict=True)) | section.metadata
+    kind = {} if whole else {"table_kind": section.table_kind}
+    return dict(zip(_COLUMNS, row, strict=True)) | kind | section.metadata
 
 
 def _write_counts(section: Section, path: Path) -> None:
@@ -87,6 +89,16 @@ def _write_counts(section: Section, path: Path) -> None:
         values = section.counts[[number]].toarray().ravel().astype(np.int64)
         lines.append(barcode + "\t" + "\t".join(map(str, values)))
     path.write_bytes(gzip.compress("\n".join([*lines, ""]).encode(), compresslevel=6, mtime=0))
+
+
+def _write_values(section: Section, path: Path) -> None:
+    """Spots x features of a table that is none of counts, with all digits of a float32."""
+    values = section.counts.toarray()
+    with path.open("w", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["spot", *section.genes])
+        for barcode, row in zip(section.spots.barcodes, values, strict=True):
+            writer.writerow([barcode, *(f"{value:.9g}" for value in row)])
 
 
 def _write_spots(section: Section, path: Path) -> None:

@@ -184,7 +184,7 @@ def distil(
         model.fingerprint, bank.fingerprint, bank.sections, bank.patients, sections, patients, seen_slides, facts
     )
     student = Student(
-        encoder, applied, pca, head, outputs.basis, outputs.genes, bank.target_sum, lineage, model.calibration
+        encoder, applied, pca, head, outputs.basis, outputs.genes, bank.scaling, lineage, model.calibration
     )
     report = make_report(model, bank, cohort, sets, student, test=test, seed=seed, cache=cache)
     return dataclasses.replace(student, report=report | {"head": head_facts})

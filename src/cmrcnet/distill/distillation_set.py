@@ -186,7 +186,7 @@ def bank_without(bank: ReferenceBank, sections: Sequence[str]) -> ReferenceBank:
     others = tuple(part for part in bank.entries if part.section not in sections)
     if not others or len(others) == len(bank.entries):
         return bank
-    return ReferenceBank(others, bank.model_fingerprint, bank.target_sum, bank.name)
+    return ReferenceBank(others, bank.model_fingerprint, bank.scaling, bank.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from timeit import timeit
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cmrcnet.distill.distillation_set import DistillationSet, bank_without, features_at
 from cmrcnet.distill.fit_student import fit_student
 from cmrcnet.genes.gene_sets import gene_sets
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import Scaling
 from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.inference.location_features import LocationEncoder
 from cmrcnet.inference.predictor import PredictOptions, gene_columns, make_predictor
@@ -97,7 +97,7 @@ def sections_to_leave_out(bank: ReferenceBank, most: int) -> list[str]:
 def scored_genes(model: TrainedModel, bank: ReferenceBank, cohort: Cohort) -> tuple[str, ...]:
     """Choose the genes to score: the HVG of an evaluation that trains on the bank's sections."""
     size = model.config.evaluation.set_size
-    return gene_sets(cohort.only(bank.sections), bank.target_sum, size, svg=False)["HVG"]
+    return gene_sets(cohort.only(bank.sections), bank.scaling, size, svg=False)["HVG"]
 
 
 def _leave_out(
@@ -108,7 +108,9 @@ def _leave_out(
     outputs, head, _ = fit_student(model, others, [each for each in sets if name not in each.sections], seed)
     own = next(each for each in sets if each.measured and name in each.sections)
     genes = scored_genes(model, others, cohort)
-    predicted = outputs.basis.expression(head.scores(own.student_features), gene_columns(genes, outputs.genes))
+    predicted = outputs.basis.expression(
+        head.scores(own.student_features), gene_columns(genes, outputs.genes), bank.scaling.least
+    )
     return compare(model, others, cohort.read(name), own.teacher_features, predicted, genes)
 
 
@@ -127,7 +129,7 @@ def compare(
     teacher, and their mean absolute difference.
     """
     teacher = make_predictor(model, bank, PredictOptions(genes=genes)).predict_chunk(teacher_features).mean
-    truth = _measured(section, genes, bank.target_sum)
+    truth = _measured(section, genes, bank.scaling)
     by = {"teacher": pearson_per_gene(truth, teacher), "student": pearson_per_gene(truth, student)}
     defined = np.isfinite(by["teacher"]) & np.isfinite(by["student"])  # both are scored on the same genes
     means = {name: _mean(values[defined]) for name, values in by.items()}
@@ -145,9 +147,9 @@ def compare(
     }
 
 
-def _measured(section: Section, genes: Sequence[str], target_sum: float | Literal["median"]) -> np.ndarray:
-    """Log-normalised expression (spots, genes); an unlisted gene is 0 or NaN, as the section states."""
-    values = normalize(section.counts, target_sum).tocsc()
+def _measured(section: Section, genes: Sequence[str], scaling: Scaling) -> np.ndarray:
+    """Expression (spots, genes); an unlisted gene is 0 or NaN, as the section states."""
+    values = scaling.expression(section).tocsc()
     column = {gene: number for number, gene in enumerate(section.genes)}
     absent = 0.0 if section.absent_genes == "zero" else np.nan
     found = np.full((len(section.spots), len(genes)), absent)

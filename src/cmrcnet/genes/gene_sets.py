@@ -15,6 +15,7 @@ from cmrcnet.config import PanelConfig
 from cmrcnet.errors import BadOption, SectionError, TooFew
 from cmrcnet.genes.naming import are_disjoint, explain_no_shared_genes
 from cmrcnet.genes.normalise import library_sizes, log_scaled, normalize, scale_factors
+from cmrcnet.genes.scaling import COUNTS, Scaling, fit_scaling
 from cmrcnet.genes.spatial_stats import morans_i, spot_graph
 from cmrcnet.slides.section import Cohort, Section
 
@@ -31,14 +32,17 @@ class MeasuredGenes:
         self._candidates = candidates
         self._order: dict[str, int] = {}  # gene -> order of first appearance
         self._assays: list[frozenset[str]] = []  # the different gene lists of fixed assays
-        self._name = ""
+        self._name, self._kind = "", ""
 
     def add(self, section: Section) -> None:
         """Add the next section.
 
         `SectionError`: it shares no gene with the earlier sections, or only the few names that two species have in
-        common.
+        common; or its table is of another kind.
         """
+        if self._kind not in ("", section.table_kind):
+            raise SectionError.other_kind(section.name, section.table_kind, self._kind, f"{self._name} holds")
+        self._kind = section.table_kind
         genes, known = frozenset(section.genes), list(self._order)
         if known and are_disjoint(known, section.genes):
             hint = explain_no_shared_genes(known, section.genes)
@@ -64,26 +68,26 @@ _TOO_MANY_TO_MISS = 10
 
 @dataclass(frozen=True)
 class GenePanel:
-    """Genes of a model in their order, and the normalisation of counts.
+    """Genes (or other features) of a model in their order, and how their table is scaled.
 
     Parameters
     ----------
     genes : tuple of str
         All different.
-    target_sum : float or "median"
-        Library size before log1p.
+    scaling : Scaling
+        How measured values become expression.
     origin : dict
         How the panel was chosen and from which sections, as plain values.
 
     Examples
     --------
     >>> panel = GenePanel(("ERBB2", "KRT8"))
-    >>> len(panel), panel.target_sum
+    >>> len(panel), panel.scaling.target_sum
     (2, 10000.0)
     """
 
     genes: tuple[str, ...]
-    target_sum: float | Literal["median"] = 10_000.0
+    scaling: Scaling = COUNTS
     origin: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -98,7 +102,7 @@ class GenePanel:
         return len(self.genes)
 
     def select(self, section: Section) -> sparse.csr_matrix:
-        """Log-normalise a section and select the panel's genes in the panel's order.
+        """Expression of a section's genes of the panel, in the panel's order.
 
         Parameters
         ----------
@@ -112,8 +116,9 @@ class GenePanel:
         Raises
         ------
         SectionError
-            The section's assay did not measure some of the genes. With ``absent_genes="zero"`` a gene that is not
-            listed is 0, except when nearly none of the panel is listed: then the section names its genes differently.
+            The section's table is of another kind, or its assay did not measure some of the genes. With
+            ``absent_genes="zero"`` a gene that is not listed is 0, except when nearly none of the panel is listed: then
+            the section names its genes differently.
         """
         column_of = {gene: column for column, gene in enumerate(section.genes)}
         missing = [gene for gene in self.genes if gene not in column_of]
@@ -121,6 +126,8 @@ class GenePanel:
         if missing and (section.absent_genes != "zero" or disjoint):
             hint = explain_no_shared_genes(self.genes, section.genes) if disjoint else ""
             raise SectionError.not_measured(section.name, missing, len(self.genes), hint)
+        if self.scaling.kind != "counts" or section.table_kind != "counts":
+            return self.scaling.expression(section)[:, [column_of[gene] for gene in self.genes]]
         found = [(column_of[gene], number) for number, gene in enumerate(self.genes) if gene in column_of]
         columns, targets = np.array(found, dtype=np.int64).reshape(-1, 2).T
         picker = sparse.csr_matrix(
@@ -129,16 +136,16 @@ class GenePanel:
         )
         picked = sparse.csr_matrix(section.counts @ picker)
         picked.sort_indices()
-        return log_scaled(picked, scale_factors(library_sizes(section.counts), self.target_sum))
+        return log_scaled(picked, scale_factors(library_sizes(section.counts), self.scaling.target_sum))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"genes": list(self.genes), "target_sum": self.target_sum, "origin": self.origin}
+        return {"genes": list(self.genes), "scaling": self.scaling.to_dict(), "origin": self.origin}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GenePanel:
         """Inverse of `to_dict`."""
-        return cls(tuple(values["genes"]), values["target_sum"], dict(values.get("origin", {})))
+        return cls(tuple(values["genes"]), Scaling.from_dict(values["scaling"]), dict(values.get("origin", {})))
 
 
 def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
@@ -151,7 +158,8 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
     cohort : Cohort
         Training sections only; one is in memory at a time.
     config : PanelConfig
-        ``kind``: "hvg", the union over sections of each section's `n_hvg` most variable genes; "shared", all genes;
+        ``kind``: "hvg", the union over sections of each section's `n_hvg` most variable genes (of a table that is
+        none of counts, all features); "shared", all genes;
         "variance", the `n_hvg` genes of largest variance within sections; "list", `config.genes` in their order.
 
     Returns
@@ -171,9 +179,13 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
     """
     measured, rankings = MeasuredGenes(config.candidates), []
     cohort = cohort.in_order()
-    for section in cohort:
+    kind, scaling = "counts", COUNTS
+    for number, section in enumerate(cohort):
+        if number == 0:
+            kind = section.table_kind
+            scaling = fit_scaling([section] if kind in ("counts", "binary") else cohort, config)
         measured.add(section)
-        if config.kind == "hvg":
+        if config.kind == "hvg" and kind == "counts":
             rankings.append(most_variable(section, config.target_sum))
     shared = measured.shared()
     if config.kind == "list":
@@ -182,10 +194,10 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
             hint = explain_no_shared_genes(config.genes, shared) if len(lacking) == len(config.genes) else ""
             raise SectionError.not_measured(cohort.name, lacking, len(config.genes), hint)
         genes: Sequence[str] = config.genes
-    elif config.kind == "shared":
+    elif config.kind == "shared" or (config.kind == "hvg" and kind != "counts"):
         genes = shared
     elif config.kind == "variance":
-        largest = set(gene_sets(cohort, config.target_sum, config.n_hvg, svg=False)["HVG"])
+        largest = set(gene_sets(cohort, scaling, config.n_hvg, svg=False)["HVG"])
         genes = [gene for gene in shared if gene in largest]
     else:
         allowed = set(shared)
@@ -194,9 +206,9 @@ def choose_panel(cohort: Cohort, config: PanelConfig) -> GenePanel:
             raise TooFew("variable genes", 0, 1, "the sections hold too few counted spots to choose a panel from")
         genes = [gene for gene in shared if gene in union]
     origin: dict[str, Any] = {"kind": config.kind, "sections": list(cohort.sections), "shared_genes": len(shared)}
-    if config.kind == "hvg":
+    if config.kind == "hvg" and kind == "counts":
         origin |= {"n_hvg": config.n_hvg, "method": "scanpy highly_variable_genes, flavor seurat, union over sections"}
-    return GenePanel(tuple(genes), config.target_sum, origin)
+    return GenePanel(tuple(genes), scaling, origin)
 
 
 def most_variable(section: Section, target_sum: float | Literal["median"]) -> tuple[str, ...]:
@@ -250,7 +262,7 @@ few counts in neighbouring spots by chance, and so a high Moran's I."""
 
 def gene_sets(
     cohort: Cohort,
-    scaling: GenePanel | float | Literal["median"] = 10_000.0,
+    scaling: Scaling = COUNTS,
     size: int = 50,
     lists: Mapping[str, Sequence[str]] | None = None,
     *,
@@ -262,13 +274,14 @@ def gene_sets(
     (differences between sections, such as batch effects, do not count, because predictions are scored within a
     section). SVG have the highest Moran's I (`morans_i` on the section's `spot_graph`), mean over sections, among the
     genes detected in a tenth of all spots or more (the others follow); a section in which a gene is constant counts 0.
+    Features of a continuous table all have mean 0 and variance 1: its HVG are its SVG, its HEG the first of the table.
 
     Parameters
     ----------
     cohort : Cohort
         Training sections of the fold only; one is in memory at a time.
-    scaling : GenePanel, float or "median"
-        Library size before log1p, or the panel that holds it.
+    scaling : Scaling
+        How measured values become expression.
     lists : mapping of str to sequence of str, optional
         Further sets, such as marker genes (``MG``); genes that some section does not measure are left out.
     svg : bool
@@ -282,7 +295,6 @@ def gene_sets(
     """
     if size < 1:
         raise BadOption("size", size, want="a number of genes, 1 or more")
-    target_sum = scaling.target_sum if isinstance(scaling, GenePanel) else scaling
     lists = {name: tuple(dict.fromkeys(genes)) for name, genes in (lists or {}).items()}
     for name in lists:
         if name in (*CHOSEN, EVERYTHING) or not name.strip():
@@ -293,11 +305,11 @@ def gene_sets(
     spots = 0
     for section in cohort:
         measured.add(section)
-        expression: Any = normalize(section.counts, target_sum).astype(np.float64)
+        expression: Any = scaling.expression(section).astype(np.float64)
         sums = np.asarray(expression.sum(axis=0)).ravel()
         around = np.asarray(expression.multiply(expression).sum(axis=0)).ravel() - sums**2 / expression.shape[0]
         alike = np.zeros(len(section.genes))
-        if svg:
+        if svg or scaling.kind == "continuous":
             alike = np.nan_to_num(morans_i(expression, spot_graph(section.spots.centre_px)))
         statistics = (sums.tolist(), around.tolist(), alike.tolist(), expression.getnnz(axis=0).tolist())
         for gene, of_sum, of_scatter, of_pattern, detected in zip(section.genes, *statistics, strict=True):
@@ -307,7 +319,10 @@ def gene_sets(
             found_in[gene] += detected
         spots += expression.shape[0]
     shared = measured.shared()
-    pattern |= {gene: -np.inf for gene in shared if found_in[gene] < LEAST_DETECTED * spots}
+    if scaling.kind == "counts":
+        pattern |= {gene: -np.inf for gene in shared if found_in[gene] < LEAST_DETECTED * spots}
+    elif scaling.kind == "continuous":
+        total, scatter = defaultdict[str, float](float), pattern
     chosen = {
         name: _highest(shared, np.array([of[gene] for gene in shared]), size)
         for name, of in zip(CHOSEN, (total, scatter, pattern), strict=True)

@@ -3,11 +3,12 @@
 Everything that reads predictions relies on this layout.
 
 =================================  =================================================================================
-``X``                              predicted log-normalised expression, float32, (locations, genes); NaN where there is
+``X``                              predicted expression in ``units``, float32, (locations, features); NaN where there is
                                    no prediction: no neighbour's section measured the gene. Never infinite
 ``layers["neighbour_std"]``        standard deviation of the measured expression among the neighbours, float32; NaN
                                    where X is; absent in the table of a student, which has no neighbours
-``layers["lower"], ["upper"]``     optional: the interval, ``X + interval_scale * interval_low`` (not below 0) and
+``layers["lower"], ["upper"]``     optional: the interval, ``X + interval_scale * interval_low`` (not below the
+                                   least of its units) and
                                    ``X + interval_scale * interval_high``; NaN where none can be given
 ``obs``                            ``x_um y_um`` (level-0 pixel times scale), ``similarity`` (mean cosine to the
                                    neighbours, NaN without neighbours), ``in_tissue`` (1 or 0), ``confidence`` (0 to 1:
@@ -25,7 +26,8 @@ Everything that reads predictions relies on this layout.
 ``obsm["patient_weights"]``        share of that weight per patient, in the order of
                                    ``uns["cmrcnet"]["bank_patients"]``
 ``uns["spatial"]``                 a small picture of the slide and its scale, in scanpy's layout
-``uns["cmrcnet"]``                 ``format``, ``units`` of X, ``slide``, ``slide_fingerprint``, ``slide_width_px``,
+``uns["cmrcnet"]``                 ``format``, ``units`` of X, ``scaling``, ``table_kind``, ``slide``,
+                                   ``slide_fingerprint``, ``slide_width_px``,
                                    ``slide_height_px``, ``mpp``, ``spot_diameter_um``, ``version``, ``ood`` (raised,
                                    kind, sentence, distance, limit), and all provenance given
 =================================  =================================================================================
@@ -42,6 +44,7 @@ import numpy as np
 
 from cmrcnet.errors import Damaged, ShapeMismatch
 from cmrcnet.genes.naming import ENSEMBL
+from cmrcnet.genes.scaling import COUNTS, Scaling
 from cmrcnet.slides.patches import thumbnail
 from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide, known_scale
@@ -49,7 +52,7 @@ from cmrcnet.slides.slide import Slide, known_scale
 if TYPE_CHECKING:
     from anndata import AnnData
 
-FORMAT = 2
+FORMAT = 3
 PICTURE_PX = 1_200
 """Longer side of the picture that a table carries, at most."""
 
@@ -94,8 +97,8 @@ def prediction_table(
     neighbours : search.Neighbours or None
         Bank spots that were averaged.
     provenance : mapping
-        Fingerprints, k, target_sum, version, ... for ``uns["cmrcnet"]``; what AnnData cannot store becomes JSON text.
-        ``target_sum`` gives X its units.
+        Fingerprints, k, scaling, version, ... for ``uns["cmrcnet"]``; what AnnData cannot store becomes JSON text.
+        ``scaling`` (`Scaling.to_dict`, that of counts when left out) gives X its units.
     similarity : numpy.ndarray, shape (locations,), optional
         Mean cosine to the neighbours; that of `neighbours`, or NaN without any, when left out.
     reliability : mapping of gene to float, optional
@@ -117,7 +120,7 @@ def prediction_table(
     >>> section = synthetic_cohort(patients=1, spots=4, genes=24).read("P1S1")
     >>> table = prediction_table(
     ...     np.zeros((4, 1)), np.ones((4, 1)), genes=["ERBB2"], spots=section.spots, slide=section.slide,
-    ...     neighbours=None, provenance={"target_sum": 10_000},
+    ...     neighbours=None, provenance={"k": 50},
     ... )
     >>> check_prediction_table(table)
     >>> table.shape, table.uns["cmrcnet"]["units"]
@@ -132,6 +135,7 @@ def prediction_table(
             raise ShapeMismatch(name, want=wanted, got=values.shape)
     if neighbours is not None and neighbours.ids.shape[0] != len(spots):
         raise ShapeMismatch("neighbours", want=(len(spots), "k"), got=neighbours.ids.shape)
+    scaling = Scaling.from_dict(provenance["scaling"]) if "scaling" in provenance else COUNTS
     if similarity is None and neighbours is not None:
         similarity = neighbours.similarity.mean(axis=1)
     scale, unknown = known_scale(slide), np.full(len(spots), np.nan, np.float32)
@@ -160,7 +164,9 @@ def prediction_table(
     table.uns["cmrcnet"] = {
         **{key: _storable(value) for key, value in provenance.items()},
         "format": FORMAT,
-        "units": units_of(provenance.get("target_sum")),
+        "scaling": json.dumps(scaling.to_dict(), sort_keys=True),
+        "units": scaling.units,
+        "table_kind": scaling.kind,
         "slide": slide.name,
         "slide_fingerprint": slide.fingerprint(),
         "slide_width_px": int(slide.width_px),
@@ -172,13 +178,10 @@ def prediction_table(
     return table
 
 
-def units_of(target_sum: float | str | None) -> str:
-    """Units of X in words."""
-    if target_sum is None:
-        return "log1p of normalised counts"
-    if target_sum == "median":
-        return "log1p of counts scaled to the median library size of each section"
-    return f"log1p of counts per {float(target_sum):,.10g}"
+def scaling_of(prediction: AnnData) -> Scaling:
+    """How a prediction table is scaled; as counts by default where it does not say."""
+    stated = prediction.uns.get("cmrcnet", {}).get("scaling")
+    return COUNTS if stated is None else Scaling.from_dict(json.loads(stated))
 
 
 def check_prediction_table(table: AnnData) -> None:
@@ -213,7 +216,7 @@ def _violations(table: AnnData):
         return
     if int(ours.get("format", 0)) != FORMAT:
         yield f"its format is {ours.get('format')}, and this version reads {FORMAT}"
-    for key in ("units", "slide", "slide_fingerprint", "mpp", "spot_diameter_um", "version"):
+    for key in ("units", "scaling", "table_kind", "slide", "slide_fingerprint", "mpp", "spot_diameter_um", "version"):
         if key not in ours:
             yield f'uns["cmrcnet"] lacks {key}'
     for holder, name, keys in (

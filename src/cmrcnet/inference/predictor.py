@@ -173,6 +173,7 @@ class BankPredictor(Predictor):
                 self.columns,
                 covariance=head.ensemble.covariance,
                 variance_rescaling=config.variance_rescaling,
+                least=bank.scaling.least,
             )
             mean[unmeasured] = np.nan
             obs = self.confidence.of_locations(neighbours.similarity, varied, parts, scores)
@@ -205,7 +206,7 @@ class BankPredictor(Predictor):
             "bank_sections": list(bank.sections),
             "bank_patients": list(bank.patients),
             "config": model.config.name,
-            "target_sum": bank.target_sum,
+            "scaling": bank.scaling.to_dict(),
             "patch_px": model.config.patch.size_px,
             "patch_mpp": model.config.patch.mpp,
             "window_um": self.encoder.spec.side_um if self.options.window_um is None else self.options.window_um,
@@ -267,7 +268,7 @@ class StudentPredictor(Predictor):
             "sections_seen": list(taught.sections),
             "patients_seen": list(taught.patients),
             "config": student.config.name,
-            "target_sum": student.target_sum,
+            "scaling": student.scaling.to_dict(),
             "features_made_by": self.encoder.spec.made_by,
             "patch_px": student.config.patch.size_px,
             "patch_mpp": student.config.patch.mpp,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cmrcnet.config import Config
 from cmrcnet.errors import ShapeMismatch
+from cmrcnet.genes.scaling import Scaling
 from cmrcnet.heads.gene_decoder import GeneBasis
 from cmrcnet.heads.pca import FeaturePCA
 from cmrcnet.models.artefact import (
@@ -37,7 +38,7 @@ from cmrcnet.storage.hashing import fingerprint_stream
 from cmrcnet.uncertainty.calibration import Calibration
 
 FILE = "student.json"
-FORMAT = 4
+FORMAT = 5
 _LOCATIONS_AT_A_TIME = 1024
 
 
@@ -112,8 +113,8 @@ class Student:
         From expression scores to genes.
     genes : tuple of str
         All that the teacher's bank measured.
-    target_sum : float or "median"
-        Library size before log1p.
+    scaling : Scaling
+        How measured values became expression.
     lineage : Lineage
         Its teacher, and what both have seen.
     calibration : Calibration or None
@@ -129,6 +130,7 @@ class Student:
     --------
     >>> import numpy as np
     >>> import cmrcnet as cn
+    >>> from cmrcnet.genes.scaling import Scaling
     >>> from cmrcnet.heads.gene_decoder import GeneBasis
     >>> from cmrcnet.heads.pca import FeaturePCA
     >>> from cmrcnet.models.student import Lineage, StudentHead
@@ -137,7 +139,7 @@ class Student:
     >>> basis = GeneBasis(np.ones(3, np.float32), np.eye(2, 3, dtype=np.float32))
     >>> lineage = Lineage("model", "bank", ("A1",), ("A",), ("A1",), ("A",))
     >>> head, genes = StudentHead(4, 2, 8), ("EPCAM", "PTPRC", "VIM")
-    >>> student = cn.Student(encoder, cn.Config.load("tiny"), pca, head, basis, genes, 10_000.0, lineage)
+    >>> student = cn.Student(encoder, cn.Config.load("tiny"), pca, head, basis, genes, Scaling(), lineage)
     >>> student.predict(np.zeros((5, 64), np.float32), np.array([0, 2])).shape
     (5, 2)
     """
@@ -148,7 +150,7 @@ class Student:
     head: StudentHead
     basis: GeneBasis
     genes: tuple[str, ...]
-    target_sum: float | Literal["median"]
+    scaling: Scaling
     lineage: Lineage
     calibration: Calibration | None = None
     report: dict[str, Any] = field(default_factory=dict)
@@ -173,7 +175,7 @@ class Student:
             "features": {**config["features"], "engine": ""},
             "patch": config["patch"],
             "genes": list(self.genes),
-            "target_sum": self.target_sum,
+            "scaling": self.scaling.to_dict(),
             "encoder": self.encoder.fingerprint(),
         }
         weights = ((name, value.numpy()) for name, value in self._tensors().items())
@@ -190,7 +192,7 @@ class Student:
         return self.head.scores(self.pca.apply(features))
 
     def predict(self, features: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Expression of some genes at some locations: (locations, columns) float32, never below 0.
+        """Expression of some genes at some locations: (locations, columns) float32.
 
         Parameters
         ----------
@@ -199,7 +201,7 @@ class Student:
         columns : array of int
             Of `genes`.
         """
-        return self.basis.expression(self.scores(features), columns)
+        return self.basis.expression(self.scores(features), columns, self.scaling.least)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the student's folder, whole or not at all; parameters and errors as `TrainedModel.save_pretrained`."""
@@ -214,7 +216,7 @@ class Student:
             "report": self.report,
             "lineage": dataclasses.asdict(self.lineage),
             "config": self.config.to_dict(),
-            "target_sum": self.target_sum,
+            "scaling": self.scaling.to_dict(),
             "shape": [self.head.linear.in_features, self.head.linear.out_features, self.head.residual[0].out_features],
             "encoder": encoder,
             "genes": list(self.genes),
@@ -244,7 +246,7 @@ class Student:
                 head,
                 GeneBasis(arrays["basis.level"], arrays["basis.directions"]),
                 tuple(facts["genes"]),
-                facts["target_sum"],
+                Scaling.from_dict(facts["scaling"]),
                 Lineage.from_dict(facts["lineage"]),
                 Calibration.restore(tensors_to_arrays(limits)) if limits else None,
                 facts["report"],

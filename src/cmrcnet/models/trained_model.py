@@ -41,8 +41,8 @@ from cmrcnet.storage.hashing import fingerprint_stream
 from cmrcnet.uncertainty.calibration import Calibration
 
 FILE = "model.json"
-FORMAT = 5
-EMBEDDING_FORMAT = 3
+FORMAT = 6
+EMBEDDING_FORMAT = 4
 """Part of the fingerprint: counts up when the same weights would embed otherwise."""
 _PATCHES_AT_A_TIME = 256
 _SPOTS_AT_A_TIME = 1024
@@ -160,7 +160,7 @@ class TrainedModel:
             "patch": self.config.to_dict()["patch"],
             "features": self.config.to_dict()["features"] | {"engine": ""},  # it changes nothing but rounding
             "genes": list(self.panel.genes),
-            "target_sum": self.panel.target_sum,
+            "scaling": self.panel.scaling.to_dict(),
             "encoder": self.encoder.fingerprint(),
         }
         stored = {**module_tensors("network", self.network), **self._extras()}

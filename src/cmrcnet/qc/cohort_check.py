@@ -71,9 +71,12 @@ def summarize_section(section: Section) -> SectionSummary:
     """Reduce a section to what the detectors compare; its scale must be known (`ScaleError`)."""
     mpp, centre_px = known_scale(section.slide), np.array(section.spots.centre_px)
     maps = SpotMaps.of(section.slide, section.spots.diameter_um)
-    totals = np.asarray(section.counts.sum(axis=0), np.float64).ravel()
+    counts, genes = section.counts, section.genes
+    if section.table_kind != "counts":  # what is compared of the table are molecules; pictures and places remain
+        counts, genes = counts[:0, :0], ()
+    totals = np.asarray(counts.sum(axis=0), np.float64).ravel()
     columns = np.argsort(-totals, kind="stable")[:TOP_GENES]
-    deep = np.argsort(-np.asarray(section.counts.sum(axis=1)).ravel(), kind="stable")[:MOST_ROWS]
+    deep = np.argsort(-np.asarray(counts.sum(axis=1)).ravel(), kind="stable")[:MOST_ROWS]
     return SectionSummary(
         name=section.name,
         patient=section.patient,
@@ -84,8 +87,8 @@ def summarize_section(section: Section) -> SectionSummary:
         picture=maps.around(centre_px, PICTURE_UM),
         colour=maps.colour(centre_px),
         texture=texture_curve(section.slide, centre_px),
-        arrangement=judge_arrangement(maps, centre_px, section.counts),
-        totals=dict(zip(section.genes, totals.tolist(), strict=True)),
-        top={section.genes[gene]: column for column, gene in enumerate(columns)},
-        rows=section.counts[deep][:, columns].toarray().astype(np.int64),
+        arrangement=judge_arrangement(maps, centre_px, counts),
+        totals=dict(zip(genes, totals.tolist(), strict=True)),
+        top={genes[gene]: column for column, gene in enumerate(columns)},
+        rows=counts[deep][:, columns].toarray().astype(np.int64),
     )

@@ -6,6 +6,8 @@ Picture
 Counts
     The first of `layers["counts"]`, `raw` and `X` that holds whole numbers. A file that holds only normalised values
     is refused: they cannot be converted back without the library sizes.
+Other kinds of tables
+    `X`, where the cohort states a `table_kind`, or the file in `uns["cmrcnet_table_kind"]`.
 Sections
     A file of several (several entries of `uns["spatial"]`, several values of `library_id` and the like) gives one,
     named by `library`; the picture inside is used only if its entry bears that name.
@@ -37,6 +39,7 @@ from cmrcnet.slides.spot_tables import (
     spatial_centres,
     under_tissue,
 )
+from cmrcnet.slides.table_kinds import TableKind, table_kind
 from cmrcnet.storage.refusals import fault_of_file
 
 if TYPE_CHECKING:
@@ -66,7 +69,11 @@ def read_ann_data(source: SectionSource) -> RawSection:
     """
     table = read_h5ad(source.path)
     name = source.name or source.library or source.path.stem
-    counts, genes, where = raw_counts(table, name)
+    kind = source.table_kind or stated_kind(table, source.path)
+    if kind == "counts":
+        counts, genes, where = raw_counts(table, name)
+    else:
+        counts, genes, where = values_of_kind(table, kind, name)
     notes = [] if where == "X" else [f"Counts are those of {where}."]
     centres = spatial_centres(table, source.path)
     mine, library = one_library(table, source.library, source.path)
@@ -115,6 +122,7 @@ def read_ann_data(source: SectionSource) -> RawSection:
         pitch_um=visium.PITCH_UM if is_visium else (diameter, 2 * diameter),
         pitch_px=(pitch_px or 0) * scalef or None,
         assay_mpp=assay_mpp,
+        table_kind=kind,
         notes=tuple(notes),
     )
 
@@ -175,6 +183,35 @@ def raw_counts(table: AnnData, name: str) -> tuple[sparse.csr_matrix, tuple[str,
         why.append(f"in {where}, {fault}")
     hint = ' (put the raw counts in layers["counts"])'
     raise SectionError.not_counts(name, "; ".join(why) + hint if why else "there are none")
+
+
+def stated_kind(table: AnnData, path: Path) -> TableKind:
+    """The kind that a file states of its table; counts where it states none.
+
+    Raises
+    ------
+    BadInput
+        It states one that does not exist.
+    """
+    stated = table.uns.get("cmrcnet_table_kind", "counts")
+    try:
+        return table_kind(stated)
+    except BadOption as error:
+        raise BadInput(path, WHAT, f'uns["cmrcnet_table_kind"]: {error}'.rstrip(".")) from error
+
+
+def values_of_kind(table: AnnData, kind: TableKind, name: str) -> tuple[sparse.csr_matrix, tuple[str, ...], str]:
+    """The table of an AnnData that holds no counts: values, features, and where they are, which is ``X``.
+
+    Raises
+    ------
+    SectionError
+        There is none.
+    """
+    if table.X is None:
+        raise SectionError.not_of_kind(name, kind, "X is empty")
+    values: Any = table.X
+    return as_sparse(values), tuple(str(feature) for feature in table.var_names), "X"
 
 
 def _slide(

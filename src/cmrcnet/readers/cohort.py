@@ -4,7 +4,8 @@
     C6,C,legacy_st,C6_counts.tsv.gz,C6_spots.tsv,C6.jpg,0.6877,100,HER2+ breast cancer
 
 `section`, `patient` and `counts` (or `path`) are required, the others where the format needs them; an empty
-`format` is recognised from the files. Three more columns have a meaning: `affine` (six numbers or a file, see
+`format` is recognised from the files. Four more columns have a meaning: `table_kind` (counts, continuous, proportions
+or binary; see `slides.table_kinds`), `affine` (six numbers or a file, see
 `affine`), `bin_um`, and `library`, which says which section of a file of several a row is: the suffix of its barcodes
 in a matrix of `spaceranger aggr`, or its name in an `.h5ad`. Paths are relative to the cohort file. `NA` in one of
 these columns (but section and patient) states nothing. Further columns become the section's metadata.
@@ -26,11 +27,12 @@ from cmrcnet.readers.registry import SectionSource, input_problems, read_raw
 from cmrcnet.readers.tables import NOTHING, Table, read_table
 from cmrcnet.readers.text_files import open_text
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
+from cmrcnet.slides.table_kinds import table_kind as known_kind
 from cmrcnet.storage.names import file_name
 
 WHAT = "a cohort file"
 NUMBERS = ("mpp", "spot_diameter_um", "bin_um")
-OUR_COLUMNS = ("section", "patient", "format", "counts", "path", "spots", "image", "affine", *NUMBERS)
+OUR_COLUMNS = ("section", "patient", "format", "counts", "path", "spots", "image", "affine", "table_kind", *NUMBERS)
 
 SCALE_ALIAS = "um_per_px"
 """Accepted as the name of the column ``mpp``."""
@@ -197,6 +199,12 @@ def _row(table: Table, i: int) -> CohortRow:
             affine = read_affine(cells["affine"], folder=folder, decimal_comma=table.decimal_comma)
         except CmrcnetError as error:
             problems.append(error)
+    kind = None
+    if cells.get("table_kind"):
+        try:
+            kind = known_kind(cells["table_kind"].lower())
+        except BadOption as error:
+            problems.append(error)
     source = SectionSource(
         path=folder / counts,
         name=name or None,
@@ -204,6 +212,7 @@ def _row(table: Table, i: int) -> CohortRow:
         image=folder / cells["image"] if cells.get("image") else None,
         affine=affine,
         library=cells.get("library") or None,
+        table_kind=kind,
         **numbers,
     )
     format = cells.get("format") or None

@@ -22,6 +22,7 @@ from cmrcnet.readers.registry import SectionSource, input_problems, reader_of
 from cmrcnet.slides.patches import thumbnail
 from cmrcnet.slides.slide import PatchScale, known_scale, open_slide
 from cmrcnet.slides.slide_files import require_file
+from cmrcnet.slides.table_kinds import TableKind, feature_word
 from cmrcnet.slides.tissue import find_tissue
 from cmrcnet.storage.atomic import atomic_file
 from cmrcnet.storage.names import file_name
@@ -62,6 +63,8 @@ class SectionInspection:
         Distance between neighbouring spots by this scale.
     on_tissue : float or None
         Share of the spots that are on the tissue of the image.
+    table_kind : {"counts", "continuous", "proportions", "binary"}
+        What the table holds.
     """
 
     section: str
@@ -74,6 +77,7 @@ class SectionInspection:
     image_px: tuple[int, int] | None = None
     pitch_um: float | None = None
     on_tissue: float | None = None
+    table_kind: TableKind = "counts"
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ def inspect(
     affine: Affine | Path | str | Sequence | np.ndarray | None = None,
     bin_um: float | None = None,
     library: str | None = None,
+    table_kind: str | None = None,
     pixels: bool = True,
     pictures: Path | None = None,
 ) -> Inspection:
@@ -135,7 +140,7 @@ def inspect(
         A cohort file, a section (counts file or folder), or a slide.
     mpp : float, optional
         Micrometres per level-0 pixel. In a cohort, only for rows that do not give their own.
-    format, image, spots, spot_diameter_um, affine, bin_um, library : optional
+    format, image, spots, spot_diameter_um, affine, bin_um, library, table_kind : optional
         Of one section, as in `read_section`. In a cohort file its columns state them.
     pixels : bool
         Find the tissue on each image, to see whether the spots are on it.
@@ -165,7 +170,7 @@ def inspect(
     """
     path = require_file(Path(source), "The file or folder to inspect", or_folder=True)
     stated = {"image": image, "spots": spots, "spot_diameter_um": spot_diameter_um, "affine": affine}
-    stated |= {"bin_um": bin_um, "library": library}
+    stated |= {"bin_um": bin_um, "library": library, "table_kind": table_kind}
     if format is None and is_cohort_file(path):
         _refuse_stated(stated, f"nothing with a cohort file: write it into a column of {path.name}")
         return _inspect_cohort(path, mpp, pixels, pictures)
@@ -178,6 +183,7 @@ def inspect(
         affine=affine,
         bin_um=bin_um,
         library=library,
+        table_kind=table_kind,
     )
     try:
         reader = reader_of(files, format)
@@ -226,8 +232,15 @@ def _inspect_cohort(path: Path, mpp: float | None, pixels: bool, pictures: Path 
     if genes_of:
         shared = set.intersection(*map(set, genes_of.values()))
         all_genes = {gene for genes in genes_of.values() for gene in genes}
-        summary.append(("genes", f"{len(all_genes)} in all, {len(shared)} named in every section"))
-        summary.append(("gene names", ", ".join(dict.fromkeys(str(naming_of(g)) for g in genes_of.values()))))
+        kinds = list(dict.fromkeys(section.table_kind for section in sections if section.section in genes_of))
+        word = feature_word(kinds[0])
+        summary.append((f"{word}s", f"{len(all_genes)} in all, {len(shared)} named in every section"))
+        if kinds != ["counts"]:
+            summary.append(("table", ", ".join(kinds)))
+        if len(kinds) > 1:
+            problems.append(f"The sections hold tables of several kinds ({', '.join(kinds)}); a cohort has one kind.")
+        if kinds == ["counts"]:
+            summary.append(("gene names", ", ".join(dict.fromkeys(str(naming_of(g)) for g in genes_of.values()))))
         first, *others = genes_of
         for other in others:
             ours, theirs = genes_of[first], genes_of[other]
@@ -280,7 +293,9 @@ def _inspect_raw(
         spots, genes, counts, notes = len(checked.spots), checked.genes, checked.counts, checked.notes
         patient = checked.patient
     else:
-        genes, counts, remarks = clean_features(raw.genes, sparse.csr_matrix(raw.counts))
+        genes, counts, remarks = tuple(raw.genes), sparse.csr_matrix(raw.counts), ()
+        if raw.table_kind == "counts":
+            genes, counts, remarks = clean_features(raw.genes, counts)
         spots, notes = len(raw.barcodes), (*raw.notes, *remarks)
         patient = patient or raw.patient or raw.name
     mpp = raw.slide.mpp
@@ -291,7 +306,8 @@ def _inspect_raw(
         patient=patient,
         spots=spots,
         genes=len(genes),
-        median_counts=float(np.median(sums)) if len(sums) else None,
+        median_counts=float(np.median(sums)) if len(sums) and raw.table_kind == "counts" else None,
+        table_kind=raw.table_kind,
         mpp=mpp,
         patch_px=None if mpp is None else PATCH.side_on(mpp),
         image_px=(raw.slide.width_px, raw.slide.height_px),
@@ -319,7 +335,8 @@ def _inspect_slide(path: Path, mpp: float | None) -> Inspection:
 def _section_rows(section: SectionInspection) -> list[tuple[str, str]]:
     values = [
         ("spots on tissue", section.spots, "{}"),
-        ("genes", section.genes, "{}"),
+        (f"{feature_word(section.table_kind)}s", section.genes, "{}"),
+        ("table", None if section.table_kind == "counts" else section.table_kind, "{}"),
         ("median counts a spot", section.median_counts, "{:.0f}"),
         ("um per px", section.mpp, "{:.4g}"),
         ("patch on slide", section.patch_px, f"{{:.1f}} px ({PATCH.side_um:g} um)"),

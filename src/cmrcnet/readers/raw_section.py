@@ -15,7 +15,7 @@ from cmrcnet.genes.naming import clean_features
 from cmrcnet.readers.affine import Affine
 from cmrcnet.slides.section import Section, Spots, on_slide, repeated
 from cmrcnet.slides.slide import Slide, known_scale, scales_differ
-from cmrcnet.slides.spot_tables import check_counts
+from cmrcnet.slides.table_kinds import TableKind, check_values
 
 NEIGHBOURS_WITHIN = 1.3
 """Neighbours are within this factor of the nearest distance: below the next ring (1.41 square, 1.73 hexagonal)."""
@@ -53,6 +53,8 @@ class RawSection:
         Map from the assay's coordinates to level-0 pixels, where the format states one. The user's own overrides it.
     assay_mpp : float or None
         Micrometres of one unit of the assay's coordinates, where known: 1 for micrometres.
+    table_kind : {"counts", "continuous", "proportions", "binary"}
+        What `counts` holds (see `slides.table_kinds`).
     notes : tuple of str
         What the reader dropped or assumed, one sentence each.
     """
@@ -70,6 +72,7 @@ class RawSection:
     pitch_px: float | None = None
     affine: Affine | None = None
     assay_mpp: float | None = None
+    table_kind: TableKind = "counts"
     notes: tuple[str, ...] = ()
 
 
@@ -201,8 +204,10 @@ def checked_section(
     if raw_counts.nnz < stored:
         twice = f"{stored - raw_counts.nnz:,} of the {stored:,} counts of {raw.name} repeat a spot and gene"
         raise SectionError(f"{twice}: which is right is unknown; write the matrix again.")
-    genes, counts, remarks = clean_features(raw.genes, raw_counts, controls=controls)
-    check_counts(counts, raw.name, barcodes=spots.barcodes, genes=genes)
+    genes, counts, remarks = tuple(raw.genes), raw_counts, ()
+    if raw.table_kind == "counts":
+        genes, counts, remarks = clean_features(raw.genes, raw_counts, controls=controls)
+    check_values(counts, raw.table_kind, raw.name, barcodes=spots.barcodes, features=genes)
     notes += remarks
     if patient is None and raw.patient is None:
         notes.append("No patient is given; the section's name is used.")
@@ -216,7 +221,8 @@ def checked_section(
         spots=spots,
         counts=counts,
         genes=genes,
-        absent_genes=raw.absent_genes,
+        absent_genes=raw.absent_genes if raw.table_kind == "counts" else "unmeasured",
+        table_kind=raw.table_kind,
         notes=tuple(notes),
         metadata=dict(metadata or {}),
     )
@@ -239,9 +245,20 @@ def check_barcodes(raw: RawSection) -> None:
         raise SectionError.repeated_barcodes(twice, f"the spots of {raw.name}")
 
 
-def check_raw_counts(raw: RawSection) -> None:
-    """Whole numbers, 0 or more."""
-    check_counts(raw.counts, raw.name, barcodes=raw.barcodes, genes=raw.genes)
+def check_table(raw: RawSection) -> None:
+    """Whole numbers, 0 or more; or what a table of another kind may hold."""
+    check_values(raw.counts, raw.table_kind, raw.name, barcodes=raw.barcodes, features=raw.genes)
+
+
+def check_features(raw: RawSection) -> None:
+    """In a table that is none of counts, every feature has a name of its own: there is nothing to sum."""
+    if raw.table_kind == "counts":
+        return
+    nameless = [number for number, name in enumerate(raw.genes, 1) if not str(name).strip()]
+    twice = repeated([str(name) for name in raw.genes])
+    if nameless or twice:
+        what = f"column {nameless[0]} has no name" if nameless else f"it repeats the feature(s) {', '.join(twice[:5])}"
+        raise BadInput(raw.name, f"a table of kind {raw.table_kind}", f"{what}; each feature needs a name of its own")
 
 
 def check_not_blank(raw: RawSection) -> None:
@@ -297,7 +314,8 @@ def _scale_notes(raw: RawSection) -> list[str]:
 CHECKS: tuple[Callable[[RawSection], None], ...] = (
     check_size,
     check_barcodes,
-    check_raw_counts,
+    check_features,
+    check_table,
     check_not_blank,
     check_scale_known,
     check_on_image,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,8 @@ from cmrcnet.readers.affine import Affine, read_affine
 from cmrcnet.readers.raw_section import RawSection, checked_section, placed
 from cmrcnet.slides.section import Section
 from cmrcnet.slides.slide_files import require_file
+from cmrcnet.slides.table_kinds import TableKind
+from cmrcnet.slides.table_kinds import table_kind as known_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class SectionSource:
     library : str or None
         Which section it is, where the file holds several: the suffix of its barcodes in a matrix of
         `spaceranger aggr` ("2"), its name in an `.h5ad`, or its coordinate system in a SpatialData store.
+    table_kind : {"counts", "continuous", "proportions", "binary"} or None
+        What the table holds; None: what the format says, which is counts where it does not.
     """
 
     path: Path
@@ -61,6 +65,7 @@ class SectionSource:
     affine: Affine | None = None
     bin_um: float | None = None
     library: str | None = None
+    table_kind: TableKind | None = None
 
     @classmethod
     def of(
@@ -75,6 +80,7 @@ class SectionSource:
         spot_diameter_um: float | None = None,
         bin_um: float | None = None,
         library: str | None = None,
+        table_kind: str | None = None,
     ) -> SectionSource:
         """Make one of paths as text and of any form of an affine (see `read_affine`)."""
         return cls(
@@ -87,6 +93,7 @@ class SectionSource:
             affine=affine if affine is None or isinstance(affine, Affine) else read_affine(affine),
             bin_um=bin_um,
             library=library,
+            table_kind=None if table_kind is None else known_kind(table_kind),
         )
 
 
@@ -102,6 +109,7 @@ BUILT_IN = (
     "cosmx",
     "merscope",
     "slide_seq",
+    "feature_table",
 )
 """Modules beside this one that register a reader of the same name."""
 
@@ -229,6 +237,8 @@ def read_raw(source: SectionSource, format: str | None = None) -> RawSection:
     for problem in input_problems(source, format):
         raise problem
     raw = reader_of(source, format).read(source)
+    if source.table_kind is not None and raw.table_kind != source.table_kind:
+        raw = replace(raw, table_kind=source.table_kind)
     affine = source.affine or raw.affine
     return raw if affine is None else placed(raw, affine)
 
@@ -246,6 +256,7 @@ def read_section(
     affine: Affine | Path | str | Sequence | np.ndarray | None = None,
     bin_um: float | None = None,
     library: str | None = None,
+    table_kind: str | None = None,
     controls: Literal["drop", "keep"] = "drop",
     metadata: Mapping[str, str] | None = None,
 ) -> Section:
@@ -255,8 +266,8 @@ def read_section(
     ----------
     source : path
         A counts table (legacy ST), an `outs` folder (Visium, Visium HD), the output folder of Xenium, CosMx, MERSCOPE
-        or Slide-seq, a `.gem` table (STOmics), a SpatialData store, the root of a HEST folder or an `.h5ad` in it, or
-        any `.h5ad` with `obsm["spatial"]`.
+        or Slide-seq, a `.gem` table (STOmics), a SpatialData store, the root of a HEST folder or an `.h5ad` in it,
+        any `.h5ad` with `obsm["spatial"]`, or a CSV or parquet table of features with positions.
     format : str, optional
         One of `reader_formats`; otherwise recognised from the files.
     name, patient : str, optional
@@ -275,6 +286,8 @@ def read_section(
     library : str, optional
         Which section it is, where the file holds several: the suffix of its barcodes in a matrix of
         `spaceranger aggr` ("2"), its name in an `.h5ad`, or its coordinate system in a SpatialData store.
+    table_kind : {"counts", "continuous", "proportions", "binary"}, optional
+        What the table holds (see `slides.table_kinds`); counts unless the format says otherwise.
     controls : {"drop", "keep"}
         What happens to features that are no genes.
     metadata : mapping, optional
@@ -313,6 +326,7 @@ def read_section(
         affine=affine,
         bin_um=bin_um,
         library=library,
+        table_kind=table_kind,
     )
     return checked_section(read_raw(files, format), patient=patient, controls=controls, metadata=metadata)
 

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, Damaged, Incompatible, InUse, MissingInput, ShapeMismatch, TooFew
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import COUNTS, Scaling
 from cmrcnet.heads.gene_decoder import GeneDecoder, SectionStatistics, fit_gene_decoder
 from cmrcnet.progress import tracked
 from cmrcnet.retrieval.bank_index import open_index, write_index
@@ -26,7 +26,7 @@ from cmrcnet.search.build import SearchConfig, build_search
 from cmrcnet.search.exact import ExactSearch, Searcher
 from cmrcnet.search.stacked_arrays import StackedColumns, StackedRows, own_columns
 from cmrcnet.slides.section import Cohort, Section
-from cmrcnet.slides.spot_tables import check_counts
+from cmrcnet.slides.table_kinds import check_values
 from cmrcnet.storage.atomic import atomic_folder
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class ReferenceBank:
         In order; rows of the bank are the spots of the first section, then of the next.
     model_fingerprint : str
         The model that made the vectors.
-    target_sum : float or "median"
-        Library size before log1p.
+    scaling : Scaling
+        How measured values became expression.
     name : str
         For error messages: the folder, once there is one.
     index : dict or None
@@ -80,7 +80,7 @@ class ReferenceBank:
 
     entries: tuple[BankSection, ...]
     model_fingerprint: str
-    target_sum: float | Literal["median"] = 10_000.0
+    scaling: Scaling = COUNTS
     name: str = "bank"
     index: dict[str, Any] | None = None
     _store: object = field(default=None, repr=False)  # its temporary folder is removed with the bank
@@ -124,7 +124,7 @@ class ReferenceBank:
 
     @cached_property
     def expression(self) -> StackedColumns:
-        """Log-normalised expression, (spots, genes) float32; `dense(columns, rows)` returns some of it as an array."""
+        """Expression, (spots, genes) float32; `dense(columns, rows)` returns some of it as an array."""
         own = [own_columns(columns, len(self.genes)) for columns in self._columns]
         checks = [entry.require_genes for entry in self.entries]
         return StackedColumns([entry.expression for entry in self.entries], own, checks)
@@ -166,7 +166,7 @@ class ReferenceBank:
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of the content: of the model and of each section, in order."""
-        return bank_fingerprint(self.model_fingerprint, self.target_sum, [entry.fingerprint for entry in self.entries])
+        return bank_fingerprint(self.model_fingerprint, self.scaling, [entry.fingerprint for entry in self.entries])
 
     def searcher(self) -> Searcher:
         """Open the bank's search, once; exact where it has no index.
@@ -225,7 +225,7 @@ class ReferenceBank:
             if search is not None:
                 index = write_index(tmp, build_search(self.vectors, search), self.fingerprint, search.recall)
             dim, rank = self.entries[0].widths
-            Manifest(self.model_fingerprint, self.target_sum, dim, rank, records, index).write(tmp)
+            Manifest(self.model_fingerprint, self.scaling, dim, rank, records, index).write(tmp)
 
     @classmethod
     def load(cls, folder: str | Path) -> ReferenceBank:
@@ -259,7 +259,7 @@ class ReferenceBank:
                 for record in manifest.sections
             ),
             model_fingerprint=manifest.model,
-            target_sum=manifest.target_sum,
+            scaling=manifest.scaling,
             name=str(folder),
             index=manifest.index,
         )
@@ -310,7 +310,7 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
         dim, rank = entry.widths
         folder = Path(store.name) / SECTIONS / str(len(entries))
         entries.append(BankSection.open(folder, entry.write(folder), dim, rank, genes))
-    return ReferenceBank(tuple(entries), model.fingerprint, model.panel.target_sum, _store=store)
+    return ReferenceBank(tuple(entries), model.fingerprint, model.panel.scaling, _store=store)
 
 
 def embed_section(model: TrainedModel, section: Section, source: str = "") -> BankSection:
@@ -329,8 +329,8 @@ def embed_section(model: TrainedModel, section: Section, source: str = "") -> Ba
     """
     import pandas as pd
 
-    check_counts(section.counts, section.name)
-    expression = sparse.csc_matrix(normalize(section.counts, model.panel.target_sum), dtype=np.float32)
+    check_values(section.counts, section.table_kind, section.name)
+    expression = sparse.csc_matrix(model.panel.scaling.expression(section), dtype=np.float32)
     expression.sort_indices()
     vectors, scores = model.embed_section(model.panel.select(section))
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))

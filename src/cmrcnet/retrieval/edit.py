@@ -182,10 +182,10 @@ def merge_banks(banks: Sequence[ReferenceBank]) -> ReferenceBank:
     """
     first = banks[0]
     for bank in banks[1:]:
-        if (bank.model_fingerprint, bank.target_sum) != (first.model_fingerprint, first.target_sum):
+        if (bank.model_fingerprint, bank.scaling) != (first.model_fingerprint, first.scaling):
             raise Incompatible.bank(bank.name, bank.model_fingerprint, first.model_fingerprint)
     entries = {entry.fingerprint: entry for bank in banks for entry in bank.entries}
-    return ReferenceBank(tuple(entries.values()), first.model_fingerprint, first.target_sum)
+    return ReferenceBank(tuple(entries.values()), first.model_fingerprint, first.scaling)
 
 
 @contextmanager

@@ -21,12 +21,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import Damaged, Incompatible, MissingInput, ShapeMismatch
+from cmrcnet.genes.scaling import Scaling
 from cmrcnet.heads.gene_decoder import SectionStatistics
 from cmrcnet.search.stacked_arrays import csc_of
 from cmrcnet.storage.arrays import open_array, sparse_fault, write_array
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from cmrcnet.storage.cache import TokenCache
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "bank.json"
 SECTIONS, INDEX = "sections", "index"
 SPOT_COLUMNS = ("barcode", "x", "y")
@@ -57,8 +58,8 @@ class Manifest:
     ----------
     model : str
         Fingerprint of the model that made it.
-    target_sum : float or "median"
-        Library size before log1p.
+    scaling : Scaling
+        How measured values became expression.
     dim : int
         Of the vectors.
     rank : int or None
@@ -70,7 +71,7 @@ class Manifest:
     """
 
     model: str
-    target_sum: float | Literal["median"]
+    scaling: Scaling
     dim: int
     rank: int | None
     sections: tuple[dict[str, Any], ...]
@@ -79,7 +80,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the bank's content; the search index is no part of it."""
-        return bank_fingerprint(self.model, self.target_sum, [record["name"] for record in self.sections])
+        return bank_fingerprint(self.model, self.scaling, [record["name"] for record in self.sections])
 
     @property
     def spots(self) -> int:
@@ -112,7 +113,7 @@ class Manifest:
         content = {
             "format": FORMAT,
             "model": self.model,
-            "target_sum": self.target_sum,
+            "scaling": self.scaling.to_dict(),
             "dim": self.dim,
             "rank": self.rank,
             "spots": self.spots,
@@ -153,23 +154,24 @@ class Manifest:
             raise Incompatible.format(folder, content.get("format"), FORMAT, _HINT)
         if not intact:
             raise Damaged(folder, f"{MANIFEST} was changed", _HINT)
-        wanted = ("model", "target_sum", "dim", "rank", "index")
-        return cls(sections=tuple(content["sections"]), **{key: content[key] for key in wanted})
+        wanted = ("model", "dim", "rank", "index")
+        scaling = Scaling.from_dict(content["scaling"])
+        return cls(sections=tuple(content["sections"]), scaling=scaling, **{key: content[key] for key in wanted})
 
 
-def bank_fingerprint(model: str, target_sum: float | str, sections: list[str]) -> str:
+def bank_fingerprint(model: str, scaling: Scaling, sections: list[str]) -> str:
     """Fingerprint of a bank's content.
 
     Parameters
     ----------
     model : str
         Fingerprint of the model.
-    target_sum : float or "median"
-        Library size before log1p.
+    scaling : Scaling
+        How measured values became expression.
     sections : list of str
         Fingerprint of each section, in order.
     """
-    return fingerprint({"format": FORMAT, "model": model, "target_sum": target_sum, "sections": sections})
+    return fingerprint({"format": FORMAT, "model": model, "scaling": scaling.to_dict(), "sections": sections})
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,8 @@ from scipy import sparse
 
 from cmrcnet.errors import BadOption, SectionError, ShapeMismatch, UnknownName
 from cmrcnet.slides.slide import ArraySlide, Slide, known_scale, open_slide
-from cmrcnet.slides.spot_tables import SpotTable, check_counts, image_and_spots, spots_of_anndata
+from cmrcnet.slides.spot_tables import SpotTable, image_and_spots, spots_of_anndata
+from cmrcnet.slides.table_kinds import TableKind, check_values, feature_word, table_kind
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -74,7 +75,7 @@ class Spots:
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One section: a slide, its spots and what was counted there.
+    """One section: a slide, its spots and what was measured there.
 
     Parameters
     ----------
@@ -85,12 +86,14 @@ class Section:
     spots : Spots
         In the order of the rows of `counts`.
     counts : scipy.sparse.csr_matrix, shape (spots, genes)
-        Raw whole counts.
+        Raw whole counts; or the values of a table of another kind, as measured.
     genes : tuple of str
-        Names of the columns of `counts`, all different.
+        Names of the columns of `counts`, all different: genes, or other features.
     absent_genes : {"zero", "unmeasured"}
         What a gene missing from `genes` means: the assay reads every transcript and found none ("zero"), or the
         assay's panel does not hold it ("unmeasured").
+    table_kind : {"counts", "continuous", "proportions", "binary"}
+        What the table holds (see `slides.table_kinds`).
     notes : tuple of str
         What the reader dropped, merged or assumed; one sentence each.
     metadata : dict
@@ -111,11 +114,14 @@ class Section:
     counts: sparse.csr_matrix
     genes: tuple[str, ...]
     absent_genes: Literal["zero", "unmeasured"] = "unmeasured"
+    table_kind: TableKind = "counts"
     notes: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "genes", tuple(self.genes))
+        if table_kind(self.table_kind) != "counts" and self.absent_genes != "unmeasured":
+            raise BadOption("absent_genes", self.absent_genes, want="unmeasured for a table that is none of counts")
         wanted = (len(self.spots), len(self.genes))
         if self.counts.shape != wanted:
             raise ShapeMismatch(f"counts of {self.name}", want=wanted, got=self.counts.shape)
@@ -140,6 +146,7 @@ class Section:
         name: str | None = None,
         patient: str | None = None,
         absent_genes: Literal["zero", "unmeasured"] = "unmeasured",
+        table_kind: TableKind = "counts",
     ) -> Section:
         """Make a section from an AnnData table in memory and its slide.
 
@@ -151,7 +158,7 @@ class Section:
         slide : Slide, path or array
             What is not a `Slide` is opened with `open_slide`.
         layer : str, optional
-            Layer that holds the raw counts; ``X`` by default.
+            Layer that holds the raw counts, or the values of another kind of table; ``X`` by default.
         mpp : float, optional
             Micrometres per level-0 pixel, for a slide that is opened here.
         spot_diameter_um : float, optional
@@ -164,7 +171,7 @@ class Section:
             Name of the section; the slide's by default.
         patient : str, optional
             Otherwise ``obs["patient"]`` or ``obs["patient_id"]`` when it has one value, else the section's name.
-        absent_genes : {"zero", "unmeasured"}
+        absent_genes, table_kind : str
             See `Section`.
 
         Returns
@@ -176,7 +183,8 @@ class Section:
         BadInput, BadOption
             There are no centres, no such layer or library, or no spot diameter.
         SectionError, ScaleError
-            The counts are not raw, names repeat, over 10 % of the spots are off the slide, or its scale is unknown.
+            The values are not of the table's kind, names repeat, over 10 % of the spots are off the slide, or its scale
+            is unknown.
 
         Examples
         --------
@@ -192,7 +200,7 @@ class Section:
             raise BadOption("mpp", mpp, want="None for a slide that is open already, which has its own scale")
         opened = slide if isinstance(slide, Slide) else open_slide(slide, mpp=mpp)
         table = spots_of_anndata(adata, name or opened.name, layer=layer, library=library)
-        return cls._checked(opened, table, name, patient, spot_diameter_um, absent_genes)
+        return cls._checked(opened, table, name, patient, spot_diameter_um, absent_genes, table_kind)
 
     @classmethod
     def from_spatialdata(
@@ -209,6 +217,7 @@ class Section:
         name: str | None = None,
         patient: str | None = None,
         absent_genes: Literal["zero", "unmeasured"] = "unmeasured",
+        table_kind: TableKind = "counts",
     ) -> Section:
         """Make a section from the image, the shapes and the table of a SpatialData object.
 
@@ -227,7 +236,7 @@ class Section:
         coordinate_system : str
             In which image and shapes are aligned. Transformations to it are applied, and undone for the image, so
             that centres come out in pixels of the image.
-        layer, spot_diameter_um, name, patient, absent_genes
+        layer, spot_diameter_um, name, patient, absent_genes, table_kind
             As in `from_anndata`; the diameter is otherwise that of the circles.
 
         Returns
@@ -245,7 +254,7 @@ class Section:
             sdata, image, shapes, table, coordinate_system, section_name=name or image, layer=layer
         )
         slide = ArraySlide(pixels, mpp, name or image)
-        return cls._checked(slide, spots, name, patient, spot_diameter_um, absent_genes)
+        return cls._checked(slide, spots, name, patient, spot_diameter_um, absent_genes, table_kind)
 
     @classmethod
     def _checked(
@@ -256,16 +265,19 @@ class Section:
         patient: str | None,
         diameter_um: float | None,
         absent_genes: Literal["zero", "unmeasured"],
+        kind: TableKind,
     ) -> Section:
-        """The section of counts in memory, if they fulfil what readers ask of files."""
+        """The section of a table in memory, if they fulfil what readers ask of files."""
         name, notes = name or slide.name, list(table.notes)
         mpp = known_scale(slide)
         if diameter_um is None and table.diameter_px is None:
             want = f"the diameter of the spots of {name} in micrometres, which the table does not state"
             raise BadOption("spot_diameter_um", None, want=want)
         if twice := repeated(table.genes):
-            raise SectionError(f"{name} repeats the gene(s) {', '.join(twice[:5])}; each column needs its own name.")
-        check_counts(table.counts, name, barcodes=table.barcodes, genes=table.genes)
+            raise SectionError(
+                f"{name} repeats the {feature_word(kind)}(s) {', '.join(twice[:5])}; each column needs its own name."
+            )
+        check_values(table.counts, table_kind(kind), name, barcodes=table.barcodes, features=table.genes)
         if not table.counts.count_nonzero():
             raise SectionError.empty(name, spots=len(table.barcodes), genes=0)
         kept = on_slide(slide, table.centre_px, name)
@@ -281,6 +293,7 @@ class Section:
             counts=sparse.csr_matrix(table.counts[np.flatnonzero(kept)], dtype=np.float32),
             genes=table.genes,
             absent_genes=absent_genes,
+            table_kind=kind,
             notes=tuple(notes),
         )
 

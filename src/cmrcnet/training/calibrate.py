@@ -123,7 +123,7 @@ def _reliability(
     kind: str,
 ) -> PredictionReliability:
     sample, search = data.sample, predictions.search
-    assert sample is not None and data.scores is not None and data.scored is not None
+    assert sample is not None and data.panel is not None and data.scores is not None and data.scored is not None
     assert search.neighbour_std is not None and search.similarity is not None
     rows, genes, measured, expression = sample.rows, sample.genes, sample.measured, sample.expression
     section_of, groups = data.section_of[rows], groups[rows]
@@ -159,6 +159,7 @@ def _reliability(
                 chunk,
                 covariance=head.ensemble.covariance,
                 variance_rescaling=config.head.variance_rescaling,
+                least=data.panel.scaling.least,
             )
             permuted[group.out] = predictions.permuted[rows[group.out]] @ group.decoder.loadings[:, chunk]
         for section in range(len(data.sections)):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureSpec
 from cmrcnet.features.tokens import Standardizer
 from cmrcnet.genes.components import ExpressionComponents, find_components
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
-from cmrcnet.genes.normalise import normalize, spot_weights
+from cmrcnet.genes.scaling import Scaling
 from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.slides.patches import crop_scales
 from cmrcnet.slides.section import Cohort, Section
@@ -50,7 +49,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True, eq=False)
 class ExpressionSample:
-    """Log-normalised expression of evenly picked training spots, over all genes that any section lists."""
+    """Expression of evenly picked training spots, over all genes that any section lists."""
 
     rows: np.ndarray
     """(spots,): rows of the training data, ascending."""
@@ -61,8 +60,8 @@ class ExpressionSample:
     """(sections, genes) bool: whether a section measured a gene; where it did not, its expression is stored as 0."""
 
     @classmethod
-    def of(cls, sections: Sequence[Section], target_sum: float | Literal["median"]) -> ExpressionSample:
-        """Pick at most `CALIBRATION_SPOTS` of all spots; `target_sum` is the library size before log1p."""
+    def of(cls, sections: Sequence[Section], scaling: Scaling) -> ExpressionSample:
+        """Pick at most `CALIBRATION_SPOTS` of all spots."""
         first = np.cumsum([0, *(len(section.spots) for section in sections)])
         rows = np.unique(np.linspace(0, first[-1] - 1, min(CALIBRATION_SPOTS, first[-1])).astype(np.int64))
         column_of: dict[str, int] = {}
@@ -72,7 +71,7 @@ class ExpressionSample:
         parts = []
         for number, section in enumerate(sections):
             mine = rows[(rows >= first[number]) & (rows < first[number + 1])] - first[number]
-            kept = normalize(section.counts, target_sum)[mine].tocoo()
+            kept = scaling.expression(section)[mine].tocoo()
             columns = np.array([column_of[gene] for gene in section.genes])[kept.col]
             parts.append(sparse.coo_matrix((kept.data, (kept.row, columns)), shape=(len(mine), len(column_of))))
         measured = []
@@ -173,14 +172,14 @@ class TrainingData:
             expression = [sparse.csr_matrix(each[:, : config.target.gene_rank]) for each in by_section]
             scores = np.concatenate(by_section)
         if components is not None or (config.train.validation != "none" and config.train.select_by == "pearson"):
-            genes = gene_sets(read, panel, config.evaluation.set_size, svg=False)["HVG"]
-            chooses = GenePanel(genes, panel.target_sum, {"kind": "HVG of the training sections"})
+            genes = gene_sets(read, panel.scaling, config.evaluation.set_size, svg=False)["HVG"]
+            chooses = GenePanel(genes, panel.scaling, {"kind": "HVG of the training sections"})
             stacked = sparse.vstack([chooses.select(section) for section in sections], format="csr")
             scored = sparse.csr_matrix(stacked, dtype=np.float32)
         if config.target.depth_weights:
-            weights = np.concatenate([spot_weights(section.counts) for section in sections])
+            weights = np.concatenate([panel.scaling.spot_weights(section) for section in sections])
         if limits and components is not None and len(sections) > 1:
-            sample = ExpressionSample.of(sections, config.panel.target_sum)
+            sample = ExpressionSample.of(sections, panel.scaling)
 
         inputs, contents, statistics, effects = [], [], [], []
         for section in sections:

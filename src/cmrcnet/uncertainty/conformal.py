@@ -108,13 +108,15 @@ class ConformalIntervals:
         return f"{sentence} {few}; the difference between {group}s is widened by Student's t instead."
 
 
-def bounds(mean: np.ndarray, scale: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def bounds(
+    mean: np.ndarray, scale: np.ndarray, low: np.ndarray, high: np.ndarray, least: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute the interval of every location and gene: two (locations, genes) float32, NaN where there is none.
 
     `mean` (locations, genes) is predicted, `scale` (locations,) the nonconformity scale, `low` and `high` (genes,) are
-    those of `ConformalIntervals`.
+    those of `ConformalIntervals`; no value is below `least`.
     """
-    lower = np.maximum(mean + np.outer(scale, low), 0)
+    lower = np.maximum(mean + np.outer(scale, low), least)
     return lower.astype(np.float32), (mean + np.outer(scale, high)).astype(np.float32)
 
 

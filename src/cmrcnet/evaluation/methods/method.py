@@ -71,7 +71,7 @@ class Prediction:
     """Predicted expression at the spots of one location."""
 
     genes: tuple[str, ...]
-    mean: np.ndarray  # (spots, genes) float32: log-normalised expression at the config's target sum
+    mean: np.ndarray  # (spots, genes) float32: expression at the scaling of the panel
     table: AnnData | None = None  # the prediction table, from methods that make one
 
     def __post_init__(self) -> None:
@@ -132,8 +132,8 @@ class FoldData:
 
     @cached_property
     def expression(self) -> Sparse:
-        """Log-normalised expression of every training spot, sections one after another: (spots, genes), read-only."""
-        everything = GenePanel(self.genes, self.config.panel.target_sum, {"kind": "measured in all training sections"})
+        """Expression of every training spot, sections one after another: (spots, genes), read-only."""
+        everything = GenePanel(self.genes, self.panel.scaling, {"kind": "measured in all training sections"})
         found: Sparse = sparse.vstack([everything.select(section) for section in self.cohort], format="csr")
         for array in (found.data, found.indices, found.indptr):
             array.flags.writeable = False  # no method may change what the next one is given
@@ -173,7 +173,7 @@ class FittedMethod(Protocol):
     record: dict[str, Any]  # what it chose and how training went, JSON-able; written to `run.json` and the report
 
     def predict(self, location: Location) -> Prediction:
-        """Predict log-normalised expression at the spots of a location."""
+        """Predict expression at the spots of a location."""
         ...
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -30,6 +30,7 @@ from cmrcnet.evaluation.metrics.noise_ceiling import noise_ceiling
 from cmrcnet.evaluation.metrics.set_metrics import gene_gene_correlation, recall_of_highest, share_of_ceiling
 from cmrcnet.evaluation.protocol.protocol_info import STRICT, ScoringProtocol
 from cmrcnet.genes.gene_sets import EVERYTHING, LEAST_DETECTED, GenePanel
+from cmrcnet.genes.scaling import COUNTS, Scaling
 from cmrcnet.genes.spatial_stats import morans_i, snap_to_lattice, spot_graph
 from cmrcnet.slides.section import Section
 
@@ -50,7 +51,7 @@ class SectionTruth:
     """What scoring knows of one test section, worked out once for all methods."""
 
     genes: tuple[str, ...]  # those of the training sections that this section measured
-    expression: Sparse  # (spots, genes), log-normalised; library sizes are over all genes of the section
+    expression: Sparse  # (spots, genes), scaled; library sizes are over all genes of the section
     graph: Sparse  # (spots, spots): neighbours
     windows: Sparse  # (spots, spots): windows of the structural similarity
     moran: np.ndarray  # (genes,): Moran's I of the truth
@@ -62,8 +63,8 @@ class Scorer:
 
     Parameters
     ----------
-    target_sum : float or "median"
-        The config's library size.
+    scaling : Scaling
+        Of the fold's panel.
     set_size : int
         Genes that SVG recall looks for, and genes of the truth's own sets under ``paper``.
     overdispersion : float
@@ -74,7 +75,7 @@ class Scorer:
 
     def __init__(
         self,
-        target_sum: float | Literal["median"] = 10_000.0,
+        scaling: Scaling = COUNTS,
         *,
         undefined: Undefined = "skip",
         set_size: int = 50,
@@ -82,7 +83,7 @@ class Scorer:
         overdispersion: float = 0.0,
         seed: int = 0,
     ) -> None:
-        self.target_sum: float | Literal["median"] = target_sum
+        self.scaling = scaling
         self.undefined: Undefined = undefined
         self.set_size, self.protocol = set_size, protocol
         self._overdispersion, self._seed = overdispersion, seed
@@ -102,12 +103,14 @@ class Scorer:
         if tuple(genes) != self._genes:  # another fold
             self._genes, self._kept = tuple(genes), {}
         if section.name not in self._kept:
-            measured, expression = truth_of(section, self._genes, self.target_sum)
+            measured, expression = truth_of(section, self._genes, self.scaling)
             expression = sparse.csc_matrix(expression)
             graph = spot_graph(section.spots.centre_px)
             if section.name not in self._ceilings:
-                how = {"seed": self._seed, "overdispersion": self._overdispersion}
-                values = noise_ceiling(section.counts, self.target_sum, **how)
+                values = np.full(len(section.genes), np.nan)  # only counts tell of their own noise
+                if self.scaling.kind == "counts":
+                    how = {"seed": self._seed, "overdispersion": self._overdispersion}
+                    values = noise_ceiling(section.counts, self.scaling.target_sum, **how)
                 self._ceilings[section.name] = dict(zip(section.genes, values.tolist(), strict=True))
             ceilings = self._ceilings[section.name]
             self._kept[section.name] = SectionTruth(
@@ -215,8 +218,8 @@ class FoldScores:
         return rows
 
 
-def truth_of(section: Section, genes: Sequence[str], target_sum: float | Literal["median"]):
-    """Those of `genes` that the section measured, and their log-normalised expression (spots, genes), sparse.
+def truth_of(section: Section, genes: Sequence[str], scaling: Scaling):
+    """Those of `genes` that the section measured, and their expression (spots, genes), sparse.
 
     Library sizes are over all genes of the section.
     """
@@ -224,4 +227,4 @@ def truth_of(section: Section, genes: Sequence[str], target_sum: float | Literal
     measured = tuple(gene for gene in genes if section.absent_genes == "zero" or gene in known)
     if not measured or known.isdisjoint(measured):
         raise SectionError.none_shared(f"Section {section.name}", "the training sections")
-    return measured, GenePanel(measured, target_sum, {"kind": "evaluation"}).select(section)
+    return measured, GenePanel(measured, scaling, {"kind": "evaluation"}).select(section)

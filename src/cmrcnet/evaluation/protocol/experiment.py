@@ -50,7 +50,7 @@ class FoldPlanner:
         if key not in self._known:
             training = self._cohort.only(fold.train).in_order()
             panel = choose_panel(training if config.panel.sections == "training" else self._cohort, config.panel)
-            sets = gene_sets(training, panel.target_sum, size=config.evaluation.set_size)
+            sets = gene_sets(training, panel.scaling, size=config.evaluation.set_size)
             self._known[key] = FoldPlan(fold, panel, sets, sets)
         known = self._known[key]
         if scored is None:

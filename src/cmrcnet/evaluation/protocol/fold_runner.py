@@ -14,6 +14,7 @@ from cmrcnet.evaluation.metrics.scoring import Scorer
 from cmrcnet.evaluation.protocol.experiment import Experiment, MethodRun, Task
 from cmrcnet.evaluation.protocol.protocol_info import protocol_named
 from cmrcnet.evaluation.protocol.run_folder import FoldResult
+from cmrcnet.genes.scaling import Scaling
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 from cmrcnet.storage.hashing import fingerprint
 
@@ -115,7 +116,7 @@ class FoldRunner:
         fitted = run.method.fit(data)
         of_panel = run.experiment.config.evaluation.paper_sets == "panel"
         among = run.plan.panel.genes if of_panel else None
-        scores = self._scorer_of(run.experiment).begin(run.plan.scored, among)
+        scores = self._scorer_of(run.experiment, run.plan.panel.scaling).begin(run.plan.scored, among)
         gene_tables: list[Frame] = []
         tables: dict[str, AnnData] = {}
         fold, name, folder = run.plan.fold, run.method.name, run.experiment.folder
@@ -140,15 +141,15 @@ class FoldRunner:
         )
         return result if folder is None else folder.keep(*run.key, result)
 
-    def _scorer_of(self, experiment: Experiment) -> Scorer:
+    def _scorer_of(self, experiment: Experiment, scaling: Scaling) -> Scorer:
         """Return the scorer of these settings, which keeps what is known of the truth of a fold."""
-        target_sum, evaluation = experiment.config.panel.target_sum, experiment.config.evaluation
-        settings = (target_sum, evaluation, experiment.protocol)
+        evaluation = experiment.config.evaluation
+        settings = (scaling, evaluation, experiment.protocol)
         if self._scorer is None or self._scorer[0] != settings:
             self._scorer = (
                 settings,
                 Scorer(
-                    target_sum,
+                    scaling,
                     undefined=evaluation.undefined,
                     set_size=evaluation.set_size,
                     protocol=protocol_named(experiment.protocol),
@@ -216,4 +217,5 @@ def section_fingerprint(section: Section) -> str:
         counts.data,
         list(section.genes),
         section.absent_genes,
+        section.table_kind,
     )

@@ -18,6 +18,7 @@ from cmrcnet.evaluation import Frame
 from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.metrics.scoring import truth_of
 from cmrcnet.evaluation.report.page import GREY, MAIN_COLOUR, render, svg
+from cmrcnet.genes.table import scaling_of
 from cmrcnet.uncertainty.conformal import LEVEL, bounds
 
 if TYPE_CHECKING:
@@ -35,14 +36,19 @@ _SIZE = 5.2, 3.3
 
 
 def gene_coverage(
-    mean: np.ndarray, factor: np.ndarray, low: np.ndarray, high: np.ndarray, truth: np.ndarray
+    mean: np.ndarray,
+    factor: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    truth: np.ndarray,
+    least: float = 0.0,
 ) -> np.ndarray:
     """Share of spots inside the interval, of each gene; NaN where a gene has no interval.
 
     `mean` and `truth` are (spots, genes), `factor` is (spots,), `low` and `high` (genes,): as in
-    `uncertainty.conformal.bounds`.
+    `uncertainty.conformal.bounds`, and `least`.
     """
-    lower, upper = bounds(mean, factor, low, high)
+    lower, upper = bounds(mean, factor, low, high, least)
     inside = ((truth >= lower) & (truth <= upper)).mean(axis=0)
     return np.where(np.isfinite(low) & np.isfinite(high), inside, np.nan)
 
@@ -95,11 +101,11 @@ def _of_section(run: EvaluationRun, section: str, table: AnnData, genes: list[st
     if "interval_scale" not in table.obs or not genes:
         return found
     mine: Any = table[:, genes]
-    truth = np.asarray(truth_of(measured, genes, run.config.panel.target_sum)[1].todense(), np.float64)
+    truth = np.asarray(truth_of(measured, genes, scaling_of(table))[1].todense(), np.float64)
     mean, factor = np.asarray(mine.X, np.float64), mine.obs["interval_scale"].to_numpy(np.float64)
     low, high = (mine.var[name].to_numpy(np.float64) for name in ("interval_low", "interval_high"))
-    covered = gene_coverage(mean, factor, low, high, truth)
-    lower, upper = bounds(mean, factor, low, high)
+    covered = gene_coverage(mean, factor, low, high, truth, scaling_of(table).least)
+    lower, upper = bounds(mean, factor, low, high, scaling_of(table).least)
     found["n_genes"] = int(np.isfinite(covered).sum())
     if found["n_genes"]:
         found |= {"coverage": float(np.nanmean(covered)), "width": float(np.nanmean(upper - lower))}

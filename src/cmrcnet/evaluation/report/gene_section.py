@@ -20,6 +20,7 @@ from cmrcnet.evaluation.metrics.set_metrics import GeneCorrelation, gene_correla
 from cmrcnet.evaluation.report.page import render
 from cmrcnet.evaluation.report.summary import first_method, number
 from cmrcnet.genes.markers import MarkerList, markers, organ_of_cohort
+from cmrcnet.genes.table import scaling_of
 from cmrcnet.uncertainty.gene_reliability import GRADES, grade_counts, predictability
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def correlated_genes(run: EvaluationRun) -> list[str]:
 
 def _pairs(run: EvaluationRun, genes: list[str]) -> Iterator[tuple[Sparse, np.ndarray]]:
     for name in run.predictions:
-        _, truth = truth_of(run.cohort.read(name), genes, run.config.panel.target_sum)
+        _, truth = truth_of(run.cohort.read(name), genes, scaling_of(run.predictions[name]))
         yield truth, predicted(run.predictions[name], genes)
 
 

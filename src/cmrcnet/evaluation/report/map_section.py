@@ -14,6 +14,7 @@ from cmrcnet.evaluation.metrics.scoring import truth_of
 from cmrcnet.evaluation.report.gene_section import LEAST_DETECTED, gene_means, predicted
 from cmrcnet.evaluation.report.page import render
 from cmrcnet.evaluation.report.summary import number
+from cmrcnet.genes.table import scaling_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,7 +40,7 @@ def held_out_maps(run: EvaluationRun) -> Markup:
         measured = [gene for gene in chosen if gene in scores.index]
         if not measured:
             continue
-        _, truth = truth_of(section, measured, run.config.panel.target_sum)
+        _, truth = truth_of(section, measured, scaling_of(table))
         for column, gene in enumerate(measured):
             true = np.asarray(truth[:, column].todense()).ravel()
             guess = predicted(table, [gene]).ravel()

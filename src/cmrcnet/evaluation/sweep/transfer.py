@@ -30,6 +30,7 @@ from cmrcnet.evaluation.sweep.run_sweep import SweepFolder, run_trials
 from cmrcnet.genes.gene_sets import MeasuredGenes, gene_sets
 from cmrcnet.genes.mean_interval import mean_interval
 from cmrcnet.genes.naming import are_disjoint, explain_no_shared_genes
+from cmrcnet.genes.scaling import fit_scaling
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
 from cmrcnet.storage.hashing import fingerprint
 from cmrcnet.workers import WorkerOptions, Workers
@@ -181,7 +182,7 @@ def shared_sets(train: Cohort, test: Cohort, config: Config) -> dict[str, tuple[
     if theirs.isdisjoint(ours) or are_disjoint(ours, sorted(theirs)):
         hint = explain_no_shared_genes(ours, sorted(theirs))
         raise SectionError.none_shared(train.name, "the test cohort", hint, shared=len(theirs.intersection(ours)))
-    ranked = gene_sets(train, config.panel.target_sum, size=_EVERY)
+    ranked = gene_sets(train, fit_scaling(train, config.panel), size=_EVERY)
     kept = {name: tuple(gene for gene in genes if gene in theirs) for name, genes in ranked.items()}
     return {name: genes if name == "all" else genes[: config.evaluation.set_size] for name, genes in kept.items()}
 

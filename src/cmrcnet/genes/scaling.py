@@ -1,0 +1,249 @@
+"""How a measured table becomes the expression that is learnt, averaged, predicted and scored, and back.
+
+=============  ===========================================================  =========================================
+kind           expression                                                   inverse
+=============  ===========================================================  =========================================
+counts         log1p at one library size                                    expm1: counts at that library size
+continuous     standard deviations from the mean of the section, or of all  times deviation plus mean of training;
+               training sections                                            none within a section
+proportions    centred log-ratio: log share less the mean log share of the  softmax over all parts
+               spot (Aitchison, Journal of the Royal Statistical Society B
+               44, 1982)
+binary         0 or 1                                                       cut to 0 to 1: a share of neighbours
+=============  ===========================================================  =========================================
+
+The logarithm of a share of 0 does not exist. Zeros are replaced by a small share and the others made smaller, so that
+the row still sums to 1 (multiplicative replacement: Martin-Fernandez, Barcelo-Vidal and Pawlowsky-Glahn, Mathematical
+Geology 35, 2003)::
+
+    x_j = zero_replacement                          where the share is 0
+    x_j = x_j (1 - zeros * zero_replacement)        elsewhere
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import sparse
+
+from cmrcnet.config import PanelConfig
+from cmrcnet.errors import BadOption, SectionError, TooFew
+from cmrcnet.genes.normalise import normalize, spot_weights
+from cmrcnet.slides.section import Section
+from cmrcnet.slides.table_kinds import TableKind
+
+NO_CEILING = (
+    "No noise ceiling: how much of a table of this kind is noise cannot be told from one measurement (for counts it "
+    "follows from their own number)."
+)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How tables of one kind become expression.
+
+    Parameters
+    ----------
+    kind : {"counts", "continuous", "proportions", "binary"}
+        Of the table.
+    target_sum : float or "median"
+        Library size before log1p, of counts.
+    standardize : {"section", "training"}
+        Whose mean and deviation a continuous table is standardised by.
+    zero_replacement : float
+        Share that stands for 0 in proportions.
+    features : tuple of str
+        Of `mean` and `deviation`; and all parts of proportions.
+    mean, deviation : tuple of float
+        Of each feature over the training spots, for "training".
+
+    Examples
+    --------
+    >>> Scaling("proportions", features=("tumour", "stroma")).inverse(np.array([[1.0, -1.0]])).round(2)
+    array([[0.88, 0.12]])
+    >>> Scaling().units
+    'log1p of counts per 10,000'
+    """
+
+    kind: TableKind = "counts"
+    target_sum: float | Literal["median"] = 10_000.0
+    standardize: Literal["section", "training"] = "section"
+    zero_replacement: float = 0.01
+    features: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+
+    @property
+    def units(self) -> str:
+        """Units of the expression in words."""
+        if self.kind == "continuous":
+            whose = "its section" if self.standardize == "section" else "the training spots"
+            return f"standard deviations from the mean of {whose}"
+        if self.kind == "proportions":
+            return f"centred log-ratio of proportions, zeros replaced by {self.zero_replacement:g}"
+        if self.kind == "binary":
+            return "share of positive locations, 0 to 1"
+        if self.target_sum == "median":
+            return "log1p of counts scaled to the median library size of each section"
+        return f"log1p of counts per {float(self.target_sum):,.10g}"
+
+    @property
+    def least(self) -> float:
+        """Smallest value that expression can have: 0, or minus infinity."""
+        return 0.0 if self.kind in ("counts", "binary") else -np.inf
+
+    def expression(self, section: Section) -> sparse.csr_matrix:
+        """Expression (spots, features) float32 of all features of a section, in its order.
+
+        `SectionError`: its table is of another kind, has other parts than those of training (proportions), features
+        that no training section has ("training"), or one spot to standardise over.
+        """
+        self._require(section)
+        if self.kind == "counts":
+            return normalize(section.counts, self.target_sum)
+        values = np.asarray(section.counts.todense(), np.float64)
+        if self.kind == "continuous":
+            mean, deviation = values.mean(axis=0), values.std(axis=0)
+            if self.standardize == "training":
+                at = [self._column[feature] for feature in section.genes]
+                mean, deviation = np.array(self.mean)[at], np.array(self.deviation)[at]
+            values = standardized(values, mean, deviation)
+        elif self.kind == "proportions":
+            values = centred_log_ratio(values, self.zero_replacement)
+        return sparse.csr_matrix(values.astype(np.float32))
+
+    def spot_weights(self, section: Section) -> np.ndarray:
+        """Weight (spots,) float32 of each spot in least squares: by depth for counts (`spot_weights`), else 1."""
+        return spot_weights(section.counts) if self.kind == "counts" else np.ones(len(section.spots), np.float32)
+
+    def inverse(self, expression: np.ndarray, features: Sequence[str] | None = None) -> np.ndarray:
+        """Values in the table's own units (locations, features), float64, of expression of the same shape.
+
+        Parameters
+        ----------
+        features : sequence of str, optional
+            Names of the columns; those of the scaling when left out.
+
+        Raises
+        ------
+        BadOption
+            There is no inverse: standardised within a section, whose level a new slide does not show; or not all parts
+            of proportions.
+        """
+        values = np.asarray(expression, np.float64)
+        if self.kind == "counts":
+            return np.expm1(values)
+        if self.kind == "binary":
+            return np.clip(values, 0, 1)
+        names = tuple(self.features if features is None else features)
+        if self.kind == "proportions":
+            if set(names) != set(self.features):
+                raise BadOption("features", f"{len(names)} of {len(self.features)}", want="all parts of the whole")
+            high = np.exp(values - values.max(axis=1, keepdims=True))
+            return high / high.sum(axis=1, keepdims=True)
+        if self.standardize == "section":
+            want = "training, for values in the table's own units: the level of a new section is not known"
+            raise BadOption("panel.standardize", "section", want=want)
+        at = [self._column[feature] for feature in names]
+        return values * np.array(self.deviation)[at] + np.array(self.mean)[at]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Scaling:
+        """Inverse of `to_dict`."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    @property
+    def _column(self) -> dict[str, int]:
+        return {feature: column for column, feature in enumerate(self.features)}
+
+    def _require(self, section: Section) -> None:
+        """Raise `SectionError` for a section that this scaling does not fit."""
+        if section.table_kind != self.kind:
+            raise SectionError.other_kind(section.name, section.table_kind, self.kind, "the model or cohort holds")
+        known, own = set(self.features), set(section.genes)
+        if self.kind == "proportions" and known != own:
+            other = sorted(known ^ own)
+            raise SectionError(
+                f"{section.name} has {len(own)} parts and the training sections {len(known)}, which differ in "
+                f"{', '.join(other[:5])}; log-ratios compare only the same parts, so give every section all of them."
+            )
+        if self.kind == "continuous" and self.standardize == "training" and not own <= known:
+            other = [feature for feature in section.genes if feature not in known]
+            raise SectionError.not_measured("The training data", other, len(own), f"{section.name} has them.")
+        if self.kind == "continuous" and self.standardize == "section" and len(section.spots) < 2:
+            raise SectionError(
+                f"{section.name} has one location, which cannot be standardised within its section; set "
+                "panel.standardize to training."
+            )
+
+
+COUNTS = Scaling()
+"""Of counts, by default."""
+
+
+def fit_scaling(sections: Iterable[Section], config: PanelConfig) -> Scaling:
+    """The scaling of training sections by a config; all must hold tables of one kind.
+
+    Of counts and binary tables only the first section is read.
+    """
+    first, names = None, dict[str, int]()
+    count, mean, squares = (np.zeros(0) for _ in range(3))
+    options = {"standardize": config.standardize, "zero_replacement": config.zero_replacement}
+    for section in sections:
+        if first is None:
+            first = section
+            if first.table_kind in ("counts", "binary"):
+                return Scaling(first.table_kind, config.target_sum)
+        if section.table_kind != first.table_kind:
+            raise SectionError.other_kind(section.name, section.table_kind, first.table_kind, f"{first.name} holds")
+        for feature in section.genes:
+            names.setdefault(feature, len(names))
+        if first.table_kind == "continuous" and config.standardize == "training":
+            count, mean, squares = (np.pad(each, (0, len(names) - len(each))) for each in (count, mean, squares))
+            at, values = [names[feature] for feature in section.genes], section.counts.toarray().astype(np.float64)
+            own, before, more = values.mean(axis=0), count[at], len(values)
+            count[at] += more
+            squares[at] += ((values - own) ** 2).sum(axis=0) + (own - mean[at]) ** 2 * before * more / count[at]
+            mean[at] += (own - mean[at]) * more / count[at]
+    if first is None:
+        raise TooFew("training sections", 0, 1, "give a cohort with at least one section")
+    features = tuple(names)
+    if first.table_kind == "proportions" and not 0 < config.zero_replacement * len(features) < 1:
+        want = f"a share above 0 and below 1 / {len(features)}, the number of parts"
+        raise BadOption("panel.zero_replacement", config.zero_replacement, want=want)
+    if first.table_kind == "proportions" or config.standardize == "section":
+        return Scaling(first.table_kind, config.target_sum, **options, features=features)
+    deviation = np.sqrt(squares / count)
+    deviation[deviation <= 1e-7 * np.abs(mean)] = 0.0
+    return Scaling(
+        "continuous", config.target_sum, **options, features=features, mean=tuple(mean.tolist()),
+        deviation=tuple(deviation.tolist()),
+    )  # fmt: skip
+
+
+def standardized(values: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Standard deviations from the mean, by column; 0 where a column does not vary."""
+    varies = deviation > 1e-7 * np.abs(mean)
+    return np.where(varies, (values - mean) / np.where(varies, deviation, 1.0), 0.0)
+
+
+def centred_log_ratio(shares: np.ndarray, zero_replacement: float) -> np.ndarray:
+    """Centred log-ratio (spots, parts) of proportions; zeros are replaced as this module says.
+
+    Examples
+    --------
+    >>> centred_log_ratio(np.array([[0.5, 0.5, 0.0]]), 0.02).round(2)
+    array([[ 1.06,  1.06, -2.13]])
+    """
+    shares = shares / shares.sum(axis=1, keepdims=True)
+    none = shares <= 0
+    filled = np.where(none, zero_replacement, shares * (1 - zero_replacement * none.sum(axis=1, keepdims=True)))
+    logs = np.log(filled)
+    return logs - logs.mean(axis=1, keepdims=True)
