@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from cmrcnet.config import Config
-from cmrcnet.genes.normalise import normalize
 from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.inference.predict import predict
 from cmrcnet.readers.cohort import read_cohort
@@ -42,7 +41,7 @@ def correlations(
     genes = [gene for gene in section.genes if gene in known]
     table = predict(model, section.slide, bank=bank, spots=section.spots, genes=genes, head="retrieval", cache=cache)
     column = {gene: number for number, gene in enumerate(section.genes)}
-    truth = normalize(section.counts, model.panel.target_sum)[:, [column[gene] for gene in genes]]
+    truth = model.panel.scaling.expression(section)[:, [column[gene] for gene in genes]]
     return pearson_per_gene(truth, np.asarray(table.X)), table.obsm["neighbour_ids"]
 
 

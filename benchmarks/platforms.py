@@ -30,6 +30,7 @@ import anndata
 
 import cmrcnet
 from cmrcnet.cli import app
+from cmrcnet.genes.table import scaling_of
 from cmrcnet.slides.patches import thumbnail
 from tests.readers.one_section import PLATFORMS, write_platform
 from tests.readers.written_formats import Made
@@ -99,9 +100,7 @@ def through(platform: str, made: list[Made], folder: Path, config: str, gene: st
     read = cohort.read("B")
     prediction = anndata.read_h5ad(out)[list(read.spots.barcodes)]
     measured = np.asarray(
-        cmrcnet.normalize(read.counts, float(prediction.uns["cmrcnet"]["target_sum"]))[
-            :, read.genes.index(gene)
-        ].todense()
+        cmrcnet.normalize(read.counts, scaling_of(prediction).target_sum)[:, read.genes.index(gene)].todense()
     ).ravel()
     predicted = np.asarray(prediction.X)[:, list(prediction.var_names).index(gene)]
     figures["pearson_of_" + gene] = round(float(np.corrcoef(measured, predicted)[0, 1]), 3)

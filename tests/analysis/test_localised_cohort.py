@@ -54,7 +54,7 @@ def predicted(cohort, noise=0.0, genes=GENES):
         values = values + noise * np.random.default_rng(0).normal(size=values.shape)
         table = anndata.AnnData(values.astype(np.float32))
         table.obs_names, table.var_names = list(section.spots.barcodes), genes
-        table.uns["cmrcnet"] = {"target_sum": 10_000.0, "format": FORMAT}
+        table.uns["cmrcnet"] = {"format": FORMAT}
         table.obsm["spatial"] = section.spots.centre_px
         tables[section.name] = table
     return tables

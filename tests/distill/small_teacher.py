@@ -39,7 +39,7 @@ def averaging() -> tuple[TrainedModel, ReferenceBank]:
     """A teacher that averages measured expression; it looks at plain patches."""
     config = Config.load("tiny").override(SETTINGS | {"evaluation.set_size": 10})
     genes = cohort().read(cohort().sections[0]).genes[:12]
-    return _with_bank(_model(config, GenePanel(genes, 10_000.0), len(genes)))
+    return _with_bank(_model(config, GenePanel(genes), len(genes)))
 
 
 @cache
@@ -47,7 +47,7 @@ def on_components(kind: str = "ensemble") -> tuple[TrainedModel, ReferenceBank]:
     """A teacher on three expression components, whose ridge looks at three features; it looks at two views."""
     config = Config.load("tiny").override(SETTINGS | VIEWS | COMPONENTS | {"head.kind": kind})
     genes = cohort().read(cohort().sections[0]).genes[:40]
-    panel = GenePanel(genes, 10_000.0)
+    panel = GenePanel(genes)
     components = find_components((panel.select(section) for section in cohort()), RANK)
     encoder = create_image_encoder(config.model.encoder, weights="random")
     seen = [extract(encoder, each.slide, each.spots.centre_px, FeatureSpec.of(config, encoder)) for each in cohort()]

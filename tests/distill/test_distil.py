@@ -96,7 +96,7 @@ def test_what_a_section_measured_does_not_reach_its_own_lesson():
     other = type(first)(
         first.section, first.patient, first.spots, first.vectors[::-1].copy(), noise, first.genes, first.measures_all
     )
-    changed = ReferenceBank((other, *bank.entries[1:]), bank.model_fingerprint, bank.target_sum)
+    changed = ReferenceBank((other, *bank.entries[1:]), bank.model_fingerprint, bank.scaling)
     own = _set_of(first.section)
     answers = [distillation_set._Teacher(model, distillation_set.bank_without(b, own.sections), own, bank.genes)
                for b in (bank, changed)]  # fmt: skip

@@ -38,7 +38,7 @@ class BlurredPredictor:
     record: dict[str, Any]
 
     def predict(self, location: Location) -> Prediction:
-        genes, truth = truth_of(self.method.cohort.read(location.section), self.genes, 10_000.0)
+        genes, truth = truth_of(self.method.cohort.read(location.section), self.genes)
         share = SHARES[self.method.name] * np.linspace(1, 0.2, len(genes))
         noise = np.random.default_rng(len(self.method.name)).normal(1.0, 0.6, truth.shape)
         mean = (share * truth.toarray() + (1 - share) * noise).astype(np.float32)
@@ -46,7 +46,7 @@ class BlurredPredictor:
             return Prediction(genes, mean)
         table = prediction_table(
             mean, np.zeros_like(mean), genes=genes, spots=location.spots, slide=location.slide, neighbours=None,
-            provenance={"target_sum": 10_000.0},
+            provenance={},
         )  # fmt: skip
         return Prediction(genes, mean, table)
 

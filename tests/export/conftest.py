@@ -36,7 +36,7 @@ def gradient_table() -> anndata.AnnData:
         ),
         slide=ArraySlide(pixels, MPP, "gradient"),
         neighbours=Neighbours(np.zeros((34, 2), np.int64), np.full((34, 2), 0.75, np.float32)),
-        provenance={"target_sum": 10_000.0},
+        provenance={},
         reliability={"ACROSS": 0.5},
     )
 

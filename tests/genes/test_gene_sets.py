@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import BadOption, SectionError
-from cmrcnet.genes.gene_sets import GenePanel, gene_sets, sets_of_truth
+from cmrcnet.genes.gene_sets import gene_sets, sets_of_truth
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.genes.spatial_stats import morans_i, spot_graph
 from cmrcnet.slides.section import Cohort, Section, Spots
@@ -26,7 +26,7 @@ def test_they_are_the_highest_mean_and_the_highest_variance_within_sections():
     tables = [normalize(section.counts, 1e4).toarray().astype(np.float64) for section in sections()]
     mean = np.vstack(tables).mean(axis=0)
     within = np.vstack([table - table.mean(axis=0) for table in tables]).var(axis=0)
-    found = gene_sets(Cohort.of(sections()), 1e4, size=6)
+    found = gene_sets(Cohort.of(sections()), size=6)
     assert found["HEG"] == tuple(GENES[g] for g in np.argsort(-mean)[:6])
     assert found["HVG"] == tuple(GENES[g] for g in np.argsort(-within)[:6])
     assert found["all"] == tuple(GENES)
@@ -36,7 +36,7 @@ def test_a_difference_between_sections_makes_no_gene_variable():
     noisy = np.tile([[10, 0, 50], [0, 10, 50]], (5, 1))
     other = np.tile([[10, 0, 500], [0, 10, 500]], (5, 1))
     cohort = Cohort.of([section_of(noisy, "ABC", "A0"), section_of(other, "ABC", "A1")])
-    assert set(gene_sets(cohort, 1e4, size=2)["HVG"]) == {"A", "B"}
+    assert set(gene_sets(cohort, size=2)["HVG"]) == {"A", "B"}
 
 
 def test_only_genes_of_every_assay_take_part():
@@ -47,14 +47,9 @@ def test_only_genes_of_every_assay_take_part():
     assert gene_sets(Cohort.of([first, whole]))["all"] == ("A", "B", "Z")
 
 
-def test_the_panels_scaling_can_be_given_as_the_panel():
-    cohort = Cohort.of(sections())
-    assert gene_sets(cohort, GenePanel(("G1",), "median"), 5) == gene_sets(cohort, "median", 5)
-
-
 def test_an_empty_set_is_refused():
     with pytest.raises(BadOption, match="size is 0"):
-        gene_sets(Cohort.of(sections()), 1e4, size=0)
+        gene_sets(Cohort.of(sections()), size=0)
 
 
 def on_a_grid(counts: np.ndarray, name: str, genes=GENES) -> Section:
@@ -79,15 +74,15 @@ def patterned(seed: int) -> np.ndarray:
 
 def test_svg_have_a_pattern_whatever_their_variance():
     cohort = Cohort.of([on_a_grid(patterned(0), "A0"), on_a_grid(patterned(1), "A1")])
-    found = gene_sets(cohort, 1e4, size=2)
+    found = gene_sets(cohort, size=2)
     assert found["HVG"][0] == "G0" and set(found["SVG"]) == {"G3", "G7"}
 
 
 def test_without_svg_the_other_sets_stay_and_morans_i_is_not_computed(monkeypatch):
     cohort = Cohort.of([on_a_grid(patterned(0), "A0"), on_a_grid(patterned(1), "A1")])
-    every = gene_sets(cohort, 1e4, size=4)
+    every = gene_sets(cohort, size=4)
     monkeypatch.setattr("cmrcnet.genes.gene_sets.morans_i", None)
-    assert gene_sets(cohort, 1e4, size=4, svg=False) == {name: every[name] for name in ("HEG", "HVG", "all")}
+    assert gene_sets(cohort, size=4, svg=False) == {name: every[name] for name in ("HEG", "HVG", "all")}
 
 
 def test_svg_are_the_highest_mean_of_morans_i_and_rare_genes_come_last():
@@ -98,11 +93,11 @@ def test_svg_are_the_highest_mean_of_morans_i_and_rare_genes_come_last():
     )
     assert i[11] > np.median(i)
     i[11] = -np.inf  # 3 of 36 spots: below a tenth
-    assert gene_sets(Cohort.of(sections), 1e4, size=20)["SVG"] == tuple(GENES[g] for g in np.argsort(-i, kind="stable"))
+    assert gene_sets(Cohort.of(sections), size=20)["SVG"] == tuple(GENES[g] for g in np.argsort(-i, kind="stable"))
 
 
 def test_lists_of_ones_own_stand_beside_the_others_without_what_was_not_measured():
-    found = gene_sets(Cohort.of(sections()), 1e4, size=3, lists={"MG": ["G9", "unknown", "G2", "G9"]})
+    found = gene_sets(Cohort.of(sections()), size=3, lists={"MG": ["G9", "unknown", "G2", "G9"]})
     assert found["MG"] == ("G9", "G2") and list(found) == ["HEG", "HVG", "SVG", "MG", "all"]
 
 

@@ -14,6 +14,7 @@ from cmrcnet.config import PanelConfig
 from cmrcnet.errors import BadOption, SectionError, TooFew
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, most_variable
 from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import Scaling
 from cmrcnet.slides.section import Cohort, CohortEntry
 from tests.genes.sections import section_of
 
@@ -27,7 +28,7 @@ def random_section(name, genes, seed=0, spots=30, **options):
 
 def test_selecting_uses_the_library_of_all_genes_and_the_panels_order():
     section = section_of([[3, 0, 1], [0, 0, 0], [5, 5, 10]], ["A", "B", "C"])
-    picked = GenePanel(("C", "A"), 100.0).select(section)
+    picked = GenePanel(("C", "A"), Scaling(target_sum=100.0)).select(section)
     np.testing.assert_allclose(picked.toarray()[0], np.log1p([25.0, 75.0]), rtol=1e-6)
     np.testing.assert_array_equal(picked.toarray(), normalize(section.counts, 100.0).toarray()[:, [2, 0]])
     assert picked.dtype == np.float32
@@ -39,9 +40,8 @@ def test_selecting_equals_normalising_and_then_picking(target):
     section = random_section("A1", HUMAN)
     wanted = ("GENE7A", "GENE0A", "GENE3A")
     columns = [HUMAN.index(gene) for gene in wanted]
-    np.testing.assert_array_equal(
-        GenePanel(wanted, target).select(section).toarray(), normalize(section.counts, target).toarray()[:, columns]
-    )
+    found = GenePanel(wanted, Scaling(target_sum=target)).select(section).toarray()
+    np.testing.assert_array_equal(found, normalize(section.counts, target).toarray()[:, columns])
 
 
 def test_a_gene_that_is_not_listed_is_zero_or_an_error_as_the_assay_says():
@@ -64,7 +64,12 @@ def test_a_panel_survives_json():
     again = GenePanel.from_dict(json.loads(json.dumps(panel.to_dict())))
     assert again == panel
     assert again.origin == panel.origin
-    assert GenePanel.from_dict(json.loads(json.dumps(GenePanel(("A",), "median").to_dict()))).target_sum == "median"
+    assert (
+        GenePanel.from_dict(
+            json.loads(json.dumps(GenePanel(("A",), Scaling(target_sum="median")).to_dict()))
+        ).scaling.target_sum
+        == "median"
+    )
 
 
 def test_a_panel_names_each_gene_once_and_at_least_one():
@@ -138,7 +143,7 @@ def test_a_list_is_kept_as_given_and_unknown_genes_are_named():
     cohort = Cohort.of([random_section("A1", HUMAN)], name="mine")
     wanted = (HUMAN[5], HUMAN[1])
     panel = choose_panel(cohort, PanelConfig(kind="list", genes=wanted, target_sum=500.0))
-    assert (panel.genes, panel.target_sum) == (wanted, 500.0)
+    assert (panel.genes, panel.scaling.target_sum) == (wanted, 500.0)
     with pytest.raises(SectionError, match=r"mine lacks 1 of the 2 genes asked for \(NOPE\)"):
         choose_panel(cohort, PanelConfig(kind="list", genes=(HUMAN[5], "NOPE")))
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cmrcnet.errors import Damaged, ScaleError, ShapeMismatch
-from cmrcnet.genes.table import check_prediction_table, prediction_table, units_of
+from cmrcnet.genes.scaling import Scaling
+from cmrcnet.genes.table import check_prediction_table, prediction_table, scaling_of
 from cmrcnet.search.exact import Neighbours
 from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import ArraySlide
@@ -17,7 +18,7 @@ from cmrcnet.testing import assert_prediction_table
 
 GENES = ("TP53", "ENSG00000141510.14", "CD3E")
 SPOTS = Spots(tuple("abcde"), np.array([[40, 30], [80, 30], [120, 30], [40, 90], [80, 90]], float), 55.0)
-PROVENANCE = {"model": "f00d", "bank": "beef", "k": 50, "target_sum": 1e4, "patients": ("P1", "P2"), "folds": None}
+PROVENANCE = {"model": "f00d", "bank": "beef", "k": 50, "patients": ("P1", "P2"), "folds": None}
 
 
 def slide(side=160, name="a slide", mpp=0.5):
@@ -85,11 +86,11 @@ def test_the_units_of_x_and_all_provenance_travel_along(tmp_path):
     table_of().write_h5ad(tmp_path / "t.h5ad")
     ours = anndata.read_h5ad(tmp_path / "t.h5ad").uns["cmrcnet"]
     assert ours["units"] == "log1p of counts per 10,000"
-    assert (ours["format"], ours["k"], ours["model"]) == (2, 50, "f00d")
+    assert (ours["format"], ours["k"], ours["model"]) == (3, 50, "f00d")
     assert ours["patients"] == '["P1", "P2"]'
     assert ours["slide_fingerprint"] == slide().fingerprint()
-    assert "median" in units_of("median")
-    assert units_of(None) == "log1p of normalised counts"
+    assert "median" in Scaling(target_sum="median").units
+    assert scaling_of(anndata.read_h5ad(tmp_path / "t.h5ad")) == Scaling()
 
 
 def test_the_picture_lies_under_the_spots():

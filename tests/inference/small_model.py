@@ -8,6 +8,7 @@ from scipy import sparse
 
 from cmrcnet.config import Config
 from cmrcnet.genes.gene_sets import GenePanel
+from cmrcnet.genes.scaling import Scaling
 from cmrcnet.models.cmrcnet import CMRCNet
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.trained_model import Provenance, TrainedModel
@@ -56,7 +57,7 @@ def small_model(
     torch.manual_seed(seed)
     network = CMRCNet(config.model, n_genes=len(panel), token_dim=encoder.dim)
     provenance = Provenance(("A1", "B1"), ("A", "B"))
-    return TrainedModel(network, encoder, GenePanel(panel, target_sum), config, provenance)
+    return TrainedModel(network, encoder, GenePanel(panel, Scaling(target_sum=target_sum)), config, provenance)
 
 
 def noise_slide(seed: int = 0, side: int = 400, name: str = "slide") -> ArraySlide:

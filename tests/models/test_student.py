@@ -11,6 +11,7 @@ import torch
 
 from cmrcnet.config import Config
 from cmrcnet.errors import BadInput, Damaged, Incompatible, MissingInput, OutputExists, ShapeMismatch
+from cmrcnet.genes.scaling import COUNTS
 from cmrcnet.heads.gene_decoder import GeneBasis
 from cmrcnet.heads.pca import FeaturePCA
 from cmrcnet.models.encoders import create_image_encoder
@@ -32,7 +33,7 @@ def small_student(seed: int = 0, weights: str = "random") -> Student:
     reduction = FeaturePCA(*(rng.normal(size=size).astype(np.float32) for size in [(encoder.dim,), (encoder.dim, 5)]))
     basis = GeneBasis(rng.normal(3, 1, 9).astype(np.float32), rng.normal(size=(3, 9)).astype(np.float32))
     lineage = Lineage("model", "bank", ("A1", "B1"), ("A", "B"), ("A1", "B1", "C1"), ("A", "B", "C"), ("slide",))
-    return Student(encoder, config, reduction, head, basis, GENES, 10_000.0, lineage, report={"notes": ["small"]})
+    return Student(encoder, config, reduction, head, basis, GENES, COUNTS, lineage, report={"notes": ["small"]})
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_saving_and_loading_changes_no_number(student, folder):
     np.testing.assert_array_equal(again.predict(seen, columns), student.predict(seen, columns))
     assert again.fingerprint == student.fingerprint and again.lineage == student.lineage
     assert again.report == student.report and again.genes == student.genes and again.calibration is None
-    assert again.config == student.config and again.target_sum == student.target_sum
+    assert again.config == student.config and again.scaling == student.scaling
 
 
 def test_its_prediction_is_the_formula(student):

@@ -280,7 +280,7 @@ def test_a_broken_model_json(folder, content):
     "change",
     [
         lambda facts: facts["panel"]["genes"].reverse(),
-        lambda facts: facts["panel"].update(target_sum=1.0),
+        lambda facts: facts["panel"]["scaling"].update(target_sum=1.0),
         lambda facts: facts["config"]["patch"].update(mpp=0.25),
         lambda facts: facts.update(fingerprint="0" * 32),
         lambda facts: facts["panel"]["genes"].append("one more"),

@@ -98,7 +98,7 @@ def test_each_section_to_its_own_median():
     bank = build_bank(model, small_cohort())
     wanted = np.vstack([by_name(section, bank.genes, "median") for section in small_cohort()])
     np.testing.assert_array_equal(dense(bank), wanted)
-    assert bank.target_sum == "median"
+    assert bank.scaling.target_sum == "median"
     assert (wanted != np.vstack([by_name(section, bank.genes) for section in small_cohort()])).any()
 
 
@@ -110,7 +110,11 @@ def test_saving_and_loading_change_no_number(bank, tmp_path):
     np.testing.assert_array_equal(again.measured, bank.measured)
     np.testing.assert_array_equal(again.section_of_spot, bank.section_of_spot)
     assert again.spots.equals(bank.spots)
-    assert (again.genes, again.target_sum, again.model_fingerprint) == (bank.genes, 10_000.0, bank.model_fingerprint)
+    assert (again.genes, again.scaling.target_sum, again.model_fingerprint) == (
+        bank.genes,
+        10_000.0,
+        bank.model_fingerprint,
+    )
     assert again.fingerprint == bank.fingerprint
     for thing in (again, *again.entries):
         thing.__dict__.pop("fingerprint")
@@ -217,7 +221,7 @@ def test_a_bank_of_another_format_is_refused(bank, tmp_path):
     bank.save(tmp_path / "bank")
     path = tmp_path / "bank" / "bank.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    with pytest.raises(Incompatible, match="has format 2, and this version reads 4"):
+    with pytest.raises(Incompatible, match="has format 2, and this version reads 5"):
         ReferenceBank.load(tmp_path / "bank")
     path.write_text("[]")
     with pytest.raises(Damaged, match=r"bank\.json is cut short or changed"):

@@ -15,6 +15,7 @@ from cmrcnet.errors import BadOption, ShapeMismatch
 from cmrcnet.features.extract import extract
 from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.genes.gene_sets import GenePanel, gene_sets
+from cmrcnet.genes.scaling import COUNTS
 from cmrcnet.slides.section import Cohort, CohortEntry
 from cmrcnet.training import data as data_module
 from cmrcnet.training import fit as fit_module
@@ -111,7 +112,7 @@ def test_collecting_keeps_order_maps_and_expression(cohort, cache, config, encod
     assert data.section_of.tolist() == [0] * 24 + [1] * 24 + [2] * 24
     second = cohort.read("P2S1")
     np.testing.assert_array_equal(data.expression[24:48].toarray(), panel.select(second).toarray())
-    scored = GenePanel(gene_sets(cohort, panel, config.evaluation.set_size)["HVG"])
+    scored = GenePanel(gene_sets(cohort, panel.scaling, config.evaluation.set_size)["HVG"])
     np.testing.assert_array_equal(data.scored[24:48].toarray(), scored.select(second).toarray())
     tokens = extract(encoder, second.slide, second.spots.centre_px, FeatureSpec(patch=config.patch), cache=cache)
     assert not any(array.flags.writeable for array in data.inputs)  # of the cache, not copies
@@ -153,7 +154,7 @@ def test_the_sample_of_expression_is_what_the_sections_measured(cohort, monkeypa
         second, genes=second.genes[::2], counts=second.counts[:, ::2], absent_genes="unmeasured"
     )
     monkeypatch.setattr(data_module, "CALIBRATION_SPOTS", 30)
-    sample = ExpressionSample.of([first, fewer, third], 10_000.0)
+    sample = ExpressionSample.of([first, fewer, third], COUNTS)
     assert sample.genes == first.genes and len(sample.rows) == 30
     assert sample.measured.sum(axis=1).tolist() == [len(first.genes), len(fewer.genes), len(first.genes)]
     inside = (sample.rows >= 24) & (sample.rows < 48)

@@ -125,8 +125,8 @@ def score_by_hand(model: TrainedModel, cohort: Cohort, cache: TokenCache) -> flo
 
     patient = model.provenance.facts["validation"].removeprefix("patient ")
     inside = [name for name in cohort.sections if cohort.patient_of(name) == patient]
-    genes = gene_sets(cohort, model.panel, model.config.evaluation.set_size)["HVG"]
-    scored = GenePanel(genes, model.panel.target_sum)
+    genes = gene_sets(cohort, model.panel.scaling, model.config.evaluation.set_size)["HVG"]
+    scored = GenePanel(genes, model.panel.scaling)
     bank = [cohort.read(name) for name in cohort.sections if name not in inside]
     search = ExactSearch(np.concatenate([model.embed_expression(model.panel.select(s)) for s in bank]))
     values = sparse.vstack([scored.select(s) for s in bank]).tocsc()

@@ -36,8 +36,7 @@ from cmrcnet.slides.section import Section
 from cmrcnet.slides.table_kinds import TableKind
 
 NO_CEILING = (
-    "No noise ceiling: how much of a table of this kind is noise cannot be told from one measurement (for counts it "
-    "follows from their own number)."
+    "there is no noise ceiling, because one measurement of a table of this kind does not tell its noise, as counts do"
 )
 
 

@@ -12,6 +12,7 @@ binary         calls: mutated, positive, present                other than 0 and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -26,6 +27,7 @@ TABLE_KINDS: tuple[TableKind, ...] = get_args(TableKind)
 
 SUM_TOLERANCE = 0.01
 """How far the sum of a row of proportions may lie from 1: twenty shares rounded to three decimals."""
+_GENE = re.compile(r"(?<![\w-])([Gg])ene(s?)(?![\w-])")
 _LARGEST = 1e30
 """Values are kept as float32, and their squares are summed."""
 
@@ -41,6 +43,19 @@ def table_kind(kind: object) -> TableKind:
 def feature_word(kind: TableKind) -> str:
     """What a column is called where a user reads it: "gene" or "feature"."""
     return "gene" if kind == "counts" else "feature"
+
+
+def feature_words(text: str, kind: str) -> str:
+    """A sentence about genes, of features where the table of this kind holds none.
+
+    Examples
+    --------
+    >>> feature_words("Genes: 50 genes each, GENE1 first", "binary")
+    'Features: 50 features each, GENE1 first'
+    """
+    if kind == "counts":
+        return text
+    return _GENE.sub(lambda found: ("F" if found[1] == "G" else "f") + f"eature{found[2]}", text)
 
 
 def check_values(

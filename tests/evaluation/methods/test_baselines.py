@@ -20,7 +20,7 @@ def training(small_cohort, small_config, small_cache) -> FoldData:
     fold = folds(small_cohort)[0]
     inside = small_cohort.only(fold.train)
     panel = choose_panel(inside, small_config.panel)
-    sets = gene_sets(inside, panel.target_sum, size=12)
+    sets = gene_sets(inside, panel.scaling, size=12)
     return FoldData(inside, fold, small_config, panel, sets, PooledFeatures(small_config, small_cache), small_cache)
 
 

@@ -28,7 +28,7 @@ def new_training(small_cohort, small_config, small_cache):
     fold = folds(small_cohort)[0]
     inside = small_cohort.only(fold.train)
     panel = choose_panel(inside, small_config.panel)
-    sets = gene_sets(inside, panel.target_sum, size=12)
+    sets = gene_sets(inside, panel.scaling, size=12)
     features = PooledFeatures(small_config, small_cache)
     models = {}
     return lambda: FoldData(inside, fold, small_config, panel, sets, features, small_cache, models=models)

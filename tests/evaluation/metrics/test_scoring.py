@@ -34,7 +34,7 @@ def sets(cohort):
 def predicted(section, genes, seed: int = 0) -> Prediction:
     """Half the truth, half noise, in another order of genes; the first gene is flat."""
     random = np.random.default_rng(seed)
-    truth = truth_of(section, genes, 1e4)[1].toarray()
+    truth = truth_of(section, genes)[1].toarray()
     mean = 0.5 * truth + random.normal(0, 0.3, truth.shape)
     mean[:, 0] = 1.0
     return Prediction(tuple(genes[::-1]), mean[:, ::-1].astype(np.float32))
@@ -114,7 +114,7 @@ def test_the_pool_is_over_all_sections_of_the_fold(cohort, sets):
     for section in cohort.only(cohort.sections[2:]):
         prediction = predicted(section, sets["all"])
         scores.add(section, prediction)
-        parts.append((truth_of(section, sets["all"], 1e4)[1].toarray(), prediction.take(sets["all"])))
+        parts.append((truth_of(section, sets["all"])[1].toarray(), prediction.take(sets["all"])))
     row = pd.DataFrame(scores.rows()).query("metric == 'pooled_pearson' and gene_set == 'all'").iloc[0]
     stacked = pearson_per_gene(*(np.vstack(each) for each in zip(*parts, strict=True)))
     assert row.value == pytest.approx(np.nanmean(stacked), abs=1e-6)
@@ -142,4 +142,4 @@ def test_the_truth_of_a_section_is_worked_out_once_for_all_methods_of_a_fold(coh
 
 def test_a_section_of_other_genes_is_refused():
     with pytest.raises(SectionError):
-        truth_of(section_of([[1, 2], [2, 1]], "AB"), ("C", "D"), 1e4)
+        truth_of(section_of([[1, 2], [2, 1]], "AB"), ("C", "D"))

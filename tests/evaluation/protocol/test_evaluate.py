@@ -75,7 +75,7 @@ def test_a_score_is_what_the_saved_prediction_and_the_truth_give(small_run):
     run = small_run.run
     section, table = small_run.cohort.read("P2S1"), small_run.folder.prediction("P2S1")
     assert list(table.obs_names) == list(section.spots.barcodes)
-    hvg = gene_sets(small_run.cohort.only(["P1S1", "P3S1"]), small_run.config.panel.target_sum, size=12)["HVG"]
+    hvg = gene_sets(small_run.cohort.only(["P1S1", "P3S1"]), size=12)["HVG"]
     truth = normalize(section.counts, small_run.config.panel.target_sum).toarray()
     truth = truth[:, [section.genes.index(gene) for gene in hvg]]
     value, n_genes, n_undefined = over_genes(pearson_per_gene(truth, np.asarray(table[:, list(hvg)].X)))
@@ -132,7 +132,7 @@ def test_gene_sets_come_from_the_training_sections_of_each_fold(small_cohort, sm
     method = Watching()
     run = evaluated(small_cohort, small_config, small_cache, methods=[method])
     for data, fold in zip(method.seen, run.metadata["folds"], strict=True):
-        expected = gene_sets(small_cohort.only(data.fold.train), small_config.panel.target_sum, size=12)
+        expected = gene_sets(small_cohort.only(data.fold.train), size=12)
         assert fold["gene_sets"] == {name: list(expected[name]) for name in ("HEG", "HVG", "SVG")}
 
 

@@ -99,7 +99,7 @@ def test_a_model_that_has_seen_the_test_section_is_refused(small_cohort, small_c
     """Even when a fold is put together wrongly, the artefact's own provenance stops the evaluation."""
     wrong = Fold("P1", ("P1S1", "P2S1", "P3S1"), ("P1S1",), ("P1",), patient_disjoint=True)
     panel = choose_panel(small_cohort, small_config.panel)
-    sets = gene_sets(small_cohort, panel.target_sum, size=12)
+    sets = gene_sets(small_cohort, panel.scaling, size=12)
     features = PooledFeatures(small_config, small_cache)
     data = FoldData(small_cohort, wrong, small_config, panel, sets, features, small_cache)
     with pytest.raises(Leakage, match="The model of fold P1 has seen section P1S1, patient P1 in training"):

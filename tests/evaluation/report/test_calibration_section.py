@@ -25,7 +25,7 @@ def run():
     run = made_run(made_cohort())
     for name, table in run.predictions.items():
         section = run.cohort.read(name)
-        genes, truth = truth_of(section, list(table.var_names), 10_000.0)
+        genes, truth = truth_of(section, list(table.var_names))
         column = [list(table.var_names).index(gene) for gene in genes]
         half = table.n_obs // 2
         values = np.array(table.X)

@@ -68,7 +68,7 @@ def test_sets_are_ranked_by_the_training_cohort_among_the_shared_genes(train, te
 
     sets = shared_sets(train, test, small_config)
     theirs = set(test.read("P1S1").genes)
-    whole = gene_sets(train, small_config.panel.target_sum, size=60)
+    whole = gene_sets(train, size=60)
     assert sets["HVG"] == tuple(gene for gene in whole["HVG"] if gene in theirs)[:12]
     assert len(sets["all"]) == 50
 

@@ -218,7 +218,7 @@ class FoldScores:
         return rows
 
 
-def truth_of(section: Section, genes: Sequence[str], scaling: Scaling):
+def truth_of(section: Section, genes: Sequence[str], scaling: Scaling = COUNTS):
     """Those of `genes` that the section measured, and their expression (spots, genes), sparse.
 
     Library sizes are over all genes of the section.

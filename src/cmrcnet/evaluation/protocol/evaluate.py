@@ -175,6 +175,7 @@ def describe(cohort: Cohort) -> list[dict[str, Any]]:
             "patient": section.patient,
             "spots": len(section.spots),
             "genes": len(section.genes),
+            "table_kind": section.table_kind,
             "mpp": section.slide.mpp,
             "fingerprint": section_fingerprint(section),
             "notes": list(section.notes),
@@ -217,6 +218,7 @@ def collect(
     ]  # a resumed run may have kept more genes than this one asks for
     genes = genes_over_seeds(pd.concat(kept, ignore_index=True), len(experiment.seeds))
     tested = [section for fold in experiment.folds for section in fold.test]
+    scaling = next(iter(experiment.plans.values())).panel.scaling
     info = ProtocolInfo(
         group_by=config.evaluation.group_by,
         patients=len(cohort.only(tested).patients),
@@ -230,6 +232,8 @@ def collect(
         seeds=len(experiment.seeds),
         all_folds=experiment.all_folds if experiment.all_folds != len(experiment.folds) else None,
         sets_from=protocol_named(experiment.protocol).sets_from,
+        table_kind=scaling.kind,
+        units="" if scaling.kind == "counts" else scaling.units,
     ).counted(genes)
     metadata = _metadata(cohort, experiment, info, results, described, features_s)
     tables = {section: table for result in results.values() for section, table in result.tables.items()}

@@ -11,6 +11,8 @@ from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation import Frame, Sparse
 from cmrcnet.evaluation.protocol.folds import GroupBy
 from cmrcnet.genes.gene_sets import sets_of_truth
+from cmrcnet.genes.scaling import NO_CEILING
+from cmrcnet.slides.table_kinds import TableKind, feature_words
 
 ProtocolName = Literal["strict", "paper"]
 Sets = Mapping[str, Sequence[str]]
@@ -97,6 +99,8 @@ class ProtocolInfo:
     n_undefined: int = 0  # pairs with a constant truth, where no method has a correlation
     seeds: int = 1  # that scores are averaged over
     all_folds: int | None = None  # when only some were run
+    table_kind: TableKind = "counts"
+    units: str = ""  # of truth and prediction; "" is the log of counts
 
     def counted(self, genes: Frame) -> ProtocolInfo:
         """Add the numbers of genes that were scored, from a table as `genes.csv`."""
@@ -143,5 +147,7 @@ class ProtocolInfo:
             f"mean over genes, then {'seeds, ' if self.seeds > 1 else ''}sections, then patients",
             f"undefined correlations {undefined} and counted beside them",
         ]
-        sentence = "; ".join(words)
+        if self.table_kind != "counts":
+            words.append(f"table of kind {self.table_kind}, in {self.units}; {NO_CEILING}")
+        sentence = feature_words("; ".join(words), self.table_kind)
         return f"{sentence[0].upper()}{sentence[1:]}."

@@ -10,7 +10,7 @@ from cmrcnet.evaluation.report.calibration_section import calibration_section
 from cmrcnet.evaluation.report.gene_section import correlation_section, gene_explorer, marker_table
 from cmrcnet.evaluation.report.map_section import held_out_maps, unseen_maps
 from cmrcnet.evaluation.report.method_section import comparison, folds_section, methods_section, provenance_section
-from cmrcnet.evaluation.report.page import render
+from cmrcnet.evaluation.report.page import page_of_kind, render
 from cmrcnet.evaluation.report.summary import summary
 from cmrcnet.evaluation.report.training_section import training_section
 from cmrcnet.storage.atomic import atomic_file
@@ -66,6 +66,7 @@ def write_report(run: EvaluationRun, path: Path, *, unseen: AnnData | Path | Non
             f"leave-one-{info.group_by}-out",
             *(f"{count} {what}{'s' if count != 1 else ''}" for what, count in numbers.items()),
             f"config {run.config.name}",
+            *([] if info.table_kind == "counts" else [f"{info.table_kind}: {info.units}"]),
         ],
         "sections": [
             ("Methods", methods_section(run)),
@@ -83,5 +84,5 @@ def write_report(run: EvaluationRun, path: Path, *, unseen: AnnData | Path | Non
         ],
     }
     with atomic_file(Path(path)) as tmp:
-        tmp.write_text(render("evaluation.html", values), encoding="utf-8")
+        tmp.write_text(page_of_kind(render("evaluation.html", values), info.table_kind), encoding="utf-8")
     return Path(path)

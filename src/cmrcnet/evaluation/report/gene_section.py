@@ -21,6 +21,7 @@ from cmrcnet.evaluation.report.page import render
 from cmrcnet.evaluation.report.summary import first_method, number
 from cmrcnet.genes.markers import MarkerList, markers, organ_of_cohort
 from cmrcnet.genes.table import scaling_of
+from cmrcnet.slides.table_kinds import feature_word
 from cmrcnet.uncertainty.gene_reliability import GRADES, grade_counts, predictability
 
 if TYPE_CHECKING:
@@ -52,14 +53,15 @@ def gene_explorer(run: EvaluationRun) -> Markup:
         "sets": [*names, "other"],
         "grades": [(grade, f"{counts[grade]:,}") for grade in GRADES],
         "data": Markup(data),
+        "word": f"{feature_word(run.protocol_info.table_kind)}s",
         "note": (
             f"{len(rows['rows']):,} of {len(frame):,} scored genes: those of named sets, then the best others, picked "
             "by their score and so optimistic; others that are detected in fewer than "
             f"{LEAST_DETECTED:.0%} of spots come "
             "last. Pearson: mean over sections, then patients where there are three or more; low and high: its 95 % "
             "interval; share: of the noise ceiling; detected: share of spots; mean and variance: of the measured "
-            "log-expression; defined: sections where the correlation is defined. Other methods were scored by gene in "
-            "the named sets only."
+            f"{run.protocol_info.units or 'log-expression'}; defined: sections where the correlation is defined. Other "
+            "methods were scored by gene in the named sets only."
         ),
     }
     return render("genes.html", values)

@@ -57,7 +57,8 @@ def held_out_maps(run: EvaluationRun) -> Markup:
                     ],
                 }
             )
-    return render("maps.html", {"chosen": chosen, "rows": rows})
+    units = run.protocol_info.units or "log-expression"
+    return render("maps.html", {"chosen": chosen, "rows": rows, "units": units})
 
 
 def unseen_maps(run: EvaluationRun, table: AnnData) -> Markup:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from cmrcnet.slides.table_kinds import TableKind, feature_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +37,12 @@ def _environment() -> Environment:
 def render(template: str, values: Mapping[str, Any]) -> Markup:
     """Fill a template of `templates/`."""
     return Markup(_environment().get_template(template).render(values))
+
+
+def page_of_kind(page: str, kind: TableKind) -> str:
+    """A page whose text speaks of features, where its table holds no genes; tags, scripts and styles stay."""
+    parts = re.split(r"(<script.*?</script>|<style.*?</style>|<[^>]*>)", page, flags=re.DOTALL)
+    return "".join(part if place % 2 else feature_words(part, kind) for place, part in enumerate(parts))
 
 
 def table(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.methods.trained_cmrcnet import kept_reading
 from cmrcnet.evaluation.metrics.intervals import too_few_to_rank
+from cmrcnet.slides.table_kinds import feature_words
 
 if TYPE_CHECKING:
     from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
@@ -52,7 +53,8 @@ def summary(run: EvaluationRun) -> str:
         sentences.append("Folds have sections of one patient on both sides, which inflates the scores of every method.")
     if run.protocol_info.panel_from_all:
         sentences.append("The gene panel was chosen on the test sections too.")
-    return " ".join([*sentences, too_few_to_rank(run.protocol_info.patients) or ""]).rstrip()
+    text = " ".join([*sentences, too_few_to_rank(run.protocol_info.patients) or ""]).rstrip()
+    return feature_words(text, run.protocol_info.table_kind)
 
 
 def first_method(run: EvaluationRun) -> str:

@@ -55,7 +55,7 @@
       if (place === column) { cell.setAttribute("aria-sort", up ? "ascending" : "descending"); }
       else { cell.removeAttribute("aria-sort"); }
     });
-    count.textContent = found.length.toLocaleString("en") + " genes";
+    count.textContent = found.length.toLocaleString("en") + " " + table.dataset.word;
     more.hidden = found.length <= shown;
   }
 
