@@ -207,5 +207,7 @@ def location_of(section: Section, features: PooledFeatures, method: Method | Non
 
 
 def log_depth_of(section: Section) -> np.ndarray:
-    """Return ``log(1 + all counts)`` of each spot, shape (spots,), float64."""
+    """Return ``log(1 + all counts)`` of each spot, shape (spots,), float64; 0 for a table that is none of counts."""
+    if section.table_kind != "counts":
+        return np.zeros(len(section.spots))
     return np.log1p(np.asarray(section.counts.sum(axis=1), np.float64).ravel())
