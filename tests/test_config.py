@@ -396,6 +396,7 @@ NARROW = {
     "pool": st.just("mean"),
     "HeadConfig.kind": st.just("retrieval"),
     "variance_rescaling": st.just(0.0),
+    "zero_replacement": st.floats(1e-6, 0.49),
 }
 
 
