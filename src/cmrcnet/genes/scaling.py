@@ -156,7 +156,8 @@ class Scaling:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Scaling:
         """Inverse of `to_dict`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        lists = {key: tuple(values[key]) for key in ("features", "mean", "deviation")}
+        return cls(**{**values, **lists})
 
     @property
     def _column(self) -> dict[str, int]:

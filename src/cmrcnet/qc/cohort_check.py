@@ -71,9 +71,9 @@ def summarize_section(section: Section) -> SectionSummary:
     """Reduce a section to what the detectors compare; its scale must be known (`ScaleError`)."""
     mpp, centre_px = known_scale(section.slide), np.array(section.spots.centre_px)
     maps = SpotMaps.of(section.slide, section.spots.diameter_um)
-    counts, genes = section.counts, section.genes
+    counts, genes = section.counts, list(section.genes)
     if section.table_kind != "counts":  # what is compared of the table are molecules; pictures and places remain
-        counts, genes = counts[:0, :0], ()
+        counts, genes = counts[:0, :0], []
     totals = np.asarray(counts.sum(axis=0), np.float64).ravel()
     columns = np.argsort(-totals, kind="stable")[:TOP_GENES]
     deep = np.argsort(-np.asarray(counts.sum(axis=1)).ravel(), kind="stable")[:MOST_ROWS]

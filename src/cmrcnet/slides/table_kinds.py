@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from scipy import sparse
@@ -97,7 +97,7 @@ def check_values(
     if matrix.dtype.kind not in "biuf":
         raise SectionError.not_of_kind(section_name, kind, f"its values are of type {matrix.dtype}, no numbers")
     data = matrix.data.astype(np.float64)
-    rows, columns = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
+    rows, columns = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), np.asarray(matrix.indices)
     faults = [("missing (NaN)", np.isnan(data)), ("infinite or too large", ~(np.abs(data) < _LARGEST))]
     if kind == "binary":
         faults.append(("neither 0 nor 1", (data != 0) & (data != 1)))
@@ -106,9 +106,9 @@ def check_values(
     for what, bad in faults:
         if bad.any():
             at = np.flatnonzero(bad)
-            first = at[np.lexsort((columns[at], rows[at]))[0]]
-            spot = barcodes[rows[first]] if barcodes is not None else f"number {rows[first] + 1}"
-            name = features[columns[first]] if features is not None else f"number {columns[first] + 1}"
+            first = int(at[np.lexsort((columns[at], rows[at]))[0]])
+            spot = barcodes[int(rows[first])] if barcodes is not None else f"number {rows[first] + 1}"
+            name = features[int(columns[first])] if features is not None else f"number {columns[first] + 1}"
             count = "1 value is" if len(at) == 1 else f"{len(at):,} values are"
             why = f"{count} {what}, the first ({data[first]:g}) at spot {spot}, feature {name}"
             raise SectionError.not_of_kind(section_name, kind, why)
@@ -120,12 +120,3 @@ def check_values(
             count = "1 row does" if len(off) == 1 else f"{len(off):,} rows do"
             why = f"{count} not sum to 1, the first (sum {sums[off[0]]:.4g}) at spot {spot}"
             raise SectionError.not_of_kind(section_name, kind, why)
-
-
-def fault_of_values(values: Any, kind: TableKind) -> str | None:
-    """Why a matrix (spots, features) is not of a kind, or None."""
-    try:
-        check_values(values, kind, "it")
-    except SectionError as error:
-        return str(error)
-    return None
