@@ -27,6 +27,8 @@ from .qc.section_summary import Finding as Finding
 from .readers.annotations import read_spots as read_spots
 from .readers.cohort import read_cohort as read_cohort
 from .readers.inspection import inspect as inspect
+from .readers.patch_files import FeatureSlide as FeatureSlide
+from .readers.patch_files import PatchFile as PatchFile
 from .readers.registry import read_section as read_section
 from .readers.registry import reader_formats as reader_formats
 from .retrieval.bank import ReferenceBank as ReferenceBank

@@ -75,7 +75,8 @@ class ModelConfig:
     """The network."""
 
     encoder: str = "efficientnet-lite0"
-    """Image encoder: a name from `cmrcnet encoders`, or timm:NAME, or hf-hub:ORG/NAME."""
+    """Image encoder: a name from `cmrcnet encoders`, or timm:NAME, or hf-hub:ORG/NAME; or external:NAME:WIDTH, whose
+    vectors of WIDTH numbers you computed elsewhere and give with each slide (one scale)."""
     weights: str = "pretrained"
     """pretrained; random; random-released (drawn as by the released code); or the path of a local safetensors file."""
     blocks: tuple[int, ...] = ()
@@ -378,6 +379,13 @@ class Config:
             _check(self, "features.scales_um", not scales, f"none {on}: scales are for frozen encoders")
             _check(self, "model.pool", mean, f"mean {on}")
             _check(self, "target.ranks", not self.target.ranks, f"none {on}")
+        if self.model.encoder.startswith("external:"):
+            read = "with an external encoder, whose features are read as they are"
+            _check(self, "features.scales_um", len(self.features.scales_um) <= 1, f"one scale {read}")
+            _check(self, "features.augmentations", self.features.augmentations == 1, f"1 {read}")
+            _check(self, "features.method", self.features.method != "dense", f"auto or patches {read}")
+            _check(self, "model.blocks", not self.model.blocks, f"[] {read}")
+            _check(self, "model.train_encoder", not self.model.train_encoder, f"false {read}")
         standardized = self.model.standardize_tokens
         _check(self, "model.standardize_tokens", mean or not standardized, "false, with model.pool: components")
 

@@ -36,6 +36,7 @@ def write_inputs(folder: Path) -> None:
     _write_h5ad(section, folder / "h5ad")
     _write_slides(section, folder / "slides")
     _write_texts(section, folder / "texts")
+    _write_patches(folder / "patches")
     _write_squares_and_cells(folder)
     _write_text_platforms(folder)
     _write_stores(section, folder)
@@ -44,6 +45,19 @@ def write_inputs(folder: Path) -> None:
     _write_resumable(folder)
     member = gzip.compress((b"s" * 20 + b"\t0" * 500 + b"\n") * 30_000, mtime=0)
     (folder / "bomb.gz").write_bytes(member * 100)  # 3 GB; gzip files may be put one behind the other
+
+
+def _write_patches(folder: Path) -> None:
+    """Patches and features as TRIDENT writes them."""
+    import h5py
+
+    folder.mkdir()
+    with h5py.File(folder / "C6.h5", "w") as file:
+        file["coords"] = np.mgrid[:4, :4].reshape(2, -1).T * 100
+        file["coords"].attrs.update({"patch_size_level0": 100, "target_magnification": 20, "name": "C6"})
+        values = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+        file.create_dataset("features", data=values, chunks=(8, 24), compression="gzip")
+        file["features"].attrs.update({"encoder": "uni_v1", "savetodir": "out/features_uni_v1"})
 
 
 def _write_squares_and_cells(folder: Path) -> None:

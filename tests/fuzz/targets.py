@@ -158,6 +158,19 @@ def load_texts(folder: Path) -> str:
     )  # fmt: skip
 
 
+def load_patches(folder: Path) -> str:
+    """Read patches that were laid out and encoded elsewhere, as locations and as features of a slide."""
+    from cmrcnet import ArraySlide, FeatureSlide
+
+    slide = FeatureSlide(ArraySlide(np.full((500, 500, 3), 200, np.uint8), 0.5, "C6"), folder / "C6.h5")
+    spots = slide.patches.spots(slide)
+    rows = slide.patches.rows_at(spots.centre_px, slide.name)
+    return digest(
+        slide.patches.encoder, spots.barcodes, np.asarray(spots.centre_px), spots.diameter_um,
+        slide.patches.features(rows),
+    )  # fmt: skip
+
+
 def load_config(folder: Path) -> str:
     """Read a config of the user."""
     from cmrcnet import Config
@@ -310,6 +323,7 @@ TARGETS: dict[str, Target] = {
     "curio": Target("curio", partial(load_registered, bin_um=50)),
     "spatialdata": Target("spatialdata", load_spatialdata),
     "texts": Target("texts", load_texts),
+    "patches": Target("patches", load_patches),
     "config": Target("config", load_config),
     "model": Target("model", load_model, sealed=True),
     "student": Target("student", load_student, sealed=True),

@@ -37,6 +37,7 @@ def predict_command(
     intervals: bool = False,
     abstain: float | None = None,
     mpp: float | None = None,
+    features: Path | None = None,
     workers: WorkersOptions = DEFAULT_WORKERS,
     overwrite: bool = False,
 ) -> Path | bool:
@@ -61,7 +62,8 @@ def predict_command(
     section : str, optional
         Section of the cohort.csv; its image and spot positions are used, its counts are not read.
     spots : Path, optional
-        Table of locations to predict (columns pixel_x, pixel_y in level-0 pixels) in place of a grid over the tissue.
+        Table of locations to predict (columns pixel_x, pixel_y in level-0 pixels), or patches that TRIDENT or CLAM laid
+        out (.h5), in place of a grid over the tissue.
     mask : Path, optional
         Picture of the whole slide, at any size, in which tissue is white; in place of tissue detection.
     genes : list of str, optional
@@ -83,6 +85,9 @@ def predict_command(
         Mark locations that are less certain than this share of the validation spots: --abstain 0.3
     mpp : float, optional
         Micrometres per level-0 pixel, for slides that do not state it.
+    features : Path, optional
+        Features that you computed elsewhere (.h5 of TRIDENT, CLAM or HEST), for a model of an external encoder: the
+        slide's patches are predicted. For many slides: the folder, with a file of each slide's name.
     workers : WorkersOptions
         Where many slides are predicted in parallel.
     overwrite : bool
@@ -108,14 +113,14 @@ def predict_command(
             if value is not None:
                 raise BadOption(name, str(value), "nothing together with many slides")
         load = partial(_predictor, model, bank, PredictOptions(**options))
-        predictor = SlidePredictor(load, out, batch, mpp, TokenCache.default(), overwrite)
+        predictor = SlidePredictor(load, out, batch, mpp, TokenCache.default(), overwrite, features)
         chosen = workers.to_options()
         if (chosen.engine, chosen.workers) == ("local", "auto"):
             chosen = WorkerOptions("local", 1)  # it computes with all cores
         done = predict_slides(predictor, slides, chosen)
         print(done.to_text())
         return out if not done.broken else False
-    picture, locations = _slide_and_locations(slide, section, spots, mpp)
+    picture, locations = _slide_and_locations(slide, section, spots, mpp, features)
     tissue = None if mask is None else read_mask(mask, picture)
     predictor = _predictor(model, bank, PredictOptions(spots=locations, mask=tissue, **options))
     count, width = predict_to_file(predictor, picture, out, cache=TokenCache.default(), batch=batch)
@@ -142,22 +147,28 @@ def _predictor(model: Path, bank: Path | None, options: PredictOptions) -> Predi
 
 
 def _slide_and_locations(
-    slide: Path, section: str | None, spots: Path | None, mpp: float | None
+    slide: Path, section: str | None, spots: Path | None, mpp: float | None, features: Path | None
 ) -> tuple[Slide, Spots | None]:
     """Open the slide and read the locations to predict, if any are given; counts of a section are not passed on."""
     from cmrcnet.readers.annotations import read_spots
     from cmrcnet.readers.cohort import read_cohort
+    from cmrcnet.readers.patch_files import ENDINGS, FeatureSlide, PatchFile
     from cmrcnet.slides.slide import open_slide
 
     if section is not None:
-        for name, value in (("spots", spots), ("mpp", mpp)):
+        for name, value in (("spots", spots), ("mpp", mpp), ("features", features)):
             if value is not None:
                 raise BadOption(name, str(value), "nothing together with --section: the cohort file gives it")
         found = read_cohort(slide).read(section)
         return found.slide, found.spots
     if slide.suffix == ".csv" and slide.exists():
         raise BadOption("slide", str(slide), "a slide, or a cohort.csv together with --section NAME")
-    return open_slide(slide, mpp=mpp), None if spots is None else read_spots(spots)
+    picture = open_slide(slide, mpp=mpp)
+    if features is not None:
+        picture = FeatureSlide(picture, features)
+    if spots is None:
+        return picture, None
+    return picture, PatchFile.read(spots).spots(picture) if spots.suffix in ENDINGS else read_spots(spots)
 
 
 def export_command(

@@ -103,7 +103,7 @@ class Field(NamedTuple):
 
 
 class DenseRun:
-    """An encoder, for one slide and one spec whose engine is chosen; the dense counterpart of `extract._PatchRun`."""
+    """An encoder, for one slide and one spec whose engine is chosen; the dense counterpart of `patch_run.PatchRun`."""
 
     def __init__(self, encoder: ImageEncoder, slide: Slide, spec: FeatureSpec) -> None:
         strides = map_strides(encoder)

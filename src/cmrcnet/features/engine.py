@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from cmrcnet.errors import BadOption, Incompatible, MissingExtra
 from cmrcnet.features.device import Precision, choose_device, choose_precision, mixed, split_on_memory_error
-from cmrcnet.models.image_encoder import ROTATIONS_FIRST, d4, mean_token, output_maps
+from cmrcnet.features.spec import READ
+from cmrcnet.models.image_encoder import ROTATIONS_FIRST, ImageEncoder, d4, mean_token, output_maps
 from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ def choose_engine(encoder: ImageEncoder, spec: FeatureSpec, cache: TokenCache | 
     MissingExtra
         OpenVINO is asked for and is not installed.
     """
+    if isinstance(encoder, ImageEncoder) and encoder.config.external:
+        return replace(spec, engine=READ, precision="float32", device=str(choose_device(spec.device)))
     engine = os.environ.get("CMRCNET_ENGINE", "auto") if spec.engine == "auto" else spec.engine
     if engine not in ("auto", "torch", "openvino"):
         raise BadOption("features.engine", engine, want="auto, torch or openvino")

@@ -14,6 +14,9 @@ from cmrcnet.errors import BadOption
 from cmrcnet.models.image_encoder import ImageEncoder, output_maps
 from cmrcnet.slides.slide import PatchScale
 
+READ = "files"
+"""The engine of features that were computed elsewhere."""
+
 STATISTICS, PERTURBED = -1, -2
 """Layer numbers, beside those of the scales: the image statistics of each location, and those of a few locations under
 each perturbation (`uncertainty.ood`)."""
@@ -123,6 +126,8 @@ class FeatureSpec:
     @property
     def made_by(self) -> str:
         """Engine, precision and kind of device in words, as models and predictions store them."""
+        if self.engine == READ:
+            return "another program"
         return f"{self.engine} {self.precision} on {self.device.partition(':')[0]}"
 
     def token_count(self, encoder: ImageEncoder) -> int:

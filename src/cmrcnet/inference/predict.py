@@ -25,6 +25,7 @@ from cmrcnet.inference.confidence import flag_out_of_distribution
 from cmrcnet.inference.location_features import LocationFeatures
 from cmrcnet.inference.predictor import PredictOptions, Predictor, make_predictor
 from cmrcnet.progress import metered
+from cmrcnet.readers.patch_files import features_of
 from cmrcnet.slides.tissue import make_query_grid
 from cmrcnet.storage.atomic import (
     file_lock,
@@ -84,7 +85,8 @@ def predict(
     bank : ReferenceBank, optional
         Made with this model. Required by a trained model; must be left out with a student.
     spots : Spots, optional
-        Locations to predict; a grid over the tissue when left out.
+        Locations to predict; when left out a grid over the tissue, or the patches of a `FeatureSlide` whose features
+        the model reads.
     mask : TissueMask, optional
         Where the tissue is; found on the slide when left out.
     genes : sequence of str, optional
@@ -158,7 +160,7 @@ def predict(
         abstain=abstain,
     )
     predictor = make_predictor(model, bank, options)
-    grid = make_query_grid(slide, spots, mask, grid_um, windows=window_um is not None)
+    grid = make_query_grid(slide, predictor.locations(slide), mask, grid_um, windows=window_um is not None)
     features = _features(predictor, slide, grid)
     features.encode(cache)
     table = _TableInMemory(len(grid.locations))
@@ -208,7 +210,7 @@ def predict_to_file(
         require_spatialdata()
     options = predictor.options
     windows = options.window_um is not None
-    grid = make_query_grid(slide, options.spots, options.mask, options.grid_um, windows=windows)
+    grid = make_query_grid(slide, predictor.locations(slide), options.mask, options.grid_um, windows=windows)
     count = len(grid.locations)
     refuse_existing(out, overwrite=True, folder=out.suffix == STORE)
     work = out.with_name(f"{out.name}.partial")
@@ -296,7 +298,7 @@ def _fill(
         slide=slide,
         neighbours=None,
         similarity=table.neighbour_similarity(),
-        provenance=predictor.provenance(),
+        provenance=predictor.provenance() | features_of(slide),
         in_tissue=grid.tissue.contains(locations.centre_px),
     )
     predictor.annotate(frame, table.neighbour_rows())

@@ -20,12 +20,14 @@ from torch.nn.functional import embedding_bag
 
 from cmrcnet.config import HeadConfig
 from cmrcnet.errors import BadOption, TooFew, UnknownName
+from cmrcnet.features.spec import READ
 from cmrcnet.genes.naming import explain_no_shared_genes
 from cmrcnet.genes.table import STUDENT
 from cmrcnet.inference.confidence import confidence_of, write_gene_reliability
 from cmrcnet.inference.location_features import LocationEncoder, split_features
 from cmrcnet.models.student import Student
 from cmrcnet.models.trained_model import TrainedModel
+from cmrcnet.readers.patch_files import FeatureSlide
 from cmrcnet.retrieval.bank import ReferenceBank
 from cmrcnet.search.aggregate import average, neighbour_weights
 from cmrcnet.search.exact import Neighbours
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cmrcnet.slides.section import Spots
+    from cmrcnet.slides.slide import Slide
     from cmrcnet.slides.tissue import TissueMask
     from cmrcnet.uncertainty.calibration import Calibration
     from cmrcnet.uncertainty.ood import OODDetector
@@ -95,6 +98,22 @@ class Predictor(ABC):
     def ood_detector(self) -> OODDetector | None:
         """The out-of-distribution detector of the model, where it has one."""
         return None if self.calibration is None else self.calibration.ood_detector
+
+    def locations(self, slide: Slide) -> Spots | None:
+        """The locations asked for; else the patches whose features come with the slide; else None, for a grid.
+
+        Raises
+        ------
+        BadOption
+            The slide comes with features, and this model encodes slides itself.
+        """
+        if isinstance(slide, FeatureSlide):
+            if self.encoder.spec.engine != READ:
+                want = f"nothing with this model, which encodes slides itself with {self.encoder.encoder.config.name}"
+                raise BadOption("features", str(slide.patches.path), want)
+            if self.options.spots is None:
+                return slide.patches.spots(slide)
+        return self.options.spots
 
     @abstractmethod
     def predict_chunk(self, features: np.ndarray) -> PredictionChunk:

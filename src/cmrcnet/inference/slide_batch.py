@@ -34,8 +34,9 @@ from cmrcnet.errors import (
 )
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.progress import metered
+from cmrcnet.readers.patch_files import FeatureSlide, features_of
 from cmrcnet.slides.decoders import slides_probed_first
-from cmrcnet.slides.slide import open_slide
+from cmrcnet.slides.slide import known_scale, open_slide
 from cmrcnet.slides.slide_files import one_file_a_slide
 from cmrcnet.storage.atomic import atomic_file, refuse_existing
 from cmrcnet.storage.names import guard_cell
@@ -145,6 +146,8 @@ class SlidePredictor:
         As `predict_to_file` and `open_slide`.
     overwrite : bool
         Predict again what is done.
+    features : Path, optional
+        Folder with features of each slide, in a file of the slide's name (`PatchFile`).
     """
 
     load: Callable[[], Predictor]
@@ -153,6 +156,7 @@ class SlidePredictor:
     mpp: float | None = None
     cache: TokenCache | None = None
     overwrite: bool = False
+    features: Path | None = None
 
     def __call__(self) -> Callable[[tuple[Path, str]], SlideOutcome]:
         """Load the predictor, and return what predicts a slide into the table of a name."""
@@ -164,7 +168,8 @@ class SlidePredictor:
 
         table, start = self.folder / f"{name}.h5ad", time.monotonic()
         try:
-            with slides_probed_first(), cast("FileSlide", open_slide(slide, mpp=self.mpp)) as picture:
+            with slides_probed_first(), cast("FileSlide", open_slide(slide, mpp=self.mpp)) as opened:
+                picture = opened if self.features is None else FeatureSlide(opened, self.features / f"{slide.stem}.h5")
                 size = None if self.overwrite else _size_if_done(table, predictor, picture)
                 status = PREDICTED if size is None else DONE_BEFORE
                 if size is None:
@@ -243,10 +248,9 @@ def _size_if_done(table: Path, predictor: Predictor, slide: Slide) -> tuple[int,
     """Locations and genes of a table that is there, if it is what would be predicted now; else `OutputExists`."""
     if not table.exists():
         return None
-    wanted = predictor.identity() | {
-        "slide_fingerprint": slide.fingerprint(),
-        "spot_diameter_um": predictor.options.grid_um,
-    }
+    pitch = slide.patches.side_px * known_scale(slide) if isinstance(slide, FeatureSlide) else predictor.options.grid_um
+    wanted = predictor.identity() | features_of(slide)
+    wanted |= {"slide_fingerprint": slide.fingerprint(), "spot_diameter_um": pitch}
     try:
         stored = StoredPrediction(table)
     except Damaged as error:

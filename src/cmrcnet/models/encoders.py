@@ -29,10 +29,13 @@ from cmrcnet.models.encoder_weights import (
     translate_hub_errors,
 )
 from cmrcnet.models.image_encoder import EncoderOrigin, ImageEncoder, block_outputs, blocks_of
-from cmrcnet.models.pretrained import NOT_INCLUDED, PRETRAINED, PretrainedConfig
+from cmrcnet.models.pretrained import EXTERNAL, NOT_INCLUDED, PRETRAINED, PretrainedConfig
 
 RANDOM = ("random", "random-released")
-_PREFIXES = "or timm:NAME for any timm network, or hf-hub:ORG/NAME for one on the model hub"
+_PREFIXES = (
+    "or timm:NAME for any timm network, or hf-hub:ORG/NAME for one on the model hub, or external:NAME:WIDTH for "
+    "features that you computed elsewhere"
+)
 
 
 def image_encoders() -> tuple[str, ...]:
@@ -51,6 +54,8 @@ def pretrained_config(name: str) -> PretrainedConfig:
     """Config of a pretrained encoder; for ``timm:`` and ``hf-hub:`` names it is read from the network itself."""
     if name in PRETRAINED:
         return PRETRAINED[name]
+    if name.startswith(EXTERNAL):
+        return _external_config(name)
     if name.startswith(("timm:", "hf-hub:")):
         return _config_of(_timm_network(name, pretrained=False, settings={}), name)
     hint = NOT_INCLUDED.get(name.lower().replace("-", "").replace("_", ""), f"Give one of these, {_PREFIXES}")
@@ -72,7 +77,8 @@ def create_image_encoder(
     ----------
     name : str
         A short name (`image_encoders`), ``timm:NAME``, or ``hf-hub:ORG/NAME``. A plain timm vision transformer made
-        for another patch size is built for 224 px, its position embedding resampled.
+        for another patch size is built for 224 px, its position embedding resampled. Or ``external:NAME:WIDTH``, which
+        computes nothing: vectors of WIDTH numbers come with each slide (`FeatureSlide`).
     weights : str
         "pretrained"; "random", as timm draws them; "random-released", as the released code draws those of a vision
         transformer; or the path of a local safetensors file.
@@ -116,7 +122,11 @@ def create_image_encoder(
         settings["depth"] = depth
     if heads is not None:
         settings["num_heads"] = heads
-    if name in PRETRAINED:
+    if name.startswith(EXTERNAL):
+        config, backbone = _external_config(name), ComputedElsewhere(name)
+        if weights != "pretrained" or settings:
+            raise BadOption("model.weights", weights, f"pretrained, without depth and heads, for {name}")
+    elif name in PRETRAINED:
         config, backbone = _from_config(PRETRAINED[name], weights, settings, seed)
     else:
         config, backbone = _from_timm(name, weights, settings, seed)
@@ -126,6 +136,43 @@ def create_image_encoder(
     if config.grid is not None:
         backbone = backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # faster on a CPU
     return ImageEncoder(backbone, config, blocks, origin).eval()
+
+
+class ComputedElsewhere(nn.Module):
+    """In place of a network: the features of its slides come in files.
+
+    Parameters
+    ----------
+    name : str
+        ``external:NAME:WIDTH``.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward_features(self, patches: Tensor) -> Tensor:
+        """Refuse: there is no network here."""
+        raise BadOption(
+            "model.encoder", self.name, "features from the slide's file: there is no network to encode pixels"
+        )
+
+
+def _external_config(name: str) -> PretrainedConfig:
+    encoder, _, width = name.removeprefix(EXTERNAL).rpartition(":")
+    if not encoder or not width.isdecimal() or not 1 <= int(width) <= 1 << 16:
+        raise BadOption("model.encoder", name, "external:NAME:WIDTH, such as external:uni_v1:1024")
+    known = PRETRAINED.get(encoder)
+    return PretrainedConfig(
+        name=name,
+        source=name,
+        licence="not known here: see the encoder's model card" if known is None else known.licence,
+        architecture=name,
+        any_size=True,
+        n_tokens=1,
+        dim=int(width),
+        note="computed elsewhere, and read from a file of each slide",
+    )
 
 
 def _from_config(

@@ -13,6 +13,9 @@ from typing import Any
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+EXTERNAL = "external:"
+"""``external:NAME:WIDTH`` is an encoder that runs elsewhere: its vectors of so many numbers are read from files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedConfig:
@@ -52,6 +55,11 @@ class PretrainedConfig:
     have no position on the tissue and are left out."""
     note: str = ""
     """Training data and caveats."""
+
+    @property
+    def external(self) -> str:
+        """Name of an encoder whose features are read from files (`EXTERNAL`); "" for a network."""
+        return self.source.removeprefix(EXTERNAL).rpartition(":")[0] if self.source.startswith(EXTERNAL) else ""
 
     @property
     def repository(self) -> str | None:

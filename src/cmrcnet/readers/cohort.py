@@ -4,11 +4,12 @@
     C6,C,legacy_st,C6_counts.tsv.gz,C6_spots.tsv,C6.jpg,0.6877,100,HER2+ breast cancer
 
 `section`, `patient` and `counts` (or `path`) are required, the others where the format needs them; an empty
-`format` is recognised from the files. Four more columns have a meaning: `table_kind` (counts, continuous, proportions
+`format` is recognised from the files. Five more columns have a meaning: `table_kind` (counts, continuous, proportions
 or binary; see `slides.table_kinds`), `affine` (six numbers or a file, see
 `affine`), `bin_um`, and `library`, which says which section of a file of several a row is: the suffix of its barcodes
-in a matrix of `spaceranger aggr`, or its name in an `.h5ad`. Paths are relative to the cohort file. `NA` in one of
-these columns (but section and patient) states nothing. Further columns become the section's metadata.
+in a matrix of `spaceranger aggr`, or its name in an `.h5ad`; and `features`, an .h5 of patches that you encoded
+elsewhere (`patch_files`). Paths are relative to the cohort file. `NA` in one of these columns (but section and patient)
+states nothing. Further columns become the section's metadata.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from cmrcnet.errors import BadInput, BadOption, CmrcnetError, TooFew
+from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, TooFew
 from cmrcnet.readers.affine import Affine, read_affine
+from cmrcnet.readers.patch_files import FeatureSlide
 from cmrcnet.readers.raw_section import RawSection, checked_section
 from cmrcnet.readers.registry import SectionSource, input_problems, read_raw
 from cmrcnet.readers.tables import NOTHING, Table, read_table
@@ -32,7 +34,9 @@ from cmrcnet.storage.names import file_name
 
 WHAT = "a cohort file"
 NUMBERS = ("mpp", "spot_diameter_um", "bin_um")
-OUR_COLUMNS = ("section", "patient", "format", "counts", "path", "spots", "image", "affine", "table_kind", *NUMBERS)
+OUR_COLUMNS = (
+    "section", "patient", "format", "counts", "path", "spots", "image", "affine", "table_kind", "features", *NUMBERS
+)  # fmt: skip
 
 SCALE_ALIAS = "um_per_px"
 """Accepted as the name of the column ``mpp``."""
@@ -50,6 +54,8 @@ class CohortRow:
         Further columns.
     problems : tuple of CmrcnetError
         Errors that are found without reading much.
+    features : Path, optional
+        Of the slide's patches, computed elsewhere.
     """
 
     where: str
@@ -58,6 +64,7 @@ class CohortRow:
     format: str | None
     metadata: dict[str, str] = field(default_factory=dict)
     problems: tuple[CmrcnetError, ...] = ()
+    features: Path | None = None
 
     def read_raw(self) -> RawSection:
         """Read the section, unchecked."""
@@ -218,8 +225,12 @@ def _row(table: Table, i: int) -> CohortRow:
     format = cells.get("format") or None
     if counts and (affine is not None or not cells.get("affine")):  # what a broken affine leads to says nothing more
         problems += input_problems(source, format)
+    features = folder / cells["features"] if cells.get("features") else None
+    if features is not None and not features.is_file():
+        problems.append(MissingInput(features, "The file of features"))
     metadata = {column: cells[column] for column in table.columns if column and column not in OUR_COLUMNS}
-    return CohortRow(where, patient, source, format, metadata, tuple(located(problem, where) for problem in problems))
+    located_problems = tuple(located(problem, where) for problem in problems)
+    return CohortRow(where, patient, source, format, metadata, located_problems, features)
 
 
 def _mark_repeats(rows: Sequence[CohortRow]) -> list[CohortRow]:
@@ -245,6 +256,7 @@ def _mark_repeats(rows: Sequence[CohortRow]) -> list[CohortRow]:
 
 def _load(row: CohortRow, controls: Literal["drop", "keep"]) -> Section:
     try:
-        return checked_section(row.read_raw(), patient=row.patient, controls=controls, metadata=row.metadata)
+        section = checked_section(row.read_raw(), patient=row.patient, controls=controls, metadata=row.metadata)
+        return section if row.features is None else replace(section, slide=FeatureSlide(section.slide, row.features))
     except CmrcnetError as error:
         raise located(error, row.where) from error

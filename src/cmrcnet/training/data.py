@@ -26,6 +26,7 @@ from cmrcnet.genes.components import ExpressionComponents, find_components
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
 from cmrcnet.genes.scaling import Scaling
 from cmrcnet.models.image_encoder import ImageEncoder
+from cmrcnet.readers.patch_files import features_of
 from cmrcnet.slides.patches import crop_scales
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.storage.cache import TokenCache
@@ -201,7 +202,7 @@ class TrainingData:
                 if limits:
                     statistics.append(also[STATISTICS][some])
                     effects.append(perturbation_effects(also[PERTURBED]))
-            contents.append(fingerprint(slide.fingerprint(), slide.mpp, centre_px))
+            contents.append(fingerprint(slide.fingerprint(), slide.mpp, centre_px, features_of(slide)))
             close = getattr(slide, "close", None)  # a slide in memory has nothing to close
             if close is not None:
                 close()
