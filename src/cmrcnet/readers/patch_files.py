@@ -130,7 +130,8 @@ class PatchFile:
         """
         if not isinstance(slide, FeatureSlide):  # which has asked
             self.require_slide(slide)
-        on = (self.centre_px >= 0).all(axis=1) & (self.centre_px < [slide.width_px, slide.height_px]).all(axis=1)
+        inside = (self.centre_px >= 0) & (self.centre_px < [slide.width_px, slide.height_px])
+        on = np.asarray(inside.all(axis=1), bool)
         if not on.all():
             left = f"{int((~on).sum())} of {len(on)} patches are centred off the slide: left out"
             warnings.warn(f"{self.path.name}: {left}.", CmrcnetWarning, stacklevel=2)
