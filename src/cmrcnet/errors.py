@@ -336,7 +336,7 @@ class WorkerDied(CmrcnetError, ChildProcessError):
         super().__init__(
             f"The worker process that ran {job} ended without a result (exit code {exit_code}), most often because "
             "memory ran out or because a script starts workers outside `if __name__ == '__main__':`; run again with "
-            "fewer workers (--workers 1), and --resume keeps what is finished."
+            "fewer workers (--workers 1) or devices (--devices 1), and --resume keeps what is finished."
         )
 
 

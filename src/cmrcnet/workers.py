@@ -237,7 +237,7 @@ def _start_worker(payload: bytes, level: int, started: SimpleQueue) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.getLogger("cmrcnet").setLevel(max(level, logging.WARNING))
     sys.path.append(str(Path.cwd()))  # a method of the user's own may lie there
-    _run, _started = _set_up(ForkingPickler.loads(payload)), started
+    _run, _started = _set_up(lambda: ForkingPickler.loads(payload)()), started
 
 
 def _run_task(task: Any, name: str) -> _Answer:

@@ -15,6 +15,7 @@ def train_command(
     out: Path,
     config: ConfigOptions = DEFAULT_CONFIG,
     without: list[str] | None = None,
+    devices: int = 1,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -30,6 +31,9 @@ def train_command(
         The config of the run.
     without : list of str, optional
         Sections or patients to leave out of training.
+    devices : int
+        GPUs of this machine to train on, each on its part of every batch; for configs that train the encoder. Without
+        a GPU: processes.
     resume : bool
         Continue the interrupted training in OUT.partial from its last checkpoint.
     overwrite : bool
@@ -46,7 +50,7 @@ def train_command(
     checkpoints = Checkpoints.beside(out, resume=resume, overwrite=overwrite)
     sections = read_cohort(cohort, controls=wanted.panel.controls)
     sections = sections.without(sections_named(sections, without, "without"))
-    model = fit(sections, wanted, cache=TokenCache.default(), checkpoints=checkpoints, resume=resume)
+    model = fit(sections, wanted, cache=TokenCache.default(), checkpoints=checkpoints, resume=resume, devices=devices)
     model.save_pretrained(out, overwrite=overwrite)
     checkpoints.discard()
     size = count_text((len(model.panel.genes), "gene"), (len(sections), "section"))

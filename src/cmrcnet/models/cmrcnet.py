@@ -266,12 +266,21 @@ class CMRCNet(nn.Module):
         if self.fusion is None:
             return Outputs(image, gene, None, None)
         if keep is None:
-            how = {"rate": config.mask_rate, "rate_is": config.mask_rate_is, "unit": config.mask_unit}
-            batch, n_tokens, _ = tokens.shape
-            keep = keep_mask(batch, n_tokens, config.fusion_dim, **how, generator=generator, device=tokens.device)
+            keep = self.draw_masks(len(tokens), tokens.shape[1], generator, tokens.device)
         target = image if config.reconstruct == "image" else gene
         target = target.detach() if config.detach_target else target
         return Outputs(image, gene, self.fusion(tokens, expression, keep), target)
+
+    def draw_masks(
+        self, batch: int, tokens: int, generator: torch.Generator | None, device: torch.device
+    ) -> Bool[Tensor, "batch tokens fusion_dim"]:
+        """Draw which tokens of a batch stay visible, as `forward` does."""
+        how: dict[str, Any] = {
+            "rate": self.config.mask_rate,
+            "rate_is": self.config.mask_rate_is,
+            "unit": self.config.mask_unit,
+        }
+        return keep_mask(batch, tokens, self.config.fusion_dim, **how, generator=generator, device=device)
 
     def losses(self, outputs: Outputs) -> Losses:
         """Contrastive, reconstruction and total loss, computed in float32 under mixed precision."""

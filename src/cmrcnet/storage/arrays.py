@@ -15,14 +15,14 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from cmrcnet.errors import BadInput
+from cmrcnet.errors import BadInput, MissingInput
 from cmrcnet.storage.atomic import atomic_file
 
 MARK = b"cmrcnet2"
@@ -74,6 +74,8 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Ite
         # Mapped before it is renamed: from then on another process may remove it, which a map survives (except on
         # Windows, where a mapped file can be neither renamed nor removed).
         written = open_array(tmp, shape, dtype, name=path.name) if os.name == "posix" else None
+    if isinstance(written, np.memmap):
+        written.filename = str(path.absolute())  # where it lies from now on
     if written is None:
         written = open_array(path, shape, dtype)
     if written is None:
@@ -128,6 +130,36 @@ def open_array(
             return np.memmap(file, kind, mode="r", offset=start, shape=found)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):  # ValueError: not our header
         return None
+
+
+@dataclass(frozen=True)
+class MappedArray:
+    """Where a mapped array lies: what another process of this machine is sent in place of its numbers."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> MappedArray | np.ndarray:
+        """The place of an array that `open_array` has mapped; any other array itself."""
+        file = array if isinstance(array, np.memmap) else array.base
+        if not isinstance(file, np.memmap) or file.shape != array.shape or file.dtype != array.dtype:
+            return array
+        return cls(str(file.filename), array.shape, array.dtype)
+
+    def open(self) -> np.ndarray:
+        """Map it again.
+
+        Raises
+        ------
+        MissingInput
+            It was removed meanwhile.
+        """
+        found = open_array(Path(self.path), self.shape, self.dtype, check=False)
+        if found is None:
+            raise MissingInput(self.path, "The array", "it was removed while it was used; run again")
+        return found
 
 
 def _read_header(file: BinaryIO) -> tuple[bytes, tuple[int, ...], np.dtype]:

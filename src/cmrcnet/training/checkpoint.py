@@ -25,7 +25,7 @@ from cmrcnet.storage.atomic import atomic_file, make_partial, partial_folder, re
 from cmrcnet.storage.hashing import fingerprint
 from cmrcnet.storage.ownership import remove_abandoned
 
-FORMAT = 3
+FORMAT = 4
 _FILES = _STATE, _LOG = "state.safetensors", "log.csv"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.readers.patch_files import features_of
 from cmrcnet.slides.patches import crop_scales
 from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.storage.arrays import MappedArray
 from cmrcnet.storage.cache import TokenCache
 from cmrcnet.storage.hashing import fingerprint
 from cmrcnet.uncertainty.ood import (
@@ -225,6 +227,14 @@ class TrainingData:
     def __len__(self) -> int:
         return len(self.section_of)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but mapped inputs, of which the place is sent to a process of this machine."""
+        return {**self.__dict__, "inputs": tuple(MappedArray.of(array) for array in self.inputs)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        inputs = [each.open() if isinstance(each, MappedArray) else each for each in state["inputs"]]
+        self.__dict__.update(state, inputs=tuple(np.asarray(array) for array in inputs))
+
     @property
     def n_genes(self) -> int:
         """Genes, or expression components, that the gene encoder sees."""
@@ -299,12 +309,17 @@ def steps_in(spots: int, batch_size: int) -> int:
 
 
 def epoch_batches(
-    data: TrainingData, ids: np.ndarray, batch_size: int, rng: np.random.Generator
+    data: TrainingData, ids: np.ndarray, batch_size: int, rng: np.random.Generator, rank: int = 0, ranks: int = 1
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Every spot of `ids` once, in random order, gathered ahead by a thread.
 
     The spots are shared out evenly over the least number of batches that holds them: 100 spots at batch size 64 make
     two batches of 50, not one of 64 and one of 36, because the number of candidates is part of the contrastive loss.
+
+    Parameters
+    ----------
+    rank, ranks : int
+        Give only this rank's part of each batch, out of so many that are as even as they can be.
 
     Yields
     ------
@@ -315,5 +330,6 @@ def epoch_batches(
     """
     shuffled = rng.permutation(np.asarray(ids))
     ways = rng.integers(8, size=len(shuffled))
-    parts = np.array_split(np.arange(len(shuffled)), steps_in(len(shuffled), batch_size))
+    batches = np.array_split(np.arange(len(shuffled)), steps_in(len(shuffled), batch_size))
+    parts = [np.array_split(batch, ranks)[rank] for batch in batches]
     return read_ahead((*data.gather(shuffled[part]), ways[part]) for part in parts)

@@ -20,14 +20,14 @@ import warnings
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cmrcnet.config import Config
-from cmrcnet.errors import CmrcnetWarning, TooFew
+from cmrcnet.errors import BadOption, CmrcnetWarning, TooFew
 from cmrcnet.features.device import choose_device, choose_precision
 from cmrcnet.features.engine import choose_engine
 from cmrcnet.features.spec import FeatureSpec, state_method
@@ -41,21 +41,16 @@ from cmrcnet.storage.hashing import fingerprint
 from cmrcnet.training.calibrate import fit_calibration
 from cmrcnet.training.checkpoint import Checkpoints
 from cmrcnet.training.data import TrainingData
+from cmrcnet.training.distributed import FABRIC_PRECISION, Ranks, require_devices
 from cmrcnet.training.heads import fit_head
-from cmrcnet.training.loop import CrossSearch, History, TrainContext, cross_search, train_phase
-from cmrcnet.training.module import TrainingModule
-from cmrcnet.training.validation import CollapseReading, ValidationSplit, Validator, validation_splits
+from cmrcnet.training.loop import History, TrainContext, search_and_refit
+from cmrcnet.training.module import TrainingModule, new_network
+from cmrcnet.training.validation import CollapseReading, ValidationSplit, validation_splits
 
 if TYPE_CHECKING:
     from lightning_fabric.loggers.logger import Logger
 
 log = logging.getLogger("cmrcnet")
-
-_FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
-    "float32": "32-true",
-    "bf16": "bf16-mixed",
-    "fp16": "16-mixed",
-}
 
 
 def fit(
@@ -68,6 +63,7 @@ def fit(
     resume: bool = False,
     logger: Logger | None = None,
     calibrate: bool = True,
+    devices: int = 1,
 ) -> TrainedModel:
     """Train on a cohort of training sections.
 
@@ -90,6 +86,9 @@ def fit(
         Gets every epoch's numbers as well: ``TensorBoardLogger("runs")``.
     calibrate : bool
         Also calibrate: intervals, gene reliability and the out-of-distribution detector.
+    devices : int
+        GPUs of this machine to train on (CPU processes, where it has none), each on its part of every batch (see
+        `distributed`). It pays for configs that train the encoder.
 
     Returns
     -------
@@ -98,11 +97,13 @@ def fit(
 
     Raises
     ------
+    BadOption
+        More devices than there are, or than pairs in a batch; or several for an encoder with batch normalisation.
     TooFew
         No section, or fewer than two spots to train on.
     Incompatible
         The state is damaged, or was started with another config, panel, encoder or cohort.
-    Diverged, NoSpace, Unwritable
+    Diverged, NoSpace, Unwritable, WorkerDied
 
     Warns
     -----
@@ -119,8 +120,12 @@ def fit(
     """
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
+    require_devices(devices, config.train.device, device)
     encoder = new_encoder(config)
     config = state_method(config, encoder)
+    if devices > 1 and config.model.train_encoder and any(isinstance(m, _BatchNorm) for m in encoder.modules()):
+        want = f"1 to train {config.model.encoder}: its batch normalisation needs the whole batch on one device"
+        raise BadOption("devices", devices, want)
     temporary = tempfile.TemporaryDirectory(prefix="cmrcnet-", ignore_cleanup_errors=True) if cache is None else None
     with nullcontext("") if temporary is None else temporary as folder:
         store = TokenCache(Path(folder)) if cache is None else cache
@@ -138,27 +143,46 @@ def fit(
         prefix = None
         if config.train.augment and not config.features.scales_um:  # pooled scales have no grid of tokens
             prefix = 0 if trained else encoder.config.class_tokens
-        context = TrainContext(
-            config=config,
-            data=data,
-            fabric=Fabric(
-                accelerator=device.type,
-                devices=[device.index or 0] if device.type == "cuda" else 1,
-                precision=_FABRIC_PRECISION[precision],
-                loggers=logger,
-            ),
-            encoder=(lambda: copy.deepcopy(encoder)) if trained else (lambda: encoder),
-            prefix=prefix,
-            checkpoints=checkpoints,
-            identity={
+        shared: dict[str, Any] = {
+            "config": config,
+            "data": data,
+            "prefix": prefix,
+            "checkpoints": checkpoints,
+            "identity": {
                 "config": fingerprint(config.to_dict()),
                 "panel": fingerprint(panel.to_dict()),
                 "cohort": data.fingerprint(),
                 "encoder": encoder.fingerprint(),
                 "engine of its features": made_by,
+                "number of devices": str(devices),
             },
-        )
-        module, history, epoch, search = _search_and_refit(context, splits, resume)
+        }
+        if devices == 1:
+            fabric = Fabric(
+                accelerator=device.type,
+                devices=[device.index or 0] if device.type == "cuda" else 1,
+                precision=FABRIC_PRECISION[precision],
+                loggers=logger,
+            )
+            encoders = (lambda: copy.deepcopy(encoder)) if trained else (lambda: encoder)
+            context = TrainContext(fabric=fabric, encoder=encoders, **shared)
+            module, history, epoch, search = search_and_refit(context, splits, resume)
+        else:
+            ranks = Ranks(
+                count=devices,
+                device=device.type,
+                precision=precision,
+                splits=splits,
+                make_encoder=new_encoder,
+                resume=resume,
+                logger=logger,
+                level=log.getEffectiveLevel(),
+                **shared,
+            )
+            weights, history, epoch, search = ranks.train()
+            module = TrainingModule(new_network(config, data, encoder), encoder if trained else None)
+            module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+            module.to(device)
         head, predictions = (None, None) if data.components is None else fit_head(data, config, search)
         limits = fit_calibration(data, config, head, predictions) if calibrate else None
     provenance = Provenance(
@@ -195,63 +219,6 @@ def new_encoder(config: Config) -> ImageEncoder:
         heads=model.encoder_heads,
         seed=config.train.seed,
     )
-
-
-def _search_and_refit(
-    context: TrainContext, splits: tuple[ValidationSplit, ...], resume: bool
-) -> tuple[TrainingModule, History, int, CrossSearch | None]:
-    """Both phases: the module that is kept, the history, the epochs behind its weights, and the search over groups."""
-    config, data, fabric = context.config.train, context.data, context.fabric
-    nothing = ValidationSplit.nothing(len(data))
-    each = bool(splits) and config.validation == "each"
-    validation = splits[0] if splits and not each else nothing
-    state = context.checkpoints.load(context.identity) if resume and context.checkpoints is not None else None
-    history = History(config.select_by)
-    if state is not None:
-        history = History(**state.facts["history"])
-        fabric.strategy.precision.load_state_dict(state.facts["precision"])
-        log.info("Continuing after epoch %d of the %s phase.", state.epoch, state.phase)
-
-    search, module = None, None
-    refit = each or (config.refit and bool(validation))
-    if each:  # repeated after an interruption: its rows are in the history already
-        search = cross_search(context, splits, history if state is None else History(config.select_by))
-        history.best_epoch = search.epoch
-    elif state is None or state.phase == "search":
-        module = train_phase(
-            context,
-            "search",
-            validation.rest,
-            config.epochs,
-            history,
-            validator=Validator(data, validation, context.config, fabric),
-            validate_every=config.validate_every,
-            choose=bool(validation),
-            keep_best=bool(validation) and not refit,
-            resumed=state,
-        )
-    epoch = history.best_epoch or config.epochs
-    if validation and history.best_epoch is None:
-        warnings.warn(
-            f"No epoch could be chosen: the score on the validation {validation.name} was never defined (constant "
-            "expression or predictions). The last epoch is kept.",
-            CmrcnetWarning,
-            stacklevel=3,
-        )
-    if refit:
-        log.info("Training again on all %d spots for the chosen %d epochs.", len(data), epoch)
-        module = train_phase(
-            context,
-            "refit",
-            np.arange(len(data)),
-            epoch,
-            history,
-            validator=Validator(data, nothing, context.config, fabric),
-            validate_every=epoch,
-            resumed=state if state is not None and state.phase == "refit" else None,
-        )
-    assert module is not None
-    return module, history, epoch, search
 
 
 def _notes(history: History, epoch: int, panel: GenePanel, cohort: Cohort) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The training loop: the only place where weights change, for CMRCNet and for everything else that is trained.
 
 `train_epochs` is the loop itself. `train_phase` runs it for CMRCNet: seeded epochs, a moving average of the weights,
-validation, checkpoints. `cross_search` runs a phase once without each validation group.
+validation, checkpoints. `cross_search` runs a phase once without each validation group, `search_and_refit` both phases.
 One thing: the loop and the ways in which CMRCNet runs it.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -20,12 +21,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cmrcnet.config import Config, TrainConfig
-from cmrcnet.errors import Diverged
+from cmrcnet.errors import CmrcnetWarning, Diverged
 from cmrcnet.models.image_encoder import ImageEncoder
 from cmrcnet.progress import metered
 from cmrcnet.training.checkpoint import Checkpoints, TrainingState
 from cmrcnet.training.data import TrainingData, epoch_batches, steps_in
-from cmrcnet.training.module import TrainingModule, new_training_module, on_device
+from cmrcnet.training.module import BatchShare, TrainingModule, new_training_module, on_device
 from cmrcnet.training.validation import ValidationResult, ValidationSplit, Validator
 
 log = logging.getLogger("cmrcnet")
@@ -188,7 +189,7 @@ def train_phase(
         Gets every validation, under its number of epochs.
     """
     config, fabric, data = context.config.train, context.fabric, context.data
-    module = new_training_module(context.config, data, ids, context.encoder())
+    module, rank = new_training_module(context.config, data, ids, context.encoder()), fabric.global_rank
     optimizer = torch.optim.AdamW(
         [p for p in module.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -200,19 +201,21 @@ def train_phase(
         done = resumed.epoch
     steps = steps_in(len(ids), config.batch_size)
     masks = torch.Generator()
-    sizes: list[int] = []
+    sizes = [len(part) for part in np.array_split(ids, steps)]
+    shares = [BatchShare(fabric, size) if fabric.world_size > 1 else None for size in sizes]
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor, BatchShare | None]]:
         order, mask, dropout = np.random.SeedSequence([config.seed, PHASES.index(phase), epoch]).spawn(3)
-        torch.manual_seed(_number(dropout))
+        torch.manual_seed(_number(dropout.spawn(rank)[-1] if rank else dropout))  # each rank drops units of its own
         masks.manual_seed(_number(mask))
-        sizes.clear()
-        for batch in epoch_batches(data, ids, config.batch_size, np.random.default_rng(order)):
-            sizes.append(len(batch[1]))
-            yield on_device(fabric, *batch, context.prefix)
+        draw = np.random.default_rng(order)
+        parts = epoch_batches(data, ids, config.batch_size, draw, rank, fabric.world_size)
+        for batch, share in zip(parts, shares, strict=True):
+            yield *on_device(fabric, *batch, context.prefix), share
 
-    def loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        return model(*batch, masks)[:3]
+    def loss(batch: tuple[Tensor, Tensor, BatchShare | None]) -> tuple[Tensor, ...]:
+        inputs, expression, share = batch
+        return model(inputs, expression, masks, share)[:3]
 
     def clip() -> None:
         fabric.clip_gradients(model, stepper, max_norm=config.clip_norm, error_if_nonfinite=False)
@@ -229,7 +232,9 @@ def train_phase(
         row = {"phase": phase, "epoch": epoch, "pairs": len(ids), "learning_rate": optimizer.param_groups[0]["lr"]}
         row |= mean_losses(losses, sizes)
         if epoch % validate_every == 0 or epoch == epochs:
-            result = validator.validate(weights.evaluated)
+            # one rank decides for all: kernels may round differently elsewhere
+            result = fabric.broadcast(validator.validate(weights.evaluated) if fabric.is_global_zero else None)
+            assert result is not None
             row |= result.to_dict()
             if results is not None:
                 results.setdefault(epoch, []).append(result)
@@ -240,7 +245,7 @@ def train_phase(
         noted = "" if pearson is None else f", validation Pearson {pearson:.3f}"
         meter.advance(0, f"epoch {epoch}, loss {row['loss']:.3f}{noted}")
         fabric.log_dict({f"{phase}/{k}": v for k, v in row.items() if isinstance(v, float)}, step=epoch)
-        if context.checkpoints is not None:
+        if context.checkpoints is not None and fabric.is_global_zero:
             context.checkpoints.write_log(history.rows)
             if context.checkpoints.is_due() or epoch == epochs:
                 facts = {"history": vars(history), "precision": fabric.strategy.precision.state_dict()}
@@ -320,6 +325,74 @@ def cross_search(context: TrainContext, splits: tuple[ValidationSplit, ...], his
         retrieved[split.ids], deviation[split.ids] = result.retrieved, result.neighbour_std
         similarity[split.ids] = result.similarity
     return CrossSearch(splits, epoch, means.get(epoch), retrieved, deviation, similarity)
+
+
+def search_and_refit(
+    context: TrainContext, splits: tuple[ValidationSplit, ...], resume: bool
+) -> tuple[TrainingModule, History, int, CrossSearch | None]:
+    """Train both phases.
+
+    Returns
+    -------
+    module : TrainingModule
+        What is kept.
+    history : History
+    epoch : int
+        Epochs behind its weights.
+    search : CrossSearch or None
+        The search over groups, where there was one.
+    """
+    config, data, fabric = context.config.train, context.data, context.fabric
+    nothing = ValidationSplit.nothing(len(data))
+    each = bool(splits) and config.validation == "each"
+    validation = splits[0] if splits and not each else nothing
+    state = context.checkpoints.load(context.identity) if resume and context.checkpoints is not None else None
+    history = History(config.select_by)
+    if state is not None:
+        history = History(**state.facts["history"])
+        fabric.strategy.precision.load_state_dict(state.facts["precision"])
+        log.info("Continuing after epoch %d of the %s phase.", state.epoch, state.phase)
+
+    search, module = None, None
+    refit = each or (config.refit and bool(validation))
+    if each:  # repeated after an interruption: its rows are in the history already
+        search = cross_search(context, splits, history if state is None else History(config.select_by))
+        history.best_epoch = search.epoch
+    elif state is None or state.phase == "search":
+        module = train_phase(
+            context,
+            "search",
+            validation.rest,
+            config.epochs,
+            history,
+            validator=Validator(data, validation, context.config, fabric),
+            validate_every=config.validate_every,
+            choose=bool(validation),
+            keep_best=bool(validation) and not refit,
+            resumed=state,
+        )
+    epoch = history.best_epoch or config.epochs
+    if validation and history.best_epoch is None:
+        warnings.warn(
+            f"No epoch could be chosen: the score on the validation {validation.name} was never defined (constant "
+            "expression or predictions). The last epoch is kept.",
+            CmrcnetWarning,
+            stacklevel=3,
+        )
+    if refit:
+        log.info("Training again on all %d spots for the chosen %d epochs.", len(data), epoch)
+        module = train_phase(
+            context,
+            "refit",
+            np.arange(len(data)),
+            epoch,
+            history,
+            validator=Validator(data, nothing, context.config, fabric),
+            validate_every=epoch,
+            resumed=state if state is not None and state.phase == "refit" else None,
+        )
+    assert module is not None
+    return module, history, epoch, search
 
 
 def mean_losses(losses: Tensor, sizes: list[int]) -> dict[str, float]:

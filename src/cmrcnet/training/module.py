@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,33 @@ from cmrcnet.training.data import TrainingData, as_tensors
 WAYS = 8
 
 
+class BatchShare:
+    """A rank's part of a batch, in training on several devices: which rows, and the whole batch's embeddings.
+
+    Every rank computes the loss of the whole batch. Backward, `torch.distributed` sums over the ranks what their losses
+    ask of a row, and DDP averages the gradients of the weights over the ranks: together that of one process.
+    """
+
+    def __init__(self, fabric: Fabric, pairs: int) -> None:
+        self.pairs = pairs
+        parts = np.array_split(np.arange(pairs), fabric.world_size)
+        self.rows = slice(int(parts[fabric.global_rank][0]), int(parts[fabric.global_rank][-1]) + 1)
+        self._sizes, self._fabric = [len(part) for part in parts], fabric
+
+    def gather(self, outputs: Outputs) -> Outputs:
+        """Outputs of the whole batch, in its order; gradients flow back to the rank that computed a row."""
+        values = [outputs.image, outputs.gene]
+        if outputs.reconstruction is not None and outputs.target is not None:
+            values += [outputs.reconstruction, outputs.target]
+        joined = torch.cat([value.float() for value in values], dim=1)  # one exchange; mixed precision joins float32
+        most = max(self._sizes)
+        padded = nn.functional.pad(joined, (0, 0, 0, most - len(joined)))
+        gathered: Any = self._fabric.all_gather(padded, sync_grads=True)
+        whole = torch.cat([part[:size] for part, size in zip(gathered, self._sizes, strict=True)])
+        image, gene, *rest = whole.split([value.shape[1] for value in values], dim=1)
+        return Outputs(image, gene, *(rest or (None, None)))
+
+
 class TrainingModule(nn.Module):
     """Computes the losses of a batch of pairs. Inputs are patches when the encoder is trained too, otherwise tokens."""
 
@@ -35,8 +63,16 @@ class TrainingModule(nn.Module):
         self.network = network
         self.encoder = encoder
 
-    def forward(self, inputs: Tensor, expression: Tensor, masks: torch.Generator | None) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        inputs: Tensor,
+        expression: Tensor,
+        masks: torch.Generator | None,
+        share: BatchShare | None = None,
+    ) -> tuple[Tensor, ...]:
         """Losses of a batch and its embeddings; `masks` draws what is hidden.
+
+        With `share` the inputs are its rows, and losses and embeddings those of the whole batch, whose masks are drawn.
 
         Returns
         -------
@@ -45,7 +81,12 @@ class TrainingModule(nn.Module):
         image, gene : torch.Tensor, shape (batch, embedding_dim)
         """
         tokens = inputs if self.encoder is None else self.encoder(self.encoder.prepare(inputs))
-        outputs: Outputs = self.network(tokens, expression, masks)
+        keep = None
+        if share is not None and self.network.fusion is not None:
+            keep = self.network.draw_masks(share.pairs, tokens.shape[1], masks, tokens.device)[share.rows]
+        outputs: Outputs = self.network(tokens, expression, masks, keep)
+        if share is not None:
+            outputs = share.gather(outputs)
         losses = self.network.losses(outputs)
         reconstruction = losses.reconstruction
         if reconstruction is None:
@@ -53,16 +94,21 @@ class TrainingModule(nn.Module):
         return losses.total, losses.contrastive, reconstruction, outputs.image, outputs.gene
 
 
-def new_training_module(config: Config, data: TrainingData, ids: np.ndarray, encoder: ImageEncoder) -> TrainingModule:
-    """Build a module with seeded weights, and token statistics or PCA of the spots `ids`, which it is trained on."""
+def new_network(config: Config, data: TrainingData, encoder: ImageEncoder) -> CMRCNet:
+    """Build a network with seeded weights for these data."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        network = CMRCNet(
+        return CMRCNet(
             config.model,
             n_genes=data.n_genes,
             token_dim=encoder.dim,
             n_tokens=FeatureSpec.of(config, encoder).token_count(encoder),
         )
+
+
+def new_training_module(config: Config, data: TrainingData, ids: np.ndarray, encoder: ImageEncoder) -> TrainingModule:
+    """Build a module with seeded weights, and token statistics or PCA of the spots `ids`, which it is trained on."""
+    network = new_network(config, data, encoder)
     if config.model.pool == "components":
         pca = fit_pca(data.inputs_of(np.asarray(ids)), config.train.seed)
         network.set_pca(torch.from_numpy(pca.mean), torch.from_numpy(pca.directions))
@@ -70,7 +116,19 @@ def new_training_module(config: Config, data: TrainingData, ids: np.ndarray, enc
         network.set_token_statistics(*data.token_statistics(ids))
     trained = config.model.train_encoder
     encoder.requires_grad_(trained)
+    if trained:
+        _leave_out_unreached(encoder)
     return TrainingModule(network, encoder if trained else None)
+
+
+def _leave_out_unreached(encoder: ImageEncoder) -> None:
+    """Train only what tokens depend on: for the gradients of blocks behind the last wanted one, DDP would wait."""
+    side, before = encoder.config.patch_px, encoder.training
+    weights = list(encoder.parameters())
+    tokens = encoder.eval()(torch.zeros(1, 3, side, side, device=encoder.mean.device))
+    for weight, gradient in zip(weights, torch.autograd.grad(tokens.sum(), weights, allow_unused=True), strict=True):
+        weight.requires_grad_(gradient is not None)
+    encoder.train(before)
 
 
 def on_device(
