@@ -70,7 +70,7 @@ def test_the_state_of_another_run_is_refused(kept, key):
         lambda whole: b"",
         lambda whole: b"\x80\x04not safetensors" * 10,
         lambda whole: whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:],
-        lambda whole: whole.replace(b'\\"format\\": 3', b'\\"format\\": 9'),
+        lambda whole: whole.replace(b'\\"format\\": 4', b'\\"format\\": 9'),
         lambda whole: whole.replace(b'\\"epoch\\": 3', b'\\"epoch\\": 2'),
         lambda whole: whole.replace(b"search", b"refit "),
     ],

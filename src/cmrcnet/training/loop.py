@@ -2,7 +2,7 @@
 
 `train_epochs` is the loop itself. `train_phase` runs it for CMRCNet: seeded epochs, a moving average of the weights,
 validation, checkpoints. `cross_search` runs a phase once without each validation group, `search_and_refit` both phases.
-One thing: the loop and the ways in which CMRCNet runs it.
+The file is one thing: the loop and the ways in which CMRCNet runs it.
 """
 
 from __future__ import annotations
