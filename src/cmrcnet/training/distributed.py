@@ -20,13 +20,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from cmrcnet.config import Config
 from cmrcnet.errors import BadOption
@@ -133,8 +133,10 @@ class Ranks:
         found: Outcome | None = None
         with tempfile.TemporaryDirectory(prefix="cmrcnet-", ignore_cleanup_errors=True) as folder:
             tasks = [(rank, f"{folder}/meeting") for rank in range(self.count)]
-            how = {"count": self.count, "name_of": lambda task: f"rank {task[0]} of the training"}
-            with closing(run_in_workers(tasks, self, **how)) as answers:
+            answers: Any = run_in_workers(
+                tasks, self, count=self.count, name_of=lambda task: f"rank {task[0]} of the training"
+            )
+            with closing(answers):
                 for _, answer in answers:
                     if isinstance(answer, BaseException):
                         raise answer
@@ -167,7 +169,7 @@ class Ranks:
                 checkpoints=self.checkpoints,
                 identity=self.identity,
             )
-            module, *rest = search_and_refit(context, self.splits, self.resume)
+            module, history, epoch, search = search_and_refit(context, self.splits, self.resume)
         except RuntimeError as error:
             if _LOST.search(str(error)):
                 time.sleep(_PATIENCE_S)
@@ -175,7 +177,6 @@ class Ranks:
         torch.distributed.destroy_process_group()
         if rank > 0:
             return None
-        history, epoch, search = rest
         return {name: value.cpu().numpy() for name, value in module.state_dict().items()}, history, epoch, search
 
     def _join(self, rank: int, meeting: str) -> Fabric:
