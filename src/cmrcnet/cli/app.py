@@ -20,6 +20,7 @@ from cmrcnet.cli import (
     model_commands,
     outcome_commands,
     predict_commands,
+    view_command,
 )
 from cmrcnet.cli.doctor import doctor
 from cmrcnet.errors import CmrcnetError, CmrcnetWarning, NoSpace
@@ -44,6 +45,7 @@ VERBS: dict[str, Callable] = {
     "distil": model_commands.distil_command,
     "export": predict_commands.export_command,
     "explain": predict_commands.explain_command,
+    "view": view_command.view_command,
     "evaluate": evaluate_commands.evaluate_command,
     "sweep": evaluate_commands.sweep_command,
     "transfer": evaluate_commands.transfer_command,

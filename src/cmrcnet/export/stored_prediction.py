@@ -93,20 +93,34 @@ class StoredPrediction:
         """Names of the layers besides X."""
         return list(self._file["layers"])
 
-    def column(self, gene: str) -> np.ndarray:
-        """Predicted expression of one gene: (locations,) float32."""
+    def column(self, gene: str, layer: str | None = None) -> np.ndarray:
+        """Values of one gene, of X (predicted expression) or of a layer: (locations,) float32."""
+        key = "X" if layer is None else f"layers/{layer}"
         try:
             number: Any = self.var.index.get_loc(gene)
         except KeyError:
             raise UnknownName("gene in the prediction", gene, self.genes) from None
-        self._seal.check(self._file, "X", column=int(number))
-        return self._file["X"][:, number]
+        self._seal.check(self._file, key, column=int(number))
+        return self._file[key][:, number]
 
     def rows(self, rows: slice, layer: str | None = None) -> np.ndarray:
         """All genes of some locations, of X or of a layer: (locations, genes) float32."""
         key = "X" if layer is None else f"layers/{layer}"
         self._seal.check(self._file, key, rows)
         return self._file[key][rows]
+
+    def location(self, row: int) -> AnnData:
+        """One location as a table of one row: X, obs, var, the arrays of ``obsm`` and ``uns["cmrcnet"]``."""
+        import anndata
+
+        only = slice(row, row + 1)
+        near: Any = {}
+        for name, values in self._file["obsm"].items():
+            self._seal.check(self._file, f"obsm/{name}", only)
+            near[name] = values[only]
+        return anndata.AnnData(
+            X=self.rows(only), obs=self.obs.iloc[only], var=self.var, obsm=near, uns={"cmrcnet": self.facts}
+        )
 
     def to_ann_data(self) -> AnnData:
         """The table in memory, compared with its seal: X, obs, var, the centres and ``uns["cmrcnet"]``."""
