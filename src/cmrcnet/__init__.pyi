@@ -48,7 +48,6 @@ from .slides.tissue import find_tissue as find_tissue
 from .slides.tissue import patch_grid as patch_grid
 from .storage.cache import TokenCache as TokenCache
 from .training.fit import fit as fit
-from .viewer.server import Viewer as Viewer
 from .viewer.server import view as view
 
 __version__: str

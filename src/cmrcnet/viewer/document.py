@@ -282,13 +282,13 @@ class Page:
         wide: Any = {"sizing_mode": "stretch_width"}
         self.quantity = Select(title="Show", value=EXPRESSION, options=list(self.slide.quantities), **wide)
         self.search = TextInput(title="Search a gene", placeholder="name, then Enter", **wide)
-        listed = self.ranked if self.gene in [g for g, _ in self.ranked[:LISTED]] else (
-            [each for each in self.ranked if each[0] == self.gene] + self.ranked
-        )  # fmt: skip
+        listed = self.ranked[:LISTED]
+        if self.gene not in dict(listed):
+            listed = [each for each in self.ranked if each[0] == self.gene] + listed
         self.genes = MultiSelect(
             title="Genes, most reliable first (grade, Pearson)",
             value=[self.gene],
-            options=list(listed[:LISTED]),
+            options=list(listed),
             size=11,
             stylesheets=["select.bk-input { font: 12px ui-monospace, 'DejaVu Sans Mono', monospace; }"],
             **wide,
@@ -317,8 +317,8 @@ class Page:
         self.low = NumericInput(title="from", value=0.0, mode="float", visible=False, **wide)
         self.high = NumericInput(title="to", value=5.0, mode="float", visible=False, **wide)
         self.drag = RadioButtonGroup(labels=["Move", "Region A", "Region B"], active=0, **wide)
-        self.clear = Button(label="Clear regions", **wide)
-        self.download = Button(label="Regions as GeoJSON", disabled=True, **wide)
+        self.clear = Button(label="Clear", **wide)
+        self.download = Button(label="Save GeoJSON", disabled=True, **wide)
         self.find = TextInput(title="Go to location", placeholder="its name, then Enter", **wide)
         nearer, further = Button(label="Zoom in", **wide), Button(label="Zoom out", **wide)
         whole_slide = Button(label="Whole slide", **wide)
@@ -438,10 +438,10 @@ class Page:
         if self.genes.value:
             self.gene = self.genes.value[-1]
         name = self.signature.value if quantity == SIGNATURE else self.gene
-        counts = quantity == EXPRESSION and self.scale.value == COUNTS
+        self.scale.visible = quantity == EXPRESSION and self.slide.scaling.kind == "counts"
+        counts = self.scale.visible and self.scale.value == COUNTS
         self.signature.visible = quantity == SIGNATURE
         self.search.visible = self.genes.visible = quantity in OF_GENES
-        self.scale.visible = quantity == EXPRESSION
         self.low.visible = self.high.visible = self.range.value == FIXED
         drawn = [self._values(panel, quantity, name, counts) for panel in self.panels]
         alike = [values for panel, (values, _, _) in zip(self.panels, drawn, strict=True) if panel.kind != "error"]
@@ -509,8 +509,8 @@ class Page:
         for panel in self.panels:
             here = panel.slide is slide
             panel.mark.data = {"x": [x] if here else [], "y": [-y] if here else []}
-        name = str(slide.prediction.obs.index[row])
         gene, ranked = self.gene, [each for each, _ in self.ranked]
+        self.side.children = [self.location, self.region]
 
         def make() -> str:
             try:
@@ -518,15 +518,17 @@ class Page:
             except CmrcnetError as error:
                 return card("hint.html", {"problem": str(error)})
 
-        self._fill(self.location, make, f"Location {name}: reading the measured tissue …")
+        if self._later is not None and self.cohort is not None:
+            waiting = "The measured tissue of these spots is being read."
+            self.location.text = location_card(slide, row, gene, ranked, None, without=waiting)
+        self._fill(self.location, make)
 
-    def _fill(self, target: Any, make: Callable[[], str], meanwhile: str) -> None:
+    def _fill(self, target: Any, make: Callable[[], str]) -> None:
         """Fill a card with what takes a moment to make."""
         if self._later is None or target.document is None:
             target.text = make()
             return
         later = self._later
-        target.text = card("hint.html", {"problem": meanwhile})
 
         async def fill() -> None:
             target.text = await later(make)
@@ -590,7 +592,9 @@ class Page:
                 },
             )
 
-        self._fill(self.region, make, f"Region {first.name}: comparing its genes …")
+        self.side.children = [self.region, self.location]
+        self.region.text = card("hint.html", {"problem": f"Region {first.name}: comparing its genes …"})
+        self._fill(self.region, make)
 
     def _moved(self, panel: Panel) -> Callable[[Any], None]:
         def moved(_: Any) -> None:

@@ -45,7 +45,9 @@ def card(template: str, values: Mapping[str, Any]) -> str:
     return _environment().get_template(template).render(values)
 
 
-def location_card(slide: PredictedSlide, row: int, gene: str, ranked: list[str], cohort: Cohort | None) -> str:
+def location_card(
+    slide: PredictedSlide, row: int, gene: str, ranked: list[str], cohort: Cohort | None, *, without: str = ""
+) -> str:
     """HTML on one location.
 
     Parameters
@@ -59,6 +61,8 @@ def location_card(slide: PredictedSlide, row: int, gene: str, ranked: list[str],
         All genes, the most reliable first.
     cohort : Cohort, optional
         That of the bank, for patches and measured values of the spots.
+    without : str
+        Why there is no cohort; how to give it, when left out.
     """
     picture = slide.tiles.slide if slide.deep else None
     table = slide.prediction.location(row)
@@ -85,7 +89,7 @@ def location_card(slide: PredictedSlide, row: int, gene: str, ranked: list[str],
         scale = PatchScale(size_px=int(facts["patch_px"]), mpp=float(facts["patch_mpp"]))
         patch = next(iter(crop_patches(picture, slide.prediction.centre_px[[row]], scale)))[0]
     if cohort is None and found is not None:
-        missing = ("Patches and measured values of the spots need their cohort: --bank BANK or --cohort COHORT.csv.",)
+        missing = (without or "Patches and measured values of the spots need their cohort: --bank or --cohort.",)
     var = slide.prediction.var
     reach = float(np.nanmax([*upper[0], *[slide.prediction.column(name)[row] for name in genes], 0.1]))
     return card(
@@ -100,9 +104,9 @@ def location_card(slide: PredictedSlide, row: int, gene: str, ranked: list[str],
             "flags": [
                 text
                 for column, bad, text in (
-                    ("abstained", 1, "abstained: too uncertain to be used"),
-                    ("in_distribution", 0, "unlike the training sections"),
-                    ("in_tissue", 0, "not on tissue"),
+                    ("abstained", 1, "Abstained: this location is too uncertain to be used."),
+                    ("in_distribution", 0, "This location looks unlike the training sections."),
+                    ("in_tissue", 0, "This location is not on tissue."),
                 )
                 if column in obs and obs[column] == bad
             ],

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cmrcnet.analysis.localisation import signature_scores, target_sum_of
+from cmrcnet.analysis.localisation import signature_scores
 from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.genes.markers import marker_organs, markers, organ_of_cohort
 from cmrcnet.genes.naming import naming_of
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import Scaling
+from cmrcnet.genes.table import scaling_of
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.slides.slide import ArraySlide, Slide, known_scale
 from cmrcnet.uncertainty.conformal import bounds
@@ -104,6 +105,11 @@ class PredictedSlide:
         return float(self.prediction.facts["spot_diameter_um"])
 
     @cached_property
+    def scaling(self) -> Scaling:
+        """Of the values."""
+        return scaling_of(self.prediction.location(0))
+
+    @cached_property
     def centre_um(self) -> np.ndarray:
         """(locations, 2) float64."""
         return self.prediction.centre_px * float(self.prediction.facts["mpp"])
@@ -178,7 +184,7 @@ class PredictedSlide:
             return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
         of_genes = self.prediction.var.loc[list(genes), ["interval_low", "interval_high"]].to_numpy(np.float64)
         scale = self.prediction.obs["interval_scale"].to_numpy(np.float64)[rows]
-        return bounds(mean, scale, of_genes[:, 0], of_genes[:, 1])
+        return bounds(mean, scale, of_genes[:, 0], of_genes[:, 1], self.scaling.least)
 
     # --- measured expression of the same slide
 
@@ -190,10 +196,9 @@ class PredictedSlide:
 
     @cached_property
     def _measured(self) -> tuple[sparse.csc_matrix, dict[str, int]]:
-        """Log-normalised expression, and the column of each gene."""
+        """Expression in the units of the prediction, and the column of each gene."""
         assert self.truth is not None
-        target_sum = target_sum_of(self.prediction.location(0))
-        return normalize(self.truth.counts, target_sum).tocsc(), {g: i for i, g in enumerate(self.truth.genes)}
+        return self.scaling.expression(self.truth).tocsc(), {g: i for i, g in enumerate(self.truth.genes)}
 
     def measured(self, quantity: str, name: str) -> np.ndarray | None:
         """Measured values at the spots of `truth`: of a gene, or of a signature; None for what is not measured."""
@@ -205,7 +210,8 @@ class PredictedSlide:
         if quantity == EXPRESSION:
             if known:
                 return expression[:, [column[name]]].toarray().ravel().astype(np.float32)
-            return np.zeros(len(self.truth.spots), np.float32) if self.truth.absent_genes == "zero" else None
+            zero = self.truth.absent_genes == "zero" and self.scaling.kind == "counts"
+            return np.zeros(len(self.truth.spots), np.float32) if zero else None
         if not known:
             return None
         import pandas as pd
@@ -282,13 +288,13 @@ def _signatures(genes: Sequence[str], cohort: Cohort | None) -> dict[str, tuple[
 
 def genes_by_reliability(prediction: StoredPrediction) -> list[tuple[str, str]]:
     """Each gene with a line about it (grade, held-out Pearson, name), the most reliable first, unmeasured ones last."""
-    var = prediction.var
+    var, genes = prediction.var, prediction.genes
     measured = var["reliability"].to_numpy(np.float64)
     grades = var["grade"].astype(str).to_numpy() if "grade" in var else np.full(len(var), "")
     order = np.argsort(-np.nan_to_num(measured, nan=-np.inf), kind="stable")
     lines = []
     for row in order:
-        gene, known = prediction.genes[row], np.isfinite(measured[row])
+        gene, known = genes[row], np.isfinite(measured[row])
         grade = grades[row] if known and len(grades[row]) == 1 else "–"
         pearson = f"{measured[row]:5.2f}" if known else "    –"
         lines.append((gene, f"{grade} {pearson}  {gene}".replace(" ", "\N{NO-BREAK SPACE}")))

@@ -13,6 +13,7 @@ import numpy as np
 from cmrcnet.errors import TooFew
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.export.table_file import BLOCK
+from cmrcnet.genes.table import scaling_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,8 +73,8 @@ def region_table(prediction: StoredPrediction, region: Region, other: np.ndarray
     pandas.DataFrame
         One row a gene that is predicted at all of the locations: `gene`, `grade`, `mean` and `other_mean` (units of the
         prediction), `lower` and `upper` (means of the locations' calibrated bounds: right where the errors of a region
-        go together, too wide otherwise; NaN where there are none), `difference` of the means, `log2_fold_change` and
-        `p_adjusted` (Benjamini-Hochberg) of Welch's t test, both of scanpy's `rank_genes_groups`.
+        go together, too wide otherwise; NaN where there are none), `difference` of the means, `log2_fold_change` (of
+        counts; else NaN) and `p_adjusted` (Benjamini-Hochberg) of Welch's t test, both of scanpy's `rank_genes_groups`.
 
     Raises
     ------
@@ -86,6 +87,7 @@ def region_table(prediction: StoredPrediction, region: Region, other: np.ndarray
     for name, rows in ((f"region {region.name}", region.rows), ("what it is compared with", other)):
         if len(rows) < FEWEST:
             raise TooFew(f"locations lie in {name}", len(rows), FEWEST, "draw it larger")
+    scaling = scaling_of(prediction.location(0))
     (mine, inside), (_, outside) = expression_of(prediction, region.rows), expression_of(prediction, other)
     whole = np.isfinite(inside).all(axis=0) & np.isfinite(outside).all(axis=0)
     if not whole.any():
@@ -109,7 +111,7 @@ def region_table(prediction: StoredPrediction, region: Region, other: np.ndarray
         scale = prediction.obs["interval_scale"].to_numpy(np.float64)[mine]
         upper = mean + scale.mean() * var["interval_high"].to_numpy(np.float64)
         low = var["interval_low"].to_numpy(np.float64)
-        lower = np.array([np.maximum(inside[:, g] + scale * low[g], 0).mean() for g in range(len(var))])
+        lower = np.array([np.maximum(inside[:, g] + scale * low[g], scaling.least).mean() for g in range(len(var))])
     table = pd.DataFrame(
         {
             "gene": var.index,
@@ -119,7 +121,7 @@ def region_table(prediction: StoredPrediction, region: Region, other: np.ndarray
             "upper": upper,
             "other_mean": other_mean,
             "difference": mean - other_mean,
-            "log2_fold_change": tested["logfoldchanges"].to_numpy(np.float64),
+            "log2_fold_change": tested["logfoldchanges"].to_numpy(np.float64) if scaling.kind == "counts" else np.nan,
             "p_adjusted": tested["pvals_adj"].to_numpy(np.float64),
         }
     )

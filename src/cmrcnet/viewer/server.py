@@ -154,6 +154,7 @@ class Viewer:
         async def later(work: Any) -> Any:
             return await asyncio.get_running_loop().run_in_executor(self._slow, work)
 
+        asyncio.get_running_loop().call_later(3, Thread(target=_wake_scanpy, daemon=True).start)
         tiles = f"/{self.token}/tiles"
         Page(self._slides[0], **self._options, tile_url=tiles, later=later).add_to(doc)
 
@@ -183,6 +184,11 @@ class Viewer:
 
     def _repr_html_(self) -> str:
         return f'<iframe src="{self.url}" width="100%" height="760" style="border: 1px solid #dde3ea"></iframe>'
+
+
+def _wake_scanpy() -> None:
+    """Load what the first region would wait for."""
+    import scanpy  # noqa: F401
 
 
 def view(
@@ -233,7 +239,7 @@ def view(
     >>> section = synthetic_cohort(patients=1, spots=4, genes=24).read("P1S1")
     >>> table = prediction_table(
     ...     np.ones((4, 1)), np.ones((4, 1)), genes=["ERBB2"], spots=section.spots, slide=section.slide,
-    ...     neighbours=None, provenance={"target_sum": 10_000},
+    ...     neighbours=None, provenance={"k": 50},
     ... )
     >>> with view(table, slide=section.slide) as viewer:
     ...     viewer.url.startswith("http://127.0.0.1:")
