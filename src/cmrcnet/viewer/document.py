@@ -333,8 +333,8 @@ class Page:
         for widget in (
             self.quantity, self.genes, self.signature, self.palette, self.scale, self.range, self.low, self.high,
         ):  # fmt: skip
-            widget.on_change("value", lambda attr, old, new: self.show())
-        self.find.on_change("value", lambda attr, old, new: self.go_to(new))
+            widget.on_change("value", lambda _attr, _old, _new: self.show())
+        self.find.on_change("value", lambda _attr, _old, new: self.go_to(new))
         self.clear.on_event(ButtonClick, lambda _: self.clear_regions())
         for panel in self.panels:
             self.opacity.js_link("value", panel.glyph.glyph, "global_alpha" if panel.pooled else "fill_alpha")
