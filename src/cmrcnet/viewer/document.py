@@ -181,7 +181,7 @@ class Page:
 
         tiles = slide.tiles
         wheel, pan, lasso = WheelZoomTool(zoom_on_axis=False), PanTool(), LassoSelectTool(continuous=False)
-        plot = figure(
+        plot: Any = figure(
             name=f"panel {kind}",
             x_range=ranges[0],
             y_range=ranges[1],
@@ -308,7 +308,7 @@ class Page:
         self.search.js_on_change("value", CustomJS(args=names, code=first))
         signatures = list(self.slide.signatures)
         self.signature = Select(
-            title="Signature", value=signatures[0] if signatures else "", options=signatures, visible=False, **wide
+            title="Signature", value=signatures[0] if signatures else "", options=[*signatures], visible=False, **wide
         )
         self.palette = Select(title="Colours", value=PALETTES[0], options=list(PALETTES), **wide)
         self.opacity = Slider(title="Opacity", start=0, end=1, step=0.05, value=0.75, **wide)
@@ -499,7 +499,7 @@ class Page:
         """Choose the location of a name on the first slide."""
         names = self.slide.prediction.obs.index
         if name in names:
-            self.choose(self.slide, int(names.get_loc(name)))
+            self.choose(self.slide, names.tolist().index(name))
         elif name:
             self.location.text = card("hint.html", {"problem": f"There is no location {name}."})
 

@@ -195,7 +195,7 @@ class PredictedSlide:
         return np.asarray(self.truth.spots.centre_px) * known_scale(self.truth.slide)
 
     @cached_property
-    def _measured(self) -> tuple[sparse.csc_matrix, dict[str, int]]:
+    def _measured(self) -> tuple[sparse.csc_array | sparse.csc_matrix, dict[str, int]]:
         """Expression in the units of the prediction, and the column of each gene."""
         assert self.truth is not None
         return self.scaling.expression(self.truth).tocsc(), {g: i for i, g in enumerate(self.truth.genes)}
@@ -234,7 +234,7 @@ class PredictedSlide:
     def nearest(self, points_um: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distance to the nearest location, and its row, of each point (points, 2)."""
         distance, row = self._tree.query(points_um)
-        return distance, row
+        return np.asarray(distance), np.asarray(row)
 
     def error(self, predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
         """Predicted minus measured value at each measured spot (spots,), NaN where nothing is predicted near it."""

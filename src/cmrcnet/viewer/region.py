@@ -92,7 +92,7 @@ def region_table(prediction: StoredPrediction, region: Region, other: np.ndarray
     whole = np.isfinite(inside).all(axis=0) & np.isfinite(outside).all(axis=0)
     if not whole.any():
         raise TooFew("genes are predicted at all of these locations", 0, 1, "draw it elsewhere")
-    var = prediction.var[whole]
+    var: Any = prediction.var[whole]
     inside, outside = inside[:, whole], outside[:, whole]
     both = anndata.AnnData(
         np.concatenate([inside, outside]),
@@ -112,7 +112,7 @@ def region_table(prediction: StoredPrediction, region: Region, other: np.ndarray
         upper = mean + scale.mean() * var["interval_high"].to_numpy(np.float64)
         low = var["interval_low"].to_numpy(np.float64)
         lower = np.array([np.maximum(inside[:, g] + scale * low[g], scaling.least).mean() for g in range(len(var))])
-    table = pd.DataFrame(
+    table: Any = pd.DataFrame(
         {
             "gene": var.index,
             "grade": var["grade"].astype(str).to_numpy() if "grade" in var else "not measured",
