@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cmrcnet.cli.options import DEFAULT_WORKERS, WorkersOptions, split_names
-from cmrcnet.errors import BadOption
+from cmrcnet.errors import BadInput, BadOption
+from cmrcnet.slides.slide import open_slide
 from cmrcnet.storage.atomic import atomic_folder, refuse_existing
 from cmrcnet.storage.hashing import write_sealed
 from cmrcnet.storage.names import guard_table
+
+if TYPE_CHECKING:
+    from cmrcnet.models.trained_model import TrainedModel
+    from cmrcnet.outcomes.cohort import OutcomeCohort
 
 FORMAT = 1
 
@@ -17,6 +24,9 @@ def outcomes_command(
     patients: Path,
     *,
     out: Path,
+    slides: Path | None = None,
+    organ: str | None = None,
+    model: Path | None = None,
     time: str | None = None,
     event: str | None = None,
     label: str | None = None,
@@ -47,6 +57,15 @@ def outcomes_command(
         variables, and numbers of the slides if there are any.
     out : Path
         Folder to write: report.html, scores.csv, differences.csv, null.csv, predictions.csv, run.json.
+    slides : Path, optional
+        Table with one row a slide: columns slide, patient and table (a prediction table of `cmrcnet predict`, relative
+        to this file); optional case, image (the slide, for ImageNet features), mpp, and shuffled (a table by a model
+        that was trained on shuffled pairs). A patient may have several slides. The model may have seen no patient of
+        PATIENTS.
+    organ : str, optional
+        Marker list whose signatures give spatial statistics: breast, colorectal, liver, skin, spinal cord.
+    model : Path, optional
+        The expression model, to compare its image embedding too; needs the column image.
     time : str, optional
         Column of the follow-up; with --event, for survival.
     event : str, optional
@@ -56,7 +75,7 @@ def outcomes_command(
     clinical : list of str, optional
         Clinical columns; those of text are categories.
     features : list of str, optional
-        Columns of predicted expression; all other columns of numbers when left out.
+        Columns of predicted expression; without --slides, all other columns of numbers when left out.
     leave_out : list of str, optional
         Columns that are neither.
     folds : int
@@ -95,6 +114,7 @@ def outcomes_command(
     from cmrcnet.outcomes.models import require_lifelines
     from cmrcnet.outcomes.protocol import compare, predictions_table
     from cmrcnet.outcomes.report import report_html, to_text, versions
+    from cmrcnet.outcomes.risk_maps import risk_maps
     from cmrcnet.readers.patient_table import read_patients
 
     if label is None:
@@ -106,9 +126,13 @@ def outcomes_command(
         event=event,
         label=label,
         clinical=split_names(clinical) or (),
-        features=split_names(features),
+        features=[] if slides is not None and features is None else split_names(features),
         leave_out=split_names(leave_out) or (),
     )
+    if slides is not None:
+        cohort = _with_slides(cohort, slides, organ, model)
+    elif organ is not None or model is not None:
+        raise BadOption("organ" if organ else "model", organ or str(model), "nothing without --slides")
     chosen = workers.to_options()
     run = compare(cohort, options, workers=chosen.count(len(cohort)), engine=chosen.engine)
     with atomic_folder(out, overwrite) as folder:
@@ -120,9 +144,58 @@ def outcomes_command(
         }
         for name, found in tables.items():
             guard_table(found).to_csv(folder / name, index=False)
-        (folder / "report.html").write_text(report_html(run), encoding="utf-8")
+        (folder / "report.html").write_text(report_html(run, maps=risk_maps(run)), encoding="utf-8")
         content = {"format": FORMAT, "cohort": cohort.name, "options": options.to_dict(), "versions": versions()}
         write_sealed(folder / "run.json", content | {"fits": list(run.records)}, [folder / name for name in tables])
     print(to_text(run))
     print(f"Report: {out / 'report.html'}")
     return out
+
+
+def _with_slides(cohort: OutcomeCohort, path: Path, organ: str | None, model: Path | None) -> OutcomeCohort:
+    """Read the slides' prediction tables, and what else their columns name, and pool them by case."""
+    from cmrcnet.export.stored_prediction import StoredPrediction
+    from cmrcnet.genes.markers import markers
+    from cmrcnet.outcomes.pooling import SlideStack, slide_values, with_slides
+    from cmrcnet.outcomes.slide_features import SlideFeatures
+    from cmrcnet.progress import tracked
+    from cmrcnet.readers.patient_table import read_patients
+    from cmrcnet.storage.cache import TokenCache
+
+    listed = read_patients(path)
+    if missing := [name for name in ("slide", "table") if name not in listed]:
+        raise BadInput.columns(path, missing, list(listed.columns))
+    if model is not None and "image" not in listed:
+        raise BadOption("model", str(model), "a column image in the table of slides beside it")
+    made = SlideFeatures(TokenCache.default(), cohort.patients, None if model is None else _load(model))
+    found = []
+    for row in tracked(list(listed.to_dict("records")), "slides", unit="slides"):
+        given = {key: value for key, value in row.items() if isinstance(value, str) or value == value}
+        if not given.get("table"):
+            raise BadInput(path, "a table of slides", f"slide {row['slide']} names no prediction table")
+        with StoredPrediction(path.parent / str(given["table"])) as table, ExitStack() as more:
+            pooled = {}
+            if given.get("image"):
+                mpp = float(table.facts["mpp"]) if "mpp" not in given else float(given["mpp"])
+                pooled = made.of(open_slide(path.parent / str(given["image"]), mpp=mpp), table)
+            shuffled = None
+            if given.get("shuffled"):
+                shuffled = more.enter_context(StoredPrediction(path.parent / str(given["shuffled"])))
+            slide = slide_values(
+                table,
+                slide=str(given["slide"]),
+                case=str(given.get("case") or given["patient"]),
+                cohort_patients=cohort.patients,
+                shuffled=shuffled,
+                pooled=pooled,
+            )
+        found.append(slide)
+    stack = SlideStack.of(found, cohort.cases)
+    signatures = {} if organ is None else markers(organ).measured(stack.gene_names)
+    return with_slides(cohort, stack, signatures)
+
+
+def _load(model: Path) -> TrainedModel:
+    from cmrcnet.models.trained_model import TrainedModel
+
+    return TrainedModel.from_pretrained(model)

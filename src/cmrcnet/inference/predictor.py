@@ -224,6 +224,8 @@ class BankPredictor(Predictor):
             "bank_fingerprint": bank.fingerprint,
             "bank_sections": list(bank.sections),
             "bank_patients": list(bank.patients),
+            "sections_seen": list(model.provenance.sections),
+            "patients_seen": list(model.provenance.patients),
             "config": model.config.name,
             "scaling": bank.scaling.to_dict(),
             "patch_px": model.config.patch.size_px,

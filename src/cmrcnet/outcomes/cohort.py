@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from cmrcnet.errors import BadInput, BadOption, ShapeMismatch, TooFew, UnknownName
 from cmrcnet.evaluation import Frame
+
+if TYPE_CHECKING:
+    from cmrcnet.outcomes.pooling import SlideStack
 
 CLINICAL, EXPRESSION = "clinical", "expression"
 
@@ -91,10 +94,6 @@ class Block(Protocol):
         """Table (cases, features): numbers, NaN where missing; text columns are categories."""
         ...
 
-    def permuted(self, order: np.ndarray) -> Block:
-        """The block with the rows of other cases: case i gets those of case ``order[i]``."""
-        ...
-
 
 @dataclass(frozen=True, eq=False)
 class Columns:
@@ -106,9 +105,18 @@ class Columns:
         """The columns."""
         return self.frame
 
-    def permuted(self, order: np.ndarray) -> Columns:
-        """Rows of other cases."""
-        return Columns(self.frame.iloc[order].set_axis(self.frame.index))
+
+@dataclass(frozen=True, eq=False)
+class Permuted:
+    """A block whose rows belong to other cases: case i gets those of case ``order[i]``."""
+
+    block: Block
+    order: np.ndarray
+
+    def features(self, train: np.ndarray) -> Frame:
+        """Learn from the cases that stand in the places of `train`."""
+        found = self.block.features(self.order[train])
+        return found.iloc[self.order].set_axis(found.index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +138,8 @@ class OutcomeCohort:
         "clinical", "expression" and others; what is compared.
     facts : mapping
         Origin, for the report.
+    stack : SlideStack, optional
+        The slides, for attention over their locations.
 
     Raises
     ------
@@ -142,6 +152,7 @@ class OutcomeCohort:
     outcome: Survival | Classes
     blocks: Mapping[str, Block]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    stack: SlideStack | None = None
 
     def __post_init__(self) -> None:
         if not len(self.cases) == len(self.patients) == len(self.outcome):

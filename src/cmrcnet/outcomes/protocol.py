@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation import Frame
-from cmrcnet.outcomes.cohort import CLINICAL, EXPRESSION, OutcomeCohort, Survival
+from cmrcnet.outcomes.cohort import CLINICAL, EXPRESSION, OutcomeCohort, Permuted, Survival
 from cmrcnet.outcomes.folds import Folds, outer_folds
 from cmrcnet.outcomes.models import CoxModel, ModelOptions, fit_linear
 from cmrcnet.outcomes.scoring import Predicted, main_metric, main_pairs, score_differences, score_methods
 from cmrcnet.progress import tracked
 from cmrcnet.workers import run_in_workers
 
+if TYPE_CHECKING:
+    from cmrcnet.outcomes.pooling import SlideStack
+
+ATTENTION = "attention"
 NOTHING = "none"
 """The method that knows the outcome of the training cases only."""
 
@@ -90,6 +94,8 @@ def methods_of(cohort: OutcomeCohort) -> tuple[OutcomeMethod, ...]:
                 found.append(OutcomeMethod(f"{CLINICAL} + {name}", (CLINICAL, name), f"both: {CLINICAL} and {name}"))
     if {EXPRESSION, "colour"} <= set(cohort.blocks):
         found.append(OutcomeMethod("colour + expression", ("colour", EXPRESSION), "both: colour and expression"))
+    if cohort.stack is not None:
+        found.append(OutcomeMethod(ATTENTION, (ATTENTION,), _ABOUT[ATTENTION]))
     return tuple(found)
 
 
@@ -109,6 +115,22 @@ _Task = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
+class FoldResult:
+    """Predictions of one method for the test cases of one fold.
+
+    `risk`, `high` (cases,) and `curves` are as in `Predicted`. What the locations of a slide add to the risk: `weights`
+    are the genes, and the log hazard that a unit of each adds; `maps` the part of each location, by number of the case.
+    """
+
+    risk: np.ndarray
+    high: np.ndarray
+    curves: np.ndarray
+    record: dict[str, Any]
+    weights: tuple[tuple[str, ...], np.ndarray] | None = None
+    maps: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class FoldRunner:
     """Fits one method in one fold; sent to workers whole."""
 
@@ -122,31 +144,44 @@ class FoldRunner:
         if number == 0:
             return self.cohort
         order = np.random.default_rng([self.options.seed, number]).permutation(len(self.cohort))
-        blocks = {name: b if name == CLINICAL else b.permuted(order) for name, b in self.cohort.blocks.items()}
+        blocks = {name: b if name == CLINICAL else Permuted(b, order) for name, b in self.cohort.blocks.items()}
         return self.cohort.with_blocks(blocks)
 
     @threadpool_limits.wrap(limits=1)  # small matrices: several threads only wait for each other
-    def run(self, task: _Task) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Risk, high and curves of the fold's test cases, and what is recorded of the fit."""
+    def run(self, task: _Task) -> FoldResult:
+        """Fit, and predict the fold's test cases."""
         number, method, fold = task
-        cohort, (train, test) = self.permuted(number), self.folds.splits[fold]
+        chosen, (train, test) = self.methods[method], self.folds.splits[fold]
+        record: dict[str, Any] = {"method": chosen.name, "fold": fold}
+        if chosen.blocks == (ATTENTION,):
+            assert self.cohort.stack is not None
+            return self._attend(self.cohort.stack, train, test, record)
+        cohort = self.permuted(number)
         rows = np.concatenate([test, train])
-        fitted, inputs = fit_linear(
-            cohort, self.methods[method].blocks, train, rows, self.options.models, self.options.seed
-        )
-        record = {
-            "method": self.methods[method].name,
-            "fold": fold,
-            "penalty": fitted.penalty,
-            "tried": {f"{penalty:g}": score for penalty, score in fitted.tried.items()},
-        }
+        fitted, inputs = fit_linear(cohort, chosen.blocks, train, rows, self.options.models, self.options.seed)
+        tried = {f"{penalty:g}": score for penalty, score in fitted.tried.items()}
+        record |= {"penalty": fitted.penalty, "tried": tried}
         inside = len(test)
-        if isinstance(fitted.model, CoxModel):
-            risk = fitted.model.risk(inputs)
-            curves = fitted.model.survival(inputs[:inside], self.folds.times)
-            return risk[:inside], risk[:inside] > np.median(risk[inside:]), curves, record
-        chance = fitted.model.probabilities(inputs[:inside])
-        return np.full(inside, np.nan), np.zeros(inside, bool), chance, record
+        if not isinstance(fitted.model, CoxModel):
+            chance = fitted.model.probabilities(inputs[:inside])
+            return FoldResult(np.full(inside, np.nan), np.zeros(inside, bool), chance, record)
+        risk = fitted.model.risk(inputs)
+        curves = fitted.model.survival(inputs[:inside], self.folds.times)
+        weights = fitted.columns(EXPRESSION) if number == 0 else None
+        return FoldResult(risk[:inside], risk[:inside] > np.median(risk[inside:]), curves, record, weights)
+
+    def _attend(self, stack: SlideStack, train: np.ndarray, test: np.ndarray, record: dict[str, Any]) -> FoldResult:
+        from cmrcnet.outcomes.attention import fit_attention
+
+        model = fit_attention(self.cohort, stack, train, self.options.models.inner_folds, self.options.seed)
+        record["epochs"] = model.epochs
+        if model.baseline is None:
+            chance = model.probabilities(stack, test)
+            return FoldResult(np.full(len(test), np.nan), np.zeros(len(test), bool), chance, record)
+        risk = model.output(stack, np.concatenate([test, train]))
+        mine, curves = risk[: len(test), 0], model.baseline.survival(risk[: len(test)], self.folds.times)
+        maps = {int(case): model.contributions(stack, int(case)) for case in test}
+        return FoldResult(mine, mine > np.median(risk[len(test) :, 0]), curves, record, None, maps)
 
 
 def _runner(runner: FoldRunner) -> Any:
@@ -171,6 +206,8 @@ class OutcomeRun:
     scores: Frame
     differences: Frame
     null: Frame
+    first_repeat: Mapping[tuple[str, int], FoldResult]
+    """Results of the first repeat by method and fold, for risk maps."""
 
     @property
     def metric(self) -> str:
@@ -257,11 +294,12 @@ def compare(
         name: _gather(folds, {task[2]: results[task] for task in tasks if task[:2] == (0, number)}, options.repeats)
         for number, name in enumerate(known)
     }
-    records = tuple(results[task][3] for task in tasks if task[0] == 0)
+    records = tuple(results[task].record for task in tasks if task[0] == 0)
+    first = {(known[m], f): found for (n, m, f), found in results.items() if n == 0 and f < options.folds}
     scores = score_methods(cohort, folds, predicted, options.bootstrap, options.seed)
     differences = score_differences(cohort, folds, predicted, questions)
     null = _null(cohort, folds, predicted, results, asked, methods, options)
-    return OutcomeRun(cohort, methods, options, folds, predicted, records, scores, differences, null)
+    return OutcomeRun(cohort, methods, options, folds, predicted, records, scores, differences, null, first)
 
 
 def _nulled(methods: Sequence[OutcomeMethod]) -> list[str]:
@@ -270,7 +308,7 @@ def _nulled(methods: Sequence[OutcomeMethod]) -> list[str]:
     return [method.name for method in methods if method.name in wanted]
 
 
-def _run(runner: FoldRunner, tasks: Iterable[_Task], workers: int, engine: str) -> Iterator[tuple[_Task, Any]]:
+def _run(runner: FoldRunner, tasks: Iterable[_Task], workers: int, engine: str) -> Iterator[tuple[_Task, FoldResult]]:
     if (workers, engine) == (1, "local"):
         for task in tasks:
             yield task, runner.run(task)
@@ -281,16 +319,16 @@ def _run(runner: FoldRunner, tasks: Iterable[_Task], workers: int, engine: str) 
         yield task, found
 
 
-def _gather(folds: Folds, results: Mapping[int, Any], repeats: int) -> Predicted:
+def _gather(folds: Folds, results: Mapping[int, FoldResult], repeats: int) -> Predicted:
     """Predictions of one method over the folds of `repeats` repeats."""
     cases = folds.of.shape[1]
     risk, high = np.empty((repeats, cases)), np.empty((repeats, cases), bool)
-    width = next(iter(results.values()))[2].shape[1]
+    width = next(iter(results.values())).curves.shape[1]
     curves = np.empty((repeats, cases, width))
     each = len(results) // repeats
-    for fold, (its_risk, its_high, its_curves, _) in results.items():
+    for fold, found in results.items():
         where = fold // each, folds.splits[fold][1]
-        risk[where], high[where], curves[where] = its_risk, its_high, its_curves
+        risk[where], high[where], curves[where] = found.risk, found.high, found.curves
     return Predicted(risk, high, curves)
 
 
@@ -315,7 +353,7 @@ def _null(
     cohort: OutcomeCohort,
     folds: Folds,
     predicted: Mapping[str, Predicted],
-    results: Mapping[_Task, Any],
+    results: Mapping[_Task, FoldResult],
     asked: Sequence[int],
     methods: Sequence[OutcomeMethod],
     options: ProtocolOptions,

@@ -53,6 +53,8 @@ def verdict(run: OutcomeRun) -> str:
         word = f"{gap['method']} predicts the outcome worse than {gap['other']}"
     else:
         word = f"no difference between {gap['method']} and {gap['other']} is shown"
+    if EXPRESSION in gap["method"] and _confounded(run):
+        word += ", and expression adds nothing to what the slide's colour alone tells"
     return f"{word[0].upper()}{word[1:]}. {measured}."
 
 
@@ -61,24 +63,31 @@ def warnings_of(run: OutcomeRun) -> list[str]:
     found = []
     if run.cohort.too_few:
         found.append("too few events to say")
-    if "colour" in run.cohort.blocks and run.score("colour").low > 0.5:
+    known = [method.name for method in run.methods]
+    if "colour" in known and run.score("colour").low > 0.5:
         found.append(confounder_sentence(run))
-    missing = [name for name in ("imagenet", "shuffled", "colour") if name not in run.cohort.blocks]
+    missing = [name for name in ("imagenet", "shuffled", "colour") if name not in known]
     if missing:
         found.append(f"not compared with: {', '.join(missing)}")
-    if CLINICAL not in run.cohort.blocks:
+    if CLINICAL not in known:
         found.append("no clinical columns were given")
     return found
 
 
 def confounder_sentence(run: OutcomeRun) -> str:
     """Say that colour alone predicts the outcome, and what expression adds to it."""
-    colour = run.score("colour")
-    text = f"The slide's colour alone predicts the outcome ({_NAMES[run.metric]} {_value(colour)})"
-    added = run.differences[(run.differences.method == "colour + expression") & (run.differences.other == "colour")]
-    if not len(added) or not added["low"].iloc[0] > 0:
+    text = f"The slide's colour alone predicts the outcome ({_NAMES[run.metric]} {_value(run.score('colour'))})"
+    if _confounded(run):
         return f"{text}: scanner, stain or site may stand behind what expression shows, which adds nothing to it"
     return f"{text}: scanner, stain or site may go with it"
+
+
+def _confounded(run: OutcomeRun) -> bool:
+    """Whether colour alone predicts the outcome, and expression is not shown to add anything to it."""
+    if "colour" not in [method.name for method in run.methods] or not run.score("colour").low > 0.5:
+        return False
+    added = run.differences[(run.differences.method == "colour + expression") & (run.differences.other == "colour")]
+    return not len(added) or not added["low"].iloc[0] > 0
 
 
 def to_text(run: OutcomeRun) -> str:
@@ -307,17 +316,20 @@ def _folds_section(run: OutcomeRun) -> Markup:
     rows = []
     per = run.options.folds
     fitted = [method.name for method in run.methods if method.name not in (NOTHING, CLINICAL)]
-    penalty = {(each["method"], each["fold"]): each["penalty"] for each in run.records}
+    chosen_by = {
+        (each["method"], each["fold"]): f"{each['penalty']:g}" if "penalty" in each else f"{each['epochs']} epochs"
+        for each in run.records
+    }
     for number, (train, test) in enumerate(run.folds.splits):
         outcome = run.cohort.outcome.take(test)
         share = f"{int(outcome.event.sum())} events" if isinstance(outcome, Survival) else f"{len(outcome)} cases"
-        chosen = [f"{penalty[name, number]:g}" if (name, number) in penalty else "" for name in fitted]
+        chosen = [chosen_by[name, number] for name in fitted]
         name = f"repeat {number // per + 1}, fold {number % per + 1}"
         rows.append([name, len(train), f"{len(test)}, {share}", *chosen])
-    heads = ["fold", "training cases", "test cases", *(f"penalty, {name}" for name in fitted)]
+    heads = ["fold", "training cases", "test cases", *fitted]
     note = (
-        "Penalties were chosen inside each fold's training cases. Scaling, principal components and missing values "
-        "were fitted there too."
+        "The penalty (of attention: the epochs) was chosen inside each fold's training cases. Scaling, principal "
+        "components and missing values were fitted there too."
     )
     return render("outcome_stamped.html", {"table": table(heads, rows), "note": note})
 
