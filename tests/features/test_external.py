@@ -80,6 +80,10 @@ def test_a_model_is_saved_without_weights_and_reads_the_same_features_again(mode
     model.save_pretrained(tmp_path / "model")
     again = cmrcnet.TrainedModel.from_pretrained(tmp_path / "model")
     assert again.fingerprint == model.fingerprint
+    assert again.provenance.facts["licences"] == {
+        "encoder": "external:test_vit:64: not known here: see the encoder's model card",
+        "slides of training": "not stated (2 sections)",
+    }
     bank = cmrcnet.build_bank(again, external)
     assert np.isfinite(cmrcnet.predict(again, external.read("P2S1").slide, bank=bank).X).all()
 

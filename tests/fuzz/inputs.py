@@ -223,6 +223,8 @@ def _write_models(csv: Path, section: Any, folder: Path) -> None:
     cohort = cmrcnet.read_cohort(csv)
     model = cmrcnet.fit(cohort, config)
     model.save_pretrained(folder / "model")
+    (folder / "model_zip").mkdir()
+    model.save_pretrained(folder / "model_zip" / "model.zip")
     bank = cmrcnet.build_bank(model, cohort)
     bank.save(folder / "bank")
     bank.save(folder / "bank_ivf", search=SearchConfig(kind="ivf", nprobe=2, recall=0.01))

@@ -182,7 +182,8 @@ def load_model(folder: Path) -> str:
     """Read a model, and embed."""
     from cmrcnet import TrainedModel
 
-    model = TrainedModel.from_pretrained(folder)
+    packed = folder / "model.zip"
+    model = TrainedModel.from_pretrained(packed if packed.exists() else folder)
     tensors = {key: value.numpy() for key, value in sorted(model.network.state_dict().items())}
     return digest(model.panel.genes, model.provenance, model.config.to_dict(), model.fingerprint, *tensors.values())
 
@@ -326,6 +327,7 @@ TARGETS: dict[str, Target] = {
     "patches": Target("patches", load_patches),
     "config": Target("config", load_config),
     "model": Target("model", load_model, sealed=True),
+    "model_zip": Target("model_zip", load_model, sealed=True),
     "student": Target("student", load_student, sealed=True),
     "bank": Target("bank", load_bank, sealed=True),
     "bank_ivf": Target("bank_ivf", load_bank, sealed=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 
 import anndata
 import numpy as np
@@ -26,7 +27,7 @@ from cmrcnet.search.exact import Neighbours
 from cmrcnet.slides.section import Cohort, Spots
 from cmrcnet.slides.slide import ArraySlide, Slide
 from cmrcnet.storage.cache import TokenCache
-from tests.inference.small_model import GENES, locations, noise_slide, small_model, small_section
+from tests.inference.small_model import GENES, locations, noise_slide, small_cohort, small_model, small_section
 
 SPOTS = locations(10, seed=3)
 
@@ -238,3 +239,10 @@ def test_real_sections(als_csv, tmp_path):
     assert table.shape == (8, len(bank.genes)) and table.obs["in_tissue"].mean() > 0.5
     assert table.X.min() >= 0 and table.X.max() <= max(part.expression.data.max() for part in bank.entries)
     assert set(table.uns["cmrcnet"]["neighbour_spots"]["section"]) <= {first, second}
+
+
+def test_the_licences_of_the_banks_slides_reach_the_table(model):
+    licensed = [dataclasses.replace(s, metadata={"licence": "CC BY 4.0"}) for s in small_cohort()]
+    table = predict(model, noise_slide(9), bank=build_bank(model, Cohort.of(licensed)), spots=SPOTS)
+    told = json.loads(table.uns["cmrcnet"]["licences"])
+    assert told["slides of the bank"] == "CC BY 4.0 (3 sections)"

@@ -221,7 +221,7 @@ def test_a_bank_of_another_format_is_refused(bank, tmp_path):
     bank.save(tmp_path / "bank")
     path = tmp_path / "bank" / "bank.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    with pytest.raises(Incompatible, match="has format 2, and this version reads 5"):
+    with pytest.raises(Incompatible, match="has format 2, and this version reads 6"):
         ReferenceBank.load(tmp_path / "bank")
     path.write_text("[]")
     with pytest.raises(Damaged, match=r"bank\.json is cut short or changed"):

@@ -43,6 +43,7 @@ VERBS: dict[str, Callable] = {
     "bank rebuild-index": bank_commands.bank_rebuild_index_command,
     "predict": predict_commands.predict_command,
     "distil": model_commands.distil_command,
+    "pack": model_commands.pack_command,
     "export": predict_commands.export_command,
     "explain": predict_commands.explain_command,
     "view": view_command.view_command,

@@ -1,4 +1,4 @@
-"""Commands that make models and students, and that list what they can be made of: train, distil, presets, encoders."""
+"""Commands of models and students, and of what they can be made of: train, distil, pack, presets, encoders."""
 
 from __future__ import annotations
 
@@ -151,6 +151,41 @@ def distil_command(
     student.save_pretrained(out, overwrite=overwrite)
     print(*report_lines(student.report), sep="\n")
     print(f"Student written to {final_path(out)} ({count_text((len(student.genes), 'gene'))}).")
+    return out
+
+
+def pack_command(model: Path, *, out: Path, overwrite: bool = False) -> Path:
+    """Pack a model or student into one file, which can be mailed and is used as it is; or unpack it.
+
+    The file is a .zip of the JSON and safetensors of the folder, without compression; every command takes it in place
+    of the folder. It names the sections and patients of its training, which are printed as a count: read what you
+    send. A model predicts with its bank, which is measured patient data and stays a folder; a student needs none.
+
+    Parameters
+    ----------
+    model : Path
+        Folder or .zip of a model or student.
+    out : Path
+        File that ends in .zip; or folder, to unpack.
+    overwrite : bool
+        Replace OUT.
+    """
+    refuse_existing(out, overwrite, folder=out.suffix != ".zip")
+
+    from cmrcnet.models import student, trained_model
+    from cmrcnet.models.artefact import pack
+
+    kinds = {
+        trained_model.FILE: ("The model", "train", trained_model.FORMAT),
+        student.FILE: ("The student", "distil", student.FORMAT),
+    }
+    facts = pack(model, out, kinds, overwrite=overwrite).facts
+    seen = facts.get("provenance") or facts["lineage"]
+    print(f"Written to {final_path(out)}.")
+    named = count_text((len(seen["sections"]), "section"), (len(seen["patients"]), "patient"))
+    print(f"It names what it was trained on: {named}.")
+    for what, terms in seen["facts"].get("licences", {}).items():
+        print(f"Licence, {what}: {terms}.")
     return out
 
 

@@ -48,8 +48,8 @@ def predict_command(
     Parameters
     ----------
     model : Path
-        Model folder; or student folder (`cmrcnet distil`), which needs no bank and gives no attributions, intervals
-        or abstention.
+        Model, a folder or .zip (`cmrcnet pack`); or student (`cmrcnet distil`), which needs no bank and gives no
+        attributions, intervals or abstention.
     slide : Path
         A slide or picture (SVS, NDPI, MRXS, TIFF, OME-TIFF, JPEG, PNG); or a cohort.csv together with --section; or
         a folder of slides, or a pattern in quotes ("slides/*.svs").
@@ -131,9 +131,10 @@ def predict_command(
 def _predictor(model: Path, bank: Path | None, options: PredictOptions) -> Predictor:
     """Load a model with its bank, or a student."""
     from cmrcnet.inference.predictor import make_predictor
+    from cmrcnet.models.artefact import read_part
     from cmrcnet.models.student import FILE, Student
 
-    if (model / FILE).is_file():
+    if read_part(model, FILE) is not None:
         if bank is not None:
             raise BadOption("--bank", str(bank), f"nothing with a student ({model}), which has no bank")
         return make_predictor(Student.from_pretrained(model), None, options)

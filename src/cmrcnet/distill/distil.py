@@ -19,6 +19,7 @@ from cmrcnet.features.spec import state_method
 from cmrcnet.inference.location_features import LocationEncoder
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
+from cmrcnet.models.licences import encoder_licence, in_words
 from cmrcnet.models.student import Lineage, Student
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
@@ -180,6 +181,11 @@ def distil(
     used = model.config.head.within(len(bank))
     facts = {"head": used.kind, "k": used.k, "weighting": used.weighting, "grid_um": float(grid_um), "seed": seed}
     facts["features_made_by"] = location_encoder.spec.made_by
+    facts["licences"] = {
+        **{f"{what} (teacher)": terms for what, terms in model.provenance.facts.get("licences", {}).items()},
+        "slides of the bank (teacher)": in_words(entry.licence for entry in bank.entries),
+        "encoder": encoder_licence(encoder),
+    }
     lineage = Lineage(
         model.fingerprint, bank.fingerprint, bank.sections, bank.patients, sections, patients, seen_slides, facts
     )

@@ -25,6 +25,7 @@ from cmrcnet.genes.naming import explain_no_shared_genes
 from cmrcnet.genes.table import STUDENT
 from cmrcnet.inference.confidence import confidence_of, write_gene_reliability
 from cmrcnet.inference.location_features import LocationEncoder, split_features
+from cmrcnet.models.licences import in_words
 from cmrcnet.models.student import Student
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.readers.patch_files import FeatureSlide
@@ -238,6 +239,10 @@ class BankPredictor(Predictor):
             "head_weights": shares,
             "features_made_by": self.encoder.spec.made_by,
             "model_features_made_by": model.provenance.facts.get("features_made_by", "not known"),
+            "licences": {
+                **model.provenance.facts.get("licences", {}),
+                "slides of the bank": in_words(entry.licence for entry in bank.entries),
+            },
             "with_intervals": int(self.confidence.intervals),
             "abstain": self.confidence.abstain or 0.0,
         }
@@ -290,6 +295,7 @@ class StudentPredictor(Predictor):
             "patients_seen": list(taught.patients),
             "config": student.config.name,
             "scaling": student.scaling.to_dict(),
+            "licences": dict(taught.facts.get("licences", {})),
             "features_made_by": self.encoder.spec.made_by,
             "patch_px": student.config.patch.size_px,
             "patch_mpp": student.config.patch.mpp,

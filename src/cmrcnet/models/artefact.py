@@ -1,10 +1,13 @@
-"""Folders of models and students: one .json and the safetensors files that it names with size and checksum.
+"""Models and students on disk: one .json and the safetensors files that it names with size and checksum.
 
-A folder is written whole, and everything in it is checked when it is read. Nothing that is read can execute code.
+They lie in a folder, or in one .zip without compression, which can be mailed and is read as it is: nothing is
+extracted. Both are written whole, and everything is checked when it is read. Nothing that is read can execute code.
 """
 
 from __future__ import annotations
 
+import struct
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,17 +20,22 @@ from torch import Tensor
 
 from cmrcnet.errors import BadInput, CmrcnetError, Damaged, DownloadFailed, Incompatible, MissingExtra, MissingInput
 from cmrcnet.models.encoder_weights import looks_like_pickle, transport_errors
-from cmrcnet.storage.atomic import atomic_folder
-from cmrcnet.storage.hashing import fingerprint, read_sealed, write_sealed
+from cmrcnet.storage.atomic import atomic_file, atomic_folder, refuse_existing
+from cmrcnet.storage.hashing import LARGEST_JSON, fingerprint, seal, unseal
 from cmrcnet.storage.ownership import recover
+from cmrcnet.storage.refusals import raise_refusal
 
 HUB = "hf-hub:"
 """Prefix of a repository on the model hub."""
+PACKED = ".zip"
+"""Ending of an artefact in one file."""
+_DATE = (1980, 1, 1, 0, 0, 0)
+_HINT = "train it again or restore it from a copy"
 
 
 @dataclass(frozen=True, eq=False)
 class StoredArtefact:
-    """An artefact's folder on disk, its .json checked.
+    """An artefact's folder (or .zip) on disk, its .json checked.
 
     `facts` is the content of the .json.
     """
@@ -49,12 +57,14 @@ class StoredArtefact:
         """
         from safetensors.torch import load
 
-        if name not in self.facts:
-            return {}
+        return load(self.content(name)) if name in self.facts else {}
+
+    def content(self, name: str) -> bytes:
+        """The bytes of a safetensors file that the .json names, once size and checksum are right; as `tensors`."""
         path = self.folder / f"{name}.safetensors"
-        if not path.is_file():
+        content = read_part(self.folder, path.name)
+        if content is None:
             raise self.damaged(f"{path.name} is missing")
-        content = path.read_bytes()
         if looks_like_pickle(content[:2]):
             raise BadInput.pickle(path)
         size = self.facts[name]["bytes"]
@@ -62,7 +72,7 @@ class StoredArtefact:
             raise Damaged.weights(path, f"{len(content)} bytes where {size} were written")
         if fingerprint(content) != self.facts[name]["checksum"]:
             raise Damaged.weights(path, "the content is not what was written")
-        return load(content)
+        return content
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -76,7 +86,7 @@ class StoredArtefact:
 
     def damaged(self, why: str) -> Damaged:
         """The error for a folder whose content is not what was written."""
-        return Damaged(self.folder, why, "train it again or restore it from a copy")
+        return Damaged(self.folder, why, _HINT)
 
 
 def write_artefact(
@@ -86,7 +96,7 @@ def write_artefact(
     tensors: Mapping[str, Mapping[str, Tensor]],
     overwrite: bool,
 ) -> None:
-    """Write a folder, whole or not at all.
+    """Write a folder, or a .zip where the name ends so, whole or not at all.
 
     Parameters
     ----------
@@ -97,7 +107,7 @@ def write_artefact(
     tensors : mapping of str to mapping of str to tensor
         Content of each safetensors file by its name without ending; no file for an empty one.
     overwrite : bool
-        Replace an existing folder.
+        Replace an existing one.
 
     Raises
     ------
@@ -107,17 +117,77 @@ def write_artefact(
 
     contents = {name: save(dict(values)) for name, values in tensors.items() if values}
     sizes = {name: {"bytes": len(content), "checksum": fingerprint(content)} for name, content in contents.items()}
-    whole: dict[str, Any] = {**facts, **sizes}
-    with atomic_folder(folder, overwrite) as tmp:
-        for name, content in contents.items():
-            (tmp / f"{name}.safetensors").write_bytes(content)
-        write_sealed(tmp / file, whole)
+    parts = {f"{name}.safetensors": content for name, content in contents.items()}
+    _write_parts(folder, {**parts, file: seal({**facts, **sizes})}, overwrite)
+
+
+def _write_parts(path: Path, parts: Mapping[str, bytes], overwrite: bool) -> None:
+    if path.suffix != PACKED:
+        with atomic_folder(path, overwrite) as tmp:
+            for name, content in parts.items():
+                (tmp / name).write_bytes(content)
+        return
+    refuse_existing(path, overwrite)
+    with atomic_file(path) as tmp, zipfile.ZipFile(tmp, "w", zipfile.ZIP_STORED) as packed:
+        for name, content in parts.items():
+            packed.writestr(zipfile.ZipInfo(name, _DATE), content)
+
+
+def read_part(source: Path, name: str) -> bytes | None:
+    """The content of a file of an artefact, None where it has no such file; nothing is extracted to disk.
+
+    Raises
+    ------
+    Damaged
+        A .zip that is damaged, or compressed, encrypted or otherwise not as we write it.
+    """
+    if not source.is_file():
+        return (source / name).read_bytes() if (source / name).is_file() else None
+    try:
+        with zipfile.ZipFile(source) as packed:
+            found = [each for each in packed.infolist() if each.filename == name]
+            if not found:
+                return None
+            if len(found) > 1:
+                raise Damaged(source, f"it holds {name} {len(found)} times", _HINT)
+            part = found[0]
+            plain = part.compress_type == zipfile.ZIP_STORED and part.compress_size == part.file_size
+            if not plain or part.flag_bits & 1 or part.file_size > source.stat().st_size:
+                raise Damaged(source, f"{name} is compressed or encrypted in it, which cmrcnet does not do", _HINT)
+            return packed.read(part)  # compared with its CRC-32
+    except Damaged:
+        raise
+    except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, EOFError, struct.error) as error:
+        raise_refusal(error, source)
+        raise Damaged(source, f"it is no sound .zip ({str(error)[:100] or 'cut short'})", _HINT) from error
+
+
+def pack(
+    source: Path, out: Path, kinds: Mapping[str, tuple[str, str, int]], *, overwrite: bool = False
+) -> StoredArtefact:
+    """Copy an artefact from its folder into one .zip, or back, checked; its encoder need not be at hand.
+
+    Parameters
+    ----------
+    kinds : mapping of str to (str, str, int)
+        By the name of its .json: what it is, the verb that writes it, and its format, as `read_artefact` takes them.
+
+    Raises
+    ------
+    MissingInput, Damaged, Incompatible, BadInput, OutputExists, NoSpace, Unwritable
+    """
+    file = next((file for file in kinds if read_part(source, file) is not None), next(iter(kinds)))
+    stored = read_artefact(source, file, *kinds[file])
+    names = [name for name, value in stored.facts.items() if isinstance(value, dict) and "checksum" in value]
+    parts = {f"{name}.safetensors": stored.content(name) for name in names}
+    _write_parts(out, {**parts, file: seal(stored.facts)}, overwrite)
+    return stored
 
 
 def read_artefact(
     source: str | Path, file: str, what: str, verb: str, reads: int, revision: str | None = None
 ) -> StoredArtefact:
-    """Open a folder, or fetch it from the model hub, and check its .json.
+    """Open a folder or .zip, or fetch a folder from the model hub, and check its .json.
 
     Parameters
     ----------
@@ -139,11 +209,13 @@ def read_artefact(
         folder = fetch_repository(str(source).removeprefix(HUB), revision)
     else:
         recover(folder)
-    path = folder / file
-    if not path.is_file():
-        raise MissingInput(path, what, f"give a folder that `cmrcnet {verb}` wrote")
+    written = read_part(folder, file)
+    if written is None:
+        raise MissingInput(folder / file, what, f"give a folder that `cmrcnet {verb}` wrote")
     try:
-        facts, intact = read_sealed(path)
+        if len(written) > LARGEST_JSON:
+            raise ValueError(f"it has more than {LARGEST_JSON} bytes")
+        facts, intact = unseal(written)
         number = int(facts["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise StoredArtefact(folder, {}).damaged(f"{file} cannot be read") from error

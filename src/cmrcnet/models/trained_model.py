@@ -243,7 +243,8 @@ class TrainedModel:
         Parameters
         ----------
         folder : path
-            A repository made of it can be loaded from the model hub.
+            A repository made of it can be loaded from the model hub. Where the name ends in .zip: one file, to be
+            mailed.
         overwrite : bool
             Replace an existing folder, if cmrcnet wrote it.
 
@@ -279,7 +280,7 @@ class TrainedModel:
         Parameters
         ----------
         source : path or "hf-hub:ORG/NAME"
-            A folder that `save_pretrained` wrote, or a repository on the model hub with the same files.
+            A folder or .zip that `save_pretrained` wrote, or a repository on the model hub with the same files.
         revision : str, optional
             Branch, tag or commit of a repository on the hub.
         encoder : ImageEncoder, optional

@@ -1,6 +1,6 @@
 """The reference bank: embedding, full expression and origin of every measured spot.
 
-A bank folder (format 4) holds ``bank.json``, ``sections/<name>/`` with one section each (`retrieval.store`), and
+A bank folder (format 6) holds ``bank.json``, ``sections/<name>/`` with one section each (`retrieval.store`), and
 ``index/<name>/`` where the search is not exact (`retrieval.bank_index`). Arrays are memory-mapped. Sections are named
 by their content and never change; `retrieval.edit` adds and drops them. Expression is stored gene by gene because that
 is how it is read: choosing 50 genes reads the bytes of 50 genes. The file is one thing: the bank and how it is built.
@@ -19,6 +19,7 @@ from scipy import sparse
 from cmrcnet.errors import BadOption, Damaged, Incompatible, InUse, MissingInput, ShapeMismatch, TooFew
 from cmrcnet.genes.scaling import COUNTS, Scaling
 from cmrcnet.heads.gene_decoder import GeneDecoder, SectionStatistics, fit_gene_decoder
+from cmrcnet.models.licences import COLUMN
 from cmrcnet.progress import tracked
 from cmrcnet.retrieval.bank_index import open_index, write_index
 from cmrcnet.retrieval.store import SECTIONS, BankSection, Manifest, bank_fingerprint, temporary_store
@@ -352,6 +353,7 @@ def embed_section(model: TrainedModel, section: Section, source: str = "") -> Ba
         scores=scores,
         statistics=None if scores is None else SectionStatistics.of(expression, scores),
         source=source,
+        licence=section.metadata.get(COLUMN, ""),
     )
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from cmrcnet.storage.cache import TokenCache
 
-FORMAT = 5
+FORMAT = 6
 MANIFEST = "bank.json"
 SECTIONS, INDEX = "sections", "index"
 SPOT_COLUMNS = ("barcode", "x", "y")
@@ -196,6 +196,8 @@ class BankSection:
         CRC-32 of each gene's values and rows; None for a section that was never on disk.
     source : str
         The cohort file that it was read from, "" where unknown. Not part of the fingerprint.
+    licence : str
+        Of its slide, as the cohort file states it, "" where it does not. Not part of the fingerprint.
     """
 
     section: str
@@ -209,6 +211,7 @@ class BankSection:
     statistics: SectionStatistics | None = None
     gene_checks: np.ndarray | None = None
     source: str = ""
+    licence: str = ""
     hint: str = field(default="", repr=False)
     where: str = field(default="the bank", repr=False)
 
@@ -309,6 +312,7 @@ class BankSection:
             "measures_all": self.measures_all,
             "name": self.fingerprint,
             "source": self.source,
+            "licence": self.licence,
             "sha256": {file.name: file_checksum(file) for file in files if file.name not in _BY_GENE},
         }
 
@@ -385,6 +389,7 @@ class BankSection:
             statistics=statistics,
             gene_checks=array("gene_checks", (g,), np.uint32),
             source=record["source"],
+            licence=record["licence"],
             hint=hint,
             where=str(bank),
         )

@@ -90,9 +90,14 @@ def write_sealed(path: Path, content: Mapping[str, Any], files: Iterable[Path] =
     NoSpace, Unwritable
     """
     sums = {file.relative_to(path.parent).as_posix(): file_checksum(file) for file in files}
-    whole = json.loads(json.dumps({**content, "files": sums} if sums else dict(content)))
     with atomic_file(path) as tmp:
-        tmp.write_text(json.dumps(whole | {"check": fingerprint(whole)}, indent=1), encoding="utf-8")
+        tmp.write_bytes(seal({**content, "files": sums} if sums else content))
+
+
+def seal(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a sealed JSON file; `write_sealed` writes them."""
+    whole = json.loads(json.dumps(dict(content)))
+    return json.dumps(whole | {"check": fingerprint(whole)}, indent=1).encode()
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Any], bool]:
@@ -127,8 +132,13 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], bool]:
         raise ValueError("it is no plain file")
     if status.st_size > LARGEST_JSON:
         raise ValueError(f"it has more than {LARGEST_JSON} bytes")
+    return unseal(path.read_bytes())
+
+
+def unseal(written: bytes) -> tuple[dict[str, Any], bool]:
+    """As `read_sealed`, of the bytes of a file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(written.decode())
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(content, dict):

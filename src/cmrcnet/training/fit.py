@@ -34,6 +34,7 @@ from cmrcnet.features.spec import FeatureSpec, state_method
 from cmrcnet.genes.gene_sets import GenePanel
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
+from cmrcnet.models.licences import COLUMN, encoder_licence, in_words
 from cmrcnet.models.trained_model import Provenance, TrainedModel
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache
@@ -202,6 +203,10 @@ def fit(
             "precision": precision,
             "features_made_by": made_by,
             "torch": torch.__version__,
+            "licences": {
+                "encoder": encoder_licence(encoder),
+                "slides of training": in_words(entry.metadata.get(COLUMN, "") for entry in cohort.entries),
+            },
         },
     )
     network, encoder = module.network, module.encoder or encoder
