@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint golden clean
+.PHONY: demo test lint golden docs clean
 .DELETE_ON_ERROR:
 
 .venv/bin/python:
@@ -34,5 +34,14 @@ test: .venv/.tests lint          ## every check and every test
 golden: .venv/.tests             ## scores of both real cohorts, held to 1e-6 (needs the cohorts, about ten minutes)
 	CMRCNET_GOLDEN="$${CMRCNET_GOLDEN:-$(HOME)/.cache/cmrcnet-golden}" $(BIN)/python -m pytest tests/evaluation/test_golden_scores.py --timeout=3600
 
+.venv/.docs: .venv/.runtime
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+docs: .venv/.docs                ## the documentation site in docs/_build/html: notebooks are executed, warnings are errors
+	rm -rf docs/_build docs/reference/api
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
 clean:
-	rm -rf .venv demo build dist .pytest_cache .ruff_cache
+	rm -rf .venv demo build dist docs/_build docs/reference/api .pytest_cache .ruff_cache

@@ -170,38 +170,31 @@ def _value(value: object) -> str:
 
 
 def python_page() -> str:
-    """List the public names, each with its first sentence, by folder."""
+    """List the public names by folder; Sphinx makes a page of each from its docstring."""
     lines = [
         STAMP,
         "# The library",
         "",
         "All public names are available as `cmrcnet.NAME`. They are imported on first use: `import cmrcnet` alone",
-        "imports no heavy library. `help(cmrcnet.NAME)` shows shapes, units and the errors that are raised.",
+        "imports no heavy library. Each has a page with shapes, units, errors and an example in the site that `make docs`",
+        "builds; `help(cmrcnet.NAME)` shows the same.",
         "",
     ]
     rooms: dict[str, list[str]] = {}
     for name in cmrcnet.__all__:
         rooms.setdefault(getattr(cmrcnet, name).__module__.split(".")[1], []).append(name)
     for room, names in sorted(rooms.items()):
-        lines += [f"## {room}", "", "| name | description |", "|---|---|"]
-        for name in names:
-            thing = getattr(cmrcnet, name)
-            first = (inspect.getdoc(thing) or "").split("\n\n")[0]
-            lines.append(f"| `{name}{_short_signature(thing)}` | {_cell(_prose(first.splitlines()))} |")
-        lines.append("")
+        listed = [f"   {name}" for name in names]
+        lines += [
+            f"## {room}",
+            "",
+            "```{eval-rst}",
+            ".. currentmodule:: cmrcnet",
+            ".. autosummary::",
+            "   :toctree: api",
+        ]
+        lines += ["   :nosignatures:", "", *listed, "```", ""]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _short_signature(thing: object) -> str:
-    """Return the names of the parameters, `=…` after optional ones; an empty string for a class."""
-    if not inspect.isfunction(thing):
-        return ""
-    words = []
-    for name, parameter in inspect.signature(thing).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
-            words.append("*")
-        words.append(name if parameter.default is parameter.empty else f"{name}=…")
-    return f"({', '.join(words)})"
 
 
 # --- words ---------------------------------------------------------------------------------------------------------

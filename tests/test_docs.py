@@ -15,13 +15,18 @@ import yaml
 import cmrcnet
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(page for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if "_build" not in page.parts[:-1])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    """Fenced code blocks of a page in one of these languages."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    """Fenced code blocks of a page in one of these languages, cells of notebooks among them."""
+    text = page.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S)
+    for cell in re.findall(r"^```\{code-cell\} python\n(.*?)^```", text, flags=re.M | re.S):
+        magic, _, rest = cell.partition("\n")
+        if not magic.startswith("%%writefile"):
+            fenced.append(("bash", rest) if magic == "%%bash" else ("python", cell))
     return [text for language, text in fenced if language in languages]
 
 
@@ -54,7 +59,7 @@ def test_every_option_and_every_command_is_in_the_reference(reference):
 
 COMMANDS = sorted(
     {
-        (name, line.split("  #")[0].strip())
+        (name, re.split(r"  #| \|\| | 2> ", line)[0].strip())
         for name, page in zip(NAMES, PAGES, strict=True)
         for block in blocks(page, "bash")
         for line in block.replace("\\\n", " ").splitlines()
@@ -120,6 +125,15 @@ def test_python_in_the_pages_names_public_things(page, snippet):
     assert spoken <= set(cmrcnet.__all__)
 
 
+def test_every_page_is_in_the_contents_of_the_site():
+    listed = re.findall(r"^([\w/*-]+)$", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), flags=re.M)
+    reached = {page for entry in listed for page in (ROOT / "docs").glob(f"{entry}.md")}
+    assert {page for page in PAGES if page.is_relative_to(ROOT / "docs")} - reached == {
+        ROOT / "docs" / "README.md",
+        ROOT / "docs" / "index.md",
+    }
+
+
 def test_there_are_snippets():
     assert {"README.md", "docs/tutorials/first-steps.md"} <= {name for name, _ in SNIPPETS}
 
@@ -139,7 +153,8 @@ def test_links_lead_somewhere(name):
 def test_every_page_can_be_reached_from_the_index():
     linked = re.findall(r"\]\(([^)\s]+\.md)\)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8"))
     reached = {(ROOT / "docs" / target).resolve() for target in linked}
-    pages = {page for page in (ROOT / "docs").rglob("*.md") if page.name != "README.md"}
+    pages = {page for page in PAGES if page.is_relative_to(ROOT / "docs")} - {ROOT / "docs" / "README.md"}
+    pages -= {ROOT / "docs" / "index.md"}  # the same page, for Sphinx
     assert pages <= reached
 
 
