@@ -176,8 +176,8 @@ def python_page() -> str:
         "# The library",
         "",
         "All public names are available as `cmrcnet.NAME`. They are imported on first use: `import cmrcnet` alone",
-        "imports no heavy library. In the site that `make docs` builds each has a page with shapes, units, errors and an",
-        "example; `help(cmrcnet.NAME)` shows the same.",
+        "imports no heavy library. In the site that `make docs` builds each has a page with shapes, units,",
+        "errors and an example; `help(cmrcnet.NAME)` shows the same.",
         "",
     ]
     rooms: dict[str, list[str]] = {}
