@@ -120,6 +120,22 @@ def test_a_lost_node_costs_only_its_running_task(cluster, tmp_path):
     assert set(begun) == set(found) and len(begun) <= len(found) + 1
 
 
+def test_a_bank_of_a_cluster_is_that_of_one_process(cluster, tmp_path):
+    """By command, all files byte for byte."""
+    from cmrcnet.cli import app
+
+    made = synthetic_cohort(patients=3, spots=20, genes=40, seed=1)
+    small_model(panel=made.read("P1S1").genes[:6]).save_pretrained(tmp_path / "model")
+    cohort = write_cohort(made, tmp_path / "cohort")
+    banks = []
+    for engine, workers in (("local", "auto"), ("ray", "2")):
+        out = tmp_path / f"bank-{engine}"
+        words = ["index", str(tmp_path / "model"), str(cohort), "--out", str(out)]
+        assert app.main([*words, "--engine-workers", engine, "--workers", workers]) == 0
+        banks.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()})
+    assert len(banks[0]) > 3 * 6 and banks[0] == banks[1]
+
+
 def test_slides_and_folds_on_a_cluster_are_those_of_one_process(cluster, tmp_path):
     """By command: prediction tables and scores are equal byte for byte."""
     from cmrcnet.cli import app

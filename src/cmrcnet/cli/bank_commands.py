@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cmrcnet.cli.options import DEFAULT_SEARCH, SearchOptions, count_text, sections_named
+from cmrcnet.cli.options import (
+    DEFAULT_SEARCH,
+    DEFAULT_WORKERS,
+    SearchOptions,
+    WorkersOptions,
+    count_text,
+    sections_named,
+)
 from cmrcnet.storage.atomic import final_path, refuse_existing
+
+if TYPE_CHECKING:
+    from cmrcnet.models.trained_model import TrainedModel
 
 
 def index_command(
@@ -15,6 +27,7 @@ def index_command(
     out: Path,
     without: list[str] | None = None,
     search: SearchOptions = DEFAULT_SEARCH,
+    workers: WorkersOptions = DEFAULT_WORKERS,
     overwrite: bool = False,
 ) -> Path:
     """Build a reference bank: embedding and full expression of every measured spot.
@@ -31,10 +44,12 @@ def index_command(
         Sections or patients to leave out of the bank.
     search : SearchOptions
         How the nearest spots are found.
+    workers : WorkersOptions
+        Where the sections of a large cohort are read and embedded in parallel.
     overwrite : bool
         Replace OUT.
     """
-    wanted = search.to_config()
+    wanted, chosen = search.to_config(), workers.to_options(by_default=1)
     refuse_existing(out, overwrite, folder=True)
 
     from cmrcnet.models.trained_model import TrainedModel
@@ -45,10 +60,18 @@ def index_command(
     trained = TrainedModel.from_pretrained(model)
     sections = read_cohort(cohort, controls=trained.config.panel.controls)
     sections = sections.without(sections_named(sections, without, "without"))
-    bank = build_bank(trained, sections, cache=TokenCache.default())
+    bank = build_bank(
+        trained, sections, cache=TokenCache.default(), workers=chosen, load=partial(_model_of_worker, model)
+    )
     bank.save(out, overwrite=overwrite, search=wanted)
     print(f"Bank written to {final_path(out)} ({count_text((len(bank), 'spot'), (len(bank.genes), 'gene'))}).")
     return out
+
+
+def _model_of_worker(folder: Path) -> TrainedModel:
+    from cmrcnet.models.trained_model import TrainedModel
+
+    return TrainedModel.from_pretrained(folder)
 
 
 def bank_add_command(bank: Path, model: Path, cohort: Path, *, only: list[str] | None = None) -> Path:

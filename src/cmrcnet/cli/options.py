@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from cmrcnet.config import Config
 from cmrcnet.errors import BadOption
-from cmrcnet.workers import WorkerOptions
+from cmrcnet.workers import WorkerOptions, Workers
 
 if TYPE_CHECKING:
     from cmrcnet.search.build import SearchConfig
@@ -106,12 +106,13 @@ class WorkersOptions:
     'cmrcnet[cluster]'; all nodes must see the files under the same paths."""
 
     workers: int | Literal["auto"] = "auto"
-    """Number of workers; auto uses one per core (`predict`: one, which uses all cores), and on Ray one per GPU of the
-    cluster, or per core where it has none. Results do not depend on it."""
+    """Number of workers; auto uses one per core (`predict` and `index`: one), and on Ray one per GPU of the cluster, or
+    per core where it has none. Results do not depend on it."""
 
-    def to_options(self) -> WorkerOptions:
-        """Check the values and return them as the library takes them."""
-        return WorkerOptions(self.engine_workers, self.workers)
+    def to_options(self, by_default: Workers = "auto") -> WorkerOptions:
+        """Check the values and return them as the library takes them; `by_default` workers are local and auto."""
+        chosen = WorkerOptions(self.engine_workers, self.workers)
+        return WorkerOptions("local", by_default) if chosen == WorkerOptions("local", "auto") else chosen
 
 
 @Parameter(name="*")

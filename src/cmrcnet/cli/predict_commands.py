@@ -10,7 +10,6 @@ from cmrcnet.cli.options import DEFAULT_WORKERS, WorkersOptions, count_text, rea
 from cmrcnet.errors import BadOption, MissingInput, UnknownName
 from cmrcnet.storage.atomic import atomic_file, final_path, refuse_existing
 from cmrcnet.storage.names import guard_table, name_of_file
-from cmrcnet.workers import WorkerOptions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -114,10 +113,7 @@ def predict_command(
                 raise BadOption(name, str(value), "nothing together with many slides")
         load = partial(_predictor, model, bank, PredictOptions(**options))
         predictor = SlidePredictor(load, out, batch, mpp, TokenCache.default(), overwrite, features)
-        chosen = workers.to_options()
-        if (chosen.engine, chosen.workers) == ("local", "auto"):
-            chosen = WorkerOptions("local", 1)  # it computes with all cores
-        done = predict_slides(predictor, slides, chosen)
+        done = predict_slides(predictor, slides, workers.to_options(by_default=1))  # which computes with all cores
         print(done.to_text())
         return out if not done.broken else False
     picture, locations = _slide_and_locations(slide, section, spots, mpp, features)

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, TypeVar
 
 import torch
@@ -153,3 +153,17 @@ def map_ahead(
 def reading_threads(device: str) -> int:
     """Threads that cut patches: one beside an encoder on the "cpu", which uses the cores itself; several for a GPU."""
     return 1 if device == "cpu" else max(1, min(MOST_READERS, (os.cpu_count() or 1) - 1))
+
+
+@contextmanager
+def limited_threads(threads: int) -> Iterator[None]:
+    """Limit the threads of numerical libraries, and restore the former limit afterwards."""
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        torch.set_num_threads(before)

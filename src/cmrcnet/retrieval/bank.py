@@ -8,6 +8,8 @@ is how it is read: choosing 50 genes reads the bytes of 50 genes. The file is on
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +22,7 @@ from cmrcnet.errors import BadOption, Damaged, Incompatible, InUse, MissingInput
 from cmrcnet.genes.scaling import COUNTS, Scaling
 from cmrcnet.heads.gene_decoder import GeneDecoder, SectionStatistics, fit_gene_decoder
 from cmrcnet.models.licences import COLUMN
-from cmrcnet.progress import tracked
+from cmrcnet.progress import metered
 from cmrcnet.retrieval.bank_index import open_index, write_index
 from cmrcnet.retrieval.store import SECTIONS, BankSection, Manifest, bank_fingerprint, temporary_store
 from cmrcnet.search.build import SearchConfig, build_search
@@ -29,6 +31,7 @@ from cmrcnet.search.stacked_arrays import StackedColumns, StackedRows, own_colum
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.slides.table_kinds import check_values
 from cmrcnet.storage.atomic import atomic_folder
+from cmrcnet.workers import WorkerOptions, run_in_workers, why_not_picklable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -268,7 +271,31 @@ class ReferenceBank:
         return bank
 
 
-def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None = None) -> ReferenceBank:
+@dataclass(frozen=True)
+class SectionEmbedder:
+    """Turns sections of a cohort, by their names, into those of a bank; what a worker sets up by calling it."""
+
+    load: Callable[[], TrainedModel]
+    cohort: Cohort
+
+    def __call__(self) -> Callable[[str], BankSection]:
+        """Load the model, and return what embeds a section."""
+        model = self.load()
+
+        def embed(name: str) -> BankSection:
+            return embed_section(model, self.cohort.read(name), self.cohort.source_of(name))
+
+        return embed
+
+
+def build_bank(
+    model: TrainedModel,
+    cohort: Cohort,
+    *,
+    cache: TokenCache | None = None,
+    workers: WorkerOptions | None = None,
+    load: Callable[[], TrainedModel] | None = None,
+) -> ReferenceBank:
     """Embed the measured expression of every spot, and keep all of it.
 
     Each section is read once, one at a time. Finished sections lie in a temporary folder, which is removed with the
@@ -281,6 +308,10 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
         Usually the sections of training.
     cache : TokenCache, optional
         Its folder holds the temporary folder; by default the system's own, which may be small.
+    workers : WorkerOptions, optional
+        Where sections are embedded in parallel; in this process when left out. The bank is the same.
+    load : callable, optional
+        Gives each worker the model: a function of a module, or `functools.partial` of one. Needed with workers.
 
     Returns
     -------
@@ -290,7 +321,9 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
     ------
     SectionError
         Also for a section that does not measure the model's panel.
-    TooFew, NoSpace
+    BadOption
+        Workers without `load`, or a cohort or `load` that cannot be sent to them.
+    TooFew, NoSpace, WorkerDied
 
     Examples
     --------
@@ -303,15 +336,31 @@ def build_bank(model: TrainedModel, cohort: Cohort, *, cache: TokenCache | None 
     """
     if len(cohort) == 0:
         raise TooFew("sections for the bank", 0, 1, "name at least one section with measured spots")
+    names = cohort.sections
+    count = 1 if workers is None else workers.count(len(names))
+    if workers is None or (count == 1 and workers.engine == "local"):
+        embed = SectionEmbedder(lambda: model, cohort)()
+        found: Any = ((name, embed(name)) for name in names)
+    else:
+        if load is None:
+            raise BadOption("load", None, "with several workers, a function that gives each of them the model")
+        embedder = SectionEmbedder(load, cohort)
+        if why := why_not_picklable(embedder):
+            raise BadOption("cohort", cohort.name, f"with several workers, what can be sent to them ({why})")
+        found = run_in_workers(names, embedder, count=count, engine=workers.engine)
     store = temporary_store(cache)
-    entries: list[BankSection] = []
+    opened: dict[str, BankSection] = {}
     genes: dict[str, tuple[str, ...]] = {}
-    for section in tracked(cohort, "index", unit="sections"):
-        entry = embed_section(model, section, cohort.source_of(section.name))
-        dim, rank = entry.widths
-        folder = Path(store.name) / SECTIONS / str(len(entries))
-        entries.append(BankSection.open(folder, entry.write(folder), dim, rank, genes))
-    return ReferenceBank(tuple(entries), model.fingerprint, model.panel.scaling, _store=store)
+    with metered("index", len(names), "sections") as meter, closing(found):
+        for name, entry in found:
+            if isinstance(entry, BaseException):
+                raise entry
+            dim, rank = entry.widths
+            folder = Path(store.name) / SECTIONS / str(len(opened))
+            opened[name] = BankSection.open(folder, entry.write(folder), dim, rank, genes)
+            meter.advance()
+    entries = tuple(opened[name] for name in names)
+    return ReferenceBank(entries, model.fingerprint, model.panel.scaling, _store=store)
 
 
 def embed_section(model: TrainedModel, section: Section, source: str = "") -> BankSection:
@@ -330,10 +379,14 @@ def embed_section(model: TrainedModel, section: Section, source: str = "") -> Ba
     """
     import pandas as pd
 
+    from cmrcnet.features.device import limited_threads
+
     check_values(section.counts, section.table_kind, section.name)
     expression = sparse.csc_matrix(model.panel.scaling.expression(section), dtype=np.float32)
     expression.sort_indices()
-    vectors, scores = model.embed_section(model.panel.select(section))
+    with limited_threads(1):  # sums over several threads may differ in the last bit, and so may two workers
+        vectors, scores = model.embed_section(model.panel.select(section))
+        statistics = None if scores is None else SectionStatistics.of(expression, scores)
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         raise BadOption(
@@ -351,7 +404,7 @@ def embed_section(model: TrainedModel, section: Section, source: str = "") -> Ba
         genes=section.genes,
         measures_all=section.absent_genes == "zero",
         scores=scores,
-        statistics=None if scores is None else SectionStatistics.of(expression, scores),
+        statistics=statistics,
         source=source,
         licence=section.metadata.get(COLUMN, ""),
     )

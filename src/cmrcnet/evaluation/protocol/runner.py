@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from cmrcnet.config import Config
 from cmrcnet.evaluation.protocol.experiment import Experiment, FoldPlanner, Key, MethodRun, Task, TaskList
 from cmrcnet.evaluation.protocol.fold_runner import FoldRunner, features_name
 from cmrcnet.evaluation.protocol.run_folder import FoldResult
+from cmrcnet.features.device import limited_threads
 from cmrcnet.progress import metered
 from cmrcnet.slides.section import Cohort
 from cmrcnet.workers import WorkerOptions, Workers, cores, run_in_workers, why_not_picklable
@@ -147,18 +148,3 @@ class _TaskRunner:
 def threads_of_task(config: Config, workers: int) -> int:
     """Return the number of threads that one task computes with."""
     return max(1, cores() // workers) if config.model.train_encoder else 1
-
-
-@contextmanager
-def limited_threads(threads: int) -> Iterator[None]:
-    """Limit the threads of numerical libraries, and restore the former limit afterwards."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with threadpool_limits(threads):
-            yield
-    finally:
-        torch.set_num_threads(before)
