@@ -23,7 +23,7 @@ from scipy.optimize import nnls
 
 import cmrcnet
 from cmrcnet.config import Config
-from cmrcnet.datasets.synthetic_tables import plant_table
+from cmrcnet.datasets.synthetic_tables import plant_table, planted_slides
 from cmrcnet.evaluation.metrics.intervals import intervals, paired_differences
 from cmrcnet.genes.markers import MarkerList, markers, organ_of_cohort
 from cmrcnet.genes.normalise import normalize
@@ -120,6 +120,23 @@ def planted(patients: int, spots: int, kind: str, config: Config) -> dict:
     return found | {"oracle of linked": round(float(np.mean(oracle)), 3)}
 
 
+def of_slides(slides: int, spots: int, config: Config) -> dict:
+    """Scores of a planted table with one row a slide, of linked and silent features, and the oracle's."""
+    cohort, truth = planted_slides(slides=slides, spots=spots)
+    found, run = scored(cohort, config)
+    linked = np.abs(truth).sum(axis=0) > 0
+    names = dict(zip(cohort.read("G1").genes, linked.tolist(), strict=True))
+    of = run.genes.assign(linked=run.genes.gene.map(names)).groupby(["method", "linked"]).pearson.mean()
+    for name in (True, False):
+        found["linked" if name else "silent"] = {m: round(float(of.get((m, name), np.nan)), 3) for m in METHODS}
+    starts = np.cumsum([0, *(len(section.spots) for section in cohort)])
+    oracle = [
+        pearson_per_gene(section.counts.toarray(), truth[start : start + len(section.spots)])[linked].mean()
+        for section, start in zip(cohort, starts[:-1], strict=True)
+    ]
+    return found | {"slides": slides, "oracle of linked": round(float(np.mean(oracle)), 3)}
+
+
 def round3(values: object) -> list[float | None]:
     """Three decimals; None for NaN."""
     return [None if value != value else round(float(value), 3) for value in values]
@@ -131,9 +148,12 @@ def main() -> None:
     parser.add_argument("cohorts", nargs="*", help="cohort.csv:patient or cohort.csv:section")
     parser.add_argument("--planted", type=int, default=0, help="patients of the planted cohorts")
     parser.add_argument("--spots", type=int, default=150)
+    parser.add_argument("--slides", type=int, default=0, help="slides of the planted table with one row a slide")
+    parser.add_argument("--set", nargs="*", default=[], help="options of the config: train.epochs=15")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    config, results = Config.load("default"), {}
+    config = Config.load("default").override(dict(each.split("=", 1) for each in given.set))
+    results = json.loads(given.out.read_text()) if given.out.exists() else {}
 
     def keep(name: str, found: dict) -> None:
         results[name] = found
@@ -150,6 +170,8 @@ def main() -> None:
             keep(f"{cohort.name} {name}, by {group_by}", scored(tables, held_out)[0])
     for kind in ("continuous", "proportions", "binary") if given.planted else ():
         keep(f"planted {kind}", planted(given.planted, given.spots, kind, config))
+    if given.slides:
+        keep(f"planted, one row a slide, {given.slides} slides", of_slides(given.slides, 16, config))
 
 
 if __name__ == "__main__":

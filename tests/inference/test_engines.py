@@ -35,7 +35,7 @@ def test_predictions_of_engines_agree_and_say_what_made_their_features(model, ba
 
 
 def test_kept_features_of_another_engine_are_not_continued(model):
-    slide, at = noise_slide(9), locations(10, seed=3).centre_px
+    slide, at = noise_slide(9), locations(10, seed=3)
     encoder = LocationEncoder.of_model(model)
     other = dataclasses.replace(encoder, spec=dataclasses.replace(encoder.spec, engine="openvino"))
     assert LocationFeatures(encoder, slide, at).name != LocationFeatures(other, slide, at).name

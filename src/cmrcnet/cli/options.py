@@ -49,7 +49,7 @@ class SectionOptions:
 
     format: str | None = None
     """Reader of the section when its format cannot be recognised: legacy_st, visium, visium_hd, xenium, cosmx,
-    merscope, stomics, slide_seq, spatialdata, hest, ann_data, feature_table."""
+    merscope, stomics, slide_seq, spatialdata, hest, ann_data, feature_table, slide_table."""
 
     image: Path | None = None
     """Full-resolution H&E image, where the format does not hold it."""

@@ -150,6 +150,7 @@ def _slide_and_locations(
     from cmrcnet.readers.annotations import read_spots
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.readers.patch_files import ENDINGS, FeatureSlide, PatchFile
+    from cmrcnet.readers.polygons import GEOJSON, read_region_spots
     from cmrcnet.slides.slide import open_slide
 
     if section is not None:
@@ -165,6 +166,8 @@ def _slide_and_locations(
         picture = FeatureSlide(picture, features)
     if spots is None:
         return picture, None
+    if spots.suffix == GEOJSON:
+        return picture, read_region_spots(spots, picture)
     return picture, PatchFile.read(spots).spots(picture) if spots.suffix in ENDINGS else read_spots(spots)
 
 

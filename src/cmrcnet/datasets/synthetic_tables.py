@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.datasets.synthetic import synthetic_truth
+from cmrcnet.datasets.synthetic import synthetic_cohort, synthetic_truth
 from cmrcnet.errors import BadOption
 from cmrcnet.slides.section import Cohort, Section
+from cmrcnet.slides.slide_stack import SlideStack
 from cmrcnet.slides.table_kinds import TableKind, table_kind
 
 CELLS = 40
@@ -78,9 +79,7 @@ def plant_table(section: Section, kind: TableKind, *, features: int = 12, noise:
     if features < 4:
         raise BadOption("features", features, want="4 or more")
     traits = synthetic_truth(section).traits
-    names = tuple(f"feature-{number + 1:02d}" for number in range(features))
-    linked = np.arange(features) % 4 != 3
-    weights = np.random.default_rng(17).normal(size=(traits.shape[1], features)) * linked
+    names, linked, weights = _links(traits.shape[1], features)
     level = (traits - 0.5) @ weights
     level = level / np.where(linked, np.sqrt(0.08 * (weights**2).sum(axis=0)), 1.0)
     random = np.random.default_rng(list(section.metadata["synthetic"].encode()))
@@ -96,6 +95,55 @@ def plant_table(section: Section, kind: TableKind, *, features: int = 12, noise:
     table = sparse.csr_matrix(values.astype(np.float32))
     planted = replace(section, counts=table, genes=names, absent_genes="unmeasured", table_kind=kind)
     return PlantedTable(planted, level, linked)
+
+
+def planted_slides(
+    *, slides: int = 60, groups: int = 5, spots: int = 16, features: int = 12, noise: float = 0.7, seed: int = 0
+) -> tuple[Cohort, np.ndarray]:
+    """A cohort with one row a slide: a continuous table that follows the mean tissue of synthetic slides.
+
+    Every slide is of a patient of its own; each group of slides is a section (`slides.slide_stack`), and is held out
+    together.
+
+    Returns
+    -------
+    cohort : Cohort
+        Sections ``G1``, ``G2``, ..., whose spots are slides.
+    truth : numpy.ndarray, shape (slides, features)
+        What the tissue tells of each feature, group after group; 0 for the features that follow nothing.
+
+    Raises
+    ------
+    BadOption
+
+    Examples
+    --------
+    >>> cohort, truth = planted_slides(slides=4, groups=2, spots=6, features=4)
+    >>> cohort.sections, cohort.read("G2").spots.barcodes, truth.shape
+    (('G1', 'G2'), ('P3S1', 'P4S1'), (4, 4))
+    """
+    if not 1 < groups <= slides // 2:
+        raise BadOption("groups", groups, want=f"2 or more, of 2 slides or more each of the {slides}")
+    made = tuple(synthetic_cohort(patients=slides, spots=spots, genes=24, seed=seed))
+    traits = np.array([synthetic_truth(section).traits.mean(axis=0) for section in made])
+    names, linked, weights = _links(traits.shape[1], features)
+    level = (traits - traits.mean(axis=0)) / traits.std(axis=0) @ weights
+    level = level / np.where(linked, np.sqrt((weights**2).sum(axis=0)), 1.0)
+    values = level + noise * np.random.default_rng([seed, slides]).normal(size=level.shape)
+    sections = []
+    for number, rows in enumerate(np.array_split(np.arange(slides), groups), 1):
+        stack = SlideStack([made[row].slide for row in rows], f"G{number}")
+        placed = stack.spots([made[row].name for row in rows])
+        table = sparse.csr_matrix(values[rows].astype(np.float32))
+        sections.append(Section(f"G{number}", f"G{number}", stack, placed, table, names, table_kind="continuous"))
+    return Cohort.of(sections, f"{slides} synthetic slides"), level
+
+
+def _links(traits: int, features: int) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Names of the features, which follow the tissue (bool), and their weights (traits, features), always the same."""
+    linked = np.arange(features) % 4 != 3
+    weights = np.random.default_rng(17).normal(size=(traits, features)) * linked
+    return tuple(f"feature-{number + 1:02d}" for number in range(features)), linked, weights
 
 
 def planted_cohort(cohort: Cohort, kind: TableKind, *, features: int = 12, noise: float = 0.7) -> Cohort:

@@ -98,7 +98,7 @@ def make_distillation_sets(
     with temporary_store(cache) as folder:
         raw = []
         for number, each in enumerate(located):
-            features = LocationFeatures(encoder, each.slide, each.spots.centre_px, Path(folder) / str(number))
+            features = LocationFeatures(encoder, each.slide, each.spots, Path(folder) / str(number))
             features.encode(cache)
             raw.append(features)
         pca = fit_pca(_sample(raw, [len(each) for each in located], seed), seed)
@@ -113,7 +113,7 @@ def make_distillation_sets(
 def features_at(encoder: LocationEncoder, slide: Slide, locations: Spots, cache: TokenCache | None) -> np.ndarray:
     """Features of all locations of a slide, (locations, width) float32; encoded in memory where there is no cache."""
     with nullcontext() if cache is None else temporary_store(cache) as folder:
-        features = LocationFeatures(encoder, slide, locations.centre_px, None if folder is None else Path(folder))
+        features = LocationFeatures(encoder, slide, locations, None if folder is None else Path(folder))
         features.encode(cache)
         return np.concatenate([features.take(rows) for rows in _slices(len(locations), _LOCATIONS_AT_ONCE)])
 

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from cmrcnet.config import Config
+from cmrcnet.errors import BadOption
 from cmrcnet.features.engine import choose_engine
 from cmrcnet.features.extract import chunk_numbers, extract_chunks
 from cmrcnet.features.resumable import ResumableFeatures
 from cmrcnet.features.spec import STATISTICS, FeatureSpec
 from cmrcnet.features.tokens import SectionTokens
 from cmrcnet.readers.patch_files import features_of
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.storage.hashing import fingerprint
 from cmrcnet.uncertainty.ood import STATISTIC_NAMES
@@ -94,8 +96,8 @@ class LocationFeatures:
 
     Parameters
     ----------
-    centre_px : array, shape (locations, 2)
-        x, y in level-0 pixels.
+    spots : Spots
+        Locations; of regions and slides, whose features are means, the members are encoded.
     anchor_px : array, shape (anchors, 2), optional
         Anchors of a fine map (`features.tokens`), whole locations, for dense features; the locations themselves when
         left out.
@@ -109,14 +111,17 @@ class LocationFeatures:
         self,
         encoder: LocationEncoder,
         slide: Slide,
-        centre_px: np.ndarray,
+        spots: Spots,
         folder: Path | None = None,
         *,
         anchor_px: np.ndarray | None = None,
         window_um: float | None = None,
         with_statistics: bool = False,
     ) -> None:
-        spec = encoder.spec
+        spec, centre_px, self._spots = encoder.spec, spots.location_px, spots
+        if spots.members is not None and not spec.scales_um:
+            want = "one scale or more: regions and slides have the mean of the features of their locations"
+            raise BadOption("features.scales_um", "none", want=want)
         counts = np.full(len(centre_px), spec.sub_windows if window_um is None else spec.sub_windows_in(window_um))
         self._anchors = 0
         if anchor_px is not None and spec.method == "dense":  # by patches they would have to be encoded
@@ -159,12 +164,16 @@ class LocationFeatures:
             self._tokens = SectionTokens(self.kept.values(), location_um, spec, anchors, self._sub_windows)
 
     def take(self, rows: slice) -> np.ndarray:
-        """Features (locations, width) float32 of some rows of `centre_px`, once all are encoded; a slice, no step."""
+        """Features (spots, width) float32 of some of the spots, once all are encoded; a slice, no step."""
+        spots, which = self._spots, rows
+        rows = slice(int(spots.first_location[rows.start]), int(spots.first_location[rows.stop]))
         rows = slice(rows.start + self._anchors, rows.stop + self._anchors)
         if self._tokens is None:
             return np.array(self.kept.values()[rows, 0])
-        return self._encoder.project(self._tokens.take(rows))
+        return self._encoder.project(spots.pooled(self._tokens.take(rows), which))
 
     def statistics(self) -> np.ndarray | None:
-        """Return the image statistics of all locations, (locations, 9) float32; None where they were not requested."""
-        return None if self._statistics is None else np.array(self._statistics.values()[self._anchors :, 0])
+        """Return the image statistics of all spots, (spots, 9) float32; None where they were not requested."""
+        if self._statistics is None:
+            return None
+        return self._spots.pooled(np.array(self._statistics.values()[self._anchors :, 0]))

@@ -264,7 +264,7 @@ def _features(predictor: Predictor, slide: Slide, grid: QueryGrid, folder: Path 
     return LocationFeatures(
         predictor.encoder,
         slide,
-        grid.locations.centre_px,
+        grid.locations,
         folder,
         anchor_px=grid.anchor_px,
         window_um=predictor.options.window_um,

@@ -7,6 +7,9 @@ Names
     In the column `id`, `spot`, `barcode` or `location` (the first of them that is there).
 Positions
     `pixel_x` and `pixel_y`, centres in level-0 pixels of the picture: in the table itself, or in the spot file.
+Regions
+    A spot file that ends in ``.geojson``: a row is a region, the polygon of the same name (`polygons`). Its image
+    features are the mean over locations inside, `spot_diameter_um` apart.
 Kind
     `table_kind` of the cohort file; without it the values are counts.
 pyradiomics
@@ -17,6 +20,7 @@ pyradiomics
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +29,7 @@ from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingExtra, SectionError
 from cmrcnet.readers.legacy_st import looks_like_legacy_st
+from cmrcnet.readers.polygons import GEOJSON, read_region_spots
 from cmrcnet.readers.raw_section import RawSection, refuse_unmatched
 from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.tables import NOTHING, read_table, selected_spots, spot_key
@@ -80,20 +85,34 @@ def read_feature_table(source: SectionSource) -> RawSection:
     assert source.image is not None and source.spot_diameter_um is not None
     frame = read_frame(source.path)
     names, features, values, notes = named_features(frame, source.path)
+    kept, centres = np.arange(len(names)), np.zeros((0, 2))
     if source.spots is None:
         missing = [column for column in POSITION_COLUMNS if column not in frame.columns]
         if missing:
             why = f"it has no column {' and '.join(missing)}: the centres in pixels, or give a spot file"
             raise BadInput(source.path, f"{WHAT} with positions", why)
         centres = np.column_stack([_numbers(frame, column, source.path) for column in POSITION_COLUMNS])
-        kept = np.arange(len(names))
-    else:
+    elif source.spots.suffix != GEOJSON:
         kept, centres = _placed(names, source.spots, source.path, notes)
     name = source.name or source.path.name.split(".")[0]
+    slide, members = open_slide(source.image, mpp=source.mpp, name=name), None
+    if source.spots is not None and source.spots.suffix == GEOJSON:
+        regions = read_region_spots(source.spots, slide, pitch_um=source.spot_diameter_um)
+        row_of = {barcode: row for row, barcode in enumerate(regions.barcodes)}
+        unlisted = [each for each in names if each not in row_of]
+        hint = f"check that {source.path.name} and {source.spots.name} are of one slide and name its regions alike"
+        refuse_unmatched(unlisted, len(names), "rows have no polygon", hint)
+        if unlisted:
+            notes.append(f"{len(unlisted)} of {len(names)} rows have no polygon: dropped.")
+        kept = np.array([row for row, each in enumerate(names) if each in row_of], np.int64)
+        if not len(kept):
+            raise SectionError.empty(source.path.name, 0, 0)
+        regions = regions.take([row_of[names[row]] for row in kept])
+        centres, members = regions.centre_px, regions.members
     return RawSection(
         name=name,
         patient=None,
-        slide=open_slide(source.image, mpp=source.mpp, name=name),
+        slide=slide,
         barcodes=[names[row] for row in kept],
         centre_px=centres,
         diameter_um=source.spot_diameter_um,
@@ -102,6 +121,7 @@ def read_feature_table(source: SectionSource) -> RawSection:
         absent_genes="unmeasured",
         pitch_um=(0.0, np.inf),
         table_kind=source.table_kind or "counts",
+        members=members,
         notes=tuple(notes),
     )
 
@@ -144,8 +164,12 @@ def read_frame(path: Path) -> pd.DataFrame:
     return frame
 
 
-def named_features(frame: pd.DataFrame, path: Path) -> tuple[list[str], tuple[str, ...], np.ndarray, list[str]]:
+def named_features(
+    frame: pd.DataFrame, path: Path, beside: Sequence[str] = POSITION_COLUMNS
+) -> tuple[list[str], tuple[str, ...], np.ndarray, list[str]]:
     """Names of the rows, names and values (rows, features) float64 of the features, and notes on what was dropped.
+
+    Columns in `beside` are no features.
 
     Raises
     ------
@@ -162,7 +186,7 @@ def named_features(frame: pd.DataFrame, path: Path) -> tuple[list[str], tuple[st
         raise BadInput(path, WHAT, f"row {names.index('') + 1} has no name in column {ids}")
     if twice := repeated(names):
         raise SectionError.repeated_barcodes(twice, f"the rows of {path.name}")
-    columns = [column for column in frame.columns if column != ids and column not in POSITION_COLUMNS]
+    columns = [column for column in frame.columns if column != ids and column not in beside]
     notes: list[str] = []
     dropped = [column for column in columns if column.startswith(DIAGNOSTICS)]
     text = [c for c in columns if c not in dropped and not (is_numeric_dtype(frame[c]) or is_bool_dtype(frame[c]))]

@@ -55,6 +55,8 @@ class RawSection:
         Micrometres of one unit of the assay's coordinates, where known: 1 for micrometres.
     table_kind : {"counts", "continuous", "proportions", "binary"}
         What `counts` holds (see `slides.table_kinds`).
+    members : tuple of numpy.ndarray, shape (locations, 2), or None
+        Locations of each region, as `centre_px` (see `Spots`).
     notes : tuple of str
         What the reader dropped or assumed, one sentence each.
     """
@@ -73,6 +75,7 @@ class RawSection:
     affine: Affine | None = None
     assay_mpp: float | None = None
     table_kind: TableKind = "counts"
+    members: tuple[np.ndarray, ...] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -113,6 +116,7 @@ def placed(raw: RawSection, affine: Affine) -> RawSection:
         raw,
         slide=slide,
         centre_px=affine.apply(raw.centre_px),
+        members=None if raw.members is None else tuple(affine.apply(each) for each in raw.members),
         pitch_px=None if raw.pitch_px is None else raw.pitch_px * affine.scale,
         affine=None,
         notes=tuple(notes),
@@ -195,7 +199,7 @@ def checked_section(
     inside = on_slide(raw.slide, raw.centre_px, raw.name)
     if not inside.all():
         notes.append(f"{int((~inside).sum())} of {len(inside)} spots have their centre outside the image: dropped.")
-    spots = Spots(tuple(raw.barcodes), raw.centre_px, raw.diameter_um).take(inside)
+    spots = Spots(tuple(raw.barcodes), raw.centre_px, raw.diameter_um, raw.members).take(inside)
     kept = raw.counts if inside.all() else raw.counts[np.flatnonzero(inside)]
     # Floating point cannot wrap; 32 bits hold whole numbers up to `LARGEST_COUNT`, which is then refused.
     raw_counts = sparse.csr_matrix(kept, dtype=np.float32 if kept.dtype.kind in "biu" else np.float64, copy=True)

@@ -110,6 +110,7 @@ BUILT_IN = (
     "merscope",
     "slide_seq",
     "feature_table",
+    "slide_table",
 )
 """Modules beside this one that register a reader of the same name."""
 

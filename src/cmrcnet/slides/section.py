@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -37,6 +37,9 @@ class Spots:
         x, y of each centre in level-0 pixels of the slide.
     diameter_um : float
         Diameter of the measured area in micrometres.
+    members : tuple of numpy.ndarray, shape (locations, 2), or None
+        x, y of the locations whose image features are averaged for each spot, where a spot is a region or a whole
+        slide; None: the spot itself.
 
     Examples
     --------
@@ -48,6 +51,7 @@ class Spots:
     barcodes: tuple[str, ...]
     centre_px: np.ndarray
     diameter_um: float
+    members: tuple[np.ndarray, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "barcodes", tuple(str(b) for b in self.barcodes))
@@ -60,6 +64,12 @@ class Spots:
         object.__setattr__(self, "centre_px", centres)
         if len(set(self.barcodes)) != len(self.barcodes):
             raise SectionError.repeated_barcodes(repeated(self.barcodes))
+        if self.members is not None:
+            members = tuple(np.array(each, dtype=np.float64).reshape(-1, 2) for each in self.members)
+            if len(members) != len(self.barcodes) or not all(map(len, members)):
+                got = f"{len(members)}, {sum(not len(each) for each in members)} of them without a location"
+                raise ShapeMismatch("members", want=f"{len(self.barcodes)}, one location or more each", got=got)
+            object.__setattr__(self, "members", members)
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -70,7 +80,37 @@ class Spots:
         if chosen.shape == (0,) and chosen.dtype == np.float64:  # what numpy makes of []
             chosen = chosen.astype(np.intp)
         index = np.arange(len(self))[chosen]
-        return Spots(tuple(self.barcodes[i] for i in index), self.centre_px[index], self.diameter_um)
+        members = None if self.members is None else tuple(self.members[i] for i in index)
+        return Spots(tuple(self.barcodes[i] for i in index), self.centre_px[index], self.diameter_um, members)
+
+    @property
+    def location_px(self) -> np.ndarray:
+        """Centres (locations, 2) of all that is encoded: the members of every spot in turn, or the spots."""
+        return self.centre_px if self.members is None else np.concatenate(self.members)
+
+    @cached_property
+    def first_location(self) -> np.ndarray:
+        """Row of `location_px` at which each spot begins, and the number of rows: (spots + 1,) int64."""
+        counts = np.ones(len(self), np.int64) if self.members is None else [len(each) for each in self.members]
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def pooled(self, values: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
+        """Mean over the locations of each spot of `rows`; `values` are those of their locations, (locations, ...).
+
+        Values themselves, where every spot is its own location.
+
+        Examples
+        --------
+        >>> region = Spots(("r",), [[15, 10]], 55.0, members=([[10, 10], [20, 10]],))
+        >>> region.pooled(np.array([[1.0], [3.0]])).tolist()
+        [[2.0]]
+        """
+        if self.members is None:
+            return values
+        start, stop, _ = rows.indices(len(self))
+        first = self.first_location[start : stop + 1] - self.first_location[start]
+        sums = np.add.reduceat(np.asarray(values, np.float64), first[:-1], axis=0)
+        return (sums / np.diff(first).reshape(-1, *[1] * (values.ndim - 1))).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)

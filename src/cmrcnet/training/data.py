@@ -165,6 +165,9 @@ class TrainingData:
         cohort = cohort.in_order()
         sections = tuple(cohort)
         read = Cohort.of(sections, cohort.name)
+        if any(section.spots.members is not None for section in sections) and not config.features.scales_um:
+            want = "one scale or more: regions and slides have the mean of the features of their locations"
+            raise BadOption("features.scales_um", "none", want=want)
         panel = choose_panel(read, config.panel) if panel is None else panel
         expression = [panel.select(section) for section in sections]
         components = scored = scores = sample = None
@@ -186,7 +189,7 @@ class TrainingData:
 
         inputs, contents, statistics, effects = [], [], [], []
         for section in sections:
-            slide, centre_px = section.slide, section.spots.centre_px
+            slide, centre_px = section.slide, section.spots.location_px
             some = evenly(len(centre_px), STATISTICS_LOCATIONS)
             if config.model.train_encoder:
                 inputs.append(cached_patches(cache, slide, centre_px, config.patch))
@@ -200,7 +203,7 @@ class TrainingData:
                 layers = (STATISTICS, PERTURBED) if limits else ()
                 spec = FeatureSpec.of(config, encoder)
                 tokens, also = extract_with(encoder, slide, centre_px, spec, layers, cache=cache)
-                inputs.append(tokens)
+                inputs.append(section.spots.pooled(tokens))
                 if limits:
                     statistics.append(also[STATISTICS][some])
                     effects.append(perturbation_effects(also[PERTURBED]))

@@ -51,9 +51,10 @@ class PooledFeatures:
         return self._once("colour", slide, spots, lambda: self._colour(slide, spots))
 
     def _once(self, kind: str, slide: Slide, spots: Spots, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        key = kind, fingerprint(slide.fingerprint(), spots.centre_px)
+        """Values of each spot, computed at its locations once."""
+        key = kind, fingerprint(slide.fingerprint(), spots.location_px, spots.first_location)
         if key not in self._known:
-            self._known[key] = compute()
+            self._known[key] = spots.pooled(compute())
         return self._known[key]
 
     def _scales(self, slide: Slide, spots: Spots) -> np.ndarray:
@@ -62,7 +63,7 @@ class PooledFeatures:
 
         encoder = self._encoder("pooled")
         spec = FeatureSpec.of(self._config, encoder)
-        tokens = extract(encoder, slide, spots.centre_px, spec, cache=self._cache)
+        tokens = extract(encoder, slide, spots.location_px, spec, cache=self._cache)
         return np.asarray(tokens, np.float32).reshape(len(tokens), -1)
 
     def _pooled(self, kind: str, slide: Slide, spots: Spots) -> np.ndarray:
@@ -73,7 +74,7 @@ class PooledFeatures:
         def compute() -> np.ndarray:
             run, engine = self._config.train, self._config.features.engine
             spec = FeatureSpec(patch=self._config.patch, engine=engine, device=run.device, precision=run.precision)
-            tokens = extract(self._encoder(kind), slide, spots.centre_px, spec, cache=self._cache)
+            tokens = extract(self._encoder(kind), slide, spots.location_px, spec, cache=self._cache)
             starts = range(0, len(tokens), _SPOTS_AT_A_TIME)
             chunks = [np.asarray(tokens[i : i + _SPOTS_AT_A_TIME], np.float32).mean(axis=1) for i in starts]
             return np.concatenate(chunks)
@@ -84,12 +85,12 @@ class PooledFeatures:
         from cmrcnet.features.extract import location_key
         from cmrcnet.slides.patches import crop_patches
 
-        name = fingerprint("colour", _COLOUR_FORMAT, location_key(slide, spots.centre_px, self._config.patch))
-        shape = (len(spots), WIDTH)
+        name = fingerprint("colour", _COLOUR_FORMAT, location_key(slide, spots.location_px, self._config.patch))
+        shape = (len(spots.location_px), WIDTH)
         known = self._cache.get("tokens", name, shape, np.float32) if self._cache is not None else None
         if known is not None:
             return np.array(known)
-        patches = crop_patches(slide, spots.centre_px, self._config.patch)
+        patches = crop_patches(slide, spots.location_px, self._config.patch)
         found = np.concatenate([colour_statistics(some) for some in patches])
         if self._cache is not None:
             self._cache.put("tokens", name, shape, np.float32, [found])

@@ -214,6 +214,7 @@ def section_fingerprint(section: Section) -> str:
         features_of(section.slide),
         list(section.spots.barcodes),
         section.spots.centre_px,
+        section.spots.location_px,
         counts.indptr,
         counts.indices,
         counts.data,

@@ -1,0 +1,89 @@
+"""A table with one row a slide: serum markers, radiomics, mutations of a patient, beside the slide of the patient.
+
+    id,image,patient,group,CRP,albumin
+    S1,S1.tif,anna,g1,3.1,41
+
+`id` (or `slide`) names the row, `image` is the path of the slide, relative to the table. A cohort file has one row for
+each **group** of slides, which folds leave out together: its `library` is a value of the column `group`. `patient`,
+where there is one, must not be in two groups. Every other column is a feature, as in `feature_table`.
+
+The slides of a group are one section (`slides.slide_stack`), each slide one spot: the mean of its locations,
+`spot_diameter_um` apart (200 um when left out).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from cmrcnet.errors import BadInput, BadOption, UnknownName
+from cmrcnet.readers.feature_table import named_features, read_frame
+from cmrcnet.readers.raw_section import RawSection
+from cmrcnet.readers.registry import SectionSource, register_reader
+from cmrcnet.slides.slide import open_slide
+from cmrcnet.slides.slide_stack import SlideStack
+
+WHAT = "a table of slides"
+PITCH_UM = 200.0
+BESIDE = ("image", "patient", "group")
+
+
+def never(path: Path) -> bool:
+    """No file is recognised as one: a table of slides looks like a cohort file, so `format` states it."""
+    return False
+
+
+@register_reader("slide_table", recognises=never)
+def read_slide_table(source: SectionSource) -> RawSection:
+    """Read the slides of one group and their rows.
+
+    Raises
+    ------
+    BadInput, BadOption, UnknownName, ScaleError, TooFew
+    """
+    if source.spots is not None or source.image is not None:
+        raise BadOption("image, spots", "given", want="nothing: the table names the image of every slide")
+    frame = read_frame(source.path).rename(columns={"slide": "id"})
+    if "image" not in frame.columns:
+        raise BadInput.columns(source.path, ["image"], list(frame.columns))
+    names, features, values, notes = named_features(frame, source.path, BESIDE)
+    kept = np.arange(len(names))
+    if "group" in frame.columns:
+        groups = frame["group"].astype(str).to_numpy()
+        if "patient" in frame.columns:
+            for patient, rows in frame.groupby(frame["patient"].astype(str), sort=False).groups.items():
+                if len(set(groups[list(rows)])) > 1:
+                    why = f"patient {patient} is in several groups, and folds would leak; give each patient one group"
+                    raise BadInput(source.path, WHAT, why)
+        if source.library is None:
+            want = f"one of {', '.join(dict.fromkeys(groups))}: the group of slides that the row of the cohort is"
+            raise BadOption("library", None, want=want)
+        if source.library not in groups:
+            raise UnknownName(f"group in {source.path.name}", source.library, list(dict.fromkeys(groups)))
+        kept = np.flatnonzero(groups == source.library)
+    elif source.library is not None:
+        raise BadInput.columns(source.path, ["group"], list(frame.columns))
+    name = source.name or source.library or source.path.stem
+    slides = [
+        open_slide(source.path.parent / str(frame["image"].iloc[row]), mpp=source.mpp, name=names[row]) for row in kept
+    ]
+    stack, pitch = SlideStack(slides, name), source.spot_diameter_um or PITCH_UM
+    spots = stack.spots([names[row] for row in kept], pitch_um=pitch)
+    notes.append(f"One row a slide: {len(kept)} slides, the features of each the mean of {pitch:g} um apart locations.")
+    return RawSection(
+        name=name,
+        patient=None,
+        slide=stack,
+        barcodes=spots.barcodes,
+        centre_px=spots.centre_px,
+        diameter_um=pitch,
+        counts=sparse.csr_matrix(values[kept]),
+        genes=features,
+        absent_genes="unmeasured",
+        pitch_um=(0.0, np.inf),
+        table_kind=source.table_kind or "counts",
+        members=spots.members,
+        notes=tuple(notes),
+    )
