@@ -106,7 +106,7 @@ def test_a_stack_reads_each_slide_where_it_lies():
     np.testing.assert_array_equal(crossing[:10], slides[0].read(-2, 20, 50, 10))
     assert (crossing[10:35] == 255).all()
     np.testing.assert_array_equal(crossing[35:], slides[1].read(-2, 0, 50, 5))
-    with pytest.raises(ScaleError, match="need one scale"):
+    with pytest.raises(ScaleError, match="table need one scale"):
         SlideStack([slides[0], ArraySlide(np.zeros((9, 9, 3), np.uint8), 1.0, "x")], "both")
 
 

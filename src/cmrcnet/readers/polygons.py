@@ -56,7 +56,7 @@ def read_region_spots(path: Path, slide: Slide, *, pitch_um: float = 100.0) -> S
         x, y = (np.arange(a, b + 1) for a, b in zip(low, high, strict=True))
         grid = (np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2) + 0.5) * pitch
         grid = np.concatenate([grid, [corners.mean(axis=0)]])
-        on = (grid >= 0).all(axis=1) & (grid < (slide.width_px, slide.height_px)).all(axis=1)
+        on = np.all((grid >= 0) & (grid < (slide.width_px, slide.height_px)), axis=1)
         if not on.any():
             raise SectionError(
                 f"Region {name} of {path.name} lies outside the image of {slide.name} ({slide.width_px} x "
@@ -89,7 +89,7 @@ def read_polygons(path: Path) -> list[tuple[str, list[list[np.ndarray]]]]:
         name = next((str(each).strip() for each in names if each not in (None, "")), "")
         if not name:
             raise BadInput(path, WHAT, f"feature {number} has no name (id, or properties id or name)")
-        kind, coordinates = geometry.get("type"), geometry.get("coordinates")
+        kind, coordinates = geometry.get("type"), geometry.get("coordinates") or []
         if kind not in ("Polygon", "MultiPolygon"):
             raise BadInput(path, WHAT, f"feature {number} ({name}) is a {kind}; wanted a Polygon or MultiPolygon")
         try:

@@ -50,20 +50,21 @@ class SlideStack:
         if not slides:
             raise TooFew("slides in the stack", 0, 1, "name at least one slide")
         self.slides, self.name = tuple(slides), name
-        self.mpp = known_scale(self.slides[0])
+        self.mpp: float | None = known_scale(self.slides[0])
+        self.downsamples: tuple[float, ...] = (1.0,)
         for slide in self.slides:
-            if scales_differ(known_scale(slide), self.mpp):
+            first = self.slides[0]
+            if scales_differ(known_scale(slide), known_scale(first)):
                 raise ScaleError(
-                    f"{slide.name} shows {known_scale(slide):.4g} um per px and {self.slides[0].name} {self.mpp:.4g}; "
-                    "slides of one table need one scale, so export them at the same."
+                    f"{slide.name} shows {slide.mpp:.4g} um per px and {first.name} {first.mpp:.4g}; slides of one "
+                    "table need one scale, so export them at the same."
                 )
-        tops, gap = [0], round(GAP_UM / self.mpp)
+        tops, gap = [0], round(GAP_UM / known_scale(self.slides[0]))
         for slide in self.slides[:-1]:
             tops.append(tops[-1] + slide.height_px + gap)
         self.top_px = tuple(tops)
         self.width_px = max(slide.width_px for slide in self.slides)
         self.height_px = tops[-1] + self.slides[-1].height_px
-        self.downsamples = (1.0,)
 
     def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> np.ndarray:
         """See `Slide.read`; level 0 only, white between and beside the slides."""
