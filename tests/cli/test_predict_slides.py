@@ -234,3 +234,20 @@ def test_a_store_can_be_predicted_at_once_and_tables_exported(place, tmp_path):
         assert app.main(["export", str(tmp_path / "p.h5ad"), "--to", str(tmp_path / name)]) == 0
     names = {"p.zarr", "p.h5ad", "p.geojson", "p.png", "p.ome.tiff", "q.zarr"}
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_slides_of_two_scanners_are_each_predicted_at_their_own_scale(place, tmp_path, capsys):
+    slides, out = tmp_path / "slides", tmp_path / "out"
+    slides.mkdir()
+    pixels = noise_slide(0, 500).read(0, 0, 500, 500)
+    write_aperio(slides / "fine.svs", pixels, mpp=0.5)
+    write_aperio(slides / "coarse.svs", pixels, mpp=0.7)
+    Image.fromarray(pixels).save(slides / "unstated.png")
+    arguments = ["predict", str(place / "model"), str(slides), "--bank", str(place / "bank"), "--out", str(out)]
+    assert app.main([*arguments, "--grid-um", "66"]) == app.PROBLEMS_FOUND
+    assert "2 predicted, 0 done before, 1 broken" in capsys.readouterr().out
+    tables = {name: anndata.read_h5ad(out / f"{name}.h5ad") for name in ("fine", "coarse")}
+    assert [table.uns["cmrcnet"]["mpp"] for table in tables.values()] == [0.5, 0.7]
+    for table in tables.values():
+        apart = np.diff(np.unique(table.obs["x_um"]))
+        np.testing.assert_allclose(apart, 66, rtol=1e-6)

@@ -108,14 +108,14 @@ def test_features_that_are_not_finite_are_refused_by_row(tmp_path):
         patches.features(np.array([2, 1]))
 
 
-def test_patches_of_another_slide_are_refused_or_warned_of(tmp_path, slide):
+def test_patches_of_another_slide_are_refused(tmp_path, slide):
     path = write(tmp_path / "C6.h5", TRIDENT | {"name": "C6"})
     assert PatchFile.read(path).spots(slide).barcodes == ("1", "2", "3")
     small = ArraySlide(np.full((150, 400, 3), 200, np.uint8), mpp=0.5, name="C6")
     with pytest.raises(Incompatible, match="400 x 150 px"):
         FeatureSlide(small, path)
     other = write(tmp_path / "D1.h5", TRIDENT | {"name": "D1"})
-    with pytest.warns(CmrcnetWarning, match="made from slide D1"):
+    with pytest.raises(Incompatible, match="made from slide D1, not C6"):
         FeatureSlide(slide, other)
 
 

@@ -177,6 +177,8 @@ def export_command(
     to: Path,
     genes: list[str] | None = None,
     slide: Path | None = None,
+    depth: float | None = None,
+    nuclei: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Convert a prediction table to a format that other programs open.
@@ -192,13 +194,39 @@ def export_command(
         Genes to write, or one file with a gene per line; the six most variable when left out. A .zarr holds all genes.
     slide : Path, optional
         The slide, for the image in a .zarr; the thumbnail in the table when left out.
+    depth : float, optional
+        Write counts in place of logarithms, as of a spot with so many counts in all genes: --to counts.h5ad --depth
+        5000. Depth is not predicted.
+    nuclei : Path, optional
+        Nuclei (.geojson of points or outlines, .parquet or a table with pixel_x and pixel_y): each gets the value of
+        the window that holds it; TO ends in .geojson, .parquet or .csv.
     overwrite : bool
         Replace TO.
     """
+    from cmrcnet.export.counts_table import write_counts
     from cmrcnet.export.formats import STORE, ending_of, export
+    from cmrcnet.export.nuclei import ENDINGS, read_nuclei, write_nuclei
     from cmrcnet.export.stored_prediction import StoredPrediction
     from cmrcnet.slides.slide import open_slide
 
+    if depth is not None or nuclei is not None:
+        others = ("genes", genes if depth is not None else None), ("slide", slide), ("nuclei", depth and nuclei)
+        for name, value in others:
+            if value is not None:
+                raise BadOption(name, str(value), f"nothing together with --{'nuclei' if depth is None else 'depth'}")
+        ending = ending_of(to, ENDINGS if depth is None else (".h5ad",))
+        refuse_existing(to, overwrite)
+        found = None if nuclei is None else read_nuclei(nuclei)
+        with StoredPrediction(prediction) as table, atomic_file(to) as tmp:
+            if found is not None:
+                count, inside = write_nuclei(table, found, tmp, ending, read_genes(genes))
+                print(
+                    f"{inside:,} of {count:,} nuclei lie in a predicted window; those in one window share its values."
+                )
+            elif depth is not None:
+                write_counts(table, tmp, depth)
+        print(f"Written to {final_path(to)}.")
+        return to
     refuse_existing(to, overwrite, folder=ending_of(to) == STORE)
     with StoredPrediction(prediction) as table:
         picture = None if slide is None else open_slide(slide, mpp=float(table.facts["mpp"]))

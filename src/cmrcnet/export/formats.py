@@ -28,7 +28,8 @@ def ending_of(path: Path, among: Sequence[str] = (*OF_GENES, STORE)) -> str:
     for ending in among:
         if path.name.lower().endswith(ending) and len(path.name) > len(ending):
             return ending
-    raise BadOption("to", str(path), want=f"a name that ends in {', '.join(among[:-1])} or {among[-1]}")
+    listed = among[0] if len(among) == 1 else f"{', '.join(among[:-1])} or {among[-1]}"
+    raise BadOption("to", str(path), want=f"a name that ends in {listed}")
 
 
 def export(

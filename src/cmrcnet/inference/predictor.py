@@ -346,7 +346,9 @@ def gene_columns(wanted: Sequence[str] | None, known: Sequence[str]) -> np.ndarr
         same = [gene for gene in known if gene.upper() == unknown[0].upper()]
         alike = same or difflib.get_close_matches(unknown[0], known, n=5) or list(known[:5])
         hint = explain_no_shared_genes(genes, known) if len(unknown) == len(genes) else ""
-        raise UnknownName("gene in the bank", unknown[0], alike, hint)
+        named = unknown[0] if len(unknown) == 1 else f"{', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}"
+        several = f"{len(unknown)} of the {len(genes)} genes asked for are not there. " if len(unknown) > 1 else ""
+        raise UnknownName("gene in the bank", named, alike, f"{several}{hint}".strip())
     return np.array([column[gene] for gene in genes])
 
 

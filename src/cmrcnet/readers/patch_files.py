@@ -120,13 +120,13 @@ class PatchFile:
         Raises
         ------
         Incompatible
-            The patches lie on no slide of this size.
+            The patches lie on no slide of this size, or on another one.
         ScaleError
 
         Warns
         -----
         CmrcnetWarning
-            The file names another slide, or patches are left out.
+            Patches are left out.
         """
         if not isinstance(slide, FeatureSlide):  # which has asked
             self.require_slide(slide)
@@ -139,7 +139,7 @@ class PatchFile:
         return Spots(names, self.centre_px, self.side_px * known_scale(slide)).take(on)
 
     def require_slide(self, slide: Slide) -> None:
-        """Refuse patches that do not lie on a slide (`Incompatible`); warn where the file names another one."""
+        """Refuse patches that do not lie on a slide, or whose file names another one: `Incompatible`."""
         low, high = self.centre_px.min(axis=0), self.centre_px.max(axis=0)
         size = np.array([slide.width_px, slide.height_px])
         if (low < -self.side_px / 2).any() or (high > size + self.side_px / 2).any():
@@ -148,12 +148,8 @@ class PatchFile:
             raise Incompatible(self.path, why, "give the file of this slide, with coordinates in level-0 pixels")
         known = {slide.name, Path(str(getattr(slide, "path", ""))).stem, Path(str(getattr(slide, "path", ""))).name}
         if self.slide and self.slide not in known and Path(self.slide).stem not in known:
-            warnings.warn(
-                f"{self.path.name} says that it was made from slide {self.slide}, and is used with {slide.name}; "
-                "check that both are one slide.",
-                CmrcnetWarning,
-                stacklevel=3,
-            )
+            hint = f'give the file of this slide, or where both are one: file["coords"].attrs["name"] = "{slide.name}"'
+            raise Incompatible(self.path, f"it says that it was made from slide {self.slide}, not {slide.name}", hint)
 
     def rows_at(self, centre_px: np.ndarray, slide: str) -> np.ndarray:
         """The patch of each location: (locations,) int, rows of the file.

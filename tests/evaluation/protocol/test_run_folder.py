@@ -11,6 +11,7 @@ from cmrcnet.errors import Damaged, Incompatible, OutputExists
 from cmrcnet.evaluation.protocol.run_folder import FoldResult, RunFolder
 
 IDENTITY = {"config": {"a": 1}, "cohort": "x"}
+FOLDS = pd.DataFrame({"fold": ["P1", "P1"], "section": ["A", "B"], "patient": ["P1", "P2"], "label": ["test", "train"]})
 SCORES = pd.DataFrame(
     {
         "method": ["m", "m"],
@@ -40,7 +41,7 @@ def begun(path, **options) -> RunFolder:
 def finished(path, **options) -> RunFolder:
     folder = begun(path, **options)
     folder.keep("794", "m", 0, part(s=ad.AnnData(np.ones((2, 1), np.float32))))
-    folder.write_tables(SCORES, GENES, {"seed": 0})
+    folder.write_tables(SCORES, GENES, {"seed": 0}, FOLDS)
     (folder.working / "report.html").write_text("report")
     folder.finish()
     return folder
@@ -57,7 +58,7 @@ def test_nothing_stands_at_the_path_until_it_is_finished(tmp_path):
     folder = begun(tmp_path / "run")
     folder.keep("f", "m", 0, part())
     assert not (tmp_path / "run").exists() and folder.working == tmp_path / "run.partial"
-    folder.write_tables(SCORES, GENES, {})
+    folder.write_tables(SCORES, GENES, {}, FOLDS)
     folder.finish()
     assert folder.working == tmp_path / "run"
     assert not (tmp_path / "run.partial").exists()
@@ -67,6 +68,7 @@ def test_the_finished_folder_holds_the_contract_and_nothing_else(tmp_path):
     folder = finished(tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         ".cmrcnet.json",
+        "folds.csv",
         "genes.csv",
         "predictions",
         "report.html",
@@ -81,7 +83,7 @@ def test_predictions_are_found_before_and_after_the_folder_moves(tmp_path):
     folder.keep("f", "m", 0, part(**{"a/b": ad.AnnData(np.ones((3, 1), np.float32))}))
     tables = folder.predictions()
     assert list(tables) == ["a/b"] and tables["a/b"].n_obs == 3
-    folder.write_tables(SCORES, GENES, {})
+    folder.write_tables(SCORES, GENES, {}, FOLDS)
     folder.finish()
     assert tables["a/b"].n_obs == 3
 
@@ -128,7 +130,7 @@ def test_a_finished_run_is_only_replaced_when_asked_and_at_the_last_moment(tmp_p
             RunFolder(tmp_path / "run", **options)
     second = begun(tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "report.html").read_text() == "report"
-    second.write_tables(SCORES, GENES, {})
+    second.write_tables(SCORES, GENES, {}, FOLDS)
     second.finish()
     assert not (tmp_path / "run" / "report.html").exists()
 
@@ -200,7 +202,7 @@ def test_names_that_look_like_formulas_are_quoted_in_the_tables_and_come_back(tm
     folder = begun(tmp_path / "run")
     result = part()
     scores = result.scores.assign(section="=HYPERLINK()", patient="-1")
-    folder.write_tables(scores, result.genes, {})
+    folder.write_tables(scores, result.genes, {}, FOLDS)
     folder.finish()
     assert "'=HYPERLINK()" in (tmp_path / "run" / "scores.csv").read_text()
     again, _ = RunFolder.read_finished(tmp_path / "run")

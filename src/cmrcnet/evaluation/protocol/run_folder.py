@@ -196,14 +196,16 @@ class RunFolder(WorkFolder):
 
         return Checkpoints(self._path("checkpoints", fold, training, seed))
 
-    def write_tables(self, scores: Frame, genes: Frame, metadata: dict[str, Any]) -> None:
-        """Write `scores.csv`, `genes.csv` and `run.json` of the whole run."""
+    def write_tables(self, scores: Frame, genes: Frame, metadata: dict[str, Any], folds: Frame) -> None:
+        """Write `scores.csv`, `genes.csv`, `folds.csv` (label of each section) and `run.json` of the whole run."""
+        with atomic_file(self.working / "folds.csv") as tmp:
+            guard_table(folds).to_csv(tmp, index=False)
         with atomic_file(self.working / "scores.csv") as tmp:
             guard_table(scores).to_csv(tmp, index=False)
         with atomic_file(self.working / "genes.csv") as tmp:
             guard_table(genes).to_csv(tmp, index=False, float_format=GENE_DIGITS)
         tables = sorted((self.working / "predictions").glob("[!.]*.h5ad"))
-        files = [self.working / "scores.csv", self.working / "genes.csv", *tables]
+        files = [*(self.working / name for name in ("scores.csv", "genes.csv", "folds.csv")), *tables]
         self._write_json("run.json", {"format": FORMAT, **metadata}, files)
 
     @staticmethod
