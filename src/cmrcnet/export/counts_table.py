@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,11 +49,12 @@ def write_counts(prediction: StoredPrediction, path: Path, depth: float) -> None
     facts = {"depth": float(depth), "units": f"counts at a depth of {depth:,.10g}", "note": NOTE}
     facts |= {key: prediction.facts[key] for key in ("slide", "licences", "version") if key in prediction.facts}
     prediction.require_unchanged()
+    centres: Any = {"spatial": prediction.centre_px}
     anndata.AnnData(
         X=counts(),
         obs=prediction.obs,
         var=prediction.var,
-        obsm={"spatial": prediction.centre_px},
+        obsm=centres,
         layers=bounds,
         uns={"cmrcnet_counts": facts},
     ).write_h5ad(path)
