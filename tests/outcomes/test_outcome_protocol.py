@@ -159,6 +159,7 @@ def test_the_interval_of_a_difference_by_hand():
     reach = 12.7062047 * np.sqrt((1 / 2 + 0.25) * 0.02)
     assert (mean, low, high) == (pytest.approx(0.1), pytest.approx(0.1 - reach), pytest.approx(0.1 + reach))
     assert np.isnan(corrected_interval(np.array([0.1, np.nan]), 0.25)[1])
+    assert corrected_interval(np.array([0.1, 0.1]), 0.25, 0.02)[1] == pytest.approx(0.1 - 12.7062047 * 0.02)
 
 
 @pytest.mark.shared

@@ -297,7 +297,7 @@ def compare(
     records = tuple(results[task].record for task in tasks if task[0] == 0)
     first = {(known[m], f): found for (n, m, f), found in results.items() if n == 0 and f < options.folds}
     scores = score_methods(cohort, folds, predicted, options.bootstrap, options.seed)
-    differences = score_differences(cohort, folds, predicted, questions)
+    differences = score_differences(cohort, folds, predicted, questions, options.bootstrap, options.seed)
     null = _null(cohort, folds, predicted, results, asked, methods, options)
     return OutcomeRun(cohort, methods, options, folds, predicted, records, scores, differences, null, first)
 

@@ -166,13 +166,14 @@ def _question_section(run: OutcomeRun) -> Markup:
         ]
         for gap in gaps.itertuples()
     ]
-    heads = ["paired difference", _NAMES[run.metric], "95 % interval", "higher in folds"]
+    heads = ["paired difference", _NAMES[run.metric], "interval", "higher in folds"]
     labels = [f"{gap.method} − {gap.other}" for gap in gaps.itertuples()]
     picture = forest(labels, gaps, "difference", 0.0, f"difference in {_NAMES[run.metric]}")
     note = (
-        "Mean over all test folds of the difference in a fold. The interval is Student's t over folds with the "
-        "variance of Nadeau and Bengio (2003), since training sets overlap: it says how another cohort of this size "
-        "would differ. A bootstrap of patients would take the fitted models as given, and be too narrow."
+        "Mean over all test folds of the difference in a fold. The interval is Student's t over folds with the larger "
+        "of two standard errors: Nadeau and Bengio's (2003), since training sets overlap, and that of a bootstrap of "
+        "patients, which takes the fitted models as given. At the nominal 95 % it covered the true difference in 91 to "
+        "98 % of simulated cohorts; the bootstrap alone did in 83 to 93 %."
     )
     return render("outcome_question.html", {"forest": picture, "table": table(heads, rows, main_row=0), "note": note})
 
