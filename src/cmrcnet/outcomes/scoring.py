@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 
@@ -73,19 +75,19 @@ def score_methods(
     draws = draws_of_patients(cohort.patient_codes, bootstrap, seed)
     rows: list[dict[str, object]] = []
 
-    def add(method: str, metric: str, value: float, low: float = np.nan, high: float = np.nan) -> None:
+    def note(method: str, metric: str, value: float, low: float = np.nan, high: float = np.nan) -> None:
         rows.append({"method": method, "metric": metric, "value": value, "low": low, "high": high})
 
     def add_pairs(method: str, metric: str, parts: Sequence[Sequence[Pairs]]) -> None:
         """`parts` by class and repeat: repeats are summed, classes averaged."""
-        summed = [sum(more, start=first) for first, *more in parts]
+        summed = [reduce(add, each) for each in parts]
         value = np.mean([float(each.value()[0]) for each in summed])
         sampled = np.mean([each.value(draws) for each in summed], axis=0) if bootstrap else []
-        add(method, metric, float(value), *percentile_interval(sampled))
+        note(method, metric, float(value), *percentile_interval(sampled))
 
     def add_mean(method: str, metric: str, terms: np.ndarray) -> None:
         sampled = draws @ terms / np.maximum(draws.sum(axis=1), 1)
-        add(method, metric, float(terms.mean()), *percentile_interval(sampled))
+        note(method, metric, float(terms.mean()), *percentile_interval(sampled))
 
     for name, found in predicted.items():
         by_repeat = [main_pairs(outcome, found, repeat, folds.of[repeat]) for repeat in repeats]
@@ -94,7 +96,7 @@ def score_methods(
             guessed = found.curves.argmax(axis=2)
             sampled = np.mean([balanced_accuracy(outcome.codes, guessed[r], draws) for r in repeats], axis=0)
             value = float(np.mean([balanced_accuracy(outcome.codes, guessed[r])[0] for r in repeats]))
-            add(name, "balanced accuracy", value, *percentile_interval(sampled))
+            note(name, "balanced accuracy", value, *percentile_interval(sampled))
             continue
         uno = [uno_pairs(outcome, found.risk[r], folds.observed[r], folds.horizon, folds.of[r]) for r in repeats]
         add_pairs(name, "uno", [uno])
@@ -109,8 +111,8 @@ def score_methods(
         ]
         add_mean(name, "brier", np.mean(terms, axis=0))
         slopes = [calibration_slope(outcome, found.risk[r], folds.of[r]) for r in repeats]
-        add(name, "calibration slope", *(float(each) for each in np.mean(slopes, axis=0)))
-        add(name, "log-rank p", log_rank(outcome, found.high[0]))
+        note(name, "calibration slope", *(float(each) for each in np.mean(slopes, axis=0)))
+        note(name, "log-rank p", log_rank(outcome, found.high[0]))
     return pd.DataFrame(rows)
 
 
@@ -159,7 +161,7 @@ def corrected_interval(
 def _main_samples(outcome: Survival | Classes, folds: Folds, predicted: Predicted, draws: np.ndarray) -> np.ndarray:
     """The main metric over all repeats in each bootstrap sample: (samples,)."""
     by_repeat = [main_pairs(outcome, predicted, repeat, folds.of[repeat]) for repeat in range(len(folds.of))]
-    summed = [sum(more, start=first) for first, *more in zip(*by_repeat, strict=True)]
+    summed = [reduce(add, parts) for parts in zip(*by_repeat, strict=True)]
     return np.mean([each.value(draws) for each in summed], axis=0)
 
 
