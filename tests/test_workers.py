@@ -15,10 +15,13 @@ import pytest
 from PIL import Image
 
 from cmrcnet.datasets.synthetic import synthetic_cohort, write_cohort
-from cmrcnet.errors import BadOption, CmrcnetWarning, TooFew, WorkerDied
-from cmrcnet.retrieval.bank import build_bank
+from cmrcnet.errors import BadOption, CmrcnetWarning, Damaged, TooFew, WorkerDied
+from cmrcnet.retrieval.bank import ReferenceBank, build_bank
+from cmrcnet.retrieval.sharded_search import ShardedSearch
+from cmrcnet.search.build import SearchConfig
+from cmrcnet.slides.section import Cohort
 from cmrcnet.workers import WorkerOptions, cores, run_in_workers, why_not_picklable
-from tests.inference.small_model import noise_slide, small_cohort, small_model
+from tests.inference.small_model import noise_slide, small_cohort, small_model, small_section
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,32 @@ def test_a_bank_of_a_cluster_is_that_of_one_process(cluster, tmp_path):
     assert len(banks[0]) > 3 * 6 and banks[0] == banks[1]
 
 
+def test_shards_find_what_one_bank_finds(cluster, tmp_path):
+    """Exactly; and by an index of which all lists are scanned, but for rounding."""
+    model = small_model()
+    sections = Cohort.of([small_section(f"S{n}", f"P{n}", 9 + n, seed=n) for n in range(5)])
+    made = build_bank(model, sections)
+    queries = np.random.default_rng(0).normal(size=(30, made.vectors.shape[1])).astype(np.float32)
+    for kind in ("exact", "ivf-compressed"):
+        folder = tmp_path / kind
+        made.save(folder, search=SearchConfig(kind=kind, nprobe=None if kind == "exact" else 999))
+        bank = ReferenceBank.load(folder)
+        shards = ShardedSearch(bank, 2, "ray")
+        assert len(shards) == len(bank)
+        for k in (1, 7, len(bank)):
+            one, several = bank.searcher().nearest(queries, k), shards.nearest(queries, k)
+            np.testing.assert_allclose(several.similarity, one.similarity, atol=0 if kind == "exact" else 1e-6)
+            if kind == "exact":
+                np.testing.assert_array_equal(several.ids, one.ids)
+    with pytest.raises(BadOption, match="bank-shards is 6; wanted 1 to 5, the number of sections"):
+        ShardedSearch(bank, 6, "ray")
+    with pytest.raises(BadOption, match="engine-workers is 'local'; wanted ray or"):
+        ShardedSearch(bank, 2, "local")
+    next((folder / "sections").rglob("vectors.npy")).write_bytes(b"")
+    with pytest.raises(Damaged, match=r"vectors\.npy of section"):
+        ShardedSearch(bank, 1, "ray")
+
+
 def test_slides_and_folds_on_a_cluster_are_those_of_one_process(cluster, tmp_path):
     """By command: prediction tables and scores are equal byte for byte."""
     from cmrcnet.cli import app
@@ -153,7 +182,7 @@ def test_slides_and_folds_on_a_cluster_are_those_of_one_process(cluster, tmp_pat
     for engine in ("local", "ray"):
         where = ["--engine-workers", engine, "--workers", "1" if engine == "local" else "2"]
         words = ["predict", str(tmp_path / "model"), str(slides), "--bank", str(tmp_path / "bank"), "--mpp", "0.5"]
-        words += ["--grid-um", "66"]
+        words += ["--grid-um", "66", *(["--bank-shards", "2"] if engine == "ray" else [])]
         assert app.main([*words, "--out", str(tmp_path / f"tables-{engine}"), *where]) == app.PROBLEMS_FOUND
         words = [
             "evaluate",

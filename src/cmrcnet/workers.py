@@ -79,7 +79,7 @@ class WorkerOptions:
         if self.workers != "auto":
             wanted = self.workers
         elif self.engine != "local":
-            resources = _ray(self.engine).cluster_resources()
+            resources = connect_ray(self.engine).cluster_resources()
             wanted = int(resources.get("GPU", 0) or resources.get("CPU", 1))
         else:
             try:
@@ -259,8 +259,13 @@ def _end_with_parent() -> None:
 # --- Ray -------------------------------------------------------------------------------------------------------------
 
 
-def _ray(engine: str) -> Any:
-    """Ray, connected to a cluster."""
+def connect_ray(engine: str) -> Any:
+    """Return Ray, connected to the cluster of an engine (see `WorkerOptions`).
+
+    Raises
+    ------
+    MissingExtra, BadOption
+    """
     try:
         import ray
     except ImportError as error:
@@ -293,7 +298,7 @@ class _RayWorker:
 def _run_on_ray(
     tasks: Iterable[Any], setup: Setup, count: int, name_of: Callable[[Any], str], engine: str
 ) -> Iterator[tuple[Any, _Answer]]:
-    ray = _ray(engine)
+    ray = connect_ray(engine)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= count else 0
     kind, shared = ray.remote(num_cpus=1, num_gpus=gpus)(_RayWorker), ray.put(setup)
     waiting = iter(tasks)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cmrcnet.inference.predictor import PredictOptions, Predictor
+    from cmrcnet.search.exact import Searcher
     from cmrcnet.slides.section import Spots
     from cmrcnet.slides.slide import Slide
 
@@ -38,6 +39,7 @@ def predict_command(
     mpp: float | None = None,
     features: Path | None = None,
     workers: WorkersOptions = DEFAULT_WORKERS,
+    bank_shards: int | None = None,
     overwrite: bool = False,
 ) -> Path | bool:
     """Predict expression on a slide without counts, or on many slides.
@@ -89,6 +91,9 @@ def predict_command(
         slide's patches are predicted. For many slides: the folder, with a file of each slide's name.
     workers : WorkersOptions
         Where many slides are predicted in parallel.
+    bank_shards : int, optional
+        Number of Ray actors that share the sections of a bank that is too large for the memory of one machine; needs
+        --engine-workers ray.
     overwrite : bool
         Replace OUT.
     """
@@ -107,25 +112,35 @@ def predict_command(
 
     options = {"genes": read_genes(genes), "k": k, "grid_um": grid_um, "window_um": window_um}
     options |= {"intervals": intervals, "abstain": abstain}
+    search = None if bank_shards is None else _sharded(bank, bank_shards, workers)
     if slides is not None:
         for name, value in (("section", section), ("spots", spots), ("mask", mask)):
             if value is not None:
                 raise BadOption(name, str(value), "nothing together with many slides")
-        load = partial(_predictor, model, bank, PredictOptions(**options))
+        load = partial(_predictor, model, bank, PredictOptions(**options), search)
         predictor = SlidePredictor(load, out, batch, mpp, TokenCache.default(), overwrite, features)
         done = predict_slides(predictor, slides, workers.to_options(by_default=1))  # which computes with all cores
         print(done.to_text())
         return out if not done.broken else False
     picture, locations = _slide_and_locations(slide, section, spots, mpp, features)
     tissue = None if mask is None else read_mask(mask, picture)
-    predictor = _predictor(model, bank, PredictOptions(spots=locations, mask=tissue, **options))
+    predictor = _predictor(model, bank, PredictOptions(spots=locations, mask=tissue, **options), search)
     count, width = predict_to_file(predictor, picture, out, cache=TokenCache.default(), batch=batch)
     print(f"Prediction written to {final_path(out)} ({count_text((count, 'location'), (width, 'gene'))}).")
     return out
 
 
-def _predictor(model: Path, bank: Path | None, options: PredictOptions) -> Predictor:
-    """Load a model with its bank, or a student."""
+def _sharded(bank: Path | None, shards: int, workers: WorkersOptions) -> Searcher:
+    from cmrcnet.retrieval.bank import ReferenceBank
+    from cmrcnet.retrieval.sharded_search import ShardedSearch
+
+    if bank is None:
+        raise BadOption("bank-shards", shards, "nothing without --bank")
+    return ShardedSearch(ReferenceBank.load(bank), shards, workers.engine_workers)
+
+
+def _predictor(model: Path, bank: Path | None, options: PredictOptions, search: Searcher | None) -> Predictor:
+    """Load a model with its bank, which `search` searches where it is given, or a student."""
     from cmrcnet.inference.predictor import make_predictor
     from cmrcnet.models.artefact import read_part
     from cmrcnet.models.student import FILE, Student
@@ -140,7 +155,10 @@ def _predictor(model: Path, bank: Path | None, options: PredictOptions) -> Predi
     from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.retrieval.bank import ReferenceBank
 
-    return make_predictor(TrainedModel.from_pretrained(model), ReferenceBank.load(bank), options)
+    opened = ReferenceBank.load(bank)
+    if search is not None:
+        opened.search_by(search)
+    return make_predictor(TrainedModel.from_pretrained(model), opened, options)
 
 
 def _slide_and_locations(

@@ -195,6 +195,18 @@ class ReferenceBank:
             self.__dict__["_searcher"] = found
         return self.__dict__["_searcher"]
 
+    def search_by(self, searcher: Searcher) -> None:
+        """Let `searcher` return from now on another search of the same rows, as `ShardedSearch`.
+
+        Raises
+        ------
+        ShapeMismatch
+            It searches another number of spots.
+        """
+        if len(searcher) != len(self):
+            raise ShapeMismatch("the search", want=len(self), got=len(searcher))
+        self.__dict__["_searcher"] = searcher
+
     def require_model(self, model: TrainedModel) -> None:
         """Raise `Incompatible` for a model that did not make this bank."""
         if model.fingerprint != self.model_fingerprint:
