@@ -81,12 +81,13 @@ class ShardedSearch:
     def _ask(self, method: str, *arguments: object) -> list:
         """What each shard answers; an error of a shard as itself."""
         import ray
+        from ray.exceptions import RayActorError, RayTaskError
 
         try:
             return ray.get([getattr(actor, method).remote(*arguments) for actor in self._actors])
-        except ray.exceptions.RayActorError:
+        except RayActorError:
             raise WorkerDied("a shard of the bank", f"lost {TRIES + 1} times") from None
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             raise error.cause from None
 
 
