@@ -2,7 +2,7 @@
 
     python benchmarks/fine_maps.py --out docs/benchmarks/fine_maps.json
 
-Two models are trained on the spots of four synthetic patients, config `default` and the same with
+Two models are trained on the spots of four synthetic patients, a preset and the same with
 `features.window_um: 28`, and predict a section of another patient. Its truth is known at any size. For regions of
 tissue finer than a spot and coarser ones (`structure`), the mean over genes of the correlation with the truth of 28 um
 at a pitch of 28 um is compared: of coarse maps, repeated or interpolated, of fine grids of whole windows, and of fine
@@ -36,7 +36,7 @@ from cmrcnet.slides.tissue import make_query_grid
 
 WINDOW_UM, WHOLE_UM, COARSE_UM = 28.0, 112.0, 100.0
 HEADS = ("ridge", "kernel", "retrieval", "ensemble")
-TISSUE = {"patients": 4, "spots": 200, "genes": 120, "mpp": 0.5}
+TISSUE = {"patients": 4, "spots": 120, "genes": 120, "mpp": 0.5}
 
 
 def in_spots(spots: Spots, mpp: float) -> Spots:
@@ -47,10 +47,10 @@ def in_spots(spots: Spots, mpp: float) -> Spots:
     return Spots(tuple(f"{name}-{i}" for name in spots.barcodes for i in range(len(apart))), centres, WINDOW_UM)
 
 
-def measure(structure: float, seed: int, cache: cmrcnet.TokenCache) -> dict:
+def measure(structure: float, seed: int, preset: str, cache: cmrcnet.TokenCache) -> dict:
     """Every figure for tissue whose regions have this size."""
     cohort = cmrcnet.synthetic_cohort(**TISSUE, seed=seed, structure=structure)
-    config = cmrcnet.Config.load("default")
+    config = cmrcnet.Config.load(preset)
     models = {"whole": config, "divided": config.override({"features.window_um": WINDOW_UM})}
     ask = {}
     for name, each in models.items():
@@ -123,6 +123,7 @@ def main() -> None:
     """Run and print or write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--structures", type=float, nargs="+", default=[0.25, 0.5, 1.0])
+    parser.add_argument("--preset", default="default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -131,9 +132,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for structure in options.structures:
             for seed in options.seeds:
-                rows.append(measure(structure, seed, cmrcnet.TokenCache(Path(folder))))
+                rows.append(measure(structure, seed, options.preset, cmrcnet.TokenCache(Path(folder))))
                 print(json.dumps(rows[-1], indent=1), flush=True)
-    result = {"tissue": TISSUE, "seconds": round(time.perf_counter() - start), "rows": rows}
+    result = {"preset": options.preset, "tissue": TISSUE, "seconds": round(time.perf_counter() - start), "rows": rows}
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -37,7 +37,7 @@ def test_what_is_no_prediction_is_refused(tmp_path):
     later = gradient_table()
     later.uns["cmrcnet"]["format"] = 99
     later.write_h5ad(tmp_path / "later.h5ad")
-    with pytest.raises(Incompatible, match="has format 99, and this version reads 3"):
+    with pytest.raises(Incompatible, match="has format 99, and this version reads 4"):
         StoredPrediction(tmp_path / "later.h5ad")
 
 

@@ -31,7 +31,6 @@ def test_a_file_of_blocks_is_the_table(tmp_path):
     file = TableFile(tmp_path / "t.h5ad", table.n_obs, "a")
     for start in range(0, table.n_obs, 10):
         write(file, table, slice(start, min(start + 10, table.n_obs)))
-    np.testing.assert_array_equal(file.neighbour_similarity(), table.obs["similarity"])
     np.testing.assert_array_equal(file.neighbour_rows(), [0])
     file.finish(frame_of(table))
     found = anndata.read_h5ad(tmp_path / "t.h5ad")

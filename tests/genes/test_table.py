@@ -86,7 +86,7 @@ def test_the_units_of_x_and_all_provenance_travel_along(tmp_path):
     table_of().write_h5ad(tmp_path / "t.h5ad")
     ours = anndata.read_h5ad(tmp_path / "t.h5ad").uns["cmrcnet"]
     assert ours["units"] == "log1p of counts per 10,000"
-    assert (ours["format"], ours["k"], ours["model"]) == (3, 50, "f00d")
+    assert (ours["format"], ours["k"], ours["model"]) == (4, 50, "f00d")
     assert ours["patients"] == '["P1", "P2"]'
     assert ours["slide_fingerprint"] == slide().fingerprint()
     assert "median" in Scaling(target_sum="median").units

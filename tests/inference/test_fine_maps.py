@@ -1,22 +1,31 @@
-"""Maps finer than a spot: windows average to the spot, the truth is met, and a model without them refuses."""
+"""Maps finer than a spot: windows average to the spot, the truth is met, a model without them refuses; and what a table
+of many locations holds."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
 
+import anndata
 import numpy as np
 import pytest
 
 import cmrcnet
+from cmrcnet.analysis.attribution import attribution
 from cmrcnet.config import Config
 from cmrcnet.datasets.synthetic import synthetic_section, synthetic_truth
 from cmrcnet.errors import BadOption, CmrcnetWarning, Incompatible
+from cmrcnet.export.formats import export
+from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.genes.spatial_stats import pearson_per_gene
-from cmrcnet.inference.predict import predict
+from cmrcnet.genes.table import check_prediction_table, decode
+from cmrcnet.heads.ridge import KernelRidge
+from cmrcnet.inference.predict import predict, predict_to_file
+from cmrcnet.inference.predictor import PredictOptions, make_predictor
+from cmrcnet.readers.ann_data import read_location
 from cmrcnet.slides.section import Spots
 from cmrcnet.slides.tissue import TissueMask, make_query_grid
-from tests.inference.small_model import noise_slide, small_model
+from tests.inference.small_model import noise_slide, small_cohort, small_model
 
 WINDOW_UM = 28.0
 SETTINGS = {
@@ -147,3 +156,78 @@ def test_the_config_refuses_windows_that_cannot_be_trained(config):
         cmrcnet.fit(
             cmrcnet.synthetic_cohort(patients=2, spots=4, genes=24), config.override({"model.encoder": "timm:test_vit"})
         )
+
+
+@pytest.fixture(scope="module")
+def few(section) -> dict:
+    spots = section.spots
+    return {"spots": Spots(spots.barcodes[:9], spots.centre_px[:9], spots.diameter_um), "slide": section.slide}
+
+
+def test_components_are_decoded_to_the_expression_that_they_stand_for(trained, few, tmp_path):
+    """Whatever the head, in memory and on disk; and a gene alone, a row alone, a table of some genes."""
+    for head in ("ensemble", "ridge"):
+        whole = predict(**trained, **few, head=head)
+        plain = predict(**trained, **few, head=head, content="expression")
+        coded = predict(**trained, **few, head=head, content="components")
+        np.testing.assert_array_equal(plain.X, whole.X)
+        assert not plain.layers and set(plain.obsm) == {"spatial"} and coded.X is None
+        decoded = decode(
+            coded.obsm["components"], coded.varm["loadings"], coded.var["level"].to_numpy(), coded.uns["cmrcnet"]
+        )
+        np.testing.assert_allclose(decoded, whole.X, atol=1e-5)
+        wanted = whole.obs if head == "ensemble" else whole.obs.assign(similarity=np.float32("nan"))  # nothing searched
+        assert plain.obs.equals(wanted) and coded.obs.equals(wanted)
+        for table in (plain, coded):
+            check_prediction_table(table)
+    options = PredictOptions(spots=few["spots"], head="ridge", content="components")
+    predict_to_file(make_predictor(*trained.values(), options), few["slide"], tmp_path / "c.h5ad")
+    with StoredPrediction(tmp_path / "c.h5ad") as stored:
+        np.testing.assert_allclose(stored.rows(slice(2, 5)), whole.X[2:5], atol=1e-5)
+        np.testing.assert_allclose(stored.column(whole.var_names[3]), whole.X[:, 3], atol=1e-5)
+        stored.require_unchanged()
+        export(stored, tmp_path / "some.h5ad", genes=list(whole.var_names[[5, 1]]))
+    some = anndata.read_h5ad(tmp_path / "some.h5ad")
+    check_prediction_table(some)
+    np.testing.assert_allclose(some.X, whole.X[:, [5, 1]], atol=1e-5)
+    row = read_location(tmp_path / "c.h5ad", whole.obs_names[4])
+    np.testing.assert_allclose(row.X, whole.X[4:5], atol=1e-5)
+    with pytest.raises(Incompatible, match="holds components without neighbours; predict with --content all"):
+        attribution(row, whole.obs_names[4])
+
+
+def test_what_nothing_needs_is_not_searched(trained, few, monkeypatch):
+    """The ridge head of windows, of which nothing but components is kept."""
+    monkeypatch.setattr(type(trained["bank"].searcher()), "nearest", None)
+    monkeypatch.setattr(KernelRidge, "predict", None)
+    table = predict(**trained, **few, window_um=WINDOW_UM, content="components")
+    assert table.obsm["components"].shape[0] == 9 and np.isnan(table.obs["similarity"]).all()
+
+
+def test_half_precision_has_half_the_size_and_three_digits(trained, few, tmp_path):
+    whole = predict(**trained, **few, intervals=False)
+    options = PredictOptions(spots=few["spots"], half=True)
+    predict_to_file(make_predictor(*trained.values(), options), few["slide"], tmp_path / "h.h5ad")
+    found = anndata.read_h5ad(tmp_path / "h.h5ad")
+    check_prediction_table(found)
+    assert found.X.dtype == found.layers["neighbour_std"].dtype == np.float16
+    assert found.uns["cmrcnet"]["values"] == "float16"
+    with StoredPrediction(tmp_path / "h.h5ad") as stored:
+        assert stored.column(whole.var_names[0]).dtype == stored.rows(slice(0, 3)).dtype == np.float32
+        np.testing.assert_allclose(stored.rows(slice(None)), whole.X, rtol=6e-4, atol=1e-6)
+
+
+def test_contents_that_do_not_fit_are_refused(trained, few, tmp_path):
+    for options, why in (
+        ({"content": "genes"}, "one of all, expression, components"),
+        ({"content": "components", "intervals": True}, "interval_scale in obs"),
+    ):
+        with pytest.raises(BadOption, match=why):
+            predict(**trained, **few, **options)
+    model = small_model()
+    with pytest.raises(BadOption, match="has no components"):
+        predict(model, noise_slide(), bank=cmrcnet.build_bank(model, small_cohort()), content="components")
+    pytest.importorskip("spatialdata", reason="extra `spatialdata`")
+    predictor = make_predictor(*trained.values(), PredictOptions(spots=few["spots"], content="components"))
+    with pytest.raises(BadOption, match="holds every gene"):
+        predict_to_file(predictor, few["slide"], tmp_path / "c.zarr")

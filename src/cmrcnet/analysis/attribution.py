@@ -96,7 +96,7 @@ def attribution(table: AnnData, location: str) -> Attribution:
     UnknownName
         The table has no such location.
     Incompatible
-        A student made the prediction.
+        A student made the prediction, or it was written without neighbours.
     Damaged
         The table has no neighbours, or is of an older version.
 
@@ -120,6 +120,12 @@ def attribution(table: AnnData, location: str) -> Attribution:
         raise Incompatible.from_sentence(
             f"The prediction of {info.get('slide', 'this slide')} was made by a student, which has no attributions; "
             "predict with MODEL and --bank for these."
+        )
+    content = info.get("content", "all")
+    if content != "all":
+        raise Incompatible.from_sentence(
+            f"The prediction of {info.get('slide', 'this slide')} holds {content} without neighbours; predict with "
+            "--content all for these."
         )
     lacking = [key for key in ("neighbour_ids", "neighbour_similarity", "neighbour_weight") if key not in table.obsm]
     lacking += [key for key in ("neighbour_spots", "head_weights") if key not in info]

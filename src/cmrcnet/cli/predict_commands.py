@@ -36,6 +36,8 @@ def predict_command(
     batch: int | Literal["auto"] = "auto",
     intervals: bool = False,
     abstain: float | None = None,
+    content: Literal["all", "expression", "components"] = "all",
+    half: bool = False,
     mpp: float | None = None,
     features: Path | None = None,
     workers: WorkersOptions = DEFAULT_WORKERS,
@@ -84,6 +86,12 @@ def predict_command(
         Also write the calibrated 90 % interval of every value (layers lower and upper); three times the size.
     abstain : float, optional
         Mark locations that are less certain than this share of the validation spots: --abstain 0.3
+    content : str
+        What the table holds. all: expression, its spread among the nearest spots, and these; expression alone;
+        components: 80 bytes a location for any number of genes, of which `export` and other commands decode those that
+        they show. For maps of fine pitch.
+    half : bool
+        Keep expression at half precision (float16, three digits): half the size.
     mpp : float, optional
         Micrometres per level-0 pixel, for slides that do not state it.
     features : Path, optional
@@ -111,7 +119,7 @@ def predict_command(
     from cmrcnet.storage.cache import TokenCache
 
     options = {"genes": read_genes(genes), "k": k, "grid_um": grid_um, "window_um": window_um}
-    options |= {"intervals": intervals, "abstain": abstain}
+    options |= {"intervals": intervals, "abstain": abstain, "content": content, "half": half}
     search = None if bank_shards is None else _sharded(bank, bank_shards, workers)
     if slides is not None:
         for name, value in (("section", section), ("spots", spots), ("mask", mask)):
@@ -206,8 +214,8 @@ def export_command(
     prediction : Path
         A prediction table (.h5ad) that `cmrcnet predict` wrote.
     to : Path
-        File to write: .geojson for QuPath, .png for heat maps, .ome.tiff with one channel per gene, .zarr for
-        SpatialData and LazySlide (needs cmrcnet[spatialdata]).
+        File to write: .geojson for QuPath, .png for heat maps, .ome.tiff with one channel per gene, .h5ad for a table
+        of the genes alone, .zarr for SpatialData and LazySlide (needs cmrcnet[spatialdata]).
     genes : list of str, optional
         Genes to write, or one file with a gene per line; the six most variable when left out. A .zarr holds all genes.
     slide : Path, optional

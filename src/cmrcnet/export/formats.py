@@ -8,7 +8,7 @@ from pathlib import Path
 from cmrcnet.errors import BadOption
 from cmrcnet.export.gene_maps import write_geojson, write_heat_maps, write_ome_tiff
 from cmrcnet.export.spatial_store import write_spatial_data
-from cmrcnet.export.stored_prediction import StoredPrediction
+from cmrcnet.export.stored_prediction import StoredPrediction, write_expression
 from cmrcnet.slides.slide import Slide
 from cmrcnet.storage.atomic import atomic_file, atomic_folder
 
@@ -17,6 +17,7 @@ OF_GENES = {
     ".png": write_heat_maps,
     ".ome.tiff": write_ome_tiff,
     ".ome.tif": write_ome_tiff,
+    ".h5ad": write_expression,
 }
 """Files of selected genes."""
 STORE = ".zarr"
@@ -41,7 +42,7 @@ def export(
     overwrite: bool = False,
 ) -> None:
     """Write a prediction in another format, atomically: .geojson (QuPath), .png (heat maps), .ome.tiff (rasters),
-    .zarr.
+    .h5ad (a table of fewer genes, decoded where it holds components), .zarr.
 
     A .zarr store (SpatialData, WSIData) holds all genes, and the image of `slide` if it is given; the others hold
     `genes`, by default those that vary most.

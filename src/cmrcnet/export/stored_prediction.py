@@ -11,7 +11,7 @@ import numpy as np
 
 from cmrcnet.errors import BadInput, Damaged, Incompatible, MissingInput, TooFew, UnknownName
 from cmrcnet.export.table_file import TableSeal
-from cmrcnet.genes.table import FORMAT
+from cmrcnet.genes.table import FORMAT, decode
 from cmrcnet.storage.refusals import raise_refusal
 
 if TYPE_CHECKING:
@@ -100,14 +100,25 @@ class StoredPrediction:
             number: Any = self.var.index.get_loc(gene)
         except KeyError:
             raise UnknownName("gene in the prediction", gene, self.genes) from None
+        if layer is None and "X" not in self._file:
+            return self._decode(slice(None), [int(number)])[:, 0]
         self._seal.check(self._file, key, column=int(number))
-        return self._file[key][:, number]
+        return self._file[key][:, number].astype(np.float32, copy=False)
 
     def rows(self, rows: slice, layer: str | None = None) -> np.ndarray:
         """All genes of some locations, of X or of a layer: (locations, genes) float32."""
+        if layer is None and "X" not in self._file:
+            return self._decode(rows)
         key = "X" if layer is None else f"layers/{layer}"
         self._seal.check(self._file, key, rows)
-        return self._file[key][rows]
+        return self._file[key][rows].astype(np.float32, copy=False)
+
+    def _decode(self, rows: slice, columns: list[int] | slice = slice(None)) -> np.ndarray:
+        """Expression of some locations and genes of a table of components."""
+        self._seal.check(self._file, "obsm/components", rows)
+        level = self.var["level"].to_numpy()[columns]
+        loadings = self._file["varm/loadings"][:][columns]
+        return decode(self._file["obsm/components"][rows], loadings, level, self.facts)
 
     def location(self, row: int) -> AnnData:
         """One location as a table of one row: X, obs, var, the arrays of ``obsm`` and ``uns["cmrcnet"]``."""
@@ -144,6 +155,23 @@ class StoredPrediction:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def write_expression(prediction: StoredPrediction, path: Path, genes: Sequence[str] | None = None) -> None:
+    """Write a prediction table of some genes: expression as float32, without spread and neighbours."""
+    import anndata
+    from anndata.io import read_elem
+
+    shown = genes_to_show(prediction, genes)
+    centres: Any = {"spatial": prediction.centre_px}
+    facts = prediction.facts | {"content": "expression", "values": "float32"}
+    anndata.AnnData(
+        X=np.column_stack([prediction.column(gene) for gene in shown]),
+        obs=prediction.obs,
+        var=prediction.var.loc[shown].drop(columns="level", errors="ignore"),
+        obsm=centres,
+        uns={"cmrcnet": facts, "spatial": read_elem(prediction._file["uns/spatial"])},
+    ).write_h5ad(path)
 
 
 FEW = 12

@@ -60,7 +60,7 @@ class TableFile:
     def write(
         self,
         rows: slice,
-        mean: np.ndarray,
+        mean: np.ndarray | None,
         *,
         layers: Mapping[str, np.ndarray],
         obsm: Mapping[str, np.ndarray] | None = None,
@@ -68,12 +68,12 @@ class TableFile:
     ) -> None:
         """Write the next rows, from `written` on.
 
-        X and `layers` are (locations, genes), `obsm` (locations, columns); `obs` holds further columns (locations,),
-        the same ones in every call. Raises `NoSpace` or `Unwritable`.
+        X (None: there is none) and `layers` are (locations, genes), `obsm` (locations, columns); `obs` holds further
+        columns (locations,), the same ones in every call. Raises `NoSpace` or `Unwritable`.
         """
         if rows.start != self.written:
             raise RuntimeError(f"rows {rows.start} follow {self.written}")
-        arrays = {"X": mean}
+        arrays = {} if mean is None else {"X": mean}
         for group, values in (("layers", layers), ("obsm", obsm or {}), (_STREAMED, obs or {})):
             arrays |= {f"{group}/{key}": value for key, value in values.items()}
         with translate_os_errors(self.path):
@@ -87,14 +87,6 @@ class TableFile:
             _to_disk(self.path)
             self._note(rows.stop, _crc(arrays))
         self.written = rows.stop
-
-    def neighbour_similarity(self) -> np.ndarray | None:
-        """Mean of ``obsm["neighbour_similarity"]`` of each location: (locations,) float32; None without neighbours."""
-        if "obsm/neighbour_similarity" not in self._opened():
-            return None
-        stored = self._opened()["obsm/neighbour_similarity"]
-        steps = range(0, self.locations, 1 << 14)
-        return np.concatenate([stored[start : start + (1 << 14)].mean(axis=1) for start in steps])
 
     def neighbour_rows(self) -> np.ndarray:
         """Unique bank rows among the neighbours, sorted; empty without neighbours."""
@@ -124,8 +116,8 @@ class TableFile:
                 write_elem(file, name, values)
             for name, values in frame.obsm.items():
                 write_elem(file, f"obsm/{name}", values)
-            for name in ("varm", "obsp", "varp"):
-                write_elem(file, name, {})
+            for name, values in (("varm", dict(frame.varm)), ("obsp", {}), ("varp", {})):
+                write_elem(file, name, values)
             self.close()
             _to_disk(self.path)
             seal_table(self.path)
@@ -184,7 +176,7 @@ class TableFile:
         """CRC-32 of rows in the file."""
         file = self._opened()
         groups = [name for name in ("layers", "obsm", _STREAMED) if name in file]
-        keys = ["X", *(f"{group}/{name}" for group in groups for name in file[group])]
+        keys = [*(["X"] if "X" in file else []), *(f"{group}/{name}" for group in groups for name in file[group])]
         return _crc({key: file[key][rows] for key in keys})
 
 
@@ -333,7 +325,8 @@ def _digest(path: Path, size: int) -> str:
 
 def _large(file: Any) -> Iterator[str]:
     """Names of the arrays with two dimensions that are written in blocks."""
-    yield "X"
+    if "X" in file:
+        yield "X"
     for group in ("layers", "obsm"):
         yield from (f"{group}/{name}" for name in file[group] if getattr(file[group][name], "chunks", None))
 

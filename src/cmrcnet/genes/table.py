@@ -5,8 +5,11 @@ Everything that reads predictions relies on this layout.
 =================================  =================================================================================
 ``X``                              predicted expression in ``units``, float32, (locations, features); NaN where there is
                                    no prediction: no neighbour's section measured the gene. Never infinite
-``layers["neighbour_std"]``        standard deviation of the measured expression among the neighbours, float32; NaN
-                                   where X is; absent in the table of a student, which has no neighbours
+                                   Or float16, when asked for; absent where the content is components: a gene is then
+                                   ``level + components @ loadings`` (`decode`), not below the least of its units, and
+                                   its value is given also where no neighbour's section measured it
+``layers["neighbour_std"]``        standard deviation of the measured expression among the neighbours, as X; NaN where X
+                                   is; only where the content is all and there are neighbours: a student has none
 ``layers["lower"], ["upper"]``     optional: the interval, ``X + interval_scale * interval_low`` (not below the
                                    least of its units) and
                                    ``X + interval_scale * interval_high``; NaN where none can be given
@@ -19,6 +22,9 @@ Everything that reads predictions relies on this layout.
                                    "validation Pearson of the teacher" or "not measured"); with gene reliability
                                    ``reliability_low``, ``_high`` (95 % interval), ``_null``, ``_sections``, ``grade``
                                    (A to D, "not measured"); ``interval_low``, ``interval_high``
+``var["level"]``,                  of a content of components: mean level of each gene, and its loading on each
+``varm["loadings"]``               component (genes, components), float32
+``obsm["components"]``             the same: predicted expression components of each location, float32
 ``obsm["spatial"]``                x, y of each centre in level-0 pixels, as scanpy and squidpy expect it
 ``obsm["neighbour_ids"]``          rows of the bank that were averaged, most similar first; absent without neighbours
 ``obsm["neighbour_similarity"]``   cosine of each
@@ -29,7 +35,8 @@ Everything that reads predictions relies on this layout.
 ``uns["cmrcnet"]``                 ``format``, ``units`` of X, ``scaling``, ``table_kind``, ``slide``,
                                    ``slide_fingerprint``, ``slide_width_px``,
                                    ``slide_height_px``, ``mpp``, ``spot_diameter_um``, ``version``, ``ood`` (raised,
-                                   kind, sentence, distance, limit), and all provenance given
+                                   kind, sentence, distance, limit), ``content`` (all, expression or components),
+                                   ``window_um``, and all provenance given
 =================================  =================================================================================
 """
 
@@ -52,7 +59,9 @@ from cmrcnet.slides.slide import Slide, known_scale
 if TYPE_CHECKING:
     from anndata import AnnData
 
-FORMAT = 3
+FORMAT = 4
+CONTENTS = ("all", "expression", "components")
+"""Of a table: expression with spread and neighbours, expression alone, or expression components."""
 PICTURE_PX = 1_200
 """Longer side of the picture that a table carries, at most."""
 
@@ -184,6 +193,20 @@ def scaling_of(prediction: AnnData) -> Scaling:
     return COUNTS if stated is None else Scaling.from_dict(json.loads(stated))
 
 
+def decode(components: np.ndarray, loadings: np.ndarray, level: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
+    """Expression (locations, genes) float32 of components (locations, rank), for some genes of a table of components.
+
+    `facts` are the table's ``uns["cmrcnet"]``, whose scaling has the least value.
+
+    Examples
+    --------
+    >>> decode(np.array([[1.0, 0.0], [0.0, -9.0]]), np.array([[2.0, 1.0]]), np.array([0.5]), {}).tolist()
+    [[2.5], [0.0]]
+    """
+    scaling = Scaling.from_dict(json.loads(facts["scaling"])) if "scaling" in facts else COUNTS
+    return np.maximum(components @ loadings.T + level, scaling.least).astype(np.float32)
+
+
 def check_prediction_table(table: AnnData) -> None:
     """Raise an error when a table does not have the layout of a prediction table.
 
@@ -219,11 +242,13 @@ def _violations(table: AnnData):
     for key in ("units", "scaling", "table_kind", "slide", "slide_fingerprint", "mpp", "spot_diameter_um", "version"):
         if key not in ours:
             yield f'uns["cmrcnet"] lacks {key}'
+    whole, coded = ours.get("content", "all") == "all", ours.get("content") == "components"
     for holder, name, keys in (
         (table.obs, "obs", ("x_um", "y_um", "similarity", "in_tissue", "confidence")),
         (table.var, "var", ("symbol", "ensembl_id", "reliability", "reliability_is")),
-        (table.layers, "layers", () if STUDENT in ours else ("neighbour_std",)),
-        (table.obsm, "obsm", ("spatial",)),
+        (table.layers, "layers", () if STUDENT in ours or not whole else ("neighbour_std",)),
+        (table.obsm, "obsm", ("spatial", "components") if coded else ("spatial",)),
+        (table.varm, "varm", ("loadings",) if coded else ()),
         (table.uns, "uns", ("spatial",)),
     ):
         missing = [key for key in keys if key not in holder]
@@ -240,8 +265,8 @@ def _violations(table: AnnData):
         if values is None:
             continue
         values = np.asarray(values)
-        if values.dtype != np.float32:
-            yield f"{name} is {values.dtype}; wanted float32"
+        if values.dtype not in (np.float32, np.float16):
+            yield f"{name} is {values.dtype}; wanted float32 or float16"
         elif np.isinf(values).any():
             yield f"{name} holds infinite values"
     if neighbour_std is not None:

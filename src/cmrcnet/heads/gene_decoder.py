@@ -65,6 +65,13 @@ class GeneDecoder:
             guess *= self.stretch(columns, covariance, variance_rescaling)
         return np.maximum(guess + self.level[columns], least).astype(np.float32)
 
+    def directions(self, columns: np.ndarray, *, covariance: np.ndarray, variance_rescaling: float) -> np.ndarray:
+        """Rescaled loadings (rank, columns) float32: expression is ``max(level + scores @ directions, 0)``."""
+        loadings = self.loadings[:, columns]
+        if variance_rescaling > 0:
+            loadings = loadings * self.stretch(columns, covariance, variance_rescaling)
+        return loadings.astype(np.float32, copy=False)
+
     def stretch(self, columns: np.ndarray | slice, covariance: np.ndarray, variance_rescaling: float) -> np.ndarray:
         """Factor that rescales each gene's predictions around its level: (columns,); parameters as `expression`."""
         loadings = self.loadings[:, columns]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from cmrcnet.heads.ridge import KernelRidge, Ridge
 from cmrcnet.storage.arrays import arrays_of, arrays_under
 
 RETRIEVAL, RIDGE, KERNEL = "retrieval", "ridge", "kernel"
+PARTS = (RETRIEVAL, RIDGE, KERNEL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +30,20 @@ class Head:
     ensemble: Ensemble
     record: Mapping[str, Any] = field(default_factory=dict)
 
-    def parts(self, features: np.ndarray, retrieved: np.ndarray) -> dict[str, np.ndarray]:
-        """Predictions of the parts, by name: (spots, rank) each.
+    def parts(
+        self, features: np.ndarray, retrieved: np.ndarray | None, names: Sequence[str] = PARTS
+    ) -> dict[str, np.ndarray]:
+        """Predictions of the parts `names`, by name: (spots, rank) each.
 
         `features` (spots, components) are from `pca`; `retrieved` (spots, rank) are the bank's scores, averaged over
         each spot's neighbours.
         """
-        return {RETRIEVAL: retrieved, RIDGE: self.ridge.predict(features), KERNEL: self.kernel.predict(features)}
+        makes = {
+            RETRIEVAL: lambda: retrieved,
+            RIDGE: lambda: self.ridge.predict(features),
+            KERNEL: lambda: self.kernel.predict(features),
+        }
+        return {name: makes[name]() for name in names}
 
     def combine(self, parts: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
         """Combine the parts into predicted scores: (spots, rank) float32; `kind` is "ensemble" or a part's name."""

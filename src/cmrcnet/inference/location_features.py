@@ -55,19 +55,20 @@ class LocationEncoder:
         return (scales, self.encoder.dim) if scales else (1, self.width)
 
     @classmethod
-    def of_model(cls, model: TrainedModel) -> LocationEncoder:
-        """Make a trained model's: features are its embedding, followed by the inputs of its heads."""
+    def of_model(cls, model: TrainedModel, *, searches: bool = True) -> LocationEncoder:
+        """Make a trained model's: features are its embedding, unless nothing is searched, and the heads' inputs."""
 
         def project(tokens: np.ndarray) -> np.ndarray:
-            features = [model.embed_tokens(tokens)]
+            features = [model.embed_tokens(tokens)] if searches else []
             if model.head is not None:
                 features.append(model.head.pca.apply(tokens))
             return np.concatenate(features, axis=1)
 
         inputs = 0 if model.head is None else model.head.pca.directions.shape[1]
-        width = model.config.model.embedding_dim + inputs
+        width = model.config.model.embedding_dim * searches + inputs
         spec = choose_engine(model.encoder, FeatureSpec.of(model.config, model.encoder))
-        return cls(model.encoder, spec, project, width, model.fingerprint)
+        name = model.fingerprint if searches else fingerprint(model.fingerprint, "without embedding")
+        return cls(model.encoder, spec, project, width, name)
 
     @classmethod
     def of_student(cls, encoder: ImageEncoder, config: Config) -> LocationEncoder:

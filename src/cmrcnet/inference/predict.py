@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cmrcnet.errors import CmrcnetError, InUse, NoSpace
+from cmrcnet.errors import BadOption, CmrcnetError, InUse, NoSpace
 from cmrcnet.export.formats import STORE, export
 from cmrcnet.export.spatial_store import require_spatialdata
 from cmrcnet.export.stored_prediction import StoredPrediction
@@ -68,6 +68,8 @@ def predict(
     window_um: float | None = None,
     intervals: bool = False,
     abstain: float | None = None,
+    content: Literal["all", "expression", "components"] = "all",
+    half: bool = False,
     cache: TokenCache | None = None,
 ) -> AnnData:
     """Predict expression at locations of a slide.
@@ -107,6 +109,11 @@ def predict(
         Add ``layers["lower"]`` and ``layers["upper"]``: each value's calibrated interval.
     abstain : float, optional
         Mark the locations that are less certain than this share of validation spots.
+    content : {"all", "expression", "components"}
+        What the table holds: expression, its spread among the neighbours and the neighbours; expression alone; or
+        expression components, of which a gene is decoded when it is asked for (`genes.table.decode`).
+    half : bool
+        Keep expression as float16: half the size, three significant digits.
     cache : TokenCache, optional
         Keeps the features of the frozen encoder from one call to the next.
 
@@ -158,6 +165,8 @@ def predict(
         window_um=window_um,
         intervals=intervals,
         abstain=abstain,
+        content=content,
+        half=half,
     )
     predictor = make_predictor(model, bank, options)
     grid = make_query_grid(slide, predictor.locations(slide), mask, grid_um, windows=window_um is not None)
@@ -208,6 +217,8 @@ def predict_to_file(
     """
     if out.suffix == STORE:
         require_spatialdata()
+        if predictor.decoder is not None:
+            raise BadOption("content", "components", f"all or expression with {STORE}, which holds every gene")
     options = predictor.options
     windows = options.window_um is not None
     grid = make_query_grid(slide, predictor.locations(slide), options.mask, options.grid_um, windows=windows)
@@ -281,14 +292,18 @@ def _fill(
 ) -> AnnData:
     """Predict every chunk that is not written yet, then add what depends on all locations."""
     locations = grid.locations
-    count, step = len(locations), chunk_size(len(predictor.genes))
+    count, step = len(locations), chunk_size(predictor.columns_kept)
     with metered(f"predict {slide.name}", count, "locations") as meter:
         meter.skip(table.written)
         for start in range(table.written, count, step):
             rows = slice(start, min(start + step, count))
             chunk = predictor.predict_chunk(features.take(rows))
-            table.write(rows, chunk.mean, layers=chunk.layers, obsm=chunk.obsm, obs=chunk.obs)
-            del chunk  # before the next one is made
+            mean, layers = chunk.mean, chunk.layers
+            if predictor.options.half:
+                mean = None if mean is None else mean.astype(np.float16)
+                layers = {name: values.astype(np.float16) for name, values in layers.items()}
+            table.write(rows, mean, layers=layers, obsm=chunk.obsm, obs=chunk.obs)
+            del chunk, mean, layers  # before the next one is made
             meter.advance(rows.stop - rows.start)
     frame = prediction_table(
         None,
@@ -297,11 +312,13 @@ def _fill(
         spots=locations,
         slide=slide,
         neighbours=None,
-        similarity=table.neighbour_similarity(),
         provenance=predictor.provenance() | features_of(slide),
         in_tissue=grid.tissue.contains(locations.centre_px),
     )
     predictor.annotate(frame, table.neighbour_rows())
+    if predictor.decoder is not None:
+        level, directions = predictor.decoder
+        frame.var["level"], frame.varm["loadings"] = level, np.ascontiguousarray(directions.T)
     detector, statistics = predictor.ood_detector, features.statistics()
     if detector is not None and statistics is not None:
         flag_out_of_distribution(frame, detector, statistics, slide.name)
@@ -319,23 +336,23 @@ class _TableInMemory:
     def write(
         self,
         rows: slice,
-        mean: np.ndarray,
+        mean: np.ndarray | None,
         *,
         layers: Mapping[str, np.ndarray],
         obsm: Mapping[str, np.ndarray],
         obs: Mapping[str, np.ndarray],
     ) -> None:
         """Write some rows; parameters as `TableFile.write`."""
-        for group, arrays in (("X", {"": mean}), ("layers", layers), ("obsm", obsm), ("obs", obs)):
+        for group, arrays in (
+            ("X", {} if mean is None else {"": mean}),
+            ("layers", layers),
+            ("obsm", obsm),
+            ("obs", obs),
+        ):
             for name, values in arrays.items():
                 if (group, name) not in self._arrays:
                     self._arrays[group, name] = np.empty((self.locations, *values.shape[1:]), values.dtype)
                 self._arrays[group, name][rows] = values
-
-    def neighbour_similarity(self) -> np.ndarray | None:
-        """Mean cosine to the neighbours of each location; None without neighbours."""
-        similarity = self._arrays.get(("obsm", "neighbour_similarity"))
-        return None if similarity is None else similarity.mean(axis=1)
 
     def neighbour_rows(self) -> np.ndarray:
         """Rows of the bank that are a neighbour of any location, each once, sorted."""

@@ -22,7 +22,8 @@ from cmrcnet.config import HeadConfig
 from cmrcnet.errors import BadOption, TooFew, UnknownName
 from cmrcnet.features.spec import READ
 from cmrcnet.genes.naming import explain_no_shared_genes
-from cmrcnet.genes.table import STUDENT
+from cmrcnet.genes.table import CONTENTS, STUDENT
+from cmrcnet.heads.head import PARTS, RETRIEVAL
 from cmrcnet.inference.confidence import confidence_of, write_gene_reliability
 from cmrcnet.inference.location_features import LocationEncoder, split_features
 from cmrcnet.models.licences import in_words
@@ -67,14 +68,17 @@ class PredictOptions:
     window_um: float | None = None
     intervals: bool = False
     abstain: float | None = None
+    content: Literal["all", "expression", "components"] = "all"
+    half: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class PredictionChunk:
     """Predictions of consecutive locations; layers, obs and obsm go into the table under their names."""
 
-    mean: np.ndarray
-    """(locations, genes) float32; NaN where there is no prediction: no neighbour's section measured the gene."""
+    mean: np.ndarray | None
+    """(locations, genes) float32; NaN where there is no prediction: no neighbour's section measured the gene. None
+    where components stand for it, in obsm."""
     layers: dict[str, np.ndarray] = field(default_factory=dict)
     obs: dict[str, np.ndarray] = field(default_factory=dict)
     obsm: dict[str, np.ndarray] = field(default_factory=dict)
@@ -94,6 +98,13 @@ class Predictor(ABC):
     """What the model knows of its limits."""
     bytes_per_location: int
     """Approximate size of a location in the table."""
+    decoder: tuple[np.ndarray, np.ndarray] | None = None
+    """Level (genes,) and directions (rank, genes), where components stand for expression."""
+
+    @property
+    def columns_kept(self) -> int:
+        """Numbers of a location in the largest array of the table."""
+        return len(self.genes) if self.decoder is None else len(self.decoder[1])
 
     @property
     def ood_detector(self) -> OODDetector | None:
@@ -135,7 +146,7 @@ class Predictor(ABC):
     def identity(self) -> dict[str, Any]:
         """The part of `provenance` by which a table of the same model and options is recognised."""
         keys = ("model_fingerprint", "bank_fingerprint", STUDENT, "k", "weighting", "head", "with_intervals", "abstain")
-        keys = (*keys, "window_um")
+        keys = (*keys, "window_um", "content", "values")
         return {key: value for key, value in self.provenance().items() if key in keys}
 
 
@@ -175,40 +186,70 @@ class BankPredictor(Predictor):
         how = {"intervals": options.intervals, "abstain": options.abstain, "why_not": why_not}
         self.confidence = confidence_of(model, bank, config, self.genes, **how)
         self.config = config.within(len(bank))
-        layers = 4 if self.confidence.intervals else 2
-        self.bytes_per_location = 4 * layers * len(self.columns) + 16 * self.config.k
+        self.parts = PARTS if config.kind == "ensemble" or self.confidence.reliability is not None else (config.kind,)
+        self.searches = options.content == "all" or RETRIEVAL in self.parts
+        if not self.searches:
+            self.encoder = LocationEncoder.of_model(model, searches=False)
+        if options.content == "components":
+            if model.head is None or bank.gene_decoder is None:
+                want = "all or expression: this model averages measured genes, and has no components"
+                raise BadOption("content", options.content, want)
+            if options.intervals:
+                want = (
+                    "all or expression, with intervals; with components, interval_scale in obs times interval_low and "
+                )
+                raise BadOption("content", options.content, want + "interval_high in var are the interval")
+            how = {"covariance": model.head.ensemble.covariance, "variance_rescaling": config.variance_rescaling}
+            self.decoder = bank.gene_decoder.level[self.columns], bank.gene_decoder.directions(self.columns, **how)
+        layers = {"all": 2, "expression": 1, "components": 0}[options.content] + 2 * self.confidence.intervals
+        self.bytes_per_location = (2 if options.half else 4) * layers * len(self.columns)
+        self.bytes_per_location += 16 * self.config.k if options.content == "all" else 4 * self.columns_kept
 
     def predict_chunk(self, features: np.ndarray) -> PredictionChunk:
-        """Search the bank for some locations, and average or combine."""
-        bank, config, head = self.bank, self.config, self.model.head
-        queries, reduced = split_features(features, self.model)
-        neighbours = self._index.nearest(queries, config.k)
-        mean, neighbour_std = average_expression(neighbours, bank, config, self.columns)
+        """Search the bank for some locations, and average or combine; what the table does not hold is not computed."""
+        bank, config, head, options = self.bank, self.config, self.model.head, self.options
+        neighbours, reduced = None, features
+        if self.searches:
+            queries, reduced = split_features(features, self.model)
+            neighbours = self._index.nearest(queries, config.k)
+        mean = neighbour_std = None
         obs: dict[str, np.ndarray] = {}
+        obsm: dict[str, np.ndarray] = {}
+        if neighbours is not None and (options.content == "all" or head is None):
+            spread = options.content == "all"
+            mean, neighbour_std = average_expression(neighbours, bank, config, self.columns, with_std=spread)
         if head is not None and reduced is not None and bank.scores is not None and bank.gene_decoder is not None:
-            scores, varied, parts = component_scores(self.model, bank, config, neighbours, reduced)
-            unmeasured = np.isnan(mean)
-            mean = bank.gene_decoder.expression(
-                scores,
-                self.columns,
-                covariance=head.ensemble.covariance,
-                variance_rescaling=config.variance_rescaling,
-                least=bank.scaling.least,
-            )
-            mean[unmeasured] = np.nan
-            obs = self.confidence.of_locations(neighbours.similarity, varied, parts, scores)
-        layers = {"neighbour_std": neighbour_std} | self.confidence.bounds(mean, obs)
-        weights, patient_weights = attribution_weights(neighbours, bank, config)
-        obsm = {
-            "neighbour_ids": neighbours.ids.astype(np.int64, copy=False),
-            "neighbour_similarity": neighbours.similarity,
-            "neighbour_weight": weights,
-            "patient_weights": patient_weights,
-        }
+            scores, varied, parts = component_scores(self.model, bank, config, neighbours, reduced, self.parts)
+            if neighbours is not None and varied is not None:
+                obs = self.confidence.of_locations(neighbours.similarity, varied, parts, scores)
+            if options.content == "components":
+                obsm["components"] = scores
+            else:
+                unmeasured = None if mean is None else np.isnan(mean)
+                how = {"covariance": head.ensemble.covariance, "variance_rescaling": config.variance_rescaling}
+                how |= {"least": bank.scaling.least}
+                mean = bank.gene_decoder.expression(scores, self.columns, **how)
+                if unmeasured is not None:
+                    mean[unmeasured] = np.nan
+        layers = {} if mean is None else self.confidence.bounds(mean, obs)
+        if neighbours is not None:
+            obs["similarity"] = neighbours.similarity.mean(axis=1)
+        if neighbours is not None and neighbour_std is not None:
+            layers = {"neighbour_std": neighbour_std} | layers
+            weights, patient_weights = attribution_weights(neighbours, bank, config)
+            obsm |= {
+                "neighbour_ids": neighbours.ids.astype(np.int64, copy=False),
+                "neighbour_similarity": neighbours.similarity,
+                "neighbour_weight": weights,
+                "patient_weights": patient_weights,
+            }
         return PredictionChunk(mean, layers, obs, obsm)
 
     def annotate(self, table: AnnData, neighbour_rows: np.ndarray) -> None:
         """Add the origin of the neighbours and the gene reliability."""
+        if self.options.content != "all":
+            self.confidence.annotate(table)
+            return
         origin = self.bank.spots.iloc[neighbour_rows].astype({"section": object, "patient": object, "barcode": object})
         origin.index = neighbour_rows.astype(str).astype(object)  # AnnData stores text indices only
         table.uns["cmrcnet"]["neighbour_spots"] = origin
@@ -243,6 +284,8 @@ class BankPredictor(Predictor):
                 **model.provenance.facts.get("licences", {}),
                 "slides of the bank": in_words(entry.licence for entry in bank.entries),
             },
+            "content": self.options.content,
+            "values": "float16" if self.options.half else "float32",
             "with_intervals": int(self.confidence.intervals),
             "abstain": self.confidence.abstain or 0.0,
         }
@@ -269,10 +312,14 @@ class StudentPredictor(Predictor):
         self.genes = [student.genes[column] for column in self.columns]
         self.encoder = LocationEncoder.of_student(student.encoder, student.config)
         self.calibration = student.calibration
-        self.bytes_per_location = 4 * len(self.columns)
+        if options.content == "components":
+            self.decoder = student.basis.level[self.columns], student.basis.directions[:, self.columns]
+        self.bytes_per_location = (2 if options.half else 4) * self.columns_kept
 
     def predict_chunk(self, features: np.ndarray) -> PredictionChunk:
         """Apply the student's head to some locations."""
+        if self.decoder is not None:
+            return PredictionChunk(None, obsm={"components": self.student.scores(features)})
         return PredictionChunk(self.student.predict(features, self.columns))
 
     def annotate(self, table: AnnData, neighbour_rows: np.ndarray) -> None:
@@ -296,6 +343,8 @@ class StudentPredictor(Predictor):
             "config": student.config.name,
             "scaling": student.scaling.to_dict(),
             "licences": dict(taught.facts.get("licences", {})),
+            "content": self.options.content,
+            "values": "float16" if self.options.half else "float32",
             "features_made_by": self.encoder.spec.made_by,
             "patch_px": student.config.patch.size_px,
             "patch_mpp": student.config.patch.mpp,
@@ -304,6 +353,8 @@ class StudentPredictor(Predictor):
 
 def make_predictor(model: TrainedModel | Student, bank: ReferenceBank | None, options: PredictOptions) -> Predictor:
     """Make the predictor of a model with its bank, or of a student, which has none; else `BadOption` is raised."""
+    if options.content not in CONTENTS:
+        raise BadOption("content", options.content, want=f"one of {', '.join(CONTENTS)}")
     if isinstance(model, Student):
         if bank is not None:
             raise BadOption("bank", bank.name, want="nothing with a student, which has no bank")
@@ -353,38 +404,47 @@ def gene_columns(wanted: Sequence[str] | None, known: Sequence[str]) -> np.ndarr
 
 
 def component_scores(
-    model: TrainedModel, bank: ReferenceBank, config: HeadConfig, neighbours: Neighbours, reduced: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    model: TrainedModel,
+    bank: ReferenceBank,
+    config: HeadConfig,
+    neighbours: Neighbours | None,
+    reduced: np.ndarray,
+    names: Sequence[str] = PARTS,
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
     """Predict expression component scores of some locations, by a model that works on components.
 
-    `neighbours` are rows of the bank, whose spots have scores; `reduced` (locations, components) is from
-    `split_features`.
+    `neighbours` are rows of the bank, whose spots have scores, or None where `names`, the parts that are computed, do
+    without retrieval; `reduced` (locations, components) is from `split_features`.
 
     Returns
     -------
     scores : numpy.ndarray, shape (locations, rank), float32
     neighbour_std : numpy.ndarray, shape (locations, rank), float32
-        Standard deviation of the neighbours' scores.
+        Standard deviation of the neighbours' scores; None without them.
     parts : dict of array, shape (locations, rank)
         Prediction of each head alone.
     """
     how = {"weighting": config.weighting, "temperature": config.temperature}
     assert model.head is not None and bank.scores is not None
-    retrieved, neighbour_std = average(neighbours, bank.scores, **how)
-    assert neighbour_std is not None
-    parts = model.head.parts(reduced, retrieved)
+    retrieved, neighbour_std = (None, None) if neighbours is None else average(neighbours, bank.scores, **how)
+    parts = model.head.parts(reduced, retrieved, names)
     return model.head.combine(parts, config.kind), neighbour_std, parts
 
 
 def average_expression(
-    neighbours: Neighbours, bank: ReferenceBank, config: HeadConfig, columns: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+    neighbours: Neighbours,
+    bank: ReferenceBank,
+    config: HeadConfig,
+    columns: np.ndarray | None = None,
+    *,
+    with_std: bool = True,
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Average the neighbours' measured expression, by the weighting and temperature of `config`.
 
     Returns mean and standard deviation (queries, columns) float32 of these columns of the bank, in this order, or of
-    all; NaN where no neighbour's section measured the gene.
+    all; NaN where no neighbour's section measured the gene. The deviation is None without `with_std`.
     """
-    mean, neighbour_std = average(
+    return average(
         neighbours,
         bank.expression,
         columns=columns,
@@ -392,10 +452,9 @@ def average_expression(
         temperature=config.temperature,
         section_of_spot=bank.section_of_spot,
         measured=bank.measured,
+        with_std=with_std,
         row_sums=embedding_bag_sums,
     )
-    assert neighbour_std is not None
-    return mean, neighbour_std
 
 
 def embedding_bag_sums(ids: np.ndarray, weights: np.ndarray, bank: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -25,6 +25,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, SectionError, UnknownName
+from cmrcnet.genes.table import decode
 from cmrcnet.readers import visium
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
 from cmrcnet.readers.registry import SectionSource, register_reader
@@ -247,7 +248,7 @@ def read_location(path: Path, location: str) -> AnnData:
     Returns
     -------
     anndata.AnnData
-        One row: X, obs, obsm; var and uns as they are; no layers.
+        One row: X (decoded, where the table holds components), obs, obsm; var and uns as they are; no layers.
 
     Raises
     ------
@@ -264,8 +265,13 @@ def read_location(path: Path, location: str) -> AnnData:
         if location not in names:
             raise UnknownName("location in the prediction", location, names)
         only = slice(names.index(location), names.index(location) + 1)
+        if "X" in content:
+            values = np.asarray(content["X"][only])
+        else:
+            loadings, level = content["varm/loadings"][:], var["level"].to_numpy()
+            values = decode(content["obsm/components"][only], loadings, level, uns["cmrcnet"])
         return anndata.AnnData(
-            X=np.asarray(content["X"][only]),
+            X=values,
             obs=obs.iloc[only],
             var=var,
             obsm=cast(Any, {name: np.asarray(values[only]) for name, values in content["obsm"].items()}),
