@@ -29,16 +29,20 @@ TILE, MPP, STEP, REAL = 256, 0.5, 4, 4096
 GLASS = (244, 242, 245)
 
 
-def tissue_row(texture: np.ndarray, side: int, top: int) -> np.ndarray:
+def tissue_row(texture: np.ndarray, side: int, radius: float, top: int) -> np.ndarray:
     """One row of tiles (TILE, side, 3): the texture where there is tissue, glass elsewhere."""
-    period = texture.shape[0]
-    rows, columns = np.arange(top, top + TILE), np.arange(side)
-    row = texture[rows % period][:, columns % period]
+    row = np.full((TILE, side, 3), GLASS, np.uint8)
+    reach = min(1.25 * radius, 0.5)
+    first, last = int((0.5 - reach) * side), int((0.5 + reach) * side)
+    rows, columns = np.arange(top, top + TILE), np.arange(first, last)
     x, y = columns / side - 0.5, rows / side - 0.5
+    if np.abs(y).min() > reach:
+        return row
     angle = np.arctan2(y[:, None], x[None])
-    edge = 0.36 + 0.05 * np.sin(3 * angle + 1) + 0.03 * np.sin(7 * angle)
-    outside = x[None] ** 2 + (1.15 * y[:, None]) ** 2 > edge**2
-    row[outside] = GLASS
+    edge = radius * (1 + 0.14 * np.sin(3 * angle + 1) + 0.08 * np.sin(7 * angle))
+    inside = x[None] ** 2 + (1.15 * y[:, None]) ** 2 <= edge**2
+    period = texture.shape[0]
+    row[:, first:last][inside] = texture[rows % period][:, columns % period][inside]
     return row
 
 
@@ -73,7 +77,7 @@ def real_tissue(path: Path, mpp: float) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((REAL, REAL), Image.Resampling.BICUBIC))
 
 
-def write_large_slide(path: Path, side: int, tissue: np.ndarray) -> None:
+def write_large_slide(path: Path, side: int, tissue: np.ndarray, radius: float = 0.36) -> None:
     """Write the slide.
 
     Parameters
@@ -84,6 +88,8 @@ def write_large_slide(path: Path, side: int, tissue: np.ndarray) -> None:
         Pixels; a multiple of 4096.
     tissue : array, shape (height, width, 3), uint8
         At 0.5 um a pixel.
+    radius : float
+        Of the piece of tissue, as a share of the side.
     """
     texture = mirrored(tissue)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -92,7 +98,7 @@ def write_large_slide(path: Path, side: int, tissue: np.ndarray) -> None:
 
         def tiles() -> Iterator[np.ndarray]:
             for top in range(0, side, TILE):
-                row = tissue_row(texture, side, top)
+                row = tissue_row(texture, side, radius, top)
                 small[top // STEP : (top + TILE) // STEP] = reduced(row)  # noqa: F821  deleted after the last tile
                 for left in range(0, side, TILE):
                     yield row[:, left : left + TILE]
@@ -122,12 +128,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--side", type=int, default=40_960)
+    parser.add_argument("--radius", type=float, default=0.36, help="of the piece of tissue, as a share of the side")
     parser.add_argument("--tissue", type=Path, help="a section whose tissue is repeated; made-up tissue when left out")
     parser.add_argument("--mpp", type=float, help="of --tissue")
     arguments = parser.parse_args()
     start = time.perf_counter()
     tissue = synthetic_tissue() if arguments.tissue is None else real_tissue(arguments.tissue, arguments.mpp)
-    write_large_slide(arguments.out, arguments.side, tissue)
+    write_large_slide(arguments.out, arguments.side, tissue, arguments.radius)
     size = arguments.out.stat().st_size / 1e6
     print(
         f"{arguments.out}: {arguments.side} x {arguments.side} px, {size:.0f} MB, {time.perf_counter() - start:.0f} s"

@@ -243,6 +243,8 @@ def test_no_tissue_no_grid():
     slide, _ = half_tissue()
     with pytest.raises(TooFew, match="No tissue was found on half; check the picture"):
         patch_grid(slide, TissueMask(np.zeros((60, 100), bool), 10.0))
+    with pytest.raises(TooFew, match="No location of a grid of 900 um lies on the tissue of half; choose a smaller"):
+        patch_grid(*half_tissue(), pitch_um=900)
     with pytest.raises(BadOption, match="pitch_um is 0"):
         patch_grid(*half_tissue(), pitch_um=0)
     with pytest.raises(ScaleError):

@@ -210,6 +210,11 @@ def patch_grid(slide: Slide, mask: TissueMask, *, pitch_um: float = 100.0, diame
     if not 0 < pitch_um < math.inf:
         raise BadOption("pitch_um", pitch_um, want="micrometres between neighbouring locations, above 0")
     column, row, centres = _grid_on(slide, mask, pitch_um)
+    if len(centres) == 0 and mask.pixels.any():
+        raise TooFew.from_sentence(
+            f"No location of a grid of {pitch_um:g} um lies on the tissue of {slide.name}; choose a smaller pitch "
+            "(--grid-um), or give the locations to predict yourself."
+        )
     if len(centres) == 0:
         mpp = known_scale(slide)
         across, down = slide.width_px * mpp / 1000, slide.height_px * mpp / 1000
