@@ -38,8 +38,8 @@ def chunks_kept(out: Path) -> int:
 
 
 def run(words: list[object], cache: Path, kill_after: float = math.inf) -> dict[str, float]:
-    """Run a command until it ends or is killed: its seconds and peak memory in GB."""
-    start, resident, private = time.perf_counter(), 0.0, 0.0
+    """Run a command until it ends or is killed: seconds of the clock and the processor, and peak memory in GB."""
+    start, resident, private, cpu = time.perf_counter(), 0.0, 0.0, 0.0
     process = psutil.Popen(
         [sys.executable, "-m", "cmrcnet", *map(str, words)],
         env={**os.environ, "CMRCNET_CACHE": str(cache)},
@@ -47,7 +47,9 @@ def run(words: list[object], cache: Path, kill_after: float = math.inf) -> dict[
     )
     while process.poll() is None:
         try:
-            used = [each.memory_info() for each in (process, *process.children(recursive=True))]
+            tree = [process, *process.children(recursive=True)]
+            used = [each.memory_info() for each in tree]
+            cpu = max(cpu, sum(each.cpu_times().user + each.cpu_times().system for each in tree))
             resident = max(resident, sum(each.rss for each in used) / 1e9)
             private = max(private, sum(each.rss - each.shared for each in used) / 1e9)
         except psutil.NoSuchProcess:
@@ -55,10 +57,9 @@ def run(words: list[object], cache: Path, kill_after: float = math.inf) -> dict[
         if time.perf_counter() - start > kill_after:
             process.send_signal(signal.SIGKILL)
         time.sleep(0.1)
-    seconds = round(time.perf_counter() - start, 1)
-    return {"seconds": seconds, "peak_gb": round(resident, 2), "without_mapped_files_gb": round(private, 2)} | (
-        {"exit": process.returncode} if process.returncode else {}
-    )
+    found = {"seconds": time.perf_counter() - start, "cpu_seconds": cpu, "peak_gb": resident}
+    found = {name: round(value, 2) for name, value in (found | {"without_mapped_files_gb": private}).items()}
+    return found | ({"exit": process.returncode} if process.returncode else {})
 
 
 def difference(one: Path, other: Path) -> dict[str, float]:
@@ -77,22 +78,15 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("bank", type=Path)
     parser.add_argument("--grid-um", type=float, default=100.0)
+    parser.add_argument("--spots", type=Path, help="locations in place of the grid")
     parser.add_argument("--kill-after", type=float, help="seconds after which it is killed, twice")
     parser.add_argument("--work", type=Path, required=True, help="folder for tables, which are kept")
     parser.add_argument("--out", type=Path, help="where the figures are put, those of other runs kept")
     given = parser.parse_args()
     given.work.mkdir(exist_ok=True, parents=True)
-    words = [
-        "predict",
-        given.model,
-        given.slide,
-        "--bank",
-        given.bank,
-        "--grid-um",
-        given.grid_um,
-        "--overwrite",
-        "--out",
-    ]
+    words: list[object] = ["predict", given.model, given.slide, "--bank", given.bank, "--overwrite"]
+    words += ["--grid-um", given.grid_um] if given.spots is None else ["--spots", given.spots]
+    words.append("--out")
     whole, killed = given.work / "whole.h5ad", given.work / "killed.h5ad"
     rows = []
     if given.kill_after is None:
@@ -112,7 +106,8 @@ def main() -> None:
         print(rows[-1], flush=True)
     if given.out:
         known = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
-        name = f"{given.slide.name}, {given.model.name}, {given.grid_um:g} um"
+        where = f"{given.grid_um:g} um" if given.spots is None else given.spots.name
+        name = f"{given.slide.name}, {given.model.name}, {where}"
         given.out.write_text(json.dumps(known | {name: known.get(name, []) + rows}, indent=1) + "\n", encoding="utf-8")
 
 
