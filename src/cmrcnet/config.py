@@ -10,6 +10,7 @@ neither is an option. Switches that restore the behaviour of the released code (
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import types
@@ -419,7 +420,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values that `from_dict` and JSON understand."""
-        return _plain(dataclasses.asdict(self))
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def override(self, settings: dict[str, Any]) -> Config:
         """Replace single fields by dotted key: ``config.override({"head.k": 100})``. Text is read as YAML."""
@@ -531,12 +532,6 @@ class _UniqueKeys(yaml.SafeLoader):
 
 _LONGEST_YAML, _DEEPEST_YAML = 1 << 18, 12
 _LONG_NUMBER = re.compile(r"[-+]?(0[xXob])?[0-9a-fA-F_:.]{40,}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value
 
 
 def _build(kind: type, values: dict[str, Any], where: str, prefix: str) -> Any:

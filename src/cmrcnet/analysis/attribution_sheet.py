@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,15 +27,16 @@ WIDE, LEFT, RIGHT, DPI = 14.0, 0.5, 13.5, 130
 """Width, left and right edge in inches; pixels an inch."""
 
 
+@dataclass(frozen=True, eq=False)
 class Sheet:
     """A page `WIDE` inches wide and `high` inches high, measured from its upper left corner."""
 
-    def __init__(self, drawing: Any, high: float) -> None:
-        self._drawing, self._high = drawing, high
+    drawing: Any
+    high: float
 
     def axes(self, left: float, top: float, width: float, height: float) -> Any:
         """Axes of a size at a position."""
-        return self._drawing.add_axes((left / WIDE, 1 - (top + height) / self._high, width / WIDE, height / self._high))
+        return self.drawing.add_axes((left / WIDE, 1 - (top + height) / self.high, width / WIDE, height / self.high))
 
     def text(
         self,
@@ -52,8 +54,8 @@ class Sheet:
     ) -> None:
         """Text at a position; boxed text is a warning."""
         box = {"boxstyle": "round,pad=0.45", "facecolor": "#fff4e0", "edgecolor": "#f0d3a2"} if boxed else None
-        self._drawing.text(
-            left / WIDE, 1 - top / self._high, words, fontsize=size, color=color, weight="bold" if bold else "normal",
+        self.drawing.text(
+            left / WIDE, 1 - top / self.high, words, fontsize=size, color=color, weight="bold" if bold else "normal",
             ha=ha, va=va, linespacing=spacing, bbox=box,
         )  # fmt: skip
 

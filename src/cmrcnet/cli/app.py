@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cmrcnet.cli import (
@@ -207,18 +208,20 @@ def _set_up_messages(quiet: bool) -> None:
     warnings.showwarning = lambda message, category, *rest: log.warning("warning: %s", message)
 
 
+@dataclass(eq=False)
 class _Stream:
-    """A text stream whose characters are all printable, or that outlives its reader."""
+    """A text stream whose characters are all printable (`strip`), or that outlives its reader."""
 
-    def __init__(self, raw: TextIO, *, strip: bool, outlive: bool) -> None:
-        self.raw, self._strip, self._outlive = raw, strip, outlive
+    raw: TextIO
+    strip: bool
+    outlive: bool
 
     def write(self, text: str) -> int:
         """Write text; where the reader has gone, into nothing."""
         try:
-            return self.raw.write(printable(text) if self._strip else text)
+            return self.raw.write(printable(text) if self.strip else text)
         except (OSError, ValueError):  # ValueError: closed
-            if not self._outlive:
+            if not self.outlive:
                 raise
             self.raw = _nothing()
             return len(text)
@@ -228,7 +231,7 @@ class _Stream:
         try:
             self.raw.flush()
         except (OSError, ValueError):
-            if not self._outlive:
+            if not self.outlive:
                 raise
             self.raw = _nothing()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from cmrcnet.cli.options import (
     DEFAULT_CONFIG,
@@ -20,7 +20,6 @@ from cmrcnet.storage.names import guard_table
 
 if TYPE_CHECKING:
     from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
-    from cmrcnet.slides.section import Cohort
 
 
 def evaluate_command(
@@ -107,13 +106,10 @@ def sweep_command(
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.storage.cache import TokenCache
 
-    def cohort_of(controls: Literal["drop", "keep"]) -> Cohort:
-        return read_cohort(cohort, controls=controls)
-
-    cohort_of("drop")
+    read_cohort(cohort)  # refused before the folder is made
     folder = SweepFolder(out, overwrite=run.overwrite, resume=run.resume)
     done = sweep(
-        cohort_of,
+        lambda controls: read_cohort(cohort, controls=controls),
         plan,
         folder,
         TokenCache.default(),
@@ -156,14 +152,13 @@ def transfer_command(
     """
     wanted = config.load()
 
-    from cmrcnet.evaluation.sweep.run_sweep import SweepFolder
     from cmrcnet.evaluation.sweep.sweep_report import write_transfer
-    from cmrcnet.evaluation.sweep.transfer import transfer
+    from cmrcnet.evaluation.sweep.transfer import TransferFolder, transfer
     from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.storage.cache import TokenCache
 
     source, *targets = [read_cohort(csv, controls=wanted.panel.controls) for csv in (train, *tests)]
-    folder = SweepFolder(out, last="transfer.json", overwrite=run.overwrite, resume=run.resume)
+    folder = TransferFolder(out, overwrite=run.overwrite, resume=run.resume)
     done = transfer(
         source,
         targets,

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from cmrcnet.config import Config, shipped_presets
-from cmrcnet.datasets.hub import HuggingFaceHub, RemoteFile, sha256_of
+from cmrcnet.datasets.hub import HuggingFaceHub, RemoteFile
 from cmrcnet.errors import BadInput, BadOption, DownloadFailed, OutputExists, UnknownName
 from cmrcnet.storage.atomic import atomic_file
+from cmrcnet.storage.hashing import file_checksum
 
 TASK_FORMAT = 1
 PREFIX = "hest-"
@@ -190,7 +191,7 @@ def fetch_hest(
     if missing:
         _fetch(hub, commit, missing, out)
     with atomic_file(out / CHECKSUMS) as tmp:
-        lines = [f"{sha256_of(out / file.path)}  {file.path}" for file in files]
+        lines = [f"{file_checksum(out / file.path)}  {file.path}" for file in files]
         tmp.write_text("\n".join([*lines, ""]), encoding="utf-8", newline="\n")
     return _write_cohort(out, chosen)
 

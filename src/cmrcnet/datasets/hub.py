@@ -10,12 +10,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cmrcnet.errors import DownloadFailed, MissingExtra, MissingInput
-
-_AT_ONCE = 1 << 22
+from cmrcnet.storage.hashing import file_checksum
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,11 @@ class RemoteFile:
         if not file.is_file() or file.stat().st_size != self.size:
             return False
         if self.kind == "sha256":
-            return sha256_of(file) == self.checksum
+            return file_checksum(file) == self.checksum
         # a git blob hash is the SHA-1 of a short header and the content
-        return _digest(hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False), file) == self.checksum
+        begun = partial(hashlib.sha1, f"blob {self.size}\0".encode(), usedforsecurity=False)
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, begun).hexdigest() == self.checksum
 
 
 class HuggingFaceHub:
@@ -109,15 +111,3 @@ class HuggingFaceHub:
                 raise  # from the local disk, not from the hub
             lines = str(error).splitlines()
             raise DownloadFailed(what, lines[0][:160].rstrip(".") if lines else "the hub was not reached") from error
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
-    return _digest(hashlib.sha256(), file)
-
-
-def _digest(digest: hashlib._Hash, file: Path) -> str:
-    with file.open("rb") as content:
-        while block := content.read(_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()

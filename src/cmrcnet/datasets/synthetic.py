@@ -131,16 +131,17 @@ def synthetic_cohort(
     return Cohort(f"synthetic tissue, seed {seed}", tuple(entries))
 
 
+@dataclass(eq=False)
 class _Once:
     """Makes a section at the first call and returns the same one later."""
 
-    def __init__(self, make: partial[Section]) -> None:
-        self._make, self._section = make, None
+    make: partial[Section]
+    made: Section | None = None
 
     def __call__(self) -> Section:
-        if self._section is None:
-            self._section = self._make()
-        return self._section
+        if self.made is None:
+            self.made = self.make()
+        return self.made
 
 
 def synthetic_section(

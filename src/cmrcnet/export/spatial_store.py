@@ -25,7 +25,7 @@ from cmrcnet.slides.patches import thumbnail
 from cmrcnet.slides.slide import Slide
 
 if TYPE_CHECKING:
-    import zarr
+    pass
 
 IMAGE, TILES, TABLE = "he", "tiles", "cmrcnet_tiles"
 IMAGE_PX = 4096
@@ -44,7 +44,11 @@ def write_spatial_data(prediction: StoredPrediction, path: Path, slide: Slide | 
     from spatialdata.models import Image2DModel, ShapesModel
     from spatialdata.transformations import Identity, Scale
 
-    picture, step = prediction.picture if slide is None else _picture(slide)
+    if slide is None:
+        picture, step = prediction.picture
+    else:
+        step = max(1.0, max(slide.width_px, slide.height_px) / IMAGE_PX)
+        picture = thumbnail(slide, step)
     scaled: Any = {"global": Scale([step, step], axes=("x", "y"))}
     store = spatialdata.SpatialData(
         images={IMAGE: Image2DModel.parse(picture.transpose(2, 0, 1), dims=("c", "y", "x"), transformations=scaled)},
@@ -63,11 +67,6 @@ def require_spatialdata() -> None:
         import spatialdata  # noqa: F401
     except ImportError as error:
         raise MissingExtra("spatialdata", "A .zarr", "'cmrcnet[spatialdata]'") from error
-
-
-def _picture(slide: Slide) -> tuple[np.ndarray, float]:
-    step = max(1.0, max(slide.width_px, slide.height_px) / IMAGE_PX)
-    return thumbnail(slide, step), step
 
 
 def _tiles(prediction: StoredPrediction):
@@ -127,16 +126,13 @@ def _fill(prediction: StoredPrediction, table: Path) -> None:
 
     group = zarr.open_group(table, mode="r+", use_consolidated=False)
     shape = (len(prediction), len(prediction.genes))
-    arrays = {None: _array(group, "X", shape)}
-    arrays |= {name: _array(group, f"layers/{name}", shape) for name in prediction.layers}
+    chunks = tuple(min(most, size) for most, size in zip(CHUNK, shape, strict=True))
+    arrays: dict[str | None, Any] = {}
+    for name in (None, *prediction.layers):
+        key = "X" if name is None else f"layers/{name}"
+        arrays[name] = group.create_array(key, shape=shape, chunks=chunks, dtype=np.float32, overwrite=True)
+        arrays[name].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     for start in range(0, len(prediction), CHUNK[0]):
         rows = slice(start, min(start + CHUNK[0], len(prediction)))
         for name, array in arrays.items():
             array[rows] = prediction.rows(rows, name)
-
-
-def _array(group: zarr.Group, key: str, shape: tuple[int, int]) -> zarr.Array:
-    chunks = tuple(min(most, size) for most, size in zip(CHUNK, shape, strict=True))
-    array = group.create_array(key, shape=shape, chunks=chunks, dtype=np.float32, overwrite=True)
-    array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    return array

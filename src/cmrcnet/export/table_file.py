@@ -29,6 +29,7 @@ import numpy as np
 
 from cmrcnet.errors import Damaged
 from cmrcnet.storage.atomic import atomic_file, reserve, translate_os_errors
+from cmrcnet.storage.hashing import crc_of
 
 if TYPE_CHECKING:
     import h5py
@@ -85,7 +86,7 @@ class TableFile:
                 file[key][rows] = value
             file.flush()
             _to_disk(self.path)
-            self._note(rows.stop, _crc(arrays))
+            self._note(rows.stop, crc_of(arrays))
         self.written = rows.stop
 
     def neighbour_rows(self) -> np.ndarray:
@@ -177,15 +178,7 @@ class TableFile:
         file = self._opened()
         groups = [name for name in ("layers", "obsm", _STREAMED) if name in file]
         keys = [*(["X"] if "X" in file else []), *(f"{group}/{name}" for group in groups for name in file[group])]
-        return _crc({key: file[key][rows] for key in keys})
-
-
-def _crc(arrays: Mapping[str, np.ndarray]) -> int:
-    """CRC-32 of arrays with their names, in the order of these."""
-    crc = 0
-    for key in sorted(arrays):
-        crc = zlib.crc32(np.ascontiguousarray(arrays[key]).data, zlib.crc32(key.encode(), crc))
-    return crc
+        return crc_of({key: file[key][rows] for key in keys})
 
 
 def _empty(file: h5py.File, key: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:

@@ -19,7 +19,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -125,20 +125,21 @@ def open_engine(encoder: ImageEncoder, spec: FeatureSpec) -> Engine:
     return TorchEngine(encoder, precision, torch.device(spec.device))
 
 
+@dataclass(frozen=True, eq=False)
 class TorchEngine:
     """An encoder computed by PyTorch, in evaluation mode and without gradients, and left on the device."""
 
-    def __init__(self, encoder: ImageEncoder, precision: Precision, device: torch.device) -> None:
-        self._encoder, self._device = encoder, device
-        self._precision: Precision = precision
+    encoder: ImageEncoder
+    precision: Precision
+    device: torch.device
 
     def tokens(self, pixels: np.ndarray) -> np.ndarray:
         """As `Engine.tokens`."""
-        return self._compute(lambda some: self._encoder(some).float().clamp(-LARGEST, LARGEST).half(), pixels)
+        return self._compute(lambda some: self.encoder(some).float().clamp(-LARGEST, LARGEST).half(), pixels)
 
     def mean_token(self, pixels: np.ndarray, augmentations: int) -> np.ndarray:
         """As `Engine.mean_token`."""
-        return self._compute(partial(mean_token, self._encoder, augmentations=augmentations), pixels)
+        return self._compute(partial(mean_token, self.encoder, augmentations=augmentations), pixels)
 
     def maps(self, pixels: np.ndarray) -> list[Tensor]:
         """As `Engine.maps`."""
@@ -152,10 +153,10 @@ class TorchEngine:
 
     @contextmanager
     def _evaluating(self) -> Iterator[ImageEncoder]:
-        encoder, training = self._encoder.to(self._device), self._encoder.training
+        encoder, training = self.encoder.to(self.device), self.encoder.training
         encoder.eval()
         try:
-            with torch.inference_mode(), mixed(self._precision, self._device):
+            with torch.inference_mode(), mixed(self.precision, self.device):
                 yield encoder
         finally:
             encoder.train(training)
@@ -263,16 +264,14 @@ def _convert(encoder: ImageEncoder, precision: Precision, output: Output, height
         raise Incompatible("This image encoder", why, "set features.engine to torch") from error
     finally:
         encoder.train(training)
-    off = max(_deviations(found[number], each) for number, each in enumerate(want))
+    off = max(  # root mean square of the difference, in deviations of what is wanted
+        float(np.sqrt(np.square(found[number] - each).mean()) / max(float(each.std()), 1e-12))
+        for number, each in enumerate(want)
+    )
     if not off <= TOLERANCE[precision]:
         why = f"converted to OpenVINO it differs from torch by {off:.2g} deviations on noise"
         raise Incompatible("This image encoder", why, "set features.engine to torch")
     return compiled
-
-
-def _deviations(found: np.ndarray, want: np.ndarray) -> float:
-    """Root mean square of a difference, in deviations of what is wanted."""
-    return float(np.sqrt(np.square(found - want).mean()) / max(float(want.std()), 1e-12))
 
 
 def openvino_installed() -> bool:

@@ -18,6 +18,7 @@ and cost the same at any pitch.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -115,6 +116,7 @@ class SectionTokens:
         return Standardizer.fit(self._raw(slice(start, min(start + LOCATIONS_AT_ONCE, end))) for start in starts)
 
 
+@dataclass(frozen=True, eq=False)
 class Standardizer:
     """Shift and scale each feature to mean 0 and deviation 1; one that does not vary becomes 0.
 
@@ -123,8 +125,8 @@ class Standardizer:
     mean, deviation : numpy.ndarray, shape (tokens, dim), float64
     """
 
-    def __init__(self, mean: np.ndarray, deviation: np.ndarray) -> None:
-        self.mean, self.deviation = mean, deviation
+    mean: np.ndarray
+    deviation: np.ndarray
 
     @classmethod
     def fit(cls, blocks: Iterable[np.ndarray]) -> Standardizer:

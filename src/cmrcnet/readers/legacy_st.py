@@ -53,7 +53,9 @@ def looks_like_legacy_st(path: Path) -> bool:
         rows, columns = first_names(path)
     except (OSError, UnicodeDecodeError, BadInput):
         return True  # a damaged table: the reader reports the damage
-    return bool(rows) and (all(map(_is_spot, rows)) or (len(columns) > 1 and all(map(_is_spot, columns[1:]))))
+    return bool(rows) and (
+        all(map(SPOT_NAME.fullmatch, rows)) or (len(columns) > 1 and all(map(SPOT_NAME.fullmatch, columns[1:])))
+    )
 
 
 def legacy_st_problems(source: SectionSource) -> list[CmrcnetError]:
@@ -156,13 +158,9 @@ def _stem(path: Path) -> str | None:
     return None
 
 
-def _is_spot(name: str) -> bool:
-    return SPOT_NAME.fullmatch(name) is not None
-
-
 def _plain(name: str) -> str:
     """``5.907x2.103`` of R's ``X5.907x2.103``."""
-    return name[1:] if name.startswith("X") and _is_spot(name) else name
+    return name[1:] if name.startswith("X") and SPOT_NAME.fullmatch(name) else name
 
 
 def _matched(

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import stat
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ def file_checksum(path: Path) -> str:
         if key not in _known:
             _known[key] = hashlib.file_digest(file, "sha256").hexdigest()
         return _known[key]
+
+
+def crc_of(arrays: Mapping[str, np.ndarray]) -> int:
+    """CRC-32 of arrays with their names, in the order of these."""
+    crc = 0
+    for name in sorted(arrays):
+        crc = zlib.crc32(np.ascontiguousarray(arrays[name]).data, zlib.crc32(name.encode(), crc))
+    return crc
 
 
 def fingerprint(*parts: object) -> str:

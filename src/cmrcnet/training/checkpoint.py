@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import json
 import time
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from cmrcnet.errors import Incompatible
 from cmrcnet.storage.atomic import atomic_file, make_partial, partial_folder, remove_partial
-from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.storage.hashing import crc_of, fingerprint
 from cmrcnet.storage.ownership import remove_abandoned
 
 FORMAT = 4
@@ -178,8 +177,4 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _crc(tensors: Mapping[str, Tensor]) -> int:
-    crc = 0
-    for name in sorted(tensors):
-        crc = zlib.crc32(name.encode(), crc)
-        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
-    return crc
+    return crc_of({name: value.reshape(-1).view(torch.uint8).numpy() for name, value in tensors.items()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,9 @@ def view_of(seed: int, spots: int = 12, dim: int = 6) -> SpotInputs:
 
 @settings(max_examples=40, deadline=None)
 @given(similarities)
-@pytest.mark.parametrize("weigh", [top_k(3), top_k(9), top_k(2, 0.1), all_by_similarity])
+@pytest.mark.parametrize(
+    "weigh", [partial(top_k, k=3), partial(top_k, k=9), partial(top_k, k=2, temperature=0.1), all_by_similarity]
+)
 def test_weights_are_shares(weigh, similarity):
     weights = weigh(similarity)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
@@ -44,20 +48,20 @@ def test_lokis_weights_are_similarities_over_their_sum_and_nothing_below_zero():
 
 def test_the_top_k_by_hand():
     similarity = np.array([[0.1, 0.9, 0.8, -1.0]])
-    np.testing.assert_allclose(top_k(2)(similarity), [[0, 0.5, 0.5, 0]])
+    np.testing.assert_allclose(top_k(similarity, 2), [[0, 0.5, 0.5, 0]])
     first, second = np.exp(0.9 / 0.1), np.exp(0.8 / 0.1)
     np.testing.assert_allclose(
-        top_k(2, 0.1)(similarity), [[0, first / (first + second), second / (first + second), 0]], rtol=1e-6
+        top_k(similarity, 2, 0.1), [[0, first / (first + second), second / (first + second), 0]], rtol=1e-6
     )
 
 
 def test_the_average_is_over_cosines_and_the_same_for_sparse_and_dense():
     rng = np.random.default_rng(0)
     queries, bank, expression = rng.normal(size=(300, 4)), rng.normal(size=(7, 4)), rng.poisson(1.0, (7, 5)) * 1.0
-    said = averaged(queries, bank, sparse.csr_matrix(expression), top_k(1))
+    said = averaged(queries, bank, sparse.csr_matrix(expression), partial(top_k, k=1))
     cosine = (queries / np.linalg.norm(queries, axis=1)[:, None]) @ (bank / np.linalg.norm(bank, axis=1)[:, None]).T
     np.testing.assert_allclose(said, expression[cosine.argmax(axis=1)], atol=1e-6)
-    np.testing.assert_allclose(averaged(queries, bank, expression, top_k(1)), said, atol=1e-6)
+    np.testing.assert_allclose(averaged(queries, bank, expression, partial(top_k, k=1)), said, atol=1e-6)
 
 
 def test_a_deep_set_does_not_feel_the_order_of_the_neighbours_but_feels_who_they_are():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from cmrcnet.evaluation.methods.frozen_features import PooledFeatures, colour_statistics
+from cmrcnet.evaluation.methods.frozen_features import FeatureKind, PooledFeatures, colour_statistics
 from cmrcnet.slides.patches import crop_patches
 
 
@@ -20,7 +22,7 @@ def test_the_last_layer_is_that_of_one_patch(section, small_config, small_cache)
     from cmrcnet.features.spec import FeatureSpec
     from cmrcnet.models.encoders import create_image_encoder
 
-    found = PooledFeatures(small_config, small_cache).last_layer(section.slide, section.spots)
+    found = PooledFeatures(small_config, small_cache).of(section.slide, section.spots, "last")
     encoder = create_image_encoder(small_config.model.encoder)
     tokens = extract(encoder, section.slide, section.spots.centre_px, FeatureSpec(patch=small_config.patch))
     assert found.shape == (6, encoder.dim)
@@ -29,12 +31,12 @@ def test_the_last_layer_is_that_of_one_patch(section, small_config, small_cache)
 
 def test_the_untrained_encoder_has_the_same_shape_and_other_weights_by_the_seed(section, small_config, small_cache):
     features = PooledFeatures(small_config, small_cache)
-    found = features.untrained(section.slide, section.spots)
+    found = features.of(section.slide, section.spots, "untrained")
     trained = features.of(section.slide, section.spots)
     assert found.shape == trained.shape and not np.allclose(found, trained, atol=0.1)
-    again = PooledFeatures(small_config, None).untrained(section.slide, section.spots)
+    again = PooledFeatures(small_config, None).of(section.slide, section.spots, "untrained")
     np.testing.assert_allclose(again, found, atol=2e-3, rtol=2e-3)
-    other = PooledFeatures(small_config.override({"train.seed": 7}), None).untrained(section.slide, section.spots)
+    other = PooledFeatures(small_config.override({"train.seed": 7}), None).of(section.slide, section.spots, "untrained")
     assert not np.allclose(other, found, atol=1e-2)
     assert (found.std(axis=0) > 0).mean() > 0.9  # it does see something
 
@@ -42,13 +44,18 @@ def test_the_untrained_encoder_has_the_same_shape_and_other_weights_by_the_seed(
 def test_colour_is_that_of_the_patches_also_when_it_comes_from_the_cache(section, small_config, small_cache):
     (patches,) = crop_patches(section.slide, section.spots.centre_px, small_config.patch)
     expected = colour_statistics(patches)
-    first, second = (PooledFeatures(small_config, small_cache).colour(section.slide, section.spots) for _ in range(2))
+    first, second = (
+        PooledFeatures(small_config, small_cache).of(section.slide, section.spots, "colour") for _ in range(2)
+    )
     np.testing.assert_array_equal(first, expected)
     np.testing.assert_array_equal(second, expected)
-    np.testing.assert_array_equal(PooledFeatures(small_config, None).colour(section.slide, section.spots), expected)
+    np.testing.assert_array_equal(
+        PooledFeatures(small_config, None).of(section.slide, section.spots, "colour"), expected
+    )
 
 
 def test_each_kind_is_computed_once(section, small_config, small_cache):
     features = PooledFeatures(small_config, small_cache)
-    for kind in (features.of, features.last_layer, features.untrained, features.colour):
-        assert kind(section.slide, section.spots) is kind(section.slide, section.spots)
+    for kind in get_args(FeatureKind):
+        first, again = (features.of(section.slide, section.spots, kind) for _ in range(2))
+        assert first is again

@@ -12,9 +12,8 @@ from cmrcnet.datasets.synthetic import synthetic_cohort
 from cmrcnet.errors import Leakage, SectionError, TooFew
 from cmrcnet.evaluation.protocol.experiment import FoldPlanner
 from cmrcnet.evaluation.protocol.folds import folds
-from cmrcnet.evaluation.sweep.run_sweep import SweepFolder
 from cmrcnet.evaluation.sweep.sweep_report import write_transfer
-from cmrcnet.evaluation.sweep.transfer import joined, shared_sets, transfer
+from cmrcnet.evaluation.sweep.transfer import TransferFolder, joined, shared_sets, transfer
 from cmrcnet.slides.section import Cohort
 
 pytestmark = pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
@@ -34,7 +33,7 @@ def test() -> Cohort:
 
 def test_a_transfer_stands_beside_the_scores_inside_each_cohort(tmp_path, train, test, small_config, small_cache):
     config = small_config.override({"train.epochs": 1, "train.validation": "none", "train.refit": False})
-    folder = SweepFolder(tmp_path / "t", last="transfer.json")
+    folder = TransferFolder(tmp_path / "t")
     run = transfer(train, [test], config, folder, small_cache, methods=["ridge"])
     row = run.table.query("method == 'ridge' and gene_set == 'HVG' and metric == 'pearson'").iloc[0]
     assert row["drop"] == pytest.approx(row.inside_test - row.transfer)
@@ -76,7 +75,7 @@ def test_sets_are_ranked_by_the_training_cohort_among_the_shared_genes(train, te
 def test_a_section_on_both_sides_is_refused_under_any_name(tmp_path, train, small_config, small_cache):
     twin = Cohort.of([dataclasses.replace(train.read("P1S1"), name="new", patient="new")], name="twin")
     with pytest.raises(Leakage, match="has seen section new in training"):
-        transfer(train, [twin], small_config, SweepFolder(tmp_path / "t", last="transfer.json"), small_cache)
+        transfer(train, [twin], small_config, TransferFolder(tmp_path / "t"), small_cache)
 
 
 def test_other_names_of_genes_are_explained(train, small_config):
@@ -97,4 +96,4 @@ def test_two_species_are_refused_though_a_few_names_meet(train, small_config):
 
 def test_no_test_cohort_is_refused(tmp_path, train, small_config, small_cache):
     with pytest.raises(TooFew, match="0 test cohorts"):
-        transfer(train, [], small_config, SweepFolder(tmp_path / "t", last="transfer.json"), small_cache)
+        transfer(train, [], small_config, TransferFolder(tmp_path / "t"), small_cache)

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from cmrcnet.evaluation import Sparse
-from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
+from cmrcnet.evaluation.methods.frozen_features import FeatureKind
 from cmrcnet.evaluation.methods.method import FoldData, Location, Prediction
 from cmrcnet.genes.spatial_stats import mean_pearson
 from cmrcnet.heads.pca import COMPONENTS
 from cmrcnet.heads.ridge import Ridge, ridge_path, ridge_solutions
-from cmrcnet.slides.section import Spots
-from cmrcnet.slides.slide import Slide
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -72,9 +70,6 @@ taken."""
 
 _GENES_AT_A_TIME = 2_000
 
-FeatureKind = Callable[[PooledFeatures, Slide, Spots], np.ndarray]
-"""One kind of feature at some locations, (spots, dim): a method of `PooledFeatures`."""
-
 
 @dataclass(frozen=True)
 class RidgeOnFeatures:
@@ -102,25 +97,25 @@ RIDGE = RidgeOnFeatures(
     "ridge",
     "ridge regression on the same frozen features (mean token, standardised, PCA-256; after HEST-Bench's probe), "
     "its penalty chosen on validation groups",
-    PooledFeatures.of,
+    "config",
 )
 PATCH_RIDGE = RidgeOnFeatures(
     "patch-ridge",
     "ridge on the encoder's last layer, one patch (HEST-Bench's features), penalty chosen on validation groups",
-    PooledFeatures.last_layer,
+    "last",
 )
 """The features of `hest-probe` with the penalty of `ridge`."""
 COLOUR_RIDGE = RidgeOnFeatures(
     "colour-ridge",
     "ridge on the patch's colour only (mean, deviation, histogram of each channel), penalty chosen on validation "
     "groups",
-    PooledFeatures.colour,
+    "colour",
 )
 """A control of ours, on 54 statistics of each patch; a network must beat it."""
 UNTRAINED_ENCODER = RidgeOnFeatures(
     "untrained-encoder",
     "ridge on the same encoder with random weights, penalty chosen on validation groups",
-    PooledFeatures.untrained,
+    "untrained",
 )
 """A control of ours: what the training of the encoder earned is above its score."""
 
@@ -142,9 +137,9 @@ class HestProbe:
 
     def fit(self, training: FoldData) -> FittedRidge:
         """Fit every gene on all training spots."""
-        features = features_of(training, PooledFeatures.last_layer)
+        features = features_of(training, "last")
         penalty = hest_penalty(pca_size(features), training.config.evaluation.set_size)
-        return fit_ridge(training, PooledFeatures.last_layer, features, penalty, {"penalty": penalty})
+        return fit_ridge(training, "last", features, penalty, {"penalty": penalty})
 
 
 def hest_penalty(components: int, genes: int) -> float:
@@ -164,7 +159,7 @@ class FittedRidge:
 
     def predict(self, location: Location) -> Prediction:
         """Weights times features."""
-        inputs = self.pca.transform(self.kind(location.features, location.slide, location.spots))
+        inputs = self.pca.transform(location.features.of(location.slide, location.spots, self.kind))
         chunks = [ridge.predict(inputs).reshape(len(inputs), -1) for ridge in self.ridges]
         return Prediction(self.genes, np.concatenate(chunks, axis=1).astype(np.float32))
 
@@ -201,7 +196,7 @@ def sparse_ridge(inputs: np.ndarray, expression: Sparse, penalty: float, *, stan
 
 def features_of(training: FoldData, kind: FeatureKind) -> np.ndarray:
     """One kind of feature of every training spot, rows as in `training.expression`: (spots, dim)."""
-    return np.concatenate([kind(training.features, section.slide, section.spots) for section in training.cohort])
+    return np.concatenate([training.features.of(each.slide, each.spots, kind) for each in training.cohort])
 
 
 def pca_size(features: np.ndarray) -> int:

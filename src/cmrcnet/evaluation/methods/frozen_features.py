@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,6 +14,9 @@ from cmrcnet.storage.hashing import fingerprint
 if TYPE_CHECKING:
     from cmrcnet.models.image_encoder import ImageEncoder
     from cmrcnet.storage.cache import TokenCache
+
+FeatureKind = Literal["config", "last", "untrained", "colour"]
+"""See `PooledFeatures.of`."""
 
 _SPOTS_AT_A_TIME = 256
 _COLOUR_FORMAT = 1  # counts up when the same patches would give other statistics
@@ -32,36 +34,32 @@ class PooledFeatures:
         self._encoders: dict[str, ImageEncoder] = {}
         self._known: dict[tuple[str, str], np.ndarray] = {}
 
-    def of(self, slide: Slide, spots: Spots) -> np.ndarray:
-        """The config's features: mean token of each spot's patch, or all its scales: (spots, dim) float32."""
-        if self._config.features.scales_um:
-            return self._once("scales", slide, spots, lambda: self._scales(slide, spots))
-        return self._pooled("pooled", slide, spots)
+    def of(self, slide: Slide, spots: Spots, kind: FeatureKind = "config") -> np.ndarray:
+        """Features of one kind: (spots, dim) float32.
 
-    def last_layer(self, slide: Slide, spots: Spots) -> np.ndarray:
-        """Mean token of the encoder's last output, one patch a spot, as HEST-Bench takes it: (spots, dim) float32."""
-        return self._pooled("last", slide, spots)
-
-    def untrained(self, slide: Slide, spots: Spots) -> np.ndarray:
-        """Mean token of the same encoder and blocks with random weights, one patch a spot: (spots, dim) float32."""
-        return self._pooled("untrained", slide, spots)
-
-    def colour(self, slide: Slide, spots: Spots) -> np.ndarray:
-        """Mean, deviation and 16-bin histogram of each channel of each spot's patch: (spots, 54) float32."""
-        return self._once("colour", slide, spots, lambda: self._colour(slide, spots))
-
-    def _once(self, kind: str, slide: Slide, spots: Spots, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """Values of each spot, computed at its locations once."""
+        Parameters
+        ----------
+        kind : {"config", "last", "untrained", "colour"}
+            The config's: mean token of each spot's patch, or all its scales. Or of one patch a spot: mean token of the
+            encoder's last output, as HEST-Bench takes it; mean token of the same encoder and blocks with random
+            weights; mean, deviation and 16-bin histogram of each channel (dim 54).
+        """
         key = kind, fingerprint(slide.fingerprint(), spots.location_px, spots.first_location)
         if key not in self._known:
-            self._known[key] = spots.pooled(compute())
+            if kind == "colour":
+                found = self._colour(slide, spots)
+            elif kind == "config" and self._config.features.scales_um:
+                found = self._scales(slide, spots)
+            else:
+                found = self._pooled(kind, slide, spots)
+            self._known[key] = spots.pooled(found)
         return self._known[key]
 
     def _scales(self, slide: Slide, spots: Spots) -> np.ndarray:
         from cmrcnet.features.extract import extract
         from cmrcnet.features.spec import FeatureSpec
 
-        encoder = self._encoder("pooled")
+        encoder = self._encoder("config")
         spec = FeatureSpec.of(self._config, encoder)
         tokens = extract(encoder, slide, spots.location_px, spec, cache=self._cache)
         return np.asarray(tokens, np.float32).reshape(len(tokens), -1)
@@ -71,15 +69,11 @@ class PooledFeatures:
         from cmrcnet.features.extract import extract
         from cmrcnet.features.spec import FeatureSpec
 
-        def compute() -> np.ndarray:
-            run, engine = self._config.train, self._config.features.engine
-            spec = FeatureSpec(patch=self._config.patch, engine=engine, device=run.device, precision=run.precision)
-            tokens = extract(self._encoder(kind), slide, spots.location_px, spec, cache=self._cache)
-            starts = range(0, len(tokens), _SPOTS_AT_A_TIME)
-            chunks = [np.asarray(tokens[i : i + _SPOTS_AT_A_TIME], np.float32).mean(axis=1) for i in starts]
-            return np.concatenate(chunks)
-
-        return self._once(kind, slide, spots, compute)
+        run, engine = self._config.train, self._config.features.engine
+        spec = FeatureSpec(patch=self._config.patch, engine=engine, device=run.device, precision=run.precision)
+        tokens = extract(self._encoder(kind), slide, spots.location_px, spec, cache=self._cache)
+        starts = range(0, len(tokens), _SPOTS_AT_A_TIME)
+        return np.concatenate([np.asarray(tokens[i : i + _SPOTS_AT_A_TIME], np.float32).mean(axis=1) for i in starts])
 
     def _colour(self, slide: Slide, spots: Spots) -> np.ndarray:
         from cmrcnet.features.extract import location_key

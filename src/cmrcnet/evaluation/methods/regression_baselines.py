@@ -13,7 +13,7 @@ The file is one thing: regressing baselines, which differ in their hidden layer 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -86,27 +86,34 @@ class Regression:
             return self.network.hidden(self.inputs, torch.from_numpy(rows))
 
 
-def fit_regression(
-    training: FoldData, build: Callable[[int, Tensor], Regressor], schedule: Schedule | None = None
-) -> FittedRegression:
-    """Train a network, and add the output layer of the genes that it was not trained on.
+@dataclass(frozen=True)
+class RegressionMethod:
+    """A method: one network for the genes learnt, and an output layer for the genes that it was not trained on.
 
     `build` takes the width of a spot's features and the training mean of each gene learnt.
     """
-    inputs, columns = BaselineInputs(training), genes_learnt(training)
-    targets = torch.from_numpy(np.asarray(training.expression[:, columns].todense(), np.float32))
 
-    def make(rows: np.ndarray) -> Regression:
-        network = build(inputs.width, targets[rows].mean(dim=0))
-        return Regression(network, inputs.training, targets, len(training.sets["HVG"]))
+    name: str
+    about: str
+    build: Callable[[int, Tensor], Regressor]
+    schedule: Schedule = field(default_factory=Schedule)
 
-    learnt = train_baseline(training, make, schedule or Schedule())
-    others = np.setdiff1d(np.arange(len(training.genes)), columns)
-    penalty = _choose_penalty(training, learnt)
-    hidden = learnt.trainable.hidden_at(np.arange(len(targets))).numpy()
-    rest = sparse_ridge(hidden, training.expression[:, others], penalty, standardise=True)
-    record = {**learnt.record, "genes_learnt": len(columns), "penalty_of_other_genes": penalty}
-    return FittedRegression(training.genes, inputs, learnt.trainable.network, columns, others, rest, record)
+    def fit(self, training: FoldData) -> FittedRegression:
+        """Train the network, then fit the output layer of the other genes."""
+        inputs, columns = BaselineInputs(training), genes_learnt(training)
+        targets = torch.from_numpy(np.asarray(training.expression[:, columns].todense(), np.float32))
+
+        def make(rows: np.ndarray) -> Regression:
+            network = self.build(inputs.width, targets[rows].mean(dim=0))
+            return Regression(network, inputs.training, targets, len(training.sets["HVG"]))
+
+        learnt = train_baseline(training, make, self.schedule)
+        others = np.setdiff1d(np.arange(len(training.genes)), columns)
+        penalty = _choose_penalty(training, learnt)
+        hidden = learnt.trainable.hidden_at(np.arange(len(targets))).numpy()
+        rest = sparse_ridge(hidden, training.expression[:, others], penalty, standardise=True)
+        record = {**learnt.record, "genes_learnt": len(columns), "penalty_of_other_genes": penalty}
+        return FittedRegression(training.genes, inputs, learnt.trainable.network, columns, others, rest, record)
 
 
 def _choose_penalty(training: FoldData, learnt: TrainedBaseline) -> float:
@@ -145,28 +152,6 @@ class FittedRegression:
         return Prediction(self.genes, mean)
 
 
-class STNet:
-    """Features, a linear output layer over genes, MSE, trained by gradient and stopped early.
-
-    Source: He et al., "Integrating spatial gene expression and breast tumour morphology via deep learning", Nature
-    Biomedical Engineering 2020, doi 10.1038/s41551-020-0578-x.
-
-    Differs from the original: the encoder is the run's frozen one, seen through PCA-256, where ST-Net trains a
-    DenseNet-121 too; the optimiser is AdamW; the epoch is chosen on a validation group; genes are chosen and completed
-    as this file says.
-    """
-
-    name = "st-net"
-    about = (
-        "after ST-Net (He et al. 2020): linear output layer on frozen features, MSE, early stopping "
-        "on a validation group"
-    )
-
-    def fit(self, training: FoldData) -> FittedRegression:
-        """Train the output layer."""
-        return fit_regression(training, LinearLayer)
-
-
 class LinearLayer(Regressor):
     """Nothing but the output layer: the hidden layer is the features themselves."""
 
@@ -179,30 +164,24 @@ class LinearLayer(Regressor):
         return inputs.features[rows]
 
 
+ST_NET = RegressionMethod(
+    "st-net",
+    "after ST-Net (He et al. 2020): linear output layer on frozen features, MSE, early stopping on a validation group",
+    LinearLayer,
+)
+"""Features, a linear output layer over genes, MSE, trained by gradient and stopped early.
+
+Source: He et al., "Integrating spatial gene expression and breast tumour morphology via deep learning", Nature
+Biomedical Engineering 2020, doi 10.1038/s41551-020-0578-x.
+
+Differs from the original: the encoder is the run's frozen one, seen through PCA-256, where ST-Net trains a
+DenseNet-121 too; the optimiser is AdamW; the epoch is chosen on a validation group; genes are chosen and completed
+as this file says.
+"""
+
+
 DEEPSPOT_DIM = 256
 DROPOUT = 0.3
-
-
-class DeepSpot:
-    """Spot and neighbours each through a network of their own (phi), neighbours averaged, both joined (rho), MSE.
-
-    Source: Nonchev et al., "DeepSpot: leveraging spatial context for enhanced spatial transcriptomics prediction from
-    H&E images", medRxiv 2025, doi 10.1101/2025.02.09.25321567; deep sets: Zaheer et al., NeurIPS 2017, arXiv
-    1703.06114.
-
-    Differs from the original: the frozen encoder is the run's (PCA-256), not a pathology foundation model; there are
-    no sub-spot tiles, only the spot and its spatial neighbours within 300 um (at most 24); neighbours are averaged;
-    plain MSE on log-normalised expression; genes are chosen and completed as this file says.
-    """
-
-    name = "deepspot"
-    about = (
-        "after DeepSpot (Nonchev et al. 2025): deep set over a spot and its spatial neighbours, frozen features, MSE"
-    )
-
-    def fit(self, training: FoldData) -> FittedRegression:
-        """Train the deep set."""
-        return fit_regression(training, DeepSet)
 
 
 class DeepSet(Regressor):
@@ -233,31 +212,27 @@ def masked_mean(values: Tensor, present: Tensor) -> Tensor:
     return (values * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
+DEEPSPOT = RegressionMethod(
+    "deepspot",
+    "after DeepSpot (Nonchev et al. 2025): deep set over a spot and its spatial neighbours, frozen features, MSE",
+    DeepSet,
+)
+"""Spot and neighbours each through a network of their own (phi), neighbours averaged, both joined (rho), MSE.
+
+Source: Nonchev et al., "DeepSpot: leveraging spatial context for enhanced spatial transcriptomics prediction from
+H&E images", medRxiv 2025, doi 10.1101/2025.02.09.25321567; deep sets: Zaheer et al., NeurIPS 2017, arXiv
+1703.06114.
+
+Differs from the original: the frozen encoder is the run's (PCA-256), not a pathology foundation model; there are
+no sub-spot tiles, only the spot and its spatial neighbours within 300 um (at most 24); neighbours are averaged;
+plain MSE on log-normalised expression; genes are chosen and completed as this file says.
+"""
+
+
 TRIPLEX_DIM = 64
 HEADS = 4
 FUSED_SHARE = 0.5
 """Share of a branch's loss that is taken against the fused prediction instead of the truth."""
-
-
-class Triplex:
-    """Three encoders (the spot; its neighbourhood; the section), fused by cross-attention, each branch with a loss.
-
-    Source: Chung et al., "Accurate Spatial Gene Expression Prediction by integrating Multi-resolution features", CVPR
-    2024, arXiv 2403.07592.
-
-    Differs from the original: all three encoders see one frozen feature vector a spot (PCA-256), where TRIPLEX takes
-    token maps and trains its target encoder; the neighbourhood is the spatial neighbours within 300 um (at most 24);
-    locations enter through a small network of x and y instead of its convolutional position encoding; the network is
-    small (64 wide, one layer each); the share of the branch losses is ours; a step takes one section; genes are
-    chosen and completed as this file says.
-    """
-
-    name = "triplex"
-    about = "after TRIPLEX (Chung et al. 2024): spot, neighbourhood and section encoders on frozen features, fused"
-
-    def fit(self, training: FoldData) -> FittedRegression:
-        """Train the three encoders and their fusion."""
-        return fit_regression(training, ThreeScales, Schedule(most_epochs=30, batch_size=None))
 
 
 class ThreeScales(Regressor):
@@ -342,3 +317,22 @@ def _attention_layer() -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(
         TRIPLEX_DIM, HEADS, 2 * TRIPLEX_DIM, 0.1, "gelu", batch_first=True, norm_first=True
     )
+
+
+TRIPLEX = RegressionMethod(
+    "triplex",
+    "after TRIPLEX (Chung et al. 2024): spot, neighbourhood and section encoders on frozen features, fused",
+    ThreeScales,
+    Schedule(most_epochs=30, batch_size=None),
+)
+"""Three encoders (the spot; its neighbourhood; the section), fused by cross-attention, each branch with a loss.
+
+Source: Chung et al., "Accurate Spatial Gene Expression Prediction by integrating Multi-resolution features", CVPR
+2024, arXiv 2403.07592.
+
+Differs from the original: all three encoders see one frozen feature vector a spot (PCA-256), where TRIPLEX takes
+token maps and trains its target encoder; the neighbourhood is the spatial neighbours within 300 um (at most 24);
+locations enter through a small network of x and y instead of its convolutional position encoding; the network is
+small (64 wide, one layer each); the share of the branch losses is ours; a step takes one section; genes are
+chosen and completed as this file says.
+"""

@@ -9,7 +9,8 @@ The file is one thing: retrieving baselines, which differ in their towers, loss 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,19 +36,15 @@ Weigh = Callable[[np.ndarray], np.ndarray]
 """Takes similarities (queries, bank), gives weights of the same shape."""
 
 
-def top_k(k: int, temperature: float | None = None) -> Weigh:
+def top_k(similarity: np.ndarray, k: int, temperature: float | None = None) -> np.ndarray:
     """Weights of the k most similar (all, in a smaller bank): even, or by ``exp(similarity / temperature)``."""
-
-    def weigh(similarity: np.ndarray) -> np.ndarray:
-        kept = min(k, similarity.shape[1])
-        ids = np.argsort(-similarity, axis=1, kind="stable")[:, :kept]
-        chosen = np.take_along_axis(similarity, ids, axis=1)
-        value = np.ones_like(chosen) if temperature is None else np.exp((chosen - chosen[:, :1]) / temperature)
-        weights = np.zeros_like(similarity)
-        np.put_along_axis(weights, ids, value / value.sum(axis=1, keepdims=True), axis=1)
-        return weights
-
-    return weigh
+    kept = min(k, similarity.shape[1])
+    ids = np.argsort(-similarity, axis=1, kind="stable")[:, :kept]
+    chosen = np.take_along_axis(similarity, ids, axis=1)
+    value = np.ones_like(chosen) if temperature is None else np.exp((chosen - chosen[:, :1]) / temperature)
+    weights = np.zeros_like(similarity)
+    np.put_along_axis(weights, ids, value / value.sum(axis=1, keepdims=True), axis=1)
+    return weights
 
 
 def all_by_similarity(similarity: np.ndarray) -> np.ndarray:
@@ -133,24 +130,34 @@ class Contrast:
         return averaged(queries, self.bank(), self.hvg[self.rows], self.weigh)
 
 
-def fit_towers(
-    training: FoldData, build: Callable[[int, int], Towers], weigh: Weigh, schedule: Schedule | None = None
-) -> FittedTowers:
-    """Train two towers and embed the training spots' expression.
+@dataclass(frozen=True)
+class TowerMethod:
+    """A method: two towers, trained in contrast, and measured spots averaged by `weigh`.
 
     `build` takes the width of a spot's features and the number of genes read.
     """
-    inputs, columns, hvg = BaselineInputs(training), genes_learnt(training), hvg_of(training)
-    expression = torch.from_numpy(np.asarray(training.expression[:, columns].todense(), np.float32))
 
-    def make(rows: np.ndarray) -> Contrast:
-        centred = expression - expression[rows].mean(dim=0)
-        return Contrast(build(inputs.width, len(columns)), inputs.training, centred, rows, hvg, weigh)
+    name: str
+    about: str
+    build: Callable[[int, int], Towers]
+    weigh: Weigh
+    schedule: Schedule = field(default_factory=Schedule)
 
-    learnt = train_baseline(training, make, schedule or Schedule())
-    record = {**learnt.record, "genes_learnt": len(columns)}
-    trained = learnt.trainable
-    return FittedTowers(training.genes, training.expression, inputs, trained.network, trained.bank(), weigh, record)
+    def fit(self, training: FoldData) -> FittedTowers:
+        """Train both towers and build the bank of the training spots' expression."""
+        inputs, columns, hvg = BaselineInputs(training), genes_learnt(training), hvg_of(training)
+        expression = torch.from_numpy(np.asarray(training.expression[:, columns].todense(), np.float32))
+
+        def make(rows: np.ndarray) -> Contrast:
+            centred = expression - expression[rows].mean(dim=0)
+            return Contrast(self.build(inputs.width, len(columns)), inputs.training, centred, rows, hvg, self.weigh)
+
+        learnt = train_baseline(training, make, self.schedule)
+        record = {**learnt.record, "genes_learnt": len(columns)}
+        trained = learnt.trainable
+        return FittedTowers(
+            training.genes, training.expression, inputs, trained.network, trained.bank(), self.weigh, record
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,25 +179,6 @@ class FittedTowers:
         return Prediction(self.genes, averaged(queries, self.bank, self.expression, self.weigh))
 
 
-class Bleep:
-    """Two projection heads, dot products at temperature 1, soft targets; mean of the 50 most similar spots.
-
-    Source: Xie et al., "Spatially Resolved Gene Expression Prediction from Histology Images via Bi-modal Contrastive
-    Learning", NeurIPS 2023, arXiv 2306.01859.
-
-    Differs from the original: the image encoder is the run's frozen one (PCA-256), where BLEEP trains a ResNet-50 too;
-    the gene side reads at most 1,000 genes of the training sections, minus their means, and no batch correction is
-    fitted (BLEEP's has seen the test section); the epoch is chosen on a validation group, not on random spots.
-    """
-
-    name = "bleep"
-    about = "after BLEEP (Xie et al. 2023): projection heads on frozen features, soft targets, mean of the top 50 spots"
-
-    def fit(self, training: FoldData) -> FittedTowers:
-        """Train both heads and build the bank."""
-        return fit_towers(training, BleepTowers, top_k(K))
-
-
 class BleepTowers(Towers):
     """Both heads under BLEEP's loss: dot products, soft targets, their transpose for the second direction."""
 
@@ -201,31 +189,27 @@ class BleepTowers(Towers):
         ).mean()
 
 
+BLEEP = TowerMethod(
+    "bleep",
+    "after BLEEP (Xie et al. 2023): projection heads on frozen features, soft targets, mean of the top 50 spots",
+    BleepTowers,
+    partial(top_k, k=K),
+)
+"""Two projection heads, dot products at temperature 1, soft targets; mean of the 50 most similar spots.
+
+Source: Xie et al., "Spatially Resolved Gene Expression Prediction from Histology Images via Bi-modal Contrastive
+Learning", NeurIPS 2023, arXiv 2306.01859.
+
+Differs from the original: the image encoder is the run's frozen one (PCA-256), where BLEEP trains a ResNet-50 too;
+the gene side reads at most 1,000 genes of the training sections, minus their means, and no batch correction is
+fitted (BLEEP's has seen the test section); the epoch is chosen on a validation group, not on random spots.
+"""
+
+
 HEADS = 4
 STEP_UM = 100.0
 STEPS = 128
 """Locations that an axis knows: 100 um apart, 6.4 mm to either side of the section's middle; beyond it the last one."""
-
-
-class MclSTExp:
-    """A transformer over the section's spots on the expression side, contrast with the image side, weighted retrieval.
-
-    Source: Min et al., "Multimodal contrastive learning for spatial gene expression prediction using histology
-    images", Briefings in Bioinformatics 2024, arXiv 2407.08216.
-
-    Differs from the original: the image encoder is the run's frozen one (PCA-256), where mclSTExp trains a
-    DenseNet-121 too; positions are micrometres from the section's middle in steps of 100 um, not array indices; one
-    transformer layer; a batch is one section; cosines at temperature 0.1 with identity targets; the 50 most similar
-    spots are weighted by ``exp(cosine / 0.1)``, where its code weighs the 200 nearest by the inverse square of their L1
-    distance; the epoch is chosen on a validation group.
-    """
-
-    name = "mclstexp"
-    about = "after mclSTExp (Min et al. 2024): transformer over spots with learned positions, contrast, weighted top 50"
-
-    def fit(self, training: FoldData) -> FittedTowers:
-        """Train both sides and build the bank."""
-        return fit_towers(training, SpotSentence, top_k(K, TEMPERATURE), Schedule(most_epochs=30, batch_size=None))
 
 
 class SpotSentence(Towers):
@@ -260,21 +244,38 @@ def steps_of(location_um: np.ndarray) -> np.ndarray:
     return np.clip(np.round(location_um / STEP_UM) + STEPS // 2, 0, STEPS - 1).astype(np.int64)
 
 
-class Loki:
-    """Every training spot counts by its cosine similarity to the patch, in a contrastively trained space.
+MCLSTEXP = TowerMethod(
+    "mclstexp",
+    "after mclSTExp (Min et al. 2024): transformer over spots with learned positions, contrast, weighted top 50",
+    SpotSentence,
+    partial(top_k, k=K, temperature=TEMPERATURE),
+    Schedule(most_epochs=30, batch_size=None),
+)
+"""A transformer over the section's spots on the expression side, contrast with the image side, weighted retrieval.
 
-    Source: Chen et al., "A visual-omics foundation model to bridge histopathology with spatial transcriptomics",
-    Nature Methods 2025, doi 10.1038/s41592-025-02707-1 (the prediction of Loki on OmiCLIP).
+Source: Min et al., "Multimodal contrastive learning for spatial gene expression prediction using histology
+images", Briefings in Bioinformatics 2024, arXiv 2407.08216.
 
-    Differs from the original: OmiCLIP was trained on 2.2 million pairs from elsewhere, with expression written as a
-    sentence of gene names; here the space is learnt inside the fold, by two projection heads on the run's frozen
-    features (PCA-256) and on expression, with identity targets at temperature 0.1. The similarity is between the
-    patch and the measured expression. Negative similarities count as 0, so that the weights are shares.
-    """
+Differs from the original: the image encoder is the run's frozen one (PCA-256), where mclSTExp trains a
+DenseNet-121 too; positions are micrometres from the section's middle in steps of 100 um, not array indices; one
+transformer layer; a batch is one section; cosines at temperature 0.1 with identity targets; the 50 most similar
+spots are weighted by ``exp(cosine / 0.1)``, where its code weighs the 200 nearest by the inverse square of their L1
+distance; the epoch is chosen on a validation group.
+"""
 
-    name = "loki"
-    about = "after Loki (Chen et al. 2025): all training spots, weighted by similarity in a space trained in the fold"
+LOKI = TowerMethod(
+    "loki",
+    "after Loki (Chen et al. 2025): all training spots, weighted by similarity in a space trained in the fold",
+    Towers,
+    all_by_similarity,
+)
+"""Every training spot counts by its cosine similarity to the patch, in a contrastively trained space.
 
-    def fit(self, training: FoldData) -> FittedTowers:
-        """Train both heads and build the bank."""
-        return fit_towers(training, Towers, all_by_similarity)
+Source: Chen et al., "A visual-omics foundation model to bridge histopathology with spatial transcriptomics",
+Nature Methods 2025, doi 10.1038/s41592-025-02707-1 (the prediction of Loki on OmiCLIP).
+
+Differs from the original: OmiCLIP was trained on 2.2 million pairs from elsewhere, with expression written as a
+sentence of gene names; here the space is learnt inside the fold, by two projection heads on the run's frozen
+features (PCA-256) and on expression, with identity targets at temperature 0.1. The similarity is between the
+patch and the measured expression. Negative similarities count as 0, so that the weights are shares.
+"""

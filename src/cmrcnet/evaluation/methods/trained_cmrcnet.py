@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -25,21 +25,17 @@ log = logging.getLogger("cmrcnet")
 HeadName = Literal["retrieval", "ridge", "kernel"]
 
 
+@dataclass(frozen=True)
 class TrainedCMRCNet:
     """CMRCNet trained on the fold's training sections, with one head of the ensemble or with what the config says.
 
     All of them share one training in a task. A config without expression components has retrieval only.
     """
 
-    training = MAIN
-
-    def __init__(
-        self,
-        head: HeadName | None = None,
-        name: str = MAIN,
-        about: str = "CMRCNet trained on the fold's training sections, with the head that the config says",
-    ) -> None:
-        self.head, self.name, self.about = head, name, about
+    head: HeadName | None = None
+    name: str = MAIN
+    about: str = "CMRCNet trained on the fold's training sections, with the head that the config says"
+    training: ClassVar[str] = MAIN
 
     def fit(self, training: FoldData) -> FittedCMRCNet:
         """Train, and build the bank of the training sections."""

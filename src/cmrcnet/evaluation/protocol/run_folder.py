@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cmrcnet.errors import Damaged, Incompatible, OutputExists
 from cmrcnet.evaluation import Frame
@@ -63,15 +63,18 @@ class WorkFolder:
 
     Parameters
     ----------
-    last : str
-        File that is written when everything is done; `finish` requires it.
-    format : int
-        Format number of the content.
     overwrite : bool
         Replace a finished folder at `path`, and discard an interrupted one.
     resume : bool
         Continue the interrupted folder; without one, start.
-    leftovers : sequence of str
+
+    Attributes
+    ----------
+    last : str
+        File that is written when everything is done; `finish` requires it.
+    format : int
+        Format number of the content.
+    leftovers : tuple of str
         Subfolders that `finish` removes.
 
     Raises
@@ -81,17 +84,12 @@ class WorkFolder:
     Unwritable
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        last: str,
-        format: int,
-        overwrite: bool = False,
-        resume: bool = False,
-        leftovers: Sequence[str] = (),
-    ) -> None:
-        self.path, self._last, self._format, self._leftovers = Path(path), last, format, leftovers
+    last: ClassVar[str]
+    format: ClassVar[int]
+    leftovers: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+        self.path = Path(path)
         refuse_existing(self.path, overwrite, folder=True)
         self.partial = partial_folder(self.path, resume=resume, overwrite=overwrite)
         self._finished, self._overwrite = False, overwrite
@@ -103,13 +101,13 @@ class WorkFolder:
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Record what is being made (config, cohort, version); raise `Incompatible` for a folder of something else."""
-        now = {"format": self._format} | {key: fingerprint(value) for key, value in identity.items()}
+        now = {"format": self.format} | {key: fingerprint(value) for key, value in identity.items()}
         make_partial(self.partial, _OURS)
         file = self.partial / "identity.json"
         if not file.exists():
             if any((self.partial / name).exists() for name in ("results", "predictions", "trials")):
                 raise Incompatible.run(self.partial, "identity.json, which says what it was started with, is missing")
-            self._write_json("identity.json", now)
+            write_sealed(file, now)
             return
         before = _read_json(file)
         changed = [key for key in now if before.get(key) != now[key]]
@@ -118,7 +116,7 @@ class WorkFolder:
 
     def finish(self) -> Path:
         """Move the folder to its path, and remove what is no longer needed."""
-        if not (self.partial / self._last).exists():
+        if not (self.partial / self.last).exists():
             raise Damaged(self.partial, "the run is not finished", "go on with it: --resume")
         if self.path.exists() and not self._overwrite:
             raise OutputExists(self.path)
@@ -127,28 +125,21 @@ class WorkFolder:
                 if is_temporary(Path(name)):  # of a process that was killed while it wrote
                     remove_ours(Path(where, name))
         (self.partial / "identity.json").unlink(missing_ok=True)
-        leftovers = [self.partial / name for name in self._leftovers if (self.partial / name).is_dir()]
+        leftovers = [self.partial / name for name in self.leftovers if (self.partial / name).is_dir()]
         for leftover in leftovers:
             mark_folder(leftover)
         mark_folder(self.partial)
         replace_folder(self.partial, self.path)
         self._finished = True
-        for name in self._leftovers:
+        for name in self.leftovers:
             remove_ours(self.path / name)
         return self.path
-
-    def _write_json(self, name: str, value: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
-        write_sealed(self.working / name, value, files)
 
 
 class RunFolder(WorkFolder):
     """The folder of one evaluation run; see `WorkFolder`."""
 
-    def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
-        leftovers = ("results", "checkpoints")
-        super().__init__(
-            path, last="run.json", format=FORMAT, overwrite=overwrite, resume=resume, leftovers=leftovers
-        )  # fmt: skip
+    last, format, leftovers = "run.json", FORMAT, ("results", "checkpoints")
 
     def result(self, fold: str, method: str, seed: int = 0, *, every_gene: bool = False) -> FoldResult | None:
         """Read a finished result without its prediction tables; None when it is still to be done.
@@ -206,7 +197,7 @@ class RunFolder(WorkFolder):
             guard_table(genes).to_csv(tmp, index=False, float_format=GENE_DIGITS)
         tables = sorted((self.working / "predictions").glob("[!.]*.h5ad"))
         files = [*(self.working / name for name in ("scores.csv", "genes.csv", "folds.csv")), *tables]
-        self._write_json("run.json", {"format": FORMAT, **metadata}, files)
+        write_sealed(self.working / "run.json", {"format": FORMAT, **metadata}, files)
 
     @staticmethod
     def read_finished(path: Path) -> tuple[Frame, dict[str, Any]] | None:

@@ -25,7 +25,7 @@ from cmrcnet.evaluation.sweep.sweep_plan import BASE, SweepPlan, Trial, shown, v
 from cmrcnet.genes.mean_interval import mean_interval
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.atomic import atomic_file
-from cmrcnet.storage.hashing import fingerprint
+from cmrcnet.storage.hashing import fingerprint, write_sealed
 from cmrcnet.workers import WorkerOptions, Workers
 
 if TYPE_CHECKING:
@@ -39,13 +39,9 @@ Finished = tuple[Frame, dict[str, Any]]
 
 
 class SweepFolder(WorkFolder):
-    """The folder of one sweep (or one transfer): a small run folder for each trial, and the tables at the end.
+    """The folder of one sweep: a small run folder for each trial, and the tables at the end; see `WorkFolder`."""
 
-    The file `last`, sweep.json or transfer.json, is written when all is done.
-    """
-
-    def __init__(self, path: Path, *, last: str = "sweep.json", overwrite: bool = False, resume: bool = False) -> None:
-        super().__init__(path, last=last, format=FORMAT, overwrite=overwrite, resume=resume)
+    last, format = "sweep.json", FORMAT
 
     def trial_path(self, name: str) -> Path:
         """Path of a trial's run folder."""
@@ -58,7 +54,7 @@ class SweepFolder(WorkFolder):
 
     def finish_with(self, metadata: Mapping[str, Any]) -> Path:
         """Write the last file, and move the folder to its path."""
-        self._write_json(self._last, {"format": FORMAT, **metadata})
+        write_sealed(self.working / self.last, {"format": FORMAT, **metadata})
         return self.finish()
 
 

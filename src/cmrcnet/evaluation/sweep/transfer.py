@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 _EVERY = 10**9
 
 
+class TransferFolder(SweepFolder):
+    """The folder of one transfer; see `SweepFolder`."""
+
+    last = "transfer.json"
+
+
 @dataclass(frozen=True, eq=False)
 class TransferRun:
     """A finished transfer.
