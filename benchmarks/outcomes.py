@@ -228,8 +228,8 @@ def few(als: Path, her2st: Path) -> dict:
             expression = pd.DataFrame(normalize(section.counts).toarray(), columns=pd.Index(section.genes))
             shared = list(expression.columns) if shared is None else [g for g in shared if g in expression.columns]
             images = {
-                "imagenet": features.last_layer(section.slide, section.spots),
-                "colour": features.colour(section.slide, section.spots),
+                "imagenet": features.of(section.slide, section.spots, "last"),
+                "colour": features.of(section.slide, section.spots, "colour"),
             }
             for label, rows in groups.items():
                 if len(rows) < 5:

@@ -15,7 +15,7 @@ from cmrcnet.datasets.synthetic import (
     synthetic_slide,
     synthetic_truth,
 )
-from cmrcnet.datasets.synthetic_anatomy import GROUP_SHARES, TRAITS, Anatomy, TissuePlan, synthetic_genes
+from cmrcnet.datasets.synthetic_anatomy import GROUP_SHARES, TRAITS, Anatomy, TissuePlan, in_discs, synthetic_genes
 from cmrcnet.datasets.synthetic_image import staining_of
 from cmrcnet.errors import BadOption
 from cmrcnet.genes.normalise import normalize
@@ -69,7 +69,7 @@ def test_spots_lie_on_tissue_and_the_tissue_mask_agrees(cohort):
 
     section = cohort.read("P1S1")
     anatomy = Anatomy(TissuePlan.from_text(section.metadata["synthetic"]))
-    assert (anatomy.tissue_share(section.spots.centre_px, 100.0) > 0.8).all()
+    assert (in_discs(anatomy.tissue, section.spots.centre_px, 100.0) > 0.8).all()
     assert find_tissue(section.slide).contains(section.spots.centre_px).mean() > 0.8
 
 

@@ -69,7 +69,7 @@ def test_maps_of_tiles_of_any_size_equal_those_of_torch():
         assert [each.shape[2] for each in found] == [height // stride for stride in (8, 16, 16, 32)]
         for one, two in zip(found, wanted, strict=True):
             assert float((one - two).abs().max() / two.std()) < 1e-4
-    assert len(engine._graphs) == 1
+    assert len(engine.graphs) == 1
 
 
 def test_auto_takes_openvino_where_it_converts_and_says_so(auto, encoder, slide, centres, cache, caplog):

@@ -19,7 +19,7 @@ from cmrcnet.genes.scaling import COUNTS
 from cmrcnet.slides.section import Cohort, CohortEntry
 from cmrcnet.training import data as data_module
 from cmrcnet.training import fit as fit_module
-from cmrcnet.training.data import ExpressionSample, TrainingData, epoch_batches, steps_in
+from cmrcnet.training.data import ExpressionSample, TrainingData, as_tensors, epoch_batches, steps_in
 from cmrcnet.training.module import augment_patches, on_device
 from tests.training.conftest import made_up_pairs
 
@@ -28,7 +28,7 @@ from tests.training.conftest import made_up_pairs
 @given(ids=st.lists(st.integers(0, 15), max_size=12), inputs=st.sampled_from(["tokens", "patches"]))
 def test_a_batch_is_what_plain_indexing_gives(ids, inputs):
     pairs = made_up_pairs(inputs=inputs)
-    tensors, expression = pairs.batch(np.array(ids, int))
+    tensors, expression = as_tensors(*pairs.gather(np.array(ids, int)))
     stacked = np.concatenate(pairs.inputs)
     plain = stacked[ids] if ids else stacked[:0]
     np.testing.assert_array_equal(tensors.numpy(), plain)
@@ -51,7 +51,7 @@ def test_the_disk_is_read_in_ascending_order(monkeypatch):
 
     watched = tuple(Watched(array, number) for number, array in enumerate(pairs.inputs))
     object.__setattr__(pairs, "inputs", watched)
-    pairs.batch(np.array([12, 0, 6, 4, 15, 5]))
+    pairs.gather(np.array([12, 0, 6, 4, 15, 5]))
     assert read == sorted(read)
     assert len(read) == 6
 
@@ -59,7 +59,7 @@ def test_the_disk_is_read_in_ascending_order(monkeypatch):
 @pytest.mark.parametrize("ids", [[16], [-1], [[0, 1]]])
 def test_ids_beyond_the_pairs_are_refused(ids):
     with pytest.raises(BadOption, match="a list of spots, 0 to 15"):
-        made_up_pairs().batch(np.array(ids))
+        made_up_pairs().gather(np.array(ids))
 
 
 def test_inputs_must_fit_the_expression_and_each_other():
@@ -116,7 +116,7 @@ def test_collecting_keeps_order_maps_and_expression(cohort, cache, config, encod
     np.testing.assert_array_equal(data.scored[24:48].toarray(), scored.select(second).toarray())
     tokens = extract(encoder, second.slide, second.spots.centre_px, FeatureSpec(patch=config.patch), cache=cache)
     assert not any(array.flags.writeable for array in data.inputs)  # of the cache, not copies
-    np.testing.assert_array_equal(data.batch(np.array([29]))[0].numpy()[0], tokens[5].astype(np.float32))
+    np.testing.assert_array_equal(as_tensors(*data.gather(np.array([29])))[0].numpy()[0], tokens[5].astype(np.float32))
 
 
 def test_every_section_is_read_once_and_its_slide_closed(cohort, cache, plan, encoder):

@@ -112,7 +112,10 @@ def draw_genes(sheet: Sheet, table: AnnData, found: Attribution, genes: Sequence
     for number, gene in enumerate(genes):
         top = GENES_AT + number * ROW
         sheet.text(LEFT, top + 0.19, gene, 11.5, INK, bold=True, va="center")
-        sheet.text(LEFT, top + 0.37, _reliability(table, columns[number]), 7.6, va="center")
+        known, words = table.var.iloc[columns[number]], "reliability not measured"
+        if "grade" in known and np.isfinite(known["reliability"]):
+            words = f"grade {known['grade']}, validation Pearson {known['reliability']:.2f}"
+        sheet.text(LEFT, top + 0.37, words, 7.6, va="center")
         axes = sheet.axes(strip, top + 0.04, width, ROW - 0.08)
         axes.set(xlim=(-0.02 * reach, reach))
         mean = _strip(axes, tissue.expression[:, number], weight, predicted[number], lower[number], upper[number])
@@ -180,13 +183,6 @@ def _interval(table: AnnData, row: int, columns: list[int], predicted: np.ndarra
     factor = float(table.obs["interval_scale"].iloc[row])
     low, high = (np.asarray(table.var[name], np.float64)[columns] for name in ("interval_low", "interval_high"))
     return np.maximum(predicted + factor * low, scaling_of(table).least), predicted + factor * high
-
-
-def _reliability(table: AnnData, column: int) -> str:
-    gene = table.var.iloc[column]
-    if "grade" not in gene or not np.isfinite(gene["reliability"]):
-        return "reliability not measured"
-    return f"grade {gene['grade']}, validation Pearson {gene['reliability']:.2f}"
 
 
 SHOWN = 8

@@ -121,7 +121,6 @@ def sweep_command(
         workers=run.workers.to_options(),
     )
     write_sweep(done, folder)
-    folder.finish_with(done.metadata)
     print(done.to_text())
     print(f"Report: {out / 'sweep.html'}")
     return out
@@ -171,7 +170,6 @@ def transfer_command(
         workers=run.workers.to_options(),
     )
     write_transfer(done, folder)
-    folder.finish_with(done.metadata)
     print(done.to_text())
     print(f"Report: {out / 'transfer.html'}")
     return out

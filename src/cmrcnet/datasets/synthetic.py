@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.datasets.cohort_files import write_cohort, write_slide
-from cmrcnet.datasets.synthetic_anatomy import Anatomy, TissuePlan, draw_counts, expected_shares, synthetic_genes
+from cmrcnet.datasets.synthetic_anatomy import GROUP_SHARES, Anatomy, TissuePlan, draw_counts, in_discs, synthetic_genes
 from cmrcnet.datasets.synthetic_image import paint
 from cmrcnet.errors import BadOption
 from cmrcnet.slides.section import Cohort, CohortEntry, Section, Spots
@@ -205,10 +205,18 @@ def synthetic_truth(
 
 
 def _truth(anatomy: Anatomy, centre_um: np.ndarray, diameter_um: float) -> tuple[np.ndarray, np.ndarray]:
-    """Traits (spots, 6) and expected shares (spots, genes) at locations given in micrometres."""
+    """Traits (spots, 6) and expected shares of each gene (spots, genes), float64, at locations given in micrometres.
+
+    Rows of the shares sum to 1, and each group of genes to its `GROUP_SHARES`.
+    """
     traits = anatomy.at_spots(anatomy.traits, centre_um, diameter_um)
     hidden = anatomy.at_spots(anatomy.hidden, centre_um, diameter_um)
-    return traits, expected_shares(synthetic_genes(anatomy.plan.genes), traits, hidden)
+    genes = synthetic_genes(anatomy.plan.genes)
+    rate = genes.base * np.exp(traits @ genes.traits.T + hidden @ genes.hidden.T)
+    for kind, share in GROUP_SHARES.items():
+        columns = np.array(genes.kinds) == kind
+        rate[:, columns] *= share / rate[:, columns].sum(axis=1, keepdims=True)
+    return traits, rate
 
 
 def _lay_out(plan: TissuePlan, spots: int) -> tuple[Anatomy, np.ndarray]:
@@ -223,7 +231,7 @@ def _lay_out(plan: TissuePlan, spots: int) -> tuple[Anatomy, np.ndarray]:
         anatomy = Anatomy(sized)
         x, y = np.meshgrid(np.arange(1, columns + 1), np.arange(1, rows + 1))
         positions = np.column_stack([x.ravel(), y.ravel()])
-        share = anatomy.tissue_share(positions * PITCH_UM, DIAMETER_UM)
+        share = in_discs(anatomy.tissue, positions * PITCH_UM, DIAMETER_UM)
         if (share > LEAST_TISSUE).sum() >= spots:
             best = np.argsort(-share.round(3), kind="stable")[:spots]
             return anatomy, positions[np.sort(best)]

@@ -131,12 +131,8 @@ class Anatomy:
 
     def at_spots(self, maps: np.ndarray, centre_um: np.ndarray, diameter_um: float) -> np.ndarray:
         """Mean of maps within spots, only tissue: maps (n, rows, columns), centres (spots, 2) as x, y -> (spots, n)."""
-        share = np.maximum(self.tissue_share(centre_um, diameter_um), 1e-6)
-        return np.column_stack([_in_discs(values * self.tissue, centre_um, diameter_um) / share for values in maps])
-
-    def tissue_share(self, centre_um: np.ndarray, diameter_um: float) -> np.ndarray:
-        """Share of each spot that is tissue: (spots,)."""
-        return _in_discs(self.tissue, centre_um, diameter_um)
+        share = np.maximum(in_discs(self.tissue, centre_um, diameter_um), 1e-6)
+        return np.column_stack([in_discs(values * self.tissue, centre_um, diameter_um) / share for values in maps])
 
 
 TRAITS = ("tumour", "grade", "lymphocyte", "stroma", "fat", "crowding")
@@ -156,7 +152,7 @@ def smooth_noise(random: np.random.Generator, shape: tuple[int, int], sigma: flo
     return (smooth - smooth.mean()) / max(float(smooth.std()), 1e-9)
 
 
-def _in_discs(values: np.ndarray, centre_um: np.ndarray, diameter_um: float) -> np.ndarray:
+def in_discs(values: np.ndarray, centre_um: np.ndarray, diameter_um: float) -> np.ndarray:
     """Mean of a map over discs, each approximated by a Gaussian of the same variance (sigma = diameter / 4)."""
     from scipy.ndimage import gaussian_filter, map_coordinates
 
@@ -231,18 +227,6 @@ def _gene(prefix: str, number: int) -> tuple[str, str, float, np.ndarray, np.nda
     else:
         traits[order] = sign * strength * _STRENGTH[prefix]
     return f"{prefix}{number + 1:03d}", kind, base, traits, fields, dispersion
-
-
-def expected_shares(genes: SyntheticGenes, traits: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Expected share of each gene in a spot's transcripts, of traits (spots, 6) and hidden fields (spots, 4).
-
-    Returns (spots, genes) float64: rows sum to 1, and each group of genes to its `GROUP_SHARES`.
-    """
-    rate = genes.base * np.exp(traits @ genes.traits.T + hidden @ genes.hidden.T)
-    for kind, share in GROUP_SHARES.items():
-        columns = np.array(genes.kinds) == kind
-        rate[:, columns] *= share / rate[:, columns].sum(axis=1, keepdims=True)
-    return rate
 
 
 def draw_counts(anatomy: Anatomy, shares: np.ndarray) -> np.ndarray:

@@ -64,7 +64,9 @@ def write_heat_maps(prediction: StoredPrediction, path: Path, genes: Sequence[st
     across = min(COLUMNS, len(shown) + 1)
     down = math.ceil((len(shown) + 1) / across)
     width, height = (side * step for side in picture.shape[1::-1])
-    left, top, right, bottom = window = _window(prediction, width, height)
+    low, high = prediction.centre_px.min(axis=0), prediction.centre_px.max(axis=0)
+    margin = prediction.side_px / 2 + MARGIN * (high - low).max()
+    (left, top), (right, bottom) = np.maximum(low - margin, 0), np.minimum(high + margin, (width, height))
     panel = (PANEL_INCHES * 1.16, PANEL_INCHES * min((bottom - top) / (right - left), 2.5) + 0.35)
     figure = Figure((across * panel[0], down * panel[1] + 0.3), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -74,7 +76,7 @@ def write_heat_maps(prediction: StoredPrediction, path: Path, genes: Sequence[st
     extent = (0, width, height, 0)
     axes[0].imshow(picture, extent=extent)
     axes[0].set_title(str(prediction.facts["slide"]), color=_INK, fontsize=10)
-    _scale_bar(axes[0], window, float(prediction.facts["mpp"]))
+    _scale_bar(axes[0], (left, top, right, bottom), float(prediction.facts["mpp"]))
     grey = np.repeat(picture.mean(axis=2, keepdims=True).astype(np.uint8) // 3 + 170, 3, axis=2)
     corners = _corners(prediction)
     for ax, gene in zip(axes[1:], shown, strict=False):
@@ -106,14 +108,6 @@ def _map(ax, corners: np.ndarray, values: np.ndarray) -> None:
 def _corners(prediction: StoredPrediction) -> np.ndarray:
     """Corners of each location, in level-0 pixels: (locations, 4, 2)."""
     return prediction.centre_px[:, None] + prediction.side_px / 2 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-
-
-def _window(prediction: StoredPrediction, width: float, height: float) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of the locations with a margin, within the slide."""
-    low, high = prediction.centre_px.min(axis=0), prediction.centre_px.max(axis=0)
-    margin = prediction.side_px / 2 + MARGIN * (high - low).max()
-    (left, top), (right, bottom) = np.maximum(low - margin, 0), np.minimum(high + margin, (width, height))
-    return left, top, right, bottom
 
 
 def _scale_bar(ax, window: tuple[float, float, float, float], mpp: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-class StoredPrediction:
+class StoredPrediction(AbstractContextManager["StoredPrediction"]):
     """An .h5ad that `cmrcnet predict` wrote. Use it in a ``with`` block, or call `close`.
 
     Raises
@@ -149,9 +150,6 @@ class StoredPrediction:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> StoredPrediction:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -165,20 +165,18 @@ class TableFile:
             for line in self._journal.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
                 name, stop, crc = line.rsplit(" ", 2)
                 rows = slice(start, int(stop))
-                if name != self._name or not start < rows.stop <= self.locations or self._stored_crc(rows) != int(crc):
+                if name != self._name or not start < rows.stop <= self.locations:
+                    break
+                file = self._opened()
+                groups = [group for group in ("layers", "obsm", _STREAMED) if group in file]
+                keys = [f"{group}/{key}" for group in groups for key in file[group]] + ["X"] * ("X" in file)
+                if crc_of({key: file[key][rows] for key in keys}) != int(crc):
                     break
                 self._lines.append((rows.stop, int(crc)))
                 start = rows.stop
         if start == 0:
             self.close()
         return start
-
-    def _stored_crc(self, rows: slice) -> int:
-        """CRC-32 of rows in the file."""
-        file = self._opened()
-        groups = [name for name in ("layers", "obsm", _STREAMED) if name in file]
-        keys = [*(["X"] if "X" in file else []), *(f"{group}/{name}" for group in groups for name in file[group])]
-        return crc_of({key: file[key][rows] for key in keys})
 
 
 def _empty(file: h5py.File, key: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:

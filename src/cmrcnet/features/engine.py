@@ -19,7 +19,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -162,6 +162,7 @@ class TorchEngine:
             encoder.train(training)
 
 
+@dataclass(eq=False)
 class OpenVINOEngine:
     """An encoder converted to OpenVINO for the CPU: patches once for each height and width, maps once for all.
 
@@ -169,11 +170,10 @@ class OpenVINOEngine:
     pinned to cores, so that two processes do not share one.
     """
 
-    def __init__(self, encoder: ImageEncoder, precision: Precision) -> None:
-        self.encoder = encoder
-        self._precision: Precision = precision
-        self._graphs: OrderedDict[tuple[Output, int, int, int], Any] = OrderedDict()
-        self._one_at_a_time = threading.Lock()
+    encoder: ImageEncoder
+    precision: Precision
+    graphs: OrderedDict[tuple[Output, int, int, int], Any] = field(default_factory=OrderedDict, repr=False)
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def tokens(self, pixels: np.ndarray) -> np.ndarray:
         """As `Engine.tokens`."""
@@ -198,15 +198,15 @@ class OpenVINOEngine:
         if output == "maps":
             height = width = 0
         key = (output, height, width, torch.get_num_threads())
-        if key not in self._graphs:
-            while len(self._graphs) >= MOST_SHAPES:
-                self._graphs.popitem(last=False)
-            self._graphs[key] = _convert(self.encoder, self._precision, *key)
-        self._graphs.move_to_end(key)
-        return self._graphs[key]
+        if key not in self.graphs:
+            while len(self.graphs) >= MOST_SHAPES:
+                self.graphs.popitem(last=False)
+            self.graphs[key] = _convert(self.encoder, self.precision, *key)
+        self.graphs.move_to_end(key)
+        return self.graphs[key]
 
     def _compute(self, output: Output, pixels: np.ndarray) -> list[np.ndarray]:
-        with self._one_at_a_time:
+        with self.one_at_a_time:
             found = self.convert(output, pixels.shape[1], pixels.shape[2])([pixels], share_inputs=True)
             return [found[number] for number in range(len(found))]
 

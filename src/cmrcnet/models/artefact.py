@@ -278,8 +278,3 @@ def arrays_to_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 def tensors_to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Tensors as arrays that share their memory."""
     return {name: value.numpy() for name, value in tensors.items()}
-
-
-def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Tensors whose names begin with a prefix and a dot, without it."""
-    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -201,15 +202,12 @@ def block_outputs(backbone: Any, blocks: Sequence[int], patches: Tensor) -> list
     modules = blocks_of(backbone)
     seen: dict[int, Tensor] = {}
 
-    def keep(block: int):
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            seen[block] = output
-            if len(seen) == len(blocks):
-                raise _LastWanted
+    def keep(block: int, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        seen[block] = output
+        if len(seen) == len(blocks):
+            raise _LastWanted
 
-        return hook
-
-    handles = [modules[block].register_forward_hook(keep(block)) for block in blocks]
+    handles = [modules[block].register_forward_hook(partial(keep, block)) for block in blocks]
     try:
         backbone.forward_features(patches)
     except _LastWanted:

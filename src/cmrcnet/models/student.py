@@ -29,11 +29,11 @@ from cmrcnet.models.artefact import (
     module_tensors,
     read_artefact,
     tensors_to_arrays,
-    under,
     write_artefact,
 )
 from cmrcnet.models.encoders import encoder_facts, rebuild_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
+from cmrcnet.storage.arrays import arrays_under
 from cmrcnet.storage.hashing import fingerprint_stream
 from cmrcnet.uncertainty.calibration import Calibration
 
@@ -235,9 +235,9 @@ class Student:
         stored = read_artefact(source, FILE, "The student", "distil", FORMAT, revision)
         facts, tensors, limits = stored.facts, stored.tensors("weights"), stored.tensors("calibration")
         with stored.restoring():
-            encoder = rebuild_encoder(facts["encoder"], under(tensors, "encoder"), stored.folder, encoder)
+            encoder = rebuild_encoder(facts["encoder"], arrays_under("encoder", tensors), stored.folder, encoder)
             head = StudentHead(*facts["shape"])
-            head.load_state_dict(under(tensors, "head"), strict=True)
+            head.load_state_dict(arrays_under("head", tensors), strict=True)
             arrays = tensors_to_arrays(tensors)
             student = cls(
                 encoder,

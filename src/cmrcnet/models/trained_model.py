@@ -31,12 +31,12 @@ from cmrcnet.models.artefact import (
     module_tensors,
     read_artefact,
     tensors_to_arrays,
-    under,
     write_artefact,
 )
 from cmrcnet.models.cmrcnet import CMRCNet
 from cmrcnet.models.encoders import encoder_facts, rebuild_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
+from cmrcnet.storage.arrays import arrays_under
 from cmrcnet.storage.hashing import fingerprint_stream
 from cmrcnet.uncertainty.calibration import Calibration
 
@@ -303,17 +303,17 @@ class TrainedModel:
         with stored.restoring():
             config = Config.from_dict(facts["config"], where=f"{stored.folder}/{FILE}")
             panel = GenePanel.from_dict(facts["panel"])
-            encoder = rebuild_encoder(facts["encoder"], under(tensors, "encoder"), stored.folder, encoder)
+            encoder = rebuild_encoder(facts["encoder"], arrays_under("encoder", tensors), stored.folder, encoder)
             components = head = None
             n_genes = len(panel.genes)
             if facts["head"] is not None:
-                arrays = tensors_to_arrays(under(tensors, "head"))
+                arrays = tensors_to_arrays(arrays_under("head", tensors))
                 components = ExpressionComponents(arrays["components"])
                 head = Head.restore(arrays, facts["head"])
                 n_genes = min(config.target.gene_rank, components.rank)
             shape = {"token_dim": facts["token_dim"], "n_tokens": facts["n_tokens"]}
             network = CMRCNet(config.model, n_genes=n_genes, **shape)
-            network.load_state_dict(under(tensors, "network"), strict=True)
+            network.load_state_dict(arrays_under("network", tensors), strict=True)
             calibration = Calibration.restore(tensors_to_arrays(limits)) if limits else None
             provenance = Provenance(**facts["provenance"])
             model = cls(network, encoder, panel, config, provenance, components, head, calibration)

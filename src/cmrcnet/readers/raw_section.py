@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,7 +14,7 @@ from cmrcnet.errors import BadInput, CmrcnetError, ScaleError, SectionError, Sha
 from cmrcnet.genes.naming import clean_features
 from cmrcnet.readers.affine import Affine
 from cmrcnet.slides.section import Section, Spots, on_slide, repeated
-from cmrcnet.slides.slide import Slide, known_scale, scales_differ
+from cmrcnet.slides.slide import Slide, scales_differ
 from cmrcnet.slides.table_kinds import TableKind, check_values
 
 NEIGHBOURS_WITHIN = 1.3
@@ -159,16 +159,39 @@ def neighbour_distance_px(centre_px: np.ndarray) -> float | None:
 
 
 def problems_of(raw: RawSection) -> list[CmrcnetError]:
-    """All errors of a section, not only the first."""
-    problems = []
-    for check in CHECKS:
+    """All errors of a section, not only the first. Without spots, genes or counts there is nothing more to check."""
+    size = (len(raw.barcodes), len(raw.genes))
+    if raw.counts.shape != size:
+        return [ShapeMismatch(f"counts of {raw.name}", want=size, got=raw.counts.shape)]
+    if raw.centre_px.shape != (size[0], 2):
+        return [ShapeMismatch(f"centres of {raw.name}", want=(size[0], 2), got=raw.centre_px.shape)]
+    if 0 in size:
+        return [SectionError.empty(raw.name, *size)]
+    problems: list[CmrcnetError] = []
+    if twice := repeated(raw.barcodes):
+        problems.append(SectionError.repeated_barcodes(twice, f"the spots of {raw.name}"))
+    nameless = [number for number, name in enumerate(raw.genes, 1) if not str(name).strip()]
+    twice = repeated([str(name) for name in raw.genes])
+    if raw.table_kind != "counts" and (nameless or twice):  # in another table there is nothing to sum
+        what = f"column {nameless[0]} has no name" if nameless else f"it repeats the feature(s) {', '.join(twice[:5])}"
+        why = f"{what}; each feature needs a name of its own"
+        problems.append(BadInput(raw.name, f"a table of kind {raw.table_kind}", why))
+    try:
+        check_values(raw.counts, raw.table_kind, raw.name, barcodes=raw.barcodes, features=raw.genes)
+    except CmrcnetError as error:
+        problems.append(error)
+    if not raw.counts.count_nonzero():
+        return [*problems, SectionError.empty(raw.name, spots=size[0], genes=0)]
+    if raw.slide.mpp is None:
+        problems.append(ScaleError.unknown(raw.slide.name, getattr(raw.slide, "scale_fault", "")))
+    if not np.isfinite(raw.centre_px).all():
+        problems.append(BadInput(raw.name, "a section", "some spots have no position"))
+    else:
         try:
-            check(raw)
-        except CmrcnetError as error:
+            on_slide(raw.slide, raw.centre_px, raw.name)
+        except SectionError as error:
             problems.append(error)
-            if check in (check_size, check_not_blank):
-                break  # the other checks need spots, genes and counts
-    return problems
+    return [*problems, *_scale_problems(raw)]
 
 
 def checked_section(
@@ -193,8 +216,8 @@ def checked_section(
     ------
     SectionError, ScaleError
     """
-    for check in CHECKS:
-        check(raw)
+    for problem in problems_of(raw):
+        raise problem
     notes = [*raw.notes, *_scale_notes(raw)]
     inside = on_slide(raw.slide, raw.centre_px, raw.name)
     if not inside.all():
@@ -232,75 +255,22 @@ def checked_section(
     )
 
 
-def check_size(raw: RawSection) -> None:
-    """There are spots and genes, as many as the counts have rows and columns."""
-    wanted = (len(raw.barcodes), len(raw.genes))
-    if raw.counts.shape != wanted:
-        raise ShapeMismatch(f"counts of {raw.name}", want=wanted, got=raw.counts.shape)
-    if raw.centre_px.shape != (wanted[0], 2):
-        raise ShapeMismatch(f"centres of {raw.name}", want=(wanted[0], 2), got=raw.centre_px.shape)
-    if 0 in wanted:
-        raise SectionError.empty(raw.name, *wanted)
-
-
-def check_barcodes(raw: RawSection) -> None:
-    """No two spots have the same name."""
-    if twice := repeated(raw.barcodes):
-        raise SectionError.repeated_barcodes(twice, f"the spots of {raw.name}")
-
-
-def check_table(raw: RawSection) -> None:
-    """Whole numbers, 0 or more; or what a table of another kind may hold."""
-    check_values(raw.counts, raw.table_kind, raw.name, barcodes=raw.barcodes, features=raw.genes)
-
-
-def check_features(raw: RawSection) -> None:
-    """In a table that is none of counts, every feature has a name of its own: there is nothing to sum."""
-    if raw.table_kind == "counts":
-        return
-    nameless = [number for number, name in enumerate(raw.genes, 1) if not str(name).strip()]
-    twice = repeated([str(name) for name in raw.genes])
-    if nameless or twice:
-        what = f"column {nameless[0]} has no name" if nameless else f"it repeats the feature(s) {', '.join(twice[:5])}"
-        raise BadInput(raw.name, f"a table of kind {raw.table_kind}", f"{what}; each feature needs a name of its own")
-
-
-def check_not_blank(raw: RawSection) -> None:
-    """Something was counted at all."""
-    if not raw.counts.count_nonzero():
-        raise SectionError.empty(raw.name, spots=len(raw.barcodes), genes=0)
-
-
-def check_scale_known(raw: RawSection) -> None:
-    """The scale of the slide is known."""
-    known_scale(raw.slide)
-
-
-def check_on_image(raw: RawSection) -> None:
-    """All spots have a position, and at most `MOST_OFF_SLIDE` lie outside the picture."""
-    if not np.isfinite(raw.centre_px).all():
-        raise BadInput(raw.name, "a section", "some spots have no position")
-    on_slide(raw.slide, raw.centre_px, raw.name)
-
-
-def check_scale(raw: RawSection) -> None:
-    """Neighbouring spots are as far apart as the assay puts them, within a factor `PITCH_TOLERANCE`."""
-    if raw.slide.mpp is None:
-        return  # reported by `check_scale_known`
-    pitch_px = raw.pitch_px or neighbour_distance_px(raw.centre_px)
-    if pitch_px is None:
-        return
+def _scale_problems(raw: RawSection) -> list[CmrcnetError]:
+    """Neighbouring spots should be as far apart as the assay puts them, within a factor `PITCH_TOLERANCE`."""
+    pitch_px = None if raw.slide.mpp is None else raw.pitch_px or neighbour_distance_px(raw.centre_px)
+    if raw.slide.mpp is None or pitch_px is None:
+        return []
     least, most = raw.pitch_um
     pitch_um = pitch_px * raw.slide.mpp
-    if not least / PITCH_TOLERANCE <= pitch_um <= most * PITCH_TOLERANCE:
-        apart = f"{least:g} um" if least == most else f"{least:g} to {most:g} um"
-        fits = f"{least / pitch_px:.3g}" if least == most else f"{least / pitch_px:.3g} to {most / pitch_px:.3g}"
-        raise ScaleError.contradicted(
-            raw.slide.name,
-            raw.slide.mpp,
-            f"then the spots of {raw.name} would lie {pitch_um:.0f} um apart, and their assay puts them {apart} apart "
-            f"({fits} um per px would fit)",
-        )
+    if least / PITCH_TOLERANCE <= pitch_um <= most * PITCH_TOLERANCE:
+        return []
+    apart = f"{least:g} um" if least == most else f"{least:g} to {most:g} um"
+    fits = f"{least / pitch_px:.3g}" if least == most else f"{least / pitch_px:.3g} to {most / pitch_px:.3g}"
+    why = (
+        f"then the spots of {raw.name} would lie {pitch_um:.0f} um apart, and their assay puts them {apart} apart "
+        f"({fits} um per px would fit)"
+    )
+    return [ScaleError.contradicted(raw.slide.name, raw.slide.mpp, why)]
 
 
 def _scale_notes(raw: RawSection) -> list[str]:
@@ -313,16 +283,3 @@ def _scale_notes(raw: RawSection) -> list[str]:
     if pitch_px is not None and most <= PITCH_TOLERANCE * least:
         by_spots = f"; by the distance of the spots it is {(least + most) / 2 / pitch_px:.3g}"
     return [f"{used:.4g} um per px is used, although the image file says {own:.4g}{by_spots}."]
-
-
-CHECKS: tuple[Callable[[RawSection], None], ...] = (
-    check_size,
-    check_barcodes,
-    check_features,
-    check_table,
-    check_not_blank,
-    check_scale_known,
-    check_on_image,
-    check_scale,
-)
-"""In this order; each raises one error or nothing."""

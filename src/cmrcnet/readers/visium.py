@@ -27,7 +27,7 @@ Long because it is one thing: this platform.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -230,7 +230,11 @@ def _library(
     of_matrix, of_positions = set(map(_suffix, barcodes)), set(map(_suffix, listed))
     known = sorted(of_matrix | of_positions)
     if wanted is not None:
-        named = dict(_aggregated(matrix.parent))
+        named, listing = {}, matrix.parent / "aggregation.csv"  # which `spaceranger aggr` copies to outs
+        if listing.is_file():
+            table = read_table(listing, "a list of aggregated libraries")
+            column = next((name for name in ("library_id", "sample_id") if name in table.columns), table.columns[0])
+            named = {name: str(number) for number, name in enumerate(table.text(column), 1)}
         suffix = named.get(wanted, wanted.removeprefix("-"))
         if suffix not in (of_matrix if len(of_matrix) > 1 else known):
             raise UnknownName(f"library in {matrix.name}", wanted, [*known, *named])
@@ -253,16 +257,6 @@ def _library(
         "barcodes of several libraries (spaceranger aggr); fill in the column library of cohort.csv, or library="
     )
     raise BadOption("library", None, want=want)
-
-
-def _aggregated(outs: Path) -> Iterator[tuple[str, str]]:
-    """Names of the libraries in `aggregation.csv`, which `spaceranger aggr` copies to outs, and their suffixes."""
-    path = outs / "aggregation.csv"
-    if not path.is_file():
-        return
-    table = read_table(path, "a list of aggregated libraries")
-    column = next((name for name in ("library_id", "sample_id") if name in table.columns), table.columns[0])
-    yield from ((name, str(number + 1)) for number, name in enumerate(table.text(column)))
 
 
 def array_pitch_px(array: np.ndarray, pixels: np.ndarray) -> float | None:

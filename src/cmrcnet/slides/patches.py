@@ -82,12 +82,6 @@ class Region(NamedTuple):
     top: int
     level: int
 
-    def holds(self, left: int, top: int, right: int, bottom: int, level: int) -> bool:
-        """Whether all of these pixels of a level are there; right and bottom are the first beyond."""
-        height, width = self.pixels.shape[:2]
-        inside = self.left <= left and self.top <= top and right <= self.left + width and bottom <= self.top + height
-        return level == self.level and inside
-
 
 class PixelGrid:
     """A slide resampled to `mpp`, in blocks of `block_px` pixels that are counted from its upper left corner.
@@ -132,7 +126,7 @@ class PixelGrid:
         return Region(pixels, left, top, level)
 
     def picture(self, columns: range, rows: range, region: Region) -> np.ndarray:
-        """Resample some blocks of a region that `holds` their `bounds`: (rows, columns, 3) uint8 in pixels."""
+        """Resample some blocks of a region that holds their `bounds`: (rows, columns, 3) uint8 in pixels."""
         size, given = self.block_px, (region.pixels, region.left, region.top)
         found = np.empty((size * len(rows), size * len(columns), 3), np.uint8)
         for i, row in enumerate(rows):
@@ -229,8 +223,10 @@ class _Cutter:
     def region(self, x: float, y: float, known: Region | None = None) -> tuple[np.ndarray, int, int]:
         """Pixels around level-0 x, y, known or read, and the level's pixel (x, y) of their upper left corner."""
         x0, y0 = self.corner(x, y)
-        if known is not None and known.holds(x0, y0, x0 + self.reach, y0 + self.reach, self.level):
-            return known.pixels, known.left, known.top
+        if known is not None and known.level == self.level:
+            right, bottom = known.left + known.pixels.shape[1], known.top + known.pixels.shape[0]
+            if known.left <= x0 <= right - self.reach and known.top <= y0 <= bottom - self.reach:
+                return known.pixels, known.left, known.top
         return self.slide.read(round(x0 * self.step), round(y0 * self.step), self.reach, self.reach, self.level), x0, y0
 
     def patch(self, x: float, y: float, region: tuple[np.ndarray, int, int] | None = None) -> np.ndarray:

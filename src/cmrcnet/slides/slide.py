@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -264,7 +265,7 @@ class PixelSource(Protocol):
         ...
 
 
-class FileSlide:
+class FileSlide(AbstractContextManager["FileSlide"]):
     """A slide read from a file by region; see `Slide`.
 
     Use it in a ``with`` block, or call `close`, to free its pixels early. A closed slide is opened again when it is
@@ -335,9 +336,6 @@ class FileSlide:
     def close(self) -> None:
         """Free the pixels and the file."""
         self._source.close()
-
-    def __enter__(self) -> FileSlide:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -75,8 +75,13 @@ class TiffPixels:
                 pages: list[Any] = [page for level in series.levels for page in level.pages]
                 self._files = tuple(sorted({Path(page.parent.filehandle.path) for page in pages}))
                 self._top = _stated_top(tiff, series)
-            if self._top is None:
-                self._check_depth()
+            if self._top is None:  # of 16 bits: their largest value, in the smallest level, must tell the depth
+                level = len(self.sizes) - 1
+                regions = (self._stored(level, *tile)[0][..., :3] for tile in self.tiles(level, DEPTH_TILES))
+                fault = depth_fault(max(int(region.max(initial=0)) for region in regions))
+                self.close()
+                if fault:
+                    raise BadInput(path, "a slide", fault)
         except BadInput:
             raise
         except Exception as error:  # whatever a damaged header makes tifffile raise
@@ -126,15 +131,6 @@ class TiffPixels:
             self._plane(level, number, pages[number], left, top, width, height) for number in range(self._planes[level])
         ]
         return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2), pages[0].keyframe
-
-    def _check_depth(self) -> None:
-        """Refuse 16-bit samples whose largest value leaves their depth open; tiles of the smallest level are read."""
-        level = len(self.sizes) - 1
-        regions = (self._stored(level, *tile)[0][..., :3] for tile in self.tiles(level, DEPTH_TILES))
-        fault = depth_fault(max(int(region.max(initial=0)) for region in regions))
-        self.close()
-        if fault:
-            raise BadInput(self.path, "a slide", fault)
 
     def close(self) -> None:
         """See `PixelSource.close`."""

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -239,13 +239,16 @@ def sparse_fault(data, indices, indptr, shape: tuple[int, ...], *, by_row: bool)
     return None
 
 
+Stored = TypeVar("Stored")
+
+
 def arrays_of(prefix: str, part: Any) -> dict[str, np.ndarray]:
     """Arrays among the fields of a dataclass, named ``prefix.field`` to be stored together with those of others."""
     values = {field.name: getattr(part, field.name) for field in fields(part)}
     return {f"{prefix}.{name}": value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
-def arrays_under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Inverse of `arrays_of`: the arrays under a prefix by the names of their fields."""
+def arrays_under(prefix: str, arrays: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Inverse of `arrays_of`: the arrays (or tensors) under a prefix by the names of their fields."""
     start = f"{prefix}."
     return {name.removeprefix(start): values for name, values in arrays.items() if name.startswith(start)}

@@ -12,7 +12,7 @@ import csv
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class TrainingState:
     tensors: dict[str, Tensor]
 
 
+@dataclass(eq=False)
 class Checkpoints:
     """A folder that holds the last state of one training.
 
@@ -61,10 +62,9 @@ class Checkpoints:
         since a resumed run repeats the epochs behind the last state exactly.
     """
 
-    def __init__(self, folder: Path, *, most_share: float = 0.05) -> None:
-        self.folder = Path(folder)
-        self.most_share = most_share
-        self._due = 0.0
+    folder: Path
+    most_share: float = field(default=0.05, kw_only=True)
+    due: float = field(default=0.0, init=False, repr=False)
 
     @classmethod
     def beside(cls, out: Path, *, resume: bool = False, overwrite: bool = False) -> Checkpoints:
@@ -79,7 +79,7 @@ class Checkpoints:
 
     def is_due(self) -> bool:
         """Whether the next state should be written now."""
-        return time.monotonic() >= self._due
+        return time.monotonic() >= self.due
 
     def save(self, state: TrainingState, identity: Mapping[str, str]) -> None:
         """Replace the state on disk.
@@ -113,7 +113,7 @@ class Checkpoints:
             save_file(tensors, tmp, metadata={"state": json.dumps(head)})
         remove_abandoned(self.folder)
         took = time.monotonic() - start
-        self._due = time.monotonic() + took / self.most_share - took
+        self.due = time.monotonic() + took / self.most_share - took
 
     def load(self, identity: Mapping[str, str]) -> TrainingState | None:
         """The last state, or None when there is none yet.

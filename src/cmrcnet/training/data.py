@@ -264,10 +264,6 @@ class TrainingData:
             dense[position, matrix.indices[entries]] = matrix.data[entries]
         return gathered, dense
 
-    def batch(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """`gather` as tensors: half precision becomes float32, patches stay uint8, a quarter of the size."""
-        return as_tensors(*self.gather(ids))
-
     def inputs_of(self, ids: np.ndarray) -> np.ndarray:
         """The inputs of these spots, in order, as stored. All at once: for pooled scales, which are small."""
         return np.stack([self.inputs[self.section_of[i]][i - self.first[self.section_of[i]]] for i in ids.tolist()])
@@ -301,7 +297,10 @@ class TrainingData:
 
 
 def as_tensors(inputs: np.ndarray, expression: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `TrainingData.gather` gives, as tensors; nothing is copied but half precision, which becomes float32."""
+    """What `TrainingData.gather` gives, as tensors; nothing is copied but half precision, which becomes float32.
+
+    Patches stay uint8, a quarter of the size.
+    """
     tensor = torch.from_numpy(inputs)
     return tensor.float() if tensor.is_floating_point() else tensor, torch.from_numpy(expression)
 

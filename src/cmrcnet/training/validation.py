@@ -36,7 +36,7 @@ from cmrcnet.genes.components import loadings_of
 from cmrcnet.genes.spatial_stats import mean_pearson
 from cmrcnet.search.aggregate import average
 from cmrcnet.search.exact import ExactSearch
-from cmrcnet.training.data import TrainingData, steps_in
+from cmrcnet.training.data import TrainingData, as_tensors, steps_in
 from cmrcnet.training.module import TrainingModule
 
 log = logging.getLogger("cmrcnet")
@@ -287,7 +287,7 @@ class Validator:
         masks = module.network.validation_generator(config.seed)
         objective, contrast, images, genes = 0.0, 0.0, [], []
         for part in np.array_split(ids, steps_in(len(ids), config.batch_size)):
-            inputs, expression = self._fabric.to_device(self._data.batch(part))
+            inputs, expression = self._fabric.to_device(as_tensors(*self._data.gather(part)))
             total, contrastive, _, image, gene = module(inputs, expression, masks)
             objective += float(total) * len(part)
             contrast += float(contrastive) / np.log(max(len(part), 2)) * len(part)

@@ -132,11 +132,6 @@ def predictability(
     return table.iloc[np.argsort(-rank, kind="stable")].reset_index(drop=True)
 
 
-def grade_counts(table: pd.DataFrame) -> dict[str, int]:
-    """Count the genes of each grade in a table of `predictability`, in the order of `GRADES`; absent grades count 0."""
-    return {grade: int((table["grade"] == grade).sum()) for grade in GRADES}
-
-
 def _by_section(genes: pd.DataFrame, method: str, column: str) -> pd.DataFrame:
     """Values as (genes, sections), both in order of first appearance; NaN where undefined or not measured."""
     rows: Any = genes[genes["method"] == method]

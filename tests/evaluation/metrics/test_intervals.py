@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from cmrcnet.errors import UnknownName
-from cmrcnet.evaluation.metrics.intervals import intervals, paired_differences, too_few_to_rank
+from cmrcnet.evaluation.metrics.intervals import intervals, paired_differences
 
 
 def scores_of(values: dict[str, dict[str, list[float]]]) -> pd.DataFrame:
@@ -89,12 +89,6 @@ def test_an_undefined_section_is_left_out_of_its_patient():
     scores = scores_of({"m": {"B": [-0.1], "C": [math.nan, 0.1, 0.3]}})
     (row,) = intervals(scores).itertuples()
     assert row.value == pytest.approx((-0.1 + 0.2) / 2) and row.n == 2
-
-
-def test_few_patients_are_not_ranked():
-    assert too_few_to_rank(4) == "4 patients: too few patients to rank methods."
-    assert too_few_to_rank(1).startswith("1 patient:")
-    assert too_few_to_rank(5) is None
 
 
 def test_what_is_not_in_the_table_is_refused():

@@ -53,7 +53,6 @@ def test_trials_that_differ_in_the_head_share_a_training_and_are_scored_as_if_al
     assert (row["head.k"], row.over, row.n) == ("20", "patients", 2)
 
     write_sweep(run, folder)
-    folder.finish_with(run.metadata)
     place = tmp_path / "sweep"
     names = {path.name for path in place.iterdir()}
     assert names == {".cmrcnet.json", "sweep.csv", "sweep.json", "sweep.html", "HVG.png", "HEG.png", "trials"}

@@ -40,7 +40,6 @@ def test_a_transfer_stands_beside_the_scores_inside_each_cohort(tmp_path, train,
     assert np.isfinite([row.transfer, row.inside_test, row.inside_train]).all() and row.patients == 2
     assert set(run.metadata["gene_sets"]["other"]["HVG"]) <= set(test.read("P1S1").genes)
     write_transfer(run, folder)
-    folder.finish_with(run.metadata)
     assert json.loads((tmp_path / "t" / "transfer.json").read_text())["tests"] == ["other"]
     assert "other" in (tmp_path / "t" / "transfer.html").read_text()
     assert "inside other" in run.to_text()

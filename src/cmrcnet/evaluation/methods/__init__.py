@@ -56,25 +56,10 @@ def method_of(name: str) -> Method:
     BadOption
         The module or the object is not there, or the object lacks a name, an about or a fit.
     """
-    if name in _SHIPPED:
-        return _made(_SHIPPED[name], f"{__name__}.{_SHIPPED[name]}")
-    if ":" not in name:
+    if name not in _SHIPPED and ":" not in name:
         raise UnknownName("method", name, shipped_methods(), "One of your own is given as module:object.")
-    return _made(name, name)
-
-
-def chosen_methods(methods: Sequence[str | Method] | None) -> list[Method]:
-    """Methods by name or as they are, in the order given; all that ship for None. `BadOption` for none or twins."""
-    given = shipped_methods() if methods is None else methods
-    chosen = [method_of(each) if isinstance(each, str) else _checked(each, type(each).__name__) for each in given]
-    names = [method.name for method in chosen]
-    if not names or len(set(names)) != len(names):
-        raise BadOption("methods", ", ".join(names), "at least one method, each named once")
-    return chosen
-
-
-def _made(label: str, where: str) -> Method:
-    module_name, _, object_name = where.partition(":")
+    label = _SHIPPED.get(name, name)
+    module_name, _, object_name = (f"{__name__}.{label}" if name in _SHIPPED else name).partition(":")
     found: object = _module(label, module_name)
     for part in object_name.split("."):
         if not part or not hasattr(found, part):
@@ -86,6 +71,16 @@ def _made(label: str, where: str) -> Method:
         except TypeError as error:
             raise _not_a_method(label, f"it cannot be made without arguments ({error})") from error
     return _checked(found, label)
+
+
+def chosen_methods(methods: Sequence[str | Method] | None) -> list[Method]:
+    """Methods by name or as they are, in the order given; all that ship for None. `BadOption` for none or twins."""
+    given = shipped_methods() if methods is None else methods
+    chosen = [method_of(each) if isinstance(each, str) else _checked(each, type(each).__name__) for each in given]
+    names = [method.name for method in chosen]
+    if not names or len(set(names)) != len(names):
+        raise BadOption("methods", ", ".join(names), "at least one method, each named once")
+    return chosen
 
 
 def _module(label: str, name: str) -> ModuleType:

@@ -187,11 +187,10 @@ def train_baseline(training: FoldData, make: Callable[[np.ndarray], Any], schedu
         validation = str(groups[int(rng.integers(len(groups)))])
         inside = training.group_of != validation
         truth, of_row = hvg_of(training)[~inside], training.section_of[~inside]
-
-        def score(trainable: Trainable) -> float:
-            return section_pearson(truth, trainable.guess(everything[~inside]), of_row)
-
-        searcher, evaluations = _train(training, make, everything[inside], schedule, epochs, score)
+        searcher, evaluations = _train(
+            *(training, make, everything[inside], schedule, epochs),
+            score=lambda trainable: section_pearson(truth, trainable.guess(everything[~inside]), of_row),
+        )
         epochs = max(evaluations, key=lambda pair: pair[1])[0]
     trainable, _ = _train(training, make, everything, schedule, epochs)
     scores = [[epoch, round(score, 5)] for epoch, score in evaluations]

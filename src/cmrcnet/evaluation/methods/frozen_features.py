@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ _SPOTS_AT_A_TIME = 256
 _COLOUR_FORMAT = 1  # counts up when the same patches would give other statistics
 
 
+@dataclass(frozen=True, eq=False)
 class PooledFeatures:
     """Features of any location on any slide, computed once and remembered.
 
@@ -29,10 +31,10 @@ class PooledFeatures:
     features know no expression, so the test section's may be computed like any other's.
     """
 
-    def __init__(self, config: Config, cache: TokenCache | None) -> None:
-        self._config, self._cache = config, cache
-        self._encoders: dict[str, ImageEncoder] = {}
-        self._known: dict[tuple[str, str], np.ndarray] = {}
+    config: Config
+    cache: TokenCache | None
+    encoders: dict[str, ImageEncoder] = field(default_factory=dict, repr=False)
+    known: dict[tuple[str, str], np.ndarray] = field(default_factory=dict, repr=False)
 
     def of(self, slide: Slide, spots: Spots, kind: FeatureKind = "config") -> np.ndarray:
         """Features of one kind: (spots, dim) float32.
@@ -45,23 +47,23 @@ class PooledFeatures:
             weights; mean, deviation and 16-bin histogram of each channel (dim 54).
         """
         key = kind, fingerprint(slide.fingerprint(), spots.location_px, spots.first_location)
-        if key not in self._known:
+        if key not in self.known:
             if kind == "colour":
                 found = self._colour(slide, spots)
-            elif kind == "config" and self._config.features.scales_um:
+            elif kind == "config" and self.config.features.scales_um:
                 found = self._scales(slide, spots)
             else:
                 found = self._pooled(kind, slide, spots)
-            self._known[key] = spots.pooled(found)
-        return self._known[key]
+            self.known[key] = spots.pooled(found)
+        return self.known[key]
 
     def _scales(self, slide: Slide, spots: Spots) -> np.ndarray:
         from cmrcnet.features.extract import extract
         from cmrcnet.features.spec import FeatureSpec
 
         encoder = self._encoder("config")
-        spec = FeatureSpec.of(self._config, encoder)
-        tokens = extract(encoder, slide, spots.location_px, spec, cache=self._cache)
+        spec = FeatureSpec.of(self.config, encoder)
+        tokens = extract(encoder, slide, spots.location_px, spec, cache=self.cache)
         return np.asarray(tokens, np.float32).reshape(len(tokens), -1)
 
     def _pooled(self, kind: str, slide: Slide, spots: Spots) -> np.ndarray:
@@ -69,9 +71,9 @@ class PooledFeatures:
         from cmrcnet.features.extract import extract
         from cmrcnet.features.spec import FeatureSpec
 
-        run, engine = self._config.train, self._config.features.engine
-        spec = FeatureSpec(patch=self._config.patch, engine=engine, device=run.device, precision=run.precision)
-        tokens = extract(self._encoder(kind), slide, spots.location_px, spec, cache=self._cache)
+        run, engine = self.config.train, self.config.features.engine
+        spec = FeatureSpec(patch=self.config.patch, engine=engine, device=run.device, precision=run.precision)
+        tokens = extract(self._encoder(kind), slide, spots.location_px, spec, cache=self.cache)
         starts = range(0, len(tokens), _SPOTS_AT_A_TIME)
         return np.concatenate([np.asarray(tokens[i : i + _SPOTS_AT_A_TIME], np.float32).mean(axis=1) for i in starts])
 
@@ -79,32 +81,32 @@ class PooledFeatures:
         from cmrcnet.features.extract import location_key
         from cmrcnet.slides.patches import crop_patches
 
-        name = fingerprint("colour", _COLOUR_FORMAT, location_key(slide, spots.location_px, self._config.patch))
+        name = fingerprint("colour", _COLOUR_FORMAT, location_key(slide, spots.location_px, self.config.patch))
         shape = (len(spots.location_px), WIDTH)
-        known = self._cache.get("tokens", name, shape, np.float32) if self._cache is not None else None
+        known = self.cache.get("tokens", name, shape, np.float32) if self.cache is not None else None
         if known is not None:
             return np.array(known)
-        patches = crop_patches(slide, spots.location_px, self._config.patch)
+        patches = crop_patches(slide, spots.location_px, self.config.patch)
         found = np.concatenate([colour_statistics(some) for some in patches])
-        if self._cache is not None:
-            self._cache.put("tokens", name, shape, np.float32, [found])
+        if self.cache is not None:
+            self.cache.put("tokens", name, shape, np.float32, [found])
         return found
 
     def _encoder(self, kind: str) -> ImageEncoder:
-        if kind not in self._encoders:
+        if kind not in self.encoders:
             from cmrcnet.models.encoders import create_image_encoder
 
-            model = self._config.model
+            model = self.config.model
             # Where the config's own encoder is random, the untrained one has other random weights.
-            self._encoders[kind] = create_image_encoder(
+            self.encoders[kind] = create_image_encoder(
                 model.encoder,
                 weights="random" if kind == "untrained" else model.weights,
                 blocks=() if kind == "last" else model.blocks,
                 depth=model.encoder_depth,
                 heads=model.encoder_heads,
-                seed=self._config.train.seed + (1 if kind == "untrained" else 0),
+                seed=self.config.train.seed + (1 if kind == "untrained" else 0),
             )
-        return self._encoders[kind]
+        return self.encoders[kind]
 
 
 BINS = 16

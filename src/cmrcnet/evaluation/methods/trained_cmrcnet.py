@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -108,14 +109,13 @@ class FittedCMRCNet:
 def permuted(cohort: Cohort, seed: int) -> Cohort:
     """Return the cohort with the rows of counts shuffled within each section."""
 
-    def shuffled(section: Section) -> Section:
+    def shuffled(original: CohortEntry) -> Section:
+        section = original.load()
         rng = np.random.default_rng([seed, int(fingerprint(section.name)[:8], 16)])
         return replace(section, counts=section.counts[rng.permutation(len(section.spots))])
 
-    def entry(original: CohortEntry) -> CohortEntry:
-        return replace(original, load=lambda: shuffled(original.load()))
-
-    return Cohort(f"{cohort.name}, pairs permuted", tuple(entry(original) for original in cohort.entries))
+    entries = tuple(replace(original, load=partial(shuffled, original)) for original in cohort.entries)
+    return Cohort(f"{cohort.name}, pairs permuted", entries)
 
 
 def kept_reading(record: dict[str, Any]) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ import numpy as np
 
 from cmrcnet.errors import UnknownName
 from cmrcnet.evaluation import Frame
-from cmrcnet.evaluation.protocol.protocol_info import FEWEST_PATIENTS_TO_RANK
 from cmrcnet.genes.mean_interval import mean_interval
 
 
@@ -114,13 +113,6 @@ def paired_differences(scores: Frame, method: str, gene_set: str = "HVG", metric
     gap = groups.values[:, [methods.index(method)]] - groups.values[:, [methods.index(name) for name in others]]
     columns = {"method": method, "other": others} | _interval_columns("difference", gap, groups)
     return pd.DataFrame(columns | {"higher_in": (gap > 0).sum(axis=0), "note": groups.to_text()})
-
-
-def too_few_to_rank(patients: int) -> str | None:
-    """The sentence that stands in place of a ranking with fewer than five patients; None with enough."""
-    if patients >= FEWEST_PATIENTS_TO_RANK:
-        return None
-    return f"{patients} patient{'s' if patients != 1 else ''}: too few patients to rank methods."
 
 
 def groups_of(scores: Frame, gene_set: str, metric: str) -> tuple[list[str], ScoreGroups]:

@@ -33,12 +33,12 @@ class FoldPlan:
     scored: Sets  # that predictions are scored on; the same, unless an experiment gives others
 
 
+@dataclass(frozen=True, eq=False)
 class FoldPlanner:
     """Plans the folds of a cohort, once for all experiments with the same settings."""
 
-    def __init__(self, cohort: Cohort) -> None:
-        self._cohort = cohort
-        self._known: dict[str, FoldPlan] = {}
+    cohort: Cohort
+    known: dict[str, FoldPlan] = field(default_factory=dict, repr=False)
 
     def plan(self, config: Config, fold: Fold, scored: Sets | None = None) -> FoldPlan:
         """Choose panel and gene sets of a fold on its training sections (the panel on all, where the config says so).
@@ -47,12 +47,12 @@ class FoldPlanner:
         """
         plain = config.to_dict()
         key = fingerprint([fold.name, list(fold.train), plain["panel"], config.evaluation.set_size])
-        if key not in self._known:
-            training = self._cohort.only(fold.train).in_order()
-            panel = choose_panel(training if config.panel.sections == "training" else self._cohort, config.panel)
+        if key not in self.known:
+            training = self.cohort.only(fold.train).in_order()
+            panel = choose_panel(training if config.panel.sections == "training" else self.cohort, config.panel)
             sets = gene_sets(training, panel.scaling, size=config.evaluation.set_size)
-            self._known[key] = FoldPlan(fold, panel, sets, sets)
-        known = self._known[key]
+            self.known[key] = FoldPlan(fold, panel, sets, sets)
+        known = self.known[key]
         if scored is None:
             return known
         learnt = frozenset(known.sets[EVERYTHING])  # no method can predict a gene that no training section lists

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cmrcnet.config import Config
@@ -182,24 +183,25 @@ def remembered(cohort: Cohort, most_bytes: int = MOST_BYTES) -> Cohort:
     return Cohort(cohort.name, tuple(entries))
 
 
+@dataclass(eq=False)
 class _Kept:
     """Read one section, and keep it while there is room in the shared budget of bytes."""
 
-    def __init__(self, load: Callable[[], Section], budget: list[int]) -> None:
-        self._load, self._budget = load, budget
-        self._section: Section | None = None
+    load: Callable[[], Section]
+    budget: list[int]
+    section: Section | None = field(default=None, init=False, repr=False)
 
     def __reduce__(self) -> tuple:  # another process reads for itself, under a budget of its own
-        return _Kept, (self._load, [0])
+        return _Kept, (self.load, [0])
 
     def __call__(self) -> Section:
-        if self._section is not None:
-            return self._section
-        section = self._load()
+        if self.section is not None:
+            return self.section
+        section = self.load()
         size = section.counts.data.nbytes + section.counts.indices.nbytes + section.counts.indptr.nbytes
-        if size <= self._budget[0]:
-            self._budget[0] -= size
-            self._section = section
+        if size <= self.budget[0]:
+            self.budget[0] -= size
+            self.section = section
         return section
 
 

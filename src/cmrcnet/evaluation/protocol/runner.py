@@ -115,15 +115,19 @@ def _by_workers(
     tasks: Iterable[Task], setup: _TaskRunner, count: int, engine: str
 ) -> Iterator[tuple[MethodRun, FoldResult]]:
     """Run tasks in workers, and yield their results as they are finished."""
-    for task, results in run_in_workers(tasks, setup, count=count, engine=engine, name_of=_name_of):
+    found = run_in_workers(
+        tasks,
+        setup,
+        count=count,
+        engine=engine,
+        name_of=lambda task: task[0].name.replace(
+            task[0].method.name, ", ".join(dict.fromkeys(run.method.name for run in task)), 1
+        ),
+    )
+    for task, results in found:
         if isinstance(results, BaseException):
             raise results
         yield from zip(task, results, strict=True)
-
-
-def _name_of(task: Task) -> str:
-    names = ", ".join(dict.fromkeys(run.method.name for run in task))
-    return task[0].name.replace(task[0].method.name, names, 1)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from cmrcnet.evaluation.report.summary import first_method, number
 from cmrcnet.genes.markers import MarkerList, markers, organ_of_cohort
 from cmrcnet.genes.table import scaling_of
 from cmrcnet.slides.table_kinds import feature_word
-from cmrcnet.uncertainty.gene_reliability import GRADES, grade_counts, predictability
+from cmrcnet.uncertainty.gene_reliability import GRADES, predictability
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,7 +41,7 @@ _MOST_CORRELATED, _MOST_LABELS = 50, 60
 def gene_explorer(run: EvaluationRun) -> Markup:
     """Render grades and their counts, and the table that the page's script fills from the rows embedded here."""
     frame = gene_frame(run)
-    counts = grade_counts(frame.reset_index())
+    counts = {grade: int((frame["grade"] == grade).sum()) for grade in GRADES}
     rows = _rows(run, frame)
     names = sorted({name for entry in frame.sets for name in entry.split()})
     # Closing tags inside the rows would end the element: "<" is written as its JSON escape.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.methods.trained_cmrcnet import kept_reading
-from cmrcnet.evaluation.metrics.intervals import too_few_to_rank
+from cmrcnet.evaluation.protocol.protocol_info import FEWEST_PATIENTS_TO_RANK
 from cmrcnet.slides.table_kinds import feature_words
 
 if TYPE_CHECKING:
@@ -53,8 +53,10 @@ def summary(run: EvaluationRun) -> str:
         sentences.append("Folds have sections of one patient on both sides, which inflates the scores of every method.")
     if run.protocol_info.panel_from_all:
         sentences.append("The gene panel was chosen on the test sections too.")
-    text = " ".join([*sentences, too_few_to_rank(run.protocol_info.patients) or ""]).rstrip()
-    return feature_words(text, run.protocol_info.table_kind)
+    patients = run.protocol_info.patients
+    if patients < FEWEST_PATIENTS_TO_RANK:
+        sentences.append(f"{patients} patient{'s' if patients != 1 else ''}: too few patients to rank methods.")
+    return feature_words(" ".join(sentences), run.protocol_info.table_kind)
 
 
 def first_method(run: EvaluationRun) -> str:

@@ -25,7 +25,7 @@ from cmrcnet.evaluation.sweep.sweep_plan import BASE, SweepPlan, Trial, shown, v
 from cmrcnet.genes.mean_interval import mean_interval
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.atomic import atomic_file
-from cmrcnet.storage.hashing import fingerprint, write_sealed
+from cmrcnet.storage.hashing import fingerprint
 from cmrcnet.workers import WorkerOptions, Workers
 
 if TYPE_CHECKING:
@@ -51,11 +51,6 @@ class SweepFolder(WorkFolder):
         """Write one file atomically."""
         with atomic_file(self.working / name) as tmp:
             tmp.write_bytes(content.encode() if isinstance(content, str) else content)
-
-    def finish_with(self, metadata: Mapping[str, Any]) -> Path:
-        """Write the last file, and move the folder to its path."""
-        write_sealed(self.working / self.last, {"format": FORMAT, **metadata})
-        return self.finish()
 
 
 @dataclass(frozen=True, eq=False)

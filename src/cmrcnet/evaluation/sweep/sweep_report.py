@@ -14,6 +14,7 @@ from cmrcnet.evaluation.methods.method import MAIN
 from cmrcnet.evaluation.report.page import render
 from cmrcnet.evaluation.report.summary import number
 from cmrcnet.evaluation.sweep.sweep_plan import BASE
+from cmrcnet.storage.hashing import write_sealed
 from cmrcnet.storage.names import guard_table
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ _INK, _BAR, _BASE = "#1b3a4b", "#3a7ca5", "#b8c4cc"
 
 
 def write_sweep(run: SweepRun, folder: SweepFolder) -> None:
-    """Write sweep.csv, a plot for each gene set, and sweep.html into the folder."""
+    """Write sweep.csv, a plot for each gene set, and sweep.html into the folder; then finish it."""
     folder.write("sweep.csv", guard_table(run.table).to_csv(index=False))
     plots = {name: plot(run, name) for name in SHOWN if (run.table.gene_set == name).any()}
     for name, image in plots.items():
         folder.write(f"{name}.png", image)
     folder.write("sweep.html", _html(run, plots))
+    write_sealed(folder.working / folder.last, {"format": folder.format, **run.metadata})
+    folder.finish()
 
 
 def plot(run: SweepRun, gene_set: str, metric: str = "pearson") -> bytes:
@@ -108,7 +111,7 @@ def _arms(rows: Frame) -> tuple[list[float], list[float]]:
 
 
 def write_transfer(run: TransferRun, folder: SweepFolder) -> None:
-    """Write transfer.csv and transfer.html into the folder."""
+    """Write transfer.csv and transfer.html into the folder; then finish it."""
     heads = ["test", "method", "set", "transfer", "95 % over patients", "inside test", "drop", "95 %"]
     heads += [f"inside {run.metadata['train']}", "undefined"]
     rows = [
@@ -129,6 +132,8 @@ def write_transfer(run: TransferRun, folder: SweepFolder) -> None:
     title = f"CMRCNet transfer from {run.metadata['train']}"
     folder.write("transfer.csv", guard_table(run.table).to_csv(index=False))
     folder.write("transfer.html", render("transfer.html", {"title": title, "run": run, "heads": heads, "rows": rows}))
+    write_sealed(folder.working / folder.last, {"format": folder.format, **run.metadata})
+    folder.finish()
 
 
 def _between(low: float, high: float) -> str:
