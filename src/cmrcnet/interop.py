@@ -79,11 +79,7 @@ class LazySlideStudent:
 
     def get_transform(self) -> Callable[[np.ndarray], Tensor]:
         """A function from a tile (height, width, 3) uint8 to the encoder's input (3, height, width)."""
-
-        def prepare(tile: np.ndarray) -> Tensor:
-            return self.student.encoder.prepare(np.asarray(tile, np.uint8)[None])[0].cpu()
-
-        return prepare
+        return lambda tile: self.student.encoder.prepare(np.asarray(tile, np.uint8)[None])[0].cpu()
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Features (tiles, dim) of prepared tiles (tiles, 3, height, width): the mean token, over D4 augmentations.

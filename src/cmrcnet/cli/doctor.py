@@ -41,6 +41,12 @@ def examine() -> dict[str, str]:
     from cmrcnet.storage.cache import TokenCache
 
     import_timm()
+    try:
+        import openslide
+
+        slide_reader = openslide.__library_version__
+    except (ImportError, OSError) as error:
+        slide_reader = f"not installed: {error}"
     stubbed = " (another build than torch; missing operators are stubbed)" if is_stubbed() else ""
     found = {
         "cmrcnet": __version__,
@@ -49,7 +55,7 @@ def examine() -> dict[str, str]:
         "device": _device(torch),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         "torchvision": _version("torchvision") + stubbed,
-        "OpenSlide": _openslide(),
+        "OpenSlide": slide_reader,
         "embedded encoder": _embedded_encoder(),
         "engine": _engine(),
         "model hub": "offline (HF_HUB_OFFLINE is set)"
@@ -82,14 +88,6 @@ def _device(torch) -> str:
     if torch.backends.mps.is_available():
         return "mps (Apple)"
     return "cpu (frozen encoders train in minutes; preset `paper` needs a GPU)"
-
-
-def _openslide() -> str:
-    try:
-        import openslide
-    except (ImportError, OSError) as error:
-        return f"not installed: {error}"
-    return openslide.__library_version__
 
 
 def _engine() -> str:

@@ -43,7 +43,7 @@ from cmrcnet.errors import BadOption
 from cmrcnet.features.engine import Engine, open_engine
 from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureSpec, map_strides
 from cmrcnet.models.image_encoder import ROTATIONS_FIRST, ImageEncoder, d4
-from cmrcnet.slides.patches import PixelGrid, Region, crop_scales
+from cmrcnet.slides.patches import PixelGrid, crop_scales
 from cmrcnet.slides.slide import PatchScale, Slide, known_scale
 from cmrcnet.uncertainty.ood import (
     DETAIL_UM,
@@ -149,7 +149,11 @@ class DenseRun:
             assert region is not None
             grid, columns, rows, left, top = asked.pop(0)
             if layer == STATISTICS:
-                pixels = _maps_of_statistics(grid, columns, rows, region)
+                # made some rows at a time, because the picture may be large
+                strips = [
+                    statistics_maps(grid.picture(columns, rows[i : i + 2], region)) for i in range(0, len(rows), 2)
+                ]
+                pixels = [np.concatenate(each) for each in zip(*strips, strict=True)]
             else:
                 pixels = [grid.picture(columns, rows, region)]
             left, top = left - columns[0] * grid.block_px, top - rows[0] * grid.block_px
@@ -210,12 +214,6 @@ class DenseRun:
             means = [window_means(m[0], turned, side, s, step) for m, s in zip(maps, self.strides, strict=True)]
             total += torch.cat(means, dim=1).cpu()
         return (total / self.spec.augmentations).numpy()
-
-
-def _maps_of_statistics(grid: PixelGrid, columns: range, rows: range, region: Region) -> list[np.ndarray]:
-    """`statistics_maps` of a picture that is made some rows at a time, because it may be large."""
-    strips = [statistics_maps(grid.picture(columns, rows[i : i + 2], region)) for i in range(0, len(rows), 2)]
-    return [np.concatenate(each) for each in zip(*strips, strict=True)]
 
 
 def window_means(cells: Tensor, windows: Field, side: float, stride: float, step: float = 0.0) -> Tensor:

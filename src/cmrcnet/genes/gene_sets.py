@@ -20,6 +20,7 @@ from cmrcnet.genes.spatial_stats import morans_i, spot_graph
 from cmrcnet.slides.section import Cohort, Section
 
 
+@dataclass(eq=False)
 class MeasuredGenes:
     """Collects the genes that every section of a cohort measures, one section at a time.
 
@@ -28,11 +29,11 @@ class MeasuredGenes:
     "listed" every section is taken for one.
     """
 
-    def __init__(self, candidates: Literal["measured", "listed"] = "measured") -> None:
-        self._candidates = candidates
-        self._order: dict[str, int] = {}  # gene -> order of first appearance
-        self._assays: list[frozenset[str]] = []  # the different gene lists of fixed assays
-        self._name, self._kind = "", ""
+    candidates: Literal["measured", "listed"] = "measured"
+    _order: dict[str, int] = field(default_factory=dict, init=False)  # gene -> order of first appearance
+    _assays: list[frozenset[str]] = field(default_factory=list, init=False)  # the different gene lists of fixed assays
+    _name: str = field(default="", init=False)
+    _kind: str = field(default="", init=False)
 
     def add(self, section: Section) -> None:
         """Add the next section.
@@ -50,7 +51,7 @@ class MeasuredGenes:
         self._name = self._name or section.name
         for gene in section.genes:
             self._order.setdefault(gene, len(self._order))
-        fixed = section.absent_genes != "zero" or self._candidates == "listed"
+        fixed = section.absent_genes != "zero" or self.candidates == "listed"
         if fixed and genes not in self._assays:
             self._assays.append(genes)
 

@@ -177,14 +177,15 @@ def clean_features(
     nameless = [name in ("", "nan", "NaN", "None") for name in names]
     notes: list[str] = []
     if any(nameless):
-        notes.append(f"{_features(sum(nameless))} without a name: dropped.")
+        number = sum(nameless)
+        notes.append(f"{number} feature{'' if number == 1 else 's'} without a name: dropped.")
     found = Counter(kind for kind in kinds if kind)
     if found:
         of_each = ", ".join(f"{number} {kind}" for kind, number in sorted(found.items()))
         what = "dropped" if controls == "drop" else "kept, as requested"
         number = sum(found.values())
-        are = "is not a gene" if number == 1 else "are not genes"
-        notes.append(f"{_features(number)} {are} ({of_each}): {what}.")
+        are = "feature is not a gene" if number == 1 else "features are not genes"
+        notes.append(f"{number} {are} ({of_each}): {what}.")
     stays = [not bare and (kind is None or controls == "keep") for bare, kind in zip(nameless, kinds, strict=True)]
 
     column_of: dict[str, int] = {}
@@ -206,7 +207,3 @@ def clean_features(
     merged = sparse.csr_matrix(counts.astype(wide) @ gather)
     merged.sort_indices()
     return tuple(column_of), merged, tuple(notes)
-
-
-def _features(number: int) -> str:
-    return f"{number} feature" if number == 1 else f"{number} features"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -326,12 +327,13 @@ def _fill(
     return frame
 
 
+@dataclass(eq=False)
 class _TableInMemory:
     """A prediction table that is filled as `TableFile` is, but in memory."""
 
-    def __init__(self, locations: int) -> None:
-        self.locations, self.written = locations, 0
-        self._arrays: dict[tuple[str, str], np.ndarray] = {}
+    locations: int
+    written: int = field(default=0, init=False)
+    _arrays: dict[tuple[str, str], np.ndarray] = field(default_factory=dict, init=False)
 
     def write(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -182,10 +182,6 @@ class OutcomeCohort:
             return ""
         what = "events" if isinstance(self.outcome, Survival) else "cases in the smallest class"
         return f"Too few events to say: {found} {what}; a comparison is judged from {FEWEST_EVENTS} on."
-
-    def with_blocks(self, blocks: Mapping[str, Block]) -> OutcomeCohort:
-        """The cohort with other blocks."""
-        return replace(self, blocks=blocks)
 
 
 def cohort_of_table(

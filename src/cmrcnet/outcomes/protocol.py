@@ -7,8 +7,9 @@ repeated with other folds, since one division moves a concordance by some hundre
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,7 +146,7 @@ class FoldRunner:
             return self.cohort
         order = np.random.default_rng([self.options.seed, number]).permutation(len(self.cohort))
         blocks = {name: b if name == CLINICAL else Permuted(b, order) for name, b in self.cohort.blocks.items()}
-        return self.cohort.with_blocks(blocks)
+        return replace(self.cohort, blocks=blocks)
 
     @threadpool_limits.wrap(limits=1)  # small matrices: several threads only wait for each other
     def run(self, task: _Task) -> FoldResult:
@@ -182,10 +183,6 @@ class FoldRunner:
         mine, curves = risk[: len(test), 0], model.baseline.survival(risk[: len(test)], self.folds.times)
         maps = {int(case): model.contributions(stack, int(case)) for case in test}
         return FoldResult(mine, mine > np.median(risk[len(test) :, 0]), curves, record, None, maps)
-
-
-def _runner(runner: FoldRunner) -> Any:
-    return runner.run
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,7 +283,8 @@ def compare(
             raise UnknownName("method", name, known)
     folds = outer_folds(cohort, options.folds, options.repeats, options.seed)
     runner = FoldRunner(cohort, methods, folds, options)
-    asked = [known.index(name) for name in _nulled(methods)]
+    # the null is made of expression, alone and with the clinical columns
+    asked = [known.index(name) for name in known if name in (EXPRESSION, f"{CLINICAL} + {EXPRESSION}")]
     tasks: list[_Task] = [(0, method, fold) for method in range(len(methods)) for fold in range(len(folds.splits))]
     tasks += [(n, m, f) for n in range(1, options.permutations + 1) for m in asked for f in range(options.folds)]
     results = dict(tracked(_run(runner, tasks, workers, engine), "outcomes", total=len(tasks), unit="fits"))
@@ -302,18 +300,12 @@ def compare(
     return OutcomeRun(cohort, methods, options, folds, predicted, records, scores, differences, null, first)
 
 
-def _nulled(methods: Sequence[OutcomeMethod]) -> list[str]:
-    """Methods of which the null is made: expression, alone and with the clinical columns."""
-    wanted = (EXPRESSION, f"{CLINICAL} + {EXPRESSION}")
-    return [method.name for method in methods if method.name in wanted]
-
-
 def _run(runner: FoldRunner, tasks: Iterable[_Task], workers: int, engine: str) -> Iterator[tuple[_Task, FoldResult]]:
     if (workers, engine) == (1, "local"):
         for task in tasks:
             yield task, runner.run(task)
         return
-    for task, found in run_in_workers(tasks, partial(_runner, runner), count=workers, engine=engine):
+    for task, found in run_in_workers(tasks, partial(attrgetter("run"), runner), count=workers, engine=engine):
         if isinstance(found, Exception):
             raise found
         yield task, found

@@ -10,7 +10,9 @@ import numpy as np
 from markupsafe import Markup
 
 from cmrcnet.evaluation import Frame
+from cmrcnet.evaluation.report.method_section import between, signed
 from cmrcnet.evaluation.report.page import GREY, MAIN_COLOUR, render, svg, table
+from cmrcnet.evaluation.report.summary import number
 from cmrcnet.outcomes.cohort import CLINICAL, EXPRESSION, Survival
 from cmrcnet.outcomes.metrics import calibration_groups, kaplan_meier
 from cmrcnet.outcomes.protocol import NOTHING, OutcomeRun
@@ -43,7 +45,7 @@ def verdict(run: OutcomeRun) -> str:
     gap = main_question(run)
     measured = (
         f"{_NAMES[run.metric]} of {gap['method']} minus that of {gap['other']}: {signed(gap['difference'])} "
-        f"({_between(gap['low'], gap['high'], plus=True)})"
+        f"({between(gap['low'], gap['high'], plus=True)})"
     )
     if run.cohort.too_few:
         return f"{run.cohort.too_few} {measured}."
@@ -76,7 +78,9 @@ def warnings_of(run: OutcomeRun) -> list[str]:
 
 def confounder_sentence(run: OutcomeRun) -> str:
     """Say that colour alone predicts the outcome, and what expression adds to it."""
-    text = f"The slide's colour alone predicts the outcome ({_NAMES[run.metric]} {_value(run.score('colour'))})"
+    colour = run.score("colour")
+    text = f"The slide's colour alone predicts the outcome ({_NAMES[run.metric]} {number(colour['value'])}, 95 % "
+    text += f"{between(colour['low'], colour['high'])})"
     if _confounded(run):
         return f"{text}: scanner, stain or site may stand behind what expression shows, which adds nothing to it"
     return f"{text}: scanner, stain or site may go with it"
@@ -96,11 +100,11 @@ def to_text(run: OutcomeRun) -> str:
     rows = [heads]
     for method in run.methods:
         found = run.score(method.name)
-        rows.append([method.name, _number(found["value"]), _between(found["low"], found["high"])])
+        rows.append([method.name, number(found["value"]), between(found["low"], found["high"])])
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for gap in run.differences.itertuples():
-        gained = f"{signed(gap.difference)} ({_between(gap.low, gap.high, plus=True)})"
+        gained = f"{signed(gap.difference)} ({between(gap.low, gap.high, plus=True)})"
         lines.append(f"{gap.method} minus {gap.other}: {gained}, higher in {gap.higher_in} of {gap.folds} folds")
     return "\n".join([verdict(run), *lines, *(f"Note: {text}." for text in warnings_of(run))])
 
@@ -161,7 +165,7 @@ def _question_section(run: OutcomeRun) -> Markup:
         [
             f"{gap.method} minus {gap.other}",
             signed(gap.difference),
-            _between(gap.low, gap.high, plus=True),
+            between(gap.low, gap.high, plus=True),
             f"{gap.higher_in}/{gap.folds}",
         ]
         for gap in gaps.itertuples()
@@ -196,9 +200,9 @@ def _methods_section(run: OutcomeRun) -> Markup:
         row: list[object] = [method.name]
         for metric in metrics:
             found = run.score(method.name, metric)
-            row.append(_p(found["value"]) if metric == "log-rank p" else _number(found["value"]))
+            row.append(_p(found["value"]) if metric == "log-rank p" else number(found["value"]))
             if metric in (run.metric, "calibration slope"):
-                row.append(_between(found["low"], found["high"]))
+                row.append(between(found["low"], found["high"]))
         rows.append(row)
     main = main_question(run)["method"]
     names = [method.name for method in run.methods]
@@ -229,10 +233,10 @@ def forest(labels: Sequence[str], rows: Frame, column: str, at: float, title: st
         value = rows[column].to_numpy(np.float64)
         low, high = (rows[name].to_numpy(np.float64) for name in ("low", "high"))
         axes.axvline(at, color="#5a6675", lw=1, ls=(0, (4, 3)), zorder=0)
-        colours = [MAIN_COLOUR if number == 0 and at == 0 else "#44505e" for number in range(len(labels))]
-        for number in range(len(labels)):
-            if np.isfinite(low[number]):
-                axes.plot([low[number], high[number]], [y[number]] * 2, color=colours[number], lw=1.6)
+        colours = [MAIN_COLOUR if row == 0 and at == 0 else "#44505e" for row in range(len(labels))]
+        for row in range(len(labels)):
+            if np.isfinite(low[row]):
+                axes.plot([low[row], high[row]], [y[row]] * 2, color=colours[row], lw=1.6)
         axes.scatter(value, y, marker="s", s=34, c=colours, zorder=3)
         axes.set_yticks(y, labels)
         axes.set_ylim(-0.6, len(labels) - 0.4)
@@ -301,9 +305,9 @@ def _null_section(run: OutcomeRun) -> Markup:
     heads = ["method", _NAMES[run.metric], "mean of the null", "its range", "p"]
     rows = []
     for name, mine in run.null.groupby("method", sort=False):
-        spread = _between(mine["value"].min(), mine["value"].max())
-        observed = _number(mine["observed"].iloc[0])
-        rows.append([name, observed, _number(mine["value"].mean()), spread, _p(run.p_value(str(name)))])
+        spread = between(mine["value"].min(), mine["value"].max())
+        observed = number(mine["observed"].iloc[0])
+        rows.append([name, observed, number(mine["value"].mean()), spread, _p(run.p_value(str(name)))])
     count = run.options.permutations
     note = (
         f"All but the clinical columns were given to other patients {count} times, and everything was fitted again; "
@@ -321,11 +325,11 @@ def _folds_section(run: OutcomeRun) -> Markup:
         (each["method"], each["fold"]): f"{each['penalty']:g}" if "penalty" in each else f"{each['epochs']} epochs"
         for each in run.records
     }
-    for number, (train, test) in enumerate(run.folds.splits):
+    for fold, (train, test) in enumerate(run.folds.splits):
         outcome = run.cohort.outcome.take(test)
         share = f"{int(outcome.event.sum())} events" if isinstance(outcome, Survival) else f"{len(outcome)} cases"
-        chosen = [chosen_by[name, number] for name in fitted]
-        name = f"repeat {number // per + 1}, fold {number % per + 1}"
+        chosen = [chosen_by[name, fold] for name in fitted]
+        name = f"repeat {fold // per + 1}, fold {fold % per + 1}"
         rows.append([name, len(train), f"{len(test)}, {share}", *chosen])
     heads = ["fold", "training cases", "test cases", *fitted]
     note = (
@@ -343,24 +347,5 @@ def _provenance_section(run: OutcomeRun) -> Markup:
     return render("outcome_provenance.html", {"note": note, "options": text})
 
 
-def signed(value: float) -> str:
-    """Write three decimals with a sign, or "undefined"."""
-    return "undefined" if math.isnan(value) else f"{round(value, 3) + 0.0:+.3f}"
-
-
-def _number(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.3f}"
-
-
 def _p(value: float) -> str:
     return "undefined" if math.isnan(value) else ("below 0.001" if value < 0.001 else f"{value:.3f}")
-
-
-def _between(low: float, high: float, *, plus: bool = False) -> str:
-    if math.isnan(low) or math.isnan(high):
-        return "undefined"
-    return f"{signed(low)} to {signed(high)}" if plus else f"{low:.3f} to {high:.3f}"
-
-
-def _value(row: Any) -> str:
-    return f"{_number(row['value'])}, 95 % {_between(row['low'], row['high'])}"

@@ -85,10 +85,6 @@ def score_methods(
         sampled = np.mean([each.value(draws) for each in summed], axis=0) if bootstrap else []
         note(method, metric, float(value), *percentile_interval(sampled))
 
-    def add_mean(method: str, metric: str, terms: np.ndarray) -> None:
-        sampled = draws @ terms / np.maximum(draws.sum(axis=1), 1)
-        note(method, metric, float(terms.mean()), *percentile_interval(sampled))
-
     for name, found in predicted.items():
         by_repeat = [main_pairs(outcome, found, repeat, folds.of[repeat]) for repeat in repeats]
         add_pairs(name, main_metric(outcome), list(zip(*by_repeat, strict=True)))
@@ -109,7 +105,9 @@ def score_methods(
             )
             for r in repeats
         ]
-        add_mean(name, "brier", np.mean(terms, axis=0))
+        brier = np.mean(terms, axis=0)
+        sampled = draws @ brier / np.maximum(draws.sum(axis=1), 1)
+        note(name, "brier", float(brier.mean()), *percentile_interval(sampled))
         slopes = [calibration_slope(outcome, found.risk[r], folds.of[r]) for r in repeats]
         note(name, "calibration slope", *(float(each) for each in np.mean(slopes, axis=0)))
         note(name, "log-rank p", log_rank(outcome, found.high[0]))

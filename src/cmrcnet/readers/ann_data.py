@@ -73,8 +73,10 @@ def read_ann_data(source: SectionSource) -> RawSection:
     kind = source.table_kind or stated_kind(table, source.path)
     if kind == "counts":
         counts, genes, where = raw_counts(table, name)
+    elif table.X is None:
+        raise SectionError.not_of_kind(name, kind, "X is empty")
     else:
-        counts, genes, where = values_of_kind(table, kind, name)
+        counts, genes, where = as_sparse(table.X), tuple(str(feature) for feature in table.var_names), "X"
     notes = [] if where == "X" else [f"Counts are those of {where}."]
     centres = spatial_centres(table, source.path)
     mine, library = one_library(table, source.library, source.path)
@@ -199,20 +201,6 @@ def stated_kind(table: AnnData, path: Path) -> TableKind:
         return table_kind(stated)
     except BadOption as error:
         raise BadInput(path, WHAT, f'uns["cmrcnet_table_kind"]: {error}'.rstrip(".")) from error
-
-
-def values_of_kind(table: AnnData, kind: TableKind, name: str) -> tuple[sparse.csr_matrix, tuple[str, ...], str]:
-    """The table of an AnnData that holds no counts: values, features, and where they are, which is ``X``.
-
-    Raises
-    ------
-    SectionError
-        There is none.
-    """
-    if table.X is None:
-        raise SectionError.not_of_kind(name, kind, "X is empty")
-    values: Any = table.X
-    return as_sparse(values), tuple(str(feature) for feature in table.var_names), "X"
 
 
 def _slide(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
@@ -62,11 +62,11 @@ def legacy_st_problems(source: SectionSource) -> list[CmrcnetError]:
     """Errors for a spot file or picture that is neither given nor found beside the counts."""
     problems: list[CmrcnetError] = []
     try:
-        spot_names(read_table(_spots_file(source), "a spot file"), required=True)
+        spot_names(read_table(_beside(source, "spots"), "a spot file"), required=True)
     except CmrcnetError as error:
         problems.append(error)
     try:
-        _image_file(source)
+        _beside(source, "image")
     except CmrcnetError as error:
         problems.append(error)
     return problems
@@ -87,7 +87,7 @@ def read_legacy_st(source: SectionSource) -> RawSection:
     BadInput, SectionError
     """
     notes: list[str] = []
-    spots_path, image_path = _spots_file(source), _image_file(source)
+    spots_path, image_path = _beside(source, "spots"), _beside(source, "image")
     if source.spots is None:
         notes.append(f"Spot file found beside the counts: {spots_path.name}.")
     if source.image is None:
@@ -121,32 +121,22 @@ def read_legacy_st(source: SectionSource) -> RawSection:
     )
 
 
-def _spots_file(source: SectionSource) -> Path:
-    """The spot file that is given, or the one ``<section>_spots.*`` beside ``<section>_counts.*``."""
-    endings = tuple(f"_spots{suffix}{gz}" for suffix in SUFFIXES for gz in ("", ".gz"))
-    found = [path for path in _same_stem(source.path) if path.name.lower().endswith(endings)]
-    want = f"the spot file of {source.path.name} (columns spot or x, y; pixel_x, pixel_y), "
-    want += "because names like 10x15 do not say where a spot lies in the image"
-    return source.spots or _only("spots", found, want)
-
-
-def _image_file(source: SectionSource) -> Path:
-    """The picture that is given, or the one ``<section>.*`` beside ``<section>_counts.*``."""
+def _beside(source: SectionSource, option: Literal["spots", "image"]) -> Path:
+    """The file that is given, or the only one beside ``C6_counts.*``: ``C6_spots.*``, the picture ``C6.*``."""
     stem = _stem(source.path)
-    found = [path for path in _same_stem(source.path) if path.suffix.lower() in PICTURES and path.stem == stem]
-    return source.image or _only("image", found, f"the picture on which the spots of {source.path.name} lie")
-
-
-def _only(option: str, found: list[Path], want: str) -> Path:
-    if len(found) != 1:
+    found = sorted(path for path in source.path.parent.glob("*") if stem and path.name.startswith(stem))
+    if option == "spots":
+        given, endings = source.spots, tuple(f"_spots{suffix}{gz}" for suffix in SUFFIXES for gz in ("", ".gz"))
+        found = [path for path in found if path.name.lower().endswith(endings)]
+        want = f"the spot file of {source.path.name} (columns spot or x, y; pixel_x, pixel_y), "
+        want += "because names like 10x15 do not say where a spot lies in the image"
+    else:
+        given, found = source.image, [path for path in found if path.suffix.lower() in PICTURES and path.stem == stem]
+        want = f"the picture on which the spots of {source.path.name} lie"
+    if given is None and len(found) != 1:
         several = f"; {len(found)} files could be it: {', '.join(path.name for path in found)}" if found else ""
         raise BadOption(option, None, want=want + several)
-    return found[0]
-
-
-def _same_stem(counts: Path) -> list[Path]:
-    stem = _stem(counts)
-    return sorted(path for path in counts.parent.glob("*") if stem and path.name.startswith(stem))
+    return given or found[0]
 
 
 def _stem(path: Path) -> str | None:

@@ -61,7 +61,11 @@ def open_h5(path: Path, what: str, *, in_blocks: bool = False) -> Iterator[Any]:
     """
     import h5py
 
-    probe_h5(require_file(path, f"The file (wanted: {what})"), what)
+    require_file(path, f"The file (wanted: {what})")
+    try:  # what ends a process that reads it must not be this one; other faults are met again, and named, below
+        _child.try_file(path, MOST_SECONDS + path.stat().st_size / BYTES_A_SECOND)
+    except ChildProcessError as error:
+        raise BadInput(path, what, f"the process that tried to read it {error}; the file is damaged") from error
     try:
         with h5py.File(path, "r", locking=False) as file:
             if why := h5_fault(file, in_blocks):
@@ -173,20 +177,6 @@ def read_mtx(path: Path, shape: tuple[int, int]) -> sparse.csc_matrix:
 
 
 _child = ChildProcess("from cmrcnet.readers.sparse_files import serve; serve()")
-
-
-def probe_h5(path: Path, what: str) -> None:
-    """Raise `BadInput` when reading an HDF5 file ends a child process; other faults are left to the caller.
-
-    Parameters
-    ----------
-    what : str
-        Kind of file, for the error.
-    """
-    try:
-        _child.try_file(path, MOST_SECONDS + path.stat().st_size / BYTES_A_SECOND)
-    except ChildProcessError as error:
-        raise BadInput(path, what, f"the process that tried to read it {error}; the file is damaged") from error
 
 
 def serve() -> None:

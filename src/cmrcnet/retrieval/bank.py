@@ -27,7 +27,7 @@ from cmrcnet.retrieval.bank_index import open_index, write_index
 from cmrcnet.retrieval.store import SECTIONS, BankSection, Manifest, bank_fingerprint, temporary_store
 from cmrcnet.search.build import SearchConfig, build_search
 from cmrcnet.search.exact import ExactSearch, Searcher
-from cmrcnet.search.stacked_arrays import StackedColumns, StackedRows, own_columns
+from cmrcnet.search.stacked_arrays import StackedColumns, StackedRows
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.slides.table_kinds import check_values
 from cmrcnet.storage.atomic import atomic_folder
@@ -129,7 +129,10 @@ class ReferenceBank:
     @cached_property
     def expression(self) -> StackedColumns:
         """Expression, (spots, genes) float32; `dense(columns, rows)` returns some of it as an array."""
-        own = [own_columns(columns, len(self.genes)) for columns in self._columns]
+        own = []  # of each entry, its own column of every gene; -1 where it has none
+        for columns in self._columns:
+            own.append(np.full(len(self.genes), -1, np.int32))
+            own[-1][columns] = np.arange(len(columns))
         checks = [entry.require_genes for entry in self.entries]
         return StackedColumns([entry.expression for entry in self.entries], own, checks)
 

@@ -244,21 +244,6 @@ def _fill_sparse(
     return touched
 
 
-def own_columns(columns: np.ndarray, genes: int) -> np.ndarray:
-    """Invert a column list: a part's own column of every gene, (genes,) int32, -1 where it has none.
-
-    Parameters
-    ----------
-    columns : array of int
-        Gene of each of the part's columns.
-    genes : int
-        Number of all genes.
-    """
-    own = np.full(genes, -1, np.int32)
-    own[columns] = np.arange(len(columns))
-    return own
-
-
 def csc_of(data: np.ndarray, rows: np.ndarray, ends: np.ndarray, shape: tuple[int, int]) -> sparse.csc_matrix:
     """Make a CSC matrix of these arrays without copying, memory-mapped ones included.
 

@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -97,7 +98,10 @@ def train_epochs(
                 after_step()
         seen = torch.stack(losses).cpu().double()
         if not torch.isfinite(seen).all():
-            raise Diverged(epoch + 1)
+            raise Diverged.from_sentence(
+                f"The training loss is not finite in epoch {epoch + 1}; use a smaller train.learning_rate, a "
+                "train.clip_norm above 0, or train.precision float32."
+            )
         if after_epoch is not None and after_epoch(epoch + 1, seen):
             return
 
@@ -217,9 +221,6 @@ def train_phase(
         inputs, expression, share = batch
         return model(inputs, expression, masks, share)[:3]
 
-    def clip() -> None:
-        fabric.clip_gradients(model, stepper, max_norm=config.clip_norm, error_if_nonfinite=False)
-
     def rate(epoch: int, step: int) -> float:
         within = step / steps if config.schedule_by == "step" else 0.0
         return cosine_rate(config, (epoch + within) / config.epochs)
@@ -265,7 +266,9 @@ def train_phase(
             range(done, epochs),
             learning_rate=rate,
             backward=fabric.backward,
-            clip=clip if config.clip_norm > 0 else None,
+            clip=partial(fabric.clip_gradients, model, stepper, max_norm=config.clip_norm, error_if_nonfinite=False)
+            if config.clip_norm > 0
+            else None,
             step=stepper.step,
             after_step=after_step,
             after_epoch=after_epoch,

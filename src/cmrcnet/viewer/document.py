@@ -220,7 +220,11 @@ class Page:
             glyph = plot.image("image", "x", "y", "dw", "dh", source=source, color_mapper=mapper, level="glyph")
             tips = [("value", "@image{0.00}")]
         else:
-            names = slide.prediction.obs.index if kind in ("predicted", "second") else self._truth_names()
+            if kind in ("predicted", "second"):
+                names = slide.prediction.obs.index
+            else:
+                assert self.slide.truth is not None
+                names = self.slide.truth.spots.barcodes
             source = ColumnDataSource(
                 {
                     "x": centre_um[:, 0],
@@ -256,10 +260,6 @@ class Page:
         outline = ColumnDataSource({"x": [], "y": [], "colour": []})
         plot.patches("x", "y", source=outline, fill_color=None, line_color="colour", line_width=2.5)
         return Panel(kind, slide, centre_um, side_um, plot, source, mapper, glyph, mark, outline)
-
-    def _truth_names(self) -> tuple[str, ...]:
-        assert self.slide.truth is not None
-        return self.slide.truth.spots.barcodes
 
     # --- controls
 

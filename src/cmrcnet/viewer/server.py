@@ -14,6 +14,7 @@ import webbrowser
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,10 @@ class Viewer:
         if not 0 <= port < 65536:
             raise BadOption("port", port, "0 (any free one) to 65535")
         self._slides = [slide] if other is None else [slide, other]
-        self._read_once = None if cohort is None else _kept(cohort)
+        self._read_once = cohort
+        if cohort is not None:
+            once = [replace(entry, load=cache(entry.load)) for entry in cohort.entries]
+            self._read_once = Cohort(cohort.name, tuple(once))
         self._options = {"other": other, "cohort": self._read_once, "gene": gene}
         self.token, self.port, self.url = secrets.token_urlsafe(TOKEN_BYTES), port, ""
         Page(slide, other=other, cohort=None, gene=gene)  # what is wrong with it is known before anything is served
@@ -154,7 +158,8 @@ class Viewer:
         async def later(work: Any) -> Any:
             return await asyncio.get_running_loop().run_in_executor(self._slow, work)
 
-        asyncio.get_running_loop().call_later(3, Thread(target=_wake_scanpy, daemon=True).start)
+        wake = Thread(target=import_module, args=("scanpy",), daemon=True)  # for which the first region would wait
+        asyncio.get_running_loop().call_later(3, wake.start)
         tiles = f"/{self.token}/tiles"
         Page(self._slides[0], **self._options, tile_url=tiles, later=later).add_to(doc)
 
@@ -184,11 +189,6 @@ class Viewer:
 
     def _repr_html_(self) -> str:
         return f'<iframe src="{self.url}" width="100%" height="760" style="border: 1px solid #dde3ea"></iframe>'
-
-
-def _wake_scanpy() -> None:
-    """Load what the first region would wait for."""
-    import scanpy  # noqa: F401
 
 
 def view(
@@ -260,11 +260,6 @@ def view(
     viewer = Viewer(first, other=second, cohort=cohort, gene=gene, port=port)
     viewer.held = [*stored, folder]
     return viewer
-
-
-def _kept(cohort: Cohort) -> Cohort:
-    """The cohort with each section read once."""
-    return Cohort(cohort.name, tuple(replace(entry, load=cache(entry.load)) for entry in cohort.entries))
 
 
 def _from_here(origins: list[str]) -> Any:

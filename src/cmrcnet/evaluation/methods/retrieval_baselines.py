@@ -76,10 +76,12 @@ K = 50
 """Spots that BLEEP and mclSTExp average."""
 TEMPERATURE = 0.1
 """Of the cosines in mclSTExp and Loki; BLEEP takes dot products at temperature 1."""
+CLIP = partial(contrastive_loss, temperature=TEMPERATURE, similarity="cosine", targets="identity")
+"""Loss of pairs of image and gene embeddings: cosines over the temperature, each pair its own target."""
 
 
 class Towers(nn.Module):
-    """A projection head on the image features (length `dim`), another on the expression, under the loss of CLIP."""
+    """A projection head on the image features (length `dim`), another on the expression."""
 
     def __init__(self, dim: int, genes: int) -> None:
         super().__init__()
@@ -94,10 +96,6 @@ class Towers(nn.Module):
         """Gene embeddings of some rows, given their expression (rows, genes): (rows, 256)."""
         return self.gene_head(expression)
 
-    def loss(self, image: Tensor, gene: Tensor) -> Tensor:
-        """Contrastive loss of a batch of pairs: cosines over the temperature, each pair its own target."""
-        return contrastive_loss(image, gene, temperature=TEMPERATURE, similarity="cosine", targets="identity").mean()
-
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
@@ -109,13 +107,13 @@ class Contrast:
     rows: np.ndarray
     hvg: np.ndarray  # (spots, HVG)
     weigh: Weigh
+    contrast: Callable[[Tensor, Tensor], Tensor]
 
     def loss(self, rows: np.ndarray) -> Tensor:
-        """The network's loss."""
+        """Mean contrast of the pairs."""
         at = torch.from_numpy(rows)
-        return self.network.loss(
-            self.network.image(self.inputs, at), self.network.gene(self.inputs, at, self.expression[at])
-        )
+        image, gene = self.network.image(self.inputs, at), self.network.gene(self.inputs, at, self.expression[at])
+        return self.contrast(image, gene).mean()
 
     def bank(self) -> np.ndarray:
         """Gene embeddings of the rows learnt from: (rows, 256)."""
@@ -134,7 +132,8 @@ class Contrast:
 class TowerMethod:
     """A method: two towers, trained in contrast, and measured spots averaged by `weigh`.
 
-    `build` takes the width of a spot's features and the number of genes read.
+    `build` takes the width of a spot's features and the number of genes read; `contrast` the image and gene embeddings
+    of a batch of pairs.
     """
 
     name: str
@@ -142,6 +141,7 @@ class TowerMethod:
     build: Callable[[int, int], Towers]
     weigh: Weigh
     schedule: Schedule = field(default_factory=Schedule)
+    contrast: Callable[[Tensor, Tensor], Tensor] = CLIP
 
     def fit(self, training: FoldData) -> FittedTowers:
         """Train both towers and build the bank of the training spots' expression."""
@@ -150,7 +150,8 @@ class TowerMethod:
 
         def make(rows: np.ndarray) -> Contrast:
             centred = expression - expression[rows].mean(dim=0)
-            return Contrast(self.build(inputs.width, len(columns)), inputs.training, centred, rows, hvg, self.weigh)
+            network = self.build(inputs.width, len(columns))
+            return Contrast(network, inputs.training, centred, rows, hvg, self.weigh, self.contrast)
 
         learnt = train_baseline(training, make, self.schedule)
         record = {**learnt.record, "genes_learnt": len(columns)}
@@ -179,21 +180,14 @@ class FittedTowers:
         return Prediction(self.genes, averaged(queries, self.bank, self.expression, self.weigh))
 
 
-class BleepTowers(Towers):
-    """Both heads under BLEEP's loss: dot products, soft targets, their transpose for the second direction."""
-
-    def loss(self, image: Tensor, gene: Tensor) -> Tensor:
-        """See `cmrcnet.models.losses`."""
-        return contrastive_loss(
-            image, gene, temperature=1.0, similarity="dot", targets="soft", second_targets="transpose"
-        ).mean()
-
-
 BLEEP = TowerMethod(
     "bleep",
     "after BLEEP (Xie et al. 2023): projection heads on frozen features, soft targets, mean of the top 50 spots",
-    BleepTowers,
+    Towers,
     partial(top_k, k=K),
+    contrast=partial(
+        contrastive_loss, temperature=1.0, similarity="dot", targets="soft", second_targets="transpose"
+    ),  # the transpose: soft targets of the second direction
 )
 """Two projection heads, dot products at temperature 1, soft targets; mean of the 50 most similar spots.
 

@@ -184,7 +184,13 @@ def joined(train: Cohort, tests: Sequence[Cohort]) -> tuple[Cohort, dict[str, tu
 
 def shared_sets(train: Cohort, test: Cohort, config: Config) -> dict[str, tuple[str, ...]]:
     """HEG, HVG and all, of the genes that both cohorts measured, ranked by the training cohort."""
-    ours, theirs = _measured(train), set(_measured(test))
+    shared = []
+    for cohort in (train, test):
+        measured = MeasuredGenes()
+        for section in cohort:
+            measured.add(section)
+        shared.append(measured.shared())
+    ours, theirs = shared[0], set(shared[1])
     if theirs.isdisjoint(ours) or are_disjoint(ours, sorted(theirs)):
         hint = explain_no_shared_genes(ours, sorted(theirs))
         raise SectionError.none_shared(train.name, "the test cohort", hint, shared=len(theirs.intersection(ours)))
@@ -198,24 +204,18 @@ def _read_as(entry: CohortEntry, section: str, patient: str) -> Section:
     return dataclasses.replace(entry.load(), name=section, patient=patient)
 
 
-def _measured(cohort: Cohort) -> tuple[str, ...]:
-    measured = MeasuredGenes()
-    for section in cohort:
-        measured.add(section)
-    return tuple(measured.shared())
-
-
 def _refuse_twins(train: Cohort, tests: Sequence[Cohort]) -> None:
     """No section may stand on both sides, under whatever name: its picture and counts are compared."""
-    seen = {_content(section): section.name for section in train}
-    for test in tests:
-        twins = [f"section {section.name}" for section in test if _content(section) in seen]
-        if twins:
+    trained_on: set[str] = set()
+    for cohort in (train, *tests):
+        content = {
+            section.name: fingerprint(section.slide.fingerprint(), section.spots.centre_px, section.counts.data)
+            for section in cohort
+        }
+        if twins := [f"section {name}" for name, found in content.items() if found in trained_on]:
             raise Leakage(f"The cohort {train.name}", twins)
-
-
-def _content(section: Section) -> str:
-    return fingerprint(section.slide.fingerprint(), section.spots.centre_px, section.counts.data)
+        if cohort is train:
+            trained_on.update(content.values())
 
 
 def _rows(test: str, train: str, found: dict[str, Frame]) -> list[dict[str, Any]]:
