@@ -182,7 +182,6 @@ NOUNS_ON_DISK = {
     "retrieval.bank_index": "the index folder in a bank",
     "retrieval.edit": "a bank is edited in its folder",
     "evaluation.protocol.run_folder": "a folder of results, which may take long to make",
-    "evaluation.sweep.run_sweep.SweepFolder": "a folder of results",
     "evaluation.report.evaluation_report": "writes the report",
 }
 

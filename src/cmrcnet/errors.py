@@ -341,4 +341,10 @@ class WorkerDied(CmrcnetError, ChildProcessError):
 
 
 class Diverged(CmrcnetError, ArithmeticError):
-    """The training loss is no longer finite, or a fit does not converge."""
+    """The training loss is no longer finite."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(
+            f"The training loss is not finite in epoch {epoch}; use a smaller train.learning_rate, a train.clip_norm "
+            "above 0, or train.precision float32."
+        )

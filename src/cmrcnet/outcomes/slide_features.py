@@ -57,7 +57,7 @@ class SlideFeatures:
         tissue = table.obs["in_tissue"].to_numpy() == 1
         names = tuple(map(str, table.obs.index[tissue]))
         spots = Spots(names, table.centre_px[tissue], float(table.facts["spot_diameter_um"]))
-        found = {"imagenet": self._frozen.last_layer(slide, spots).mean(axis=0, dtype=np.float64)}
+        found = {"imagenet": self._frozen.of(slide, spots, "last").mean(axis=0, dtype=np.float64)}
         if self._encoder is not None and self._model is not None:
             located = LocationFeatures(self._encoder, slide, spots.centre_px)
             located.encode(self._cache)

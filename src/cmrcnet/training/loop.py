@@ -98,10 +98,7 @@ def train_epochs(
                 after_step()
         seen = torch.stack(losses).cpu().double()
         if not torch.isfinite(seen).all():
-            raise Diverged.from_sentence(
-                f"The training loss is not finite in epoch {epoch + 1}; use a smaller train.learning_rate, a "
-                "train.clip_norm above 0, or train.precision float32."
-            )
+            raise Diverged(epoch + 1)
         if after_epoch is not None and after_epoch(epoch + 1, seen):
             return
 
