@@ -59,7 +59,7 @@ class SlideFeatures:
         spots = Spots(names, table.centre_px[tissue], float(table.facts["spot_diameter_um"]))
         found = {"imagenet": self._frozen.of(slide, spots, "last").mean(axis=0, dtype=np.float64)}
         if self._encoder is not None and self._model is not None:
-            located = LocationFeatures(self._encoder, slide, spots.centre_px)
+            located = LocationFeatures(self._encoder, slide, spots)
             located.encode(self._cache)
             embedding, _ = split_features(located.take(slice(0, len(spots))), self._model)
             found["embedding"] = embedding.mean(axis=0, dtype=np.float64)
