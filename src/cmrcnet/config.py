@@ -51,6 +51,9 @@ class PanelConfig:
     """The panel itself, when kind is "list"."""
     target_sum: float | Literal["median"] = 10_000.0
     """Library size that every spot is scaled to before log1p. Released: "median", each section's own median."""
+    target: Literal["log", "pearson"] = "log"
+    """What counts become. log: log1p at one library size; pearson: analytic Pearson residuals within each section
+    (`genes.scaling`), which are dense."""
     standardize: Literal["section", "training"] = "section"
     """Whose mean and deviation a continuous table is standardised by: each section's own, or that of all training
     locations."""

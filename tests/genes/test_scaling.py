@@ -110,3 +110,24 @@ def test_the_panel_of_another_kind_is_every_feature_and_its_sets_are_defined(sec
     sets = gene_sets(cohort, panel.scaling, 3)
     assert sets["HVG"] == sets["SVG"]
     assert sets["HEG"] == panel.genes[:3]
+
+
+def test_pearson_residuals_are_those_of_scanpy_and_lead_to_the_same_sets(sections):
+    import anndata
+    import scanpy
+
+    counts = sections[0].counts
+    found = scanpy.experimental.pp.normalize_pearson_residuals(anndata.AnnData(counts.toarray()), inplace=False)
+    scaling = Scaling(target="pearson")
+    np.testing.assert_allclose(scaling.expression(sections[0]).toarray(), found["X"], rtol=1e-4, atol=1e-5)
+    cohort = Cohort.of(sections)
+    panel = choose_panel(cohort, PanelConfig(target="pearson"))
+    assert panel.scaling == scaling
+    assert gene_sets(cohort, scaling, 5) == gene_sets(cohort, COUNTS, 5)
+    unlisted = replace(panel, genes=("not-listed", panel.genes[3]))
+    picked = unlisted.select(sections[0]).toarray()
+    assert not picked[:, 0].any()
+    np.testing.assert_array_equal(picked[:, 1], panel.select(sections[0]).toarray()[:, 3])
+    assert scaling.least == -np.inf
+    with pytest.raises(BadOption, match="depth and the shares"):
+        scaling.inverse(picked)

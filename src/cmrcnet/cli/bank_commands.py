@@ -64,7 +64,9 @@ def index_command(
         trained, sections, cache=TokenCache.default(), workers=chosen, load=partial(_model_of_worker, model)
     )
     bank.save(out, overwrite=overwrite, search=wanted)
-    print(f"Bank written to {final_path(out)} ({count_text((len(bank), 'spot'), (len(bank.genes), 'gene'))}).")
+    print(
+        f"Bank written to {final_path(out)} ({count_text((len(bank), 'spot'), (len(bank.genes), bank.scaling.word))})."
+    )
     return out
 
 
@@ -167,7 +169,7 @@ def bank_merge_command(
 
     merged = merge_banks([ReferenceBank.load(bank) for bank in banks])
     merged.save(out, overwrite=overwrite, search=wanted)
-    print(f"Bank written to {out} ({count_text((len(merged), 'spot'), (len(merged.genes), 'gene'))}).")
+    print(f"Bank written to {out} ({count_text((len(merged), 'spot'), (len(merged.genes), merged.scaling.word))}).")
     return out
 
 

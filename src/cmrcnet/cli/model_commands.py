@@ -150,7 +150,7 @@ def distil_command(
     )
     student.save_pretrained(out, overwrite=overwrite)
     print(*report_lines(student.report), sep="\n")
-    print(f"Student written to {final_path(out)} ({count_text((len(student.genes), 'gene'))}).")
+    print(f"Student written to {final_path(out)} ({count_text((len(student.genes), student.scaling.word))}).")
     return out
 
 

@@ -65,8 +65,8 @@ def predict_command(
     section : str, optional
         Section of the cohort.csv; its image and spot positions are used, its counts are not read.
     spots : Path, optional
-        Table of locations to predict (columns pixel_x, pixel_y in level-0 pixels), or patches that TRIDENT or CLAM laid
-        out (.h5), in place of a grid over the tissue.
+        Table of locations to predict (columns pixel_x, pixel_y in level-0 pixels), polygons of regions (.geojson), or
+        patches that TRIDENT or CLAM laid out (.h5), in place of a grid over the tissue.
     mask : Path, optional
         Picture of the whole slide, at any size, in which tissue is white; in place of tissue detection.
     genes : list of str, optional
@@ -134,7 +134,9 @@ def predict_command(
     tissue = None if mask is None else read_mask(mask, picture)
     predictor = _predictor(model, bank, PredictOptions(spots=locations, mask=tissue, **options), search)
     count, width = predict_to_file(predictor, picture, out, cache=TokenCache.default(), batch=batch)
-    print(f"Prediction written to {final_path(out)} ({count_text((count, 'location'), (width, 'gene'))}).")
+    print(
+        f"Prediction written to {final_path(out)} ({count_text((count, 'location'), (width, predictor.scaling.word))})."
+    )
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -127,14 +127,14 @@ class GenePanel:
         if missing and (section.absent_genes != "zero" or disjoint):
             hint = explain_no_shared_genes(self.genes, section.genes) if disjoint else ""
             raise SectionError.not_measured(section.name, missing, len(self.genes), hint)
-        if self.scaling.kind != "counts" or section.table_kind != "counts":
-            return self.scaling.expression(section)[:, [column_of[gene] for gene in self.genes]]
         found = [(column_of[gene], number) for number, gene in enumerate(self.genes) if gene in column_of]
         columns, targets = np.array(found, dtype=np.int64).reshape(-1, 2).T
         picker = sparse.csr_matrix(
             (np.ones(len(found), section.counts.dtype), (columns, targets)),
             shape=(len(section.genes), len(self.genes)),
         )
+        if not self.scaling.logs or section.table_kind != "counts":
+            return sparse.csr_matrix(self.scaling.expression(section) @ picker.astype(np.float32))
         picked = sparse.csr_matrix(section.counts @ picker)
         picked.sort_indices()
         return log_scaled(picked, scale_factors(library_sizes(section.counts), self.scaling.target_sum))
@@ -296,6 +296,8 @@ def gene_sets(
     """
     if size < 1:
         raise BadOption("size", size, want="a number of genes, 1 or more")
+    if scaling.kind == "counts":  # sets are the same for either target of counts
+        scaling = replace(scaling, target="log")
     lists = {name: tuple(dict.fromkeys(genes)) for name, genes in (lists or {}).items()}
     for name in lists:
         if name in (*CHOSEN, EVERYTHING) or not name.strip():

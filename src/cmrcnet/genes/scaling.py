@@ -4,6 +4,7 @@
 kind           expression                                                   inverse
 =============  ===========================================================  =========================================
 counts         log1p at one library size                                    expm1: counts at that library size
+               or analytic Pearson residuals                                none
 continuous     standard deviations from the mean of the section, or of all  times deviation plus mean of training;
                training sections                                            none within a section
 proportions    centred log-ratio: log share less the mean log share of the  softmax over all parts
@@ -11,6 +12,11 @@ proportions    centred log-ratio: log share less the mean log share of the  soft
                44, 1982)
 binary         0 or 1                                                       cut to 0 to 1: a share of neighbours
 =============  ===========================================================  =========================================
+
+Analytic Pearson residuals (Lause, Berens and Kobak, Genome Biology 22, 258, 2021) of the counts x of a section of n
+spots, with depth d_i of spot i and share p_g of gene g in all counts, theta = 100::
+
+    z_ig = (x_ig - d_i p_g) / sqrt(d_i p_g + (d_i p_g)^2 / theta),  cut to -sqrt(n) to sqrt(n)
 
 The logarithm of a share of 0 does not exist. Zeros are replaced by a small share and the others made smaller, so that
 the row still sums to 1 (multiplicative replacement: Martin-Fernandez, Barcelo-Vidal and Pawlowsky-Glahn, Mathematical
@@ -33,10 +39,10 @@ from cmrcnet.config import PanelConfig
 from cmrcnet.errors import BadOption, SectionError, TooFew
 from cmrcnet.genes.normalise import normalize, spot_weights
 from cmrcnet.slides.section import Section
-from cmrcnet.slides.table_kinds import TableKind
+from cmrcnet.slides.table_kinds import TableKind, feature_word
 
 NO_CEILING = (
-    "there is no noise ceiling, because one measurement of a table of this kind does not tell its noise, as counts do"
+    "there is no noise ceiling: for the log of counts it follows from the counts, for other values nothing tells it"
 )
 
 
@@ -50,6 +56,8 @@ class Scaling:
         Of the table.
     target_sum : float or "median"
         Library size before log1p, of counts.
+    target : {"log", "pearson"}
+        Of counts: log1p at that library size, or analytic Pearson residuals.
     standardize : {"section", "training"}
         Whose mean and deviation a continuous table is standardised by.
     zero_replacement : float
@@ -69,6 +77,7 @@ class Scaling:
 
     kind: TableKind = "counts"
     target_sum: float | Literal["median"] = 10_000.0
+    target: Literal["log", "pearson"] = "log"
     standardize: Literal["section", "training"] = "section"
     zero_replacement: float = 0.01
     features: tuple[str, ...] = ()
@@ -85,14 +94,26 @@ class Scaling:
             return f"centred log-ratio of proportions, zeros replaced by {self.zero_replacement:g}"
         if self.kind == "binary":
             return "share of positive locations, 0 to 1"
+        if self.target == "pearson":
+            return "analytic Pearson residuals of counts within the section"
         if self.target_sum == "median":
             return "log1p of counts scaled to the median library size of each section"
         return f"log1p of counts per {float(self.target_sum):,.10g}"
 
     @property
+    def word(self) -> str:
+        """What a column is called: "gene" or "feature"."""
+        return feature_word(self.kind)
+
+    @property
     def least(self) -> float:
         """Smallest value that expression can have: 0, or minus infinity."""
-        return 0.0 if self.kind in ("counts", "binary") else -np.inf
+        return 0.0 if self.kind == "binary" or self.logs else -np.inf
+
+    @property
+    def logs(self) -> bool:
+        """Whether expression is the log of counts, of which a noise ceiling is known."""
+        return self.kind == "counts" and self.target == "log"
 
     def expression(self, section: Section) -> sparse.csr_matrix:
         """Expression (spots, features) float32 of all features of a section, in its order.
@@ -101,8 +122,10 @@ class Scaling:
         that no training section has ("training"), or one spot to standardise over.
         """
         self._require(section)
-        if self.kind == "counts":
+        if self.logs:
             return normalize(section.counts, self.target_sum)
+        if self.kind == "counts":
+            return sparse.csr_matrix(pearson_residuals(section.counts))
         values = np.asarray(section.counts.todense(), np.float64)
         if self.kind == "continuous":
             mean, deviation = values.mean(axis=0), values.std(axis=0)
@@ -129,12 +152,15 @@ class Scaling:
         Raises
         ------
         BadOption
-            There is no inverse: standardised within a section, whose level a new slide does not show; or not all parts
-            of proportions.
+            There is no inverse: standardised within a section, or Pearson residuals, whose level a new slide does not
+            show; or not all parts of proportions.
         """
         values = np.asarray(expression, np.float64)
-        if self.kind == "counts":
+        if self.logs:
             return np.expm1(values)
+        if self.kind == "counts":
+            want = "log, for counts: the depth and the shares of a new section are not known"
+            raise BadOption("panel.target", "pearson", want=want)
         if self.kind == "binary":
             return np.clip(values, 0, 1)
         names = tuple(self.features if features is None else features)
@@ -200,7 +226,7 @@ def fit_scaling(sections: Iterable[Section], config: PanelConfig) -> Scaling:
         if first is None:
             first = section
             if first.table_kind in ("counts", "binary"):
-                return Scaling(first.table_kind, config.target_sum)
+                return Scaling(first.table_kind, config.target_sum, config.target)
         if section.table_kind != first.table_kind:
             raise SectionError.other_kind(section.name, section.table_kind, first.table_kind, f"{first.name} holds")
         for feature in section.genes:
@@ -226,6 +252,25 @@ def fit_scaling(sections: Iterable[Section], config: PanelConfig) -> Scaling:
         "continuous", config.target_sum, **options, features=features, mean=tuple(mean.tolist()),
         deviation=tuple(deviation.tolist()),
     )  # fmt: skip
+
+
+def pearson_residuals(counts: sparse.csr_matrix, theta: float = 100.0) -> np.ndarray:
+    """Analytic Pearson residuals (spots, genes) float32 of the counts of one section; 0 where nothing is expected.
+
+    Equal to `scanpy.experimental.pp.normalize_pearson_residuals`.
+
+    Examples
+    --------
+    >>> pearson_residuals(sparse.csr_matrix([[2, 0], [0, 2]])).round(2)
+    array([[ 1.  , -1.  ],
+           [-1.  ,  1.  ]], dtype=float32)
+    """
+    values = counts.toarray().astype(np.float64)
+    expected = np.outer(values.sum(axis=1), values.sum(axis=0)) / max(values.sum(), 1.0)
+    spread = np.sqrt(expected + expected**2 / theta)
+    residuals = np.divide(values - expected, spread, out=np.zeros_like(values), where=spread > 0)
+    most = np.sqrt(len(values))
+    return np.clip(residuals, -most, most).astype(np.float32)
 
 
 def standardized(values: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:

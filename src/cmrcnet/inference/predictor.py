@@ -22,6 +22,7 @@ from cmrcnet.config import HeadConfig
 from cmrcnet.errors import BadOption, TooFew, UnknownName
 from cmrcnet.features.spec import READ
 from cmrcnet.genes.naming import explain_no_shared_genes
+from cmrcnet.genes.scaling import Scaling
 from cmrcnet.genes.table import CONTENTS, STUDENT
 from cmrcnet.heads.head import PARTS, RETRIEVAL
 from cmrcnet.inference.confidence import confidence_of, write_gene_reliability
@@ -96,6 +97,8 @@ class Predictor(ABC):
     """Makes the features of locations."""
     calibration: Calibration | None
     """What the model knows of its limits."""
+    scaling: Scaling
+    """Of the predicted values."""
     bytes_per_location: int
     """Approximate size of a location in the table."""
     decoder: tuple[np.ndarray, np.ndarray] | None = None
@@ -170,6 +173,7 @@ class BankPredictor(Predictor):
 
     def __init__(self, model: TrainedModel, bank: ReferenceBank, options: PredictOptions) -> None:
         self.encoder, self.calibration = LocationEncoder.of_model(model), model.calibration
+        self.scaling = bank.scaling
         config, why_not = head_config(model, options), ""
         if options.window_um is not None:
             spec = self.encoder.spec
@@ -311,7 +315,7 @@ class StudentPredictor(Predictor):
         self.columns = gene_columns(options.genes, student.genes)
         self.genes = [student.genes[column] for column in self.columns]
         self.encoder = LocationEncoder.of_student(student.encoder, student.config)
-        self.calibration = student.calibration
+        self.calibration, self.scaling = student.calibration, student.scaling
         if options.content == "components":
             self.decoder = student.basis.level[self.columns], student.basis.directions[:, self.columns]
         self.bytes_per_location = (2 if options.half else 4) * self.columns_kept

@@ -348,7 +348,17 @@ def _section_rows(section: SectionInspection) -> list[tuple[str, str]]:
 
 
 def _table_lines(sections: Sequence[SectionInspection]) -> list[str]:
-    header = ("section", "patient", "spots", "genes", "counts a spot", "um per px", "patch px", "apart um")
+    words = {f"{feature_word(section.table_kind)}s" for section in sections}
+    header = (
+        "section",
+        "patient",
+        "spots",
+        words.pop() if len(words) == 1 else "columns",
+        "counts a spot",
+        "um per px",
+        "patch px",
+        "apart um",
+    )
     header = (*header, "on tissue", "image px")
     cells: list[tuple[str, ...]] = [header]
     for section in sections:

@@ -108,7 +108,7 @@ class Scorer:
             graph = spot_graph(section.spots.centre_px)
             if section.name not in self._ceilings:
                 values = np.full(len(section.genes), np.nan)  # only counts tell of their own noise
-                if self.scaling.kind == "counts":
+                if self.scaling.logs:
                     how = {"seed": self._seed, "overdispersion": self._overdispersion}
                     values = noise_ceiling(section.counts, self.scaling.target_sum, **how)
                 self._ceilings[section.name] = dict(zip(section.genes, values.tolist(), strict=True))

@@ -233,7 +233,7 @@ def collect(
         all_folds=experiment.all_folds if experiment.all_folds != len(experiment.folds) else None,
         sets_from=protocol_named(experiment.protocol).sets_from,
         table_kind=scaling.kind,
-        units="" if scaling.kind == "counts" else scaling.units,
+        units="" if scaling.logs else scaling.units,
     ).counted(genes)
     metadata = _metadata(cohort, experiment, info, results, described, features_s)
     tables = {section: table for result in results.values() for section, table in result.tables.items()}

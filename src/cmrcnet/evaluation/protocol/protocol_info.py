@@ -147,7 +147,7 @@ class ProtocolInfo:
             f"mean over genes, then {'seeds, ' if self.seeds > 1 else ''}sections, then patients",
             f"undefined correlations {undefined} and counted beside them",
         ]
-        if self.table_kind != "counts":
+        if self.units:
             words.append(f"table of kind {self.table_kind}, in {self.units}; {NO_CEILING}")
         sentence = feature_words("; ".join(words), self.table_kind)
         return f"{sentence[0].upper()}{sentence[1:]}."

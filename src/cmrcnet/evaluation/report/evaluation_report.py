@@ -66,7 +66,7 @@ def write_report(run: EvaluationRun, path: Path, *, unseen: AnnData | Path | Non
             f"leave-one-{info.group_by}-out",
             *(f"{count} {what}{'s' if count != 1 else ''}" for what, count in numbers.items()),
             f"config {run.config.name}",
-            *([] if info.table_kind == "counts" else [f"{info.table_kind}: {info.units}"]),
+            *([f"{info.table_kind}: {info.units}"] if info.units else []),
         ],
         "sections": [
             ("Methods", methods_section(run)),
