@@ -62,6 +62,15 @@ def test_every_layout_as_scanpy_reads_it(tmp_path, visium, matrix, header):
     assert section.absent_genes == "unmeasured"
     assert any("4 of 30 spots are not under tissue: dropped" in note for note in section.notes)
     assert any("Antibody Capture" in note for note in section.notes) == bool(others)
+    proteins = {"image": fullres(tmp_path, visium), "assay": "proteins"}
+    if others:
+        antibodies = read_section(outs, **proteins)
+        assert antibodies.genes == ("CD0", "CD1")
+        assert (antibodies.counts.toarray() == 1).all()
+        assert antibodies.spots.barcodes == section.spots.barcodes
+    else:
+        with pytest.raises(BadInput, match="it holds no proteins"):
+            read_section(outs, **proteins)
 
 
 @pytest.mark.parametrize("header", [True, False])

@@ -53,7 +53,7 @@ def train_command(
     model = fit(sections, wanted, cache=TokenCache.default(), checkpoints=checkpoints, resume=resume, devices=devices)
     model.save_pretrained(out, overwrite=overwrite)
     checkpoints.discard()
-    size = count_text((len(model.panel.genes), "gene"), (len(sections), "section"))
+    size = count_text((len(model.panel.genes), model.panel.scaling.word), (len(sections), "section"))
     print(f"Model written to {final_path(out)} ({size}).")
     return out
 

@@ -72,6 +72,9 @@ class SectionOptions:
     table_kind: Literal["counts", "continuous", "proportions", "binary"] | None = None
     """What the table holds; counts unless the file says otherwise."""
 
+    assay: Literal["genes", "proteins"] | None = None
+    """Which rows of a Visium or Xenium matrix that holds both; genes when left out."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,12 @@
     C6,C,legacy_st,C6_counts.tsv.gz,C6_spots.tsv,C6.jpg,0.6877,100,HER2+ breast cancer
 
 `section`, `patient` and `counts` (or `path`) are required, the others where the format needs them; an empty
-`format` is recognised from the files. Five more columns have a meaning: `table_kind` (counts, continuous, proportions
-or binary; see `slides.table_kinds`), `affine` (six numbers or a file, see
-`affine`), `bin_um`, and `library`, which says which section of a file of several a row is: the suffix of its barcodes
-in a matrix of `spaceranger aggr`, or its name in an `.h5ad`; and `features`, an .h5 of patches that you encoded
-elsewhere (`patch_files`). Paths are relative to the cohort file. `NA` in one of these columns (but section and patient)
-states nothing. Further columns become the section's metadata.
+`format` is recognised from the files. Six more columns have a meaning: `table_kind` (counts, continuous, proportions
+or binary; see `slides.table_kinds`), `assay` (genes or proteins, of a 10x matrix that holds both), `affine` (six
+numbers or a file, see `affine`), `bin_um`, and `library`, which says which section of a file of several a row is: the
+suffix of its barcodes in a matrix of `spaceranger aggr`, or its name in an `.h5ad`; and `features`, an .h5 of patches
+that you encoded elsewhere (`patch_files`). Paths are relative to the cohort file. `NA` in one of these columns (but
+section and patient) states nothing. Further columns become the section's metadata.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, TooF
 from cmrcnet.readers.affine import Affine, read_affine
 from cmrcnet.readers.patch_files import FeatureSlide
 from cmrcnet.readers.raw_section import RawSection, checked_section
-from cmrcnet.readers.registry import SectionSource, input_problems, read_raw
+from cmrcnet.readers.registry import Assay, SectionSource, input_problems, known_assay, read_raw
 from cmrcnet.readers.tables import NOTHING, Table, read_table
 from cmrcnet.readers.text_files import open_text
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
@@ -35,7 +35,8 @@ from cmrcnet.storage.names import file_name
 WHAT = "a cohort file"
 NUMBERS = ("mpp", "spot_diameter_um", "bin_um")
 OUR_COLUMNS = (
-    "section", "patient", "format", "counts", "path", "spots", "image", "affine", "table_kind", "features", *NUMBERS
+    "section", "patient", "format", "counts", "path", "spots", "image", "affine", "table_kind", "assay",
+    "features", *NUMBERS,
 )  # fmt: skip
 
 SCALE_ALIAS = "um_per_px"
@@ -212,6 +213,11 @@ def _row(table: Table, i: int) -> CohortRow:
             kind = known_kind(cells["table_kind"].lower())
         except BadOption as error:
             problems.append(error)
+    assay: Assay = "genes"
+    try:
+        assay = known_assay(cells.get("assay", "").lower() or "genes")
+    except BadOption as error:
+        problems.append(error)
     source = SectionSource(
         path=folder / counts,
         name=name or None,
@@ -220,6 +226,7 @@ def _row(table: Table, i: int) -> CohortRow:
         affine=affine,
         library=cells.get("library") or None,
         table_kind=kind,
+        assay=assay,
         **numbers,
     )
     format = cells.get("format") or None
@@ -243,7 +250,7 @@ def _mark_repeats(rows: Sequence[CohortRow]) -> list[CohortRow]:
         name = row.source.name
         if name is not None and name in names:
             extra.append(BadOption("section", name, want=f"a name of its own ({names[name]} has this one)"))
-        files = (row.source.path, row.source.spots, row.source.library)
+        files = (row.source.path, row.source.spots, row.source.library, row.source.assay)
         if files in entered and not row.problems and row.source.path.is_file():
             want = f"each section entered once ({entered[files]} is the same)"
             extra.append(BadOption("counts", row.source.path.name, want=want))

@@ -129,6 +129,7 @@ def inspect(
     bin_um: float | None = None,
     library: str | None = None,
     table_kind: str | None = None,
+    assay: str | None = None,
     pixels: bool = True,
     pictures: Path | None = None,
 ) -> Inspection:
@@ -140,7 +141,7 @@ def inspect(
         A cohort file, a section (counts file or folder), or a slide.
     mpp : float, optional
         Micrometres per level-0 pixel. In a cohort, only for rows that do not give their own.
-    format, image, spots, spot_diameter_um, affine, bin_um, library, table_kind : optional
+    format, image, spots, spot_diameter_um, affine, bin_um, library, table_kind, assay : optional
         Of one section, as in `read_section`. In a cohort file its columns state them.
     pixels : bool
         Find the tissue on each image, to see whether the spots are on it.
@@ -170,7 +171,7 @@ def inspect(
     """
     path = require_file(Path(source), "The file or folder to inspect", or_folder=True)
     stated = {"image": image, "spots": spots, "spot_diameter_um": spot_diameter_um, "affine": affine}
-    stated |= {"bin_um": bin_um, "library": library, "table_kind": table_kind}
+    stated |= {"bin_um": bin_um, "library": library, "table_kind": table_kind, "assay": assay}
     if format is None and is_cohort_file(path):
         _refuse_stated(stated, f"nothing with a cohort file: write it into a column of {path.name}")
         return _inspect_cohort(path, mpp, pixels, pictures)
@@ -184,6 +185,7 @@ def inspect(
         bin_um=bin_um,
         library=library,
         table_kind=table_kind,
+        assay=assay,
     )
     try:
         reader = reader_of(files, format)

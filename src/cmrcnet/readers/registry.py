@@ -54,6 +54,8 @@ class SectionSource:
         `spaceranger aggr` ("2"), its name in an `.h5ad`, or its coordinate system in a SpatialData store.
     table_kind : {"counts", "continuous", "proportions", "binary"} or None
         What the table holds; None: what the format says, which is counts where it does not.
+    assay : {"genes", "proteins"}
+        Which rows of a 10x matrix that holds both (Visium, Xenium).
     """
 
     path: Path
@@ -66,6 +68,7 @@ class SectionSource:
     bin_um: float | None = None
     library: str | None = None
     table_kind: TableKind | None = None
+    assay: Assay = "genes"
 
     @classmethod
     def of(
@@ -81,6 +84,7 @@ class SectionSource:
         bin_um: float | None = None,
         library: str | None = None,
         table_kind: str | None = None,
+        assay: str | None = None,
     ) -> SectionSource:
         """Make one of paths as text and of any form of an affine (see `read_affine`)."""
         return cls(
@@ -94,7 +98,20 @@ class SectionSource:
             bin_um=bin_um,
             library=library,
             table_kind=None if table_kind is None else known_kind(table_kind),
+            assay=known_assay(assay or "genes"),
         )
+
+
+Assay = Literal["genes", "proteins"]
+
+
+def known_assay(assay: str) -> Assay:
+    """`assay` if it is genes or proteins, else `BadOption`."""
+    if assay == "genes":
+        return "genes"
+    if assay == "proteins":
+        return "proteins"
+    raise BadOption("assay", assay, want="genes or proteins")
 
 
 BUILT_IN = (
@@ -131,6 +148,8 @@ class Reader:
         `SectionSource` to the errors that are found without reading much: a missing picture or spot file.
     binned : bool
         Whether `bin_um` is an option of this format; stated for another one it is an error.
+    proteins : bool
+        Whether the format may hold proteins beside genes, likewise.
     """
 
     name: str
@@ -138,6 +157,7 @@ class Reader:
     recognises: Callable[[Path], bool]
     problems: Callable[[SectionSource], list[CmrcnetError]]
     binned: bool = False
+    proteins: bool = False
 
 
 _READERS: dict[str, Reader] = {}
@@ -149,6 +169,7 @@ def register_reader(
     recognises: Callable[[Path], bool],
     problems: Callable[[SectionSource], list[CmrcnetError]] = lambda source: [],
     binned: bool = False,
+    proteins: bool = False,
 ) -> Callable[[Reading], Reading]:
     """Register a function that `read_section`, `read_cohort` and `inspect` then use.
 
@@ -162,6 +183,8 @@ def register_reader(
         `SectionSource` to the errors that are found without reading much.
     binned : bool
         Whether `bin_um` is an option of this format.
+    proteins : bool
+        Whether the format may hold proteins beside genes.
 
     Raises
     ------
@@ -173,7 +196,7 @@ def register_reader(
         known = _READERS.get(name)
         if known is not None and known.read.__qualname__ != read.__qualname__:
             raise BadOption("reader", name, want="a name that no reader has yet")
-        _READERS[name] = Reader(name, read, recognises, problems, binned)
+        _READERS[name] = Reader(name, read, recognises, problems, binned, proteins)
         return read
 
     return register
@@ -228,6 +251,9 @@ def input_problems(source: SectionSource, format: str | None = None) -> list[Cmr
         reader = reader_of(source, format)
         if source.bin_um is not None and not reader.binned:
             return [BadOption("bin_um", source.bin_um, want=f"nothing: sections of format {reader.name} have no bins")]
+        if source.assay == "proteins" and not reader.proteins:
+            want = f"genes: no proteins are told from genes in sections of format {reader.name}"
+            return [BadOption("assay", source.assay, want=want)]
         return list(reader.problems(source))
     except CmrcnetError as error:
         return [error]
@@ -258,6 +284,7 @@ def read_section(
     bin_um: float | None = None,
     library: str | None = None,
     table_kind: str | None = None,
+    assay: str | None = None,
     controls: Literal["drop", "keep"] = "drop",
     metadata: Mapping[str, str] | None = None,
 ) -> Section:
@@ -289,6 +316,8 @@ def read_section(
         `spaceranger aggr` ("2"), its name in an `.h5ad`, or its coordinate system in a SpatialData store.
     table_kind : {"counts", "continuous", "proportions", "binary"}, optional
         What the table holds (see `slides.table_kinds`); counts unless the format says otherwise.
+    assay : {"genes", "proteins"}, optional
+        Which rows of a 10x matrix that holds both; genes when left out.
     controls : {"drop", "keep"}
         What happens to features that are no genes.
     metadata : mapping, optional
@@ -328,6 +357,7 @@ def read_section(
         bin_um=bin_um,
         library=library,
         table_kind=table_kind,
+        assay=assay,
     )
     return checked_section(read_raw(files, format), patient=patient, controls=controls, metadata=metadata)
 

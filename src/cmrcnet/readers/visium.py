@@ -36,7 +36,7 @@ from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, CmrcnetError, MissingInput, ScaleError, SectionError, UnknownName
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px, refuse_unmatched
-from cmrcnet.readers.registry import SectionSource, register_reader
+from cmrcnet.readers.registry import Assay, SectionSource, register_reader
 from cmrcnet.readers.sparse_files import open_h5, read_mtx
 from cmrcnet.readers.tables import Table, read_table
 from cmrcnet.readers.text_files import open_text, read_json, read_text
@@ -113,7 +113,7 @@ def version_seen(outs: Path, matrices: Iterable[Path]) -> str:
     return "its version is not stated in the files at hand"
 
 
-@register_reader("visium", recognises=looks_like_visium, problems=visium_problems)
+@register_reader("visium", recognises=looks_like_visium, problems=visium_problems, proteins=True)
 def read_visium(source: SectionSource) -> RawSection:
     """Read one Visium capture area.
 
@@ -130,9 +130,10 @@ def read_visium(source: SectionSource) -> RawSection:
     matrix_path, positions_path = _matrix_path(outs, source.path), source.spots or _positions_file(outs)
     if matrix_path is None or positions_path is None:
         raise visium_problems(source)[0]
-    matrix, positions = read_tenx_matrix(matrix_path), read_positions(positions_path)
+    matrix, positions = read_tenx_matrix(matrix_path, source.assay), read_positions(positions_path)
     factors = read_scale_factors(outs / "spatial" / "scalefactors_json.json")
-    matrix = without_excluded(matrix, outs / "probe_set.csv")
+    if source.assay == "genes":
+        matrix = without_excluded(matrix, outs / "probe_set.csv")
     notes = list(matrix.notes)
     if matrix_path.name.startswith("raw") and source.path != matrix_path:
         notes.append(f"There is no filtered matrix; the spots under tissue of {matrix_path.name} are taken.")
@@ -445,6 +446,8 @@ def name_of_run(folder: Path) -> str:
 
 
 GENES = "Gene Expression"
+PROTEINS = ("Antibody Capture", "Protein Expression")
+"""How 10x names the types of features."""
 """The feature type that is a gene; others (antibodies, CRISPR guides) are left out."""
 
 H5 = "a 10x count matrix (.h5)"
@@ -468,28 +471,28 @@ class TenxMatrix:
     notes: tuple[str, ...] = ()
 
 
-def read_tenx_matrix(path: Path) -> TenxMatrix:
-    """Read a 10x matrix from its `.h5` file or its folder.
+def read_tenx_matrix(path: Path, assay: Assay = "genes") -> TenxMatrix:
+    """Read the genes or the proteins of a 10x matrix from its `.h5` file or its folder.
 
     Raises
     ------
     MissingInput, BadInput
     """
     if not path.is_dir():
-        return _read_h5(path)
+        return _read_h5(path, assay)
     barcodes = _lines(_one_of(path, "barcodes.tsv"))
-    features = [line.split("\t") for line in _lines(_one_of(path, "features.tsv", "genes.tsv"))]
-    names = [cells[1] if len(cells) > 1 else cells[0] for cells in features]
-    types = [cells[2] if len(cells) > 2 else GENES for cells in features]
+    listed = [line.split("\t") for line in _lines(_one_of(path, "features.tsv", "genes.tsv"))]
+    names = [cells[1] if len(cells) > 1 else cells[0] for cells in listed]
+    types = [cells[2] if len(cells) > 2 else GENES for cells in listed]
     matrix = read_mtx(_one_of(path, "matrix.mtx"), (len(names), len(barcodes)))
-    return _matrix(path, FOLDER, barcodes, names, types, matrix)
+    return _matrix(path, FOLDER, barcodes, names, types, matrix, assay)
 
 
-def _read_h5(path: Path) -> TenxMatrix:
+def _read_h5(path: Path, assay: Assay) -> TenxMatrix:
     with open_h5(path, H5) as file:
         if "matrix" in file:
-            group, features = file["matrix"], file["matrix/features"]
-            names, types = _texts(features["name"]), _texts(features["feature_type"])
+            group, listed = file["matrix"], file["matrix/features"]
+            names, types = _texts(listed["name"]), _texts(listed["feature_type"])
         else:  # CellRanger 2: one group a genome
             genomes = [name for name in file if "gene_names" in getattr(file[name], "keys", tuple)()]
             if len(genomes) != 1:
@@ -502,21 +505,31 @@ def _read_h5(path: Path) -> TenxMatrix:
         if why := sparse_fault(data, indices, indptr, shape, by_row=False):
             raise BadInput(path, H5, why)
         matrix = sparse.csc_matrix((data[:], indices[:], indptr[:]), shape=shape)
-    return _matrix(path, H5, barcodes, names, types, matrix)
+    return _matrix(path, H5, barcodes, names, types, matrix, assay)
 
 
 def _matrix(
-    path: Path, what: str, barcodes: list[str], names: list[str], types: list[str], matrix: sparse.csc_matrix
+    path: Path,
+    what: str,
+    barcodes: list[str],
+    names: list[str],
+    types: list[str],
+    matrix: sparse.csc_matrix,
+    assay: Assay,
 ) -> TenxMatrix:
-    """Transpose features x barcodes, and keep the genes."""
+    """Transpose features x barcodes, and keep the genes, or the proteins."""
     if matrix.shape != (len(names), len(barcodes)) or len(types) != len(names):
         raise BadInput(
             path, what, f"{len(names)} features and {len(barcodes)} barcodes do not fit {matrix.shape} counts"
         )
-    genes = np.flatnonzero([kind == GENES for kind in types])
+    wanted = PROTEINS if assay == "proteins" else (GENES,)
+    genes = np.flatnonzero([kind in wanted for kind in types])
+    if assay == "proteins" and not len(genes):
+        why = f"it holds no proteins (features of type {' or '.join(wanted)}), only {', '.join(sorted(set(types)))}"
+        raise BadInput(path, what, why)
     notes: tuple[str, ...] = ()
     if len(genes) < len(names):
-        others = ", ".join(sorted(set(types) - {GENES}))
+        others = ", ".join(sorted(set(types) - set(wanted)))
         notes = (f"{len(names) - len(genes)} features are of another kind ({others}): left out.",)
     counts = sparse.csr_matrix(matrix.T)[:, genes]
     return TenxMatrix(tuple(barcodes), tuple(names[i] for i in genes), counts, notes)

@@ -33,11 +33,11 @@ from cmrcnet.genes.naming import CONTROL_PATTERNS
 from cmrcnet.readers.affine import Affine, read_affine
 from cmrcnet.readers.long_tables import numbers_of, parquet_batches, texts_of
 from cmrcnet.readers.raw_section import RawSection, neighbour_distance_px
-from cmrcnet.readers.registry import SectionSource, register_reader
+from cmrcnet.readers.registry import Assay, SectionSource, register_reader
 from cmrcnet.readers.sparse_files import open_h5
 from cmrcnet.readers.square_bins import CELL_UM, SquareBins, bin_names, bins_near_cells, listed_cells, turn_of
 from cmrcnet.readers.text_files import FREE_BYTES, MOST_UNPACKED, open_bytes, read_json
-from cmrcnet.readers.visium import GENES, H5, TenxMatrix, name_of_run, read_tenx_matrix
+from cmrcnet.readers.visium import GENES, H5, PROTEINS, TenxMatrix, name_of_run, read_tenx_matrix
 from cmrcnet.slides.section import repeated
 from cmrcnet.slides.slide import Slide, open_slide
 from cmrcnet.storage.arrays import sparse_fault
@@ -99,7 +99,7 @@ def xenium_problems(source: SectionSource) -> list[CmrcnetError]:
     return problems
 
 
-@register_reader("xenium", recognises=looks_like_xenium, problems=xenium_problems, binned=True)
+@register_reader("xenium", recognises=looks_like_xenium, problems=xenium_problems, binned=True, proteins=True)
 def read_xenium(source: SectionSource) -> RawSection:
     """Read one Xenium region: its cells, or its transcripts in square bins.
 
@@ -121,8 +121,13 @@ def read_xenium(source: SectionSource) -> RawSection:
     affine, how = source.affine, ""
     if affine is None:
         affine, how = _affine_of(source.image, outs, slide, experiment)
+    if source.assay == "proteins" and source.bin_um is not None:
+        raise BadOption("bin_um", source.bin_um, want="nothing for proteins, which are measured cell by cell")
     cells = read_cells(outs)
-    spots = _cell_spots(outs, cells) if source.bin_um is None else _bin_spots(outs, cells, affine, source.bin_um)
+    if source.bin_um is None:
+        spots = _cell_spots(outs, cells, source.assay)
+    else:
+        spots = _bin_spots(outs, cells, affine, source.bin_um)
     pitch = source.bin_um or neighbour_distance_px(spots.centre_um)
     return RawSection(
         name=name,
@@ -346,12 +351,12 @@ def _cells_of_text(path: Path, columns: tuple[str, ...]) -> tuple[list[str], np.
     return table["cell_id"].tolist(), values
 
 
-def _cell_spots(outs: Path, cells: Cells) -> _Spots:
+def _cell_spots(outs: Path, cells: Cells, assay: Assay) -> _Spots:
     """Every cell as a spot."""
     path = _matrix_path(outs)
     if path is None:
         raise MissingInput(outs / MATRICES[0], "The count matrix")
-    matrix = read_zarr_matrix(path) if path.suffix == ".zip" else read_tenx_matrix(path)
+    matrix = read_zarr_matrix(path, assay) if path.suffix == ".zip" else read_tenx_matrix(path, assay)
     listed, missing = listed_cells(matrix.barcodes, cells.names, path, "a Xenium count matrix", "the cell table")
     notes = [*matrix.notes, *missing]
     diameter = CELL_UM
@@ -370,7 +375,7 @@ def _cell_spots(outs: Path, cells: Cells) -> _Spots:
     )
 
 
-def read_zarr_matrix(path: Path) -> TenxMatrix:
+def read_zarr_matrix(path: Path, assay: Assay = "genes") -> TenxMatrix:
     """Read `cell_feature_matrix.zarr.zip`: one row a feature, one column a cell.
 
     Raises
@@ -400,8 +405,12 @@ def read_zarr_matrix(path: Path) -> TenxMatrix:
         raise BadInput(
             path, "a Xenium count matrix (.zarr.zip)", f"it is damaged or of another kind ({first_line(error)})"
         ) from error
-    genes = [i for i, kind in enumerate(kinds) if kind in ("gene", GENES)]
-    others = sorted(set(kinds) - {"gene", GENES})
+    wanted = ("protein", *PROTEINS) if assay == "proteins" else ("gene", GENES)
+    genes = [i for i, kind in enumerate(kinds) if kind in wanted]
+    if assay == "proteins" and not genes:
+        why = f"it holds no proteins, only features of type {', '.join(sorted(set(kinds)))}"
+        raise BadInput(path, "a Xenium count matrix (.zarr.zip)", why)
+    others = sorted(set(kinds) - set(wanted))
     notes = (
         (f"{len(kinds) - len(genes)} features are of another kind ({', '.join(others)}): left out.",) if others else ()
     )
