@@ -37,7 +37,7 @@ def write_counts(prediction: StoredPrediction, path: Path, depth: float) -> None
     if not 0 < depth < math.inf:
         raise BadOption("depth", depth, want="counts of a location in all genes, above 0")
     scaling = Scaling.from_dict(json.loads(str(prediction.facts["scaling"])))
-    if scaling.kind != "counts" or scaling.target_sum == "median":
+    if not scaling.logs or scaling.target_sum == "median":
         why = f"its units are {scaling.units}, which is no logarithm of counts at one library size"
         raise Incompatible.lacks("counts of this prediction", why)
     factor = depth / float(scaling.target_sum)
