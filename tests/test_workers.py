@@ -47,7 +47,7 @@ class Squares:
             if number == 99:
                 os._exit(9)
             if number >= 1000:
-                time.sleep(2)
+                time.sleep(2 if number < 600_000 else 600)
             return number**2
 
         return square
@@ -97,6 +97,14 @@ def test_a_worker_that_cannot_start_says_why(engine, tmp_path):
 def test_a_local_worker_that_dies_is_told_in_a_sentence(tmp_path):
     with pytest.raises(WorkerDied, match=r"ran task 99 ended without a result \(exit code 9\)"):
         list(run_in_workers([99], Squares(tmp_path), count=1, name_of=lambda task: f"task {task}"))
+
+
+def test_the_death_of_a_worker_is_seen_while_the_others_go_on(tmp_path):
+    """Also of one that the pool does not watch: a second worker, started after the pool began to wait."""
+    start = time.monotonic()
+    with pytest.raises(WorkerDied, match="ran 99 ended without a result"):
+        list(run_in_workers([600_000, 99], Squares(tmp_path), count=2))
+    assert time.monotonic() - start < 300
 
 
 def test_a_task_that_ends_every_ray_worker_is_given_up_and_the_others_are_done(cluster, tmp_path):

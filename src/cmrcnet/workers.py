@@ -42,6 +42,8 @@ WORKER_BYTES = 1_500_000_000
 TRIES = 3
 """Times that a task is begun whose Ray worker is lost before it is given up."""
 _NONE = object()
+_LOOK_S = 1.0
+"""Time between two looks at local workers that do not answer."""
 _PATIENCE_S = 5.0
 """Time that a terminated worker gets to remove its temporary folders."""
 _ENDED_BY_US = (0, None, -signal.SIGTERM, 128 + signal.SIGTERM)
@@ -200,19 +202,29 @@ def _run_locally(
             processes |= set(multiprocessing.active_children()) - before
             if not running:
                 break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            done = wait(running, _LOOK_S, FIRST_COMPLETED).done
+            if not done and _dead(processes):  # the pool does not watch a worker that it starts while it waits
+                raise BrokenProcessPool
+            for future in done:
                 yield running.pop(future), future.result()
         complete = True
     except BrokenProcessPool:
+        dead = _dead(processes)
+        _end(processes)
         pool.shutdown(wait=True, cancel_futures=True)  # it joins the processes, so that their exit codes are known
         names = {}
         while not started.empty():
             names |= [started.get()]
-        dead = [process for process in processes if process.exitcode not in _ENDED_BY_US] or list(processes)
+        dead = dead or _dead(processes) or list(processes)
         raise WorkerDied(names.get(dead[0].pid, "a task"), dead[0].exitcode) from None
     finally:
         pool.shutdown(wait=complete, cancel_futures=True)
         _end(processes)
+
+
+def _dead(processes: Iterable[Any]) -> list[Any]:
+    """Those that have ended, and not by us."""
+    return [process for process in processes if process.exitcode not in _ENDED_BY_US]
 
 
 def _end(processes: Iterable[Any]) -> None:

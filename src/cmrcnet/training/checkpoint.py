@@ -93,7 +93,7 @@ class Checkpoints:
         ------
         NoSpace, Unwritable
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         start = time.monotonic()
         tensors = _unshared(state.tensors)
@@ -110,7 +110,8 @@ class Checkpoints:
         path = self.folder / _STATE
         make_partial(self.folder, _FILES)
         with atomic_file(path) as tmp:
-            save_file(tensors, tmp, metadata={"state": json.dumps(head)})
+            # not `save_file`, which writes a file of its own beside it, and leaves that when it is killed
+            tmp.write_bytes(save(tensors, metadata={"state": json.dumps(head)}))
         remove_abandoned(self.folder)
         took = time.monotonic() - start
         self.due = time.monotonic() + took / self.most_share - took
