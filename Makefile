@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint golden docs clean
+.PHONY: demo test lint golden docs wheel-test test-integrations clean
 .DELETE_ON_ERROR:
 
 .venv/bin/python:
@@ -42,6 +42,21 @@ docs: .venv/.docs                ## the documentation site in docs/_build/html: 
 	rm -rf docs/_build docs/reference/api
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
+
+wheel-test:                      ## build the wheel, install it into an empty environment, run the demo there, away from the source
+	rm -rf build/wheel
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir build/wheel .
+	build/wheel/venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt torch
+	build/wheel/venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt build/wheel/*.whl
+	cd build/wheel && venv/bin/cmrcnet demo --out demo && venv/bin/cmrcnet doctor
+
+.venv/.integrations: .venv/.tests
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[integrations]"
+	touch $@
+
+test-integrations: .venv/.integrations  ## tables in scanpy, squidpy, spatialdata-plot, napari-spatialdata and LazySlide, the packages themselves
+	CMRCNET_INTEGRATIONS=1 QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest tests/integrations -n 0
 
 clean:
 	rm -rf .venv demo build dist docs/_build docs/reference/api .pytest_cache .ruff_cache

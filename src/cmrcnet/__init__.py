@@ -4,6 +4,7 @@ One function a step; `docs/concepts/journey.md` draws the way from a slide to a 
 in `__init__.pyi` and are resolved when they are first used, so that importing the package is quick, quiet and offline.
 """
 
+import importlib
 import os
 from typing import Any
 
@@ -20,8 +21,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("cmrcnet")
+    if name == "pl":
+        return importlib.import_module("cmrcnet.pl")
     return _resolve(name)
 
 
 def __dir__() -> list[str]:
-    return [*_names(), "__version__"]
+    return [*_names(), "__version__", "pl"]

@@ -52,7 +52,7 @@ class PatchFile:
     >>> path = Path(tempfile.mkdtemp()) / "C6.h5"
     >>> with h5py.File(path, "w") as file:  # as TRIDENT writes it
     ...     file["coords"] = np.array([[0, 0], [448, 0]])
-    ...     file["coords"].attrs["patch_size_level0"] = 448
+    ...     file["coords"].attrs.update({"patch_size_level0": 448, "target_magnification": 20})
     ...     file["features"] = np.zeros((2, 1024), np.float32)
     ...     file["features"].attrs["encoder"] = "uni_v1"
     >>> patches = PatchFile.read(path)
