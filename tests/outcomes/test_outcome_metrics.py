@@ -128,6 +128,12 @@ def test_classification_equals_scikit_learn():
     assert float(balanced_accuracy(truth, guessed)[0]) == pytest.approx(balanced_accuracy_score(truth, guessed))
 
 
+def test_pairs_of_two_repeats_add_up():
+    truth, score = np.array([True, False, True]), np.array([0.9, 0.1, 0.0])
+    auroc = auroc_pairs(truth, score)
+    assert float((auroc + auroc).value()[0]) == float(auroc.value()[0]) == 0.5
+
+
 def test_log_rank_by_hand():
     # Two against two, deaths at 1 2 | 3 4: observed 2, expected 1/2 + 1/3 (+ nothing), variance 1/4 + 2/9.
     from scipy.stats import chi2

@@ -235,3 +235,26 @@ def test_bad_options_are_refused_in_one_sentence(tmp_path, capsys, options, word
     assert outcomes(tmp_path, *options) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_image_features_are_of_the_slide_that_was_predicted(tmp_path):
+    from cmrcnet.errors import Leakage
+    from cmrcnet.export.stored_prediction import StoredPrediction
+    from cmrcnet.inference.predict import predict
+    from cmrcnet.outcomes.slide_features import SlideFeatures
+    from cmrcnet.retrieval.bank import build_bank
+    from tests.inference.small_model import locations, noise_slide, small_cohort, small_model
+
+    model, slide = small_model(), noise_slide()
+    table = predict(model, slide, bank=build_bank(model, small_cohort()), spots=locations(4))
+    assert json.loads(table.uns["cmrcnet"]["patients_seen"]) == ["A", "B"]
+    table.write_h5ad(tmp_path / "slide.h5ad")
+    made = SlideFeatures(None, ["p1"], model)
+    with StoredPrediction(tmp_path / "slide.h5ad") as stored:
+        found = made.of(slide, stored)
+        assert found["embedding"].shape == (model.config.model.embedding_dim,)
+        assert found["imagenet"].ndim == 1 and np.isfinite(found["imagenet"]).all()
+        with pytest.raises(Incompatible, match="another slide"):
+            made.of(noise_slide(seed=1), stored)
+    with pytest.raises(Leakage, match="has seen patient B"):
+        SlideFeatures(None, ["p1", "B"], model)

@@ -212,7 +212,7 @@ def cohort_of_table(
         Clinical columns; those of text are categories.
     features : sequence of str, optional
         Columns of predicted expression or other numbers of the slides; all others that are numbers when None. An empty
-        list takes none.
+        list takes none (slides give them: `pooling.with_slides`).
     leave_out : sequence of str
         Columns that are neither.
 
@@ -241,6 +241,7 @@ def cohort_of_table(
             raise UnknownName("column in the table of patients", column, known)
     outcome = _classes(table, label) if label is not None else _survival(table, str(time), str(event))
     used = {"patient", "case", time, event, label, *clinical, *leave_out}
+    given = features
     if features is None:
         features = [column for column in known if column not in used]
         if text := [column for column in features if table[column].dtype == object]:
@@ -257,7 +258,7 @@ def cohort_of_table(
     for kind, columns in ((CLINICAL, clinical), (EXPRESSION, features)):
         if len(columns):
             blocks[kind] = Columns(table[list(columns)].reset_index(drop=True))
-    if not blocks:
+    if not blocks and given is None:
         raise TooFew("columns to predict the outcome from", 0, 1, "name some: --clinical or --features")
     patients = tuple(map(str, table["patient"]))
     cases = tuple(map(str, table["case"])) if "case" in known else patients

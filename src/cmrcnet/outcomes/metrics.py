@@ -51,6 +51,7 @@ class Pairs:
 
 def _pairs(risk: np.ndarray, weight: np.ndarray, within: np.ndarray | None) -> Pairs:
     """Pairs with these weights, of one test fold (`within`) only."""
+    weight = weight.astype(np.float64)  # truth values would not add up over repeats
     if within is not None:
         weight = weight * (within[:, None] == within[None, :])
     gap = risk[:, None] - risk[None, :]

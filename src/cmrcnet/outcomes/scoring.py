@@ -134,7 +134,7 @@ def by_fold(cohort: OutcomeCohort, folds: Folds, predicted: Predicted) -> np.nda
 def corrected_interval(
     differences: np.ndarray, test_by_train: float, least_error: float = 0.0
 ) -> tuple[float, float, float]:
-    """Mean over folds and its interval at the nominal 95 %; NaN with fewer than two folds that are defined.
+    """Mean over folds and its interval at the nominal 95 %; NaN without two folds that differ.
 
     The standard error is that of Nadeau and Bengio, or `least_error` where that is larger.
 
@@ -152,7 +152,7 @@ def corrected_interval(
         return (float(known[0]) if n else float("nan")), float("nan"), float("nan")
     mean = float(known.mean())
     error = max(np.sqrt((1 / n + test_by_train) * known.var(ddof=1)), least_error)
-    reach = float(stdtrit(n - 1, 0.975) * error)
+    reach = float(stdtrit(n - 1, 0.975) * error) if error > 0 else np.nan
     return mean, mean - reach, mean + reach
 
 
