@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint golden docs wheel-test test-integrations clean
+.PHONY: demo test test-browser lint golden docs wheel-test test-integrations clean
 .DELETE_ON_ERROR:
 
 .venv/bin/python:
@@ -30,6 +30,10 @@ lint: .venv/.tests
 
 test: .venv/.tests lint          ## every check and every test
 	$(BIN)/python -m pytest
+
+test-browser: .venv/.tests       ## the viewer in real Chromium, which must be installed (Debian: apt install chromium)
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[browser]"
+	$(BIN)/python -m pytest -n 0 tests/viewer/test_browser.py
 
 golden: .venv/.tests             ## scores of both real cohorts, held to 1e-6 (needs the cohorts, about ten minutes)
 	CMRCNET_GOLDEN="$${CMRCNET_GOLDEN:-$(HOME)/.cache/cmrcnet-golden}" $(BIN)/python -m pytest tests/evaluation/test_golden_scores.py --timeout=3600

@@ -11,6 +11,7 @@ from bokeh.document import Document
 from cmrcnet.errors import UnknownName
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.viewer import document as room
+from cmrcnet.viewer import panel
 from cmrcnet.viewer.document import Page
 from cmrcnet.viewer.overlay import predicted_slide
 
@@ -80,7 +81,7 @@ def test_a_region_is_compared_with_the_rest_or_another(page):
 
 
 def test_many_locations_are_pooled_to_a_raster(monkeypatch, stored_path, small_bank_cohort):
-    monkeypatch.setattr(room, "GLYPHS", 3)
+    monkeypatch.setattr(panel, "GLYPHS", 3)
     page = Page(predicted_slide(StoredPrediction(stored_path), cohort=small_bank_cohort))
     (image,) = page.panels[0].source.data["image"]
     values = page.slide.prediction.column(page.gene)

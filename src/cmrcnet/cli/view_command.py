@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from cmrcnet.errors import BadOption
+from cmrcnet.storage.atomic import atomic_file, final_path, refuse_existing
 
 if TYPE_CHECKING:
     from cmrcnet.slides.section import Cohort
@@ -23,8 +24,10 @@ def view_command(
     cohort: Path | None = None,
     truth: str | None = None,
     gene: str | None = None,
+    save: Path | None = None,
     port: int = 0,
     no_browser: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Look at a prediction in a browser: the slide, any gene over it, and the measured tissue behind a location.
 
@@ -49,10 +52,15 @@ def view_command(
         Section of the cohort that was measured on the slide, to show beside the prediction.
     gene : str, optional
         Gene to show first; the most reliable when left out.
+    save : Path, optional
+        Write the first view to this .html, to mail, and serve nothing. It has at most 20 MB and says what it leaves
+        out.
     port : int
         Port of 127.0.0.1 to serve on; 0 takes a free one.
     no_browser : bool
         Print the address and open no browser.
+    overwrite : bool
+        Replace SAVE.
     """
     from cmrcnet.export.stored_prediction import StoredPrediction
     from cmrcnet.slides.slide import open_slide
@@ -60,6 +68,10 @@ def view_command(
     from cmrcnet.viewer.server import Viewer, require_bokeh
 
     require_bokeh()
+    if save is not None:
+        if save.suffix != ".html":
+            raise BadOption("save", str(save), "a file name that ends in .html")
+        refuse_existing(save, overwrite)
     with ExitStack() as stack:
         table = stack.enter_context(StoredPrediction(prediction))
         second = None if with_ is None else stack.enter_context(StoredPrediction(with_))
@@ -67,6 +79,15 @@ def view_command(
         picture = None if slide is None else open_slide(slide, mpp=float(table.facts["mpp"]))
         first = predicted_slide(table, slide=picture, cohort=sections, truth=truth)
         other = None if second is None else predicted_slide(second, cohort=sections)
+        if save is not None:
+            from cmrcnet.viewer.document import Page
+            from cmrcnet.viewer.saved_page import saved_page
+
+            page = saved_page(Page(first, other=other, gene=gene, tile_url="tiles"))
+            with atomic_file(save) as tmp:
+                tmp.write_text(page, encoding="utf-8")
+            print(f"Page written to {final_path(save)} ({save.stat().st_size / 2**20:.1f} MB).")
+            return
         viewer = stack.enter_context(Viewer(first, other=other, cohort=sections, gene=gene, port=port))
         print(f"{viewer.url}\nServed to this machine only. Ctrl-C ends it.", flush=True)
         if not no_browser:

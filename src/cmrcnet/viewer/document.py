@@ -1,14 +1,11 @@
 """The page of the viewer as a Bokeh document: panels with the slide and an overlay, what chooses it, and cards.
 
-Plot coordinates are micrometres with y upwards, so y is minus the distance from the slide's upper edge.
-
-The file is one thing: the widgets of one page and what happens when they change.
+The file is one thing: the widgets of a page and what happens when they change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -19,27 +16,23 @@ from cmrcnet.slides.section import Cohort
 from cmrcnet.viewer.location import card, location_card
 from cmrcnet.viewer.overlay import (
     EXPRESSION,
-    GLYPHS,
     OF_GENES,
     SIGNATURE,
     PredictedSlide,
     colour_range,
     genes_by_reliability,
-    raster,
 )
+from cmrcnet.viewer.panel import MARK, MARK_B, PALETTES, Panel, make_panel
 from cmrcnet.viewer.region import CAVEAT, MOST, Region, region_table, to_geojson
-from cmrcnet.viewer.tiles import TILE_PX
+from cmrcnet.viewer.saved_page import saved_page
 
 if TYPE_CHECKING:
     from bokeh.document import Document
 
-PALETTES = ("Viridis", "Cividis", "Magma", "Inferno", "Greys")
-"""All of even lightness and safe for colour-blind eyes; the first is the default."""
 LISTED = 400
 """Genes in the list at once; a search finds the others."""
 IN_TABLE = 25
 """Genes of a region's table that are shown."""
-MARK = "#7a2e8e"
 MARGIN = 1.15
 """Side of the first view, in extents of the locations."""
 EACH, SHARED, FIXED = "of each panel", "shared by the panels", "fixed"
@@ -47,52 +40,6 @@ AS_PREDICTED, COUNTS = "log1p, as predicted", "counts (expm1)"
 
 Later = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs a function beside the event loop."""
-
-
-@dataclass(eq=False)
-class Panel:
-    """One plot: a slide with an overlay of values at `centre_um` (places, 2)."""
-
-    kind: str
-    slide: PredictedSlide
-    centre_um: np.ndarray
-    side_um: float
-    figure: Any
-    source: Any
-    mapper: Any
-    glyph: Any
-    mark: Any
-    outline: Any
-    values: np.ndarray | None = None
-
-    @property
-    def pooled(self) -> bool:
-        """Whether the server pools the locations to a raster."""
-        return len(self.centre_um) > GLYPHS
-
-    def draw(self, values: np.ndarray) -> None:
-        """Show values (places,)."""
-        self.values = values
-        if not self.pooled:
-            self.source.data["value"] = values
-            return
-        ranges = self.figure.x_range, self.figure.y_range
-        (left, right), (below, above) = ((float(r.start), float(r.end)) for r in ranges)
-        across, down = right - left, above - below
-        window = (left - across / 2, -above - down / 2, right + across / 2, -below + down / 2)
-        slide = self.slide.tiles
-        window = (max(window[0], 0.0), max(window[1], 0.0), min(window[2], slide.width_um),
-                  min(window[3], slide.height_um))  # fmt: skip
-        if window[0] >= window[2] or window[1] >= window[3]:
-            return
-        found = raster(self.centre_um, values, self.side_um, window)
-        self.source.data = {
-            "image": [found.cells[::-1]],
-            "x": [found.left],
-            "y": [-found.bottom],
-            "dw": [found.right - found.left],
-            "dh": [found.bottom - found.top],
-        }
 
 
 class Page:
@@ -107,8 +54,8 @@ class Page:
         That of the bank.
     gene : str, optional
         Shown first; the most reliable when left out.
-    tile_url : str
-        Where tiles are served: ``.../tiles``.
+    tile_url : str, optional
+        Where tiles are served: ``.../tiles``; the slide is one picture when left out.
     later : function, optional
         Runs slow work beside the event loop; at once when left out.
     """
@@ -120,7 +67,7 @@ class Page:
         other: PredictedSlide | None = None,
         cohort: Cohort | None = None,
         gene: str | None = None,
-        tile_url: str = "tiles",
+        tile_url: str | None = None,
         later: Later | None = None,
     ) -> None:
         self.slide, self.other, self.cohort, self._later = slide, other, cohort, later
@@ -129,14 +76,15 @@ class Page:
         if self.gene not in slide.prediction.var.index:
             raise UnknownName("gene in the prediction", self.gene, slide.prediction.genes)
         self.regions: dict[str, Region] = {}
+        self.chosen = False
         self.panels = self._make_panels(tile_url)
         self._make_controls()
         self.show()
 
     # --- panels
 
-    def _make_panels(self, tile_url: str) -> list[Panel]:
-        from bokeh.models import Range1d
+    def _make_panels(self, tile_url: str | None) -> list[Panel]:
+        from bokeh.models import ColumnDataSource, Range1d
 
         def around(slide: PredictedSlide) -> tuple[Any, Any]:
             """Ranges that show all locations, as a square with a margin."""
@@ -145,121 +93,23 @@ class Page:
             x, y = (low + high) / 2
             return Range1d(x - half, x + half), Range1d(-y - half, -y + half)
 
-        ranges = around(self.slide)
-        predicted = self.slide.centre_um
-        panels = [self._panel("predicted", self.slide, predicted, self.slide.side_um, ranges, f"{tile_url}/0")]
-        truth = self.slide.truth
-        if truth is not None:
+        def under(number: int, slide: PredictedSlide) -> Any:
+            return f"{tile_url}/{number}" if tile_url else ColumnDataSource({"url": [slide.tiles.picture()]})
+
+        slide, ranges, below = self.slide, around(self.slide), under(0, self.slide)
+        names = list(slide.prediction.obs.index)
+        panels = [make_panel("predicted", slide, slide.centre_um, slide.side_um, names, ranges, below)]
+        if slide.truth is not None:
+            spots = slide.truth.spots
             for kind in ("measured", "error"):
-                side = float(truth.spots.diameter_um)
-                panels.append(self._panel(kind, self.slide, self.slide.truth_um, side, ranges, f"{tile_url}/0"))
+                made = make_panel(kind, slide, slide.truth_um, spots.diameter_um, spots.barcodes, ranges, below)
+                panels.append(made)
         if self.other is not None:
-            same = self.other.prediction.facts["slide_fingerprint"] == self.slide.prediction.facts["slide_fingerprint"]
-            own = ranges if same else around(self.other)
-            found = self._panel("second", self.other, self.other.centre_um, self.other.side_um, own, f"{tile_url}/1")
-            panels.append(found)
+            other = self.other
+            same = other.prediction.facts["slide_fingerprint"] == slide.prediction.facts["slide_fingerprint"]
+            own, names = ranges if same else around(other), list(other.prediction.obs.index)
+            panels.append(make_panel("second", other, other.centre_um, other.side_um, names, own, under(1, other)))
         return panels
-
-    def _panel(
-        self, kind: str, slide: PredictedSlide, centre_um: np.ndarray, side_um: float, ranges: Any, url: str
-    ) -> Panel:
-        from bokeh.models import (
-            BasicTicker,
-            ColorBar,
-            ColumnDataSource,
-            HoverTool,
-            LassoSelectTool,
-            LinearColorMapper,
-            Metric,
-            PanTool,
-            ResetTool,
-            ScaleBar,
-            WheelZoomTool,
-            WMTSTileSource,
-        )
-        from bokeh.plotting import figure
-
-        tiles = slide.tiles
-        wheel, pan, lasso = WheelZoomTool(zoom_on_axis=False), PanTool(), LassoSelectTool(continuous=False)
-        plot: Any = figure(
-            name=f"panel {kind}",
-            x_range=ranges[0],
-            y_range=ranges[1],
-            tools=[pan, wheel, lasso, ResetTool()],
-            active_drag=pan,
-            active_scroll=wheel,
-            sizing_mode="stretch_both",
-            min_height=240,
-            toolbar_location="above",
-            background_fill_color="#ffffff",
-            outline_line_color="#dde3ea",
-            title=" ",
-        )
-        plot.axis.visible, plot.grid.visible = False, False
-        plot.title.text_font_size = "12px"
-        plot.toolbar.logo = None
-        resolution = tiles.mpp * 2**tiles.deepest
-        plot.add_tile(
-            WMTSTileSource(
-                url=f"{url}/{{Z}}/{{X}}/{{Y}}.jpg",
-                tile_size=TILE_PX,
-                min_zoom=0,
-                max_zoom=tiles.deepest,
-                initial_resolution=resolution,
-                x_origin_offset=0.0,
-                y_origin_offset=TILE_PX * resolution,
-                wrap_around=False,
-            ),
-            level="image",
-        )
-        mapper = LinearColorMapper(palette=f"{PALETTES[0]}256", nan_color="rgba(0, 0, 0, 0)")
-        pooled = len(centre_um) > GLYPHS
-        fill: Any = {"field": "value", "transform": mapper}
-        if pooled:
-            source = ColumnDataSource({name: [] for name in ("image", "x", "y", "dw", "dh")})
-            glyph = plot.image("image", "x", "y", "dw", "dh", source=source, color_mapper=mapper, level="glyph")
-            tips = [("value", "@image{0.00}")]
-        else:
-            if kind in ("predicted", "second"):
-                names = slide.prediction.obs.index
-            else:
-                assert self.slide.truth is not None
-                names = self.slide.truth.spots.barcodes
-            source = ColumnDataSource(
-                {
-                    "x": centre_um[:, 0],
-                    "y": -centre_um[:, 1],
-                    "value": np.full(len(centre_um), np.nan, np.float32),
-                    "name": np.asarray(names, dtype=object),
-                }
-            )
-            if slide.tiled:
-                glyph = plot.rect("x", "y", side_um, side_um, source=source, fill_color=fill, line_color=None)
-            else:
-                glyph = plot.circle("x", "y", radius=side_um / 2, source=source, fill_color=fill, line_color=None)
-            glyph.nonselection_glyph = glyph.selection_glyph = None
-            tips = [("location", "@name"), ("value", "@value{0.00}")]
-        plot.add_tools(HoverTool(tooltips=tips, renderers=[glyph]))
-        bar = ColorBar(color_mapper=mapper, ticker=BasicTicker(desired_num_ticks=5), height=8, title=" ")
-        bar.title_text_font_size, bar.major_label_text_font_size = "11px", "11px"
-        plot.add_layout(bar, "below")
-        plot.add_layout(
-            ScaleBar(
-                range=ranges[0],
-                unit="µm",
-                dimensional=Metric(base_unit="m"),
-                orientation="horizontal",
-                location="bottom_left",
-                background_fill_alpha=0.8,
-                border_line_color=None,
-                bar_length=0.18,
-            )
-        )
-        mark = ColumnDataSource({"x": [], "y": []})
-        plot.rect("x", "y", side_um * 1.2, side_um * 1.2, source=mark, fill_color=None, line_color=MARK, line_width=3)
-        outline = ColumnDataSource({"x": [], "y": [], "colour": []})
-        plot.patches("x", "y", source=outline, fill_color=None, line_color="colour", line_width=2.5)
-        return Panel(kind, slide, centre_um, side_um, plot, source, mapper, glyph, mark, outline)
 
     # --- controls
 
@@ -270,8 +120,10 @@ class Page:
             ColumnDataSource,
             CustomJS,
             Div,
+            LassoSelectTool,
             MultiSelect,
             NumericInput,
+            PanTool,
             RadioButtonGroup,
             Select,
             Slider,
@@ -337,24 +189,27 @@ class Page:
         self.find.on_change("value", lambda _attr, _old, new: self.go_to(new))
         self.clear.on_event(ButtonClick, lambda _: self.clear_regions())
         for panel in self.panels:
-            self.opacity.js_link("value", panel.glyph.glyph, "global_alpha" if panel.pooled else "fill_alpha")
-            setattr(panel.glyph.glyph, "global_alpha" if panel.pooled else "fill_alpha", self.opacity.value)
+            self.opacity.js_link("value", panel.glyph.glyph, panel.opacity)
+            setattr(panel.glyph.glyph, panel.opacity, self.opacity.value)
             panel.figure.on_event(Tap, self._tapped(panel))
             panel.figure.on_event(SelectionGeometry, self._drawn(panel))
             if panel.pooled:
                 panel.figure.on_event(RangesUpdate, self._moved(panel))
-        pans = [panel.figure.tools[0] for panel in self.panels]
-        lassos = [panel.figure.tools[2] for panel in self.panels]
+        tools = [tool for panel in self.panels for tool in panel.figure.tools]
+        pans = [tool for tool in tools if isinstance(tool, PanTool)]
+        lassos = [tool for tool in tools if isinstance(tool, LassoSelectTool)]
         switch = """
             for (const pan of pans) pan.active = cb_obj.active == 0;
             for (const lasso of lassos) lasso.active = cb_obj.active != 0;"""
         self.drag.js_on_change("active", CustomJS(args={"pans": pans, "lassos": lassos}, code=switch))
         save = """
             const link = document.createElement("a");
-            link.href = URL.createObjectURL(new Blob([source.data.text[0]], {type: "application/geo+json"}));
-            link.download = "regions.geojson";
+            link.href = URL.createObjectURL(new Blob([source.data.text[0]]));
+            link.download = name;
             link.click();"""
-        self.download.js_on_event(ButtonClick, CustomJS(args={"source": self.geojson}, code=save))
+        self.download.js_on_event(
+            ButtonClick, CustomJS(args={"source": self.geojson, "name": "regions.geojson"}, code=save)
+        )
         figures = [panel.figure for panel in self.panels]
         zoom = """
             for (const range of new Set(figures.flatMap((f) => [f.x_range, f.y_range]))) {
@@ -372,6 +227,11 @@ class Page:
             }"""
         sized = [[panel.figure, panel.slide.tiles.width_um, panel.slide.tiles.height_um] for panel in self.panels]
         whole_slide.js_on_event(ButtonClick, CustomJS(args={"figures": sized}, code=fit))
+        self.zoom_buttons = nearer, further, whole_slide
+        self.saved = ColumnDataSource({"text": [""]})
+        self.save = Button(label="Save this page", **wide)
+        self.save.on_event(ButtonClick, lambda _: self._save())
+        self.saved.js_on_change("data", CustomJS(args={"source": self.saved, "name": "page.html"}, code=save))
         from bokeh.layouts import column, row
 
         rows = [
@@ -382,7 +242,7 @@ class Page:
         if self.other is not None and self.panels[-1].figure.x_range is not self.panels[0].figure.x_range:
             self._link_slides()
             rows.append(self.link)
-        rows += [self.find, self.drag, row(self.clear, self.download, sizing_mode="stretch_width")]
+        rows += [self.find, self.save, self.drag, row(self.clear, self.download, sizing_mode="stretch_width")]
         self.controls = column(rows, name="controls", sizing_mode="stretch_width")
         self.side = column([self.location, self.region], name="side", sizing_mode="stretch_width")
 
@@ -460,6 +320,13 @@ class Page:
             panel.figure.below[-1].title = units
             panel.draw(values)
 
+    def show_name(self, name: str) -> None:
+        """Show another gene, or signature."""
+        if self.quantity.value == SIGNATURE:
+            self.signature.value = name
+        else:
+            self.genes.value = [name]
+
     def _values(self, panel: Panel, quantity: str, name: str, counts: bool) -> tuple[np.ndarray, str, str]:
         """Values, their units, and the title of a panel."""
         of = quantity if quantity not in (EXPRESSION, SIGNATURE) else name
@@ -505,6 +372,7 @@ class Page:
 
     def choose(self, slide: PredictedSlide, row: int) -> None:
         """Mark a location and show its card."""
+        self.chosen = True
         x, y = slide.centre_um[row]
         for panel in self.panels:
             here = panel.slide is slide
@@ -565,7 +433,7 @@ class Page:
                 panel.outline.data = {
                     "x": [region.outline_um[:, 0] for region in regions],
                     "y": [-region.outline_um[:, 1] for region in regions],
-                    "colour": [MARK if region.name == "A" else "#0b6e4f" for region in regions],
+                    "colour": [MARK if region.name == "A" else MARK_B for region in regions],
                 }
         if not regions:
             self.region.text = ""
@@ -605,11 +473,36 @@ class Page:
 
     # --- the document
 
+    def _save(self) -> None:
+        """Make a page to keep, which the browser then downloads."""
+        self.save.update(label="Saving …", disabled=True)
+
+        async def fill() -> None:
+            try:
+                made = saved_page(self)
+                self.saved.data = {"text": [made]}
+            except CmrcnetError as error:
+                self.location.text = card("hint.html", {"problem": str(error)})
+            self.save.update(label="Save this page", disabled=False)
+
+        self.save.document.add_next_tick_callback(fill)
+
+    @property
+    def title(self) -> str:
+        """Of the browser's tab."""
+        return f"{self.slide.name}, predicted expression"
+
     def add_to(self, doc: Document) -> None:
         """Put the page into a document."""
+        from bokeh.events import ClientReconnected, ConnectionLost
+        from bokeh.models import CustomJS
         from jinja2 import Template
 
-        doc.title = f"{self.slide.name}, predicted expression"
+        tiles = [each for panel in self.panels for each in panel.figure.select(name="tiles")]
+        code = "for (const each of tiles) each.visible = visible;"  # or a lost server would be asked without end
+        for event, visible in ((ConnectionLost, False), (ClientReconnected, True)):
+            doc.js_on_event(event, CustomJS(args={"tiles": tiles, "visible": visible}, code=code))
+        doc.title = self.title
         doc.template = Template((resources.files("cmrcnet.viewer") / "templates" / "page.html").read_text("utf-8"))
         doc.template_variables["live"] = True
         for root in (self.top, self.controls, *(panel.figure for panel in self.panels), self.side):

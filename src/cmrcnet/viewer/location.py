@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from cmrcnet.slides.patches import crop_patches
 from cmrcnet.slides.section import Cohort
 from cmrcnet.slides.slide import PatchScale
 from cmrcnet.viewer.overlay import PredictedSlide
-from cmrcnet.viewer.tiles import jpeg
+from cmrcnet.viewer.tiles import data_uri
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -36,7 +35,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("cmrcnet.viewer"), autoescape=True, trim_blocks=True, undefined=StrictUndefined
     )
-    environment.filters["picture"] = _data_uri
+    environment.filters["picture"] = _small_picture
     return environment
 
 
@@ -132,8 +131,8 @@ def location_card(
     )
 
 
-def _data_uri(pixels: np.ndarray) -> str:
+def _small_picture(pixels: np.ndarray) -> str:
     step = -(-max(pixels.shape[:2]) // PATCH_PX)
     height, width = (side // step * step for side in pixels.shape[:2])
     small = pixels[:height, :width].reshape(height // step, step, width // step, step, 3).mean(axis=(1, 3))
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg(small.astype(np.uint8))).decode('ascii')}"
+    return data_uri(small.astype(np.uint8))

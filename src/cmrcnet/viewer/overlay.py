@@ -114,17 +114,6 @@ class PredictedSlide:
         """(locations, 2) float64."""
         return self.prediction.centre_px * float(self.prediction.facts["mpp"])
 
-    @cached_property
-    def tiled(self) -> bool:
-        """Whether the locations lie side by side, as those of a grid do; else each is a spot of its own."""
-        from scipy.spatial import KDTree
-
-        some = self.centre_um[: 2 * GLYPHS]
-        if len(some) < 2:
-            return True
-        nearest = KDTree(some).query(some, k=2)[0][:, 1]
-        return bool(np.median(nearest) <= 1.05 * self.side_um)
-
     @property
     def quantities(self) -> list[str]:
         """Names of what can be shown."""
@@ -284,6 +273,16 @@ def _signatures(genes: Sequence[str], cohort: Cohort | None) -> dict[str, tuple[
     return {
         f"{organ}: {name}": found for organ in marker_organs() for name, found in markers(organ).measured(genes).items()
     }
+
+
+def lie_side_by_side(centre_um: np.ndarray, side_um: float) -> bool:
+    """Whether locations tile the slide, as those of a grid do; else each is a spot of its own."""
+    from scipy.spatial import KDTree
+
+    if len(centre_um) < 2:
+        return True
+    nearest = KDTree(centre_um).query(centre_um[: 2 * GLYPHS], k=2)[0][:, 1]
+    return bool(np.median(nearest) <= 1.05 * side_um)
 
 
 def genes_by_reliability(prediction: StoredPrediction) -> list[tuple[str, str]]:

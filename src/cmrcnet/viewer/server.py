@@ -95,7 +95,7 @@ class Viewer:
             self._read_once = Cohort(cohort.name, tuple(once))
         self._options = {"other": other, "cohort": self._read_once, "gene": gene}
         self.token, self.port, self.url = secrets.token_urlsafe(TOKEN_BYTES), port, ""
-        Page(slide, other=other, cohort=None, gene=gene)  # what is wrong with it is known before anything is served
+        Page(slide, other=other, gene=gene, tile_url="tiles")  # what is wrong is known before anything is served
         self._slow = ThreadPoolExecutor(1, "cmrcnet-view")  # decoders are used by one thread at a time
         self.held: list[StoredPrediction | tempfile.TemporaryDirectory] = []
         self._loop: asyncio.AbstractEventLoop | None = None

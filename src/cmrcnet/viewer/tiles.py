@@ -6,6 +6,7 @@ is one tile that holds the whole slide, `deepest` shows its own pixels. Columns 
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 from collections import OrderedDict
@@ -22,6 +23,8 @@ OVERVIEW_PX = 2048
 """Longer side, at most, of the overview that is made of a slide whose coarsest level is larger than twice that."""
 MOST_READ = 16
 """Pixels of a level, per pixel of a tile and axis, that are read; beyond it the overview is shown, less sharp."""
+PICTURE_PX = 2_400
+"""Longer side of the picture of a slide in a saved page."""
 KEPT = 1024
 """Tiles kept in memory, as JPEG: some 20 MB."""
 QUALITY = 88
@@ -92,6 +95,16 @@ class SlideTiles:
                 self._kept.popitem(last=False)
         return encoded
 
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Width and height in pixels of `picture`."""
+        step = max(1.0, max(self.slide.width_px, self.slide.height_px) / PICTURE_PX)
+        return math.ceil(self.slide.width_px / step), math.ceil(self.slide.height_px / step)
+
+    def picture(self) -> str:
+        """The whole slide as the address of a JPEG, of `PICTURE_PX` pixels at most."""
+        return data_uri(thumbnail(self.slide, max(1.0, max(self.slide.width_px, self.slide.height_px) / PICTURE_PX)))
+
 
 @cache
 def _blank() -> bytes:
@@ -105,3 +118,8 @@ def jpeg(pixels: np.ndarray, quality: int = QUALITY) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """RGB pixels (height, width, 3) uint8 as the address of a JPEG that holds them."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg(pixels)).decode('ascii')}"
