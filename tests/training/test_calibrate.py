@@ -159,7 +159,7 @@ def test_exchanged_channels_are_heard(model, bank, cohort, cache):
     wrong = ArraySlide(pixels[..., ::-1].copy(), section.slide.mpp, "wrong")
     with pytest.warns(CmrcnetWarning, match="wrong looks as if its red and blue channels were exchanged"):
         table = predict(model, wrong, bank=bank, spots=section.spots, cache=cache)
-    assert (table.obs["in_distribution"] == 0).all()
+    assert (table.obs["in_distribution"] == 0).all() and (table.obs["ood_distance"] > 0).all()
     assert (table.uns["cmrcnet"]["ood"]["kind"], table.uns["cmrcnet"]["ood"]["raised"]) == ("red-blue", 1)
 
 

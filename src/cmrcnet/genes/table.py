@@ -16,7 +16,8 @@ Everything that reads predictions relies on this layout.
 ``obs``                            ``x_um y_um`` (level-0 pixel times scale), ``similarity`` (mean cosine to the
                                    neighbours, NaN without neighbours), ``in_tissue`` (1 or 0), ``confidence`` (0 to 1:
                                    share of validation spots that looked harder; NaN: not measured); with a calibrated
-                                   model ``interval_scale``, ``in_distribution`` (1 or 0) and, optional, ``abstained``
+                                   model ``interval_scale``, ``in_distribution`` (1 or 0), ``ood_distance`` (squared
+                                   Mahalanobis distance of its image statistics) and, optional, ``abstained``
 ``var``                            ``symbol``, ``ensembl_id`` (either may be empty), ``reliability`` (held-out Pearson;
                                    NaN: not measured), ``reliability_is`` ("held-out Pearson", "validation Pearson",
                                    "validation Pearson of the teacher" or "not measured"); with gene reliability

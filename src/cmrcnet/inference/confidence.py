@@ -162,12 +162,15 @@ def _calibrated_for(model: TrainedModel, config: HeadConfig) -> tuple[Prediction
 
 
 def flag_out_of_distribution(table: AnnData, detector: OODDetector, statistics: np.ndarray, slide: str) -> None:
-    """Write ``obs["in_distribution"]`` and ``uns["cmrcnet"]["ood"]``, and warn where the slide is out of distribution.
+    """Write ``obs["in_distribution"]``, ``obs["ood_distance"]`` and ``uns["cmrcnet"]["ood"]``.
+
+    Warns of a slide that is out of distribution.
 
     `statistics` (locations, 9) are the image statistics of every location of the table; `slide` is its name.
     """
     inside, found = detector.flag(statistics, slide)
     table.obs["in_distribution"] = inside.astype(np.int64)
+    table.obs["ood_distance"] = detector.location_distance(statistics).astype(np.float32)
     table.uns["cmrcnet"]["ood"] = {
         "raised": int(found.raised),
         "kind": found.kind,

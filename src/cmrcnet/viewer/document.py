@@ -29,6 +29,8 @@ from cmrcnet.viewer.saved_page import saved_page
 if TYPE_CHECKING:
     from bokeh.document import Document
 
+PAUSE_MS = 120
+"""Milliseconds of moving after which many locations are pooled anew."""
 LISTED = 400
 """Genes in the list at once; a search finds the others."""
 IN_TABLE = 25
@@ -114,7 +116,7 @@ class Page:
     # --- controls
 
     def _make_controls(self) -> None:
-        from bokeh.events import ButtonClick, RangesUpdate, SelectionGeometry, Tap
+        from bokeh.events import ButtonClick, SelectionGeometry, Tap
         from bokeh.models import (
             Button,
             ColumnDataSource,
@@ -194,7 +196,8 @@ class Page:
             panel.figure.on_event(Tap, self._tapped(panel))
             panel.figure.on_event(SelectionGeometry, self._drawn(panel))
             if panel.pooled:
-                panel.figure.on_event(RangesUpdate, self._moved(panel))
+                for moved in (panel.figure.x_range, panel.figure.y_range):
+                    moved.on_change("end", self._moved(panel))
         tools = [tool for panel in self.panels for tool in panel.figure.tools]
         pans = [tool for tool in tools if isinstance(tool, PanTool)]
         lassos = [tool for tool in tools if isinstance(tool, LassoSelectTool)]
@@ -464,10 +467,18 @@ class Page:
         self.region.text = card("hint.html", {"problem": f"Region {first.name}: comparing its genes …"})
         self._fill(self.region, make)
 
-    def _moved(self, panel: Panel) -> Callable[[Any], None]:
-        def moved(_: Any) -> None:
+    def _moved(self, panel: Panel) -> Callable[[str, Any, Any], None]:
+        """Draw what came into sight, once for all moves within `PAUSE_MS`."""
+        waiting = []
+
+        def draw() -> None:
+            waiting.clear()
             if panel.values is not None:
                 panel.draw(panel.values)
+
+        def moved(_attr: str, _old: Any, _new: Any) -> None:
+            if not waiting and panel.figure.document is not None:
+                waiting.append(panel.figure.document.add_timeout_callback(draw, PAUSE_MS))
 
         return moved
 
