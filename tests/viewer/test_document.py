@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 from bokeh.document import Document
 
-from cmrcnet.errors import UnknownName
+from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.viewer import document as room
 from cmrcnet.viewer import panel
 from cmrcnet.viewer.document import Page
 from cmrcnet.viewer.overlay import predicted_slide
+from cmrcnet.viewer.saved_page import saved_page
 
 
 @pytest.fixture
@@ -93,6 +95,16 @@ def test_two_predictions_stand_beside_each_other(viewed, stored_path):
     page = Page(viewed, other=other)
     assert [panel.kind for panel in page.panels] == ["predicted", "measured", "error", "second"]
     assert page.panels[-1].figure.x_range is page.panels[0].figure.x_range  # of the same slide
+
+
+def test_a_saved_page_is_one_file_that_says_what_it_leaves_out(page, monkeypatch):
+    page.go_to("spot4")
+    html = saved_page(page)
+    assert "Location spot4" in html and "Left out: deep zoom (the slide is a picture of 400 px)" in html
+    assert not re.search(r"""<(script|link|img)[^>]+(src|href)=["']?(http|/)""", html)
+    monkeypatch.setattr("cmrcnet.viewer.saved_page.LARGEST_MB", 1)
+    with pytest.raises(BadOption, match="The page would have 2 MB, and 1 are allowed; leave out"):
+        saved_page(page)
 
 
 def test_an_unknown_gene_is_refused(viewed):
