@@ -487,8 +487,9 @@ class Page:
     def _save(self) -> None:
         """Make a page to keep, which the browser then downloads."""
         self.save.update(label="Saving …", disabled=True)
+        document: Any = self.save.document
 
-        async def fill() -> None:
+        def fill() -> None:
             try:
                 made = saved_page(self)
                 self.saved.data = {"text": [made]}
@@ -496,7 +497,7 @@ class Page:
                 self.location.text = card("hint.html", {"problem": str(error)})
             self.save.update(label="Save this page", disabled=False)
 
-        self.save.document.add_next_tick_callback(fill)
+        document.add_next_tick_callback(fill)
 
     @property
     def title(self) -> str:
