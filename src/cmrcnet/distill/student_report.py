@@ -129,6 +129,7 @@ def compare(
     teacher, and their mean absolute difference.
     """
     teacher = make_predictor(model, bank, PredictOptions(genes=genes)).predict_chunk(teacher_features).mean
+    assert teacher is not None  # components stand for expression only where they are asked for
     truth = _measured(section, genes, bank.scaling)
     by = {"teacher": pearson_per_gene(truth, teacher), "student": pearson_per_gene(truth, student)}
     defined = np.isfinite(by["teacher"]) & np.isfinite(by["student"])  # both are scored on the same genes
