@@ -14,7 +14,6 @@ from cmrcnet.storage.hashing import write_sealed
 from cmrcnet.storage.names import guard_table
 
 if TYPE_CHECKING:
-    from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.outcomes.cohort import OutcomeCohort
 
 FORMAT = 1
@@ -156,6 +155,7 @@ def _with_slides(cohort: OutcomeCohort, path: Path, organ: str | None, model: Pa
     """Read the slides' prediction tables, and what else their columns name, and pool them by case."""
     from cmrcnet.export.stored_prediction import StoredPrediction
     from cmrcnet.genes.markers import markers
+    from cmrcnet.models.trained_model import TrainedModel
     from cmrcnet.outcomes.pooling import SlideStack, slide_values, with_slides
     from cmrcnet.outcomes.slide_features import SlideFeatures
     from cmrcnet.progress import tracked
@@ -167,7 +167,9 @@ def _with_slides(cohort: OutcomeCohort, path: Path, organ: str | None, model: Pa
         raise BadInput.columns(path, missing, list(listed.columns))
     if model is not None and "image" not in listed:
         raise BadOption("model", str(model), "a column image in the table of slides beside it")
-    made = SlideFeatures(TokenCache.default(), cohort.patients, None if model is None else _load(model))
+    made = SlideFeatures(
+        TokenCache.default(), cohort.patients, None if model is None else TrainedModel.from_pretrained(model)
+    )
     found = []
     for row in tracked(list(listed.to_dict("records")), "slides", unit="slides"):
         given = {key: value for key, value in row.items() if isinstance(value, str) or value == value}
@@ -193,9 +195,3 @@ def _with_slides(cohort: OutcomeCohort, path: Path, organ: str | None, model: Pa
     stack = SlideStack.of(found, cohort.cases)
     signatures = {} if organ is None else markers(organ).measured(stack.gene_names)
     return with_slides(cohort, stack, signatures)
-
-
-def _load(model: Path) -> TrainedModel:
-    from cmrcnet.models.trained_model import TrainedModel
-
-    return TrainedModel.from_pretrained(model)

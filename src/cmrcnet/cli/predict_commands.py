@@ -120,7 +120,14 @@ def predict_command(
 
     options = {"genes": read_genes(genes), "k": k, "grid_um": grid_um, "window_um": window_um}
     options |= {"intervals": intervals, "abstain": abstain, "content": content, "half": half}
-    search = None if bank_shards is None else _sharded(bank, bank_shards, workers)
+    search = None
+    if bank_shards is not None:
+        from cmrcnet.retrieval.bank import ReferenceBank
+        from cmrcnet.retrieval.sharded_search import ShardedSearch
+
+        if bank is None:
+            raise BadOption("bank-shards", bank_shards, "nothing without --bank")
+        search = ShardedSearch(ReferenceBank.load(bank), bank_shards, workers.engine_workers)
     if slides is not None:
         for name, value in (("section", section), ("spots", spots), ("mask", mask)):
             if value is not None:
@@ -138,15 +145,6 @@ def predict_command(
         f"Prediction written to {final_path(out)} ({count_text((count, 'location'), (width, predictor.scaling.word))})."
     )
     return out
-
-
-def _sharded(bank: Path | None, shards: int, workers: WorkersOptions) -> Searcher:
-    from cmrcnet.retrieval.bank import ReferenceBank
-    from cmrcnet.retrieval.sharded_search import ShardedSearch
-
-    if bank is None:
-        raise BadOption("bank-shards", shards, "nothing without --bank")
-    return ShardedSearch(ReferenceBank.load(bank), shards, workers.engine_workers)
 
 
 def _predictor(model: Path, bank: Path | None, options: PredictOptions, search: Searcher | None) -> Predictor:

@@ -102,7 +102,14 @@ def write_nuclei(
         _require_pyarrow()
         table.to_parquet(path, index=False)
     else:
-        features = nuclei.features or [_point(name, centre) for name, centre in zip(*nuclei[:2], strict=True)]
+        features = nuclei.features or [
+            {
+                "type": "Feature",
+                "geometry": {"type": "Point", "coordinates": [round(float(each), 2) for each in centre]},
+                "properties": {"name": name},
+            }
+            for name, centre in zip(*nuclei[:2], strict=True)
+        ]
         measured = table.drop(columns=["nucleus", "pixel_x", "pixel_y", "location"])
         with path.open("w", encoding="utf-8") as file:
             file.write('{"type": "FeatureCollection", "features": [')
@@ -115,11 +122,6 @@ def write_nuclei(
                 file.write((",\n" if number else "\n") + json.dumps({**feature, "properties": properties}))
             file.write("\n]}\n")
     return len(table), int((table["location"] != "").sum())
-
-
-def _point(name: str, centre: np.ndarray) -> dict[str, Any]:
-    geometry = {"type": "Point", "coordinates": [round(float(each), 2) for each in centre]}
-    return {"type": "Feature", "geometry": geometry, "properties": {"name": name}}
 
 
 def _of_parquet(path: Path) -> Nuclei:

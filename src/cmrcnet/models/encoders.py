@@ -294,6 +294,7 @@ def _config_of(backbone: Any, name: str) -> PretrainedConfig:
     registers = getattr(backbone, "reg_token", None)
     register = int(registers.shape[1]) if last.ndim == 3 and isinstance(registers, torch.Tensor) else 0
     prefix = int(getattr(backbone, "num_prefix_tokens", 0)) if last.ndim == 3 else 0
+    widths = [out.shape[1] if out.ndim == 4 and not maps_last else out.shape[-1] for out in (last, *each)]
     grid = None
     if last.ndim == 4:
         grid = (last.shape[1], last.shape[2]) if maps_last else (last.shape[2], last.shape[3])
@@ -307,17 +308,13 @@ def _config_of(backbone: Any, name: str) -> PretrainedConfig:
         mean=tuple(cfg.get("mean", (0.5, 0.5, 0.5))),
         std=tuple(cfg.get("std", (0.5, 0.5, 0.5))),
         n_tokens=grid[0] * grid[1] if grid else last.shape[1] - register,
-        dim=_width(last, maps_last),
+        dim=widths[0],
         grid=grid,
-        blocks=tuple(_width(output, maps_last) for output in each),
+        blocks=tuple(widths[1:]),
         class_tokens=prefix - register,
         register_tokens=register,
         note="the scale of its training is unknown; patches have the scale of your config",
     )
-
-
-def _width(output: torch.Tensor, maps_last: bool) -> int:
-    return output.shape[1] if output.ndim == 4 and not maps_last else output.shape[-1]
 
 
 def encoder_facts(encoder: ImageEncoder, trained: bool) -> dict[str, Any]:

@@ -8,12 +8,12 @@ The output is a sum over locations, which is what `contributions` gives. Surviva
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from cmrcnet.outcomes.cohort import Classes, OutcomeCohort, Survival
 from cmrcnet.outcomes.folds import splits
@@ -104,7 +104,11 @@ def fit_attention(
         for model in _trained(cohort, stack, inside, EPOCHS, seed):
             found = model.output(stack, outside)
             outputs.append(found)
-            scores.append(_score(cohort.outcome.take(outside), found))
+            outcome = cohort.outcome.take(outside)
+            if isinstance(outcome, Survival):
+                scores.append(partial_log_likelihood(outcome, found[:, 0]))
+            else:
+                scores.append(-float(_loss(torch.from_numpy(found.astype(np.float32)), outcome)))
         curves.append(scores)
         risks.append(np.stack(outputs))
         held.append(outside)
@@ -125,7 +129,8 @@ def _trained(cohort: OutcomeCohort, stack: SlideStack, train: np.ndarray, epochs
     values = [_inputs(stack, int(case), middle, directions) for case in train]
     rng = np.random.default_rng([seed, len(train)])
     values = [v if len(v) <= MOST_LOCATIONS else v[rng.choice(len(v), MOST_LOCATIONS, replace=False)] for v in values]
-    locations, real = _padded(values)
+    locations = pad_sequence([torch.from_numpy(v).float() for v in values], batch_first=True)
+    real = torch.arange(locations.shape[1]) < torch.tensor([[len(v)] for v in values])
     outcome = cohort.outcome.take(train)
     outputs = 1 if isinstance(outcome, Survival) else len(outcome.names)
     with torch.random.fork_rng(devices=[]):
@@ -158,21 +163,6 @@ def _loss(output: Tensor, outcome: Survival | Classes) -> Tensor:
     return nn.functional.cross_entropy(output, torch.from_numpy(outcome.codes), weight=weight)
 
 
-def _score(outcome: Survival | Classes, output: np.ndarray) -> float:
-    if isinstance(outcome, Survival):
-        return partial_log_likelihood(outcome, output[:, 0])
-    return -float(_loss(torch.from_numpy(output.astype(np.float32)), outcome))
-
-
 def _inputs(stack: SlideStack, case: int, middle: np.ndarray, directions: np.ndarray) -> np.ndarray:
     parts = [stack.expression(int(number)) for number in stack.of_case[case]]
     return np.clip((np.concatenate(parts) - middle) @ directions, -4, 4).astype(np.float32)
-
-
-def _padded(values: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, values))
-    locations = np.zeros((len(values), longest, values[0].shape[1]), np.float32)
-    real = np.zeros((len(values), longest), bool)
-    for row, each in enumerate(values):
-        locations[row, : len(each)], real[row, : len(each)] = each, True
-    return torch.from_numpy(locations), torch.from_numpy(real)

@@ -14,7 +14,7 @@ import numpy as np
 from cmrcnet.evaluation.report.map_section import TissueView, map_jpeg
 from cmrcnet.evaluation.report.page import render
 from cmrcnet.outcomes.cohort import EXPRESSION, Survival
-from cmrcnet.outcomes.pooling import SlideStack, SlideValues
+from cmrcnet.outcomes.pooling import SlideStack
 from cmrcnet.outcomes.protocol import ATTENTION, OutcomeRun
 
 if TYPE_CHECKING:
@@ -82,7 +82,13 @@ def risk_maps(run: OutcomeRun) -> str:
         slide = run.cohort.stack.slides[run.cohort.stack.of_case[case][0]]
         mine = location_risks(run, case)
         mine = mine[mine.slide == slide.slide]
-        view, outcome = _view(slide), run.cohort.outcome
+        # The slide's picture, cut to its locations and a little around them.
+        centres, radius = slide.centre_px / slide.downsample, slide.side_px / slide.downsample / 2
+        border = 0.04 * float(np.ptp(centres, axis=0).max(initial=0)) + 3 * radius
+        left, top = np.floor(np.maximum(centres.min(axis=0) - border, 0)).astype(int)
+        right, bottom = np.ceil(centres.max(axis=0) + border).astype(int)
+        view = TissueView(slide.picture[top:bottom, left:right, :3] / 255.0, centres - (left, top), radius)
+        outcome = run.cohort.outcome
         pictures = []
         for name in (EXPRESSION, ATTENTION):
             if name in mine:
@@ -101,12 +107,3 @@ def risk_maps(run: OutcomeRun) -> str:
             }
         )
     return str(render("outcome_maps.html", {"rows": rows}))
-
-
-def _view(slide: SlideValues) -> TissueView:
-    """Cut the slide's picture to its locations and a little around them."""
-    centres, radius = slide.centre_px / slide.downsample, slide.side_px / slide.downsample / 2
-    border = 0.04 * float(np.ptp(centres, axis=0).max(initial=0)) + 3 * radius
-    low = np.floor(np.maximum(centres.min(axis=0) - border, 0)).astype(int)
-    high = np.ceil(centres.max(axis=0) + border).astype(int)
-    return TissueView(slide.picture[low[1] : high[1], low[0] : high[0], :3] / 255.0, centres - low, radius)

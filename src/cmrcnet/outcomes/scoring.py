@@ -156,13 +156,6 @@ def corrected_interval(
     return mean, mean - reach, mean + reach
 
 
-def _main_samples(outcome: Survival | Classes, folds: Folds, predicted: Predicted, draws: np.ndarray) -> np.ndarray:
-    """The main metric over all repeats in each bootstrap sample: (samples,)."""
-    by_repeat = [main_pairs(outcome, predicted, repeat, folds.of[repeat]) for repeat in range(len(folds.of))]
-    summed = [reduce(add, parts) for parts in zip(*by_repeat, strict=True)]
-    return np.mean([each.value(draws) for each in summed], axis=0)
-
-
 def score_differences(
     cohort: OutcomeCohort,
     folds: Folds,
@@ -177,7 +170,11 @@ def score_differences(
     asked = dict.fromkeys(name for pair in questions for name in pair)
     values = {name: by_fold(cohort, folds, predicted[name]) for name in asked}
     draws = draws_of_patients(cohort.patient_codes, bootstrap, seed)
-    sampled = {name: _main_samples(cohort.outcome, folds, predicted[name], draws) for name in asked}
+    sampled = {}
+    for name in asked:  # the main metric over all repeats in each bootstrap sample
+        by_repeat = [main_pairs(cohort.outcome, predicted[name], r, of) for r, of in enumerate(folds.of)]
+        summed = [reduce(add, parts) for parts in zip(*by_repeat, strict=True)]
+        sampled[name] = np.mean([each.value(draws) for each in summed], axis=0)
     ratio = float(np.mean([len(test) / len(train) for train, test in folds.splits]))
     rows = []
     for method, other in questions:

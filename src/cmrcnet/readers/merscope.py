@@ -82,7 +82,12 @@ def read_merscope(source: SectionSource) -> RawSection:
     counts_path, cells_path = plain_or_gzipped(folder / COUNTS), plain_or_gzipped(folder / CELLS)
     if source.image is None or affine is None or counts_path is None or cells_path is None:
         raise merscope_problems(source)[0]
-    names, cell_um = _cells(cells_path)
+    what = "a MERSCOPE table of cells (cell_metadata.csv)"
+    blocks = list(long_table(cells_path, what, {"cell": ()}, {"x": ("center_x",), "y": ("center_y",)}))
+    if not blocks:
+        raise BadInput(cells_path, what, "it lists no cell")
+    names = [str(name) for block in blocks for name in block["cell"]]
+    cell_um = np.concatenate([block[["x", "y"]].to_numpy() for block in blocks])
     table = read_count_table(counts_path)
     rows, notes = listed_cells(table.rows, names, counts_path, WHAT)
     kept = np.flatnonzero(rows >= 0)
@@ -117,16 +122,6 @@ def read_merscope(source: SectionSource) -> RawSection:
         assay_mpp=1.0,
         notes=tuple(notes),
     )
-
-
-def _cells(path: Path) -> tuple[list[str], np.ndarray]:
-    """Names of the cells, in the first column, and their centres (cells, 2) in micrometres."""
-    columns = {"x": ("center_x",), "y": ("center_y",)}
-    blocks = list(long_table(path, "a MERSCOPE table of cells (cell_metadata.csv)", {"cell": ()}, columns))
-    if not blocks:
-        raise BadInput(path, "a MERSCOPE table of cells (cell_metadata.csv)", "it lists no cell")
-    names = [str(name) for block in blocks for name in block["cell"]]
-    return names, np.concatenate([block[["x", "y"]].to_numpy() for block in blocks])
 
 
 def _counted(

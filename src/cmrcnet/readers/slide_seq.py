@@ -15,7 +15,6 @@ Spots
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +90,13 @@ def read_slide_seq(source: SectionSource) -> RawSection:
     name = source.name or path.name.partition(kind)[0].rstrip("_.-") or path.resolve().parent.name
     slide = open_slide(source.image, mpp=source.mpp, name=name)
     unit_um = known_scale(slide) * source.affine.scale
-    barcodes, genes, counts = _counts(path, kind)
+    if kind == "MappedDGEForR.csv":
+        table = read_count_table(path)
+        barcodes, genes, counts = list(table.columns), table.rows, sparse.csr_matrix(table.values.T)
+    else:
+        texts = [read_text(_beside(path, kind, part), "The list") for part in ("barcodes.tsv", "genes.tsv")]
+        barcodes, genes = ([line.split("\t")[0].strip() for line in text.split("\n") if line.strip()] for text in texts)
+        counts = sparse.csr_matrix(read_mtx(path, (len(genes), len(barcodes))).T)
     positions = source.spots or _beside(path, kind, PARTS[kind][0])
     listed, places = _positions(positions)
     for names, where in ((barcodes, path.name), (listed, positions.name)):
@@ -158,16 +163,6 @@ def _beside(counts: Path, kind: str, part: str) -> Path:
     if found is None:
         raise MissingInput(wanted, "The file", WRITER[kind])
     return found
-
-
-def _counts(path: Path, kind: str) -> tuple[list[str], Sequence[str], sparse.csr_matrix]:
-    """Barcodes, genes, and counts (beads, genes)."""
-    if kind == "MappedDGEForR.csv":
-        table = read_count_table(path)
-        return list(table.columns), table.rows, sparse.csr_matrix(table.values.T)
-    texts = [read_text(_beside(path, kind, part), "The list") for part in ("barcodes.tsv", "genes.tsv")]
-    barcodes, genes = ([line.split("\t")[0].strip() for line in text.split("\n") if line.strip()] for text in texts)
-    return barcodes, genes, sparse.csr_matrix(read_mtx(path, (len(genes), len(barcodes))).T)
 
 
 def _positions(path: Path) -> tuple[list[str], np.ndarray]:

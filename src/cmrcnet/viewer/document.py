@@ -297,6 +297,8 @@ class Page:
 
     def show(self) -> None:
         """Compute what the widgets ask for and draw it in every panel."""
+        from bokeh.palettes import PuOr11, interp_palette
+
         quantity = self.quantity.value
         if self.genes.value:
             self.gene = self.genes.value[-1]
@@ -317,7 +319,7 @@ class Page:
             palette: Any = f"{self.palette.value}256"
             if panel.kind == "error":
                 far = max(abs(end) for end in colour_range(values))
-                ends, palette = (-far, far), _diverging()
+                ends, palette = (-far, far), list(interp_palette(PuOr11[::-1], 256))  # safe for colour-blind eyes
             panel.mapper.update(low=ends[0], high=ends[1], palette=palette)
             panel.figure.title.text = title
             panel.figure.below[-1].title = units
@@ -519,10 +521,3 @@ class Page:
         doc.template_variables["live"] = True
         for root in (self.top, self.controls, *(panel.figure for panel in self.panels), self.side):
             doc.add_root(root)
-
-
-def _diverging() -> list[str]:
-    """Purple to orange through white: safe for colour-blind eyes."""
-    from bokeh.palettes import PuOr11, interp_palette
-
-    return list(interp_palette(PuOr11[::-1], 256))

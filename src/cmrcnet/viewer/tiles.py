@@ -10,7 +10,6 @@ import base64
 import io
 import math
 from collections import OrderedDict
-from functools import cache
 from threading import Lock
 
 import numpy as np
@@ -83,7 +82,7 @@ class SlideTiles:
         key = zoom, column, row
         side = TILE_PX * 2 ** (self.deepest - zoom)
         if column * side >= self.slide.width_px or row * side >= self.slide.height_px:
-            return _blank()
+            return jpeg(np.full((TILE_PX, TILE_PX, 3), WHITE, np.uint8))
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -104,11 +103,6 @@ class SlideTiles:
     def picture(self) -> str:
         """The whole slide as the address of a JPEG, of `PICTURE_PX` pixels at most."""
         return data_uri(thumbnail(self.slide, max(1.0, max(self.slide.width_px, self.slide.height_px) / PICTURE_PX)))
-
-
-@cache
-def _blank() -> bytes:
-    return jpeg(np.full((TILE_PX, TILE_PX, 3), WHITE, np.uint8))
 
 
 def jpeg(pixels: np.ndarray, quality: int = QUALITY) -> bytes:

@@ -127,16 +127,10 @@ def gene_correlation(pairs: Iterable[tuple[Expression, Expression]], genes: Sequ
             scatter[i] += centred.T @ centred
     if spots < 3:
         raise TooFew("spots", spots, 3, "give sections with more spots")
-    return GeneCorrelation(
-        tuple(genes), *(_scaled(each, most, spots) for each, most in zip(scatter, largest, strict=True))
-    )
-
-
-def _scaled(scatter: np.ndarray, largest: np.ndarray, spots: int) -> np.ndarray:
-    """Covariance to correlation; NaN for a gene whose deviation is nothing but rounding."""
-    spread = np.sqrt(np.diagonal(scatter).copy())
-    spread[spread <= 1e-6 * np.sqrt(spots) * largest] = np.nan
-    return np.clip(scatter / spread[:, None] / spread[None, :], -1, 1)
+    # From covariance to correlation; NaN for a gene whose deviation is nothing but rounding.
+    spread = np.sqrt(np.diagonal(scatter, axis1=1, axis2=2))
+    spread = np.where(spread <= 1e-6 * np.sqrt(spots) * largest, np.nan, spread)
+    return GeneCorrelation(tuple(genes), *np.clip(scatter / spread[:, :, None] / spread[:, None, :], -1, 1))
 
 
 NEAREST = 10

@@ -238,7 +238,13 @@ def collect(
     metadata = _metadata(cohort, experiment, info, results, described, features_s)
     tables = {section: table for result in results.values() for section, table in result.tables.items()}
     if folder is not None:
-        folder.write_tables(scores, genes, metadata, pd.DataFrame(_labels(cohort, experiment.folds)))
+        labels = [
+            {"fold": fold.name, "section": section, "patient": cohort.patient_of(section), "label": label}
+            for fold in experiment.folds
+            for label, sections in (("train", fold.train), ("test", fold.test))
+            for section in sections
+        ]
+        folder.write_tables(scores, genes, metadata, pd.DataFrame(labels))
     return EvaluationRun(
         cohort=cohort,
         config=config,
@@ -250,16 +256,6 @@ def collect(
         predictions=tables if folder is None else folder.predictions(),
         metadata=metadata,
     )
-
-
-def _labels(cohort: Cohort, folds: Sequence[Fold]) -> list[dict[str, str]]:
-    """What each section is in each fold: test, or train, of which parts are held out in turn to validate."""
-    return [
-        {"fold": fold.name, "section": section, "patient": cohort.patient_of(section), "label": label}
-        for fold in folds
-        for label, sections in (("train", fold.train), ("test", fold.test))
-        for section in sections
-    ]
 
 
 def _metadata(
