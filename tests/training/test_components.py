@@ -15,7 +15,7 @@ from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.testing import assert_prediction_table
 from cmrcnet.training import data as data_module
-from cmrcnet.training import fit as fit_module
+from cmrcnet.training import loop as loop_module
 from cmrcnet.training.checkpoint import Checkpoints
 from cmrcnet.training.fit import fit
 from tests.training.conftest import changed, with_counts
@@ -80,8 +80,8 @@ def test_the_validation_unit_is_not_trained_on(model, cohort, cache, plan, monke
     known = find_components((model.panel.select(section) for section in cohort), 4)
     monkeypatch.setattr(data_module, "find_components", lambda *given: known)
     spied = []
-    search = fit_module.cross_search
-    monkeypatch.setattr(fit_module, "cross_search", lambda *given: spied.append(search(*given)) or spied[-1])
+    search = loop_module.cross_search
+    monkeypatch.setattr(loop_module, "cross_search", lambda *given: spied.append(search(*given)) or spied[-1])
     name = cohort.sections[0]
     order = np.random.default_rng(1).permutation(len(cohort.read(name).spots))
     other = changed(cohort, name, lambda section: with_counts(section, section.counts[order]))

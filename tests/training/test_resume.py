@@ -164,6 +164,7 @@ def test_the_state_of_another_run_is_refused(cohort, cache, config, tmp_path, ch
 
 SCRIPT = """
 import json, sys
+from pathlib import Path
 from cmrcnet.datasets.synthetic import synthetic_cohort
 from cmrcnet.storage.cache import TokenCache
 from cmrcnet.config import Config
@@ -174,7 +175,7 @@ fit(
     synthetic_cohort(patients=3, spots=24, genes=120, seed=0),
     Config.load("tiny").override(plan),
     cache=TokenCache(cache),
-    checkpoints=Checkpoints(state, most_share=1.0),
+    checkpoints=Checkpoints(Path(state), most_share=1.0),
 )
 """
 
