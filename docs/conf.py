@@ -23,7 +23,7 @@ exclude_patterns = ["_build", "README.md"]  # README.md is included by index.md
 
 # Notebooks call `cmrcnet` and `python` of the environment that builds the site, each in a folder of its own.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found,ignore::FutureWarning"
 nb_execution_in_temp = True
 
 # Docstrings are numpydoc: they state the types themselves.
