@@ -80,6 +80,22 @@ def test_bad_cells_are_refused_with_their_place(tmp_path, picture, more, error, 
         read_section(tmp_path / "C1.csv", image=picture, **OPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("spot,pixel_x,pixel_y,CD3\ns1,10,20,1,7\ns2,30,40,2,8\n", "line 2 has 5 cells, and the header 4"),
+        ("spot,pixel_x,pixel_y,CD3\ns1,10,20,1\ns2,30,40\n", "line 3 has 3 cells, and the header 4"),
+        ("spot,pixel_x,pixel_y,CD3,CD3\ns1,10,20,1,7\n", "two columns are named 'CD3'"),
+        ("spot,pixel_x,pixel_y,CD3\ns1,10,20," + "1" * 140_000 + "\n", "line 2: field larger than"),
+    ],
+)
+def test_columns_are_not_shifted_filled_up_or_renamed(tmp_path, picture, text, words):
+    """pandas takes the first cells of longer lines as an index, and calls a second CD3 CD3.1."""
+    (tmp_path / "C1.csv").write_text(text)
+    with pytest.raises(BadInput, match=words):
+        read_section(tmp_path / "C1.csv", image=picture, **OPTIONS)
+
+
 def test_what_is_missing_is_said(tmp_path, picture):
     path = tmp_path / "C1.csv"
     frame().to_csv(path, index=False)

@@ -32,8 +32,8 @@ from cmrcnet.readers.legacy_st import looks_like_legacy_st
 from cmrcnet.readers.polygons import GEOJSON, read_region_spots
 from cmrcnet.readers.raw_section import RawSection, refuse_unmatched
 from cmrcnet.readers.registry import SectionSource, register_reader
-from cmrcnet.readers.tables import NOTHING, read_table, selected_spots, spot_key
-from cmrcnet.readers.text_files import open_text, read_text
+from cmrcnet.readers.tables import NOTHING, delimiter_of, read_table, rectangular_text, selected_spots, spot_key
+from cmrcnet.readers.text_files import open_text
 from cmrcnet.slides.section import repeated
 from cmrcnet.slides.slide import open_slide
 from cmrcnet.storage.refusals import fault_of_file
@@ -59,7 +59,7 @@ def looks_like_feature_table(path: Path) -> bool:
         return False
     with open_text(path, "The table") as file:
         header = file.readline(1 << 20).decode("utf-8", "ignore").rstrip("\r\n")
-    names = [cell.strip().strip('"').lower() for cell in header.split(_delimiter(header))]
+    names = [cell.strip().strip('"').lower() for cell in header.split(delimiter_of(header))]
     return len(names) > 1 and any(name in ID_COLUMNS for name in names) and not looks_like_legacy_st(path)
 
 
@@ -140,8 +140,7 @@ def read_frame(path: Path) -> pd.DataFrame:
             frame = pd.read_parquet(path)
             frame = frame.reset_index() if frame.index.name in ID_COLUMNS else frame
         else:
-            text = read_text(path, "The table")
-            delimiter = _delimiter(text.lstrip("\n").split("\n", 1)[0])
+            text, delimiter, header = rectangular_text(path, "The table", WHAT)
             frame = pd.read_csv(
                 io.StringIO(text),
                 sep=delimiter,
@@ -150,6 +149,7 @@ def read_frame(path: Path) -> pd.DataFrame:
                 skipinitialspace=True,
                 dtype=dict.fromkeys(ID_COLUMNS, str),
             )
+            frame.columns = header
     except ImportError as error:
         raise MissingExtra("pyarrow", f"Reading {path.name}", "'cmrcnet[platforms]'") from error
     except (ValueError, OSError) as error:  # pandas and pyarrow raise kinds of ValueError for what they cannot parse
@@ -238,7 +238,3 @@ def _numbers(frame: pd.DataFrame, column: str, path: Path) -> np.ndarray:
             path, WHAT, f"row {bad[0] + 1} has {frame[column].iloc[bad[0]]!r} as {column}, which is no number"
         )
     return values
-
-
-def _delimiter(header: str) -> str:
-    return max("\t,;", key=header.count)

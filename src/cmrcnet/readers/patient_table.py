@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmrcnet.errors import BadInput, MissingExtra, MissingInput
-from cmrcnet.readers.tables import NOTHING
-from cmrcnet.readers.text_files import read_text
+from cmrcnet.readers.tables import NOTHING, rectangular_text
 from cmrcnet.slides.section import repeated
 
 if TYPE_CHECKING:
@@ -57,15 +55,7 @@ def read_patients(path: Path) -> pd.DataFrame:
             raise BadInput(path, "a parquet table", str(error).splitlines()[0]) from error
         names = [str(name) for name in table.columns]
     else:
-        text = read_text(path, "The table of patients")
-        first = text.lstrip("\n").split("\n", 1)[0]
-        delimiter = max("\t,;", key=first.count)
-        names: list[str] = []
-        for cells in (rows := csv.reader(io.StringIO(text), delimiter=delimiter)):
-            names = names or [name.strip() for name in cells]
-            if cells and len(cells) != len(names):
-                why = f"line {rows.line_num} has {len(cells)} cells, and the header {len(names)}"
-                raise BadInput(path, "a table of patients", why)
+        text, delimiter, names = rectangular_text(path, "The table of patients", "a table of patients")
         try:
             read_csv: Any = pd.read_csv
             table = read_csv(

@@ -113,8 +113,7 @@ def read_table(path: Path, what: str, *, columns: Sequence[str] | None = None) -
         more or fewer cells than the header; with the line.
     """
     text = read_text(path, f"The file (wanted: {what})")
-    first = text.lstrip("\n").split("\n", 1)[0]
-    delimiter = max("\t,;", key=first.count)  # the first of these wins a tie
+    delimiter = delimiter_of(text)
     names = tuple(columns) if columns is not None else None
     rows, lines = [], []
     for line, cells in _rows(text, delimiter, path, what):
@@ -132,6 +131,43 @@ def read_table(path: Path, what: str, *, columns: Sequence[str] | None = None) -
     if names is None:
         raise BadInput(path, what, "it is empty")
     return Table(Path(path), names, tuple(rows), tuple(lines), delimiter == ";")
+
+
+def delimiter_of(text: str) -> str:
+    """Tab, comma or semicolon, whichever the first line that is not empty has most of; the first of them wins a tie."""
+    return max("\t,;", key=text.lstrip("\n").split("\n", 1)[0].count)
+
+
+def rectangular_text(path: Path, called: str, what: str) -> tuple[str, str, list[str]]:
+    """Text for pandas, which shifts columns where a line is longer than the header and fills up where one is shorter.
+
+    Returns
+    -------
+    str
+        The text.
+    str
+        Its delimiter.
+    list of str
+        The header's names; pandas renames those that are there twice.
+
+    Raises
+    ------
+    MissingInput
+    BadInput
+        A line has more or fewer cells than the header.
+    """
+    text = read_text(path, called)
+    delimiter = delimiter_of(text)
+    names: list[str] = []
+    rows = csv.reader(io.StringIO(text), delimiter=delimiter)
+    try:
+        for cells in rows:
+            names = names or [name.strip() for name in cells]
+            if cells and len(cells) != len(names):
+                raise BadInput(path, what, f"line {rows.line_num} has {len(cells)} cells, and the header {len(names)}")
+    except csv.Error as error:
+        raise BadInput(path, what, f"line {rows.line_num}: {error}") from error
+    return text, delimiter, names
 
 
 def _rows(text: str, delimiter: str, path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
