@@ -347,17 +347,24 @@ def count_fault(counts: Any, barcodes: Sequence[str] | None = None, genes: Seque
         bad = np.flatnonzero(~((values >= 0) & (values < LARGEST_COUNT) & (values == np.floor(values))))
     if len(bad) == 0:
         return None
-    rows, columns = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
-    first = int(bad[np.lexsort((columns[bad], rows[bad]))[0]])
-    value, row, column = values[first], int(rows[first]), int(columns[first])
+    value, place = first_of(matrix, bad, barcodes, genes, "gene")
     if np.isfinite(value):
         fault = "negative" if value < 0 else "fractional" if value != np.floor(value) else "too large (did they wrap?)"
     else:
         fault = "missing (NaN)" if np.isnan(value) else "infinite"
+    return f"{len(bad):,} values are {fault}, the first ({value:g}) at {place}{_looks_like(matrix)}"
+
+
+def first_of(
+    matrix: Any, entries: np.ndarray, barcodes: Sequence[str] | None, names: Sequence[str] | None, word: str
+) -> tuple[float, str]:
+    """The value that comes first, row by row, among stored entries of a matrix by rows, and its spot and gene."""
+    rows, columns = np.searchsorted(matrix.indptr, entries, side="right") - 1, matrix.indices[entries]
+    first = int(np.lexsort((columns, rows))[0])
+    row, column = int(rows[first]), int(columns[first])
     spot = barcodes[row] if barcodes is not None else f"number {row + 1}"
-    gene = genes[column] if genes is not None else f"number {column + 1}"
-    found = f"{len(bad):,} values are {fault}, the first ({value:g}) at spot {spot}, gene {gene}"
-    return found + _looks_like(matrix)
+    name = names[column] if names is not None else f"number {column + 1}"
+    return float(matrix.data[entries[first]]), f"spot {spot}, {word} {name}"
 
 
 def _looks_like(counts: Any) -> str:

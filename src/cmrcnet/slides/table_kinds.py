@@ -20,7 +20,7 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, SectionError
-from cmrcnet.slides.spot_tables import as_sparse, check_counts
+from cmrcnet.slides.spot_tables import as_sparse, check_counts, first_of
 
 TableKind = Literal["counts", "continuous", "proportions", "binary"]
 TABLE_KINDS: tuple[TableKind, ...] = get_args(TableKind)
@@ -97,7 +97,6 @@ def check_values(
     if matrix.dtype.kind not in "biuf":
         raise SectionError.not_of_kind(section_name, kind, f"its values are of type {matrix.dtype}, no numbers")
     data = matrix.data.astype(np.float64)
-    rows, columns = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), np.asarray(matrix.indices)
     faults = [("missing (NaN)", np.isnan(data)), ("infinite or too large", ~(np.abs(data) < _LARGEST))]
     if kind == "binary":
         faults.append(("neither 0 nor 1", (data != 0) & (data != 1)))
@@ -106,11 +105,9 @@ def check_values(
     for what, bad in faults:
         if bad.any():
             at = np.flatnonzero(bad)
-            first = int(at[np.lexsort((columns[at], rows[at]))[0]])
-            spot = barcodes[int(rows[first])] if barcodes is not None else f"number {rows[first] + 1}"
-            name = features[int(columns[first])] if features is not None else f"number {columns[first] + 1}"
+            value, place = first_of(matrix, at, barcodes, features, "feature")
             count = "1 value is" if len(at) == 1 else f"{len(at):,} values are"
-            why = f"{count} {what}, the first ({data[first]:g}) at spot {spot}, feature {name}"
+            why = f"{count} {what}, the first ({value:g}) at {place}"
             raise SectionError.not_of_kind(section_name, kind, why)
     if kind == "proportions":
         sums = np.asarray(matrix.sum(axis=1), np.float64).ravel()
