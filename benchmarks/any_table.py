@@ -6,7 +6,8 @@ Planted tables (`datasets.synthetic_tables`) have a known answer: beside each sc
 of the noiseless truth with the same measurement. Derived tables are computed spot by spot from the counts of a real
 section, from nothing else: cell-type proportions by non-negative least squares (scipy) on marker profiles of the
 package, and activities of its signatures by `scanpy.tl.score_genes`. Each is held out by patient or section, as said
-behind the cohort, with ridge on the same features, the gene mean and the permuted null beside.
+behind the cohort, with ridge on the same features, the gene mean and the permuted null beside. Tables that OUT holds
+already are left as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -155,8 +158,10 @@ def main() -> None:
     config = Config.load("default").override(dict(each.split("=", 1) for each in given.set))
     results = json.loads(given.out.read_text()) if given.out.exists() else {}
 
-    def keep(name: str, found: dict) -> None:
-        results[name] = found
+    def keep(name: str, measure: Callable[[], dict]) -> None:
+        if name in results:
+            return
+        results[name] = found = measure()
         given.out.write_text(json.dumps(results, indent=1) + "\n")
         print(name, json.dumps(found["pearson"]), found["seconds"], "s", flush=True)
 
@@ -167,11 +172,13 @@ def main() -> None:
         held_out = config.override({"evaluation.group_by": group_by})
         for name, derive in (("proportions", proportions), ("activities", activities)):
             tables = Cohort.of([derive(section, chosen) for section in cohort], f"{cohort.name}, {name}")
-            keep(f"{cohort.name} {name}, by {group_by}", scored(tables, held_out)[0])
+            keep(
+                f"{cohort.name} {name}, by {group_by}", lambda cohort=tables, config=held_out: scored(cohort, config)[0]
+            )
     for kind in ("continuous", "proportions", "binary") if given.planted else ():
-        keep(f"planted {kind}", planted(given.planted, given.spots, kind, config))
+        keep(f"planted {kind}", partial(planted, given.planted, given.spots, kind, config))
     if given.slides:
-        keep(f"planted, one row a slide, {given.slides} slides", of_slides(given.slides, 16, config))
+        keep(f"planted, one row a slide, {given.slides} slides", partial(of_slides, given.slides, 16, config))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ made prediction tables; the hazard falls with the patient's immune regions, foll
 which shifts colours and predictions. `slides`: the same with true pictures: 120 synthetic
 slides of 120 patients, whose expression is predicted by a model of other patients; the hazard falls with the patient's
 lymphocytes, follows nothing, or follows the scanner. `few`: classes of real sections, which are too few. `slides` takes
-some minutes of one core, kept in the folder for another run.
+a quarter of an hour of one core; models, predictions and finished parts are kept in the folder for another run.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.inference.predict import predict_to_file
 from cmrcnet.inference.predictor import PredictOptions, make_predictor
+from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.outcomes.cohort import Classes, Columns, OutcomeCohort, cohort_of_table
 from cmrcnet.outcomes.metrics import auroc_pairs, draws_of_patients
 from cmrcnet.outcomes.pooling import SlideStack, slide_values, with_slides
@@ -44,12 +45,12 @@ from cmrcnet.outcomes.slide_features import SlideFeatures
 from cmrcnet.readers.annotations import read_cohort_regions
 from cmrcnet.readers.cohort import read_cohort
 from cmrcnet.readers.patient_table import read_patients
-from cmrcnet.retrieval.bank import build_bank
+from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.slides.slide import ArraySlide
 from cmrcnet.storage.cache import TokenCache
 from cmrcnet.training.fit import fit
 
-PATIENTS, SPOTS, GENES = 120, 16, 96
+PATIENTS, SPOTS, GENES = 120, 30, 96
 SIGNATURES = ("TUMOUR", "GRADE", "LYMPH", "STROMA", "FAT", "CROWD")
 COMPARED = ("none", "clinical", "expression", "clinical + expression", "spatial", "components", "imagenet", "shuffled")
 COMPARED += ("colour", "colour + expression", "attention")
@@ -143,11 +144,15 @@ def predicted_slides(work: Path, scanner: np.ndarray | None) -> list:
     """Predict every patient's slide by a model, and by one of shuffled pairs, that know other patients only."""
     config = Config.load("tiny").override({"panel.n_hvg": 60})
     cache = TokenCache(work / "cache")
-    cohort = synthetic_cohort(patients=5, spots=50, genes=GENES, seed=11)
+    cohort = synthetic_cohort(patients=6, spots=100, genes=GENES, seed=11)
     predictors = []
-    for known in (cohort, permuted(cohort, 0)):
-        model = fit(known, config, cache=cache)
-        bank = build_bank(model, known, cache=cache)
+    for kind, known in (("true", cohort), ("shuffled", permuted(cohort, 0))):
+        if not (work / f"bank-{kind}").exists():
+            fitted = fit(known, config, cache=cache)
+            fitted.save_pretrained(work / f"model-{kind}", overwrite=True)
+            build_bank(fitted, known, cache=cache).save(work / f"bank-{kind}")
+        model = TrainedModel.from_pretrained(work / f"model-{kind}")
+        bank = ReferenceBank.load(work / f"bank-{kind}")
         predictors.append(make_predictor(model, bank, PredictOptions(grid_um=150.0)))
     people = [f"O{number + 1:03d}" for number in range(PATIENTS)]
     embedding = SlideFeatures(cache, people, model=None)
@@ -185,7 +190,12 @@ def slides(work: Path, permutations: int) -> dict:
     plain = predicted_slides(work, None)
     signatures = {name.lower(): [gene for gene in plain[0].genes if gene.startswith(name)] for name in SIGNATURES}
     found = {}
-    for kind in ("planted", "null", "scanner"):
+    for number, kind in enumerate(("planted", "null", "scanner")):
+        rng = np.random.default_rng([5, number])
+        kept = work / f"{kind}.json"
+        if kept.exists():
+            found[kind] = json.loads(kept.read_text())
+            continue
         mine = predicted_slides(work, scanner) if kind == "scanner" else plain
         driver = {"planted": -cause, "null": rng.normal(size=PATIENTS), "scanner": scanner.astype(float)}[kind]
         oracle = STRENGTH * (driver - driver.mean()) / driver.std()
@@ -201,6 +211,7 @@ def slides(work: Path, permutations: int) -> dict:
             "oracle C": round(float(concordance_index(table.months, -oracle, table.dead)), 4),
         }
         (work / f"{kind}.html").write_text(report_html(run, maps=risk_maps(run)), encoding="utf-8")
+        kept.write_text(json.dumps(found[kind]))
         print(kind, "oracle", found[kind]["oracle C"], *found[kind]["said"], sep="\n", flush=True)
     return found
 

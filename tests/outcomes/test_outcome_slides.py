@@ -154,8 +154,8 @@ def _with(slide, **changes):
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
-def _written(folder, patients: int = 16, **facts) -> None:
-    """Prediction tables of tiny slides, and the tables of slides and patients."""
+def _written(folder, patients: int = 16, second: str = "", **facts) -> None:
+    """Prediction tables of tiny slides, and the tables of slides and patients; `second`: the model of `shuffled`."""
     given = {"target_sum": 10_000, "model_fingerprint": "m", "bank_patients": ["A"], "patients_seen": ["A", "B"]}
     given |= facts
     rng = np.random.default_rng(0)
@@ -172,6 +172,11 @@ def _written(folder, patients: int = 16, **facts) -> None:
         )
         anndata.AnnData.write_h5ad(table, folder / f"s{patient}.h5ad")
         rows.append({"slide": f"s{patient}", "patient": f"p{patient}", "table": f"s{patient}.h5ad"})
+        if second:
+            table.uns["cmrcnet"]["model_fingerprint"] = second
+            table.X = rng.normal(1, 0.5, (9, 4)).astype(np.float32)
+            anndata.AnnData.write_h5ad(table, folder / f"shuffled{patient}.h5ad")
+            rows[-1]["shuffled"] = f"shuffled{patient}.h5ad"
         people.append({"patient": f"p{patient}", "kind": "LumA" if kind else "Basal", "age": 50 + patient})
     for name, found in (("slides.csv", rows), ("patients.csv", people)):
         with (folder / name).open("w", newline="") as file:
@@ -188,16 +193,33 @@ def outcomes(folder, *more: str, folds: int = 2) -> int:
 
 def test_the_command_writes_a_report_of_slides(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("cmrcnet.outcomes.attention.EPOCHS", 10)
-    _written(tmp_path)
+    _written(tmp_path, second="shuffled")
     assert outcomes(tmp_path, "--label", "kind") == 0
     said = capsys.readouterr().out
+    assert "expression minus shuffled: +" in said
     assert "Too few events to say: 8 cases in the smallest class" in said
     names = {path.name for path in (tmp_path / "run").iterdir()} - {".cmrcnet"}
     assert names >= {"report.html", "scores.csv", "differences.csv", "null.csv", "predictions.csv", "run.json"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["options"]["folds"] == 2
     scores = pd.read_csv(tmp_path / "run" / "scores.csv").set_index(["method", "metric"])["value"]
-    assert scores["expression", "auroc"] > 0.9
+    assert scores["shuffled", "auroc"] < 0.85 < 0.9 < scores["expression", "auroc"]
     assert {"attention", "components", "colour"} <= set(scores.index.get_level_values(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"shuffled": "s0.h5ad"}, "one model predicted"),
+        ({"shuffled": "shuffled1.h5ad"}, "predicted on another slide than"),
+    ],
+)
+def test_a_shuffled_table_of_this_model_or_of_another_slide_is_refused(tmp_path, capsys, change, words):
+    _written(tmp_path, patients=4, second="shuffled")
+    rows = pd.read_csv(tmp_path / "slides.csv")
+    rows.loc[0, list(change)] = list(change.values())
+    rows.to_csv(tmp_path / "slides.csv", index=False)
+    assert outcomes(tmp_path, "--label", "kind") == 2
+    assert words in capsys.readouterr().err
 
 
 def test_more_folds_than_cases_of_a_class_are_refused(tmp_path, capsys):

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmrcnet.cli.options import DEFAULT_WORKERS, WorkersOptions, split_names
+from cmrcnet.cli.options import DEFAULT_CONFIG, DEFAULT_WORKERS, ConfigOptions, WorkersOptions, split_names
 from cmrcnet.errors import BadInput, BadOption
 from cmrcnet.slides.slide import open_slide
 from cmrcnet.storage.atomic import atomic_folder, refuse_existing
@@ -26,6 +26,8 @@ def outcomes_command(
     slides: Path | None = None,
     organ: str | None = None,
     model: Path | None = None,
+    paired: Path | None = None,
+    config: ConfigOptions = DEFAULT_CONFIG,
     time: str | None = None,
     event: str | None = None,
     label: str | None = None,
@@ -65,6 +67,13 @@ def outcomes_command(
         Marker list whose signatures give spatial statistics: breast, colorectal, liver, skin, spinal cord.
     model : Path, optional
         The expression model, to compare its image embedding too; needs the column image.
+    paired : Path, optional
+        In place of --slides: cohort file of sections of these patients, with measured expression. In every fold an
+        expression model is trained on sections of training patients, and another on shuffled pairs; (folds x repeats x
+        8) trainings. Sections of other patients are trained on in every fold. A column case tells cases of a patient
+        apart.
+    config : ConfigOptions
+        How the expression models of --paired are trained.
     time : str, optional
         Column of the follow-up; with --event, for survival.
     event : str, optional
@@ -101,6 +110,12 @@ def outcomes_command(
 
     if (time is None) != (event is None) or (time is None) == (label is None):
         raise BadOption("outcome", time or event or label or "", "either --time and --event, or --label")
+    if paired is not None and (slides or organ or model) is not None:
+        raise BadOption(
+            "paired", str(paired), "without --slides, --organ and --model, which belong to predicted slides"
+        )
+    if paired is None and config != DEFAULT_CONFIG:
+        raise BadOption("config", config.config, "nothing without --paired: no expression model is trained")
     models = ModelOptions(
         components=components,
         penalties=tuple(penalties) if penalties else ModelOptions.penalties,
@@ -111,10 +126,13 @@ def outcomes_command(
 
     from cmrcnet.outcomes.cohort import cohort_of_table
     from cmrcnet.outcomes.models import require_lifelines
+    from cmrcnet.outcomes.paired import with_paired
     from cmrcnet.outcomes.protocol import compare, predictions_table
     from cmrcnet.outcomes.report import report_html, to_text, versions
     from cmrcnet.outcomes.risk_maps import risk_maps
+    from cmrcnet.readers.cohort import read_cohort
     from cmrcnet.readers.patient_table import read_patients
+    from cmrcnet.storage.cache import TokenCache
 
     if label is None:
         require_lifelines()
@@ -125,10 +143,12 @@ def outcomes_command(
         event=event,
         label=label,
         clinical=split_names(clinical) or (),
-        features=[] if slides is not None and features is None else split_names(features),
+        features=[] if (slides or paired) is not None and features is None else split_names(features),
         leave_out=split_names(leave_out) or (),
     )
-    if slides is not None:
+    if paired is not None:
+        cohort = with_paired(cohort, read_cohort(paired), config.load(), TokenCache.default())
+    elif slides is not None:
         cohort = _with_slides(cohort, slides, organ, model)
     elif organ is not None or model is not None:
         raise BadOption("organ" if organ else "model", organ or str(model), "nothing without --slides")

@@ -107,6 +107,10 @@ def slide_values(
     vectors = {"colour": slide_colour(picture, downsample, centres, table.side_px)} | dict(pooled or {})
     if shuffled is not None:
         shuffled.require_unchanged()
+        if shuffled.facts["slide_fingerprint"] != table.facts["slide_fingerprint"]:
+            raise Incompatible(slide, f"{shuffled.path} was predicted on another slide than {table.path}", _SHUFFLED)
+        if shuffled.facts.get("model_fingerprint") == table.facts.get("model_fingerprint"):
+            raise Incompatible(slide, f"one model predicted {table.path} and {shuffled.path}", _SHUFFLED)
         there = shuffled.obs["in_tissue"].to_numpy() == 1
         vectors["shuffled"] = np.asarray(shuffled.rows(slice(None)), np.float64)[there].mean(axis=0)
     return SlideValues(
@@ -216,6 +220,7 @@ class SlideStack:
 
 
 _SAME = "predict all slides with one model and one bank"
+_SHUFFLED = "name a prediction of the same slide by a model that was trained on shuffled pairs"
 
 
 def with_slides(

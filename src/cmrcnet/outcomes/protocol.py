@@ -17,9 +17,10 @@ from threadpoolctl import threadpool_limits
 
 from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.evaluation import Frame
-from cmrcnet.outcomes.cohort import CLINICAL, EXPRESSION, OutcomeCohort, Permuted, Survival
+from cmrcnet.outcomes.cohort import CLINICAL, EXPRESSION, Block, Columns, OutcomeCohort, Permuted, Survival
 from cmrcnet.outcomes.folds import Folds, outer_folds
 from cmrcnet.outcomes.models import CoxModel, ModelOptions, fit_linear
+from cmrcnet.outcomes.paired import PairedExpression
 from cmrcnet.outcomes.scoring import Predicted, main_metric, main_pairs, score_differences, score_methods
 from cmrcnet.progress import tracked
 from cmrcnet.workers import run_in_workers
@@ -73,7 +74,7 @@ class ProtocolOptions:
 
 _ABOUT = {
     CLINICAL: "the clinical columns",
-    EXPRESSION: "predicted expression, pooled over the patient's slides",
+    EXPRESSION: "predicted expression, mean over the patient's slides",
     "spatial": "quantiles, regional shares, Moran's I and co-occurrence of signatures",
     "components": "means and quantiles of expression components that were found in training",
     "embedding": "image embeddings of the expression model, mean over locations",
@@ -139,13 +140,15 @@ class FoldRunner:
     methods: tuple[OutcomeMethod, ...]
     folds: Folds
     options: ProtocolOptions
+    trained: tuple[Mapping[str, Block], ...] = ()
+    """Of each fold: what its trained expression models predict, by block."""
 
-    def permuted(self, number: int) -> OutcomeCohort:
+    def permuted(self, number: int, fold: int) -> OutcomeCohort:
         """The cohort whose blocks, but for the clinical one, belong to other cases; 0 is the cohort itself."""
-        if number == 0:
-            return self.cohort
-        order = np.random.default_rng([self.options.seed, number]).permutation(len(self.cohort))
-        blocks = {name: b if name == CLINICAL else Permuted(b, order) for name, b in self.cohort.blocks.items()}
+        blocks = {**self.cohort.blocks, **(self.trained[fold] if self.trained else {})}
+        if number > 0:
+            order = np.random.default_rng([self.options.seed, number]).permutation(len(self.cohort))
+            blocks = {name: b if name == CLINICAL else Permuted(b, order) for name, b in blocks.items()}
         return replace(self.cohort, blocks=blocks)
 
     @threadpool_limits.wrap(limits=1)  # small matrices: several threads only wait for each other
@@ -157,7 +160,7 @@ class FoldRunner:
         if chosen.blocks == (ATTENTION,):
             assert self.cohort.stack is not None
             return self._attend(self.cohort.stack, train, test, record)
-        cohort = self.permuted(number)
+        cohort = self.permuted(number, fold)
         rows = np.concatenate([test, train])
         fitted, inputs = fit_linear(cohort, chosen.blocks, train, rows, self.options.models, self.options.seed)
         tried = {f"{penalty:g}": score for penalty, score in fitted.tried.items()}
@@ -282,7 +285,7 @@ def compare(
         if name not in known:
             raise UnknownName("method", name, known)
     folds = outer_folds(cohort, options.folds, options.repeats, options.seed)
-    runner = FoldRunner(cohort, methods, folds, options)
+    runner = FoldRunner(cohort, methods, folds, options, _trained(cohort, folds))
     # the null is made of expression, alone and with the clinical columns
     asked = [known.index(name) for name in known if name in (EXPRESSION, f"{CLINICAL} + {EXPRESSION}")]
     tasks: list[_Task] = [(0, method, fold) for method in range(len(methods)) for fold in range(len(folds.splits))]
@@ -298,6 +301,15 @@ def compare(
     differences = score_differences(cohort, folds, predicted, questions, options.bootstrap, options.seed)
     null = _null(cohort, folds, predicted, results, asked, methods, options)
     return OutcomeRun(cohort, methods, options, folds, predicted, records, scores, differences, null, first)
+
+
+def _trained(cohort: OutcomeCohort, folds: Folds) -> tuple[Mapping[str, Block], ...]:
+    """What the expression models of every fold predict, once for all methods, penalties and permutations."""
+    blocks = {name: block for name, block in cohort.blocks.items() if isinstance(block, PairedExpression)}
+    if not blocks:
+        return ()
+    trains = tracked([train for train, _ in folds.splits], "expression models", unit="folds")
+    return tuple({name: Columns(block.features(train)) for name, block in blocks.items()} for train in trains)
 
 
 def _run(runner: FoldRunner, tasks: Iterable[_Task], workers: int, engine: str) -> Iterator[tuple[_Task, FoldResult]]:
