@@ -111,9 +111,7 @@ def outcomes_command(
     if (time is None) != (event is None) or (time is None) == (label is None):
         raise BadOption("outcome", time or event or label or "", "either --time and --event, or --label")
     if paired is not None and (slides or organ or model) is not None:
-        raise BadOption(
-            "paired", str(paired), "without --slides, --organ and --model, which belong to predicted slides"
-        )
+        raise BadOption("paired", str(paired), "no --slides, --organ or --model: they belong to predicted slides")
     if paired is None and config != DEFAULT_CONFIG:
         raise BadOption("config", config.config, "nothing without --paired: no expression model is trained")
     models = ModelOptions(
