@@ -57,7 +57,7 @@ def pixels_dense(slide: Slide, centres: np.ndarray, spec: FeatureSpec) -> int:
     """Pixels of all tiles' inputs, all scales and orientations."""
     total = 0
     for number, scale in enumerate(spec.scales):
-        grid = dense.PixelGrid(slide, scale.mpp, dense.BLOCK_PX)
+        grid = dense.PixelGrid(slide, scale.mpp, dense.ALIGN_PX)
         for rows in dense.tiles_of_layer(slide, centres, spec, number):
             corners = centres[rows] / grid.px_of_slide - scale.size_px / 2
             low, high = corners.min(axis=0) - dense.HALO_PX, corners.max(axis=0) + scale.size_px + dense.HALO_PX

@@ -138,6 +138,28 @@ def test_the_windows_are_those_of_patches():
     np.testing.assert_allclose(means, patches.mean(axis=(1, 2)), atol=0.2)
 
 
+def test_an_input_holds_its_windows_and_halo_and_little_more(lite0, tissue, centres):
+    run, scale = dense.DenseRun(lite0, ArraySlide(tissue, 0.5), spec()), 1
+    windows = run._windows(centres[:20], scale, None)
+    for ends, first in ((windows.across, windows.left), (windows.down, windows.top)):
+        assert ends.start % 32 == ends.stop % 32 == 0
+        assert 0 <= first.min() - dense.HALO_PX - ends.start < 32
+        assert 0 <= ends.stop - (first.max() + PATCH.size_px + dense.HALO_PX) < 32
+    (field,) = run.cut(centres[:20], np.empty(0, np.int64), [scale])
+    assert field.pixels[0].shape[1::-1] == tuple(ends.stop - ends.start for ends in (windows.across, windows.down))
+    shown = run._windows(centres[:1], scale, None)
+    (one,) = run.cut(centres[:1], np.empty(0, np.int64), [scale])
+    x, y = shown.across.start - windows.across.start, shown.down.start - windows.down.start
+    height, width = one.pixels[0].shape[:2]
+    np.testing.assert_array_equal(field.pixels[0][y : y + height, x : x + width], one.pixels[0])
+
+
+def test_the_widest_tile_comes_first(tissue):
+    slide, at = ArraySlide(tissue, 0.5), np.array([[10.0, 10.0], [5400.0, 20.0], [5900.0, 700.0], [30.0, 4000.0]])
+    assert [rows.tolist() for rows in dense.tiles(slide, at, PATCH)] == [[1, 2], [0], [3]]
+    assert dense.tiles(slide, at[:0], PATCH) == []
+
+
 def test_a_killed_run_goes_on_behind_its_last_tile(lite0, tissue, centres, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(dense, "TILE_PX", 200)
     slide, plan, asked = ArraySlide(tissue, 0.5), spec(), []

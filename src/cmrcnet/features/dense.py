@@ -30,6 +30,7 @@ placed 0.2 strides before to 0.1 after the place above (blocks 4, 7, 10, 14, win
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -62,19 +63,28 @@ TILE_PX = 1792
 HALO_PX = 224
 """Pixels of a tile's input beyond the windows of its locations."""
 BLOCK_PX = 128
-"""Inputs are cut to multiples of it: few shapes occur, and the strides of every network divide it."""
-DENSE_FORMAT = 1
+"""The slide is resampled in blocks of so many pixels, which every stride divides."""
+ALIGN_PX = 32
+"""Inputs begin and end at multiples of it, and of the largest stride."""
+DENSE_FORMAT = 2
 """Counts up when the same slide, encoder, tiles and halo give other features."""
 
 _ROWS_AT_ONCE = 256
 
 
 def tiles(slide: Slide, centre_px: np.ndarray, scale: PatchScale) -> list[np.ndarray]:
-    """The locations (indices, ascending) of each tile of a scale that holds any; tiles row by row of the slide."""
+    """The locations (indices, ascending) of each tile of a scale that holds any.
+
+    Tiles come row by row of the slide, after the widest of all: an engine that has the memory for it needs no more.
+    """
+    if len(centre_px) == 0:
+        return []
     at = np.floor(centre_px * (known_scale(slide) / (TILE_PX * scale.mpp))).astype(np.int64)
     order = np.lexsort((at[:, 0], at[:, 1]))
     changes = np.flatnonzero((np.diff(at[order], axis=0) != 0).any(axis=1)) + 1
-    return np.split(order, changes) if len(order) else []
+    found = np.split(order, changes)
+    widest = int(np.argmax([np.ptp(centre_px[rows], axis=0).sum() for rows in found]))
+    return [found.pop(widest), *found]
 
 
 def statistics_host(slide: Slide, spec: FeatureSpec) -> int:
@@ -100,6 +110,26 @@ class Field(NamedTuple):
     left: np.ndarray
     top: np.ndarray
     counts: np.ndarray | None = None
+
+
+class _Windows(NamedTuple):
+    """The windows of a tile's locations (`left`, `top`) and its input (`across`, `down`), in pixels of a grid."""
+
+    grid: PixelGrid
+    across: slice
+    down: slice
+    left: np.ndarray
+    top: np.ndarray
+
+    @property
+    def columns(self) -> range:
+        """The columns of blocks that hold the input."""
+        return self.grid.blocks(self.across.start, self.across.stop)
+
+    @property
+    def rows(self) -> range:
+        """The rows of blocks that hold the input."""
+        return self.grid.blocks(self.down.start, self.down.stop)
 
 
 class DenseRun:
@@ -139,25 +169,29 @@ class DenseRun:
         fields, region = [], None
         asked = [self._windows(centre_px, layer, counts) for layer in layers if layer != PERTURBED]
         if asked:
-            bounds = np.array([grid.bounds(columns, rows) for grid, columns, rows, _, _ in asked])
-            region = asked[0][0].read(*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist())
+            bounds = np.array([each.grid.bounds(each.columns, each.rows) for each in asked])
+            region = asked[0].grid.read(*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist())
         for layer in layers:
             if layer == PERTURBED:
                 patches = crop_scales(self.slide, centre_px[picked], PERTURBED_SCALES, region)
                 fields.append(Field(patches, picked, picked))
                 continue
             assert region is not None
-            grid, columns, rows, left, top = asked.pop(0)
+            its = asked.pop(0)
+            grid, columns, rows = its.grid, its.columns, its.rows
+            x, y = columns[0] * grid.block_px, rows[0] * grid.block_px
             if layer == STATISTICS:
                 # made some rows at a time, because the picture may be large
                 strips = [
                     statistics_maps(grid.picture(columns, rows[i : i + 2], region)) for i in range(0, len(rows), 2)
                 ]
                 pixels = [np.concatenate(each) for each in zip(*strips, strict=True)]
+                fields.append(Field(pixels, its.left - x, its.top - y))
             else:
-                pixels = [grid.picture(columns, rows, region)]
-            left, top = left - columns[0] * grid.block_px, top - rows[0] * grid.block_px
-            fields.append(Field(pixels, left, top, None if layer == STATISTICS else counts))
+                picture = grid.picture(columns, rows, region)[
+                    its.down.start - y : its.down.stop - y, its.across.start - x : its.across.stop - x
+                ]
+                fields.append(Field([picture], its.left - its.across.start, its.top - its.down.start, counts))
         return fields
 
     def _sides_px(self, layer: int) -> tuple[float, float]:
@@ -166,18 +200,22 @@ class DenseRun:
         smallest = self.spec.scales_um[layer] == self.spec.side_um
         return step if step and smallest else self.spec.patch.size_px, step
 
-    def _windows(
-        self, centre_px: np.ndarray, layer: int, counts: np.ndarray | None
-    ) -> tuple[PixelGrid, range, range, np.ndarray, np.ndarray]:
-        """Grid, columns and rows of blocks of a tile's input; left and top of the windows in pixels of the grid."""
+    def _windows(self, centre_px: np.ndarray, layer: int, counts: np.ndarray | None) -> _Windows:
+        """Where a tile's windows and its input lie."""
         grid = self.statistics_grid if layer == STATISTICS else self.grids[layer]
         side, halo = STATISTICS_SCALE.size_px, 0.0
         if layer != STATISTICS:
             side, step = self._sides_px(layer)
             halo = HALO_PX + (0.0 if counts is None else step * (counts.max(initial=1) - 1) / 2)
         left, top = (centre_px / grid.px_of_slide - side / 2).T
-        across, down = (grid.blocks(each.min() - halo, each.max() + side + halo) for each in (left, top))
-        return grid, across, down, left, top
+        align = max(ALIGN_PX, *self.strides)
+        across, down = (
+            slice(
+                math.floor((each.min() - halo) / align) * align, math.ceil((each.max() + side + halo) / align) * align
+            )
+            for each in (left, top)
+        )
+        return _Windows(grid, across, down, left, top)
 
     def values(self, field: Field, layer: int, meter: Meter) -> np.ndarray:
         """Features (locations, dim) float32, or image statistics, of a tile's locations."""

@@ -11,6 +11,7 @@ prediction says which made its features.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import os
@@ -26,10 +27,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad
 
 from cmrcnet.errors import BadOption, Incompatible, MissingExtra
 from cmrcnet.features.device import Precision, choose_device, choose_precision, mixed, split_on_memory_error
 from cmrcnet.features.spec import READ
+from cmrcnet.models.encoder_weights import import_timm
 from cmrcnet.models.image_encoder import ROTATIONS_FIRST, ImageEncoder, d4, mean_token, output_maps
 from cmrcnet.storage.hashing import fingerprint
 
@@ -46,7 +49,7 @@ TOLERANCE: dict[str, float] = {"float32": 1e-3, "bf16": 0.1}
 of the output."""
 MOST_SHAPES, MOST_ENGINES = 8, 2
 """Converted networks that are kept: pixel sizes of an encoder, and encoders; the one used longest ago is dropped."""
-_CHECK_FORMAT = 1  # counts up when the conversion or its check changes
+_CHECK_FORMAT = 2  # counts up when the conversion or its check changes
 
 Output = Literal["tokens", "mean", "maps"]
 
@@ -65,7 +68,7 @@ class Engine(Protocol):
     def maps(self, pixels: np.ndarray) -> list[Tensor]:
         """The map of each wanted block, (batch, channels, height / stride, width / stride) float32, on its device.
 
-        Height and width may be any multiple of 128.
+        Height and width may be any multiple of 32 and of the strides of the network.
         """
         ...
 
@@ -217,12 +220,43 @@ class _FromPixels(nn.Module):
     def __init__(self, encoder: ImageEncoder, output: Output) -> None:
         super().__init__()
         self.encoder, self.output = encoder, output
+        if output == "maps":
+            self.encoder = copy.deepcopy(encoder)
+            _pad_constantly(self.encoder.backbone)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         if self.output == "maps":
             return tuple(output_maps(self.encoder.backbone, self.encoder.blocks, self.encoder.prepare(pixels)))
         tokens = self.encoder(self.encoder.prepare(pixels))
         return (tokens.mean(dim=1) if self.output == "mean" else tokens,)
+
+
+class _PaddedConvolution(nn.Module):
+    """A convolution with TensorFlow's padding, of maps whose sides its stride divides: the padding is constant then."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.padding: list[int] = []  # left, right, top, bottom
+        for axis in (1, 0):
+            total = max(conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1 - conv.stride[axis], 0)
+            self.padding += [total // 2, total - total // 2]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        conv = self.conv
+        return conv2d(pad(maps, self.padding), conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+
+
+def _pad_constantly(network: nn.Module) -> None:
+    """Replace convolutions that compute their padding from the size of the map, in place.
+
+    OpenVINO cannot join these with the layers around them, and would hold three copies of the largest map.
+    """
+    same = import_timm().layers.Conv2dSame
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, same):
+                setattr(module, name, _PaddedConvolution(child))
 
 
 def _convert(encoder: ImageEncoder, precision: Precision, output: Output, height: int, width: int, threads: int) -> Any:
