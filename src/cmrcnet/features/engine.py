@@ -255,7 +255,7 @@ def _pad_constantly(network: nn.Module) -> None:
     same = import_timm().layers.Conv2dSame
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if isinstance(child, same):
+            if isinstance(child, nn.Conv2d) and isinstance(child, same):
                 setattr(module, name, _PaddedConvolution(child))
 
 
