@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from scipy import sparse
@@ -27,12 +28,19 @@ from scipy.optimize import nnls
 import cmrcnet
 from cmrcnet.config import Config
 from cmrcnet.datasets.synthetic_tables import plant_table, planted_slides
+from cmrcnet.evaluation.methods.attention_pooling import ATTENTION_POOLING
+from cmrcnet.evaluation.methods.baseline_training import BaselineInputs
+from cmrcnet.evaluation.methods.retrieval_baselines import TowerMethod, Towers
 from cmrcnet.evaluation.metrics.intervals import intervals, paired_differences
+from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
 from cmrcnet.genes.markers import MarkerList, markers, organ_of_cohort
 from cmrcnet.genes.normalise import normalize
 from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.slides.section import Cohort, Section
 
+MEAN_POOLING = replace(
+    ATTENTION_POOLING, name="mean-pooling", about="the same towers on means", build=Towers, inputs=BaselineInputs
+)
 METHODS = ["cmrcnet", "ridge", "gene-mean", "permuted-pairs"]
 CELL_TYPES = {
     "spinal cord": ("motor_neurons", "dorsal_horn", "oligodendrocytes", "astrocytes", "microglia"),
@@ -86,10 +94,11 @@ def as_table(section: Section, values: np.ndarray, names: tuple[str, ...], kind:
     return replace(section, counts=counts, genes=names, absent_genes="unmeasured", table_kind=kind)
 
 
-def scored(cohort: Cohort, config: Config) -> tuple[dict, cmrcnet.evaluation.protocol.evaluate.EvaluationRun]:
+def scored(cohort: Cohort, config: Config, more: tuple[TowerMethod, ...] = ()) -> tuple[dict, EvaluationRun]:
     """Mean Pearson of every method over all features, and the differences from the first."""
     start = time.monotonic()
-    run = cmrcnet.evaluate(cohort, config, methods=METHODS)
+    names = [*METHODS, *(method.name for method in more)]
+    run = cmrcnet.evaluate(cohort, config, methods=[*METHODS, *more])
     means = intervals(run.scores, "all").set_index("method")
     gaps = paired_differences(run.scores, "cmrcnet", "all").set_index("other")
     found = {
@@ -98,8 +107,8 @@ def scored(cohort: Cohort, config: Config) -> tuple[dict, cmrcnet.evaluation.pro
         "patients": len(cohort.patients),
         "spots": sum(len(section.spots) for section in cohort),
         "units": run.protocol_info.units,
-        "pearson": {name: round3(means.loc[name, ["value", "low", "high"]]) for name in METHODS},
-        "cmrcnet minus": {name: round3(gaps.loc[name, ["difference", "low", "high"]]) for name in METHODS[1:]},
+        "pearson": {name: round3(means.loc[name, ["value", "low", "high"]]) for name in names},
+        "cmrcnet minus": {name: round3(gaps.loc[name, ["difference", "low", "high"]]) for name in names[1:]},
         "seconds": round(time.monotonic() - start),
     }
     mine = run.genes[run.genes.method == "cmrcnet"].groupby("gene", sort=False).pearson.mean()
@@ -123,15 +132,15 @@ def planted(patients: int, spots: int, kind: str, config: Config) -> dict:
     return found | {"oracle of linked": round(float(np.mean(oracle)), 3)}
 
 
-def of_slides(slides: int, spots: int, config: Config) -> dict:
+def of_slides(slides: int, spots: int, where: Literal["everywhere", "tumour"], config: Config) -> dict:
     """Scores of a planted table with one row a slide, of linked and silent features, and the oracle's."""
-    cohort, truth = planted_slides(slides=slides, spots=spots)
-    found, run = scored(cohort, config)
+    cohort, truth = planted_slides(slides=slides, spots=spots, where=where)
+    found, run = scored(cohort, config, (ATTENTION_POOLING, MEAN_POOLING))
     linked = np.abs(truth).sum(axis=0) > 0
     names = dict(zip(cohort.read("G1").genes, linked.tolist(), strict=True))
     of = run.genes.assign(linked=run.genes.gene.map(names)).groupby(["method", "linked"]).pearson.mean()
     for name in (True, False):
-        found["linked" if name else "silent"] = {m: round(float(of.get((m, name), np.nan)), 3) for m in METHODS}
+        found["linked" if name else "silent"] = {m: round(float(of.get((m, name), np.nan)), 3) for m in run.methods}
     starts = np.cumsum([0, *(len(section.spots) for section in cohort)])
     oracle = [
         pearson_per_gene(section.counts.toarray(), truth[start : start + len(section.spots)])[linked].mean()
@@ -177,8 +186,9 @@ def main() -> None:
             )
     for kind in ("continuous", "proportions", "binary") if given.planted else ():
         keep(f"planted {kind}", partial(planted, given.planted, given.spots, kind, config))
-    if given.slides:
-        keep(f"planted, one row a slide, {given.slides} slides", partial(of_slides, given.slides, 16, config))
+    for where in ("everywhere", "tumour") if given.slides else ():
+        title = f"planted {where}, one row a slide, {given.slides} slides"
+        keep(title, partial(of_slides, given.slides, 16, where, config))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Tables of every kind and pairs of every size through training, bank, prediction and evaluation."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 import cmrcnet
 from cmrcnet import Cohort, Spots, synthetic_cohort
 from cmrcnet.datasets.synthetic_tables import planted_cohort, planted_slides
 from cmrcnet.errors import BadOption, SectionError
+from cmrcnet.evaluation.methods.attention_pooling import ATTENTION_POOLING, AttentionTowers, Bags
+from cmrcnet.evaluation.methods.baseline_training import Schedule
 from cmrcnet.evaluation.report.evaluation_report import write_report
 from cmrcnet.genes.table import scaling_of
 from cmrcnet.testing import assert_prediction_table, quick_config
@@ -50,12 +54,14 @@ def test_the_report_of_another_table_speaks_of_features_and_has_no_ceiling(base,
     run = cmrcnet.evaluate(planted_cohort(base, "proportions", features=6), CONFIG, methods=["ridge", "depth-null"])
     assert run.scores[run.scores.metric == "ceiling"].value.isna().all()
     sentence = run.protocol_info.to_text()
-    assert "6 features scored" in sentence
+    assert "6 features scored; in 0 of 12 feature-section pairs" in sentence
+    assert (run.genes.detected == 1).all()  # a log-ratio below 0 is measured like any other
     assert "in centred log-ratio of proportions, zeros replaced by 0.01; there is no noise ceiling" in sentence
     page = write_report(run, tmp_path / "report.html").read_text()
     text = page.split("<script")[0].split("</style>")[1]
     assert "Features" in text
-    assert not any(word in text for word in (">Genes<", " genes ", "Find a gene"))
+    assert not any(word in text for word in (">Genes<", " genes ", "Find a gene", "gene-section", "gene-gene"))
+    assert '"columns":["feature",' in page
 
 
 def test_a_region_of_one_location_is_that_location_and_a_larger_one_its_mean(base):
@@ -82,9 +88,37 @@ def test_a_region_of_one_location_is_that_location_and_a_larger_one_its_mean(bas
 
 def test_retrieval_of_a_table_with_one_row_a_slide_finds_patients():
     cohort, _ = planted_slides(slides=6, groups=3, spots=6, features=4)
-    run = cmrcnet.evaluate(cohort, SCALES, methods=["cmrcnet"])
+    short = replace(ATTENTION_POOLING, schedule=Schedule(most_epochs=1, evaluate_every=1))
+    run = cmrcnet.evaluate(cohort, SCALES, methods=["cmrcnet", short])
+    guess = run.genes[run.genes.method == "attention-pooling"]
+    assert np.isfinite(guess.pearson).all()
     table = run.predictions["G1"]
     assert list(table.obs_names) == ["P1S1", "P2S1"]
     found = table.uns["cmrcnet"]["neighbour_spots"]
     assert set(found["barcode"]) <= {f"P{number}S1" for number in range(3, 7)}
     assert run.protocol_info.patient_disjoint
+
+
+def test_attention_starts_as_the_mean_and_learns_which_locations_count():
+    random = np.random.default_rng(0)
+    counts = random.integers(3, 7, 40)
+    first = np.concatenate([[0], np.cumsum(counts)])
+    values = random.normal(size=(first[-1], 4)).astype(np.float32)
+    values[:, 0] = random.uniform(size=len(values)) < 0.4  # marks the locations that count
+    values[first[:-1], 0] = 1
+    shares = [values[a:b, 0] / values[a:b, 0].sum() for a, b in pairwise(first)]
+    level = np.array([s @ values[a:b, 1] for s, (a, b) in zip(shares, pairwise(first), strict=True)], np.float32)
+    none = torch.empty(40, 0)
+    bags = Bags(none, np.zeros((40, 2)), np.zeros(40), torch.from_numpy(values), first)
+    torch.manual_seed(0)
+    towers = AttentionTowers(4, 1)
+    towers.image_head = torch.nn.Identity()
+    rows, mean = torch.arange(40), np.add.reduceat(values, first[:-1], axis=0) / counts[:, None]
+    np.testing.assert_allclose(towers.image(bags, rows).detach(), mean, atol=1e-6)
+    optimiser = torch.optim.Adam(towers.parameters(), lr=0.03)
+    for _ in range(60):
+        optimiser.zero_grad()
+        ((towers.image(bags, rows)[:, 1] - torch.from_numpy(level)) ** 2).mean().backward()
+        optimiser.step()
+    learnt = towers.image(bags, rows)[:, 1].detach().numpy()
+    assert np.corrcoef(learnt, level)[0, 1] > 0.98 > 0.9 > np.corrcoef(mean[:, 1], level)[0, 1]

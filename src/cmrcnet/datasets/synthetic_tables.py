@@ -7,6 +7,7 @@ section has a level and a spread of its own in a continuous table, as stains do.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from scipy import sparse
@@ -98,12 +99,20 @@ def plant_table(section: Section, kind: TableKind, *, features: int = 12, noise:
 
 
 def planted_slides(
-    *, slides: int = 60, groups: int = 5, spots: int = 16, features: int = 12, noise: float = 0.7, seed: int = 0
+    *,
+    slides: int = 60,
+    groups: int = 5,
+    spots: int = 16,
+    features: int = 12,
+    noise: float = 0.7,
+    where: Literal["everywhere", "tumour"] = "everywhere",
+    seed: int = 0,
 ) -> tuple[Cohort, np.ndarray]:
     """A cohort with one row a slide: a continuous table that follows the mean tissue of synthetic slides.
 
     Every slide is of a patient of its own; each group of slides is a section (`slides.slide_stack`), and is held out
-    together.
+    together. With ``where="tumour"`` a location counts by its share of tumour, so that the plain mean over the slide
+    is not what the table follows.
 
     Returns
     -------
@@ -125,7 +134,11 @@ def planted_slides(
     if not 1 < groups <= slides // 2:
         raise BadOption("groups", groups, want=f"2 or more, of 2 slides or more each of the {slides}")
     made = tuple(synthetic_cohort(patients=slides, spots=spots, genes=24, seed=seed))
-    traits = np.array([synthetic_truth(section).traits.mean(axis=0) for section in made])
+    if where not in ("everywhere", "tumour"):
+        raise BadOption("where", where, want="everywhere or tumour")
+    each = [synthetic_truth(section).traits for section in made]
+    counts = [of[:, 0] + 1e-3 if where == "tumour" else np.ones(len(of)) for of in each]
+    traits = np.array([np.average(of, axis=0, weights=weight) for of, weight in zip(each, counts, strict=True)])
     names, linked, weights = _links(traits.shape[1], features)
     level = (traits - traits.mean(axis=0)) / traits.std(axis=0) @ weights
     level = level / np.where(linked, np.sqrt((weights**2).sum(axis=0)), 1.0)

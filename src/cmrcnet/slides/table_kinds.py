@@ -27,7 +27,7 @@ TABLE_KINDS: tuple[TableKind, ...] = get_args(TableKind)
 
 SUM_TOLERANCE = 0.01
 """How far the sum of a row of proportions may lie from 1: twenty shares rounded to three decimals."""
-_GENE = re.compile(r"(?<![\w-])([Gg])ene(s?)(?![\w-])")
+_GENE = re.compile(r"(?:(?<![\w-])|(?<=\b[Gg]ene-))([Gg])ene(s?)(?:(?=-(?:section|gene)\b)|(?![\w-]))")
 _LARGEST = 1e30
 """Values are kept as float32, and their squares are summed."""
 
@@ -50,8 +50,8 @@ def feature_words(text: str, kind: str) -> str:
 
     Examples
     --------
-    >>> feature_words("Genes: 50 genes each, GENE1 first", "binary")
-    'Features: 50 features each, GENE1 first'
+    >>> feature_words("Genes: 50 gene-section pairs, GENE1 first, beside gene-mean", "binary")
+    'Features: 50 feature-section pairs, GENE1 first, beside gene-mean'
     """
     if kind == "counts":
         return text

@@ -142,10 +142,11 @@ class TowerMethod:
     weigh: Weigh
     schedule: Schedule = field(default_factory=Schedule)
     contrast: Callable[[Tensor, Tensor], Tensor] = CLIP
+    inputs: Callable[[FoldData], BaselineInputs] = BaselineInputs
 
     def fit(self, training: FoldData) -> FittedTowers:
         """Train both towers and build the bank of the training spots' expression."""
-        inputs, columns, hvg = BaselineInputs(training), genes_learnt(training), hvg_of(training)
+        inputs, columns, hvg = self.inputs(training), genes_learnt(training), hvg_of(training)
         expression = torch.from_numpy(np.asarray(training.expression[:, columns].todense(), np.float32))
 
         def make(rows: np.ndarray) -> Contrast:

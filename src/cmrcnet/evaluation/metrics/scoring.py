@@ -141,6 +141,8 @@ class FoldScores:
         guess = prediction.take(truth.genes)
         sets = scorer.protocol.scored_sets(self._sets, truth.genes, truth.expression, scorer.set_size, self._among)
         table = score_genes(truth.expression, guess, truth.genes)
+        if scorer.scaling.kind in ("continuous", "proportions"):  # 0 is the middle there, not absence
+            table["detected"], table["detection_auc"] = 1.0, np.nan
         moran = morans_i(guess, truth.graph)
         table["moran_error"] = np.abs(moran - truth.moran)
         table["ceiling"] = truth.ceiling

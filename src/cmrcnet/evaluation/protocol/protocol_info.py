@@ -134,7 +134,9 @@ class ProtocolInfo:
             f"protocol {self.protocol}: leave-one-{self.group_by}-out, {self.folds} fold"
             f"{'s' if self.folds > 1 else ''}, {self.sections} sections of {patients}"
             + (f", {self.seeds} seeds" if self.seeds > 1 else ""),
-            f"HEG, HVG and SVG: {each} {self.sets_from}"
+            f"HVG and SVG: {each} {self.sets_from}, both by Moran's I; HEG: the first {self.set_size} of the table"
+            if self.table_kind == "continuous" and self.protocol == "strict"
+            else f"HEG, HVG and SVG: {each} {self.sets_from}"
             if self.protocol == "strict"
             else f"HEG and HVG: {each} {self.sets_from}; SVG: on the training sections of each fold",
         ]
