@@ -2,8 +2,11 @@
 
 import os
 import sys
+from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
+
+from jupyter_cache.executors import utils as execution
 
 project = "cmrcnet"
 author = "the cmrcnet developers"
@@ -40,6 +43,8 @@ nb_execution_mode = "force"
 nb_execution_timeout = 240
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+# %%bash sends its output in pieces of 100 bytes, and myst-nb would end a line after each: nbclient joins them unchanged.
+execution.executenb = partial(execution.executenb, coalesce_streams=True)
 
 html_theme = "sphinx_book_theme"
 html_title = "cmrcnet"

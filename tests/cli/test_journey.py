@@ -105,7 +105,15 @@ def test_a_place_is_explained_on_a_sheet_and_as_a_list(place, tmp_path, capsys):
         ["explain", table, "--spot", "nowhere", "--out", tmp_path / "x.png"], capsys
     )
     assert "a file name that ends in .png, .pdf, .svg or .csv" in _refused([*explain, tmp_path / "x.txt"], capsys)
+    picture = [*explain, tmp_path / "x.png", "--slide", place / "cohort" / "P3S1.jpg"]
+    said = _refused([*picture, "--mpp", 1.02], capsys)
+    assert "P3S1 is said to show 1.02 um per px, but it was predicted at 1; correct --mpp." in said
     assert not (tmp_path / "x.png").exists()
+    shown = []
+    for words in ([], ["--mpp", 1.0]):
+        assert app.main([str(w) for w in [*picture, "--overwrite", *words]]) == 0
+        shown.append((tmp_path / "x.png").read_bytes())
+    assert shown[0] == shown[1]
 
 
 def test_intervals_of_a_model_that_cannot_calibrate_are_refused_before_anything_is_encoded(place, tmp_path, capsys):

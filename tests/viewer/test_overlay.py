@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cmrcnet.analysis.localisation import measured_expression
-from cmrcnet.errors import BadOption, UnknownName
+from cmrcnet.errors import BadOption, ScaleError, UnknownName
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.slides.slide import ArraySlide
 from cmrcnet.viewer import overlay
@@ -103,5 +103,10 @@ def test_another_slide_or_section_is_refused(stored_path, small_bank_cohort):
             predicted_slide(table, slide=small_bank_cohort.read("C1").slide, cohort=small_bank_cohort, truth="A1")
         with pytest.raises(BadOption, match="truth is 'C1'; wanted a section together with a cohort"):
             predicted_slide(table, truth="C1")
+        pixels = small_bank_cohort.read("C1").slide.read(0, 0, 400, 400)
+        with pytest.raises(ScaleError, match=r"C1 is said to show 0\.51 um per px, but it was predicted at 0\.5;"):
+            predicted_slide(table, slide=ArraySlide(pixels, 0.51, "C1"))
+        nearly = predicted_slide(table, slide=ArraySlide(pixels, 0.504, "C1"))
+        np.testing.assert_allclose(nearly.centre_um / 0.504, table.centre_px)  # placed by pixels, over the same ones
         alone = predicted_slide(table)  # the picture in the table
         assert not alone.deep and alone.tiles.width_um == pytest.approx(200.0)

@@ -54,7 +54,7 @@ def test_of_many_locations_blocks_are_read(monkeypatch, viewed):
 
 def test_geojson_is_in_pixels_of_the_slide(viewed):
     outline = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    found = json.loads(to_geojson([Region("B", outline, np.arange(3))], viewed.prediction))
+    found = json.loads(to_geojson([Region("B", outline, np.arange(3))], viewed))
     (feature,) = found["features"]
     assert feature["geometry"]["coordinates"] == [[[0, 0], [20, 0], [0, 20], [0, 0]]]  # half a micrometre a pixel
     assert feature["properties"] == {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cmrcnet.cli.options import DEFAULT_WORKERS, WorkersOptions, count_text, read_genes
-from cmrcnet.errors import BadOption, MissingInput, UnknownName
+from cmrcnet.errors import BadOption, MissingInput, ScaleError, UnknownName
 from cmrcnet.storage.atomic import atomic_file, final_path, refuse_existing
 from cmrcnet.storage.names import guard_table, name_of_file
 
@@ -289,7 +289,8 @@ def explain_command(
     genes : list of str, optional
         Genes to show, at most eight, or one file with a gene per line; the most reliable when left out.
     mpp : float, optional
-        Micrometres per level-0 pixel, for slides that do not state it.
+        Micrometres per level-0 pixel of the slide; that of the prediction when left out, from which it must not differ
+        by more than 1 %.
     overwrite : bool
         Replace OUT.
     """
@@ -307,20 +308,24 @@ def explain_command(
 
     TableSeal(prediction)  # a table that was damaged is refused here
     table = read_location(prediction, spot)
+    found, info = attribution(table, spot), table.uns["cmrcnet"]
+    predicted_at = float(info["mpp"])
+    if mpp is not None and not abs(mpp / predicted_at - 1) <= 0.01:
+        raise ScaleError.contradicted(info["slide"], mpp, f"it was predicted at {predicted_at:.6g}", mend="--mpp")
     with atomic_file(out) as tmp:
         if kind == "csv":
-            guard_table(attribution(table, spot).spots).to_csv(tmp, index=False)
+            guard_table(found.spots).to_csv(tmp, index=False)
         else:
             sheet = attribution_sheet(
                 table,
                 spot,
                 genes=read_genes(genes),
                 cohort=None if cohort is None else read_cohort(cohort),
-                slide=None if slide is None else open_slide(slide, mpp=mpp),
+                slide=None if slide is None else open_slide(slide, mpp=mpp or predicted_at),
                 kind=kind,
             )
             tmp.write_bytes(sheet)
-    print(f"{final_path(out)}: {attribution(table, spot).sentence}")
+    print(f"{final_path(out)}: {found.sentence}")
     return out
 
 

@@ -431,7 +431,7 @@ class Page:
 
     def _show_regions(self) -> None:
         regions = [self.regions[name] for name in sorted(self.regions)]
-        self.geojson.data = {"text": [to_geojson(regions, self.slide.prediction)]}
+        self.geojson.data = {"text": [to_geojson(regions, self.slide)]}
         self.download.disabled = not regions
         for panel in self.panels:
             if panel.slide is self.slide:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cmrcnet.analysis.localisation import signature_scores
-from cmrcnet.errors import BadOption, UnknownName
+from cmrcnet.errors import BadOption, ScaleError, UnknownName
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.genes.markers import marker_organs, markers, organ_of_cohort
 from cmrcnet.genes.naming import naming_of
 from cmrcnet.genes.scaling import Scaling
 from cmrcnet.genes.table import scaling_of
 from cmrcnet.slides.section import Cohort, Section
-from cmrcnet.slides.slide import ArraySlide, Slide, known_scale
+from cmrcnet.slides.slide import ArraySlide, Slide
 from cmrcnet.uncertainty.conformal import bounds
 from cmrcnet.viewer.tiles import SlideTiles
 
@@ -76,6 +76,8 @@ class PredictedSlide:
     ------
     BadOption
         The slide, or that of the section, is not the predicted one.
+    ScaleError
+        The slide is said to have another scale than it was predicted at, by more than 1 %.
     """
 
     prediction: StoredPrediction
@@ -90,6 +92,8 @@ class PredictedSlide:
             raise BadOption("slide", self.tiles.slide.name, f"the slide that was predicted ({facts['slide']})")
         if self.truth is not None and self.truth.slide.fingerprint() != facts["slide_fingerprint"]:
             raise BadOption("truth", self.truth.name, f"a section measured on the predicted slide ({facts['slide']})")
+        if self.deep and not abs(self.tiles.mpp / float(facts["mpp"]) - 1) <= 0.01:
+            raise ScaleError.contradicted(self.name, self.tiles.mpp, f"it was predicted at {float(facts['mpp']):.6g}")
         known = set(self.prediction.genes)
         there = {name: [gene for gene in genes if gene in known] for name, genes in self.signatures.items()}
         self.signatures = {name: genes for name, genes in there.items() if genes}
@@ -104,6 +108,11 @@ class PredictedSlide:
         """Side (or diameter) of a location."""
         return float(self.prediction.facts["spot_diameter_um"])
 
+    @property
+    def mpp(self) -> float:
+        """Micrometres per level-0 pixel, by which everything is placed: of the slide that is shown."""
+        return self.tiles.mpp if self.deep else float(self.prediction.facts["mpp"])
+
     @cached_property
     def scaling(self) -> Scaling:
         """Of the values."""
@@ -112,7 +121,7 @@ class PredictedSlide:
     @cached_property
     def centre_um(self) -> np.ndarray:
         """(locations, 2) float64."""
-        return self.prediction.centre_px * float(self.prediction.facts["mpp"])
+        return self.prediction.centre_px * self.mpp
 
     @property
     def quantities(self) -> list[str]:
@@ -181,7 +190,7 @@ class PredictedSlide:
     def truth_um(self) -> np.ndarray:
         """Centres of the measured spots (spots, 2)."""
         assert self.truth is not None
-        return np.asarray(self.truth.spots.centre_px) * known_scale(self.truth.slide)
+        return np.asarray(self.truth.spots.centre_px) * self.mpp
 
     @cached_property
     def _measured(self) -> tuple[sparse.csc_array | sparse.csc_matrix, dict[str, int]]:

@@ -14,6 +14,7 @@ from cmrcnet.errors import TooFew
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.export.table_file import BLOCK
 from cmrcnet.genes.table import scaling_of
+from cmrcnet.viewer.overlay import PredictedSlide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,13 +130,12 @@ def region_table(prediction: StoredPrediction, region: Region, other: np.ndarray
     return table.iloc[order].reset_index(drop=True)
 
 
-def to_geojson(regions: Sequence[Region], prediction: StoredPrediction) -> str:
+def to_geojson(regions: Sequence[Region], slide: PredictedSlide) -> str:
     """Regions as QuPath annotations in level-0 pixels, each with its number of locations as a measurement."""
-    mpp = float(prediction.facts["mpp"])
-    family = uuid.uuid5(uuid.NAMESPACE_URL, str(prediction.facts["slide_fingerprint"]))
+    family = uuid.uuid5(uuid.NAMESPACE_URL, str(slide.prediction.facts["slide_fingerprint"]))
     features = []
     for region in regions:
-        outline = (np.concatenate([region.outline_um, region.outline_um[:1]]) / mpp).round(2).tolist()
+        outline = (np.concatenate([region.outline_um, region.outline_um[:1]]) / slide.mpp).round(2).tolist()
         features.append(
             {
                 "type": "Feature",

@@ -229,8 +229,9 @@ def view(
     ------
     MissingExtra
         Bokeh is not installed.
-    Damaged, BadOption, UnknownName
-        It is no prediction table; slide or truth are of another slide; there is no such gene or section.
+    Damaged, BadOption, ScaleError, UnknownName
+        It is no prediction table; slide or truth are of another slide, or of another scale; there is no such gene or
+        section.
 
     Examples
     --------
