@@ -38,10 +38,9 @@ def small_bank_cohort() -> Cohort:
     return Cohort.of([section("A1", "A"), section("B1", "B"), section("C1", "C")], "small")
 
 
-@pytest.fixture(scope="session")
-def stored_path(tmp_path_factory, small_bank_cohort) -> Path:
-    """The prediction table of C1 at its spots."""
-    rng, held_out = np.random.default_rng(3), small_bank_cohort.read("C1")
+def write_table(path: Path, held_out: Section, cohort: Cohort) -> Path:
+    """A prediction table of a section at its spots, from a bank of A1 and B1."""
+    rng = np.random.default_rng(3)
     near = SimpleNamespace(ids=rng.integers(0, 2 * SPOTS, (SPOTS, K)), similarity=rng.uniform(0.2, 0.9, (SPOTS, K)))
     mean = rng.gamma(2.0, 1.0, (SPOTS, len(GENES)))
     provenance = {"head_weights": {"retrieval": 1.0}, "patch_px": 64, "patch_mpp": 0.5}
@@ -49,7 +48,7 @@ def stored_path(tmp_path_factory, small_bank_cohort) -> Path:
         mean, mean / 3, genes=GENES, spots=held_out.spots, slide=held_out.slide, neighbours=near, provenance=provenance
     )  # fmt: skip
     table.obsm["neighbour_weight"] = np.full((SPOTS, K), 1 / K)
-    bank = [small_bank_cohort.read(name) for name in ("A1", "B1")]
+    bank = [cohort.read(name) for name in ("A1", "B1")]
     table.uns["cmrcnet"]["neighbour_spots"] = pd.DataFrame(
         {
             "section": np.repeat([each.name for each in bank], SPOTS),
@@ -60,9 +59,14 @@ def stored_path(tmp_path_factory, small_bank_cohort) -> Path:
         },
         index=[str(row) for row in range(2 * SPOTS)],
     )
-    path = tmp_path_factory.mktemp("view") / "C1.h5ad"
     table.write_h5ad(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def stored_path(tmp_path_factory, small_bank_cohort) -> Path:
+    """The prediction table of C1."""
+    return write_table(tmp_path_factory.mktemp("view") / "C1.h5ad", small_bank_cohort.read("C1"), small_bank_cohort)
 
 
 @pytest.fixture

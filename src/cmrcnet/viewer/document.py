@@ -13,6 +13,7 @@ import numpy as np
 
 from cmrcnet.errors import CmrcnetError, UnknownName
 from cmrcnet.slides.section import Cohort
+from cmrcnet.viewer.linked_views import keep_views
 from cmrcnet.viewer.location import card, location_card
 from cmrcnet.viewer.overlay import (
     EXPRESSION,
@@ -86,13 +87,14 @@ class Page:
     # --- panels
 
     def _make_panels(self, tile_url: str | None) -> list[Panel]:
-        from bokeh.models import ColumnDataSource, Range1d
+        from bokeh.models import ColumnDataSource, Range1d, Toggle
+
+        slides = [self.slide] if self.other is None else [self.slide, self.other]
+        half = MARGIN * max(float(np.ptp(each.centre_um, axis=0).max()) + each.side_um for each in slides) / 2
 
         def around(slide: PredictedSlide) -> tuple[Any, Any]:
-            """Ranges that show all locations, as a square with a margin."""
-            low, high = slide.centre_um.min(axis=0), slide.centre_um.max(axis=0)
-            half = MARGIN * float((high - low).max() + slide.side_um) / 2
-            x, y = (low + high) / 2
+            """Ranges that show all locations, as a square with a margin; two slides at one scale."""
+            x, y = (slide.centre_um.min(axis=0) + slide.centre_um.max(axis=0)) / 2
             return Range1d(x - half, x + half), Range1d(-y - half, -y + half)
 
         def under(number: int, slide: PredictedSlide) -> Any:
@@ -100,6 +102,7 @@ class Page:
 
         slide, ranges, below = self.slide, around(self.slide), under(0, self.slide)
         names = list(slide.prediction.obs.index)
+        own = ranges
         panels = [make_panel("predicted", slide, slide.centre_um, slide.side_um, names, ranges, below)]
         if slide.truth is not None:
             spots = slide.truth.spots
@@ -111,6 +114,8 @@ class Page:
             same = other.prediction.facts["slide_fingerprint"] == slide.prediction.facts["slide_fingerprint"]
             own, names = ranges if same else around(other), list(other.prediction.obs.index)
             panels.append(make_panel("second", other, other.centre_um, other.side_um, names, own, under(1, other)))
+        self.link = Toggle(label="Link the two slides", active=True, sizing_mode="stretch_width")
+        keep_views([panels[0].figure, *([panels[-1].figure] if own is not ranges else [])], 2 * half, self.link)
         return panels
 
     # --- controls
@@ -130,7 +135,6 @@ class Page:
             Select,
             Slider,
             TextInput,
-            Toggle,
         )
 
         wide: Any = {"sizing_mode": "stretch_width"}
@@ -140,7 +144,7 @@ class Page:
         if self.gene not in dict(listed):
             listed = [each for each in self.ranked if each[0] == self.gene] + listed
         self.genes = MultiSelect(
-            title="Genes, most reliable first (grade, Pearson)",
+            title="Genes by reliability (grade, Pearson)",
             value=[self.gene],
             options=list(listed),
             size=11,
@@ -171,12 +175,11 @@ class Page:
         self.low = NumericInput(title="from", value=0.0, mode="float", visible=False, **wide)
         self.high = NumericInput(title="to", value=5.0, mode="float", visible=False, **wide)
         self.drag = RadioButtonGroup(labels=["Move", "Region A", "Region B"], active=0, **wide)
-        self.clear = Button(label="Clear", **wide)
+        self.clear = Button(label="Clear", width=64)
         self.download = Button(label="Save GeoJSON", disabled=True, **wide)
         self.find = TextInput(title="Go to location", placeholder="its name, then Enter", **wide)
         nearer, further = Button(label="Zoom in", **wide), Button(label="Zoom out", **wide)
         whole_slide = Button(label="Whole slide", **wide)
-        self.link = Toggle(label="Link the two slides", active=True, **wide)
         style = (resources.files("cmrcnet.viewer") / "templates" / "card.css").read_text("utf-8")
         cards: Any = {"disable_math": True, "stylesheets": [style], **wide}
         self.location = Div(text=card("hint.html", {}), **cards)
@@ -222,9 +225,9 @@ class Page:
         for button, factor in ((nearer, 0.6), (further, 1 / 0.6)):
             button.js_on_event(ButtonClick, CustomJS(args={"figures": figures, "factor": factor}, code=zoom))
         fit = """
-            for (const [figure, width, height] of figures) {
-                const {x_range, y_range, inner_width, inner_height} = figure;
-                const step = Math.max(width / inner_width, height / inner_height) / 2;
+            const steps = figures.map(([f, width, height]) => Math.max(width / f.inner_width, height / f.inner_height));
+            const step = Math.max(...steps) / 2;
+            for (const [{x_range, y_range, inner_width, inner_height}, width, height] of figures) {
                 x_range.setv({start: width / 2 - step * inner_width, end: width / 2 + step * inner_width});
                 y_range.setv({start: -height / 2 - step * inner_height, end: -height / 2 + step * inner_height});
             }"""
@@ -238,41 +241,15 @@ class Page:
         from bokeh.layouts import column, row
 
         rows = [
-            self.quantity, self.search, self.genes, self.signature, self.palette, self.opacity, self.scale, self.range,
-            row(self.low, self.high, sizing_mode="stretch_width"),
-            row(nearer, further, sizing_mode="stretch_width"), whole_slide,
+            self.quantity, self.search, self.genes, self.signature,
+            self.drag, row(self.clear, self.download, **wide), row(nearer, further, **wide), whole_slide,
         ]  # fmt: skip
         if self.other is not None and self.panels[-1].figure.x_range is not self.panels[0].figure.x_range:
-            self._link_slides()
             rows.append(self.link)
-        rows += [self.find, self.save, self.drag, row(self.clear, self.download, sizing_mode="stretch_width")]
+        rows += [self.palette, self.opacity, self.scale, self.range, row(self.low, self.high, **wide)]
+        rows += [self.find, self.save]
         self.controls = column(rows, name="controls", sizing_mode="stretch_width")
         self.side = column([self.location, self.region], name="side", sizing_mode="stretch_width")
-
-    def _link_slides(self) -> None:
-        """Pan and zoom two slides together, each from where it is."""
-        from bokeh.models import CustomJS
-
-        one, two = self.panels[0].figure, self.panels[-1].figure
-        code = """
-            const last = (window.cmrcnet_last ??= new Map());
-            const keep = () => { for (const range of all) last.set(range.id, [range.start, range.end]); };
-            if (!link.active || window.cmrcnet_linking || !last.has(cb_obj.id)) { keep(); return; }
-            const pair = pairs.find((each) => each.includes(cb_obj));
-            const to = pair[0] === cb_obj ? pair[1] : pair[0], before = last.get(cb_obj.id);
-            const scale = (cb_obj.end - cb_obj.start) / (before[1] - before[0]);
-            const moved = (cb_obj.start + cb_obj.end - before[0] - before[1]) / 2;
-            const middle = (to.start + to.end) / 2 + moved, half = (to.end - to.start) / 2 * scale;
-            window.cmrcnet_linking = true;
-            to.setv({start: middle - half, end: middle + half});
-            window.cmrcnet_linking = false;
-            keep();"""
-        pairs = [[one.x_range, two.x_range], [one.y_range, two.y_range]]
-        every = [each for pair in pairs for each in pair]
-        for each in every:
-            callback = CustomJS(args={"pairs": pairs, "all": every, "link": self.link}, code=code)
-            each.js_on_change("start", callback)
-            each.js_on_change("end", callback)
 
     def _top(self) -> str:
         facts = self.slide.prediction.facts
@@ -286,7 +263,7 @@ class Page:
             {
                 "slide": self.slide.name,
                 "other": None if self.other is None else self.other.name,
-                "locations": len(self.slide.prediction),
+                "locations": [len(each.prediction) for each in (self.slide, self.other) if each is not None],
                 "genes": len(self.slide.prediction.genes),
                 "reliability": str(self.slide.prediction.facts.get("gene_reliability", "")),
                 "notes": notes,
@@ -321,9 +298,9 @@ class Page:
                 far = max(abs(end) for end in colour_range(values))
                 ends, palette = (-far, far), list(interp_palette(PuOr11[::-1], 256))  # safe for colour-blind eyes
             panel.mapper.update(low=ends[0], high=ends[1], palette=palette)
-            panel.figure.title.text = title
-            panel.figure.below[-1].title = units
             panel.draw(values)
+            panel.figure.below[-1].title = units
+            panel.figure.title.text = title  # last: it never stands over the values of another gene
 
     def show_name(self, name: str) -> None:
         """Show another gene, or signature."""

@@ -36,6 +36,7 @@ def _environment() -> Environment:
         loader=PackageLoader("cmrcnet.viewer"), autoescape=True, trim_blocks=True, undefined=StrictUndefined
     )
     environment.filters["picture"] = _small_picture
+    environment.filters["thousands"] = "{:,}".format
     return environment
 
 

@@ -58,15 +58,6 @@ def saved_page(page: Page) -> str:
         for own, its in ((mine.figure.x_range, live.figure.x_range), (mine.figure.y_range, live.figure.y_range)):
             own.update(start=its.start, end=its.end)
         mine.mark.data, mine.outline.data = dict(live.mark.data), dict(live.outline.data)
-        keep = """
-            const {x_range, y_range, inner_width, inner_height} = figure;
-            if (!inner_width || !inner_height) return;
-            const half = (x_range.end - x_range.start) / inner_width * inner_height / 2;
-            const middle = (y_range.start + y_range.end) / 2;
-            y_range.setv({start: middle - half, end: middle + half});"""
-        aspect = CustomJS(args={"figure": mine.figure}, code=keep)
-        mine.figure.js_on_change("inner_width", aspect)
-        mine.figure.js_on_change("inner_height", aspect)
     still.location.text = page.location.text if page.chosen else ""
     still.region.text = page.region.text
 

@@ -116,6 +116,7 @@ class Viewer:
             self._ready.set()
 
     async def _serve(self) -> None:
+        from bokeh.resources import Resources
         from bokeh.server.server import BaseServer
         from bokeh.server.tornado import BokehTornado
         from tornado.httpserver import HTTPServer
@@ -127,7 +128,14 @@ class Viewer:
         self.port = sockets[0].getsockname()[1]
         self.url = f"http://{HOST}:{self.port}/{self.token}/"
         origins = [f"{name}:{self.port}" for name in (HOST, "localhost")]
-        tornado = BokehTornado(
+
+        class Served(BokehTornado):
+            """Without the scripts of tables, formulas and WebGL, more than half of all, which this page does not use."""
+
+            def resources(self, absolute_url: str | bool | None = None) -> Resources:
+                return super().resources(absolute_url).clone(components=["bokeh", "bokeh-widgets"])
+
+        tornado = Served(
             {"/": self._make_page},
             prefix=f"/{self.token}",
             extra_websocket_origins=origins,
