@@ -43,7 +43,7 @@ nb_execution_mode = "force"
 nb_execution_timeout = 240
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-# %%bash sends its output in pieces of 100 bytes, and myst-nb would end a line after each: nbclient joins them unchanged.
+# %%bash sends its output in pieces of 100 bytes, and myst-nb would end a line after each; nbclient joins them.
 execution.executenb = partial(execution.executenb, coalesce_streams=True)
 
 html_theme = "sphinx_book_theme"

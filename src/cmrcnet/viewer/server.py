@@ -130,7 +130,7 @@ class Viewer:
         origins = [f"{name}:{self.port}" for name in (HOST, "localhost")]
 
         class Served(BokehTornado):
-            """Without the scripts of tables, formulas and WebGL, more than half of all, which this page does not use."""
+            """Without the scripts of tables, formulas and WebGL: over half of all, and of no use to this page."""
 
             def resources(self, absolute_url: str | bool | None = None) -> Resources:
                 return super().resources(absolute_url).clone(components=["bokeh", "bokeh-widgets"])
