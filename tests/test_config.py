@@ -394,6 +394,8 @@ NARROW = {
     "depth_weights": st.just(False),
     "ranks": st.just(()),
     "pool": st.just("mean"),
+    "trained_blocks": st.none(),
+    "reconstruct": st.sampled_from(["image", "gene", "expression", "none"]),
     "HeadConfig.kind": st.just("retrieval"),
     "variance_rescaling": st.just(0.0),
     "zero_replacement": st.floats(1e-6, 0.49),

@@ -86,7 +86,11 @@ class ModelConfig:
     blocks: tuple[int, ...] = ()
     """Encoder blocks whose tokens are used, counted from 0, joined along the feature axis; empty: the last output."""
     train_encoder: bool = False
-    """Train the encoder too (a GPU's work). Otherwise its tokens are computed once and cached."""
+    """Train the encoder too (a GPU's work, unless `trained_blocks` are few). Otherwise its tokens are computed once and
+    cached."""
+    trained_blocks: int | None = None
+    """With `train_encoder`: how many of its last blocks are trained. What is below them stays as it is, and its output
+    is computed once and cached, for each symmetry that `train.augment` draws. Nothing: the whole encoder is trained."""
     encoder_depth: int | None = None
     """Number of transformer blocks built, when not the encoder's own. Released: 8."""
     encoder_heads: int | None = None
@@ -109,8 +113,10 @@ class ModelConfig:
     cosine similarity and a low temperature they are flat, and the loss stays at ln(batch)."""
     second_targets: Literal["softmax", "transpose"] = "softmax"
     """Targets of the gene-to-image direction. Released: transpose, whose rows do not sum to 1."""
-    reconstruct: Literal["image", "gene", "none"] = "image"
-    """Embedding that the fused tokens must reconstruct; none leaves the contrastive loss alone."""
+    reconstruct: Literal["image", "gene", "tokens", "expression", "none"] = "image"
+    """image, gene: the embedding that the fused tokens must reconstruct; tokens: the image tokens behind the image
+    head's first layer, which the fusion then shares; expression: the expression, from the image embedding alone; none
+    leaves the contrastive loss alone."""
     reconstruction_loss: Literal["mse", "cosine"] = "mse"
     """How the reconstruction is compared with its target."""
     detach_target: bool = False
@@ -156,7 +162,12 @@ class ModelConfig:
             _check(self, name, 0 <= getattr(self, name) < 1, "a share in [0, 1)")
         for name in ("embedding_dim", "gene_tokens", "fusion_dim", "cross_heads", "fusion_heads", "fusion_blocks"):
             _check(self, name, getattr(self, name) >= 1, "a whole number, 1 or more")
-        for name in ("encoder_depth", "encoder_heads"):
+        alone = self.train_encoder or self.trained_blocks is None
+        _check(self, "trained_blocks", alone, "nothing, without train_encoder")
+        fits = self.pool == "mean" and self.fusion_dim == self.embedding_dim
+        want = "another, unless pool is mean and fusion_dim is embedding_dim: the fusion shares the image head's layer"
+        _check(self, "reconstruct", self.reconstruct != "tokens" or fits, want)
+        for name in ("encoder_depth", "encoder_heads", "trained_blocks"):
             value = getattr(self, name)
             _check(self, name, value is None or value >= 1, "a whole number, 1 or more, or nothing")
         _check(self, "blocks", all(block >= 0 for block in self.blocks), "block numbers, 0 or more")

@@ -226,3 +226,28 @@ def test_rows_differ_and_each_token_is_hidden_equally_often():
     keep = keep_mask(4000, 10, 1, rate=0.3, generator=seeded())[:, :, 0]
     assert len(keep.unique(dim=0)) == 120  # all the ways of choosing 3 of 10
     assert keep.float().mean(dim=0).tolist() == pytest.approx([0.7] * 10, abs=0.03)
+
+
+def test_reconstructed_tokens_reach_the_image_head_and_expression_reaches_the_encoder():
+    tokens, expression = pairs()
+    network = small_network(reconstruct="tokens", detach_target=True).eval()
+    outputs = network(tokens, expression)
+    assert outputs.reconstruction.shape == outputs.target.shape == (5, TOKENS * 16)
+    network.losses(outputs).reconstruction.backward()
+    assert network.image_head.project.weight.grad is not None
+    network = small_network(reconstruct="expression").eval()
+    leaf = tokens.requires_grad_()
+    outputs = network(leaf, expression)
+    network.losses(outputs).reconstruction.backward()
+    assert leaf.grad.abs().sum() > 0 and network.gene_head.project.weight.grad is None
+
+
+def test_every_gene_counts_alike_in_reconstructed_expression():
+    network = small_network(reconstruct="expression").eval()
+    tokens, expression = pairs()
+    scale = torch.linspace(0.5, 50, GENES)
+    one, other = (network.losses(network(tokens, e)).reconstruction for e in (expression, expression * scale + 3))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    flat = expression.clone()
+    flat[:, 0] = 2.0  # does not vary
+    assert torch.isfinite(network.losses(network(tokens, flat)).reconstruction)

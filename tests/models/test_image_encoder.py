@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from cmrcnet.errors import BadOption, ShapeMismatch
 from cmrcnet.models.encoders import create_image_encoder
@@ -149,3 +150,41 @@ def test_the_fingerprint_names_weights_blocks_and_shape():
     with torch.no_grad():
         list(plain.backbone.parameters())[-1].view(-1)[0] += 1e-4
     assert plain.fingerprint() != names[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "side"),
+    [
+        ("timm:test_vit", (), 160),
+        ("timm:test_vit", (5, 4), 160),
+        ("timm:test_vit3", (), 160),  # its register tokens take part in the blocks
+        ("efficientnet-lite0", (), 96),
+        ("efficientnet-lite0", (15, 14), 96),
+    ],
+)
+def test_the_last_blocks_finish_what_is_below_them(name, blocks, side):
+    encoder = create_image_encoder(name, weights="random", blocks=blocks)
+    patches = encoder.prepare(noise_patches(2, side))
+    with torch.inference_mode():
+        tokens = encoder.below(2, side)(patches)
+        torch.testing.assert_close(encoder.finish(tokens, 2), encoder(patches))
+
+
+def test_last_blocks_that_cannot_be_trained_alone_are_refused():
+    encoder = made("test_vit", blocks=(1, 5))
+    for trained_blocks, sentence in ((2, "blocks that are trained, 4 or more"), (6, "1 to 5, as .* has one more")):
+        with pytest.raises(BadOption, match=sentence):
+            encoder.below(trained_blocks, 160)
+    with pytest.raises(BadOption, match="no vision transformer or EfficientNet"):
+        made("test_resnet").below(1, 160)
+
+
+def test_a_transformer_is_built_for_the_side_of_its_patches(tmp_path):
+    whole = create_image_encoder("timm:vit_tiny_patch16_224", weights="random", depth=1)
+    save_file(whole.backbone.state_dict(), tmp_path / "weights.safetensors")
+    settings = {"weights": tmp_path / "weights.safetensors", "depth": 1}
+    small = create_image_encoder("timm:vit_tiny_patch16_224", patch_px=64, **settings)
+    assert (small.n_tokens, small.config.patch_px, small.origin.patch_px) == (17, 64, 64)
+    assert encode(small, noise_patches(1, 64)).shape == (1, 17, 192)
+    odd = create_image_encoder("timm:vit_tiny_patch16_224", patch_px=70, **settings)
+    assert odd.fingerprint() == whole.fingerprint()

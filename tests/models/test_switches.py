@@ -45,6 +45,7 @@ ELSEWHERE = {
     "encoder_depth": "test_the_encoders_switches_change_the_tokens",
     "encoder_heads": "test_the_encoders_switches_change_the_tokens",
     "train_encoder": "test_training_the_encoder_turns_standardising_off",
+    "trained_blocks": "test_only_the_last_blocks_are_trained",
     "detach_target": "test_detaching_shows_in_the_gradient",
     "mask_seeded_in_validation": "test_seeded_validation_repeats_itself",
     "second_targets": "test_transposed_targets_show_in_the_loss",
@@ -66,6 +67,22 @@ def measured(**changes) -> tuple:
     size = sum(value.numel() for value in network.parameters())
     slope = sum(float(value.grad.double().abs().sum()) for value in network.parameters() if value.grad is not None)
     return size, round(losses.total.item(), 5), round(slope, 4)
+
+
+def test_what_is_reconstructed_changes_the_step():
+    steps = [measured(reconstruct=what) for what in ("image", "gene", "tokens", "expression", "none")]
+    assert len(set(steps)) == len(steps)
+
+
+def test_only_the_last_blocks_are_trained():
+    encoder = create_image_encoder("timm:test_vit", weights="random")
+    below = encoder.below(2, 160)
+    with torch.no_grad():
+        tokens = below(below.prepare(noise_patches(2, 160)))
+    encoder.finish(tokens, 2).sum().backward()
+    reached = {name for name, value in encoder.backbone.named_parameters() if value.grad is not None}
+    assert {name.split(".")[1] for name in reached if name.startswith("blocks.")} == {"4", "5"}
+    assert "norm.weight" in reached and "pos_embed" not in reached
 
 
 @pytest.mark.parametrize("switch", FLIPPED)

@@ -269,7 +269,7 @@ def test_another_format_is_refused(folder, number, hint):
         TrainedModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "x"}', '{"format": 6}', '{"format": 6, "weights": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "x"}', '{"format": 7}', '{"format": 7, "weights": 3}'])
 def test_a_broken_model_json(folder, content):
     (folder / "model.json").write_text(content)
     with pytest.raises(Damaged, match=r"model\.json"):

@@ -113,6 +113,9 @@ def test_one_training_section_gives_middle_settings_and_says_so(cohort, cache, p
         ({"features.augmentations": 4}, "scales_um"),
         ({"model.pool": "components"}, "standardize_tokens"),
         ({"features.scales_um": [112], "model.train_encoder": True}, "frozen"),
+        ({"model.trained_blocks": 2}, "without train_encoder"),
+        ({"model.trained_blocks": 0, "model.train_encoder": True}, "1 or more"),
+        ({"model.reconstruct": "tokens", "model.fusion_dim": 128}, "fusion_dim is embedding_dim"),
     ],
 )
 def test_settings_that_need_each_other(settings, wanted):

@@ -8,15 +8,21 @@ import torch
 from scipy import sparse
 
 from cmrcnet.errors import CmrcnetWarning, TooFew
+from cmrcnet.features.extract import FeatureSpec, extract
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
 from cmrcnet.genes.spatial_stats import pearson_per_gene
+from cmrcnet.inference.predict import predict
 from cmrcnet.models.trained_model import TrainedModel
+from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.search.aggregate import average
 from cmrcnet.search.exact import ExactSearch
+from cmrcnet.slides.patches import crop_patches
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache
 from cmrcnet.training.checkpoint import Checkpoints
-from cmrcnet.training.fit import fit
+from cmrcnet.training.data import TrainingData
+from cmrcnet.training.fit import fit, new_encoder
+from cmrcnet.training.module import augment_patches
 from tests.training.conftest import TRAINED_ENCODER, changed, with_counts
 
 
@@ -260,12 +266,56 @@ def test_an_encoder_can_be_trained_too(cohort, cache, config):
     plan = config.override(TRAINED_ENCODER | {"train.epochs": 2, "train.refit": True})
     two = cohort.only(["P1S1", "P2S1"])
     model = fit(two, plan, cache=cache)
-    from cmrcnet.training.fit import new_encoder
-
     untrained = new_encoder(plan)
     assert model.encoder.fingerprint() != untrained.fingerprint()
     assert fit(two, plan, cache=cache).fingerprint == model.fingerprint
     assert not hasattr(model.network, "token_mean")
+
+
+@pytest.mark.filterwarnings("ignore::cmrcnet.errors.CmrcnetWarning")
+def test_the_last_blocks_can_be_trained_alone(cohort, config, tmp_path):
+    """What is below them is encoded once; a model carries its blocks; features of other weights are never its own."""
+    plan = config.override(TRAINED_ENCODER | {"train.epochs": 2, "train.refit": True, "model.trained_blocks": 1})
+    two, cache = cohort.only(["P1S1", "P2S1"]), TokenCache(tmp_path / "cache")
+    model = fit(two, plan, cache=cache)
+    untrained = new_encoder(plan)
+    moved = {
+        name
+        for (name, value), old in zip(
+            model.encoder.backbone.state_dict().items(), untrained.backbone.state_dict().values(), strict=True
+        )
+        if not torch.equal(value, old)
+    }
+    assert moved and all(name.startswith(("blocks.5.", "norm.")) for name in moved)
+    assert not (tmp_path / "cache" / "patches").exists()
+    assert fit(two, plan, cache=cache).fingerprint == model.fingerprint  # from the cache, to the last bit
+
+    model.save_pretrained(tmp_path / "model")
+    again = TrainedModel.from_pretrained(tmp_path / "model")
+    assert again.encoder.fingerprint() == model.encoder.fingerprint() != untrained.fingerprint()
+    section = cohort.read("P3S1")
+    spec, bank = FeatureSpec(patch=plan.patch), build_bank(again, two)
+    extract(untrained, section.slide, section.spots.centre_px, spec, cache=cache)
+    table = predict(again, section.slide, bank=bank, spots=section.spots, cache=cache)
+    alone = predict(model, section.slide, bank=bank, spots=section.spots, cache=None)
+    np.testing.assert_allclose(np.asarray(table.X), np.asarray(alone.X), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_what_is_below_is_encoded_for_each_symmetry_that_is_drawn(cohort, cache, config, augment):
+    plan = config.override(TRAINED_ENCODER | {"model.trained_blocks": 1, "train.augment": augment})
+    encoder = new_encoder(plan)
+    data = TrainingData.collect(cohort.only(["P1S1"]), plan, encoder, cache)
+    section = cohort.read("P1S1")
+    assert data.symmetries == (8 if augment else 1)
+    ways = np.array([0, 6, 3])
+    found = data.gather(np.array([4, 1, 4]), ways)[0]
+    below = encoder.below(1, 160)
+    patches = next(crop_patches(section.slide, section.spots.centre_px[[4, 1, 4]], plan.patch))
+    turned = augment_patches(torch.from_numpy(patches), ways if augment else ways * 0)
+    with torch.inference_mode():
+        wanted = below(below.prepare(turned)).half().numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-2)
 
 
 def test_mixed_precision_trains_as_well(cohort, cache, config):

@@ -72,7 +72,8 @@ class StudentConfig:
         if self.encoder is not None:
             encoder = create_image_encoder(self.encoder, weights=self.weights)
             settings |= {"model.encoder": self.encoder, "model.weights": self.weights, "model.blocks": []}
-            settings |= {"model.encoder_depth": None, "model.encoder_heads": None, "model.train_encoder": False}
+            settings |= {"model.encoder_depth": None, "model.encoder_heads": None}
+            settings |= {"model.train_encoder": False, "model.trained_blocks": None}
         if self.augmentations is not None:
             settings["features.augmentations"] = self.augmentations
         if self.scales_um is not None:

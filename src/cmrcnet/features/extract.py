@@ -148,7 +148,7 @@ def _section_tokens(
             scales[rows, layer] = values
         return SectionTokens(scales, centres * known_scale(slide), spec).take(slice(0, len(centres)))
 
-    shape = (len(centres), encoder.n_tokens, encoder.dim)
+    shape, _ = _shape(encoder, spec, len(centres), 0)
     if cache is None:
         tokens = np.empty(shape, np.float16)
         for rows, _, values in chunks(0):
@@ -319,7 +319,7 @@ def _shape(encoder: ImageEncoder, spec: FeatureSpec, count: int, layer: int) -> 
         return (count, len(STATISTIC_NAMES)), np.float32
     if spec.scales_um:
         return (count, encoder.dim), np.float32
-    return (count, encoder.n_tokens, encoder.dim), np.float16
+    return (count, spec.augmentations * encoder.n_tokens, encoder.dim), np.float16
 
 
 def _made_by(encoder: ImageEncoder, spec: FeatureSpec, slide: Slide) -> str:
@@ -330,7 +330,9 @@ def _made_by(encoder: ImageEncoder, spec: FeatureSpec, slide: Slide) -> str:
     if spec.method == "dense":
         tiling = [dense.DENSE_FORMAT, dense.TILE_PX, dense.HALO_PX, dense.BLOCK_PX]
         return fingerprint("dense", tiling, *how, spec.augmentations)
-    return fingerprint("view", *how, spec.augmentations) if spec.scales_um else fingerprint(*how)
+    if spec.scales_um:
+        return fingerprint("view", *how, spec.augmentations)
+    return fingerprint(*how) if spec.augmentations == 1 else fingerprint("turned", *how, spec.augmentations)
 
 
 def _layer_name(

@@ -10,12 +10,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 
 from cmrcnet.errors import Incompatible, MissingInput
 from cmrcnet.features import resumable
 from cmrcnet.features.device import choose_batch, choose_device
 from cmrcnet.features.engine import LARGEST, Engine, open_engine
 from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureSpec
+from cmrcnet.models.image_encoder import ROTATIONS_FIRST, d4
 from cmrcnet.progress import Meter
 from cmrcnet.readers.patch_files import FeatureSlide
 from cmrcnet.slides.patches import crop_patches, crop_scales, share_regions
@@ -90,9 +92,15 @@ class PatchRun:
             if self.spec.scales_um:
                 found.append(self.engine.mean_token(some, self.spec.augmentations))
             else:
-                found.append(self.engine.tokens(some))
+                found.append(np.concatenate([self.engine.tokens(each) for each in self._turned(some)], axis=1))
             meter.advance(len(some))
         return np.concatenate(found)
+
+    def _turned(self, patches: np.ndarray) -> Iterator[np.ndarray]:
+        """The patches as they are, then by each further symmetry."""
+        yield patches
+        for way in ROTATIONS_FIRST[1 : self.spec.augmentations]:
+            yield d4(torch.from_numpy(patches), way, rows=1, columns=2).contiguous().numpy()
 
 
 class ReadRun(PatchRun):

@@ -46,8 +46,8 @@ class FeatureSpec:
     """Sides of square patches around a location, each resized to the patch's pixel size; each becomes one token.
     Empty: the encoder's own tokens of one patch."""
     augmentations: int = 1
-    """Test-time augmentation: of the eight symmetries of a square (D4), how many are encoded and averaged, the four
-    rotations first. Scales only."""
+    """Of the eight symmetries of a square (D4), how many are encoded, the four rotations first. Those of a scale are
+    averaged (test-time augmentation); those of a plain patch, to train on, follow each other along the tokens."""
     neighbourhood_um: float = 0.0
     """Standard deviation of a Gaussian mean over the section's other locations, one more token a scale; 0: none."""
     standardize: Literal["training", "section"] = "training"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import elu, gelu
+from torch.nn.functional import elu, gelu, layer_norm
 
 from cmrcnet.config import ModelConfig
 from cmrcnet.errors import BadOption, ShapeMismatch
@@ -134,12 +134,20 @@ class Fusion(nn.Module):
     Image tokens x are projected to the fusion's width, masked by M, and query the gene tokens (cross-attention, whose
     output replaces them); fusion blocks follow. The mean token is the reconstruction; a linear map follows only where
     the fusion is of another width than the embeddings. With `share_fusion_blocks` one block is applied repeatedly.
+
+    To reconstruct tokens, x come projected, each hidden or visible token gets a learnt position, and all tokens are
+    the reconstruction.
     """
 
-    def __init__(self, config: ModelConfig, n_genes: int, token_dim: int) -> None:
+    def __init__(self, config: ModelConfig, n_genes: int, token_dim: int, n_tokens: int) -> None:
         super().__init__()
         dim = config.fusion_dim
-        self.image_tokens = nn.Linear(token_dim, dim)
+        self.position: nn.Parameter | None = None
+        if config.reconstruct == "tokens":
+            self.image_tokens = nn.Identity()
+            self.position = nn.Parameter(nn.init.normal_(torch.empty(n_tokens, dim), std=0.02))
+        else:
+            self.image_tokens = nn.Linear(token_dim, dim)
         how = config.gene_tokens, dim, config.fusion_dropout, config.gene_tokens_init
         self.gene_tokens = GeneTokens(n_genes, *how)
         self.cross = nn.MultiheadAttention(dim, config.cross_heads, batch_first=True)
@@ -154,22 +162,29 @@ class Fusion(nn.Module):
         tokens: Float[Tensor, "batch tokens token_dim"],
         expression: Float[Tensor, "batch genes"],
         keep: Bool[Tensor, "batch tokens dim"],
-    ) -> Float[Tensor, "batch embedding"]:
+    ) -> Float[Tensor, "batch reconstructed"]:
         genes, image = self.gene_tokens(expression), self.image_tokens(tokens) * keep
+        if self.position is not None:
+            image = image + self.position
         fused = self.cross(image, genes, genes, need_weights=False)[0]
         for block in [*self.blocks] * self.rounds:
             fused = block(fused, genes)
+        if self.position is not None:
+            return fused.flatten(1)
         return self.to_embedding(fused.mean(dim=1))
 
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """Embeddings of a batch of pairs; `reconstruction` and `target` are None without a reconstruction."""
+    """Embeddings of a batch of pairs; `reconstruction` and `target` are None without a reconstruction.
+
+    What is reconstructed is an embedding, all tokens side by side, or the expression.
+    """
 
     image: Float[Tensor, "batch embedding"]
     gene: Float[Tensor, "batch embedding"]
-    reconstruction: Float[Tensor, "batch embedding"] | None
-    target: Float[Tensor, "batch embedding"] | None
+    reconstruction: Float[Tensor, "batch reconstructed"] | None
+    target: Float[Tensor, "batch reconstructed"] | None
 
 
 class CMRCNet(nn.Module):
@@ -184,7 +199,7 @@ class CMRCNet(nn.Module):
     token_dim : int
         Features of an image token.
     n_tokens : int
-        Image tokens of a spot; matters only where they are concatenated (`pool: components`).
+        Image tokens of a spot; matters only where they are concatenated (`pool: components`) or reconstructed.
     """
 
     pca_mean: Tensor
@@ -207,7 +222,11 @@ class CMRCNet(nn.Module):
             self.register_buffer("pca_directions", torch.zeros(n_tokens * token_dim, width))
         self.image_head = ProjectionHead(width, config.embedding_dim, config.head_dropout)
         self.gene_head = ProjectionHead(n_genes, config.embedding_dim, config.head_dropout)
-        self.fusion = None if config.reconstruct == "none" else Fusion(config, n_genes, token_dim)
+        self.fusion = self.gene_decoder = None
+        if config.reconstruct == "expression":
+            self.gene_decoder = nn.Linear(config.embedding_dim, n_genes)
+        elif config.reconstruct != "none":
+            self.fusion = Fusion(config, n_genes, token_dim, n_tokens)
         if self.standardizes_tokens:
             self.register_buffer("token_mean", torch.zeros(token_dim))
             self.register_buffer("token_deviation", torch.ones(token_dim))
@@ -263,11 +282,16 @@ class CMRCNet(nn.Module):
         tokens = self._standardized(tokens)
         image = self._image_embedding(tokens)
         gene = self.embed_genes(expression)
+        if self.gene_decoder is not None:
+            return Outputs(image, gene, self.gene_decoder(image), expression)
         if self.fusion is None:
             return Outputs(image, gene, None, None)
         if keep is None:
             keep = self.draw_masks(len(tokens), tokens.shape[1], generator, tokens.device)
         target = image if config.reconstruct == "image" else gene
+        if config.reconstruct == "tokens":  # at unit variance, so that small tokens are no way out
+            tokens = self.image_head.project(tokens)
+            target = layer_norm(tokens, tokens.shape[-1:]).flatten(1)
         target = target.detach() if config.detach_target else target
         return Outputs(image, gene, self.fusion(tokens, expression, keep), target)
 
@@ -294,8 +318,10 @@ class CMRCNet(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             contrastive, rebuilt = contrastive_loss(image, gene, temperature=config.temperature, **how), None
             if outputs.reconstruction is not None and outputs.target is not None:
-                pair = _at_least_float32(outputs.reconstruction), _at_least_float32(outputs.target)
-                rebuilt = reconstruction_loss(*pair, kind=config.reconstruction_loss)
+                rebuilt_values, target = _at_least_float32(outputs.reconstruction), _at_least_float32(outputs.target)
+                if config.reconstruct == "expression":
+                    target = _standard_scores(target)
+                rebuilt = reconstruction_loss(rebuilt_values, target, kind=config.reconstruction_loss)
             total = total_loss(contrastive, rebuilt, logarithm_of=config.total)
             return Losses(contrastive.mean(), rebuilt, total)
 
@@ -311,6 +337,12 @@ class CMRCNet(nn.Module):
         if self.config.pool == "components":
             return self.image_head((tokens.flatten(1) - self.pca_mean) @ self.pca_directions)
         return self.image_head(tokens.mean(dim=1))
+
+
+def _standard_scores(expression: Float[Tensor, "batch genes"]) -> Float[Tensor, "batch genes"]:
+    """Each gene at mean 0 and deviation 1 over the batch, so that all count alike; one that does not vary is 0."""
+    centred = expression - expression.mean(dim=0)
+    return centred / centred.square().mean(dim=0).sqrt().clamp(min=1e-3)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -70,14 +70,14 @@ def create_image_encoder(
     depth: int | None = None,
     heads: int | None = None,
     seed: int = 0,
+    patch_px: int | None = None,
 ) -> ImageEncoder:
     """Build an encoder, in evaluation mode, on the CPU.
 
     Parameters
     ----------
     name : str
-        A short name (`image_encoders`), ``timm:NAME``, or ``hf-hub:ORG/NAME``. A plain timm vision transformer made
-        for another patch size is built for 224 px, its position embedding resampled. Or ``external:NAME:WIDTH``, which
+        A short name (`image_encoders`), ``timm:NAME``, or ``hf-hub:ORG/NAME``. Or ``external:NAME:WIDTH``, which
         computes nothing: vectors of WIDTH numbers come with each slide (`FeatureSlide`).
     weights : str
         "pretrained"; "random", as timm draws them; "random-released", as the released code draws those of a vision
@@ -89,6 +89,9 @@ def create_image_encoder(
         network keeps its first blocks; other heads cannot be had with pretrained weights.
     seed : int
         Of random weights.
+    patch_px : int or None
+        Side of the patches that a plain vision transformer ``timm:NAME_patchN_...`` is built for, where N divides it;
+        its position embedding is resampled. None: 224. Other encoders are built for the side that is their own.
 
     Returns
     -------
@@ -129,10 +132,10 @@ def create_image_encoder(
     elif name in PRETRAINED:
         config, backbone = _from_config(PRETRAINED[name], weights, settings, seed)
     else:
-        config, backbone = _from_timm(name, weights, settings, seed)
+        config, backbone = _from_timm(name, weights, settings, seed, patch_px)
     if weights == "random-released":
         draw_as_released(backbone, name, seed)
-    origin = EncoderOrigin(name, weights, blocks, depth, heads, seed)
+    origin = EncoderOrigin(name, weights, blocks, depth, heads, seed, patch_px)
     if config.grid is not None:
         backbone = backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # faster on a CPU
     return ImageEncoder(backbone, config, blocks, origin).eval()
@@ -201,24 +204,27 @@ def _weights_of(config: PretrainedConfig, weights: str) -> dict[str, torch.Tenso
     return from_transformers(given) if config.name == "phikon-v2" else given
 
 
-def _from_timm(name: str, weights: str, settings: dict[str, Any], seed: int) -> tuple[PretrainedConfig, nn.Module]:
+def _from_timm(
+    name: str, weights: str, settings: dict[str, Any], seed: int, patch_px: int | None
+) -> tuple[PretrainedConfig, nn.Module]:
     if not name.startswith(("timm:", "hf-hub:")):
         pretrained_config(name)  # raises UnknownName
+    side = patch_px or 224
     if weights == "pretrained" and not settings:
-        backbone = _timm_network(name, True, {})
+        backbone = _timm_network(name, True, {}, side)
         return _config_of(backbone, name), backbone
     given = None
     if weights == "pretrained":
-        given = _timm_network(name, True, {}).state_dict()
+        given = _timm_network(name, True, {}, side).state_dict()
     elif weights not in RANDOM:
         given = read_safetensors(weights)
-    backbone = random_weights(lambda: _timm_network(name, False, settings), seed)
+    backbone = random_weights(lambda: _timm_network(name, False, settings, side), seed)
     if given is not None:
         fit_weights(backbone, given, name if weights == "pretrained" else weights, settings.get("depth"))
     return _config_of(backbone, name), backbone
 
 
-def _timm_network(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
+def _timm_network(name: str, pretrained: bool, settings: dict[str, Any], patch_px: int = 224) -> nn.Module:
     """A timm network by ``timm:NAME`` or ``hf-hub:ORG/NAME``."""
     timm = import_timm()
     kind, _, rest = name.partition(":")
@@ -234,18 +240,18 @@ def _timm_network(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.M
         repository = (found and found.hf_hub_id) or f"timm/{rest}"
         require_hub(repository, name)
         with translate_hub_errors(repository, name):
-            return _build(rest, {**_for_224(rest), **settings}, name, pretrained=True)
-    return _build(rest, {**_for_224(rest), **settings}, name)
+            return _build(rest, {**_built_for(rest, patch_px), **settings}, name, pretrained=True)
+    return _build(rest, {**_built_for(rest, patch_px), **settings}, name)
 
 
-def _for_224(network: str) -> dict[str, Any]:
-    """A plain vision transformer takes any image size that its patches divide: build it for 224 px."""
+def _built_for(network: str, patch_px: int) -> dict[str, Any]:
+    """A plain vision transformer takes any image size that its patches divide: the settings that build it for one."""
     timm = import_timm()
     cfg = timm.get_pretrained_cfg(network)
     side = cfg.input_size[-1] if cfg is not None else 224
     plain = timm.model_entrypoint(network).__module__ == "timm.models.vision_transformer"
     patch = next((int(part[5:]) for part in network.split("_") if part.startswith("patch") and part[5:].isdigit()), 0)
-    return {"img_size": 224} if plain and side != 224 and patch and 224 % patch == 0 else {}
+    return {"img_size": patch_px} if plain and side != patch_px and patch and patch_px % patch == 0 else {}
 
 
 def _build(architecture: str, settings: dict[str, Any], name: str, pretrained: bool = False) -> nn.Module:
@@ -355,6 +361,7 @@ def rebuild_encoder(
             depth=origin.depth,
             heads=origin.heads,
             seed=origin.seed,
+            patch_px=origin.patch_px,
         )
         if facts["stored"]:
             encoder.backbone.load_state_dict(dict(weights), strict=True)

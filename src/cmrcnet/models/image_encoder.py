@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ class EncoderOrigin:
     depth: int | None
     heads: int | None
     seed: int
+    patch_px: int | None
 
 
 class ImageEncoder(nn.Module):
@@ -116,6 +117,61 @@ class ImageEncoder(nn.Module):
                 f"tokens of {self.config.name}", want=("batch", self.n_tokens, self.dim), got=tuple(tokens.shape)
             )
         return tokens
+
+    def below(self, trained_blocks: int, patch_px: int) -> ImageEncoder:
+        """The part below the last blocks, sharing all weights: its tokens are what `finish` takes.
+
+        Parameters
+        ----------
+        trained_blocks : int
+            Blocks that are left to `finish`.
+        patch_px : int
+            Side of the patches, on which the size of feature maps depends; they are not averaged.
+
+        Raises
+        ------
+        BadOption
+            There are no so many blocks with one below them, tokens of a block below are wanted, or the network is
+            neither a vision transformer nor an EfficientNet.
+        """
+        config, option = self.config, "model.trained_blocks"
+        models = import_timm().models
+        if not isinstance(self.backbone, models.VisionTransformer | models.EfficientNet):
+            raise BadOption(option, trained_blocks, f"nothing: {config.name} is no vision transformer or EfficientNet")
+        first = len(config.blocks) - trained_blocks
+        if not 0 < first < len(config.blocks):
+            raise BadOption(option, trained_blocks, f"1 to {len(config.blocks) - 1}, as {config.name} has one more")
+        if any(block < first for block in self.blocks):
+            raise BadOption("model.blocks", list(self.blocks), f"blocks that are trained, {first} or more, or none")
+        if config.grid is None:
+            prefix = config.class_tokens + config.register_tokens
+            tokens = config.n_tokens + config.register_tokens
+            whole = replace(config, class_tokens=prefix, register_tokens=0, n_tokens=tokens)
+        else:
+            blank = torch.zeros(1, 3, patch_px, patch_px, device=self.mean.device)
+            training = self.backbone.training
+            with torch.no_grad():
+                (output,) = block_outputs(self.backbone.eval(), (first - 1,), blank)
+            self.backbone.train(training)
+            rows, columns = output.shape[-2:]
+            whole = replace(config, grid=(rows, columns), n_tokens=rows * columns)
+        return ImageEncoder(self.backbone, whole, (first - 1,)).to(self.mean.device)
+
+    def finish(
+        self, tokens: Float[Tensor, "batch tokens_below dim_below"], trained_blocks: int
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Run the last blocks on tokens of `below`: what `forward` gives of the same patches."""
+        modules, seen = blocks_of(self.backbone), {}
+        if self.config.grid is not None:
+            side = math.isqrt(tokens.shape[1])
+            tokens = tokens.transpose(1, 2).unflatten(2, (side, side)).contiguous(memory_format=torch.channels_last)
+        for block in range(len(modules) - trained_blocks, max(self.blocks, default=len(modules) - 1) + 1):
+            seen[block] = tokens = modules[block](tokens)
+        if self.blocks:
+            return torch.cat([self._tokens(seen[block]) for block in self.blocks], dim=2)
+        if self.config.grid is None:
+            return self._tokens(self.backbone.norm(tokens))
+        return self._tokens(self.backbone.bn2(self.backbone.conv_head(tokens)))
 
     def fingerprint(self) -> str:
         """Name of everything that its tokens depend on: architecture, blocks, pixel scaling and all weights."""

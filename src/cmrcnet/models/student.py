@@ -38,7 +38,7 @@ from cmrcnet.storage.hashing import fingerprint_stream
 from cmrcnet.uncertainty.calibration import Calibration
 
 FILE = "student.json"
-FORMAT = 5
+FORMAT = 6
 _LOCATIONS_AT_A_TIME = 1024
 
 

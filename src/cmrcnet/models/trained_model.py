@@ -1,6 +1,6 @@
 """A trained model: embeds patches and expression, and is saved to a folder and loaded from one.
 
-Folder format 5: ``model.json`` (config, panel, provenance, encoder, fingerprints) beside ``weights.safetensors`` and,
+Folder format 7: ``model.json`` (config, panel, provenance, encoder, fingerprints) beside ``weights.safetensors`` and,
 where the training fitted it, ``calibration.safetensors``. The encoder's weights are stored only where they cannot be
 found again (`encoders.encoder_facts`). The file is one thing: what `save_pretrained` writes, `from_pretrained` checks.
 """
@@ -41,7 +41,7 @@ from cmrcnet.storage.hashing import fingerprint_stream
 from cmrcnet.uncertainty.calibration import Calibration
 
 FILE = "model.json"
-FORMAT = 6
+FORMAT = 7
 EMBEDDING_FORMAT = 4
 """Part of the fingerprint: counts up when the same weights would embed otherwise."""
 _PATCHES_AT_A_TIME = 256

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,13 @@ from scipy import sparse
 from cmrcnet.config import Config
 from cmrcnet.errors import BadOption, ShapeMismatch, TooFew
 from cmrcnet.features.device import read_ahead
-from cmrcnet.features.extract import cached_patches, extract_with
+from cmrcnet.features.extract import cached_patches, extract, extract_with
 from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureSpec
 from cmrcnet.features.tokens import Standardizer
 from cmrcnet.genes.components import ExpressionComponents, find_components
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
 from cmrcnet.genes.scaling import Scaling
-from cmrcnet.models.image_encoder import ImageEncoder
+from cmrcnet.models.image_encoder import ROTATIONS_FIRST, ImageEncoder
 from cmrcnet.readers.patch_files import features_of
 from cmrcnet.slides.patches import crop_scales
 from cmrcnet.slides.section import Cohort, Section
@@ -97,6 +97,9 @@ class TrainingData:
     """One entry a section."""
     inputs: tuple[np.ndarray, ...]
     """One array a section: tokens (spots, tokens, dim) float16 or float32, or patches (spots, px, px, 3) uint8."""
+    symmetries: int = field(default=1, kw_only=True)
+    """Symmetries by which patches were turned before they were encoded, in the order of `ROTATIONS_FIRST`; their tokens
+    follow each other in `inputs`."""
     expression: sparse.csr_matrix
     """(spots, genes) float32, what the gene encoder sees: log-normalised expression in the panel's order, or the
     leading columns of `scores`."""
@@ -154,7 +157,7 @@ class TrainingData:
         Parameters
         ----------
         encoder : ImageEncoder
-            Its tokens are the inputs, unless `config.model.train_encoder` asks for patches.
+            Its tokens are the inputs; patches where it is trained; where its last blocks are, what is below them gives.
         panel : GenePanel, optional
             Genes of the gene encoder; chosen from the sections when left out.
         limits : bool
@@ -187,12 +190,20 @@ class TrainingData:
         if limits and components is not None and len(sections) > 1:
             sample = ExpressionSample.of(sections, panel.scaling)
 
+        below, symmetries = None, 1
+        if config.model.trained_blocks is not None:
+            below = encoder.below(config.model.trained_blocks, config.patch.size_px)
+            symmetries = len(ROTATIONS_FIRST) if config.train.augment else 1
         inputs, contents, statistics, effects = [], [], [], []
         for section in sections:
             slide, centre_px = section.slide, section.spots.location_px
             some = evenly(len(centre_px), STATISTICS_LOCATIONS)
             if config.model.train_encoder:
-                inputs.append(cached_patches(cache, slide, centre_px, config.patch))
+                if below is None:
+                    inputs.append(cached_patches(cache, slide, centre_px, config.patch))
+                else:
+                    spec = replace(FeatureSpec.of(config, below), augmentations=symmetries)
+                    inputs.append(extract(below, slide, centre_px, spec, cache=cache))
                 if limits:
                     statistics.append(image_statistics(slide, centre_px[some]))
                     few = centre_px[evenly(len(centre_px), PERTURBED_LOCATIONS)]
@@ -215,6 +226,7 @@ class TrainingData:
             sections=cohort.sections,
             patients=tuple(section.patient for section in sections),
             inputs=tuple(inputs),
+            symmetries=symmetries,
             expression=sparse.csr_matrix(sparse.vstack(expression, format="csr"), dtype=np.float32),
             scored=scored,
             contents=tuple(contents),
@@ -243,8 +255,10 @@ class TrainingData:
         """Genes, or expression components, that the gene encoder sees."""
         return self.expression.get_shape()[1]
 
-    def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def gather(self, ids: np.ndarray, ways: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and expression of some spots, as stored: tokens float16 or float32, patches uint8.
+
+        Where patches were turned before they were encoded, `ways` (batch,) chooses those of each spot; upright if None.
 
         It computes with NumPy alone, so that a thread can prepare batches: torch's own threads, woken from two sides
         at once, wait for each other. The ids may have any order and repeat; the disk is read in ascending order. Gives
@@ -254,10 +268,15 @@ class TrainingData:
         if ids.ndim != 1 or (ids.size and not (ids.min() >= 0 and ids.max() < len(self))):
             raise BadOption("ids", ids, want=f"a list of spots, 0 to {len(self) - 1}")
         model = self.inputs[0]
-        gathered = np.empty((len(ids), *model.shape[1:]), model.dtype)
+        height = model.shape[1] // self.symmetries  # of a patch, or tokens
+        gathered = np.empty((len(ids), height, *model.shape[2:]), model.dtype)
         sections, rows = self.section_of[ids], ids - self.first[self.section_of[ids]]
+        start = np.zeros(len(ids), np.int64)
+        if ways is not None and self.symmetries > 1:
+            start = np.argsort(ROTATIONS_FIRST)[ways] * height
         for position in np.argsort(ids, kind="stable").tolist():
-            gathered[position] = self.inputs[sections[position]][rows[position]]
+            whole = self.inputs[sections[position]][rows[position]]
+            gathered[position] = whole[start[position] : start[position] + height]
         matrix, dense = self.expression, np.zeros((len(ids), self.n_genes), np.float32)
         for position, row in enumerate(ids.tolist()):
             entries = slice(matrix.indptr[row], matrix.indptr[row + 1])
@@ -334,4 +353,4 @@ def epoch_batches(
     ways = rng.integers(8, size=len(shuffled))
     batches = np.array_split(np.arange(len(shuffled)), steps_in(len(shuffled), batch_size))
     parts = [np.array_split(batch, ranks)[rank] for batch in batches]
-    return read_ahead((*data.gather(shuffled[part]), ways[part]) for part in parts)
+    return read_ahead((*data.gather(shuffled[part], ways[part]), ways[part]) for part in parts)

@@ -142,7 +142,8 @@ def fit(
         if not trained:
             made_by = choose_engine(encoder, FeatureSpec.of(config, encoder), store).made_by
         prefix = None
-        if config.train.augment and not config.features.scales_um:  # pooled scales have no grid of tokens
+        turned = config.model.trained_blocks is not None  # before they were encoded
+        if config.train.augment and not config.features.scales_um and not turned:  # pooled scales have no grid
             prefix = 0 if trained else encoder.config.class_tokens
         shared: dict[str, Any] = {
             "config": config,
@@ -223,6 +224,7 @@ def new_encoder(config: Config) -> ImageEncoder:
         depth=model.encoder_depth,
         heads=model.encoder_heads,
         seed=config.train.seed,
+        patch_px=config.patch.size_px,
     )
 
 

@@ -1,9 +1,10 @@
 """The module that is trained: the network, its encoder where that is trained too, and the augmentation of its inputs.
 
 Augmentation draws one of the eight symmetries of a square (D4) for each sample: tissue has no upright. For an encoder
-that is trained, patches are turned and mirrored. For a frozen encoder, whose tokens are computed once, the GRID of
-tokens is, which is not the same thing: each token was computed from an upright patch. In the network a token's position
-carries no embedding and the image embedding is the mean of the tokens, so this changes only which tokens a mask hides.
+that is trained, patches are turned and mirrored; where its last blocks are, before what is below them encodes them. For
+a frozen encoder, whose tokens are computed once, the GRID of tokens is, which is not the same thing: each token was
+computed from an upright patch. In the network a token's position carries no embedding and the image embedding is the
+mean of the tokens, so this changes only which tokens a mask hides.
 """
 
 from __future__ import annotations
@@ -56,7 +57,11 @@ class BatchShare:
 
 
 class TrainingModule(nn.Module):
-    """Computes the losses of a batch of pairs. Inputs are patches when the encoder is trained too, otherwise tokens."""
+    """Computes the losses of a batch of pairs.
+
+    Inputs are patches where the encoder is trained too, tokens of what is below where its last blocks are, and its own
+    tokens otherwise.
+    """
 
     def __init__(self, network: CMRCNet, encoder: ImageEncoder | None) -> None:
         super().__init__()
@@ -80,7 +85,12 @@ class TrainingModule(nn.Module):
             The reconstruction loss is 0 for a config without one.
         image, gene : torch.Tensor, shape (batch, embedding_dim)
         """
-        tokens = inputs if self.encoder is None else self.encoder(self.encoder.prepare(inputs))
+        if self.encoder is None:
+            tokens = inputs
+        elif (trained_blocks := self.network.config.trained_blocks) is not None:
+            tokens = self.encoder.finish(inputs, trained_blocks)
+        else:
+            tokens = self.encoder(self.encoder.prepare(inputs))
         keep = None
         if share is not None and self.network.fusion is not None:
             keep = self.network.draw_masks(share.pairs, tokens.shape[1], masks, tokens.device)[share.rows]
@@ -117,15 +127,21 @@ def new_training_module(config: Config, data: TrainingData, ids: np.ndarray, enc
     trained = config.model.train_encoder
     encoder.requires_grad_(trained)
     if trained:
-        _leave_out_unreached(encoder)
+        _leave_out_unreached(encoder, config)
     return TrainingModule(network, encoder if trained else None)
 
 
-def _leave_out_unreached(encoder: ImageEncoder) -> None:
+def _leave_out_unreached(encoder: ImageEncoder, config: Config) -> None:
     """Train only what tokens depend on: for the gradients of blocks behind the last wanted one, DDP would wait."""
-    side, before = encoder.config.patch_px, encoder.training
+    side, before, trained_blocks = encoder.config.patch_px, encoder.training, config.model.trained_blocks
     weights = list(encoder.parameters())
-    tokens = encoder.eval()(torch.zeros(1, 3, side, side, device=encoder.mean.device))
+    blank = torch.zeros(1, 3, side, side, device=encoder.mean.device)
+    if trained_blocks is None:
+        tokens = encoder.eval()(blank)
+    else:
+        with torch.no_grad():
+            inputs = encoder.below(trained_blocks, side).eval()(blank)
+        tokens = encoder.eval().finish(inputs, trained_blocks)
     for weight, gradient in zip(weights, torch.autograd.grad(tokens.sum(), weights, allow_unused=True), strict=True):
         weight.requires_grad_(gradient is not None)
     encoder.train(before)

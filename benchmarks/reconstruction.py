@@ -1,0 +1,148 @@
+"""Does reconstruction pay when the encoder is trained? Variants of the loss against contrastive training alone.
+
+    python benchmarks/reconstruction.py als/cohort.csv:patient:12 her2st/cohort.csv:section:6 \
+        --weights vits14.safetensors --out reconstruction.json
+
+The last blocks of an encoder are trained (`model.trained_blocks`) on patches of 84 px, everything else alike: batches,
+steps, first weights, the held-in patient or section that chooses the epoch. Each cohort is held out by what stands
+behind its file, and trained for so many epochs. Runs go seed by seed, and within a seed fold by fold, so that what is
+finished is always paired; each is written to `--out` when it ends, and an interrupted call continues behind the last.
+Differences are paired by fold and seed, averaged over seeds, and have Student's t intervals over the held-out patients
+or sections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import cmrcnet
+from cmrcnet.config import Config
+from cmrcnet.evaluation.protocol.fold_runner import remembered
+from cmrcnet.evaluation.protocol.folds import folds
+from cmrcnet.genes.mean_interval import mean_interval
+from cmrcnet.storage.atomic import atomic_file
+
+BASE = "contrastive only"
+VARIANTS: dict[str, dict[str, Any]] = {
+    BASE: {"reconstruct": "none"},
+    "image embedding (paper)": {"reconstruct": "image"},
+    "tokens, shared layer": {"reconstruct": "tokens"},
+    "expression from image": {"reconstruct": "expression"},
+}
+MASKS = {
+    f"image, {kind}, {rate:g} hidden": {"reconstruct": "image", "reconstruction_loss": kind, "mask_rate": rate}
+    for kind in ("mse", "cosine")
+    for rate in (0.0, 0.3, 0.5, 0.7)
+    if (kind, rate) != ("mse", 0.5)  # the paper's, above
+}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "vits14": {"model.encoder": "timm:vit_small_patch14_dinov2"},
+    "lite0": {"model.encoder": "efficientnet-lite0"},
+}
+SETTINGS = {
+    "patch.size_px": 84,
+    "patch.mpp": 4 / 3,  # 112 um, a spot and a little around it; 36 tokens of ViT-S/14
+    "panel.kind": "variance",
+    "panel.n_hvg": 1000,
+    "model.similarity": "cosine",
+    "model.temperature": 0.1,
+    "model.targets": "identity",
+    "train.precision": "bf16",
+    "train.select_by": "pearson",
+}
+
+
+def config_of(encoder: str, variant: dict[str, Any], args: argparse.Namespace, epochs: int, seed: int) -> Config:
+    """The preset `paper`, its similarity as in the default, with the last blocks of a small encoder trained."""
+    chosen = {
+        "model.weights": str(args.weights) if encoder == "vits14" else "pretrained",
+        "model.trained_blocks": args.blocks,
+        "train.epochs": epochs,
+        "train.validate_every": max(1, epochs // 6),
+        "train.batch_size": args.batch,
+        "train.learning_rate": args.rate,
+        "train.seed": seed,
+    }
+    of_loss = {f"model.{name}": value for name, value in variant.items()}
+    return Config.load("paper").override(SETTINGS | ENCODERS[encoder] | chosen | of_loss)
+
+
+def summarise(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean of each variant, and its paired difference from contrastive training alone, by encoder, cohort, gene set."""
+    table = pd.DataFrame(scores)
+    rows = []
+    for (encoder, cohort, gene_set), part in table.groupby(["encoder", "cohort", "gene_set"], sort=False):
+        unit = "patient" if part["held_out"].iloc[0] == "patient" else "section"
+        values = part.pivot_table("value", ["fold", "seed", unit, "section"], "variant", sort=False)
+        for variant in values.columns:
+            pairs = values[[BASE, variant]].dropna() if variant != BASE else values[[BASE]].dropna()
+            difference = pairs[variant] - pairs[BASE]
+            units = difference.groupby(unit).mean()
+            mean, low, high = mean_interval(units.to_numpy())
+            by_seed = difference.groupby([unit, "seed"]).mean()
+            row = {"encoder": encoder, "cohort": cohort, "gene_set": gene_set, "variant": variant}
+            row["mean"] = float(pairs[variant].groupby(unit).mean().mean())
+            row["base"] = float(pairs[BASE].groupby(unit).mean().mean())
+            row |= {"difference": float(mean), "low": float(low), "high": float(high), "over": unit, "n": len(units)}
+            row |= {"pairs": len(by_seed), "better": int((by_seed > 0).sum())}
+            rows.append({key: None if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cohorts", nargs="+", help="COHORT.csv:patient:EPOCHS or COHORT.csv:section:EPOCHS")
+    parser.add_argument("--weights", type=Path, required=True, help="DINOv2 ViT-S/14, safetensors")
+    parser.add_argument("--encoder", choices=ENCODERS, default="vits14")
+    parser.add_argument("--what", choices=("main", "masks"), default="main")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folds", nargs="+", help="only these folds")
+    parser.add_argument("--blocks", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    how = {name: getattr(args, name) for name in ("blocks", "batch", "rate")}
+    kept: dict[str, Any] = {"scores": [], "runs": []}
+    if args.out.exists():
+        kept = json.loads(args.out.read_text())
+    done = {(each["encoder"], each["cohort"], each["fold"], each["seed"], each["variant"]) for each in kept["runs"]}
+    variants = VARIANTS if args.what == "main" else {BASE: VARIANTS[BASE]} | MASKS
+    cohorts = []
+    for each in args.cohorts:
+        path, held_out, epochs = each.rsplit(":", 2)
+        cohort = remembered(cmrcnet.read_cohort(path))
+        names = [fold.name for fold in folds(cohort, held_out) if not args.folds or fold.name in args.folds]
+        cohorts.append((Path(path).parent.name, cohort, held_out, int(epochs), names))
+    for seed in args.seeds:
+        for name, cohort, held_out, epochs, names in cohorts:
+            for fold in names:
+                for variant, settings in variants.items():
+                    run_of = {"encoder": args.encoder, "cohort": name, "fold": fold, "seed": seed, "variant": variant}
+                    if tuple(run_of.values()) in done:
+                        continue
+                    start = time.monotonic()
+                    config = config_of(args.encoder, settings, args, epochs, seed)
+                    run = cmrcnet.evaluate(cohort, config, methods=["cmrcnet"], group_by=held_out, only=[fold])
+                    scores = run.scores[(run.scores.metric == "pearson") & run.scores.gene_set.isin(["HVG", "HEG"])]
+                    for row in scores.itertuples():
+                        where = {"held_out": held_out, "section": row.section, "patient": row.patient}
+                        kept["scores"].append(run_of | where | {"gene_set": row.gene_set, "value": row.value})
+                    seconds = round(time.monotonic() - start, 1)
+                    kept["runs"].append(run_of | how | {"epochs": epochs, "seconds": seconds})
+                    kept["summary"] = summarise(kept["scores"])
+                    with atomic_file(args.out) as tmp:
+                        tmp.write_text(json.dumps(kept, indent=1) + "\n")
+                    hvg = scores[scores.gene_set == "HVG"]["value"].mean()
+                    print(f"{kept['runs'][-1]} HVG {hvg:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
