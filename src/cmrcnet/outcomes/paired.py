@@ -8,6 +8,7 @@ every fold.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,8 @@ from cmrcnet.evaluation.protocol.folds import refuse_seen
 from cmrcnet.outcomes.cohort import EXPRESSION, Block, Columns, OutcomeCohort
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache
+
+log = logging.getLogger("cmrcnet")
 
 PARTS = 3
 """Parts of a fold's training patients, each predicted by a model of the others."""
@@ -83,6 +86,7 @@ class PairedExpression:
         outside = set(self.patients) - known
         training = self.sections.only(s for s in self.sections.sections if self.sections.patient_of(s) not in outside)
         if self.shuffled:
+            log.info("shuffled, without %d patients: this training is expected to stay at chance", len(outside))
             training = permuted(training, self.config.train.seed)
         model = fit(training, self.config, cache=self.cache, calibrate=False)
         bank = build_bank(model, training, cache=self.cache)

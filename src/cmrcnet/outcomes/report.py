@@ -142,7 +142,7 @@ def report_html(run: OutcomeRun, *, maps: str = "") -> str:
             "survival" if survival else "classification",
             f"{len(set(run.cohort.patients))} patients",
             kind,
-            f"{options.folds} folds by patient, drawn {options.repeats} times",
+            f"{options.folds} folds by patient, drawn {options.repeats} time{'s' if options.repeats > 1 else ''}",
         ],
         "warnings": warnings_of(run),
         "sections": [
