@@ -115,9 +115,11 @@ def test_halving_an_odd_number_of_pixels_still_halves(tmp_path, write):
             assert wrong.mean() < 4 and wrong.mean() < next_pixel.mean() / 3
 
 
-def test_openslide_itself_reads_the_same(tmp_path):
+@pytest.mark.parametrize("strip_rows", [17, 1024])
+def test_openslide_itself_reads_the_same(tmp_path, monkeypatch, strip_rows):
     import openslide
 
+    monkeypatch.setattr("cmrcnet.slides.backends.STRIP_ROWS", strip_rows)
     path = write_aperio(tmp_path / "a.svs", PIXELS)
     theirs = openslide.OpenSlide(str(path))
     assert theirs.properties["openslide.vendor"] == "aperio"

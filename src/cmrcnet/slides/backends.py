@@ -25,6 +25,8 @@ from cmrcnet.slides.slide_files import files_of_slide
 
 FULL = (1 << 16) - 1
 """Largest value of 16 bits."""
+STRIP_ROWS = 1024
+"""Rows of pixels that are asked of OpenSlide at once."""
 _HEAD_BYTES = 1 << 16
 _SIZES = b"\xff\x4f\xff\x51"  # of a JPEG 2000 codestream; the depth of its first channel is 42 bytes on
 
@@ -52,13 +54,19 @@ class OpenSlidePixels:
         if self._slide is None:
             self._slide = self._open()
         step = self._slide.level_downsamples[level]
-        try:
-            tile = self._slide.read_region((round(left * step), round(top * step)), level, (width, height))
-        except openslide.OpenSlideError as error:
-            self.close()  # OpenSlide refuses every later read once one has failed
-            raise BadInput(self.path, "a slide", f"its pixels cannot be decoded ({error})") from error
-        pixels = np.asarray(tile)
-        return over_white(pixels[..., :3], pixels[..., 3])
+        # strips bound the memory of its 4 bytes a pixel; where the step is no whole number they would move the pixels
+        rows = STRIP_ROWS if float(step).is_integer() else height
+        found = np.empty((height, width, 3), np.uint8)
+        for start in range(0, height, rows):
+            size = width, min(rows, height - start)
+            try:
+                strip = self._slide.read_region((round(left * step), round((top + start) * step)), level, size)
+            except openslide.OpenSlideError as error:
+                self.close()  # OpenSlide refuses every later read once one has failed
+                raise BadInput(self.path, "a slide", f"its pixels cannot be decoded ({error})") from error
+            pixels = np.asarray(strip)
+            found[start : start + rows] = over_white(pixels[..., :3], pixels[..., 3])
+        return found
 
     def close(self) -> None:
         """See `PixelSource.close`."""
