@@ -34,7 +34,7 @@ from cmrcnet.evaluation.methods.retrieval_baselines import TowerMethod, Towers
 from cmrcnet.evaluation.metrics.intervals import intervals, paired_differences
 from cmrcnet.evaluation.protocol.evaluate import EvaluationRun
 from cmrcnet.genes.markers import MarkerList, markers, organ_of_cohort
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import normalize
 from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.slides.section import Cohort, Section
 

@@ -30,7 +30,7 @@ from cmrcnet.datasets.synthetic import synthetic_cohort, synthetic_section, synt
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.methods.trained_cmrcnet import permuted
 from cmrcnet.export.stored_prediction import StoredPrediction
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import normalize
 from cmrcnet.inference.predict import predict_to_file
 from cmrcnet.inference.predictor import PredictOptions, make_predictor
 from cmrcnet.models.trained_model import TrainedModel

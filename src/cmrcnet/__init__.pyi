@@ -14,7 +14,7 @@ from .features.extract import extract as extract
 from .features.spec import FeatureSpec as FeatureSpec
 from .genes.gene_sets import GenePanel as GenePanel
 from .genes.gene_sets import choose_panel as choose_panel
-from .genes.normalise import normalize as normalize
+from .genes.scaling import normalize as normalize
 from .genes.table import check_prediction_table as check_prediction_table
 from .genes.table import prediction_table as prediction_table
 from .inference.predict import predict as predict

@@ -237,7 +237,7 @@ class TargetConfig:
     gene_rank: int = 10
     """Components that the gene encoder sees, when there are `ranks`."""
     depth_weights: bool = False
-    """Weight spots by their sequencing depth (`genes.normalise`) where the heads are fitted."""
+    """Weight spots by their sequencing depth (`genes.scaling`) where the heads are fitted."""
 
     def __post_init__(self) -> None:
         _check(self, "ranks", all(rank >= 1 for rank in self.ranks), "numbers of components, 1 or more")

@@ -13,7 +13,7 @@ from PIL import Image
 from cmrcnet.analysis.attribution import attribution, matched_tissue
 from cmrcnet.analysis.attribution_sheet import attribution_sheet
 from cmrcnet.errors import Damaged, UnknownName
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import normalize
 from cmrcnet.inference.predict import predict
 from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.slides.patches import crop_patches

@@ -18,7 +18,7 @@ from cmrcnet.datasets.synthetic import (
 from cmrcnet.datasets.synthetic_anatomy import GROUP_SHARES, TRAITS, Anatomy, TissuePlan, in_discs, synthetic_genes
 from cmrcnet.datasets.synthetic_image import staining_of
 from cmrcnet.errors import BadOption
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import normalize
 from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.slides.section import Section
 from cmrcnet.testing import assert_section, assert_slide

@@ -12,7 +12,7 @@ import torch
 
 from cmrcnet.errors import BadOption, NoSpace, ScaleError
 from cmrcnet.features import extract as extract_module
-from cmrcnet.features import patch_run, resumable
+from cmrcnet.features import resumable
 from cmrcnet.features.extract import (
     PERTURBED,
     STATISTICS,
@@ -60,7 +60,7 @@ def no_cropping(monkeypatch):
         def refuse(*_arguments, **_options):
             raise AssertionError("patches were cut again")
 
-        monkeypatch.setattr(patch_run, "crop_patches", refuse)
+        monkeypatch.setattr("cmrcnet.features.extract.crop_patches", refuse)
 
     return stop
 
@@ -233,7 +233,7 @@ def test_memory_stays_bounded(encoder, slide, cache, monkeypatch):
             yield block
             del block
 
-    monkeypatch.setattr(patch_run, "crop_patches", counted)
+    monkeypatch.setattr("cmrcnet.features.extract.crop_patches", counted)
     centres = np.random.default_rng(3).uniform(0, 100, (160, 2))
     plain(encoder, slide, centres, cache=cache)
     assert len(most) == 20

@@ -84,7 +84,7 @@ def test_the_eight_ways_are_all_different_and_a_turned_patch_has_the_same_featur
 def test_a_second_time_nothing_is_encoded(encoder, slide, tmp_path, monkeypatch):
     cache = TokenCache(tmp_path)
     first = one_scale(encoder, slide, CENTRES, 2, cache=cache)
-    monkeypatch.setattr("cmrcnet.features.patch_run.crop_patches", None)
+    monkeypatch.setattr("cmrcnet.features.extract.crop_patches", None)
     np.testing.assert_array_equal(one_scale(encoder, slide, CENTRES, 2, cache=cache), first)
 
 

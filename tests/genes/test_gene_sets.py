@@ -7,7 +7,7 @@ import pytest
 
 from cmrcnet.errors import BadOption, SectionError
 from cmrcnet.genes.gene_sets import gene_sets, sets_of_truth
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import normalize
 from cmrcnet.genes.spatial_stats import morans_i, spot_graph
 from cmrcnet.slides.section import Cohort, Section, Spots
 from tests.genes.sections import section_of

@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
 from cmrcnet.errors import BadOption, SectionError
-from cmrcnet.genes.normalise import normalize
-from cmrcnet.slides.spot_tables import check_counts
+from cmrcnet.genes.scaling import normalize
+from cmrcnet.slides.table_kinds import check_counts
 
 COUNTS = np.array([[3, 0, 1], [0, 0, 0], [5, 5, 10]])
 

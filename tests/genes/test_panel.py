@@ -13,8 +13,7 @@ import pytest
 from cmrcnet.config import PanelConfig
 from cmrcnet.errors import BadOption, SectionError, TooFew
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, most_variable
-from cmrcnet.genes.normalise import normalize
-from cmrcnet.genes.scaling import Scaling
+from cmrcnet.genes.scaling import Scaling, normalize
 from cmrcnet.slides.section import Cohort, CohortEntry
 from tests.genes.sections import section_of
 

@@ -13,8 +13,7 @@ from cmrcnet.config import PanelConfig
 from cmrcnet.datasets.synthetic_tables import plant_table
 from cmrcnet.errors import BadOption, SectionError
 from cmrcnet.genes.gene_sets import choose_panel, gene_sets
-from cmrcnet.genes.normalise import normalize
-from cmrcnet.genes.scaling import COUNTS, Scaling, centred_log_ratio, fit_scaling
+from cmrcnet.genes.scaling import COUNTS, Scaling, centred_log_ratio, fit_scaling, normalize
 
 
 @pytest.fixture(scope="module")

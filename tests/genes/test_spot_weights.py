@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from cmrcnet.genes.normalise import spot_weights
+from cmrcnet.genes.scaling import spot_weights
 
 
 def test_weights_are_the_formula():

@@ -8,7 +8,6 @@ import pytest
 
 from cmrcnet.cli.app import main
 from cmrcnet.errors import Damaged, MissingInput, OutputExists
-from cmrcnet.models.licences import encoder_licence, in_words
 from cmrcnet.models.trained_model import TrainedModel
 from tests.models.builders import small_model
 
@@ -95,5 +94,5 @@ def test_a_file_that_is_no_zip_is_refused(tmp_path, content):
 
 
 def test_licences_are_told_in_words(model):
-    assert in_words(["", "CC BY 4.0", "CC BY 4.0"]) == "CC BY 4.0 (2 sections), not stated (1 section)"
-    assert encoder_licence(model.encoder).endswith("random weights")
+    assert join_licences(["", "CC BY 4.0", "CC BY 4.0"]) == "CC BY 4.0 (2 sections), not stated (1 section)"
+    assert model.encoder.licence.endswith("random weights")

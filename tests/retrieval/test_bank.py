@@ -24,7 +24,7 @@ from cmrcnet.errors import (
     ShapeMismatch,
     TooFew,
 )
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import normalize
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.retrieval.store import _crcs_of_genes
 from cmrcnet.search.stacked_arrays import csc_of

@@ -13,7 +13,7 @@ import pytest
 from cmrcnet import Section, read_section, synthetic_cohort
 from cmrcnet.errors import BadInput, BadOption, MissingExtra, ScaleError, SectionError, UnknownName
 from cmrcnet.slides.slide import ArraySlide
-from cmrcnet.slides.spot_tables import check_counts
+from cmrcnet.slides.table_kinds import check_counts
 from cmrcnet.testing import assert_section
 
 

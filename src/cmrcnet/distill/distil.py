@@ -17,9 +17,9 @@ from cmrcnet.errors import BadOption, Leakage
 from cmrcnet.evaluation.protocol.folds import refuse_seen
 from cmrcnet.features.spec import state_method
 from cmrcnet.inference.location_features import LocationEncoder
+from cmrcnet.models.artefact import join_licences
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
-from cmrcnet.models.licences import encoder_licence, in_words
 from cmrcnet.models.student import Lineage, Student
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.retrieval.bank import ReferenceBank
@@ -184,8 +184,8 @@ def distil(
     facts["features_made_by"] = location_encoder.spec.made_by
     facts["licences"] = {
         **{f"{what} (teacher)": terms for what, terms in model.provenance.facts.get("licences", {}).items()},
-        "slides of the bank (teacher)": in_words(entry.licence for entry in bank.entries),
-        "encoder": encoder_licence(encoder),
+        "slides of the bank (teacher)": join_licences(entry.licence for entry in bank.entries),
+        "encoder": encoder.licence,
     }
     lineage = Lineage(
         model.fingerprint, bank.fingerprint, bank.sections, bank.patients, sections, patients, seen_slides, facts

@@ -133,7 +133,7 @@ class _Windows(NamedTuple):
 
 
 class DenseRun:
-    """An encoder, for one slide and one spec whose engine is chosen; the dense counterpart of `patch_run.PatchRun`."""
+    """An encoder, for one slide and one spec whose engine is chosen; the dense counterpart of `extract.PatchRun`."""
 
     def __init__(self, encoder: ImageEncoder, slide: Slide, spec: FeatureSpec) -> None:
         strides = map_strides(encoder)

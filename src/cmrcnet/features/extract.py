@@ -14,31 +14,30 @@ locations (256, or those of a tile), so that a killed run continues behind its l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from cmrcnet.features import dense, resumable
-from cmrcnet.features.device import (
-    choose_device,
-    map_ahead,
-    reading_threads,
-)
-from cmrcnet.features.engine import choose_engine
-from cmrcnet.features.patch_run import PatchRun, ReadRun
+from cmrcnet.features.device import choose_batch, choose_device, map_ahead, reading_threads
+from cmrcnet.features.engine import LARGEST, Engine, choose_engine, open_engine
 from cmrcnet.features.spec import PERTURBED, READ, STATISTICS, FeatureChunk, FeatureSpec
 from cmrcnet.features.tokens import SectionTokens
-from cmrcnet.progress import metered
-from cmrcnet.readers.patch_files import features_of
-from cmrcnet.slides.patches import CROP_FORMAT, crop_patches
-from cmrcnet.slides.slide import PatchScale, Slide, known_scale
+from cmrcnet.progress import Meter, metered
+from cmrcnet.readers.patch_files import matching_patches
+from cmrcnet.slides.patches import CROP_FORMAT, crop_patches, crop_scales, share_regions
+from cmrcnet.slides.slide import PatchScale, Slide, given_features, known_scale
 from cmrcnet.storage.hashing import fingerprint
 from cmrcnet.uncertainty.ood import (
     PERTURBATIONS,
     PERTURBED_LOCATIONS,
+    PERTURBED_SCALES,
     STATISTIC_NAMES,
     STATISTICS_SCALE,
     evenly,
+    patch_statistics,
+    perturbed_statistics,
 )
 
 if TYPE_CHECKING:
@@ -199,12 +198,7 @@ def extract_chunks(
     known_scale(slide)
     spec = choose_engine(encoder, spec, cache)
     layers = tuple(range(len(spec.scales))) if layers is None else layers
-    if spec.engine == READ:
-        run = ReadRun(encoder, slide, spec, batch)
-    elif spec.method == "dense":
-        run = dense.DenseRun(encoder, slide, spec)
-    else:
-        run = PatchRun(encoder, slide, spec, batch)
+    run = dense.DenseRun(encoder, slide, spec) if spec.method == "dense" else PatchRun(encoder, slide, spec, batch)
     picked = evenly(len(centres), PERTURBED_LOCATIONS)
     made_by = "" if cache is None else _made_by(encoder, spec, slide)
     counts = None
@@ -261,6 +255,90 @@ def extract_chunks(
                 if cache is not None:
                     values = cache.put("tokens", name, values.shape, values.dtype.type, [values])
                 yield FeatureChunk(job.picked if layer == PERTURBED else job.rows, layer, values)
+
+
+class PatchRun:
+    """How the features of one slide's locations are made from patches, or read where they were made before.
+
+    Its dense counterpart is `dense.DenseRun`; `extract_chunks` chooses.
+    """
+
+    def __init__(self, encoder: ImageEncoder, slide: Slide, spec: FeatureSpec, batch: int | Literal["auto"]) -> None:
+        self.encoder, self.slide, self.spec, self.scales = encoder, slide, spec, spec.scales
+        self.device = choose_device(spec.device)
+        self.batch = choose_batch(batch, self.device)
+        self.given = None
+        if spec.engine == READ:
+            self.given = matching_patches(slide, encoder.config.external, encoder.dim, self.scales[0].side_um)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Opened when the first patches are encoded."""
+        return open_engine(self.encoder, self.spec)
+
+    def chunks(self, centre_px: np.ndarray, layers: tuple[int, ...]) -> Iterator[tuple[slice, tuple[int, ...]]]:
+        """Locations that are taken together, and their layers."""
+        yield from ((rows, layers) for rows in resumable.chunk_slices(len(centre_px)))
+
+    def grouped(self, missing: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
+        """Each scale by itself, and image statistics with a scale that is cut from the same regions."""
+        groups = [[each] for each in missing if each[0] >= 0]
+        statistics = [each for each in missing if each[0] < 0]
+        shares = [share_regions(self.slide, scale, STATISTICS_SCALE) for scale in self.scales]
+        sharing = [group for group in groups if self.given is None and shares[group[0][0]]]
+        if statistics and sharing:
+            max(sharing, key=lambda g: self.scales[g[0][0]].side_um).extend(statistics)
+        elif statistics:
+            groups.append(statistics)
+        return groups
+
+    def cut(
+        self, centres: np.ndarray, picked: np.ndarray, layers: list[int], counts: np.ndarray | None = None
+    ) -> list[list[np.ndarray]]:
+        """The patches of some layers, a list of scales each; those that are perturbed at the picked locations only.
+
+        The features of layer 0 in place of its patches, where they are given.
+        """
+        if self.given is not None and layers == [0]:
+            return [[self.given.features(self.given.rows_at(centres, self.slide.name))]]
+        scales = [
+            (STATISTICS_SCALE if layer == STATISTICS else self.scales[layer]) for layer in layers if layer != PERTURBED
+        ]
+        if len(layers) == 1 and scales:
+            return [[next(crop_patches(self.slide, centres, scales[0], batch=len(centres)))]]
+        if PERTURBED not in layers:
+            return [[patches] for patches in crop_scales(self.slide, centres, scales)]
+        more = [*scales, *PERTURBED_SCALES]
+        here = crop_scales(self.slide, centres[picked], more)
+        rest = np.setdiff1d(np.arange(len(centres)), picked)
+        found = []
+        for plain, there in zip(here, crop_scales(self.slide, centres[rest], scales) if scales else [], strict=False):
+            patches = np.empty((len(centres), *plain.shape[1:]), np.uint8)
+            patches[picked], patches[rest] = plain, there
+            found.append([patches])
+        return [*found, here[len(scales) :]]
+
+    def values(self, scales: list[np.ndarray], layer: int, meter: Meter) -> np.ndarray:
+        """Features or image statistics of patches (patches, px, px, 3) uint8 of one scale, or of several."""
+        patches = scales[0]
+        if layer == PERTURBED:
+            meter.advance(len(patches))
+            return perturbed_statistics(scales)
+        if layer == STATISTICS:
+            meter.advance(len(patches))
+            return patch_statistics(patches)
+        if self.given is not None:
+            meter.advance(len(patches))
+            return patches if self.spec.scales_um else np.clip(patches, -LARGEST, LARGEST).astype(np.float16)[:, None]
+        found = []
+        for start in range(0, len(patches), self.batch):
+            some = patches[start : start + self.batch]
+            if self.spec.scales_um:
+                found.append(self.engine.mean_token(some, self.spec.augmentations))
+            else:
+                found.append(self.engine.tokens(some))
+            meter.advance(len(some))
+        return np.concatenate(found)
 
 
 def chunk_numbers(slide: Slide, centre_px: np.ndarray, spec: FeatureSpec, layer: int) -> np.ndarray:
@@ -325,7 +403,7 @@ def _shape(encoder: ImageEncoder, spec: FeatureSpec, count: int, layer: int) -> 
 def _made_by(encoder: ImageEncoder, spec: FeatureSpec, slide: Slide) -> str:
     """Name of what turns pixels into features."""
     if spec.engine == READ:
-        return fingerprint("read", encoder.fingerprint(), features_of(slide))
+        return fingerprint("read", encoder.fingerprint(), given_features(slide))
     how = encoder.fingerprint(), spec.engine, spec.precision
     if spec.method == "dense":
         tiling = [dense.DENSE_FORMAT, dense.TILE_PX, dense.HALO_PX, dense.BLOCK_PX]

@@ -14,8 +14,7 @@ from scipy import sparse
 from cmrcnet.config import PanelConfig
 from cmrcnet.errors import BadOption, SectionError, TooFew
 from cmrcnet.genes.naming import are_disjoint, explain_no_shared_genes
-from cmrcnet.genes.normalise import library_sizes, log_scaled, normalize, scale_factors
-from cmrcnet.genes.scaling import COUNTS, Scaling, fit_scaling
+from cmrcnet.genes.scaling import COUNTS, Scaling, fit_scaling, library_sizes, log_scaled, normalize, scale_factors
 from cmrcnet.genes.spatial_stats import morans_i, spot_graph
 from cmrcnet.slides.section import Cohort, Section
 

@@ -22,9 +22,8 @@ from cmrcnet.features.extract import chunk_numbers, extract_chunks
 from cmrcnet.features.resumable import ResumableFeatures
 from cmrcnet.features.spec import STATISTICS, FeatureSpec
 from cmrcnet.features.tokens import SectionTokens
-from cmrcnet.readers.patch_files import features_of
 from cmrcnet.slides.section import Spots
-from cmrcnet.slides.slide import Slide, known_scale
+from cmrcnet.slides.slide import Slide, given_features, known_scale
 from cmrcnet.storage.hashing import fingerprint
 from cmrcnet.uncertainty.ood import STATISTIC_NAMES
 
@@ -131,7 +130,7 @@ class LocationFeatures:
             counts = np.concatenate([np.full(self._anchors, spec.sub_windows), counts])
         self._encoder, self._slide, self._centre_px, self._sub_windows = encoder, slide, centre_px, counts
         facts = asdict(spec) | {"device": ""}  # the device changes nothing but rounding
-        where = slide.fingerprint(), slide.mpp, centre_px, self._anchors, counts, features_of(slide)
+        where = slide.fingerprint(), slide.mpp, centre_px, self._anchors, counts, given_features(slide)
         self.name = fingerprint(encoder.name, facts, *where)
         """Fingerprint of everything that the features depend on: neither bank nor genes."""
         layers, width = encoder.kept_shape

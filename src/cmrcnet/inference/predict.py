@@ -26,7 +26,7 @@ from cmrcnet.inference.confidence import flag_out_of_distribution
 from cmrcnet.inference.location_features import LocationFeatures
 from cmrcnet.inference.predictor import PredictOptions, Predictor, make_predictor
 from cmrcnet.progress import metered
-from cmrcnet.readers.patch_files import features_of
+from cmrcnet.slides.slide import given_features
 from cmrcnet.slides.tissue import make_query_grid
 from cmrcnet.storage.atomic import (
     file_lock,
@@ -313,7 +313,7 @@ def _fill(
         spots=locations,
         slide=slide,
         neighbours=None,
-        provenance=predictor.provenance() | features_of(slide),
+        provenance=predictor.provenance() | given_features(slide),
         in_tissue=grid.tissue.contains(locations.centre_px),
     )
     predictor.annotate(frame, table.neighbour_rows())

@@ -27,7 +27,7 @@ from cmrcnet.genes.table import CONTENTS, STUDENT
 from cmrcnet.heads.head import PARTS, RETRIEVAL
 from cmrcnet.inference.confidence import confidence_of, write_gene_reliability
 from cmrcnet.inference.location_features import LocationEncoder, split_features
-from cmrcnet.models.licences import in_words
+from cmrcnet.models.artefact import join_licences
 from cmrcnet.models.student import Student
 from cmrcnet.models.trained_model import TrainedModel
 from cmrcnet.readers.patch_files import FeatureSlide
@@ -286,7 +286,7 @@ class BankPredictor(Predictor):
             "model_features_made_by": model.provenance.facts.get("features_made_by", "not known"),
             "licences": {
                 **model.provenance.facts.get("licences", {}),
-                "slides of the bank": in_words(entry.licence for entry in bank.entries),
+                "slides of the bank": join_licences(entry.licence for entry in bank.entries),
             },
             "content": self.options.content,
             "values": "float16" if self.options.half else "float32",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ HUB = "hf-hub:"
 """Prefix of a repository on the model hub."""
 PACKED = ".zip"
 """Ending of an artefact in one file."""
+LICENCE_COLUMN = "licence"
+"""Column of a cohort file: terms of a slide, carried into models, banks and predictions."""
 _DATE = (1980, 1, 1, 0, 0, 0)
 _HINT = "train it again or restore it from a copy"
 
@@ -278,3 +281,18 @@ def arrays_to_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 def tensors_to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Tensors as arrays that share their memory."""
     return {name: value.numpy() for name, value in tensors.items()}
+
+
+def join_licences(stated: Iterable[str]) -> str:
+    """Licences of sections and how many have each, those of most sections first.
+
+    Only what is stated is carried. Whether and how these terms bind a prediction is a question for a lawyer.
+
+    Examples
+    --------
+    >>> join_licences(["CC BY 4.0", "", "CC BY 4.0"])
+    'CC BY 4.0 (2 sections), not stated (1 section)'
+    """
+    counts = Counter(each.strip() or "not stated" for each in stated)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} ({count} section{'s' * (count > 1)})" for name, count in ordered)

@@ -175,6 +175,7 @@ def _external_config(name: str) -> PretrainedConfig:
         n_tokens=1,
         dim=int(width),
         note="computed elsewhere, and read from a file of each slide",
+        external=encoder,
     )
 
 

@@ -55,11 +55,8 @@ class PretrainedConfig:
     have no position on the tissue and are left out."""
     note: str = ""
     """Training data and caveats."""
-
-    @property
-    def external(self) -> str:
-        """Name of an encoder whose features are read from files (`EXTERNAL`); "" for a network."""
-        return self.source.removeprefix(EXTERNAL).rpartition(":")[0] if self.source.startswith(EXTERNAL) else ""
+    external: str = ""
+    """Name of an encoder whose features are read from files (`EXTERNAL`); "" for a network."""
 
     @property
     def repository(self) -> str | None:

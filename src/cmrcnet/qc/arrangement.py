@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.genes.normalise import library_sizes, normalize
+from cmrcnet.genes.scaling import library_sizes, normalize
 from cmrcnet.heads.ridge import ridge_solutions
 from cmrcnet.qc.section_summary import Finding, SpotMaps
 

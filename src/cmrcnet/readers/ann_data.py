@@ -32,15 +32,13 @@ from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.sparse_files import open_h5
 from cmrcnet.slides.slide import ArraySlide, Slide, open_slide
 from cmrcnet.slides.spot_tables import (
-    as_sparse,
-    count_fault,
     one_library,
     patient_of_table,
     scale_factors_of,
     spatial_centres,
     under_tissue,
 )
-from cmrcnet.slides.table_kinds import TableKind, table_kind
+from cmrcnet.slides.table_kinds import TableKind, as_sparse, count_fault, table_kind
 from cmrcnet.storage.refusals import fault_of_file
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from cmrcnet.readers.registry import SectionSource, input_problems, reader_of
 from cmrcnet.slides.patches import thumbnail
 from cmrcnet.slides.slide import PatchScale, known_scale, open_slide
 from cmrcnet.slides.slide_files import require_file
-from cmrcnet.slides.table_kinds import TableKind, feature_word
+from cmrcnet.slides.table_kinds import FEATURE_WORD, TableKind
 from cmrcnet.slides.tissue import find_tissue
 from cmrcnet.storage.atomic import atomic_file
 from cmrcnet.storage.names import file_name
@@ -235,7 +235,7 @@ def _inspect_cohort(path: Path, mpp: float | None, pixels: bool, pictures: Path 
         shared = set.intersection(*map(set, genes_of.values()))
         all_genes = {gene for genes in genes_of.values() for gene in genes}
         kinds = list(dict.fromkeys(section.table_kind for section in sections if section.section in genes_of))
-        word = feature_word(kinds[0])
+        word = FEATURE_WORD[kinds[0]]
         summary.append((f"{word}s", f"{len(all_genes)} in all, {len(shared)} named in every section"))
         if kinds != ["counts"]:
             summary.append(("table", ", ".join(kinds)))
@@ -337,7 +337,7 @@ def _inspect_slide(path: Path, mpp: float | None) -> Inspection:
 def _section_rows(section: SectionInspection) -> list[tuple[str, str]]:
     values = [
         ("spots on tissue", section.spots, "{}"),
-        (f"{feature_word(section.table_kind)}s", section.genes, "{}"),
+        (f"{FEATURE_WORD[section.table_kind]}s", section.genes, "{}"),
         ("table", None if section.table_kind == "counts" else section.table_kind, "{}"),
         ("median counts a spot", section.median_counts, "{:.0f}"),
         ("um per px", section.mpp, "{:.4g}"),
@@ -350,7 +350,7 @@ def _section_rows(section: SectionInspection) -> list[tuple[str, str]]:
 
 
 def _table_lines(sections: Sequence[SectionInspection]) -> list[str]:
-    words = {f"{feature_word(section.table_kind)}s" for section in sections}
+    words = {f"{FEATURE_WORD[section.table_kind]}s" for section in sections}
     header = (
         "section",
         "patient",

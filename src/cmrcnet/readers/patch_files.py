@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from cmrcnet.errors import BadInput, CmrcnetWarning, Incompatible
+from cmrcnet.errors import BadInput, CmrcnetWarning, Incompatible, MissingInput
 from cmrcnet.readers.sparse_files import open_h5
 from cmrcnet.slides.section import Spots
-from cmrcnet.slides.slide import Slide, known_scale
+from cmrcnet.slides.slide import Slide, known_scale, scales_differ
 from cmrcnet.slides.slide_files import file_fingerprint
 from cmrcnet.storage.hashing import fingerprint
 from cmrcnet.storage.refusals import fault_of_file
@@ -259,11 +259,47 @@ class FeatureSlide:
             close()
 
 
-def features_of(slide: Slide) -> dict[str, str]:
-    """What a prediction table states about features that came with a slide; nothing for other slides."""
+def matching_patches(slide: Slide, encoder: str, width: int, side_um: float) -> PatchFile:
+    """The patches that come with a slide, once their features are what a model needs.
+
+    Parameters
+    ----------
+    slide : Slide
+    encoder : str
+        Name of the encoder.
+    width : int
+        Numbers of a feature vector.
+    side_um : float
+        Side of a patch in micrometres.
+
+    Raises
+    ------
+    MissingInput
+        The slide comes without features.
+    Incompatible
+        They are of another encoder, width or patch.
+    ScaleError
+    """
     if not isinstance(slide, FeatureSlide):
-        return {}
-    return {"features_of": slide.patches.encoder, "features_fingerprint": slide.patches.fingerprint()}
+        raise MissingInput.from_sentence(
+            f"{slide.name} comes without features, and this model reads those of {encoder} ({width} numbers a patch); "
+            "give their file: --features FILE, or the column features of the cohort file."
+        )
+    patches = slide.patches
+    if not patches.width:
+        raise Incompatible(patches.path, "it holds coords and no features", f"encode its patches with {encoder}")
+    if not patches.encoder:
+        hint = f'if it is {encoder}, add: file["{patches.dataset}"].attrs["encoder"] = "{encoder}"'
+        raise Incompatible(patches.path, "it does not state the encoder of its features", hint)
+    if (patches.encoder, patches.width) != (encoder, width):
+        found = f"{patches.width} numbers of {patches.encoder}"
+        why = f"its features are {found}, and the model needs {width} of {encoder}"
+        raise Incompatible(patches.path, why, f"encode its patches with {encoder}")
+    here = patches.side_px * known_scale(slide)
+    if scales_differ(here, side_um):
+        why = f"its patches show {here:.4g} um a side on {slide.name}, and the model needs {side_um:.4g} um"
+        raise Incompatible(patches.path, why, "encode patches of that side, or correct the slide's mpp")
+    return patches
 
 
 def _side(stated: Mapping[str, Any], path: Path) -> float:

@@ -24,7 +24,7 @@ from cmrcnet.readers.raw_section import RawSection
 from cmrcnet.readers.registry import SectionSource, register_reader
 from cmrcnet.readers.square_bins import SquareBins, bin_names
 from cmrcnet.slides.slide import open_slide
-from cmrcnet.slides.spot_tables import LARGEST_COUNT
+from cmrcnet.slides.table_kinds import LARGEST_COUNT
 
 WHAT = "a table of molecules (GEM)"
 DNB_UM = 0.5

@@ -21,7 +21,7 @@ from scipy import sparse
 from cmrcnet.errors import BadOption, Damaged, Incompatible, InUse, MissingInput, ShapeMismatch, TooFew
 from cmrcnet.genes.scaling import COUNTS, Scaling
 from cmrcnet.heads.gene_decoder import GeneDecoder, SectionStatistics, fit_gene_decoder
-from cmrcnet.models.licences import COLUMN
+from cmrcnet.models.artefact import LICENCE_COLUMN
 from cmrcnet.progress import metered
 from cmrcnet.retrieval.bank_index import open_index, write_index
 from cmrcnet.retrieval.store import SECTIONS, BankSection, Manifest, bank_fingerprint, temporary_store
@@ -421,7 +421,7 @@ def embed_section(model: TrainedModel, section: Section, source: str = "") -> Ba
         scores=scores,
         statistics=statistics,
         source=source,
-        licence=section.metadata.get(COLUMN, ""),
+        licence=section.metadata.get(LICENCE_COLUMN, ""),
     )
 
 

@@ -18,7 +18,7 @@ from scipy import sparse
 from cmrcnet.errors import BadOption, SectionError, ShapeMismatch, UnknownName
 from cmrcnet.slides.slide import ArraySlide, Slide, known_scale, open_slide
 from cmrcnet.slides.spot_tables import SpotTable, image_and_spots, spots_of_anndata
-from cmrcnet.slides.table_kinds import TableKind, check_values, feature_word, table_kind
+from cmrcnet.slides.table_kinds import FEATURE_WORD, TableKind, check_values, table_kind
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -315,7 +315,7 @@ class Section:
             raise BadOption("spot_diameter_um", None, want=want)
         if twice := repeated(table.genes):
             raise SectionError(
-                f"{name} repeats the {feature_word(kind)}(s) {', '.join(twice[:5])}; each column needs its own name."
+                f"{name} repeats the {FEATURE_WORD[kind]}(s) {', '.join(twice[:5])}; each column needs its own name."
             )
         check_values(table.counts, table_kind(kind), name, barcodes=table.barcodes, features=table.genes)
         if not table.counts.count_nonzero():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -118,6 +118,12 @@ class Slide(Protocol):
     def fingerprint(self) -> str:
         """Hash of the slide's content, the same in every run."""
         ...
+
+
+def given_features(slide: Slide) -> dict[str, str]:
+    """What a prediction table states about features that came with a slide (`FeatureSlide`); nothing for others."""
+    patches: Any = getattr(slide, "patches", None)
+    return {} if patches is None else {"features_of": patches.encoder, "features_fingerprint": patches.fingerprint()}
 
 
 def known_scale(slide: Slide) -> float:

@@ -1,24 +1,20 @@
-"""Tables of spots in memory: what AnnData and SpatialData objects hold of a section, and whether counts are raw."""
+"""Tables of spots in memory: what AnnData and SpatialData objects hold of a section."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
-from cmrcnet.errors import BadInput, BadOption, MissingExtra, SectionError, UnknownName
+from cmrcnet.errors import BadInput, BadOption, MissingExtra, UnknownName
+from cmrcnet.slides.table_kinds import as_sparse
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-LARGEST_COUNT = 2**24
-"""Counts are kept as float32, which holds every whole number below this one."""
-FLOAT16_EXACT = 2048
-"""Largest whole number up to which float16 holds every one."""
 LIBRARY_COLUMNS = ("library_id", "library", "sample_id", "sample", "section_id", "section", "slide_id", "batch")
 """Columns of ``obs`` that tell several sections in one table apart."""
 
@@ -298,87 +294,3 @@ def patient_of_table(table: AnnData, rows: np.ndarray | None = None) -> str | No
             if stated.nunique() == 1:
                 return str(stated.dropna().iloc[0])
     return None
-
-
-def check_counts(
-    counts: sparse.spmatrix | np.ndarray,
-    section_name: str,
-    *,
-    barcodes: Sequence[str] | None = None,
-    genes: Sequence[str] | None = None,
-) -> None:
-    """Refuse values that are not raw counts: NaN, infinite, negative, fractional, or `LARGEST_COUNT` and more.
-
-    Parameters
-    ----------
-    counts : sparse matrix or array, shape (spots, genes)
-    section_name : str
-        For the message.
-    barcodes, genes : sequence of str, optional
-        Names of rows and columns, so that the message can name the first wrong value.
-
-    Raises
-    ------
-    SectionError
-    """
-    fault = count_fault(counts, barcodes, genes)
-    if fault is not None:
-        raise SectionError.not_counts(section_name, fault)
-
-
-def as_sparse(counts: Any) -> Any:
-    """A matrix of any stored type by rows; float16, which SciPy does not know, becomes float32."""
-    return sparse.csr_matrix(counts.astype(np.float32) if counts.dtype == np.float16 else counts)
-
-
-def count_fault(counts: Any, barcodes: Sequence[str] | None = None, genes: Sequence[str] | None = None) -> str | None:
-    """Why a matrix (spots, genes) holds no raw counts, or None; see `check_counts`."""
-    if counts.dtype.kind not in "biuf":
-        return f"its values are of type {counts.dtype}, no numbers"
-    matrix = as_sparse(counts)
-    values = matrix.data
-    if counts.dtype == np.float16 and values.max(initial=0) > FLOAT16_EXACT:
-        return (
-            f"they are stored as float16, which rounds counts above {FLOAT16_EXACT:,}, up to {values.max():,.0f} here"
-        )
-    if values.dtype.kind == "b" or values.dtype in (np.uint8, np.uint16):
-        return None
-    with np.errstate(invalid="ignore"):
-        bad = np.flatnonzero(~((values >= 0) & (values < LARGEST_COUNT) & (values == np.floor(values))))
-    if len(bad) == 0:
-        return None
-    value, place = first_of(matrix, bad, barcodes, genes, "gene")
-    if np.isfinite(value):
-        fault = "negative" if value < 0 else "fractional" if value != np.floor(value) else "too large (did they wrap?)"
-    else:
-        fault = "missing (NaN)" if np.isnan(value) else "infinite"
-    return f"{len(bad):,} values are {fault}, the first ({value:g}) at {place}{_looks_like(matrix)}"
-
-
-def first_of(
-    matrix: Any, entries: np.ndarray, barcodes: Sequence[str] | None, names: Sequence[str] | None, word: str
-) -> tuple[float, str]:
-    """The value that comes first, row by row, among stored entries of a matrix by rows, and its spot and gene."""
-    rows, columns = np.searchsorted(matrix.indptr, entries, side="right") - 1, matrix.indices[entries]
-    first = int(np.lexsort((columns, rows))[0])
-    row, column = int(rows[first]), int(columns[first])
-    spot = barcodes[row] if barcodes is not None else f"number {row + 1}"
-    name = names[column] if names is not None else f"number {column + 1}"
-    return float(matrix.data[entries[first]]), f"spot {spot}, {word} {name}"
-
-
-def _looks_like(counts: Any) -> str:
-    """A guess at what a table holds instead of counts, from its range and its row sums."""
-    values = counts.data[np.isfinite(counts.data)]
-    if values.size == 0:
-        return ""
-    if (values < 0).any():
-        return "; these look centred or scaled" if values.min() > -50 and values.max() < 50 else ""
-    if values.max() <= 1:
-        return "; these look like shares or probabilities"
-    if values.max() > 20:  # log1p of any normalised count stays below: e^20 is half a billion
-        sums = np.asarray(counts.sum(axis=1)).ravel()
-        sums = sums[sums > 0]
-        alike = sums.size > 1 and sums.std() < 1e-3 * sums.mean()
-        return f"; these look scaled to a library size of {sums.mean():,.0f}" if alike else ""
-    return "; these look log-normalised"

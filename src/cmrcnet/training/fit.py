@@ -32,9 +32,9 @@ from cmrcnet.features.device import choose_device, choose_precision
 from cmrcnet.features.engine import choose_engine
 from cmrcnet.features.spec import FeatureSpec, state_method
 from cmrcnet.genes.gene_sets import GenePanel
+from cmrcnet.models.artefact import LICENCE_COLUMN, join_licences
 from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.models.image_encoder import ImageEncoder
-from cmrcnet.models.licences import COLUMN, encoder_licence, in_words
 from cmrcnet.models.trained_model import Provenance, TrainedModel
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache
@@ -121,7 +121,8 @@ def fit(
     """
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
-    require_devices(devices, config.train.device, device)
+    if devices != 1:
+        require_devices(devices, config.train.device, device)
     encoder = new_encoder(config)
     config = state_method(config, encoder)
     if devices > 1 and config.model.train_encoder and any(isinstance(m, _BatchNorm) for m in encoder.modules()):
@@ -205,8 +206,8 @@ def fit(
             "features_made_by": made_by,
             "torch": torch.__version__,
             "licences": {
-                "encoder": encoder_licence(encoder),
-                "slides of training": in_words(entry.metadata.get(COLUMN, "") for entry in cohort.entries),
+                "encoder": encoder.licence,
+                "slides of training": join_licences(entry.metadata.get(LICENCE_COLUMN, "") for entry in cohort.entries),
             },
         },
     )

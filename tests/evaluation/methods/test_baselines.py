@@ -12,7 +12,7 @@ from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.methods.method import FoldData, Location, Prediction, location_of
 from cmrcnet.evaluation.protocol.folds import folds
 from cmrcnet.genes.gene_sets import choose_panel, gene_sets
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import normalize
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.evaluation.methods.method import DiagnosticLocation, FoldData, Location, Method, location_of
 from cmrcnet.evaluation.protocol.folds import folds
 from cmrcnet.genes.gene_sets import choose_panel, gene_sets
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import normalize
 from cmrcnet.genes.spatial_stats import pearson_per_gene
 
 TRAINED_NETWORKS = {"cmrcnet", "contrastive-only", "permuted-pairs"}

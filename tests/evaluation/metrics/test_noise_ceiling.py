@@ -9,7 +9,7 @@ from scipy import sparse, stats
 from cmrcnet.errors import BadOption, SectionError
 from cmrcnet.evaluation.metrics import scoring
 from cmrcnet.evaluation.metrics.noise_ceiling import noise_ceiling, spearman_brown
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import normalize
 from cmrcnet.genes.spatial_stats import pearson_per_gene
 from tests.genes.sections import section_of
 

@@ -16,7 +16,7 @@ from cmrcnet.evaluation.metrics.scoring import GENE_COLUMNS, SET_METRICS, Scorer
 from cmrcnet.evaluation.metrics.set_metrics import gene_gene_correlation, recall_of_highest
 from cmrcnet.evaluation.protocol.protocol_info import PAPER
 from cmrcnet.genes.gene_sets import gene_sets
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import normalize
 from cmrcnet.genes.spatial_stats import morans_i, pearson_per_gene, snap_to_lattice, spot_graph
 from tests.genes.sections import section_of
 

@@ -18,7 +18,7 @@ from cmrcnet.evaluation.protocol import evaluate as protocol
 from cmrcnet.evaluation.protocol.evaluate import EvaluationRun, evaluate
 from cmrcnet.evaluation.protocol.run_folder import RunFolder
 from cmrcnet.genes.gene_sets import gene_sets
-from cmrcnet.genes.normalise import normalize
+from cmrcnet.genes.scaling import normalize
 from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.slides.section import Cohort, Section
 from tests.evaluation.conftest import SMALL_METHODS

@@ -14,8 +14,8 @@ from scipy import sparse
 
 from cmrcnet.errors import BadOption
 from cmrcnet.evaluation import Sparse
-from cmrcnet.genes.normalise import library_sizes, scale_factors
-from cmrcnet.slides.spot_tables import check_counts
+from cmrcnet.genes.scaling import library_sizes, scale_factors
+from cmrcnet.slides.table_kinds import check_counts
 
 REPEATS = 10
 _DEPTHS = 256

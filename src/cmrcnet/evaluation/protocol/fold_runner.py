@@ -16,8 +16,8 @@ from cmrcnet.evaluation.protocol.experiment import Experiment, MethodRun, Task
 from cmrcnet.evaluation.protocol.protocol_info import protocol_named
 from cmrcnet.evaluation.protocol.run_folder import FoldResult
 from cmrcnet.genes.scaling import Scaling
-from cmrcnet.readers.patch_files import features_of
 from cmrcnet.slides.section import Cohort, CohortEntry, Section
+from cmrcnet.slides.slide import given_features
 from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def section_fingerprint(section: Section) -> str:
         section.patient,
         section.slide.fingerprint(),
         section.slide.mpp,
-        features_of(section.slide),
+        given_features(section.slide),
         list(section.spots.barcodes),
         section.spots.centre_px,
         section.spots.location_px,

@@ -21,7 +21,7 @@ from cmrcnet.evaluation.report.page import render
 from cmrcnet.evaluation.report.summary import first_method, number
 from cmrcnet.genes.markers import MarkerList, markers, organ_of_cohort
 from cmrcnet.genes.table import scaling_of
-from cmrcnet.slides.table_kinds import feature_word
+from cmrcnet.slides.table_kinds import FEATURE_WORD
 from cmrcnet.uncertainty.gene_reliability import GRADES, predictability
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def gene_explorer(run: EvaluationRun) -> Markup:
         "sets": [*names, "other"],
         "grades": [(grade, f"{counts[grade]:,}") for grade in GRADES],
         "data": Markup(data),
-        "word": f"{feature_word(run.protocol_info.table_kind)}s",
+        "word": f"{FEATURE_WORD[run.protocol_info.table_kind]}s",
         "note": (
             f"{len(rows['rows']):,} of {len(frame):,} scored genes: those of named sets, then the best others, picked "
             "by their score and so optimistic; others that are detected in fewer than "
