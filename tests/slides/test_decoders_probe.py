@@ -11,6 +11,7 @@ from cmrcnet.errors import BadInput, MissingInput
 from cmrcnet.slides import decoders as ours
 from cmrcnet.slides.decoders import slides_probed_first
 from cmrcnet.slides.slide import open_slide
+from cmrcnet.storage import child_process
 
 HOSTILE = """
 import os, time
@@ -19,6 +20,8 @@ opened = decoders.open_slide
 def hostile(path):
     if "abort" in path.name: os.abort()
     if "hang" in path.name: time.sleep(60)
+    if "slow" in path.name: time.sleep(2)
+    while "spin" in path.name: pass
     if "print" in path.name: os.write(1, b"a library prints\\n")
     if "divide" in path.name: 1 / 0
     return opened(path)
@@ -30,7 +33,7 @@ decoders.serve()
 @pytest.fixture
 def picture(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)).save(tmp_path / "sound.png")
-    for name in ("abort", "hang", "print", "divide"):
+    for name in ("abort", "hang", "print", "divide", "slow", "spin"):
         (tmp_path / f"{name}.png").write_bytes((tmp_path / "sound.png").read_bytes())
     (tmp_path / "broken.png").write_bytes((tmp_path / "sound.png").read_bytes().replace(b"IDAT", b"IDAT" + bytes(99)))
     (tmp_path / "text.png").write_bytes(b"text")
@@ -63,7 +66,12 @@ def test_a_child_that_dies_or_hangs_is_replaced(picture, monkeypatch, capsys):
         with pytest.raises(BadInput, match=r"divide.png .* ZeroDivisionError"):
             open_slide(picture / "divide.png")
         monkeypatch.setattr(ours, "PROBE_SECONDS", 1.0)
-        with pytest.raises(BadInput, match=r"hang.png .* took longer than 1 s"):
+        monkeypatch.setattr(child_process, "PATIENCE", 100.0)
+        open_slide(picture / "slow.png")  # waiting, as on a busy machine, is no fault
+        with pytest.raises(BadInput, match=r"spin.png .* took longer than 1 s of processor time"):
+            open_slide(picture / "spin.png")
+        monkeypatch.setattr(child_process, "PATIENCE", 3.0)
+        with pytest.raises(BadInput, match=r"hang.png .* took longer than 3 s;"):
             open_slide(picture / "hang.png")
     monkeypatch.setattr(ours, "PROBE_SECONDS", 60.0)
     assert main(["inspect", str(picture / "abort.png")]) == 1

@@ -5,15 +5,21 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 MEMORY_BYTES = 16 << 30
 """Address space of a child, where the system can limit it."""
+PATIENCE = 10.0
+"""Seconds of the clock that a child gets for each second of processor time: a busy machine or a slow disk is no fault
+of a file. Where the system cannot limit processor time, the clock alone counts."""
 
 
 class ChildProcess:
@@ -39,7 +45,8 @@ class ChildProcess:
         Raises
         ------
         ChildProcessError
-            The child ended without an answer, or took longer than `seconds`: a phrase that goes on "the process ...".
+            The child ended without an answer, or took more processor time than `seconds`: a phrase that goes on
+            "the process ...".
         OSError
         """
         state = path.stat()
@@ -47,13 +54,13 @@ class ChildProcess:
         with self._lock:
             if identity in self._sound:
                 return ""
-            sentence = json.loads(self._ask(json.dumps(str(path)), seconds))
+            sentence = json.loads(self._ask(path, seconds))
             if not sentence:
                 self._sound.add(identity)
             return sentence
 
-    def _ask(self, line: str, seconds: float) -> str:
-        """Answer to one line."""
+    def _ask(self, path: Path, seconds: float) -> str:
+        """Answer to one file."""
         if self._child is None or self._owner != os.getpid():  # the child of a process is not that of its fork
             code = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {self.code}"
             self._child = subprocess.Popen(
@@ -66,20 +73,22 @@ class ChildProcess:
             )
             self._owner = os.getpid()
         child, answer = self._child, ""
-        timer = threading.Timer(seconds, child.kill)
+        timer = threading.Timer(PATIENCE * seconds, child.kill)
         timer.start()
         try:
             with contextlib.suppress(OSError):  # it died before
-                print(line, file=child.stdin, flush=True)
+                print(json.dumps([str(path), seconds]), file=child.stdin, flush=True)
                 answer = child.stdout.readline() if child.stdout else ""
         finally:
             late = not timer.is_alive()
             timer.cancel()
         if not answer:
             self.end()
-            raise ChildProcessError(
-                f"took longer than {seconds:g} s" if late else f"ended with code {child.returncode}"
-            )
+            if late:
+                raise ChildProcessError(f"took longer than {PATIENCE * seconds:.0f} s")
+            if child.returncode == -getattr(signal, "SIGXCPU", 0):
+                raise ChildProcessError(f"took longer than {seconds:.0f} s of processor time")
+            raise ChildProcessError(f"ended with code {child.returncode}")
         return answer
 
     def end(self) -> None:
@@ -99,4 +108,10 @@ def serve_files(fault: Callable[[Path], str]) -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     for line in sys.stdin:
-        print(json.dumps(fault(Path(json.loads(line)))), file=answers, flush=True)
+        path, seconds = json.loads(line)
+        with contextlib.suppress(ImportError, ValueError, OSError):
+            import resource
+
+            hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), hard))
+        print(json.dumps(fault(Path(path))), file=answers, flush=True)
