@@ -8,6 +8,7 @@ import pytest
 
 from cmrcnet.cli.app import main
 from cmrcnet.errors import Damaged, MissingInput, OutputExists
+from cmrcnet.models.artefact import join_licences
 from cmrcnet.models.trained_model import TrainedModel
 from tests.models.builders import small_model
 

@@ -118,7 +118,6 @@ class ImageEncoder(nn.Module):
             )
         return tokens
 
-<<<<<<< HEAD
     def below(self, trained_blocks: int, patch_px: int) -> ImageEncoder:
         """The part below the last blocks, sharing all weights: its tokens are what `finish` takes.
 
@@ -173,7 +172,7 @@ class ImageEncoder(nn.Module):
         if self.config.grid is None:
             return self._tokens(self.backbone.norm(tokens))
         return self._tokens(self.backbone.bn2(self.backbone.conv_head(tokens)))
-=======
+
     @property
     def licence(self) -> str:
         """Name and licence of the weights; of the user's own file nothing is known, random ones have none."""
@@ -181,7 +180,6 @@ class ImageEncoder(nn.Module):
         if weights.startswith("random"):
             return f"{self.config.name}: random weights"
         return f"{self.config.name}: {self.config.licence if weights == 'pretrained' else 'not stated'}"
->>>>>>> c791fb7 (Fewer files for one prediction: patches are encoded in extract, licences in artefact, normalisation with the scalings, checks of values with the kinds of tables)
 
     def fingerprint(self) -> str:
         """Name of everything that its tokens depend on: architecture, blocks, pixel scaling and all weights."""

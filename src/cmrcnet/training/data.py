@@ -26,12 +26,7 @@ from cmrcnet.features.tokens import Standardizer
 from cmrcnet.genes.components import ExpressionComponents, find_components
 from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
 from cmrcnet.genes.scaling import Scaling
-<<<<<<< HEAD
 from cmrcnet.models.image_encoder import ROTATIONS_FIRST, ImageEncoder
-from cmrcnet.readers.patch_files import features_of
-=======
-from cmrcnet.models.image_encoder import ImageEncoder
->>>>>>> c791fb7 (Fewer files for one prediction: patches are encoded in extract, licences in artefact, normalisation with the scalings, checks of values with the kinds of tables)
 from cmrcnet.slides.patches import crop_scales
 from cmrcnet.slides.section import Cohort, Section
 from cmrcnet.slides.slide import given_features

@@ -129,7 +129,7 @@ def _rows(run: EvaluationRun, frame: Frame) -> dict[str, Any]:
     """Names of the columns, and the rows, three digits a number; None where undefined."""
     others = [name for name in run.methods if name != first_method(run)]
     others = [name for name in others if run.genes[run.genes.method == name].pearson.notna().any()]
-    columns = [feature_word(run.protocol_info.table_kind), "grade", "Pearson", "low", "high", "ceiling", "share"]
+    columns = [FEATURE_WORD[run.protocol_info.table_kind], "grade", "Pearson", "low", "high", "ceiling", "share"]
     columns += ["detected", "mean", "variance", "defined", "set", *others]
     beside = {name: gene_means(run, name).pearson for name in others}
     rows = []
