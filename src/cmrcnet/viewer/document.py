@@ -489,12 +489,13 @@ class Page:
         from bokeh.models import CustomJS
         from jinja2 import Template
 
-        tiles = [each for panel in self.panels for each in panel.figure.select(name="tiles")]
+        tiles = [panel.below for panel in self.panels]
         code = "for (const each of tiles) each.visible = visible;"  # or a lost server would be asked without end
         for event, visible in ((ConnectionLost, False), (ClientReconnected, True)):
             doc.js_on_event(event, CustomJS(args={"tiles": tiles, "visible": visible}, code=code))
         doc.title = self.title
         doc.template = Template((resources.files("cmrcnet.viewer") / "templates" / "page.html").read_text("utf-8"))
         doc.template_variables["live"] = True
-        for root in (self.top, self.controls, *(panel.figure for panel in self.panels), self.side):
-            doc.add_root(root)
+        with doc.models.freeze():  # or each root would search those before it again
+            for root in (self.top, self.controls, *(panel.figure for panel in self.panels), self.side):
+                doc.add_root(root)

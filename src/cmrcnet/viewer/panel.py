@@ -22,13 +22,17 @@ MARK, MARK_B = "#7a2e8e", "#0b6e4f"
 
 @dataclass(eq=False)
 class Panel:
-    """A plot with values at `centre_um` (places, 2). `kind` is predicted, measured, error or second."""
+    """A plot with values at `centre_um` (places, 2) over a slide (`below`).
+
+    `kind` is predicted, measured, error or second.
+    """
 
     kind: str
     slide: PredictedSlide
     centre_um: np.ndarray
     side_um: float
     figure: Any
+    below: Any
     source: Any
     mapper: Any
     glyph: Any
@@ -134,9 +138,11 @@ def make_panel(
             y_origin_offset=TILE_PX * resolution,
             wrap_around=False,
         )
-        plot.add_tile(served, level="image", name="tiles")
+        below = plot.add_tile(served, level="image")
     else:
-        plot.image_url("url", 0, 0, tiles.width_um, tiles.height_um, source=under, anchor="top_left", level="image")
+        below = plot.image_url(
+            "url", 0, 0, tiles.width_um, tiles.height_um, source=under, anchor="top_left", level="image"
+        )
     mapper = LinearColorMapper(palette=f"{PALETTES[0]}256", nan_color="rgba(0, 0, 0, 0)")
     fill: Any = {"field": "value", "transform": mapper}
     if len(centre_um) > GLYPHS:
@@ -179,4 +185,4 @@ def make_panel(
     plot.rect("x", "y", around, around, source=mark, fill_color=None, line_color=MARK, line_width=3)
     outline = ColumnDataSource({"x": [], "y": [], "colour": []})
     plot.patches("x", "y", source=outline, fill_color=None, line_color="colour", line_width=2.5)
-    return Panel(kind, slide, centre_um, side_um, plot, source, mapper, glyph, mark, outline)
+    return Panel(kind, slide, centre_um, side_um, plot, below, source, mapper, glyph, mark, outline)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tornado.httputil import HTTPServerRequest
 
     from cmrcnet.slides.slide import Slide
+    from cmrcnet.viewer.document import Page
 
 HOST = "127.0.0.1"
 TOKEN_BYTES = 24
@@ -84,8 +85,6 @@ class Viewer:
         port: int = 0,
     ) -> None:
         require_bokeh()
-        from cmrcnet.viewer.document import Page
-
         if not 0 <= port < 65536:
             raise BadOption("port", port, "0 (any free one) to 65535")
         self._slides = [slide] if other is None else [slide, other]
@@ -95,8 +94,8 @@ class Viewer:
             self._read_once = Cohort(cohort.name, tuple(once))
         self._options = {"other": other, "cohort": self._read_once, "gene": gene}
         self.token, self.port, self.url = secrets.token_urlsafe(TOKEN_BYTES), port, ""
-        Page(slide, other=other, gene=gene, tile_url="tiles")  # what is wrong is known before anything is served
         self._slow = ThreadPoolExecutor(1, "cmrcnet-view")  # decoders are used by one thread at a time
+        self._first: Page | None = self._page()  # so that what is wrong is known, and the first view is ready
         self.held: list[StoredPrediction | tempfile.TemporaryDirectory] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = Event()
@@ -160,16 +159,19 @@ class Viewer:
         http.stop()
         await http.close_all_connections()
 
-    def _make_page(self, doc: Any) -> None:
+    def _page(self) -> Page:
         from cmrcnet.viewer.document import Page
 
         async def later(work: Any) -> Any:
             return await asyncio.get_running_loop().run_in_executor(self._slow, work)
 
+        return Page(self._slides[0], **self._options, tile_url=f"/{self.token}/tiles", later=later)
+
+    def _make_page(self, doc: Any) -> None:
         wake = Thread(target=import_module, args=("scanpy",), daemon=True)  # for which the first region would wait
         asyncio.get_running_loop().call_later(3, wake.start)
-        tiles = f"/{self.token}/tiles"
-        Page(self._slides[0], **self._options, tile_url=tiles, later=later).add_to(doc)
+        page, self._first = self._first or self._page(), None
+        page.add_to(doc)
 
     def open(self) -> bool:
         """Open it in a browser of this machine; False where there is none."""
