@@ -96,6 +96,7 @@ def location_card(
         "location.html",
         {
             "name": str(table.obs_names[0]),
+            "slide": slide.name,
             "x": float(obs["x_um"]),
             "y": float(obs["y_um"]),
             "units": slide.prediction.facts["units"],

@@ -24,8 +24,8 @@ FEWEST = 5
 MOST = 20_000
 """Locations of a region that are read, at most: of a larger one, blocks at even distances."""
 CAVEAT = (
-    "Predicted values are smooth and neighbouring locations are alike: the p-values below are far too small and do not "
-    "say that a difference is real. Judge by the size of the difference and by the grade of the gene."
+    "Predicted values are smooth and neighbouring locations are alike: p-values are far too small here and do not say "
+    "that a difference is real. Judge by the size of the difference and by the grade of the gene."
 )
 
 
