@@ -8,25 +8,32 @@ steps, first weights, the held-in patient or section that chooses the epoch. Eac
 behind its file, and trained for so many epochs. Runs go seed by seed, and within a seed fold by fold, so that what is
 finished is always paired; each is written to `--out` when it ends, and an interrupted call continues behind the last.
 Differences are paired by fold and seed, averaged over seeds, and have Student's t intervals over the held-out patients
-or sections.
+or sections. As in the protocol strict, panel and gene sets are chosen on a fold's training sections, and a score is the
+mean Pearson correlation of 50 genes within a held-out section.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 import cmrcnet
 from cmrcnet.config import Config
 from cmrcnet.evaluation.protocol.fold_runner import remembered
-from cmrcnet.evaluation.protocol.folds import folds
+from cmrcnet.evaluation.protocol.folds import Fold, folds
+from cmrcnet.genes.gene_sets import GenePanel, choose_panel, gene_sets
 from cmrcnet.genes.mean_interval import mean_interval
+from cmrcnet.genes.spatial_stats import pearson_per_gene
+from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.atomic import atomic_file
 
 BASE = "contrastive only"
@@ -35,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "image embedding (paper)": {"reconstruct": "image"},
     "tokens, shared layer": {"reconstruct": "tokens"},
     "expression from image": {"reconstruct": "expression"},
+    "contrastive only, encoder frozen": {"reconstruct": "none", "train_encoder": False, "trained_blocks": None},
 }
 MASKS = {
     f"image, {kind}, {rate:g} hidden": {"reconstruct": "image", "reconstruction_loss": kind, "mask_rate": rate}
@@ -74,13 +82,42 @@ def config_of(encoder: str, variant: dict[str, Any], args: argparse.Namespace, e
     return Config.load("paper").override(SETTINGS | ENCODERS[encoder] | chosen | of_loss)
 
 
+class Scorer:
+    """Trains on the training sections of a fold, predicts its test sections and scores them."""
+
+    def __init__(self, cohort: Cohort, fold: Fold, config: Config) -> None:
+        self.cohort, self.fold, self.train = cohort, fold, cohort.only(fold.train).in_order()
+        self.panel = choose_panel(self.train, config.panel)
+        sets = gene_sets(self.train, self.panel.scaling, config.evaluation.set_size, svg=False)
+        self.sets = {name: sets[name] for name in ("HVG", "HEG")}
+
+    def run(self, config: Config) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Rows of scores, and what the training says of itself."""
+        cache = cmrcnet.TokenCache.default()
+        model = cmrcnet.fit(self.train, config, panel=self.panel, cache=cache, calibrate=False)
+        bank = cmrcnet.build_bank(model, self.train)
+        rows = []
+        for name in self.fold.test:
+            section, every = self.cohort.read(name), tuple(dict.fromkeys(itertools.chain(*self.sets.values())))
+            how = {"bank": bank, "spots": section.spots, "genes": every, "content": "expression"}
+            guess = cmrcnet.predict(model, section.slide, **how).to_df()
+            for which, genes in self.sets.items():
+                truth = GenePanel(genes, self.panel.scaling).select(section)
+                value = float(np.nanmean(pearson_per_gene(truth, guess[list(genes)].to_numpy())))
+                rows.append({"section": name, "patient": section.patient, "gene_set": which, "value": value})
+        facts = model.provenance.facts
+        chosen = {"epoch": model.provenance.chosen_epoch, "held_in": facts["validation"]}
+        return rows, chosen | {"held_in_HVG": facts["validation_score"]}
+
+
 def summarise(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean of each variant, and its paired difference from contrastive training alone, by encoder, cohort, gene set."""
     table = pd.DataFrame(scores)
     rows = []
     for (encoder, cohort, gene_set), part in table.groupby(["encoder", "cohort", "gene_set"], sort=False):
         unit = "patient" if part["held_out"].iloc[0] == "patient" else "section"
-        values = part.pivot_table("value", ["fold", "seed", unit, "section"], "variant", sort=False)
+        index = list(dict.fromkeys(["fold", "seed", unit, "section"]))
+        values = part.pivot_table("value", index, "variant", sort=False)
         for variant in values.columns:
             pairs = values[[BASE, variant]].dropna() if variant != BASE else values[[BASE]].dropna()
             difference = pairs[variant] - pairs[BASE]
@@ -107,6 +144,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     how = {name: getattr(args, name) for name in ("blocks", "batch", "rate")}
@@ -115,33 +153,30 @@ def main() -> None:
         kept = json.loads(args.out.read_text())
     done = {(each["encoder"], each["cohort"], each["fold"], each["seed"], each["variant"]) for each in kept["runs"]}
     variants = VARIANTS if args.what == "main" else {BASE: VARIANTS[BASE]} | MASKS
+    torch.set_num_threads(args.threads)
     cohorts = []
     for each in args.cohorts:
         path, held_out, epochs = each.rsplit(":", 2)
         cohort = remembered(cmrcnet.read_cohort(path))
-        names = [fold.name for fold in folds(cohort, held_out) if not args.folds or fold.name in args.folds]
-        cohorts.append((Path(path).parent.name, cohort, held_out, int(epochs), names))
-    for seed in args.seeds:
-        for name, cohort, held_out, epochs, names in cohorts:
-            for fold in names:
-                for variant, settings in variants.items():
-                    run_of = {"encoder": args.encoder, "cohort": name, "fold": fold, "seed": seed, "variant": variant}
-                    if tuple(run_of.values()) in done:
-                        continue
-                    start = time.monotonic()
-                    config = config_of(args.encoder, settings, args, epochs, seed)
-                    run = cmrcnet.evaluate(cohort, config, methods=["cmrcnet"], group_by=held_out, only=[fold])
-                    scores = run.scores[(run.scores.metric == "pearson") & run.scores.gene_set.isin(["HVG", "HEG"])]
-                    for row in scores.itertuples():
-                        where = {"held_out": held_out, "section": row.section, "patient": row.patient}
-                        kept["scores"].append(run_of | where | {"gene_set": row.gene_set, "value": row.value})
-                    seconds = round(time.monotonic() - start, 1)
-                    kept["runs"].append(run_of | how | {"epochs": epochs, "seconds": seconds})
-                    kept["summary"] = summarise(kept["scores"])
-                    with atomic_file(args.out) as tmp:
-                        tmp.write_text(json.dumps(kept, indent=1) + "\n")
-                    hvg = scores[scores.gene_set == "HVG"]["value"].mean()
-                    print(f"{kept['runs'][-1]} HVG {hvg:.3f}", flush=True)
+        chosen = [fold for fold in folds(cohort, held_out) if not args.folds or fold.name in args.folds]
+        plan = config_of(args.encoder, {}, args, int(epochs), 0)
+        scorers = [Scorer(cohort, fold, plan) for fold in chosen]
+        cohorts.append((Path(path).parent.name, held_out, int(epochs), scorers))
+    for seed, (name, held_out, epochs, scorers) in itertools.product(args.seeds, cohorts):
+        for scorer, (variant, settings) in itertools.product(scorers, variants.items()):
+            of = {"encoder": args.encoder, "cohort": name, "fold": scorer.fold.name, "seed": seed, "variant": variant}
+            if tuple(of.values()) in done:
+                continue
+            start = time.monotonic()
+            config = config_of(args.encoder, settings, args, epochs, seed)
+            scores, facts = scorer.run(config.override({"evaluation.group_by": held_out}))
+            kept["scores"] += [of | {"held_out": held_out} | row for row in scores]
+            kept["runs"].append(of | how | facts | {"epochs": epochs, "seconds": round(time.monotonic() - start, 1)})
+            kept["summary"] = summarise(kept["scores"])
+            with atomic_file(args.out) as tmp:
+                tmp.write_text(json.dumps(kept, indent=1) + "\n")
+            hvg = np.mean([row["value"] for row in scores if row["gene_set"] == "HVG"])
+            print(f"{kept['runs'][-1]} HVG {hvg:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -252,7 +252,8 @@ def _built_for(network: str, patch_px: int) -> dict[str, Any]:
     side = cfg.input_size[-1] if cfg is not None else 224
     plain = timm.model_entrypoint(network).__module__ == "timm.models.vision_transformer"
     patch = next((int(part[5:]) for part in network.split("_") if part.startswith("patch") and part[5:].isdigit()), 0)
-    return {"img_size": patch_px} if plain and side != patch_px and patch and patch_px % patch == 0 else {}
+    wanted = next((px for px in (patch_px, 224) if patch and px % patch == 0), side)
+    return {"img_size": wanted} if plain and side != wanted else {}
 
 
 def _build(architecture: str, settings: dict[str, Any], name: str, pretrained: bool = False) -> nn.Module:

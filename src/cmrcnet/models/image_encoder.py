@@ -140,7 +140,9 @@ class ImageEncoder(nn.Module):
             raise BadOption(option, trained_blocks, f"nothing: {config.name} is no vision transformer or EfficientNet")
         first = len(config.blocks) - trained_blocks
         if not 0 < first < len(config.blocks):
-            raise BadOption(option, trained_blocks, f"1 to {len(config.blocks) - 1}, as {config.name} has one more")
+            raise BadOption(
+                option, trained_blocks, f"1 to {len(config.blocks) - 1} of {config.name}'s {len(config.blocks)}"
+            )
         if any(block < first for block in self.blocks):
             raise BadOption("model.blocks", list(self.blocks), f"blocks that are trained, {first} or more, or none")
         if config.grid is None:
