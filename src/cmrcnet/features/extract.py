@@ -18,12 +18,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from cmrcnet.features import dense, resumable
 from cmrcnet.features.device import choose_batch, choose_device, map_ahead, reading_threads
 from cmrcnet.features.engine import LARGEST, Engine, choose_engine, open_engine
 from cmrcnet.features.spec import PERTURBED, READ, STATISTICS, FeatureChunk, FeatureSpec
 from cmrcnet.features.tokens import SectionTokens
+from cmrcnet.models.image_encoder import ROTATIONS_FIRST, d4
 from cmrcnet.progress import Meter, metered
 from cmrcnet.readers.patch_files import matching_patches
 from cmrcnet.slides.patches import CROP_FORMAT, crop_patches, crop_scales, share_regions
@@ -336,9 +338,15 @@ class PatchRun:
             if self.spec.scales_um:
                 found.append(self.engine.mean_token(some, self.spec.augmentations))
             else:
-                found.append(self.engine.tokens(some))
+                found.append(np.concatenate([self.engine.tokens(each) for each in self._turned(some)], axis=1))
             meter.advance(len(some))
         return np.concatenate(found)
+
+    def _turned(self, patches: np.ndarray) -> Iterator[np.ndarray]:
+        """The patches as they are, then by each further symmetry."""
+        yield patches
+        for way in ROTATIONS_FIRST[1 : self.spec.augmentations]:
+            yield d4(torch.from_numpy(patches), way, rows=1, columns=2).contiguous().numpy()
 
 
 def chunk_numbers(slide: Slide, centre_px: np.ndarray, spec: FeatureSpec, layer: int) -> np.ndarray:
