@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-_INK, _DOTS = "#333333", "#31688e"
+_DOTS, _EQUAL = "#31688e", {"color": "#999999", "linewidth": 1, "linestyle": "--"}
 
 
 def truth(table: AnnData, section: Section, gene: str, *, ax: Axes | None = None) -> Axes:
     """Draw measured against predicted expression of a gene, a dot a spot, in the units of the table.
+
+    On the dashed line both are equal; dots that rise more steeply were predicted too cautiously.
 
     Parameters
     ----------
@@ -59,6 +61,7 @@ def truth(table: AnnData, section: Section, gene: str, *, ax: Axes | None = None
     predicted, measured = _pairs(table, section, [gene])
     ax = _axes(ax)
     ax.scatter(predicted, measured, s=8, color=_DOTS, alpha=0.6, linewidths=0)
+    ax.axline([predicted.mean()] * 2, slope=1, **_EQUAL)
     varies = np.ptp(predicted) > 0 and np.ptp(measured) > 0
     pearson = f", Pearson {np.corrcoef(predicted.ravel(), measured.ravel())[0, 1]:.2f}" if varies else ""
     units = table.uns["cmrcnet"]["units"]
@@ -102,8 +105,9 @@ def reliability(
     points = np.array([(predicted.ravel()[part].mean(), measured.ravel()[part].mean()) for part in parts])
     ax = _axes(ax)
     ends = [points.min(), points.max()]
-    ax.plot(ends, ends, color="#999999", linewidth=1, linestyle="--")
+    ax.plot(ends, ends, **_EQUAL)
     ax.plot(*points.T, marker="o", color=_DOTS)
+    ax.locator_params(axis="x", nbins=5)
     ax.set(
         xlabel="predicted, from the gene's mean",
         ylabel="measured, from the gene's mean",
