@@ -73,7 +73,7 @@ def test_intervals_follow_the_tables_formula(viewed):
     viewed.prediction.var["interval_low"], viewed.prediction.var["interval_high"] = -9.0, 0.5
     gene = viewed.prediction.genes[0]
     mean = viewed.prediction.column(gene)
-    lower, upper = viewed.interval(np.array([3]), [gene])
+    lower, upper = viewed.interval(mean[[3], None], np.array([3]), [gene])
     assert lower[0, 0] == 0  # not below
     np.testing.assert_allclose(upper[0, 0], mean[3] + (1 + 3 / 11) * 0.5, rtol=1e-6)
     width = viewed.values("Width of the interval", gene)

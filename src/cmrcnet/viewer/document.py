@@ -338,9 +338,10 @@ class Page:
 
     def _tapped(self, panel: Panel) -> Callable[[Any], None]:
         def tapped(event: Any) -> None:
-            distance, row = panel.slide.nearest(np.array([event.x, -event.y]))
-            if distance <= panel.slide.side_um:
-                self.choose(panel.slide, int(row))
+            away = np.hypot(panel.slide.centre_um[:, 0] - event.x, panel.slide.centre_um[:, 1] + event.y)
+            row = int(np.argmin(away))
+            if away[row] <= panel.slide.side_um:
+                self.choose(panel.slide, row)
 
         return tapped
 

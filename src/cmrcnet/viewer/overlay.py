@@ -159,7 +159,8 @@ class PredictedSlide:
         if quantity == SPREAD:
             return Values(self.prediction.column(name, "neighbour_std"), f"standard deviation, {units}")
         if quantity == WIDTH and self._has_intervals:
-            lower, upper = self.interval(np.arange(len(self.prediction)), [name])
+            mean = self.prediction.column(name)[:, None]
+            lower, upper = self.interval(mean, np.arange(len(self.prediction)), [name])
             return Values(upper[:, 0] - lower[:, 0], f"upper minus lower bound, {units}")
         if quantity == SIGNATURE and name in self.signatures:
             import pandas as pd
@@ -175,9 +176,8 @@ class PredictedSlide:
         column, units = _OF_LOCATIONS[quantity]
         return Values(self.prediction.obs[column].to_numpy(np.float32), units)
 
-    def interval(self, rows: np.ndarray, genes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper bounds (rows, genes) float32 of the calibrated intervals; NaN where there are none."""
-        mean = np.column_stack([self.prediction.column(gene)[rows] for gene in genes])
+    def interval(self, mean: np.ndarray, rows: np.ndarray, genes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds of the calibrated intervals around predictions, all (rows, genes); NaN without any."""
         if not self._has_intervals:
             return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
         of_genes = self.prediction.var.loc[list(genes), ["interval_low", "interval_high"]].to_numpy(np.float64)
@@ -220,19 +220,10 @@ class PredictedSlide:
     @cached_property
     def predicted_at(self) -> np.ndarray:
         """Row of the predicted location nearest to each measured spot, -1 where none is within one location's side."""
-        found, row = self.nearest(self.truth_um)
-        return np.where(found <= self.side_um, row, -1)
-
-    @cached_property
-    def _tree(self):
         from scipy.spatial import KDTree
 
-        return KDTree(self.centre_um)
-
-    def nearest(self, points_um: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distance to the nearest location, and its row, of each point (points, 2)."""
-        distance, row = self._tree.query(points_um)
-        return np.asarray(distance), np.asarray(row)
+        found, row = KDTree(self.centre_um).query(self.truth_um)
+        return np.where(found <= self.side_um, row, -1)
 
     def error(self, predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
         """Predicted minus measured value at each measured spot (spots,), NaN where nothing is predicted near it."""
