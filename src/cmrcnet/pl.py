@@ -61,7 +61,8 @@ def truth(table: AnnData, section: Section, gene: str, *, ax: Axes | None = None
     predicted, measured = _pairs(table, section, [gene])
     ax = _axes(ax)
     ax.scatter(predicted, measured, s=8, color=_DOTS, alpha=0.6, linewidths=0)
-    ax.axline([predicted.mean()] * 2, slope=1, **_EQUAL)
+    middle = float(predicted.mean())
+    ax.axline((middle, middle), slope=1, **_EQUAL)
     varies = np.ptp(predicted) > 0 and np.ptp(measured) > 0
     pearson = f", Pearson {np.corrcoef(predicted.ravel(), measured.ravel())[0, 1]:.2f}" if varies else ""
     units = table.uns["cmrcnet"]["units"]

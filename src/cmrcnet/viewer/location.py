@@ -68,8 +68,8 @@ def location_card(
     table = slide.prediction.location(row)
     genes = list(dict.fromkeys([gene, *ranked]))[:GENES]
     var = slide.prediction.var
-    values = np.asarray(table.X)[:, var.index.get_indexer(genes)]
-    lower, upper = slide.interval(values, np.array([row]), genes)
+    mean = np.asarray(table.X)[:, var.index.get_indexer(genes)]
+    lower, upper = slide.interval(mean, np.array([row]), genes)
     obs = table.obs.iloc[0]
     measured, why, found, patches, patch, missing = {}, "", None, [], None, ()
     try:
@@ -92,7 +92,7 @@ def location_card(
         patch = next(iter(crop_patches(picture, slide.prediction.centre_px[[row]], scale)))[0]
     if cohort is None and found is not None:
         missing = (without or "Patches and measured values of the spots need their cohort: --bank or --cohort.",)
-    reach = float(np.nanmax([*upper[0], *values[0], 0.1]))
+    reach = float(np.nanmax([*upper[0], *mean[0], 0.1]))
     return card(
         "location.html",
         {
@@ -123,7 +123,7 @@ def location_card(
                 {
                     "name": name,
                     "grade": str(var.loc[name, "grade"]) if "grade" in var else "not measured",
-                    "predicted": float(values[0, column]),
+                    "predicted": float(mean[0, column]),
                     "lower": float(lower[0, column]),
                     "upper": float(upper[0, column]),
                     "measured": measured.get(name),

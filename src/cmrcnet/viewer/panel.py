@@ -102,7 +102,6 @@ def make_panel(
         LinearColorMapper,
         Metric,
         PanTool,
-        ResetTool,
         ScaleBar,
         WheelZoomTool,
         WMTSTileSource,
@@ -115,16 +114,16 @@ def make_panel(
         name=f"panel {kind}",
         x_range=ranges[0],
         y_range=ranges[1],
-        tools=[pan, wheel, lasso, ResetTool()] if isinstance(under, str) else [pan, wheel, ResetTool()],
+        tools=[pan, wheel, lasso] if isinstance(under, str) else [pan, wheel],
         active_drag=pan,
         active_scroll=wheel,
         sizing_mode="stretch_both",
         min_height=240,
-        toolbar_location="above",
+        toolbar_location=None,  # what its buttons do, the controls do for all panels
         outline_line_color="#dde3ea",
         title=" ",
     )
-    plot.axis.visible, plot.grid.visible, plot.toolbar.logo = False, False, None
+    plot.axis.visible, plot.grid.visible = False, False
     plot.title.text_font_size = "12px"
     if isinstance(under, str):
         resolution = tiles.mpp * 2**tiles.deepest
