@@ -5,7 +5,7 @@
 A grid of 8 um over 8 x 8 mm, whose features are drawn at random in place of encoded tiles (two scales,
 EfficientNet-Lite0); a model of the config `default` with `features.window_um: 28`, trained for two epochs on synthetic
 tissue for its calibration, with a kernel ridge of 2,048 landmarks; a bank of 3,000 spots and 17,272 genes with random
-expression. Each way to predict runs in a process of its own.
+expression. Each way to predict runs in a process of its own; --out is written after each.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the ways, from 0; all when left out")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    rows = {}
+    rows = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore", CmrcnetWarning)
@@ -212,8 +212,8 @@ def main() -> None:
             rows[name] = answer.get()
             process.join()
             print(name, json.dumps(rows[name], indent=1), flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+            if options.out:
+                options.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

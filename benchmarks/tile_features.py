@@ -110,8 +110,8 @@ def main() -> None:
                 "peak_gb": round(used.ru_maxrss * 1024 / 1e9, 2),
             }
             print(side_um, way, rows[way], flush=True)
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            if given.out:
+                given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
