@@ -133,6 +133,18 @@ def summarise(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def show(summary: list[dict[str, Any]]) -> None:
+    """Print the summary as a table in Markdown."""
+    print("| encoder, cohort | variant | HVG | HEG | difference (HVG), 95 % | better |\n|---|---|---|---|---|---|")
+    heg = {(row["encoder"], row["cohort"], row["variant"]): row["mean"] for row in summary if row["gene_set"] == "HEG"}
+    for row in (row for row in summary if row["gene_set"] == "HVG"):
+        of = row["encoder"], row["cohort"], row["variant"]
+        limits = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
+        compared = f"{row['difference']:+.3f}{limits}, {row['n']} {row['over']}s | {row['better']} of {row['pairs']}"
+        compared = " | " if row["variant"] == BASE else compared
+        print(f"| {of[0]}, {of[1]} | {of[2]} | {row['mean']:.3f} | {heg[of]:.3f} | {compared} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cohorts", nargs="+", help="COHORT.csv:patient:EPOCHS or COHORT.csv:section:EPOCHS")
@@ -146,11 +158,14 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--show", action="store_true", help="only print what --out holds")
     args = parser.parse_args()
     how = {name: getattr(args, name) for name in ("blocks", "batch", "rate")}
     kept: dict[str, Any] = {"scores": [], "runs": []}
     if args.out.exists():
         kept = json.loads(args.out.read_text())
+    if args.show:
+        return show(kept["summary"])
     done = {(each["encoder"], each["cohort"], each["fold"], each["seed"], each["variant"]) for each in kept["runs"]}
     variants = VARIANTS if args.what == "main" else {BASE: VARIANTS[BASE]} | MASKS
     torch.set_num_threads(args.threads)
@@ -177,6 +192,7 @@ def main() -> None:
                 tmp.write_text(json.dumps(kept, indent=1) + "\n")
             hvg = np.mean([row["value"] for row in scores if row["gene_set"] == "HVG"])
             print(f"{kept['runs'][-1]} HVG {hvg:.3f}", flush=True)
+    show(kept["summary"])
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def extract_chunks(
     whole = None
     if cache is not None and not spec.scales_um and 0 in layers:
         name = _layer_name(slide, centres, spec, 0, made_by)
-        whole = cache.get("tokens", name, (len(centres), encoder.n_tokens, encoder.dim), np.float16)
+        whole = cache.get("tokens", name, *_shape(encoder, spec, len(centres), 0))
 
     def jobs() -> Iterator[_Job]:
         for rows, together in run.chunks(centres, layers):
