@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -127,8 +127,8 @@ def planted(patients: int, spots: int, kind: str, config: Config) -> dict:
     ]
     rows = run.genes.assign(linked=run.genes.gene.map(linked))
     of = rows.groupby(["method", "linked"]).pearson.mean()
-    found["linked"] = {name: round(float(of.get((name, True), np.nan)), 3) for name in METHODS}
-    found["silent"] = {name: round(float(of.get((name, False), np.nan)), 3) for name in METHODS}
+    found["linked"] = dict(zip(METHODS, round3(of.get((name, True), np.nan) for name in METHODS), strict=True))
+    found["silent"] = dict(zip(METHODS, round3(of.get((name, False), np.nan) for name in METHODS), strict=True))
     return found | {"oracle of linked": round(float(np.mean(oracle)), 3)}
 
 
@@ -140,7 +140,9 @@ def of_slides(slides: int, spots: int, where: Literal["everywhere", "tumour"], c
     names = dict(zip(cohort.read("G1").genes, linked.tolist(), strict=True))
     of = run.genes.assign(linked=run.genes.gene.map(names)).groupby(["method", "linked"]).pearson.mean()
     for name in (True, False):
-        found["linked" if name else "silent"] = {m: round(float(of.get((m, name), np.nan)), 3) for m in run.methods}
+        found["linked" if name else "silent"] = dict(
+            zip(run.methods, round3(of.get((method, name), np.nan) for method in run.methods), strict=True)
+        )
     starts = np.cumsum([0, *(len(section.spots) for section in cohort)])
     oracle = [
         pearson_per_gene(section.counts.toarray(), truth[start : start + len(section.spots)])[linked].mean()
@@ -149,7 +151,7 @@ def of_slides(slides: int, spots: int, where: Literal["everywhere", "tumour"], c
     return found | {"slides": slides, "oracle of linked": round(float(np.mean(oracle)), 3)}
 
 
-def round3(values: object) -> list[float | None]:
+def round3(values: Iterable[float]) -> list[float | None]:
     """Three decimals; None for NaN."""
     return [None if value != value else round(float(value), 3) for value in values]
 
@@ -165,13 +167,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     config = Config.load("default").override(dict(each.split("=", 1) for each in given.set))
-    results = json.loads(given.out.read_text()) if given.out.exists() else {}
+    results = json.loads(given.out.read_text(), parse_constant=lambda _: None) if given.out.exists() else {}
 
     def keep(name: str, measure: Callable[[], dict]) -> None:
         if name in results:
             return
         results[name] = found = measure()
-        given.out.write_text(json.dumps(results, indent=1) + "\n")
+        given.out.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
         print(name, json.dumps(found["pearson"]), found["seconds"], "s", flush=True)
 
     for each in given.cohorts:

@@ -12,7 +12,8 @@ made prediction tables; the hazard falls with the patient's immune regions, foll
 which shifts colours and predictions. `slides`: the same with true pictures: 120 synthetic
 slides of 120 patients, whose expression is predicted by a model of other patients; the hazard falls with the patient's
 lymphocytes, follows nothing, or follows the scanner. `few`: classes of real sections, which are too few. `slides` takes
-a quarter of an hour of one core; models, predictions and finished parts are kept in the folder for another run.
+a quarter of an hour of one core; models, predictions and finished parts are kept in the folder for another run, and its
+tables serve the command: `cmrcnet outcomes planted.csv --slides slides.csv --time months --event dead --clinical age`.
 """
 
 from __future__ import annotations
@@ -62,12 +63,13 @@ def rows_of(run) -> dict:
     """Main metric of every method, the differences, the null."""
     metrics = run.scores.pivot(index="method", columns="metric", values="value").round(4)
     main = run.scores[run.scores.metric == run.metric].set_index("method")[["value", "low", "high"]].round(4)
+    gaps = run.differences.round(4)
     null = run.null.groupby("method")["value"].agg(["mean", "min", "max"]).round(4)
     return {
         "said": to_text(run).splitlines(),
         "main": main.to_dict("index"),
         "metrics": metrics.astype(object).where(metrics.notna(), None).to_dict("index"),
-        "differences": run.differences.round(4).to_dict("records"),
+        "differences": gaps.astype(object).where(gaps.notna(), None).to_dict("records"),
         "null": null.to_dict("index"),
         "p of the permutations": {name: round(run.p_value(name), 4) for name in dict.fromkeys(run.null.method)},
     }
@@ -156,7 +158,7 @@ def predicted_slides(work: Path, scanner: np.ndarray | None) -> list:
         predictors.append(make_predictor(model, bank, PredictOptions(grid_um=150.0)))
     people = [f"O{number + 1:03d}" for number in range(PATIENTS)]
     embedding = SlideFeatures(cache, people, model=None)
-    found = []
+    found, rows = [], []
     for number, person in enumerate(people):
         slide = synthetic_section(23, patient=number, spots=SPOTS, genes=GENES).slide
         if scanner is not None and scanner[number]:
@@ -173,8 +175,10 @@ def predicted_slides(work: Path, scanner: np.ndarray | None) -> list:
                 table, slide=person, case=person, cohort_patients=people, shuffled=shuffled, pooled=pooled
             )
         found.append(values)
+        rows.append({"slide": person, "patient": person, "table": paths[0].name, "shuffled": paths[1].name})
         if number % 20 == 19:
             print(f"{number + 1} slides", flush=True)
+    pd.DataFrame(rows).to_csv(work / ("slides.csv" if scanner is None else "slides-scanner.csv"), index=False)
     return found
 
 
@@ -197,11 +201,13 @@ def slides(work: Path, permutations: int) -> dict:
             found[kind] = json.loads(kept.read_text())
             continue
         mine = predicted_slides(work, scanner) if kind == "scanner" else plain
-        driver = {"planted": -cause, "null": rng.normal(size=PATIENTS), "scanner": scanner.astype(float)}[kind]
+        driver = {"planted": -cause, "scanner": scanner.astype(float)}.get(kind)
+        driver = rng.normal(size=PATIENTS) if driver is None else driver
         oracle = STRENGTH * (driver - driver.mean()) / driver.std()
         life, left = rng.exponential(np.exp(-oracle)), rng.exponential(2.5, PATIENTS)
         table = pd.DataFrame({"patient": [each.case for each in mine], "months": np.minimum(life, left) + 1e-3})
-        table["dead"], table["age"] = (life <= left).astype(float), rng.normal(60, 9, PATIENTS)
+        table["dead"], table["age"] = (life <= left).astype(float), rng.normal(60, 9, PATIENTS).round(1)
+        table.to_csv(work / f"{kind}.csv", index=False)
         cohort = cohort_of_table(table, name=kind, time="months", event="dead", clinical=["age"], features=[])
         cohort = with_slides(cohort, SlideStack.of(mine, cohort.cases), signatures)
         methods = [method for method in methods_of(cohort) if method.name in COMPARED]
@@ -285,7 +291,7 @@ def main() -> None:
     parser.add_argument("inputs", nargs="*", type=Path)
     parser.add_argument("--work", type=Path, default=Path("outcomes-work"))
     parser.add_argument("--permutations", type=int, default=20)
-    parser.add_argument("--cohorts", type=int, default=400)
+    parser.add_argument("--cohorts", type=int, default=1200)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(namespace=SimpleNamespace())
     parts = {

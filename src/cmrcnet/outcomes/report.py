@@ -56,7 +56,7 @@ def verdict(run: OutcomeRun) -> str:
     else:
         word = f"no difference between {gap['method']} and {gap['other']} is shown"
     if EXPRESSION in gap["method"] and _confounded(run):
-        word += ", and expression adds nothing to what the slide's colour alone tells"
+        word += ", and expression is not shown to add to what the slide's colour alone tells"
     return f"{word[0].upper()}{word[1:]}. {measured}."
 
 
@@ -82,7 +82,7 @@ def confounder_sentence(run: OutcomeRun) -> str:
     text = f"The slide's colour alone predicts the outcome ({_NAMES[run.metric]} {number(colour['value'])}, 95 % "
     text += f"{between(colour['low'], colour['high'])})"
     if _confounded(run):
-        return f"{text}: scanner, stain or site may stand behind what expression shows, which adds nothing to it"
+        return f"{text}: scanner, stain or site may stand behind what expression shows, which is not shown to add to it"
     return f"{text}: scanner, stain or site may go with it"
 
 
@@ -176,8 +176,8 @@ def _question_section(run: OutcomeRun) -> Markup:
     note = (
         "Mean over all test folds of the difference in a fold. The interval is Student's t over folds with the larger "
         "of two standard errors: Nadeau and Bengio's (2003), since training sets overlap, and that of a bootstrap of "
-        "patients, which takes the fitted models as given. At the nominal 95 % it covered the true difference in 91 to "
-        "98 % of simulated cohorts; the bootstrap alone did in 83 to 93 %."
+        "patients, which takes the fitted models as given. At the nominal 95 % it covered the true difference in 93 to "
+        "98 % of simulated cohorts; the bootstrap alone did in 82 to 92 %."
     )
     return render("outcome_question.html", {"forest": picture, "table": table(heads, rows, main_row=0), "note": note})
 
