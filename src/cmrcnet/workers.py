@@ -284,6 +284,7 @@ def connect_ray(engine: str) -> Any:
         raise MissingExtra("ray", f"--engine-workers {engine}", "'cmrcnet[cluster]'") from error
     if not ray.is_initialized():
         address = None if engine == "ray" else engine
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of a cluster that is started here
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
         except (ConnectionError, ValueError, RuntimeError) as error:

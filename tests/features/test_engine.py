@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
 import sys
 from typing import Any
 
@@ -171,3 +173,13 @@ def test_a_network_is_converted_once_for_equal_encoders_and_stays_as_it_was(auto
         first.weight.fill_(2.0)
     np.testing.assert_allclose(open_engine(first, spec).mean_token(pixels, 1), 200, rtol=1e-5)
     np.testing.assert_allclose(open_engine(second, spec).mean_token(pixels, 1), 100, rtol=1e-5)
+
+
+def test_openvino_reports_nothing_to_its_makers(tmp_path):
+    code = (
+        "import sys; from cmrcnet.features.engine import has_bf16; has_bf16(); "
+        "assert 'openvino' in sys.modules and sys.modules['openvino_telemetry'] is None"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "HOME": str(tmp_path)}, check=False)
+    assert done.returncode == 0
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ import copy
 import importlib.util
 import logging
 import os
+import sys
 import threading
 import warnings
 from collections import OrderedDict
@@ -262,7 +263,7 @@ def _pad_constantly(network: nn.Module) -> None:
 def _convert(encoder: ImageEncoder, precision: Precision, output: Output, height: int, width: int, threads: int) -> Any:
     """Trace, convert, compile and compare with torch; OpenVINO's parts are called one by one: `openvino.convert_model`
     takes ten times as long, and reports to its makers over the network. A height of 0 is for any height and width."""
-    import openvino
+    openvino = _import_openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -326,9 +327,16 @@ def has_bf16() -> bool:
 
 @cache
 def _openvino_core() -> Any:
+    return _import_openvino().Core()
+
+
+def _import_openvino() -> Any:
+    """OpenVINO without its telemetry, which tells its makers of each import and writes into the user's home."""
+    telemetry: Any = sys.modules
+    telemetry.setdefault("openvino_telemetry", None)  # cannot be imported from here on
     import openvino
 
-    return openvino.Core()
+    return openvino
 
 
 _engines: OrderedDict[tuple[str, Precision], OpenVINOEngine] = OrderedDict()
@@ -349,8 +357,7 @@ def _openvino(encoder: ImageEncoder, precision: Precision) -> OpenVINOEngine:
 
 def _converts(encoder: ImageEncoder, spec: FeatureSpec, precision: Precision, cache: TokenCache | None) -> bool:
     """Whether OpenVINO can compute what the spec wants of this encoder; tried once, and the cache keeps the answer."""
-    import openvino
-
+    openvino = _import_openvino()
     output: Output = "maps" if spec.method == "dense" else "mean" if spec.scales_um else "tokens"
     side = spec.patch.size_px
     name = fingerprint("converts", _CHECK_FORMAT, encoder.fingerprint(), openvino.__version__, precision, output, side)
