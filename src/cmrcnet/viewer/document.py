@@ -297,6 +297,8 @@ class Page:
             if panel.kind == "error":
                 far = max(abs(end) for end in colour_range(values))
                 ends, palette = (-far, far), list(interp_palette(PuOr11[::-1], 256))  # safe for colour-blind eyes
+            if panel.pooled:
+                panel.source.data = {name: [] for name in panel.source.data}  # or each end would colour the old values
             panel.mapper.update(low=ends[0], high=ends[1], palette=palette)
             panel.draw(values)
             panel.figure.below[-1].title = units
