@@ -4,12 +4,12 @@
         --weights vits14.safetensors --out reconstruction.json
 
 The last blocks of an encoder are trained (`model.trained_blocks`) on patches of 84 px, everything else alike: batches,
-steps, first weights, the held-in patient or section that chooses the epoch. Each cohort is held out by what stands
-behind its file, and trained for so many epochs. Runs go seed by seed, and within a seed fold by fold, so that what is
-finished is always paired; each is written to `--out` when it ends, and an interrupted call continues behind the last.
-Differences are paired by fold and seed, averaged over seeds, and have Student's t intervals over the held-out patients
-or sections. As in the protocol strict, panel and gene sets are chosen on a fold's training sections, and a score is the
-mean Pearson correlation of 50 genes within a held-out section.
+steps, first weights, and the held-in patient or section that chooses the epoch and, among `--rates`, the learning rate.
+Each cohort is held out by what stands behind its file, and trained for so many epochs. Runs go seed by seed, rate by
+rate, fold by fold, so that what is finished is always paired; each is written to `--out` when it ends, and an
+interrupted call continues behind the last. Differences are paired by fold and seed, averaged over seeds, and have
+Student's t intervals over the held-out patients or sections. As in the protocol strict, panel and gene sets are chosen
+on a fold's training sections, and a score is the mean Pearson correlation of 50 genes within a held-out section.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ MASKS = {
     for rate in (0.0, 0.3, 0.5, 0.7)
     if (kind, rate) != ("mse", 0.5)  # the paper's, above
 }
+RUN = ("encoder", "cohort", "fold", "seed", "rate", "variant")
 ENCODERS: dict[str, dict[str, Any]] = {
     "vits14": {"model.encoder": "timm:vit_small_patch14_dinov2"},
     "lite0": {"model.encoder": "efficientnet-lite0"},
@@ -75,7 +76,6 @@ def config_of(encoder: str, variant: dict[str, Any], args: argparse.Namespace, e
         "train.epochs": epochs,
         "train.validate_every": max(1, epochs // 6),
         "train.batch_size": args.batch,
-        "train.learning_rate": args.rate,
         "train.seed": seed,
     }
     of_loss = {f"model.{name}": value for name, value in variant.items()}
@@ -110,9 +110,18 @@ class Scorer:
         return rows, chosen | {"held_in_HVG": facts["validation_score"]}
 
 
-def summarise(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def best_rates(kept: dict[str, Any]) -> pd.DataFrame:
+    """The scores of each variant, fold and seed at the rate that was best held in, of those that all variants had."""
+    where, run_of = ["encoder", "cohort", "fold", "seed"], ["encoder", "cohort", "fold", "seed", "variant"]
+    runs = pd.DataFrame(kept["runs"])
+    all_of = runs.groupby(where)["variant"].transform("nunique")
+    tried = runs.groupby([*where, "rate"])["variant"].transform("nunique")
+    runs = runs[tried == all_of].sort_values("held_in_HVG", ascending=False).drop_duplicates(run_of)
+    return pd.DataFrame(kept["scores"]).merge(runs[[*run_of, "rate"]], on=[*run_of, "rate"])
+
+
+def summarise(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Mean of each variant, and its paired difference from contrastive training alone, by encoder, cohort, gene set."""
-    table = pd.DataFrame(scores)
     rows = []
     for (encoder, cohort, gene_set), part in table.groupby(["encoder", "cohort", "gene_set"], sort=False):
         unit = "patient" if part["held_out"].iloc[0] == "patient" else "section"
@@ -155,18 +164,18 @@ def main() -> None:
     parser.add_argument("--folds", nargs="+", help="only these folds")
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 5e-4])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--show", action="store_true", help="only print what --out holds")
     args = parser.parse_args()
-    how = {name: getattr(args, name) for name in ("blocks", "batch", "rate")}
+    how = {name: getattr(args, name) for name in ("blocks", "batch")}
     kept: dict[str, Any] = {"scores": [], "runs": []}
     if args.out.exists():
         kept = json.loads(args.out.read_text())
     if args.show:
-        return show(kept["summary"])
-    done = {(each["encoder"], each["cohort"], each["fold"], each["seed"], each["variant"]) for each in kept["runs"]}
+        return show(summarise(best_rates(kept)))
+    done = {tuple(each[name] for name in RUN) for each in kept["runs"]}
     variants = VARIANTS if args.what == "main" else {BASE: VARIANTS[BASE]} | MASKS
     torch.set_num_threads(args.threads)
     cohorts = []
@@ -177,17 +186,18 @@ def main() -> None:
         plan = config_of(args.encoder, {}, args, int(epochs), 0)
         scorers = [Scorer(cohort, fold, plan) for fold in chosen]
         cohorts.append((Path(path).parent.name, held_out, int(epochs), scorers))
-    for seed, (name, held_out, epochs, scorers) in itertools.product(args.seeds, cohorts):
+    for seed, rate, (name, held_out, epochs, scorers) in itertools.product(args.seeds, args.rates, cohorts):
         for scorer, (variant, settings) in itertools.product(scorers, variants.items()):
-            of = {"encoder": args.encoder, "cohort": name, "fold": scorer.fold.name, "seed": seed, "variant": variant}
+            of = dict(zip(RUN, (args.encoder, name, scorer.fold.name, seed, rate, variant), strict=True))
             if tuple(of.values()) in done:
                 continue
             start = time.monotonic()
             config = config_of(args.encoder, settings, args, epochs, seed)
-            scores, facts = scorer.run(config.override({"evaluation.group_by": held_out}))
+            also = {"train.learning_rate": rate, "evaluation.group_by": held_out}
+            scores, facts = scorer.run(config.override(also))
             kept["scores"] += [of | {"held_out": held_out} | row for row in scores]
             kept["runs"].append(of | how | facts | {"epochs": epochs, "seconds": round(time.monotonic() - start, 1)})
-            kept["summary"] = summarise(kept["scores"])
+            kept["summary"] = summarise(best_rates(kept))
             with atomic_file(args.out) as tmp:
                 tmp.write_text(json.dumps(kept, indent=1) + "\n")
             hvg = np.mean([row["value"] for row in scores if row["gene_set"] == "HVG"])
