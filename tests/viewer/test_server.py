@@ -82,6 +82,7 @@ def test_a_served_tile_is_the_slides(viewer, viewed):
     own, other = (viewed.tiles.slide.read(x, 0, 256, 256).mean(axis=2) for x in (0, 1))
     assert np.corrcoef(served.ravel(), own.ravel())[0, 1] > 0.8  # JPEG of noise
     assert abs(np.corrcoef(served.ravel(), other.ravel())[0, 1]) < 0.2
+    assert ask(viewer, f"/{viewer.token}/tiles/0/{viewed.tiles.deepest + 1}/0/0.jpg") == (204, b"")
     for missing in ("1/0/0/0", "0/9/0/0"):
         assert ask(viewer, f"/{viewer.token}/tiles/{missing}.jpg")[0] == 404
 

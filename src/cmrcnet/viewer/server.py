@@ -294,9 +294,12 @@ def _tile_handler() -> Any:
             self.slides, self.slow = slides, slow
 
         async def get(self, slide: str, zoom: str, column: str, row: str) -> None:
-            if int(slide) >= len(self.slides) or int(zoom) > self.slides[int(slide)].tiles.deepest:
+            if int(slide) >= len(self.slides) or int(zoom) > self.slides[int(slide)].tiles.deepest + 1:
                 raise HTTPError(404)
             tiles, tile = self.slides[int(slide)].tiles, (int(zoom), int(column), int(row))
+            if int(zoom) > tiles.deepest:
+                self.set_status(204)  # Bokeh asks ahead for the next zoom, also below the deepest
+                return
             content = await asyncio.get_running_loop().run_in_executor(self.slow, tiles.jpeg, *tile)
             self.set_header("Content-Type", "image/jpeg")
             self.set_header("Cache-Control", "private, max-age=3600")
