@@ -121,7 +121,7 @@ def fit(
     """
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
-    if devices != 1:
+    if type(devices) is not int or devices != 1:
         require_devices(devices, config.train.device, device)
     encoder = new_encoder(config)
     config = state_method(config, encoder)
