@@ -114,7 +114,7 @@ def metered(label: str, total: int | None = None, unit: str = "items") -> Iterat
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield _BarMeter(label, total, unit, bar)

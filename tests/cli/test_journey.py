@@ -139,9 +139,11 @@ def test_inspect_says_what_it_is(place, capsys):
     assert "P3S1" in said and "Problems: none" in said
 
 
-def test_doctor_and_encoders_answer(capsys):
+def test_doctor_and_encoders_answer(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CMRCNET_CACHE", str(tmp_path / "cache[old]"))
     assert app.main(["doctor"]) == 0
-    assert "embedded encoder" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "embedded encoder" in said and "[old]" in "".join(said.split())  # brackets are text, not markup
     assert app.main(["encoders"]) == 0
     assert "efficientnet-lite0" in capsys.readouterr().out
 

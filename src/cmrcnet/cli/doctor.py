@@ -28,7 +28,7 @@ def doctor() -> dict[str, str]:
     table.add_column(overflow="fold")
     for what, finding in found.items():
         table.add_row(what, finding)
-    Console(file=getattr(sys.stdout, "raw", None)).print(table)
+    Console(file=getattr(sys.stdout, "raw", None), markup=False).print(table)
     return found
 
 
