@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cmrcnet.cli.options import DEFAULT_WORKERS, WorkersOptions, count_text, read_genes
-from cmrcnet.errors import BadOption, MissingInput, ScaleError, UnknownName
+from cmrcnet.errors import BadOption, MissingInput, UnknownName
 from cmrcnet.storage.atomic import atomic_file, final_path, refuse_existing
 from cmrcnet.storage.names import guard_table, name_of_file
 
@@ -304,14 +304,14 @@ def explain_command(
     from cmrcnet.export.table_file import TableSeal
     from cmrcnet.readers.ann_data import read_location
     from cmrcnet.readers.cohort import read_cohort
-    from cmrcnet.slides.slide import open_slide
+    from cmrcnet.slides.slide import open_slide, refuse_other_scale
 
     TableSeal(prediction)  # a table that was damaged is refused here
     table = read_location(prediction, spot)
     found, info = attribution(table, spot), table.uns["cmrcnet"]
     predicted_at = float(info["mpp"])
-    if mpp is not None and not abs(mpp / predicted_at - 1) <= 0.01:
-        raise ScaleError.contradicted(info["slide"], mpp, f"it was predicted at {predicted_at:.6g}", mend="--mpp")
+    if mpp is not None:
+        refuse_other_scale(info["slide"], mpp, predicted_at, mend="--mpp")
     with atomic_file(out) as tmp:
         if kind == "csv":
             guard_table(found.spots).to_csv(tmp, index=False)

@@ -286,9 +286,9 @@ class PatchRun:
         """Each scale by itself, and image statistics with a scale that is cut from the same regions."""
         groups = [[each] for each in missing if each[0] >= 0]
         statistics = [each for each in missing if each[0] < 0]
-        shares = [share_regions(self.slide, scale, STATISTICS_SCALE) for scale in self.scales]
-        sharing = [group for group in groups if self.given is None and shares[group[0][0]]]
-        if statistics and sharing:
+        pixels = groups if statistics and self.given is None else []
+        sharing = [g for g in pixels if share_regions(self.slide, self.scales[g[0][0]], STATISTICS_SCALE)]
+        if sharing:
             max(sharing, key=lambda g: self.scales[g[0][0]].side_um).extend(statistics)
         elif statistics:
             groups.append(statistics)

@@ -178,6 +178,12 @@ def scales_differ(one: float, other: float) -> bool:
     return max(one / other, other / one) > NOTABLE_DISAGREEMENT
 
 
+def refuse_other_scale(name: str, mpp: float, predicted_at: float, mend: str) -> None:
+    """Refuse a scale that is more than 1 % from that of a prediction: `ScaleError`, which says to mend `mend`."""
+    if not abs(mpp / predicted_at - 1) <= 0.01:
+        raise ScaleError.contradicted(name, mpp, f"it was predicted at {predicted_at:.6g}", mend=mend)
+
+
 class ArraySlide:
     """A slide whose pixels are in memory (or in a memory-mapped array).
 

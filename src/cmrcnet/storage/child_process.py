@@ -103,15 +103,17 @@ def serve_files(fault: Callable[[Path], str]) -> None:
     """In the child: answer each path on standard input by its fault; what libraries print goes nowhere."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
-    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no limits, others may refuse this one
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    _limit("RLIMIT_AS", MEMORY_BYTES, MEMORY_BYTES)
     for line in sys.stdin:
         path, seconds = json.loads(line)
-        with contextlib.suppress(ImportError, ValueError, OSError):
-            import resource
-
-            hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), hard))
+        _limit("RLIMIT_CPU", math.ceil(time.process_time() + seconds))
         print(json.dumps(fault(Path(path))), file=answers, flush=True)
+
+
+def _limit(name: str, soft: int, hard: int | None = None) -> None:
+    """Limit this process; a hard limit that is left out stays. Windows has no limits, others may refuse one."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        which = getattr(resource, name)
+        resource.setrlimit(which, (soft, resource.getrlimit(which)[1] if hard is None else hard))

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cmrcnet.analysis.localisation import signature_scores
-from cmrcnet.errors import BadOption, ScaleError, UnknownName
+from cmrcnet.errors import BadOption, UnknownName
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.genes.markers import marker_organs, markers, organ_of_cohort
 from cmrcnet.genes.naming import naming_of
 from cmrcnet.genes.scaling import Scaling
 from cmrcnet.genes.table import scaling_of
 from cmrcnet.slides.section import Cohort, Section
-from cmrcnet.slides.slide import ArraySlide, Slide
+from cmrcnet.slides.slide import ArraySlide, Slide, refuse_other_scale
 from cmrcnet.uncertainty.conformal import bounds
 from cmrcnet.viewer.tiles import SlideTiles
 
@@ -92,8 +92,8 @@ class PredictedSlide:
             raise BadOption("slide", self.tiles.slide.name, f"the slide that was predicted ({facts['slide']})")
         if self.truth is not None and self.truth.slide.fingerprint() != facts["slide_fingerprint"]:
             raise BadOption("truth", self.truth.name, f"a section measured on the predicted slide ({facts['slide']})")
-        if self.deep and not abs(self.tiles.mpp / float(facts["mpp"]) - 1) <= 0.01:
-            raise ScaleError.contradicted(self.name, self.tiles.mpp, f"it was predicted at {float(facts['mpp']):.6g}")
+        if self.deep:
+            refuse_other_scale(self.name, self.tiles.mpp, float(facts["mpp"]), mend="mpp")
         known = set(self.prediction.genes)
         there = {name: [gene for gene in genes if gene in known] for name, genes in self.signatures.items()}
         self.signatures = {name: genes for name, genes in there.items() if genes}
