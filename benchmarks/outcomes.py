@@ -1,10 +1,10 @@
 """Outcome models held to account: real follow-up, intervals by simulation, synthetic slides with a planted hazard.
 
-    python benchmarks/outcomes.py blca ../shared/data/tcga_blca/patients.csv.gz --out outcomes.json
+    python benchmarks/outcomes.py blca patients.csv.gz --out outcomes.json
     python benchmarks/outcomes.py coverage --out outcomes.json
     PYTHONPATH=. python benchmarks/outcomes.py made --out outcomes.json
     python benchmarks/outcomes.py slides --work folder --out outcomes.json
-    python benchmarks/outcomes.py few ../shared/data/als/cohort.csv ../shared/data/her2st/cohort.csv --out outcomes.json
+    python benchmarks/outcomes.py few als/cohort.csv her2st/cohort.csv --out outcomes.json
 
 Each part adds its rows to OUT. `blca`: 373 patients, measured genes. `coverage`: how often the interval of a paired
 difference holds the true difference, beside a bootstrap of patients and a plain t over folds. `made`: 120 patients with

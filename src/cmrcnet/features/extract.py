@@ -246,7 +246,7 @@ def extract_chunks(
     total = sum(len(picked) if layer == PERTURBED else len(centres) for layer in layers)
     sides = ", ".join(f"{spec.scales[layer].side_um:g}" for layer in layers if layer >= 0)
     what = f"encode {slide.name}, {sides} um" if sides else f"measure {slide.name}"
-    with metered(what, total, "patches" if spec.method == "patches" else "locations") as meter:
+    with metered(what, total, "patches" if spec.method == "patches" else "windows") as meter:
         for job, pixels in map_ahead(cut, jobs(), workers=reading_threads(choose_device(spec.device).type)):
             if job.known is not None:
                 meter.skip(len(job.known))

@@ -178,7 +178,7 @@ class Fusion(nn.Module):
 class Outputs:
     """Embeddings of a batch of pairs; `reconstruction` and `target` are None without a reconstruction.
 
-    What is reconstructed is an embedding, all tokens side by side, or the expression.
+    What is reconstructed is an embedding, all tokens side by side, or the standardised expression.
     """
 
     image: Float[Tensor, "batch embedding"]
@@ -283,7 +283,7 @@ class CMRCNet(nn.Module):
         image = self._image_embedding(tokens)
         gene = self.embed_genes(expression)
         if self.gene_decoder is not None:
-            return Outputs(image, gene, self.gene_decoder(image), expression)
+            return Outputs(image, gene, self.gene_decoder(image), _standard_scores(expression))
         if self.fusion is None:
             return Outputs(image, gene, None, None)
         if keep is None:
@@ -319,8 +319,6 @@ class CMRCNet(nn.Module):
             contrastive, rebuilt = contrastive_loss(image, gene, temperature=config.temperature, **how), None
             if outputs.reconstruction is not None and outputs.target is not None:
                 rebuilt_values, target = _at_least_float32(outputs.reconstruction), _at_least_float32(outputs.target)
-                if config.reconstruct == "expression":
-                    target = _standard_scores(target)
                 rebuilt = reconstruction_loss(rebuilt_values, target, kind=config.reconstruction_loss)
             total = total_loss(contrastive, rebuilt, logarithm_of=config.total)
             return Losses(contrastive.mean(), rebuilt, total)
