@@ -155,9 +155,39 @@ def test_an_input_holds_its_windows_and_halo_and_little_more(lite0, tissue, cent
 
 
 def test_the_widest_tile_comes_first(tissue):
-    slide, at = ArraySlide(tissue, 0.5), np.array([[10.0, 10.0], [5400.0, 20.0], [5900.0, 700.0], [30.0, 4000.0]])
-    assert [rows.tolist() for rows in dense.tiles(slide, at, PATCH)] == [[1, 2], [0], [3]]
+    slide, at = ArraySlide(tissue, 0.5), np.array([[10.0, 10.0], [5400.0, 20.0], [5500.0, 150.0], [30.0, 4000.0]])
+    first, *others = [rows.tolist() for rows in dense.tiles(slide, at, PATCH)]
+    assert first == [1, 2] and sorted(others) == [[0], [3]]
     assert dense.tiles(slide, at[:0], PATCH) == []
+
+
+def input_px(at: np.ndarray) -> float:
+    """Pixels of the input of a tile with these locations."""
+    return float(np.prod(np.ptp(at, axis=0) + PATCH.size_px + 2 * dense.HALO_PX))
+
+
+@pytest.mark.parametrize("pitch", [20.0, 200.0])
+@pytest.mark.parametrize("shape", ["square", "ring", "diagonal"])
+def test_tiles_follow_the_tissue(tissue, shape, pitch):
+    """Each location has one tile, none is too large, and all have fewer pixels than squares of a fixed grid."""
+    at = np.stack(np.meshgrid(np.arange(50.0, 12_000, pitch), np.arange(80.0, 9_000, pitch)), axis=-1).reshape(-1, 2)
+    x, y = (at / [6_000, 4_500] - 1).T
+    inside = {"square": np.ones(len(at), bool), "ring": abs(np.hypot(x, y) - 0.8) < 0.2, "diagonal": abs(x - y) < 0.3}
+    at = at[inside[shape]]
+    found = dense.tiles(ArraySlide(tissue, 0.5), at, PATCH)
+    np.testing.assert_array_equal(np.sort(np.concatenate(found)), np.arange(len(at)))
+    most = (dense.TILE_PX + PATCH.size_px + 2 * dense.HALO_PX) ** 2
+    assert max(input_px(at[rows]) for rows in found) <= most
+    square = np.floor(at / dense.TILE_PX) @ [1, 1000]
+    fixed = sum(input_px(at[square == each]) for each in np.unique(square))
+    assert sum(input_px(at[rows]) for rows in found) < fixed
+
+
+def test_tiles_do_not_depend_on_the_order_of_the_locations(tissue):
+    at = np.random.default_rng(5).uniform(0, 9_000, (400, 2))
+    order = np.random.default_rng(6).permutation(len(at))
+    one, two = (dense.tiles(ArraySlide(tissue, 0.5), each, PATCH) for each in (at, at[order]))
+    assert [set(rows.tolist()) for rows in one] == [set(order[rows].tolist()) for rows in two]
 
 
 def test_a_killed_run_goes_on_behind_its_last_tile(lite0, tissue, centres, cache, tmp_path, monkeypatch):
@@ -199,7 +229,8 @@ def test_image_statistics_come_from_pixels_that_are_read_anyway(lite0, tissue, c
     assert slide.reads == reads
     np.testing.assert_array_equal(tokens, extract(lite0, slide, at, plan))
     medians = [np.median(each, axis=0) for each in (also[STATISTICS], image_statistics(slide, at))]
-    np.testing.assert_allclose(*medians, atol=0.3)  # a patch between two pixels is interpolated, the grid is not
+    # a patch between two pixels is interpolated, the grid is not
+    np.testing.assert_allclose(medians[0], medians[1], atol=0.3)
     on_grid = np.array([[320.0, 384.0], [640.0, 448.0]])  # corners at multiples of 32 um
     same = extract_with(lite0, slide, on_grid, plan, (STATISTICS,))[1][STATISTICS]
     np.testing.assert_allclose(same, image_statistics(slide, on_grid), atol=1e-4)
