@@ -63,7 +63,6 @@ SETTINGS = {
     "model.similarity": "cosine",
     "model.temperature": 0.1,
     "model.targets": "identity",
-    "train.precision": "bf16",
     "train.select_by": "pearson",
 }
 
@@ -77,6 +76,7 @@ def config_of(encoder: str, variant: dict[str, Any], args: argparse.Namespace, e
         "train.validate_every": max(1, epochs // 6),
         "train.batch_size": args.batch,
         "train.seed": seed,
+        "train.precision": args.precision,
     }
     of_loss = {f"model.{name}": value for name, value in variant.items()}
     return Config.load("paper").override(SETTINGS | ENCODERS[encoder] | chosen | of_loss)
@@ -165,11 +165,12 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 5e-4])
+    parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16", help="bf16 crawls without AVX-512")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--show", action="store_true", help="only print what --out holds")
     args = parser.parse_args()
-    how = {name: getattr(args, name) for name in ("blocks", "batch")}
+    how = {name: getattr(args, name) for name in ("blocks", "batch", "precision")}
     kept: dict[str, Any] = {"scores": [], "runs": []}
     if args.out.exists():
         kept = json.loads(args.out.read_text())

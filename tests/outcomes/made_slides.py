@@ -37,7 +37,7 @@ def made_slides(
                 values = values + 0.3 * scanner[patient]
             tint = np.array([200, 150, 190]) - (25 * scanner[patient] if confounded else 0)
             picture = np.clip(tint + rng.normal(0, 6, (SIDE * 4, SIDE * 4, 3)), 0, 255).astype(np.uint8)
-            facts = {"units": "log", "model_fingerprint": "m"}
+            facts = {"units": "log", "model_fingerprint": "m", "slide_fingerprint": (patient, number)}
             name = f"s{patient}-{number}"
             from cmrcnet.outcomes.pooling import slide_colour
 

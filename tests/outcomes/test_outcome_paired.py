@@ -10,7 +10,7 @@ import yaml
 
 from cmrcnet.cli.app import main
 from cmrcnet.datasets.synthetic import synthetic_cohort, write_cohort
-from cmrcnet.errors import BadInput, Leakage
+from cmrcnet.errors import BadInput, BadOption, Leakage
 from cmrcnet.evaluation.methods.frozen_features import PooledFeatures
 from cmrcnet.outcomes import paired
 from cmrcnet.outcomes.cohort import cohort_of_table
@@ -74,15 +74,17 @@ def test_a_model_that_saw_a_test_patient_is_refused(trainings, sections, monkeyp
 
 
 def test_models_of_a_fold_are_trained_once_and_the_shuffled_ones_on_permuted_pairs(trainings, sections):
-    cohort = cohort_of_table(table(), name="six", label="kind", features=[])
-    cohort = with_paired(cohort, sections, quick_config())
+    plain = cohort_of_table(table(), name="six", label="kind", features=[])
+    cohort = with_paired(plain, sections, quick_config())
     assert list(cohort.blocks) == ["expression", "shuffled", "colour", "imagenet"]
     run = compare(cohort, ProtocolOptions(folds=3, repeats=1, permutations=2, bootstrap=0))
     assert len(trainings) == 3 * 2 * 6  # every case once in each fold by each of the two kinds of model
     assert sum("pairs permuted" in name for *_, name in trainings) == len(trainings) // 2
     assert ("expression", "shuffled") in zip(run.differences.method, run.differences.other, strict=True)
     with pytest.raises(BadInput, match="P6 has no section"):
-        with_paired(cohort, sections.without(["P6S1"]), quick_config())
+        with_paired(plain, sections.without(["P6S1"]), quick_config())
+    with pytest.raises(BadOption, match="none beside slides or paired sections"):
+        with_paired(cohort, sections, quick_config())
 
 
 def test_the_command_trains_in_the_fold(sections, tmp_path, capsys, monkeypatch):

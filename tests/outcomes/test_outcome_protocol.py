@@ -9,10 +9,16 @@ import pandas as pd
 import pytest
 
 from cmrcnet.errors import BadInput, BadOption, TooFew, UnknownName
-from cmrcnet.outcomes.cohort import Columns, OutcomeCohort, Survival, cohort_of_table
+from cmrcnet.outcomes.cohort import Classes, Columns, OutcomeCohort, Survival, cohort_of_table
 from cmrcnet.outcomes.folds import splits
-from cmrcnet.outcomes.models import CoxModel, ModelOptions, Prepared
-from cmrcnet.outcomes.protocol import ProtocolOptions, compare, predictions_table
+from cmrcnet.outcomes.models import CoxModel, LogisticModel, ModelOptions, Prepared
+from cmrcnet.outcomes.protocol import (
+    ProtocolOptions,
+    compare,
+    methods_of,
+    order_of_patients,
+    predictions_table,
+)
 from cmrcnet.outcomes.report import report_html, to_text, verdict
 from cmrcnet.outcomes.scoring import corrected_interval
 from cmrcnet.readers.patient_table import read_patients
@@ -171,7 +177,7 @@ def test_reference_values_of_bladder_cancer(blca_csv):
     )
     options = ProtocolOptions(repeats=1, permutations=1, bootstrap=0, models=ModelOptions(penalties=(0.1,)))
     run = compare(cohort, options)
-    assert (len(cohort), cohort.outcome.rarest) == (373, 169)
+    assert (len(cohort), cohort.rarest) == (373, 169)
     assert run.score("clinical").value == pytest.approx(0.61, abs=0.015)
     assert run.score("clinical + expression").value == pytest.approx(0.615, abs=0.02)
     assert 0.5 < run.score("expression").value < 0.60
@@ -185,6 +191,8 @@ def test_reference_values_of_bladder_cancer(blca_csv):
         ({}, {"label": "site"}, BadOption, "either --time and --event, or --label"),
         ({"dead": 2.0}, {}, BadInput, "the column dead holds 2; wanted 1"),
         ({"months": 0.0}, {}, BadInput, "patient p0 has the months 0"),
+        ({"months": ["3.5", "12 months"] * 60}, {}, BadInput, "'12 months' of patient p1 is no number"),
+        ({"dead": ["Dead", "Alive"] * 60}, {}, BadInput, "'Dead' of patient p0 is no number; code the event as 1"),
         ({"months": np.nan}, {}, BadInput, "rows have no value"),
         ({"dead": 0.0}, {}, TooFew, "0 events"),
         ({"patient": "p1"}, {}, BadOption, "every case once"),
@@ -204,6 +212,96 @@ def test_more_folds_than_events_are_refused():
     cohort = cohort_of_table(table, name="few", time="months", event="dead", clinical=["age"], leave_out=["site"])
     with pytest.raises(TooFew, match="give --folds 4"):
         compare(cohort, ProtocolOptions(folds=5))
+
+
+def test_a_null_of_several_cases_a_patient_exchanges_patients():
+    """Features that are constant within a patient give p below .05 by chance only, not by counting cases."""
+    rng, found = np.random.default_rng(0), []
+    for seed in range(12):
+        patients, kind = np.repeat(np.arange(12), 8), np.repeat(rng.permutation(12) % 2, 8)
+        table = pd.DataFrame({"patient": [f"p{i}" for i in patients], "case": [f"c{i}" for i in range(96)]})
+        table["x"], table["kind"] = rng.normal(size=12)[patients] + 0.01 * rng.normal(size=96), kind.astype(float)
+        cohort = cohort_of_table(table, name="m", label="kind")
+        options = replace(QUICK, permutations=9, bootstrap=0, seed=seed)
+        found.append(compare(cohort, options, methods=methods_of(cohort)[1:], questions=[]).p_value("expression"))
+    assert np.mean(np.array(found) <= 0.1) <= 0.25, found  # 57 % at .05 when cases were exchanged
+
+
+@pytest.mark.parametrize("patients", [[0, 1, 2, 3], [0, 0, 0, 1, 2, 2], [0, 1, 0, 1, 2]])
+def test_the_order_of_patients_keeps_them_together(patients):
+    patients, rng = np.array(patients), np.random.default_rng(0)
+    for _ in range(20):
+        order = order_of_patients(patients, rng)
+        given = [set(patients[order[patients == patient]]) for patient in range(patients.max() + 1)]
+        assert all(len(each) == 1 for each in given) and len(set.union(*given)) == len(given)
+
+
+def test_a_column_that_one_patient_has_changes_nothing():
+    table = made_table(patients=60).assign(rare=0.0)
+    table.loc[3, "rare"] = 1.0
+    how = {"name": "r", "time": "months", "event": "dead", "features": ["G0", "G1"]}
+    options, asked = replace(QUICK, bootstrap=0), [("clinical", "none")]
+    with_it = compare(cohort_of_table(table, clinical=["age", "rare"], **how), options, questions=asked)
+    assert np.isfinite(with_it.predicted["clinical"].risk).all()
+    fold = next(f for f, (train, _) in enumerate(with_it.folds.splits) if 3 not in train)
+    test = with_it.folds.splits[fold][1]
+    others = test[test != 3]
+    without = compare(cohort_of_table(table, clinical=["age"], **how), options, questions=asked)
+    for name in ("clinical", "clinical + expression"):
+        one, two = (run.predicted[name] for run in (with_it, without))
+        np.testing.assert_allclose(one.risk[0, others], two.risk[0, others], atol=1e-9)
+        np.testing.assert_allclose(one.curves[0, others], two.curves[0, others], atol=1e-9)
+
+
+def test_several_cases_of_a_patient_are_one_when_they_are_counted():
+    table = pd.DataFrame({"patient": np.repeat(["a", "b"], 60), "case": [f"c{i}" for i in range(120)]})
+    table["kind"], table["x"] = np.tile([0.0, 1.0], 60), np.arange(120.0)
+    cohort = cohort_of_table(table, name="two", label="kind")
+    assert cohort.rarest == 2 and cohort.too_few.startswith("Too few events to say: 2 patients in the smallest class")
+
+
+def test_no_digit_of_a_class_is_lost():
+    table = pd.DataFrame({"patient": list("abcdefgh"), "x": np.arange(8.0)})
+    codes = [413448000.0, 413448004.0, 413448010.0, 500000000.0] * 2
+    cohort = cohort_of_table(table.assign(kind=codes), name="codes", label="kind")
+    assert cohort.outcome.names == ("413448000", "413448004", "413448010", "500000000")
+    text = cohort_of_table(table.assign(kind=["her2", "her2 ", "lum", "lum"] * 2), name="text", label="kind")
+    assert text.outcome.names == ("her2", "lum")
+
+
+def test_scores_end_where_a_training_set_is_still_observed():
+    """The Brier score has no weight of 1 / 0, and events that come last alone are refused."""
+    rng = np.random.default_rng(2)
+    time, dead = rng.exponential(size=24) + 0.01, (rng.random(24) < 0.5).astype(float)
+    dead[np.argsort(time)[-6:]] = 0.0  # the longest follow-ups are censored
+    table = pd.DataFrame({"patient": [f"p{i}" for i in range(24)], "t": time, "d": dead, "x": rng.normal(size=24)})
+    run = compare(cohort_of_table(table, name="end", time="t", event="d"), replace(QUICK, bootstrap=0))
+    assert all(0 < run.score(name, "brier").value < 1 for name in ("none", "expression"))
+    assert (run.folds.observed_at > 0).all()
+    late = table.assign(d=(time >= np.sort(time)[-3]).astype(float))
+    with pytest.raises(TooFew, match="nine patients in ten do not reach"):
+        compare(cohort_of_table(late, name="late", time="t", event="d"), replace(QUICK, folds=2))
+
+
+def test_a_logistic_lasso_has_the_penalty_that_was_asked_for():
+    """At the gradient's largest value at 0 the first coefficient appears, as the lasso's conditions say."""
+    rng = np.random.default_rng(3)
+    inputs, codes = rng.normal(size=(200, 3)), np.repeat([0, 1], 100)
+    inputs[codes == 1] += [0.6, 0, 0]
+    gradient = np.abs(inputs.T @ (codes - 0.5)).max() / 200
+    for factor, zero in ((1.05, True), (0.9, False)):
+        penalty = np.full(3, factor * gradient)
+        model = LogisticModel.fit(inputs, Classes(codes, ("a", "b")), penalty, 1.0)
+        assert (np.abs(model.fitted[0].coef_).max() < 1e-3) == zero
+
+
+def test_a_missing_category_is_a_category():
+    frame = pd.DataFrame({"site": ["x", "x", "x", "y", "y", None, None]})
+    for kind in ("object", "string", "category"):
+        prepared = Prepared.fit(frame.astype({"site": kind}), None, 0)
+        assert [value for _, value in prepared.categories] == ["(missing)", "y"]
+        shown = prepared.transform(frame.astype({"site": kind}))
+        assert len(np.unique(shown.round(6), axis=0)) == 3
 
 
 @pytest.mark.parametrize(("option", "value"), [("folds", 1), ("repeats", 0), ("permutations", -1)])

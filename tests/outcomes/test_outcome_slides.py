@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -16,13 +17,15 @@ from cmrcnet.genes.spatial_stats import morans_i, spot_graph
 from cmrcnet.genes.table import prediction_table
 from cmrcnet.outcomes.cohort import Columns, Permuted
 from cmrcnet.outcomes.models import ModelOptions
-from cmrcnet.outcomes.pooling import SlideStack, slide_colour
+from cmrcnet.outcomes.pooling import SlideStack, slide_colour, with_slides
 from cmrcnet.outcomes.protocol import ProtocolOptions, compare, methods_of
 from cmrcnet.outcomes.report import report_html, verdict, warnings_of
 from cmrcnet.outcomes.risk_maps import location_risks, risk_maps
 from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import ArraySlide
-from tests.outcomes.made_slides import GENES, made_cohort, made_slides
+from tests.outcomes.made_slides import GENES, SIGNATURES, made_cohort, made_slides
+
+OTHER = {"units": "log", "slide_fingerprint": "other"}
 
 QUICK = ProtocolOptions(folds=3, repeats=1, permutations=0, bootstrap=100, models=ModelOptions(penalties=(0.1,)))
 
@@ -101,10 +104,7 @@ def test_blocks_learn_from_training_slides_only():
     for number in range(5, 8):
         for slide in stack.of_case[number]:
             stack.slides[slide].expression[:] = 100.0
-    from cmrcnet.outcomes.pooling import with_slides
-    from tests.outcomes.made_slides import SIGNATURES
-
-    again = with_slides(cohort, stack, SIGNATURES)
+    again = with_slides(replace(cohort, blocks={}), stack, SIGNATURES)
     for name, frame in before.items():
         pd.testing.assert_frame_equal(again.blocks[name].features(train).iloc[:5], frame)
 
@@ -134,9 +134,10 @@ def test_colour_is_read_under_the_locations():
     [
         (lambda slides: slides[:-1], BadInput, "has no slide"),
         (lambda slides: [*slides, slides[0]], BadInput, "is there twice"),
+        (lambda slides: [*slides[:-1], _with(slides[-1], facts=slides[0].facts)], BadInput, "are one picture"),
         (lambda slides: [*slides[:-1], _with(slides[-1], case="stranger")], BadInput, "does not name"),
         (lambda slides: [*slides[:-1], _with(slides[-1], genes=(*GENES[1:], "X"))], Incompatible, "genes or units"),
-        (lambda slides: [*slides[:-1], _with(slides[-1], facts={"units": "log"})], Incompatible, "another model"),
+        (lambda slides: [*slides[:-1], _with(slides[-1], facts=OTHER)], Incompatible, "another model"),
     ],
 )
 def test_slides_that_do_not_fit_are_refused(change, error, words):
@@ -146,8 +147,6 @@ def test_slides_that_do_not_fit_are_refused(change, error, words):
 
 
 def _with(slide, **changes):
-    from dataclasses import replace
-
     return replace(slide, **changes)
 
 
@@ -177,7 +176,7 @@ def _written(folder, patients: int = 16, second: str = "", **facts) -> None:
             table.X = rng.normal(1, 0.5, (9, 4)).astype(np.float32)
             anndata.AnnData.write_h5ad(table, folder / f"shuffled{patient}.h5ad")
             rows[-1]["shuffled"] = f"shuffled{patient}.h5ad"
-        people.append({"patient": f"p{patient}", "kind": "LumA" if kind else "Basal", "age": 50 + patient})
+        people.append({"patient": f"p{patient}", "kind": "LumA" if kind else "Basal", "age": 50 + patient, "score": 1})
     for name, found in (("slides.csv", rows), ("patients.csv", people)):
         with (folder / name).open("w", newline="") as file:
             writer = csv.DictWriter(file, list(found[0]))
@@ -197,10 +196,12 @@ def test_the_command_writes_a_report_of_slides(tmp_path, capsys, monkeypatch):
     assert outcomes(tmp_path, "--label", "kind") == 0
     said = capsys.readouterr().out
     assert "expression minus shuffled: +" in said
-    assert "Too few events to say: 8 cases in the smallest class" in said
+    assert "Too few events to say: 8 patients in the smallest class" in said
     names = {path.name for path in (tmp_path / "run").iterdir()} - {".cmrcnet"}
     assert names >= {"report.html", "scores.csv", "differences.csv", "null.csv", "predictions.csv", "run.json"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["options"]["folds"] == 2
+    data = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert (data["label"], data["clinical"], data["table"]) == ("kind", ["age"], "patients.csv") and data["checksum"]
     scores = pd.read_csv(tmp_path / "run" / "scores.csv").set_index(["method", "metric"])["value"]
     assert scores["shuffled", "auroc"] < 0.85 < 0.9 < scores["expression", "auroc"]
     assert {"attention", "components", "colour"} <= set(scores.index.get_level_values(0))
@@ -228,6 +229,14 @@ def test_more_folds_than_cases_of_a_class_are_refused(tmp_path, capsys):
     assert "give --folds 2" in capsys.readouterr().err
 
 
+def test_a_slide_whose_case_is_of_another_patient_is_refused(tmp_path, capsys):
+    _written(tmp_path, patients=4)
+    rows = pd.read_csv(tmp_path / "slides.csv")
+    rows.assign(case=["p0", "p1", "p3", "p2"]).to_csv(tmp_path / "slides.csv", index=False)
+    assert outcomes(tmp_path, "--label", "kind") == 2
+    assert "slide s2 is of patient p2, and its case p3 of p3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
@@ -250,6 +259,7 @@ def test_a_model_that_saw_a_patient_is_refused(tmp_path, capsys, facts, words):
         (("--label", "kind", "--time", "age"), "either --time and --event, or --label"),
         (("--label", "kind", "--organ", "lung"), "lung"),
         (("--label", "kind", "--model", "m"), "a column image"),
+        (("--label", "kind", "--features", "score"), "none beside slides or paired sections"),
     ],
 )
 def test_bad_options_are_refused_in_one_sentence(tmp_path, capsys, options, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from cmrcnet.cli.options import DEFAULT_CONFIG, DEFAULT_WORKERS, ConfigOptions, 
 from cmrcnet.errors import BadInput, BadOption
 from cmrcnet.slides.slide import open_slide
 from cmrcnet.storage.atomic import atomic_folder, refuse_existing
-from cmrcnet.storage.hashing import write_sealed
+from cmrcnet.storage.hashing import file_checksum, write_sealed
 from cmrcnet.storage.names import guard_table
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def outcomes_command(
     clinical : list of str, optional
         Clinical columns; those of text are categories.
     features : list of str, optional
-        Columns of predicted expression; without --slides, all other columns of numbers when left out.
+        Columns of predicted expression, without --slides and --paired; all other columns of numbers when left out.
     leave_out : list of str, optional
         Columns that are neither.
     folds : int
@@ -144,6 +145,7 @@ def outcomes_command(
         features=[] if (slides or paired) is not None and features is None else split_names(features),
         leave_out=split_names(leave_out) or (),
     )
+    cohort = replace(cohort, facts={**cohort.facts, "table": patients.name, "checksum": file_checksum(patients)})
     if paired is not None:
         cohort = with_paired(cohort, read_cohort(paired), config.load(), TokenCache.default())
     elif slides is not None:
@@ -162,7 +164,8 @@ def outcomes_command(
         for name, found in tables.items():
             guard_table(found).to_csv(folder / name, index=False)
         (folder / "report.html").write_text(report_html(run, maps=risk_maps(run)), encoding="utf-8")
-        content = {"format": FORMAT, "cohort": cohort.name, "options": options.to_dict(), "versions": versions()}
+        content = {"format": FORMAT, "cohort": cohort.name, "data": dict(cohort.facts)}
+        content |= {"options": options.to_dict(), "versions": versions()}
         write_sealed(folder / "run.json", content | {"fits": list(run.records)}, [folder / name for name in tables])
     print(to_text(run))
     print(f"Report: {out / 'report.html'}")
@@ -188,11 +191,15 @@ def _with_slides(cohort: OutcomeCohort, path: Path, organ: str | None, model: Pa
     made = SlideFeatures(
         TokenCache.default(), cohort.patients, None if model is None else TrainedModel.from_pretrained(model)
     )
-    found = []
+    found, patient_of = [], dict(zip(cohort.cases, cohort.patients, strict=True))
     for row in tracked(list(listed.to_dict("records")), "slides", unit="slides"):
         given = {key: value for key, value in row.items() if isinstance(value, str) or value == value}
         if not given.get("table"):
             raise BadInput(path, "a table of slides", f"slide {row['slide']} names no prediction table")
+        case, patient = str(given.get("case") or given["patient"]), given.get("patient")
+        if patient is not None and str(patient) != (owner := patient_of.get(case, str(patient))):
+            why = f"slide {row['slide']} is of patient {patient}, and its case {case} of {owner}"
+            raise BadInput(path, "slides of the patients", why)
         with StoredPrediction(path.parent / str(given["table"])) as table, ExitStack() as more:
             pooled = {}
             if given.get("image"):
@@ -204,7 +211,7 @@ def _with_slides(cohort: OutcomeCohort, path: Path, organ: str | None, model: Pa
             slide = slide_values(
                 table,
                 slide=str(given["slide"]),
-                case=str(given.get("case") or given["patient"]),
+                case=case,
                 cohort_patients=cohort.patients,
                 shuffled=shuffled,
                 pooled=pooled,

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 CLINICAL, EXPRESSION = "clinical", "expression"
 
 FEWEST_EVENTS = 50
-"""Events (for classes: cases of the smallest class) below which a comparison says "too few events to say": ten for each
-of five folds, so that a fold's concordance has something to rank."""
+"""Events (for classes: patients of the smallest class) below which a comparison says "too few events to say": ten for
+each of five folds, so that a fold's concordance has something to rank."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +48,6 @@ class Survival:
         """What folds are balanced by: the event."""
         return self.event.astype(np.int64)
 
-    @property
-    def rarest(self) -> int:
-        """Number of events."""
-        return int(self.event.sum())
-
     def take(self, rows: np.ndarray) -> Survival:
         """Some cases."""
         return Survival(self.time[rows], self.event[rows], self.unit)
@@ -76,11 +71,6 @@ class Classes:
     def strata(self) -> np.ndarray:
         """What folds are balanced by: the class."""
         return self.codes
-
-    @property
-    def rarest(self) -> int:
-        """Cases of the smallest class."""
-        return int(np.bincount(self.codes, minlength=len(self.names)).min())
 
     def take(self, rows: np.ndarray) -> Classes:
         """Some cases."""
@@ -161,9 +151,9 @@ class OutcomeCohort:
             raise BadOption("cases", repeated[0], "every case once")
         if isinstance(self.outcome, Survival) and len(set(self.patients)) < len(self.patients):
             raise BadOption("patients", "one of them twice", "one follow-up for each patient")
-        if self.outcome.rarest < 2:
-            what = "events" if isinstance(self.outcome, Survival) else "cases of the smallest class"
-            raise TooFew(what, self.outcome.rarest, 2, "nothing can be learnt from fewer")
+        if self.rarest < 2:
+            what = "events" if isinstance(self.outcome, Survival) else "patients of the smallest class"
+            raise TooFew(what, self.rarest, 2, "nothing can be learnt from fewer")
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -175,13 +165,19 @@ class OutcomeCohort:
         return np.array([known[name] for name in self.patients])
 
     @property
+    def rarest(self) -> int:
+        """Patients with an event, or of the smallest class: several cases of a patient are one."""
+        strata = self.outcome.strata
+        counted = [1] if isinstance(self.outcome, Survival) else range(len(self.outcome.names))
+        return min(len(np.unique(self.patient_codes[strata == each])) for each in counted)
+
+    @property
     def too_few(self) -> str:
         """The sentence in place of a verdict, or empty."""
-        found = self.outcome.rarest
-        if found >= FEWEST_EVENTS:
+        if self.rarest >= FEWEST_EVENTS:
             return ""
-        what = "events" if isinstance(self.outcome, Survival) else "cases in the smallest class"
-        return f"Too few events to say: {found} {what}; a comparison is judged from {FEWEST_EVENTS} on."
+        what = "events" if isinstance(self.outcome, Survival) else "patients in the smallest class"
+        return f"Too few events to say: {self.rarest} {what}; a comparison is judged from {FEWEST_EVENTS} on."
 
 
 def cohort_of_table(
@@ -230,9 +226,11 @@ def cohort_of_table(
     >>> table = pd.DataFrame({"patient": list("abcd"), "months": [3.0, 9, 7, 5], "dead": [1, 0, 1, 1], "age": [61, 55,
     ...     70, 64], "ESR1": [0.1, 1.2, 0.4, 0.3]})
     >>> cohort = cohort_of_table(table, name="four", time="months", event="dead", clinical=["age"])
-    >>> sorted(cohort.blocks), cohort.outcome.rarest
+    >>> sorted(cohort.blocks), cohort.rarest
     (['clinical', 'expression'], 3)
     """
+    from pandas.api.types import is_numeric_dtype
+
     known = [str(column) for column in table.columns]
     if (label is None) == (time is None or event is None):
         raise BadOption("outcome", "", "either --time and --event, or --label")
@@ -244,7 +242,7 @@ def cohort_of_table(
     given = features
     if features is None:
         features = [column for column in known if column not in used]
-        if text := [column for column in features if table[column].dtype == object]:
+        if text := [column for column in features if not is_numeric_dtype(table[column])]:
             sentence = (
                 f"The column {text[0]} of the table of patients is text ({str(table[text[0]].iloc[0])!r}); name it in "
                 "--clinical (then it is a category) or in --leave-out."
@@ -252,8 +250,9 @@ def cohort_of_table(
             raise BadOption.from_sentence(sentence)
     if both := [column for column in features if column in used]:
         raise BadOption("features", both[0], "a column that is not also the outcome, clinical or left out")
-    if text := [column for column in features if table[column].dtype == object]:
-        raise BadInput("the table of patients", "features", f"the column {text[0]} is text")
+    if text := [column for column in features if not is_numeric_dtype(table[column])]:
+        why = f"the column {text[0]} is text ({_no_number(table, text[0])})"
+        raise BadInput("the table of patients", "features", why)
     blocks: dict[str, Block] = {}
     for kind, columns in ((CLINICAL, clinical), (EXPRESSION, features)):
         if len(columns):
@@ -262,14 +261,35 @@ def cohort_of_table(
         raise TooFew("columns to predict the outcome from", 0, 1, "name some: --clinical or --features")
     patients = tuple(map(str, table["patient"]))
     cases = tuple(map(str, table["case"])) if "case" in known else patients
-    return OutcomeCohort(name, cases, patients, outcome, blocks)
+    facts = {"label": label} if label is not None else {"time": time, "event": event}
+    facts |= {"clinical": list(clinical), "features": list(features)}
+    return OutcomeCohort(name, cases, patients, outcome, blocks, facts)
+
+
+def refuse_expression(cohort: OutcomeCohort) -> None:
+    """Refuse columns of expression where slides or sections give it: one of them would not be compared."""
+    if EXPRESSION in cohort.blocks:
+        want = "none beside slides or paired sections, which give the expression; other columns are --clinical"
+        raise BadOption("features", EXPRESSION, want)
+
+
+def _no_number(table: Frame, column: str) -> str:
+    """The first cell that keeps a column from being numbers."""
+    import pandas as pd
+
+    numbers = np.asarray(pd.to_numeric(table[column], errors="coerce"), np.float64)
+    row = int((np.isnan(numbers) & table[column].notna().to_numpy()).argmax())
+    return f"{str(table[column].iloc[row])!r} of patient {table['patient'].iloc[row]} is no number"
 
 
 def _survival(table: Frame, time: str, event: str) -> Survival:
+    from pandas.api.types import is_numeric_dtype
+
     for column in (time, event):
-        if table[column].dtype == object or table[column].isna().any():
-            missing = int(table[column].isna().sum())
-            why = f"{missing} rows have no value" if missing else f"{str(table[column].iloc[0])!r} is no number"
+        missing, number = int(table[column].isna().sum()), is_numeric_dtype(table[column])
+        if missing or not number:
+            why = f"{missing} rows have no value" if number else f"{_no_number(table, column)}"
+            why += "" if number or column == time else "; code the event as 1 and a censored patient as 0"
             raise BadInput("the table of patients", "follow-up", f"in the column {column}, {why}")
     happened = table[event].to_numpy(np.float64)
     if wrong := sorted(set(happened) - {0.0, 1.0}):
@@ -284,12 +304,17 @@ def _survival(table: Frame, time: str, event: str) -> Survival:
 
 
 def _classes(table: Frame, label: str) -> Classes:
+    from pandas.api.types import is_numeric_dtype
+
     values = table[label]
     if values.isna().any():
         raise BadInput(
             "the table of patients", "classes", f"{int(values.isna().sum())} rows have no value in the column {label}"
         )
-    text = [f"{value:g}" if not isinstance(value, str) else value for value in values]
+    if is_numeric_dtype(values):  # 1.0 is the class 1; no digit of a code is lost
+        text = [str(int(value)) if float(value).is_integer() else repr(float(value)) for value in values]
+    else:
+        text = [str(value).strip() for value in values]
     names = tuple(sorted(set(text)))
     if len(names) > max(10, len(text) // 5):
         raise BadInput("the table of patients", "classes", f"the column {label} has {len(names)} different values")

@@ -56,7 +56,7 @@ def outer_folds(cohort: OutcomeCohort, number: int, repeats: int, seed: int) -> 
     Raises
     ------
     TooFew
-        Fewer patients with an event (or of a class) than folds.
+        Fewer patients with an event (or of a class) than folds, or events only where hardly anyone is observed.
     """
     every, outcome = np.arange(len(cohort)), cohort.outcome
     found, of = [], np.zeros((repeats, len(cohort)), np.int64)
@@ -73,7 +73,14 @@ def outer_folds(cohort: OutcomeCohort, number: int, repeats: int, seed: int) -> 
     shape = of.shape
     if not isinstance(outcome, Survival):
         return Folds(of, tuple(found), np.empty(0), np.ones(shape), np.ones((*shape, 0)))
-    times = np.linspace(np.quantile(outcome.time[outcome.event], 0.1), np.quantile(outcome.time, 0.9), GRID)
+    start, end = np.quantile(outcome.time[outcome.event], 0.1), np.quantile(outcome.time, 0.9)
+    for train, _ in found:  # where nobody of a training set is observed any more, nothing is weighted by that
+        reached = np.unique(outcome.time[train])
+        end = min(end, reached[still_observed(outcome.take(train), reached) > 0].max())
+    if start >= end:
+        early, hint = int((outcome.event & (outcome.time < end)).sum()), "follow the patients longer, or give --label"
+        raise TooFew(f"events before {end:.3g}, which nine patients in ten do not reach", early, 2, hint)
+    times = np.linspace(start, end, GRID)
     observed, observed_at = np.empty(shape), np.empty((*shape, GRID))
     for fold, (train, test) in enumerate(found):
         repeat, training = fold // number, outcome.take(train)

@@ -1,10 +1,10 @@
 """Models of an outcome, fitted on training cases only: Cox and logistic regression with an elastic-net penalty.
 
 Every block of features is prepared on the training cases: missing numbers become the training median, categories become
-columns, all is standardised and drawn in to `LIMIT` deviations, and a block wider than `components` is reduced to that
-many principal components, each standardised and drawn in likewise. Clinical columns keep a small fixed penalty; that of
-the other blocks is chosen by an inner cross-validation of the training cases, so that a model of both can come down to
-the clinical one.
+columns (a missing one is a category), all is standardised and drawn in to `LIMIT` deviations, and a block wider than
+`components` is reduced to that many principal components, each standardised and drawn in likewise. Clinical columns
+keep a small fixed penalty; that of the other blocks is chosen by an inner cross-validation of the training cases, so
+that a model of both can come down to the clinical one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ CLINICAL_PENALTY = 0.01
 LIMIT = 4.0
 """Deviations beyond which a standardised value is drawn in: a gene that hardly varies in training may lie hundreds of
 deviations out in a test patient."""
+_MISSING = "(missing)"
+"""Category of the cases of a text column that have no value."""
 _VANISHED = 1e-3
 """lifelines smooths the l1 penalty, so that no coefficient is exactly 0; below this one counts as 0."""
 
@@ -69,14 +71,16 @@ class Prepared:
     @classmethod
     def fit(cls, frame: Frame, components: int | None, seed: int) -> Prepared:
         """Learn from training rows; `components` None keeps every column."""
-        numbers = tuple(name for name in frame.columns if frame[name].dtype != object)
+        from pandas.api.types import is_numeric_dtype
+
+        numbers = tuple(name for name in frame.columns if is_numeric_dtype(frame[name]))
         values = frame[list(numbers)].to_numpy(np.float64)
         known = np.isfinite(values).any(axis=0)
         numbers, values = tuple(np.array(numbers, dtype=object)[known]), values[:, known]
         middle = np.nanmedian(values, axis=0) if values.shape[1] else np.empty(0)
         categories = []
-        for name in (column for column in frame.columns if frame[column].dtype == object):
-            levels = frame[name].dropna().value_counts()
+        for name in (column for column in frame.columns if not is_numeric_dtype(frame[column])):
+            levels = frame[name].astype(object).fillna(_MISSING).value_counts()
             # The most frequent value is the reference; one that a single case has can be learnt nothing about.
             ordered = sorted(levels.index, key=lambda level: (-levels[level], level))
             categories += [(name, level) for level in ordered[1:] if levels[level] > 1]
@@ -97,7 +101,10 @@ class Prepared:
     def _raw(self, frame: Frame) -> np.ndarray:
         values = frame[list(self.numbers)].to_numpy(np.float64)
         values = np.where(np.isfinite(values), values, self.middle)
-        shown = [(frame[name] == level).to_numpy(np.float64) for name, level in self.categories]
+        shown = [
+            (frame[name].astype(object).fillna(_MISSING) == level).to_numpy(np.float64)
+            for name, level in self.categories
+        ]
         return np.column_stack([values, *shown])
 
     def transform(self, frame: Frame) -> np.ndarray:
@@ -115,43 +122,48 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class CoxModel:
-    """A fitted Cox model (lifelines): coefficients (inputs,) and its Breslow baseline."""
+    """A fitted Cox model (lifelines): coefficients (inputs,), 0 of those that do not vary, and its Breslow baseline."""
 
     fitted: Any
     coefficients: np.ndarray
     middle: np.ndarray
-    curve: tuple[np.ndarray, np.ndarray] | None = None  # without inputs: times and survival of Kaplan-Meier
+    varies: np.ndarray  # (inputs,) bool: lifelines fails on a constant
+    curve: tuple[np.ndarray, np.ndarray] | None = None  # where none varies: times and survival of Kaplan-Meier
 
     @classmethod
     def fit(cls, inputs: np.ndarray, outcome: Survival, penalty: np.ndarray, l1_ratio: float) -> CoxModel:
         """Fit; `penalty` (inputs,) is each input's own."""
-        if not inputs.shape[1]:
+        middle, varies = inputs.mean(axis=0), np.ptp(inputs, axis=0) > 0
+        if not varies.any():
             times, curve, _, _ = kaplan_meier(outcome, np.arange(len(outcome)))
-            return cls(None, np.empty(0), np.empty(0), (times, curve))
+            return cls(None, np.zeros(inputs.shape[1]), middle, varies, (times, curve))
         lifelines = require_lifelines()
-        frame = _input_frame(inputs)
+        frame = _input_frame(inputs[:, varies])
         frame["time"], frame["event"] = outcome.time, outcome.event
-        fitter = lifelines.CoxPHFitter(penalizer=penalty, l1_ratio=l1_ratio)
+        fitter = lifelines.CoxPHFitter(penalizer=penalty[varies], l1_ratio=l1_ratio)
         try:
             fitted = fitter.fit(frame, "time", "event")
         except lifelines.exceptions.ConvergenceError as error:
-            sentence = f"The Cox model of {inputs.shape[1]} inputs did not converge; use larger --penalties."
+            mend = "use larger --penalties" if (penalty > CLINICAL_PENALTY).any() else "leave a clinical column out"
+            sentence = f"The Cox model of {inputs.shape[1]} inputs did not converge; {mend}."
             raise Diverged.from_sentence(sentence) from error
-        coefficients = fitted.params_.to_numpy()
+        coefficients = np.zeros(inputs.shape[1])
+        coefficients[varies] = fitted.params_.to_numpy()
         if l1_ratio > 0:
             coefficients = np.where(np.abs(coefficients) < _VANISHED, 0.0, coefficients)
-        return cls(fitted, coefficients, inputs.mean(axis=0))
+        return cls(fitted, coefficients, middle, varies)
 
     def risk(self, inputs: np.ndarray) -> np.ndarray:
         """Log hazard relative to the training mean: (cases,)."""
-        return (inputs - self.middle) @ self.coefficients if len(self.coefficients) else np.zeros(len(inputs))
+        return (inputs - self.middle) @ self.coefficients
 
     def survival(self, inputs: np.ndarray, times: np.ndarray) -> np.ndarray:
         """Probability to be without event at times: (cases, times)."""
         if self.curve is not None:
             steps, curve = self.curve
             return np.tile(curve[np.maximum(np.searchsorted(steps, times, side="right") - 1, 0)], (len(inputs), 1))
-        return self.fitted.predict_survival_function(_input_frame(inputs), times=times).to_numpy().T
+        shown = _input_frame(inputs[:, self.varies])
+        return self.fitted.predict_survival_function(shown, times=times).to_numpy().T
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,21 +175,25 @@ class LogisticModel:
 
     @classmethod
     def fit(cls, inputs: np.ndarray, outcome: Classes, penalty: np.ndarray, l1_ratio: float) -> LogisticModel:
-        """Fit; inputs are scaled by their penalties, so that one penalty serves all."""
+        """Fit; inputs are scaled by their penalties over the largest, so that one penalty serves all.
+
+        That is exact for the largest penalty and for every ridge part; the l1 part of an input with a smaller penalty
+        p (clinical columns) is sqrt(p x largest).
+        """
         from sklearn.linear_model import LogisticRegression
 
         if not inputs.shape[1]:
             return cls(None, len(outcome.names))
         chosen = LogisticRegression(
-            C=1 / len(outcome),  # the mean loss, as in lifelines
+            C=1 / (len(outcome) * penalty.max()),  # the mean loss, as in lifelines
             l1_ratio=l1_ratio,
             solver="saga" if l1_ratio > 0 else "lbfgs",
             class_weight="balanced",
             max_iter=5_000,
             random_state=0,
         )
-        fitted = chosen.fit(inputs / np.sqrt(penalty), outcome.codes)
-        return cls((fitted, np.sqrt(penalty)), len(outcome.names))
+        scale = np.sqrt(penalty / penalty.max())
+        return cls((chosen.fit(inputs / scale, outcome.codes), scale), len(outcome.names))
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         """Probability of each class: (cases, classes); equal for all without inputs."""

@@ -21,7 +21,7 @@ from cmrcnet.evaluation.methods.frozen_features import FeatureKind, PooledFeatur
 from cmrcnet.evaluation.methods.trained_cmrcnet import permuted
 from cmrcnet.evaluation.protocol.fold_runner import remembered
 from cmrcnet.evaluation.protocol.folds import refuse_seen
-from cmrcnet.outcomes.cohort import EXPRESSION, Block, Columns, OutcomeCohort
+from cmrcnet.outcomes.cohort import EXPRESSION, Block, Columns, OutcomeCohort, refuse_expression
 from cmrcnet.slides.section import Cohort
 from cmrcnet.storage.cache import TokenCache
 
@@ -126,6 +126,7 @@ def with_paired(
     BadInput
         A case without a section.
     """
+    refuse_expression(cohort)
     sections = remembered(sections)
     case_of = {entry.section: str(entry.metadata.get("case") or entry.patient) for entry in sections.entries}
     patients, of_case = dict(zip(cohort.cases, cohort.patients, strict=True)), []

@@ -32,7 +32,7 @@ from cmrcnet.evaluation.methods.frozen_features import colour_statistics
 from cmrcnet.evaluation.protocol.folds import refuse_seen
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.genes.spatial_stats import morans_i, spot_graph
-from cmrcnet.outcomes.cohort import EXPRESSION, Block, Columns, OutcomeCohort
+from cmrcnet.outcomes.cohort import EXPRESSION, Block, Columns, OutcomeCohort, refuse_expression
 
 COMPONENTS = 8
 """Expression components that are pooled."""
@@ -171,14 +171,19 @@ class SlideStack:
         Raises
         ------
         BadInput
-            A slide without case, a case without slide, or a slide twice.
+            A slide without case, a case without slide, or a slide twice, by name or by its pixels.
         Incompatible
             Tables of two models, or with different genes.
         """
         where = {case: [] for case in cases}
         if repeated := sorted({s.slide for s in slides if [t.slide for t in slides].count(s.slide) > 1}):
             raise BadInput("the table of slides", "slides of the patients", f"{repeated[0]} is there twice")
+        same: dict[Any, str] = {}
         for number, slide in enumerate(slides):
+            other = same.setdefault(slide.facts["slide_fingerprint"], slide.slide)
+            if other != slide.slide:
+                why = f"{other} and {slide.slide} are one picture; name it once"
+                raise BadInput("the table of slides", "slides of the patients", why)
             if slide.case not in where:
                 why = f"slide {slide.slide} belongs to {slide.case}, which the table of patients does not name"
                 raise BadInput("the table of slides", "slides of the patients", why)
@@ -235,7 +240,13 @@ def with_slides(
     stack : SlideStack
     signatures : mapping of str to sequence of str, optional
         Genes by name of signature; without, there is no block "spatial".
+
+    Raises
+    ------
+    BadOption
+        The cohort has expression of its own.
     """
+    refuse_expression(cohort)
     slides = stack.slides
     means = np.stack([stack.expression(number).mean(axis=0, dtype=np.float64) for number in range(len(slides))])
     blocks: dict[str, Block] = {**cohort.blocks, EXPRESSION: Columns(stack.pool(means, stack.gene_names))}

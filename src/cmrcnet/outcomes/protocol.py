@@ -112,6 +112,24 @@ def questions_of(methods: Sequence[OutcomeMethod]) -> tuple[tuple[str, str], ...
     return tuple(pair for pair in main if set(pair) <= set(known)) or tuple((name, NOTHING) for name in known[1:])
 
 
+def order_of_patients(patients: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw whose features each case gets: those of another patient's cases, in any order; repeated if there are fewer.
+
+    Cases of a patient are not independent, so that permuting cases would make the null too narrow. `patients` (cases,)
+    numbers the patient of each.
+
+    Examples
+    --------
+    >>> order_of_patients(np.array([0, 0, 1, 2, 2]), np.random.default_rng(3)).tolist()
+    [3, 4, 2, 0, 1]
+    """
+    rows = [np.flatnonzero(patients == patient) for patient in range(int(patients.max()) + 1)]
+    order = np.empty(len(patients), np.int64)
+    for mine, other in zip(rows, rng.permutation(len(rows)), strict=True):
+        order[mine] = np.resize(rng.permutation(rows[other]), len(mine))
+    return order
+
+
 _Task = tuple[int, int, int]
 """Number of the permutation (0: none), of the method, and of the fold over all repeats."""
 
@@ -147,7 +165,7 @@ class FoldRunner:
         """The cohort whose blocks, but for the clinical one, belong to other cases; 0 is the cohort itself."""
         blocks = {**self.cohort.blocks, **(self.trained[fold] if self.trained else {})}
         if number > 0:
-            order = np.random.default_rng([self.options.seed, number]).permutation(len(self.cohort))
+            order = order_of_patients(self.cohort.patient_codes, np.random.default_rng([self.options.seed, number]))
             blocks = {name: b if name == CLINICAL else Permuted(b, order) for name, b in blocks.items()}
         return replace(self.cohort, blocks=blocks)
 
@@ -193,8 +211,8 @@ class OutcomeRun:
     """Everything that a comparison found.
 
     `scores` has a row for each method and metric: `method, metric, value, low, high`; `differences` one for each
-    question: `method, other, metric, difference, low, high, higher_in, folds`; `null` one for each permutation:
-    `method, permutation, value`, and `observed`, that of the method itself in the first repeat.
+    question: `method, other, metric, difference, low, high, higher_in, folds` (those with a pair to rank); `null` one
+    for each permutation: `method, permutation, value`, and `observed`, that of the method itself in the first repeat.
     """
 
     cohort: OutcomeCohort

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _NAMES = {"c": "Harrell's C", "uno": "Uno's C", "brier": "Brier", "auroc": "AUROC"}
+_SHOWN_FEATURES = 30
 _ABOUT = {
     "c": "share of comparable pairs of patients in the right order; 0.5 is chance",
     "uno": "the same, weighted so that it does not depend on when patients were censored, up to the horizon",
@@ -133,7 +134,9 @@ def report_html(run: OutcomeRun, *, maps: str = "") -> str:
     """
     outcome, options = run.cohort.outcome, run.options
     survival = isinstance(outcome, Survival)
-    kind = f"{outcome.rarest} events" if survival else f"{len(outcome.names)} classes, {outcome.rarest} in the smallest"
+    kind = f"{run.cohort.rarest} events"
+    if not survival:
+        kind = f"{len(outcome.names)} classes, {run.cohort.rarest} patients in the smallest"
     values = {
         "title": f"Outcomes of {run.cohort.name}",
         "name": run.cohort.name,
@@ -208,8 +211,8 @@ def _methods_section(run: OutcomeRun) -> Markup:
     names = [method.name for method in run.methods]
     shown = scores[(scores.metric == run.metric)].reset_index(drop=True)
     horizon = (
-        f" Horizon {run.folds.horizon:.3g} {outcome.unit}: nine patients in ten have a shorter follow-up. AUC at the "
-        "quartiles of the event times."
+        f" Horizon {run.folds.horizon:.3g} {outcome.unit}: nine patients in ten have a shorter follow-up, and every "
+        "training set is still observed. AUC at the quartiles of the event times."
         if isinstance(outcome, Survival)
         else ""
     )
@@ -342,7 +345,10 @@ def _folds_section(run: OutcomeRun) -> Markup:
 def _provenance_section(run: OutcomeRun) -> Markup:
     import yaml
 
-    text = yaml.safe_dump({**run.cohort.facts, **run.options.to_dict()}, sort_keys=False, allow_unicode=True)
+    facts = dict(run.cohort.facts)
+    if len(names := facts.get("features", [])) > _SHOWN_FEATURES:
+        facts["features"] = [*names[:_SHOWN_FEATURES], f"and {len(names) - _SHOWN_FEATURES} more (run.json)"]
+    text = yaml.safe_dump(facts | run.options.to_dict(), sort_keys=False, allow_unicode=True)
     note = f"Seed {run.options.seed}. " + ", ".join(f"{name} {found}" for name, found in versions().items()) + "."
     return render("outcome_provenance.html", {"note": note, "options": text})
 

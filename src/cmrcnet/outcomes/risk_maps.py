@@ -80,8 +80,8 @@ def risk_maps(run: OutcomeRun) -> str:
     rows = []
     for case in shown:
         slide = run.cohort.stack.slides[run.cohort.stack.of_case[case][0]]
-        mine = location_risks(run, case)
-        mine = mine[mine.slide == slide.slide]
+        every = location_risks(run, case)
+        mine = every[every.slide == slide.slide]
         # The slide's picture, cut to its locations and a little around them.
         centres, radius = slide.centre_px / slide.downsample, slide.side_px / slide.downsample / 2
         border = 0.04 * float(np.ptp(centres, axis=0).max(initial=0)) + 3 * radius
@@ -93,7 +93,7 @@ def risk_maps(run: OutcomeRun) -> str:
         for name in (EXPRESSION, ATTENTION):
             if name in mine:
                 values = mine[name].to_numpy(np.float64)
-                values = values if name == EXPRESSION else values * len(values)
+                values = values if name == EXPRESSION else values * len(every)
                 image, low, high = map_jpeg(view, values, "RdBu_r", centred=True)
                 pictures.append({"name": name, "image": image, "low": f"{low:+.2f}", "high": f"{high:+.2f}"})
         rows.append(

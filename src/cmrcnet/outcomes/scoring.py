@@ -183,5 +183,6 @@ def score_differences(
         error = float(np.nanstd(drawn)) if np.isfinite(drawn).sum() > 1 else 0.0
         mean, low, high = corrected_interval(gap, ratio, error)
         row = {"method": method, "other": other, "metric": main_metric(cohort.outcome), "difference": mean}
-        rows.append(row | {"low": low, "high": high, "higher_in": int((gap > 0).sum()), "folds": len(gap)})
+        row |= {"low": low, "high": high, "higher_in": int((gap > 0).sum()), "folds": int(np.isfinite(gap).sum())}
+        rows.append(row)
     return pd.DataFrame(rows)
