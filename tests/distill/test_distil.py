@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,10 +14,11 @@ from cmrcnet.distill.distil import StudentConfig, distil
 from cmrcnet.distill.student_report import sections_to_leave_out
 from cmrcnet.errors import BadOption, Incompatible, Leakage, UnknownName
 from cmrcnet.inference.predict import predict
+from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.retrieval.bank import ReferenceBank, build_bank
 from cmrcnet.slides.section import Cohort
 from cmrcnet.testing import assert_prediction_table
-from tests.distill.small_teacher import averaging, cohort, on_components
+from tests.distill.small_teacher import COMPONENTS, averaging, cohort, on_components
 from tests.inference.small_model import noise_slide, small_cohort, small_model
 
 GRID_UM = 200.0
@@ -192,6 +196,23 @@ def test_a_student_may_look_with_less_and_learn_on_further_slides():
     assert student.config.features.scales_um == (80.0,)
     own = distil(model, bank, cohort(), config=StudentConfig(encoder="timm:test_vit2", weights="random"), grid_um=0)
     assert own.encoder.origin.name == "timm:test_vit2" and own.fingerprint != student.fingerprint
+
+
+def test_windows_that_a_students_encoder_or_scales_do_not_allow_are_left_out_with_a_word(caplog):
+    settings = {"model.encoder": "timm:test_resnet", "features.scales_um": [112.0, 350.0], "features.window_um": 28.0}
+    settings |= COMPONENTS | {"patch.size_px": 224, "features.method": "dense"}
+    config = averaging()[0].config.override(settings)
+    resnet = create_image_encoder("timm:test_resnet", weights="random")
+    teacher: Any = SimpleNamespace(encoder=resnet, config=config)
+    caplog.set_level("INFO", "cmrcnet")
+    for config in (StudentConfig(), StudentConfig(scales_um=[56.0])):
+        assert config.apply_to(teacher)[1].features.window_um == 28.0
+    assert not caplog.messages
+    for config in (StudentConfig(encoder="timm:test_vit", weights="random"), StudentConfig(scales_um=[100.0])):
+        assert config.apply_to(teacher)[1].features.window_um == 0.0
+        assert "no windows of 28 um as its teacher has: " in caplog.messages[-1]
+    with pytest.raises(BadOption, match="sides above 0"):
+        StudentConfig(scales_um=[-1.0]).apply_to(teacher)
 
 
 def test_two_sections_on_one_slide_get_one_grid_that_neither_answers():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +168,33 @@ def test_any_rows_are_the_rows_of_the_whole(scales, location_um, monkeypatch, ne
     assert len(tokens) == SPOTS
     for rows in (slice(0, SPOTS), slice(3, 4), slice(40, SPOTS)):
         np.testing.assert_allclose(tokens.take(rows), wanted[rows], rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("pairs, values", [(1, 1), (150, 7), (1 << 21, 1 << 24)])
+def test_neighbourhoods_in_parts_are_those_of_the_whole(scales, location_um, monkeypatch, pairs, values):
+    """Whatever the limits of memory, the order of the locations, and the array that holds them."""
+    spec = FeatureSpec(scales_um=(112.0, 175.0), neighbourhood_um=120.0, standardize="section")
+    wanted = SectionTokens(scales, location_um, spec).take(slice(0, SPOTS))
+    monkeypatch.setattr(tokens_module, "PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(tokens_module, "VALUES_AT_ONCE", values)
+    layers_first = np.ascontiguousarray(scales.swapaxes(0, 1)).swapaxes(0, 1)
+    tokens = SectionTokens(layers_first, location_um, spec)
+    np.testing.assert_array_equal(tokens.take(slice(10, 20)), wanted[10:20])  # the rest is asked for by itself
+    np.testing.assert_array_equal(tokens.take(slice(0, SPOTS)), wanted)
+
+
+def test_memory_does_not_grow_with_the_number_of_neighbours(monkeypatch):
+    """Locations of 8 um: 2.4 million pairs within the reach, of which the limit takes a hundredth at once."""
+    x, y = np.meshgrid(np.arange(40) * 8.0, np.arange(40) * 8.0)
+    location_um = np.random.default_rng(0).permutation(np.column_stack([x.ravel(), y.ravel()]))
+    tokens = SectionTokens(np.ones((1600, 2, 4), np.float32), location_um, FeatureSpec(neighbourhood_um=150.0))
+    monkeypatch.setattr(tokens_module, "PAIRS_AT_ONCE", 25_000)
+    tracemalloc.start()
+    found = tokens.take(slice(0, 1600))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(found, 1.0, rtol=1e-6)
+    assert peak < 12_000_000  # the whole takes 300 MB
 
 
 def test_means_and_deviations_of_blocks_join_without_losing_digits():

@@ -4,14 +4,19 @@ of many locations holds."""
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
+from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 import cmrcnet
 from cmrcnet.analysis.attribution import attribution
+from cmrcnet.cli.predict_commands import predict_command
 from cmrcnet.config import Config
 from cmrcnet.datasets.synthetic import synthetic_section, synthetic_truth
 from cmrcnet.errors import BadOption, CmrcnetWarning, Incompatible
@@ -22,9 +27,11 @@ from cmrcnet.genes.table import check_prediction_table, decode
 from cmrcnet.heads.ridge import KernelRidge
 from cmrcnet.inference.predict import predict, predict_to_file
 from cmrcnet.inference.predictor import PredictOptions, make_predictor
+from cmrcnet.inference.slide_batch import BROKEN, DONE_BEFORE, PREDICTED, SlidePredictor, predict_slides
 from cmrcnet.readers.ann_data import read_location
 from cmrcnet.slides.section import Spots
 from cmrcnet.slides.tissue import TissueMask, make_query_grid
+from cmrcnet.workers import WorkerOptions
 from tests.inference.small_model import noise_slide, small_cohort, small_model
 
 WINDOW_UM = 28.0
@@ -231,3 +238,53 @@ def test_contents_that_do_not_fit_are_refused(trained, few, tmp_path):
     predictor = make_predictor(*trained.values(), PredictOptions(spots=few["spots"], content="components"))
     with pytest.raises(BadOption, match="holds every gene"):
         predict_to_file(predictor, few["slide"], tmp_path / "c.zarr")
+
+
+WHERE_AND_HOW = {"slide", "out", "overwrite", "batch", "workers", "bank_shards"}
+"""Options of `cmrcnet predict` that say where, or how fast: they change no value."""
+ONE_SLIDE_ONLY = {"section", "spots", "mask"}
+
+
+def test_a_slide_predicted_with_any_other_option_is_not_taken_for_done(trained, section, tmp_path):
+    """A new option stands in one of these sets, or here with another value."""
+    model, bank = trained.values()
+    pixels = section.slide.read(0, 0, section.slide.width_px, section.slide.height_px)
+    (tmp_path / "features").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    with h5py.File(tmp_path / "features" / "one.h5", "w") as file:
+        file["coords"] = np.array([[10.0, 10.0]])
+        file["coords"].attrs.update({"patch_size_level0": 100 / section.slide.mpp, "anchor": "centre"})
+        file["features"] = np.zeros((1, 4), np.float32)
+    fewer = cmrcnet.build_bank(model, cmrcnet.synthetic_cohort(patients=1, spots=50, genes=24, structure=0.25))
+    small = small_model()
+    values: dict[str, object] = {
+        "genes": list(bank.genes[:2]),
+        "k": 5,
+        "weighting": "mean",
+        "head": "ridge",
+        "grid_um": 90.0,
+        "window_um": WINDOW_UM,
+        "intervals": True,
+        "abstain": 0.3,
+        "content": "expression",
+        "half": True,
+        "model": (small, cmrcnet.build_bank(small, small_cohort())),
+        "bank": (model, fewer),
+        "mpp": section.slide.mpp * 1.5,
+        "features": tmp_path / "features",
+    }
+    options = {each.name for each in dataclasses.fields(PredictOptions)}
+    assert options | set(inspect.signature(predict_command).parameters) == set(values) | WHERE_AND_HOW | ONE_SLIDE_ONLY
+
+    def outcome(name: str = "", value: object = None):
+        pair: Any = value if name in ("model", "bank") else (model, bank)
+        changed: Any = {name: value} if name in options else {}
+        predictor = make_predictor(*pair, PredictOptions(**changed))
+        others: Any = {"mpp": section.slide.mpp} | ({name: value} if name in ("mpp", "features") else {})
+        slides = SlidePredictor(lambda: predictor, tmp_path / "out", **others)
+        return predict_slides(slides, [tmp_path / "one.png"], WorkerOptions("local", 1)).outcomes[0]
+
+    assert outcome().status == PREDICTED and outcome().status == DONE_BEFORE
+    for name, value in values.items():
+        found = outcome(name, value)
+        assert found.status == BROKEN and "it differs in" in found.problem, f"{name}: {found}"

@@ -8,6 +8,8 @@ import pytest
 
 from cmrcnet.analysis.attribution import attribution
 from cmrcnet.errors import BadOption, Incompatible, SectionError, TooFew, UnknownName
+from cmrcnet.export.nuclei import Nuclei, nuclei_table
+from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.export.table_file import TableFile
 from cmrcnet.features import resumable
 from cmrcnet.features.extract import extract
@@ -74,6 +76,18 @@ def test_blocks_change_no_number(student, slide, monkeypatch, block):
     whole = predict(student, slide, grid_um=GRID_UM)
     monkeypatch.setattr(predict_module, "chunk_size", lambda genes: block)
     np.testing.assert_allclose(predict(student, slide, grid_um=GRID_UM).X, whole.X, atol=1e-4)
+
+
+def test_a_table_states_the_window_that_its_values_are_for_whatever_the_pitch(student, slide, tmp_path):
+    """Else nuclei would take the pitch of the grid for it."""
+    predict_to_file(predictor_of(student), slide, tmp_path / "p.h5ad")
+    with StoredPrediction(tmp_path / "p.h5ad") as stored:
+        assert stored.facts["spot_diameter_um"] == GRID_UM
+        (x, y), mpp = stored.centre_px[0], float(stored.facts["mpp"])
+        nuclei = Nuclei(("in", "out"), np.array([[x - 39.9 / mpp, y], [x - 40.1 / mpp, y]]))
+        table = nuclei_table(stored, nuclei)
+    assert table["window_um"].tolist() == [80.0, 80.0]  # a patch of 160 px at 0.5 um
+    assert (table["location"] != "").tolist() == [True, False]
 
 
 def test_chosen_genes_are_those_of_all(student, slide):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import tracemalloc
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from scipy import ndimage
 
 from cmrcnet.errors import ScaleError, ShapeMismatch
 from cmrcnet.slides.slide import ArraySlide, open_slide
-from cmrcnet.slides.tissue import TissueMask, find_tissue
+from cmrcnet.slides.tissue import TissueMask, find_tissue, patch_grid
 
 from .slide_making import tissue_picture, write_tiled_pyramid
 
@@ -151,6 +154,34 @@ def test_places_are_x_y_in_level_0_pixels():
     ]
     assert mask.contains(np.empty((0, 2))).shape == (0,)
     assert mask.share == 1 / 15
+
+
+@pytest.mark.parametrize("pitch_um", [13.0, 50.0, 700.0])
+def test_a_grid_has_the_squares_whose_centre_is_on_tissue_row_by_row(pitch_um):
+    slide = ArraySlide(np.zeros((900, 1300, 3), np.uint8), mpp=0.7)
+    mask = TissueMask(np.random.default_rng(0).random((45, 65)) < 0.5, downsample=20.0)
+    mask.pixels[15:25] = False
+    pitch_px = pitch_um / 0.7
+    wanted = [
+        (f"x{x:05d}y{y:05d}", [(x + 0.5) * pitch_px, (y + 0.5) * pitch_px])
+        for y in range(99)
+        for x in range(99)
+        if mask.contains(np.array([[(x + 0.5) * pitch_px, (y + 0.5) * pitch_px]]))[0]
+    ]
+    spots = patch_grid(slide, mask, pitch_um=pitch_um)
+    assert spots.barcodes == tuple(name for name, _ in wanted)
+    np.testing.assert_allclose(spots.centre_px, [centre for _, centre in wanted])
+
+
+def test_a_grid_takes_memory_for_its_locations_and_not_for_the_glass():
+    slide: Any = SimpleNamespace(name="glass", mpp=0.5, width_px=20_000, height_px=20_000)
+    mask = TissueMask(np.zeros((1250, 1250), bool), 16.0)
+    mask.pixels[600:620, 600:620] = True
+    tracemalloc.start()
+    locations = len(patch_grid(slide, mask, pitch_um=8.0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert locations == 400 and peak < 2_000_000  # the grid of the slide has 1,562,500 squares
 
 
 def test_a_mask_is_true_and_false():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,10 +30,14 @@ from cmrcnet.slides.slide import Slide
 if TYPE_CHECKING:
     from cmrcnet.storage.cache import TokenCache
 
+log = logging.getLogger("cmrcnet")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
     """Encoder and scales of a student; what is left out is as in its teacher.
+
+    Sub-windows (`features.window_um`) are the teacher's where encoder and scales of the student allow them, else none.
 
     Examples
     --------
@@ -85,7 +90,15 @@ class StudentConfig:
             settings |= {"patch.size_px": pixels, "patch.mpp": model.config.patch.side_um / max(pixels, 1)}
         if model.config.features.method == "dense":  # its encoder may not allow it
             settings["features.method"] = "auto"
-        return encoder, state_method(model.config.override(settings), encoder)
+        try:
+            return encoder, state_method(model.config.override(settings), encoder)
+        except BadOption as error:
+            window_um = model.config.features.window_um
+            if not window_um:
+                raise
+            config = state_method(model.config.override(settings | {"features.window_um": 0.0}), encoder)
+            log.info("The student has no windows of %g um as its teacher has: %s", window_um, error)
+            return encoder, config
 
 
 AS_TEACHER = StudentConfig()

@@ -8,7 +8,8 @@ with a neighbourhood of standard deviation sd, the Gaussian means over the secti
 where d_ij is the distance between two locations. A location that is the mean of sub-windows (`features.dense`) has the
 mean of the u at the centres of these. With ``standardize="section"`` each feature of each token is then
 shifted and scaled to mean 0 and deviation 1 over the section. Both need all locations, so the scales lie in one array,
-which may be mapped from disk, and tokens are made when they are asked for: memory does not grow with the section.
+which may be mapped from disk, and tokens are made when they are asked for: memory does not grow with the section, nor
+with the number of anchors around a location.
 
 On a map of fine pitch j runs over **anchors** instead, whole locations at the pitch of spots, and mean and deviation
 are those of the anchors: then the tokens of a location depend neither on the pitch nor on the window that is asked for,
@@ -17,7 +18,7 @@ and cost the same at any pitch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -33,6 +34,10 @@ REACH = 3.0
 """Standard deviations beyond which a neighbour no longer counts."""
 LOCATIONS_AT_ONCE = 1024
 """Locations whose tokens are in memory together while means and deviations are computed."""
+PAIRS_AT_ONCE = 1 << 21
+"""Pairs of a location and an anchor around it that are in memory together: about 300 MB."""
+VALUES_AT_ONCE = 1 << 24
+"""Features of anchors that are averaged together: 128 MB."""
 
 _NO_SPREAD = 1e-6
 
@@ -65,6 +70,7 @@ class SectionTokens:
         self._scales, self._location_um, self._spec = scales, location_um, spec
         self._anchors = len(scales) if anchors is None else anchors
         self._sub_windows = np.full(len(scales), spec.sub_windows) if sub_windows is None else sub_windows
+        self._standardizer: Standardizer | None = None
 
     def __len__(self) -> int:
         return len(self._scales)
@@ -77,19 +83,43 @@ class SectionTokens:
         rows : slice
             Without a step.
         """
+        start, stop, _ = rows.indices(len(self))
+        tokens = self._raw(start, stop)
         if self._spec.standardize == "section" and len(self):
-            return self._standardizer(self._raw(rows))
-        return self._raw(rows)
+            if self._standardizer is None:
+                has_all = start == 0 and stop >= self._anchors
+                self._standardizer = Standardizer.fit(
+                    tokens[part] if has_all else self._raw(part.start, part.stop) for part in _parts(0, self._anchors)
+                )
+            for part in _parts(0, len(tokens)):
+                tokens[part] = self._standardizer(tokens[part])
+        return tokens
 
-    def _raw(self, rows: slice) -> np.ndarray:
+    def _raw(self, start: int, stop: int) -> np.ndarray:
         """Tokens before they are standardised."""
-        own = np.array(self._scales[rows], np.float32)
-        deviation_um = self._spec.neighbourhood_um
-        if deviation_um <= 0 or not len(self):
-            return own if deviation_um <= 0 else np.concatenate([own, own], axis=1)
+        own, deviation_um = self._scales[start:stop], self._spec.neighbourhood_um
+        if deviation_um <= 0:
+            return np.array(own, np.float32)
+        scales = own.shape[1]
+        tokens = np.empty((len(own), 2 * scales, *own.shape[2:]), np.float32)
+        tokens[:, :scales] = own
+        tile = np.floor(self._location_um[start:stop] / (REACH * deviation_um))
+        near_each_other = np.lexsort(tile.T)  # so that those of a part have the same anchors around them
+        for part in _parts(0, len(own)):
+            for rows in self._with_few_pairs(start + near_each_other[part]):
+                points, of = self._centres(rows)
+                anchors = self._scales[: self._anchors]
+                tokens[rows - start, scales:] = _gaussian_rows(anchors, self._tree, points, of, deviation_um)
+        return tokens
+
+    def _with_few_pairs(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Locations in parts that have at most about `PAIRS_AT_ONCE` anchors around them, but one location each."""
         points, of = self._centres(rows)
-        around = _gaussian_rows(self._scales[: self._anchors], self._tree, points, of, deviation_um)
-        return np.concatenate([own, around], axis=1)
+        if len(points) * self._anchors <= PAIRS_AT_ONCE:
+            return [rows]
+        reach = REACH * self._spec.neighbourhood_um
+        pairs = np.cumsum(np.bincount(of, self._tree.query_ball_point(points, reach, return_length=True)))
+        return np.split(rows, np.flatnonzero(np.diff(pairs // PAIRS_AT_ONCE)) + 1)
 
     @cached_property
     def _tree(self):
@@ -97,7 +127,7 @@ class SectionTokens:
 
         return KDTree(self._location_um[: self._anchors])
 
-    def _centres(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    def _centres(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Centres of the sub-windows of some locations, (centres, 2) in um, and which location each belongs to."""
         here, counts = self._location_um[rows], self._sub_windows[rows]
         points, of = [], []
@@ -110,10 +140,10 @@ class SectionTokens:
         order = np.argsort(np.concatenate(of), kind="stable")
         return np.concatenate(points)[order], np.concatenate(of)[order]
 
-    @cached_property
-    def _standardizer(self) -> Standardizer:
-        starts, end = range(0, self._anchors, LOCATIONS_AT_ONCE), self._anchors
-        return Standardizer.fit(self._raw(slice(start, min(start + LOCATIONS_AT_ONCE, end))) for start in starts)
+
+def _parts(start: int, stop: int) -> Iterator[slice]:
+    for first in range(start, stop, LOCATIONS_AT_ONCE):
+        yield slice(first, min(first + LOCATIONS_AT_ONCE, stop))
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +209,10 @@ def _gaussian_rows(
     if len(locations) < len(of):  # a mean of means
         share = sparse.csr_matrix((1 / (counts[of] * total[:, 0]), (of, np.arange(len(of)))))
         matrix, total = share @ matrix, np.ones((len(locations), 1))
-    flat = np.asarray(scales[within]).reshape(len(within), -1)
-    means = (matrix @ flat) / total
-    return np.asarray(means, np.float32).reshape(len(locations), *scales.shape[1:])
+    means = np.empty((len(locations), *scales.shape[1:]), np.float32)
+    step = max(1, VALUES_AT_ONCE // len(within))
+    for scale in range(scales.shape[1]):
+        for first in range(0, scales.shape[2], step):
+            some = slice(first, first + step)
+            means[:, scale, some] = (matrix @ scales[:, scale, some][within]) / total
+    return means

@@ -352,6 +352,7 @@ class StudentPredictor(Predictor):
             "features_made_by": self.encoder.spec.made_by,
             "patch_px": student.config.patch.size_px,
             "patch_mpp": student.config.patch.mpp,
+            "window_um": self.encoder.spec.side_um,
         }
 
 

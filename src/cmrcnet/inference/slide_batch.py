@@ -36,7 +36,7 @@ from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.progress import metered
 from cmrcnet.readers.patch_files import FeatureSlide
 from cmrcnet.slides.decoders import slides_probed_first
-from cmrcnet.slides.slide import given_features, known_scale, open_slide
+from cmrcnet.slides.slide import GIVEN_FEATURES, given_features, known_scale, open_slide
 from cmrcnet.slides.slide_files import one_file_a_slide
 from cmrcnet.storage.atomic import atomic_file, refuse_existing
 from cmrcnet.storage.names import guard_cell
@@ -249,8 +249,8 @@ def _size_if_done(table: Path, predictor: Predictor, slide: Slide) -> tuple[int,
     if not table.exists():
         return None
     pitch = slide.patches.side_px * known_scale(slide) if isinstance(slide, FeatureSlide) else predictor.options.grid_um
-    wanted = predictor.identity() | given_features(slide)
-    wanted |= {"slide_fingerprint": slide.fingerprint(), "spot_diameter_um": pitch}
+    wanted = dict.fromkeys(GIVEN_FEATURES) | predictor.identity() | given_features(slide)
+    wanted |= {"slide_fingerprint": slide.fingerprint(), "mpp": known_scale(slide), "spot_diameter_um": pitch}
     try:
         stored = StoredPrediction(table)
     except Damaged as error:

@@ -120,10 +120,16 @@ class Slide(Protocol):
         ...
 
 
+GIVEN_FEATURES = ("features_of", "features_fingerprint")
+"""Facts of a prediction table whose features came with the slide."""
+
+
 def given_features(slide: Slide) -> dict[str, str]:
     """What a prediction table states about features that came with a slide (`FeatureSlide`); nothing for others."""
     patches: Any = getattr(slide, "patches", None)
-    return {} if patches is None else {"features_of": patches.encoder, "features_fingerprint": patches.fingerprint()}
+    if patches is None:
+        return {}
+    return dict(zip(GIVEN_FEATURES, (patches.encoder, patches.fingerprint()), strict=True))
 
 
 def known_scale(slide: Slide) -> float:

@@ -229,12 +229,16 @@ def patch_grid(slide: Slide, mask: TissueMask, *, pitch_um: float = 100.0, diame
 def _grid_on(slide: Slide, mask: TissueMask, pitch_um: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Columns, rows and centres (n, 2) of the grid's locations on tissue, row by row."""
     pitch_px = pitch_um / known_scale(slide)
-    columns = np.arange(math.ceil(slide.width_px / pitch_px - 0.5))
-    rows = np.arange(math.ceil(slide.height_px / pitch_px - 0.5))
-    row, column = (index.ravel() for index in np.meshgrid(rows, columns, indexing="ij"))
-    centres = (np.column_stack([column, row]) + 0.5) * pitch_px
-    kept = np.flatnonzero(mask.contains(centres))
-    return column[kept], row[kept], centres[kept]
+    along = (np.arange(math.ceil(slide.width_px / pitch_px - 0.5)) + 0.5) * pitch_px
+    down = math.ceil(slide.height_px / pitch_px - 0.5)
+    columns, rows, centres = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty((0, 2))]
+    for row in range(down):  # never the grid of the whole slide
+        here = np.column_stack([along, np.full(len(along), (row + 0.5) * pitch_px)])
+        kept = np.flatnonzero(mask.contains(here))
+        columns.append(kept)
+        rows.append(np.full(len(kept), row))
+        centres.append(here[kept])
+    return np.concatenate(columns), np.concatenate(rows), np.concatenate(centres)
 
 
 class QueryGrid(NamedTuple):
