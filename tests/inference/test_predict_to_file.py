@@ -11,19 +11,23 @@ import pytest
 
 from cmrcnet.errors import BadInput, InUse, NoSpace, OutputExists
 from cmrcnet.export.table_file import TableFile
-from cmrcnet.features import resumable
+from cmrcnet.features import dense, resumable
+from cmrcnet.features import extract as extract_module
 from cmrcnet.features.extract import extract
 from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.inference import predict as predict_module
+from cmrcnet.inference.location_features import LocationEncoder, LocationFeatures
 from cmrcnet.inference.predict import LOCK, predict, predict_to_file
 from cmrcnet.inference.predictor import BankPredictor, PredictOptions, make_predictor
+from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.retrieval.bank import build_bank
 from cmrcnet.search.exact import ExactSearch
+from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import ArraySlide
 from cmrcnet.storage.atomic import file_lock, make_partial
 from cmrcnet.storage.ownership import MARKER
 from cmrcnet.testing import assert_prediction_table
-from tests.inference.small_model import noise_slide, small_cohort, small_model
+from tests.inference.small_model import locations, noise_slide, small_cohort, small_model
 
 SIDE = 800
 GRID_UM = 66.0
@@ -283,3 +287,38 @@ def test_a_folder_of_the_users_named_as_our_partial_is_neither_used_nor_removed(
         predict_to_file(predictor_of(model, bank), slide, tmp_path / "r.h5ad")
     assert [path.name for path in theirs.iterdir()] == ["lock"]
     assert (theirs / "lock").read_text() == "theirs, longer than any lock"
+
+
+@pytest.mark.parametrize(
+    "where, constant",
+    [
+        *((dense, each) for each in ("DENSE_FORMAT", "TILE_PX", "HALO_PX", "BLOCK_PX", "ALIGN_PX")),
+        (extract_module, "CROP_FORMAT"),
+        (extract_module, "_STATISTICS_FORMAT"),
+    ],
+)
+def test_features_made_another_way_are_neither_continued_nor_taken_from_the_cache(slide, tmp_path, where, constant):
+    at = locations(3)
+    resnet = create_image_encoder("timm:test_resnet", weights="random")
+    spec = FeatureSpec(scales_um=(112.0,), method="dense", engine="torch", precision="float32", device="cpu")
+    encoder = LocationEncoder(resnet, spec, np.asarray, resnet.dim, "name")
+    layer = extract_module.STATISTICS if constant == "_STATISTICS_FORMAT" else 0
+
+    def names() -> list[str]:
+        made_by = extract_module._made_by(resnet, spec, slide)
+        entry = extract_module._layer_name(slide, at.centre_px, spec, layer, made_by)
+        return [LocationFeatures(encoder, slide, at).name, entry]
+
+    before = names()
+    assert names() == before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, constant, 2 * getattr(where, constant))
+        assert not set(before) & set(names())
+
+
+def test_regions_with_other_members_are_not_continued(slide):
+    """The same locations in the same order, shared among the regions in another way."""
+    at = np.random.default_rng(0).uniform(100, 300, (6, 2))
+    encoder = LocationEncoder.of_model(small_model(views=True))
+    regions = [Spots(("a", "b"), at[[0, 5]], 55.0, (at[:cut], at[cut:])) for cut in (2, 3)]
+    assert len({LocationFeatures(encoder, slide, each).name for each in regions}) == 2

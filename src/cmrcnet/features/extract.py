@@ -391,6 +391,23 @@ def cached_patches(cache: TokenCache, slide: Slide, centre_px: np.ndarray, scale
         return cache.put("patches", name, shape, np.uint8, blocks())
 
 
+def features_key(
+    encoder: ImageEncoder,
+    slide: Slide,
+    centre_px: np.ndarray,
+    spec: FeatureSpec,
+    sub_windows: np.ndarray | None = None,
+) -> str:
+    """Name of all features and image statistics of some locations, by which unfinished work is recognised.
+
+    It is made of the names of their cache entries; parameters as `extract_chunks`, the engine of the spec chosen.
+    """
+    centres, made_by = np.asarray(centre_px, np.float64).reshape(-1, 2), _made_by(encoder, spec, slide)
+    counts = sub_windows if spec.window_um else None
+    layers = (*range(len(spec.scales)), STATISTICS)
+    return fingerprint([_layer_name(slide, centres, spec, layer, made_by, counts) for layer in layers])
+
+
 def location_key(slide: Slide, centre_px: np.ndarray, scale: PatchScale) -> str:
     """Name of the patches at some locations (patches, 2) of a slide, known without cutting them."""
     where = slide.fingerprint(), slide.mpp, np.asarray(centre_px, np.float64)
@@ -414,7 +431,7 @@ def _made_by(encoder: ImageEncoder, spec: FeatureSpec, slide: Slide) -> str:
         return fingerprint("read", encoder.fingerprint(), given_features(slide))
     how = encoder.fingerprint(), spec.engine, spec.precision
     if spec.method == "dense":
-        tiling = [dense.DENSE_FORMAT, dense.TILE_PX, dense.HALO_PX, dense.BLOCK_PX]
+        tiling = [dense.DENSE_FORMAT, dense.TILE_PX, dense.HALO_PX, dense.BLOCK_PX, dense.ALIGN_PX]
         return fingerprint("dense", tiling, *how, spec.augmentations)
     if spec.scales_um:
         return fingerprint("view", *how, spec.augmentations)

@@ -18,12 +18,12 @@ import numpy as np
 from cmrcnet.config import Config
 from cmrcnet.errors import BadOption
 from cmrcnet.features.engine import choose_engine
-from cmrcnet.features.extract import chunk_numbers, extract_chunks
+from cmrcnet.features.extract import chunk_numbers, extract_chunks, features_key
 from cmrcnet.features.resumable import ResumableFeatures
 from cmrcnet.features.spec import STATISTICS, FeatureSpec
 from cmrcnet.features.tokens import SectionTokens
 from cmrcnet.slides.section import Spots
-from cmrcnet.slides.slide import Slide, given_features, known_scale
+from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.storage.hashing import fingerprint
 from cmrcnet.uncertainty.ood import STATISTIC_NAMES
 
@@ -130,10 +130,10 @@ class LocationFeatures:
             counts = np.concatenate([np.full(self._anchors, spec.sub_windows), counts])
         self._encoder, self._slide, self._centre_px, self._sub_windows = encoder, slide, centre_px, counts
         facts = asdict(spec) | {"device": ""}  # the device changes nothing but rounding
-        where = slide.fingerprint(), slide.mpp, centre_px, self._anchors, counts, given_features(slide)
-        self.name = fingerprint(encoder.name, facts, *where)
-        """Fingerprint of everything that the features depend on: neither bank nor genes."""
         layers, width = encoder.kept_shape
+        key = features_key(encoder.encoder, slide, centre_px, spec, counts)
+        self.name = fingerprint(encoder.name, facts, key, self._anchors, spots.first_location)
+        """Fingerprint of everything that the features depend on: neither bank nor genes."""
         chunks = np.stack([chunk_numbers(slide, centre_px, encoder.spec, layer) for layer in range(layers)])
         self.kept = ResumableFeatures((layers, len(centre_px), width), self.name, folder, chunks)
         self._statistics: ResumableFeatures | None = None

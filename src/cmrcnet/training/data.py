@@ -20,7 +20,7 @@ from scipy import sparse
 from cmrcnet.config import Config
 from cmrcnet.errors import BadOption, ShapeMismatch, TooFew
 from cmrcnet.features.device import read_ahead
-from cmrcnet.features.extract import cached_patches, extract, extract_with
+from cmrcnet.features.extract import cached_patches, extract, extract_with, features_key, location_key
 from cmrcnet.features.spec import PERTURBED, STATISTICS, FeatureSpec
 from cmrcnet.features.tokens import Standardizer
 from cmrcnet.genes.components import ExpressionComponents, find_components
@@ -200,9 +200,11 @@ class TrainingData:
             some = evenly(len(centre_px), STATISTICS_LOCATIONS)
             if config.model.train_encoder:
                 if below is None:
+                    key = location_key(slide, centre_px, config.patch)
                     inputs.append(cached_patches(cache, slide, centre_px, config.patch))
                 else:
                     spec = replace(FeatureSpec.of(config, below), augmentations=symmetries)
+                    key = features_key(below, slide, centre_px, spec)
                     inputs.append(extract(below, slide, centre_px, spec, cache=cache))
                 if limits:
                     statistics.append(image_statistics(slide, centre_px[some]))
@@ -213,12 +215,13 @@ class TrainingData:
             else:
                 layers = (STATISTICS, PERTURBED) if limits else ()
                 spec = FeatureSpec.of(config, encoder)
+                key = features_key(encoder, slide, centre_px, spec)
                 tokens, also = extract_with(encoder, slide, centre_px, spec, layers, cache=cache)
                 inputs.append(section.spots.pooled(tokens))
                 if limits:
                     statistics.append(also[STATISTICS][some])
                     effects.append(perturbation_effects(also[PERTURBED]))
-            contents.append(fingerprint(slide.fingerprint(), slide.mpp, centre_px, given_features(slide)))
+            contents.append(fingerprint(key, given_features(slide), section.spots.first_location))
             close = getattr(slide, "close", None)  # a slide in memory has nothing to close
             if close is not None:
                 close()

@@ -217,6 +217,7 @@ def section_fingerprint(section: Section) -> str:
         list(section.spots.barcodes),
         section.spots.centre_px,
         section.spots.location_px,
+        section.spots.first_location,
         counts.indptr,
         counts.indices,
         counts.data,
