@@ -58,7 +58,8 @@ class PanelConfig:
     """Whose mean and deviation a continuous table is standardised by: each section's own, or that of all training
     locations."""
     zero_replacement: float = 0.01
-    """Share that stands for 0 in a table of proportions, whose logarithm would not exist (`genes.scaling`)."""
+    """Smallest share of a table of proportions: 0, whose logarithm would not exist, and every share below it count as
+    it (`genes.scaling`)."""
     sections: Literal["training", "all"] = "training"
     """Sections that choose the panel. Released: "all", the test section included; reports say that the panel leaks."""
     controls: Literal["drop", "keep"] = "drop"

@@ -56,7 +56,7 @@ def test_the_report_of_another_table_speaks_of_features_and_has_no_ceiling(base,
     sentence = run.protocol_info.to_text()
     assert "6 features scored; in 0 of 12 feature-section pairs" in sentence
     assert (run.genes.detected == 1).all()  # a log-ratio below 0 is measured like any other
-    assert "in centred log-ratio of proportions, zeros replaced by 0.01; there is no noise ceiling" in sentence
+    assert "in centred log-ratio of proportions, with shares of 0.01 or more; there is no noise ceiling" in sentence
     page = write_report(run, tmp_path / "report.html").read_text()
     text = page.split("<script")[0].split("</style>")[1]
     assert "Features" in text

@@ -1,5 +1,6 @@
 """Scaling of tables by kind: by hand, there and back, and what is refused."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy import sparse
 from cmrcnet import Cohort, synthetic_cohort
 from cmrcnet.config import PanelConfig
 from cmrcnet.datasets.synthetic_tables import plant_table
-from cmrcnet.errors import BadOption, SectionError
+from cmrcnet.errors import BadOption, CmrcnetWarning, SectionError
 from cmrcnet.genes.gene_sets import choose_panel, gene_sets
 from cmrcnet.genes.scaling import COUNTS, Scaling, centred_log_ratio, fit_scaling, normalize
 
@@ -69,13 +70,38 @@ def test_log_ratios_sum_to_zero_and_lead_back_to_the_shares(counts):
     logs = centred_log_ratio(shares, 0.01)
     np.testing.assert_allclose(logs.sum(axis=1), 0, atol=1e-9)
     back = Scaling("proportions", features=tuple("abcd")).inverse(logs)
-    zeros = (shares == 0).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(back, np.where(shares == 0, 0.01, shares * (1 - 0.01 * zeros)), atol=1e-9)
+    floored = np.maximum(shares, 0.01)
+    np.testing.assert_allclose(back, floored / floored.sum(axis=1, keepdims=True), atol=1e-9)
+
+
+@given(st.lists(st.just(0) | st.integers(1, 20), min_size=2, max_size=6), st.floats(1e-4, 0.15))
+def test_log_ratios_keep_the_order_of_the_parts_and_tell_apart_those_above_the_floor(parts, floor):
+    parts = np.array(parts, float)
+    parts[0] += 500
+    shares = parts / parts.sum()
+    logs = centred_log_ratio(shares[None], floor)[0]
+    order = np.argsort(shares, kind="stable")
+    steps = np.diff(logs[order])
+    assert (steps >= 0).all()
+    apart = (np.diff(shares[order]) > 1e-9) & (shares[order][1:] > floor * 1.001)
+    assert (steps[apart] > 0).all()
 
 
 def test_the_log_ratio_by_hand():
-    logs = np.log([0.49, 0.49, 0.02])
+    logs = np.log([0.5, 0.5, 0.02])
     np.testing.assert_allclose(centred_log_ratio(np.array([[0.5, 0.5, 0]]), 0.02)[0], logs - logs.mean(), rtol=1e-9)
+    absent, rare, most = centred_log_ratio(np.array([[0, 0.002, 0.998]]), 0.01)[0]
+    assert absent == rare < most
+
+
+def test_shares_below_the_floor_are_reported_with_the_option(sections):
+    few = table(sections[0], "proportions", [[0.004, 0.996], [0.3, 0.7]])
+    with pytest.warns(CmrcnetWarning, match=r"More than 5% .* below panel.zero_replacement \(0.01\) and count as it"):
+        fit_scaling([few], PanelConfig())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_scaling([few], PanelConfig(zero_replacement=0.004))
+        fit_scaling([table(sections[0], "proportions", [[0, 1], [0.3, 0.7]])], PanelConfig())
 
 
 def test_what_cannot_be_scaled_is_refused_with_the_reason(sections):

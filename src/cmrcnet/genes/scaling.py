@@ -18,16 +18,19 @@ spots, with depth d_i of spot i and share p_g of gene g in all counts, theta = 1
 
     z_ig = (x_ig - d_i p_g) / sqrt(d_i p_g + (d_i p_g)^2 / theta),  cut to -sqrt(n) to sqrt(n)
 
-The logarithm of a share of 0 does not exist. Zeros are replaced by a small share and the others made smaller, so that
-the row still sums to 1 (multiplicative replacement: Martin-Fernandez, Barcelo-Vidal and Pawlowsky-Glahn, Mathematical
-Geology 35, 2003)::
+The logarithm of a share of 0 does not exist. Every share below a small one counts as it, and the row is closed to a sum
+of 1 again, which no log-ratio sees::
 
-    x_j = zero_replacement                          where the share is 0
-    x_j = x_j (1 - zeros * zero_replacement)        elsewhere
+    x_j = max(x_j, zero_replacement) / sum_k max(x_k, zero_replacement)
+
+It is a limit of detection (rounded zeros: Martin-Fernandez, Barcelo-Vidal and Pawlowsky-Glahn, Mathematical Geology 35,
+2003). They replace only the shares of 0: a replacement above the smallest measured share would then rank a part that is
+absent above one that is there. A floor keeps the order of the parts, and makes those below it equal.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -36,13 +39,15 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.config import PanelConfig
-from cmrcnet.errors import BadOption, SectionError, TooFew
+from cmrcnet.errors import BadOption, CmrcnetWarning, SectionError, TooFew
 from cmrcnet.slides.section import Section
 from cmrcnet.slides.table_kinds import FEATURE_WORD, TableKind
 
 NO_CEILING = (
     "there is no noise ceiling: for the log of counts it follows from the counts, for other values nothing tells it"
 )
+MUCH_BELOW = 0.05
+"""Part of the positive shares of proportions that may lie below `zero_replacement` without a warning."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Scaling:
     standardize : {"section", "training"}
         Whose mean and deviation a continuous table is standardised by.
     zero_replacement : float
-        Share that stands for 0 in proportions.
+        Smallest share of proportions: 0 and every share below it count as it.
     features : tuple of str
         Of `mean` and `deviation`; and all parts of proportions.
     mean, deviation : tuple of float
@@ -90,7 +95,7 @@ class Scaling:
             whose = "its section" if self.standardize == "section" else "the training spots"
             return f"standard deviations from the mean of {whose}"
         if self.kind == "proportions":
-            return f"centred log-ratio of proportions, zeros replaced by {self.zero_replacement:g}"
+            return f"centred log-ratio of proportions, with shares of {self.zero_replacement:g} or more"
         if self.kind == "binary":
             return "share of positive locations, 0 to 1"
         if self.target == "pearson":
@@ -216,9 +221,11 @@ COUNTS = Scaling()
 def fit_scaling(sections: Iterable[Section], config: PanelConfig) -> Scaling:
     """The scaling of training sections by a config; all must hold tables of one kind.
 
-    Of counts and binary tables only the first section is read.
+    Of counts and binary tables only the first section is read. Of proportions, `CmrcnetWarning` where more than
+    `MUCH_BELOW` of the positive shares lie below `zero_replacement`, which makes them equal.
     """
     first, names = None, dict[str, int]()
+    positive, below = 0, 0
     count, mean, squares = (np.zeros(0) for _ in range(3))
     options = {"standardize": config.standardize, "zero_replacement": config.zero_replacement}
     for section in sections:
@@ -230,6 +237,10 @@ def fit_scaling(sections: Iterable[Section], config: PanelConfig) -> Scaling:
             raise SectionError.other_kind(section.name, section.table_kind, first.table_kind, f"{first.name} holds")
         for feature in section.genes:
             names.setdefault(feature, len(names))
+        if first.table_kind == "proportions":
+            shares = section.counts.data
+            positive += int((shares > 0).sum())
+            below += int(((shares > 0) & (shares < config.zero_replacement)).sum())
         if first.table_kind == "continuous" and config.standardize == "training":
             count, mean, squares = (np.pad(each, (0, len(names) - len(each))) for each in (count, mean, squares))
             at, values = [names[feature] for feature in section.genes], section.counts.toarray().astype(np.float64)
@@ -243,6 +254,14 @@ def fit_scaling(sections: Iterable[Section], config: PanelConfig) -> Scaling:
     if first.table_kind == "proportions" and not 0 < config.zero_replacement * len(features) < 1:
         want = f"a share above 0 and below 1 / {len(features)}, the number of parts"
         raise BadOption("panel.zero_replacement", config.zero_replacement, want=want)
+    if below > MUCH_BELOW * positive:
+        warnings.warn(
+            f"More than {MUCH_BELOW:.0%} of the shares above 0 of the training sections lie below "
+            f"panel.zero_replacement ({config.zero_replacement:g}) and count as it; set it to the smallest share that "
+            "the measurement tells from 0.",
+            CmrcnetWarning,
+            stacklevel=2,
+        )
     if first.table_kind == "proportions" or config.standardize == "section":
         return Scaling(first.table_kind, config.target_sum, **options, features=features)
     deviation = np.sqrt(squares / count)
@@ -279,17 +298,15 @@ def standardized(values: np.ndarray, mean: np.ndarray, deviation: np.ndarray) ->
 
 
 def centred_log_ratio(shares: np.ndarray, zero_replacement: float) -> np.ndarray:
-    """Centred log-ratio (spots, parts) of proportions; zeros are replaced as this module says.
+    """Centred log-ratio (spots, parts) of proportions; shares below `zero_replacement` count as it.
 
     Examples
     --------
-    >>> centred_log_ratio(np.array([[0.5, 0.5, 0.0]]), 0.02).round(2)
-    array([[ 1.06,  1.06, -2.13]])
+    >>> centred_log_ratio(np.array([[0.5, 0.5, 0.0], [0.5, 0.49, 0.01]]), 0.02).round(2)
+    array([[ 1.07,  1.07, -2.15],
+           [ 1.08,  1.06, -2.14]])
     """
-    shares = shares / shares.sum(axis=1, keepdims=True)
-    none = shares <= 0
-    filled = np.where(none, zero_replacement, shares * (1 - zero_replacement * none.sum(axis=1, keepdims=True)))
-    logs = np.log(filled)
+    logs = np.log(np.maximum(shares / shares.sum(axis=1, keepdims=True), zero_replacement))
     return logs - logs.mean(axis=1, keepdims=True)
 
 
