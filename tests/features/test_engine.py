@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ import torch
 
 from cmrcnet.errors import BadOption, Incompatible, MissingExtra
 from cmrcnet.features import engine as engine_module
-from cmrcnet.features.engine import OpenVINOEngine, TorchEngine, choose_engine, has_bf16, open_engine
+from cmrcnet.features.engine import (
+    OpenVINOEngine,
+    TorchEngine,
+    choose_engine,
+    has_bf16,
+    open_engine,
+    release_engines,
+)
 from cmrcnet.features.extract import extract
 from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.models.encoders import create_image_encoder
@@ -173,6 +181,19 @@ def test_a_network_is_converted_once_for_equal_encoders_and_stays_as_it_was(auto
         first.weight.fill_(2.0)
     np.testing.assert_allclose(open_engine(first, spec).mean_token(pixels, 1), 200, rtol=1e-5)
     np.testing.assert_allclose(open_engine(second, spec).mean_token(pixels, 1), 100, rtol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_a_large_tile_is_given_back(auto):
+    encoder = create_image_encoder("efficientnet-lite0", blocks=(4,))
+    engine = open_engine(encoder, dataclasses.replace(SPEC, engine="openvino", precision="float32"))
+    pixels = pixels_like_tissue(1, 1024)
+    (before,) = engine.maps(pixels)
+    held = int(Path("/proc/self/statm").read_text().split()[1])
+    release_engines()
+    given_back = held - int(Path("/proc/self/statm").read_text().split()[1])
+    assert given_back * os.sysconf("SC_PAGE_SIZE") > 100e6  # it took about 200 bytes a pixel
+    np.testing.assert_array_equal(engine.maps(pixels)[0], before)
 
 
 def test_openvino_reports_nothing_to_its_makers(tmp_path):

@@ -129,6 +129,12 @@ def open_engine(encoder: ImageEncoder, spec: FeatureSpec) -> Engine:
     return TorchEngine(encoder, precision, torch.device(spec.device))
 
 
+def release_engines() -> None:
+    """Give back the memory that converted networks hold for their inputs, where nothing is encoded for a while."""
+    for engine in list(_engines.values()):
+        engine.release()
+
+
 @dataclass(frozen=True, eq=False)
 class TorchEngine:
     """An encoder computed by PyTorch, in evaluation mode and without gradients, and left on the device."""
@@ -208,6 +214,12 @@ class OpenVINOEngine:
             self.graphs[key] = _convert(self.encoder, self.precision, *key)
         self.graphs.move_to_end(key)
         return self.graphs[key]
+
+    def release(self) -> None:
+        """Give back the memory of the largest input so far; the next one takes it again."""
+        with self.one_at_a_time:
+            for graph in self.graphs.values():
+                graph.release_memory()
 
     def _compute(self, output: Output, pixels: np.ndarray) -> list[np.ndarray]:
         with self.one_at_a_time:

@@ -17,7 +17,7 @@ import numpy as np
 
 from cmrcnet.config import Config
 from cmrcnet.errors import BadOption
-from cmrcnet.features.engine import choose_engine
+from cmrcnet.features.engine import choose_engine, release_engines
 from cmrcnet.features.extract import chunk_numbers, extract_chunks, features_key
 from cmrcnet.features.resumable import ResumableFeatures
 from cmrcnet.features.spec import STATISTICS, FeatureSpec
@@ -159,6 +159,7 @@ class LocationFeatures:
             store, number = stores[layer]
             plain = layer != STATISTICS and not spec.scales_um
             store.keep(rows, encoder.project(values) if plain else values, number)
+        release_engines()  # more than a gigabyte after large tiles, while the features are read
         if spec.scales_um:
             location_um, anchors = self._centre_px * known_scale(self._slide), self._anchors or None
             self._tokens = SectionTokens(self.kept.values(), location_um, spec, anchors, self._sub_windows)
