@@ -78,19 +78,19 @@ _ROWS_AT_ONCE = 256
 
 
 def tiles(slide: Slide, centre_px: np.ndarray, scale: PatchScale) -> list[np.ndarray]:
-    """The locations (indices, ascending) of each tile of a scale, the widest tile first.
+    """The locations (indices, ascending) of each tile of a scale, the largest tile first.
 
     An engine that has the memory for it needs no more; the others come in the order of the cuts, neighbours together.
     """
     if len(centre_px) == 0:
         return []
-    at = centre_px * (known_scale(slide) / scale.mpp)
+    at, margin = centre_px * (known_scale(slide) / scale.mpp), scale.size_px + 2 * HALO_PX
     found, left = [], [np.arange(len(at))]
     while left:
-        parts = _cut_in_two(at, left.pop(), scale.size_px + 2 * HALO_PX)
+        parts = _cut_in_two(at, left.pop(), margin)
         (found if len(parts) == 1 else left).extend(parts)
-    widest = int(np.argmax([np.ptp(at[rows], axis=0).sum() for rows in found]))
-    return [found.pop(widest), *found]
+    largest = int(np.argmax([np.prod(np.ptp(at[rows], axis=0) + margin) for rows in found]))
+    return [found.pop(largest), *found]
 
 
 def _cut_in_two(at: np.ndarray, rows: np.ndarray, margin: float) -> list[np.ndarray]:
