@@ -34,6 +34,7 @@ class FeaturePredictionModelProtocol(Protocol):
 
 
 CENTRES = np.array([[200.0, 300.0], [340.0, 300.0], [480.0, 410.0], [205.0, 520.0], [600.0, 205.0]])
+CENTRES = np.concatenate([CENTRES, CENTRES + np.array([30.0, -20.0])])
 
 
 def scaled_student(**features):

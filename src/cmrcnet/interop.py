@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmrcnet.errors import BadOption, ShapeMismatch, UnknownName
 from cmrcnet.features.spec import FeatureSpec
-from cmrcnet.features.tokens import SectionTokens
+from cmrcnet.features.tokens import SectionTokens, check_standardised
 from cmrcnet.models.image_encoder import mean_token
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ class LazySlideStudent:
                 raise BadOption("coords", None, "corners of the tiles, for their neighbourhoods")
             corners = np.zeros((len(features), 2)) if coords is None else np.asarray(coords, np.float64)
             location_um = (corners + self._tile_px / 2) * self._slide_mpp
+            check_standardised(self.spec, len(features), "the tiles")
             tokens = SectionTokens(features.reshape(-1, scales, dim), location_um, self.spec)
             features = tokens.take(slice(0, len(features))).reshape(len(features), -1)
         values = self.student.predict(features, self._columns)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmrcnet.errors import CmrcnetWarning, TooFew
 from cmrcnet.features import tokens as tokens_module
 from cmrcnet.features.extract import extract
 from cmrcnet.features.spec import FeatureSpec
@@ -113,7 +114,11 @@ def test_without_scales_tokens_are_the_patchs_own(encoder, slide):
 
 
 def test_within_a_section_every_feature_has_mean_0_and_deviation_1(encoder, slide):
-    tokens = extract(encoder, slide, CENTRES, spec(scales_um=(112.0,), standardize="section"))
+    plan = spec(scales_um=(112.0,), standardize="section")
+    with pytest.raises(TooFew, match="1 location of noise to standardise features within"):
+        extract(encoder, slide, CENTRES[:1], plan)
+    with pytest.warns(CmrcnetWarning, match="standardised within 4 locations only"):
+        tokens = extract(encoder, slide, CENTRES, plan)
     np.testing.assert_allclose(tokens.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(tokens.std(axis=0), 1, atol=1e-3)
 

@@ -13,24 +13,29 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import sparse
 
 import cmrcnet
 from cmrcnet.analysis.attribution import attribution
 from cmrcnet.cli.predict_commands import predict_command
 from cmrcnet.config import Config
 from cmrcnet.datasets.synthetic import synthetic_section, synthetic_truth
-from cmrcnet.errors import BadOption, CmrcnetWarning, Incompatible
+from cmrcnet.errors import BadOption, CmrcnetWarning, Incompatible, TooFew
 from cmrcnet.export.formats import export
 from cmrcnet.export.stored_prediction import StoredPrediction
+from cmrcnet.features.engine import choose_engine
+from cmrcnet.features.spec import FeatureSpec
 from cmrcnet.genes.spatial_stats import pearson_per_gene
 from cmrcnet.genes.table import check_prediction_table, decode
 from cmrcnet.heads.ridge import KernelRidge
+from cmrcnet.inference.location_features import LocationEncoder, LocationFeatures
 from cmrcnet.inference.predict import predict, predict_to_file
 from cmrcnet.inference.predictor import PredictOptions, make_predictor
 from cmrcnet.inference.slide_batch import BROKEN, DONE_BEFORE, PREDICTED, SlidePredictor, predict_slides
+from cmrcnet.models.encoders import create_image_encoder
 from cmrcnet.readers.ann_data import read_location
 from cmrcnet.slides.section import Spots
-from cmrcnet.slides.tissue import TissueMask, make_query_grid
+from cmrcnet.slides.tissue import FEWEST_ANCHORS, TissueMask, make_query_grid
 from cmrcnet.workers import WorkerOptions
 from tests.inference.small_model import noise_slide, small_cohort, small_model
 
@@ -129,6 +134,46 @@ def test_the_pitch_and_the_company_of_a_location_do_not_matter(trained, section)
     np.testing.assert_allclose(predict(spots=some, **how).X, table.X[:7], atol=2e-4)
 
 
+@pytest.mark.parametrize(
+    "side_um, window_um", [(60.0, WINDOW_UM), (120.0, WINDOW_UM), (200.0, WINDOW_UM), (200.0, None)]
+)
+def test_small_tissue_has_a_map_too(section, config, side_um, window_um):
+    """Standardised over its few anchors of 100 um, all its features were 0, or up to 90 deviations from the mean."""
+    mask = np.zeros((200, 200), bool)
+    mask[40 : 40 + round(side_um / 8), 40 : 40 + round(side_um / 8)] = True
+    tissue = TissueMask(mask, 8.0 / section.slide.mpp)
+    grid = make_query_grid(section.slide, None, tissue, 16.0, windows=window_um is not None)
+    resnet = create_image_encoder("timm:test_resnet", weights="random")
+    spec = FeatureSpec.of(config.override({"model.blocks": []}), resnet)
+    encoder = LocationEncoder(
+        resnet, choose_engine(resnet, spec), lambda tokens: tokens.reshape(len(tokens), -1), resnet.dim, "name"
+    )
+    features = LocationFeatures(encoder, section.slide, grid.locations, anchor_px=grid.anchor_px, window_um=window_um)
+    features.encode()
+    found = features.take(slice(0, len(grid.locations)))
+    assert np.abs(found).max() < 15 and (found.std(axis=0) > 0.1).mean() > 0.5  # a third of this encoder's are always 0
+
+
+def test_where_there_are_enough_anchors_they_stay_those_of_100_um(section):
+    for grid_um, windows in ((8.0, False), (100.0, True), (250.0, True)):
+        anchor_px = make_query_grid(section.slide, None, None, grid_um, windows=windows).anchor_px
+        assert len(anchor_px) >= FEWEST_ANCHORS
+        np.testing.assert_array_equal(anchor_px, make_query_grid(section.slide, None, None, 100.0)[0].centre_px)
+    assert make_query_grid(section.slide, None, None, 100.0).anchor_px is None
+    assert make_query_grid(section.slide, section.spots, None, 8.0).anchor_px is None
+    one = make_query_grid(section.slide, section.spots.take([0]), None, 8.0, windows=True)
+    assert len(one.anchor_px) == len(anchor_px)
+
+
+def test_one_location_is_refused_and_a_few_are_standardised_with_a_word(trained, section):
+    """Of one all features would be 0; with windows they are standardised over the anchors, whatever is asked for."""
+    with pytest.raises(TooFew, match=r"1 location of .* to standardise features within, but at least 2 are needed"):
+        predict(slide=section.slide, spots=section.spots.take([0]), **trained)
+    with pytest.warns(CmrcnetWarning, match="standardised within 2 locations only"):
+        predict(slide=section.slide, spots=section.spots.take([0, 1]), **trained)
+    assert predict(slide=section.slide, spots=section.spots.take([0]), window_um=WINDOW_UM, **trained).n_obs == 1
+
+
 @pytest.mark.parametrize("window_um", [0.0, -28.0, 10.0, 42.0, 140.0, float("nan")])
 def test_other_windows_are_refused_with_those_that_can_be_had(trained, section, window_um):
     with pytest.raises(BadOption, match=r"wanted one of 28, 56, 84, 112 um"):
@@ -168,7 +213,7 @@ def test_the_config_refuses_windows_that_cannot_be_trained(config):
 @pytest.fixture(scope="module")
 def few(section) -> dict:
     spots = section.spots
-    return {"spots": Spots(spots.barcodes[:9], spots.centre_px[:9], spots.diameter_um), "slide": section.slide}
+    return {"spots": spots.take(range(10)), "slide": section.slide}
 
 
 def test_components_are_decoded_to_the_expression_that_they_stand_for(trained, few, tmp_path):
@@ -208,7 +253,23 @@ def test_what_nothing_needs_is_not_searched(trained, few, monkeypatch):
     monkeypatch.setattr(type(trained["bank"].searcher()), "nearest", None)
     monkeypatch.setattr(KernelRidge, "predict", None)
     table = predict(**trained, **few, window_um=WINDOW_UM, content="components")
-    assert table.obsm["components"].shape[0] == 9 and np.isnan(table.obs["similarity"]).all()
+    assert table.obsm["components"].shape[0] == 10 and np.isnan(table.obs["similarity"]).all()
+
+
+def test_a_gene_that_no_neighbours_section_measured_is_empty_in_either_content(trained, few):
+    """But in expression alone of a head without neighbours, which is said by an empty similarity."""
+    model, cohort = trained["model"], cmrcnet.synthetic_cohort(patients=2, spots=50, genes=24, structure=0.25)
+    one, two = (dataclasses.replace(section, absent_genes="unmeasured") for section in cohort)
+    counts = sparse.hstack([one.counts, one.counts[:, [0]]], format="csr")
+    more = dataclasses.replace(one, counts=counts, genes=(*one.genes, "EXTRA"))
+    bank = cmrcnet.build_bank(model, cmrcnet.Cohort.of([more, two]))
+    how = {**few, "bank": bank, "k": 2, "genes": [*one.genes[:2], "EXTRA"]}
+    for head in ("ensemble", "retrieval"):
+        whole, plain = (predict(model, head=head, content=content, **how) for content in ("all", "expression"))
+        assert 0 < np.isnan(whole.X).sum() < 10 and not np.isnan(whole.X[:, :-1]).any()
+        np.testing.assert_array_equal(plain.X, whole.X)
+    plain = predict(model, head="ridge", content="expression", **how)
+    assert not np.isnan(plain.X).any() and np.isnan(plain.obs["similarity"]).all()
 
 
 def test_half_precision_has_half_the_size_and_three_digits(trained, few, tmp_path):
@@ -228,6 +289,7 @@ def test_contents_that_do_not_fit_are_refused(trained, few, tmp_path):
     for options, why in (
         ({"content": "genes"}, "one of all, expression, components"),
         ({"content": "components", "intervals": True}, "interval_scale in obs"),
+        ({"content": "components", "half": True}, "which are kept as float32"),
     ):
         with pytest.raises(BadOption, match=why):
             predict(**trained, **few, **options)

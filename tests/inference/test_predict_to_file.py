@@ -318,7 +318,7 @@ def test_features_made_another_way_are_neither_continued_nor_taken_from_the_cach
 
 def test_regions_with_other_members_are_not_continued(slide):
     """The same locations in the same order, shared among the regions in another way."""
-    at = np.random.default_rng(0).uniform(100, 300, (6, 2))
+    at = np.random.default_rng(0).uniform(100, 300, (10, 2))
     encoder = LocationEncoder.of_model(small_model(views=True))
     regions = [Spots(("a", "b"), at[[0, 5]], 55.0, (at[:cut], at[cut:])) for cut in (2, 3)]
     assert len({LocationFeatures(encoder, slide, each).name for each in regions}) == 2

@@ -91,7 +91,7 @@ def predict_command(
         components: 80 bytes a location for any number of genes, of which `export` and other commands decode those that
         they show. For maps of fine pitch.
     half : bool
-        Keep expression at half precision (float16, three digits): half the size.
+        Keep expression at half precision (float16, three digits): half the size. Not with components.
     mpp : float, optional
         Micrometres per level-0 pixel, for slides that do not state it.
     features : Path, optional

@@ -142,6 +142,8 @@ def _locations_of_bank(bank: ReferenceBank, cohort: Cohort, grid_um: float) -> l
             grid = patch_grid(slide, find_tissue(slide), pitch_um=grid_um)
         except TooFew:  # no tissue was found; the spots remain
             continue
+        if len(grid) == 1:  # which cannot be standardised within itself
+            continue
         found.append(_Locations(spots[0].group, sections, slide, grid, False))
     return found
 

@@ -24,7 +24,7 @@ from cmrcnet.features import dense, resumable
 from cmrcnet.features.device import choose_batch, choose_device, map_ahead, reading_threads
 from cmrcnet.features.engine import LARGEST, Engine, choose_engine, open_engine
 from cmrcnet.features.spec import PERTURBED, READ, STATISTICS, FeatureChunk, FeatureSpec
-from cmrcnet.features.tokens import SectionTokens
+from cmrcnet.features.tokens import SectionTokens, check_standardised
 from cmrcnet.models.image_encoder import ROTATIONS_FIRST, d4
 from cmrcnet.progress import Meter, metered
 from cmrcnet.readers.patch_files import matching_patches
@@ -144,6 +144,7 @@ def _section_tokens(
 ) -> np.ndarray:
     """Tokens of all locations, from chunks of the scales that are asked for; the cache may hold them as a whole."""
     if spec.scales_um:
+        check_standardised(spec, len(centres), slide.name)
         scales = np.empty((len(centres), len(spec.scales_um), encoder.dim), np.float32)
         for rows, layer, values in chunks(*range(len(spec.scales_um))):
             scales[rows, layer] = values

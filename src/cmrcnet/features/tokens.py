@@ -18,12 +18,15 @@ and cost the same at any pitch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from cmrcnet.errors import CmrcnetWarning, TooFew
 
 if TYPE_CHECKING:
     from scipy.spatial import KDTree
@@ -38,6 +41,9 @@ PAIRS_AT_ONCE = 1 << 21
 """Pairs of a location and an anchor around it that are in memory together: about 300 MB."""
 VALUES_AT_ONCE = 1 << 24
 """Features of anchors that are averaged together: 128 MB."""
+
+FEWEST_STANDARDISED = 10
+"""Locations below which the mean and deviation of a section are poorly known."""
 
 _NO_SPREAD = 1e-6
 
@@ -139,6 +145,40 @@ class SectionTokens:
             of.append(np.repeat(which, count * count))
         order = np.argsort(np.concatenate(of), kind="stable")
         return np.concatenate(points)[order], np.concatenate(of)[order]
+
+
+def check_standardised(spec: FeatureSpec, locations: int, slide: str) -> None:
+    """Refuse to standardise features within a section of one location, and warn of a few.
+
+    Parameters
+    ----------
+    locations : int
+        Over which mean and deviation are taken: the anchors, where there are any.
+    slide : str
+        Its name.
+
+    Raises
+    ------
+    TooFew
+        One location: all its features would be 0, whatever the slide shows.
+
+    Warns
+    -----
+    CmrcnetWarning
+        Fewer than `FEWEST_STANDARDISED`.
+    """
+    if spec.standardize != "section":
+        return
+    if locations == 1:
+        hint = "give more locations, or a grid over the tissue at a finer pitch (--grid-um)"
+        raise TooFew(f"location of {slide} to standardise features within", 1, 2, hint)
+    if 0 < locations < FEWEST_STANDARDISED:
+        warnings.warn(
+            f"Features of {slide} are standardised within {locations} locations only, so that each depends much on the "
+            f"others; {FEWEST_STANDARDISED} or more are wanted.",
+            CmrcnetWarning,
+            stacklevel=3,
+        )
 
 
 def _parts(start: int, stop: int) -> Iterator[slice]:

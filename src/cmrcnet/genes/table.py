@@ -6,8 +6,9 @@ Everything that reads predictions relies on this layout.
 ``X``                              predicted expression in ``units``, float32, (locations, features); NaN where there is
                                    no prediction: no neighbour's section measured the gene. Never infinite
                                    Or float16, when asked for; absent where the content is components: a gene is then
-                                   ``level + components @ loadings`` (`decode`), not below the least of its units, and
-                                   its value is given also where no neighbour's section measured it
+                                   ``level + components @ loadings`` (`decode`), not below the least of its units.
+                                   Its value is then given also where no neighbour's section measured it; likewise in
+                                   expression alone of a head that searches no neighbours (``similarity`` is NaN)
 ``layers["neighbour_std"]``        standard deviation of the measured expression among the neighbours, as X; NaN where X
                                    is; only where the content is all and there are neighbours: a student has none
 ``layers["lower"], ["upper"]``     optional: the interval, ``X + interval_scale * interval_low`` (not below the

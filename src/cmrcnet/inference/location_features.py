@@ -21,7 +21,7 @@ from cmrcnet.features.engine import choose_engine, release_engines
 from cmrcnet.features.extract import chunk_numbers, extract_chunks, features_key
 from cmrcnet.features.resumable import ResumableFeatures
 from cmrcnet.features.spec import STATISTICS, FeatureSpec
-from cmrcnet.features.tokens import SectionTokens
+from cmrcnet.features.tokens import SectionTokens, check_standardised
 from cmrcnet.slides.section import Spots
 from cmrcnet.slides.slide import Slide, known_scale
 from cmrcnet.storage.hashing import fingerprint
@@ -128,6 +128,7 @@ class LocationFeatures:
             self._anchors = len(anchor_px)
             centre_px = np.concatenate([anchor_px, centre_px])
             counts = np.concatenate([np.full(self._anchors, spec.sub_windows), counts])
+        check_standardised(spec, self._anchors or len(centre_px), slide.name)
         self._encoder, self._slide, self._centre_px, self._sub_windows = encoder, slide, centre_px, counts
         facts = asdict(spec) | {"device": ""}  # the device changes nothing but rounding
         layers, width = encoder.kept_shape

@@ -114,7 +114,7 @@ def predict(
         What the table holds: expression, its spread among the neighbours and the neighbours; expression alone; or
         expression components, of which a gene is decoded when it is asked for (`genes.table.decode`).
     half : bool
-        Keep expression as float16: half the size, three significant digits.
+        Keep expression as float16: half the size, three significant digits. Not with components.
     cache : TokenCache, optional
         Keeps the features of the frozen encoder from one call to the next.
 

@@ -229,7 +229,7 @@ class BankPredictor(Predictor):
             if options.content == "components":
                 obsm["components"] = scores
             else:
-                unmeasured = None if mean is None else np.isnan(mean)
+                unmeasured = np.isnan(mean) if mean is not None else self._unmeasured(neighbours)
                 how = {"covariance": head.ensemble.covariance, "variance_rescaling": config.variance_rescaling}
                 how |= {"least": bank.scaling.least}
                 mean = bank.gene_decoder.expression(scores, self.columns, **how)
@@ -248,6 +248,15 @@ class BankPredictor(Predictor):
                 "patient_weights": patient_weights,
             }
         return PredictionChunk(mean, layers, obs, obsm)
+
+    def _unmeasured(self, neighbours: Neighbours | None) -> np.ndarray | None:
+        """Which genes no neighbour's section measured, (locations, genes) bool; None if unknown or none at all."""
+        measured = self.bank.measured[:, self.columns]
+        if neighbours is None or measured.all():
+            return None
+        sections = np.zeros((len(neighbours.ids), len(measured)), np.float32)
+        np.put_along_axis(sections, self.bank.section_of_spot[neighbours.ids], 1.0, axis=1)
+        return sections @ measured == 0
 
     def annotate(self, table: AnnData, neighbour_rows: np.ndarray) -> None:
         """Add the origin of the neighbours and the gene reliability."""
@@ -360,6 +369,8 @@ def make_predictor(model: TrainedModel | Student, bank: ReferenceBank | None, op
     """Make the predictor of a model with its bank, or of a student, which has none; else `BadOption` is raised."""
     if options.content not in CONTENTS:
         raise BadOption("content", options.content, want=f"one of {', '.join(CONTENTS)}")
+    if options.half and options.content == "components":
+        raise BadOption("half", options.half, want="False with components, which are kept as float32")
     if isinstance(model, Student):
         if bank is not None:
             raise BadOption("bank", bank.name, want="nothing with a student, which has no bank")

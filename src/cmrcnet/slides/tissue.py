@@ -23,6 +23,8 @@ CLOSE_UM = 40.0
 """Gaps in tissue up to about this width are bridged."""
 ANCHOR_UM = 100.0
 """Pitch of the anchors of a finer map; that of first-generation spots."""
+FEWEST_ANCHORS = 20
+"""Fewer tell neither mean nor deviation of a section."""
 SMALLEST_TISSUE_UM2 = 30_000.0
 """Specks below this area (a disc of 195 um) are dust."""
 SMALLEST_HOLE_UM2 = 100_000.0
@@ -255,7 +257,8 @@ def make_query_grid(
 ) -> QueryGrid:
     """The locations to predict, the tissue mask, and the anchors of a map that is finer than spots.
 
-    Anchors are a grid of `ANCHOR_UM` over the tissue; where that is so small that none lies on it, the locations are.
+    Anchors are a grid of `ANCHOR_UM` over the tissue. Where fewer than `FEWEST_ANCHORS` lie on it, and there are more
+    locations than that, there are none: the locations are their own.
 
     Parameters
     ----------
@@ -289,6 +292,6 @@ def make_query_grid(
     anchor_px = None
     if windows or (spots is None and grid_um < ANCHOR_UM):
         _, _, anchor_px = _grid_on(slide, tissue, ANCHOR_UM)
-        if len(anchor_px) == 0:
-            anchor_px = locations.centre_px if windows else None
+        if len(anchor_px) < min(FEWEST_ANCHORS, len(locations) + 1):
+            anchor_px = None
     return QueryGrid(locations, tissue, anchor_px)
