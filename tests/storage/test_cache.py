@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +89,25 @@ def test_a_limit_is_kept_while_writing(tmp_path):
     put(cache, "last")
     assert cache.size_bytes() <= 5000
     assert cache.get("tokens", "last", None, np.float16) is not None
+
+
+def test_writing_looks_through_the_folder_once_a_hundredth_of_the_limit(tmp_path, monkeypatch):
+    """And opens no entry that it does not remove: otherwise a cohort's features cost the square of their number."""
+    for name in ("oldest", "older"):
+        put(TokenCache(tmp_path), name, 30)
+    one = TokenCache(tmp_path).size_bytes() // 2
+    walks, opened, walk, reads = [], [], os.walk, Path.open
+    monkeypatch.setattr(os, "walk", lambda path: walks.append(path) or walk(path))
+    monkeypatch.setattr(Path, "open", lambda path, *how: opened.append(path.name) or reads(path, *how))
+    cache = TokenCache(tmp_path, most_bytes=one * 1000)
+    for number in range(35):
+        put(cache, f"n{number}")
+    assert len(walks) == 2 * 4  # both kinds; the first write, and every tenth or eleventh
+    assert not [name for name in opened if not name.startswith(".")]  # but for those that are written
+    small = TokenCache(tmp_path, most_bytes=one * 36)
+    put(small, "last")
+    assert sorted(name for name in opened if not name.startswith(".")) == ["older.npy", "oldest.npy"]
+    assert cache.get("tokens", "oldest", None, np.float16) is None
 
 
 def test_what_killed_processes_left_goes_and_what_others_write_stays(cache):

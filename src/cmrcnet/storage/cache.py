@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import stat
 import tempfile
@@ -47,7 +48,9 @@ class TokenCache:
     folder : Path
         Created at the first write.
     most_bytes : int, optional
-        Entries that were used longest ago are removed when the folder grows beyond this; no limit when left out.
+        Entries that were used longest ago are removed when the folder grows beyond this; no limit when left out. The
+        folder is looked through at the first write, and then whenever a hundredth of the limit was written, so that a
+        process may exceed it by that much.
 
     Examples
     --------
@@ -67,6 +70,7 @@ class TokenCache:
         self.folder = Path(folder)
         self.most_bytes = most_bytes
         self._instead: Path | None = None  # stands in for a folder that cannot be written
+        self._untrimmed: float = math.inf  # bytes written since the folder was looked through
 
     @classmethod
     def default(cls) -> TokenCache:
@@ -131,7 +135,10 @@ class TokenCache:
             path = self._paths(kind, name)[-1]
         written = write_array(path, shape, np.dtype(dtype), blocks)
         if self.most_bytes is not None:
-            self.trim(self.most_bytes)
+            self._untrimmed += written.nbytes
+            if self._untrimmed > self.most_bytes / 100:
+                self.trim(self.most_bytes)
+                self._untrimmed = 0
         return written
 
     def drop(self, kind: str, name: str) -> None:
@@ -154,12 +161,12 @@ class TokenCache:
         for path, size, used in files:
             abandoned = is_abandoned(path)
             if abandoned or (total - freed > most_bytes and now - used > IN_USE_SECONDS):
-                freed += size if _remove(path) else 0
+                freed += size if _remove_ours(path) else 0
         return freed
 
     def clear(self) -> int:
         """Remove every entry and return the bytes freed. Jobs that map them are not disturbed (except on Windows)."""
-        return sum(size for path, size, _ in list(self._files()) if _remove(path))
+        return sum(size for path, size, _ in self._files() if _remove_ours(path))
 
     def _paths(self, kind: str, name: str) -> list[Path]:
         """Where an entry may lie: in the folder, and in the one that stands in for it."""
@@ -188,7 +195,7 @@ class TokenCache:
         return False
 
     def _files(self) -> list[tuple[Path, int, float]]:
-        """(path, bytes, time of last use) of every entry; other files in the folder are left alone."""
+        """(path, bytes, time of last use) of every file that is named and placed as an entry; others are left alone."""
         found = []
         for kind in ("tokens", "patches"):
             for where, folders, names in os.walk(self.folder / kind):
@@ -196,25 +203,28 @@ class TokenCache:
                     folders.clear()
                     continue
                 for path in (Path(where, name) for name in sorted(names)):
+                    if not (is_temporary(path) or (path.suffix == ".npy" and path.parent.name == path.stem[:2])):
+                        continue
                     try:
                         status = path.lstat()
                     except OSError:  # another process has just removed it
                         continue
-                    if stat.S_ISREG(status.st_mode) and (is_temporary(path) or _is_entry(path)):
+                    if stat.S_ISREG(status.st_mode):
                         found.append((path, status.st_size, status.st_mtime))
         return found
 
 
-def _is_entry(path: Path) -> bool:
-    """Whether a file is an entry of ours: named and placed as one, with our mark at its end."""
-    if path.suffix != ".npy" or path.parent.name != path.stem[:2]:
-        return False
-    try:
-        with path.open("rb") as file:
-            file.seek(-TAIL, os.SEEK_END)
-            return file.read(len(MARK) - 1) == MARK[:-1]  # of any format
-    except OSError:
-        return False
+def _remove_ours(path: Path) -> bool:
+    """Remove a file of `_files` if it is temporary, or has our mark at its end."""
+    if not is_temporary(path):
+        try:
+            with path.open("rb") as file:
+                file.seek(-TAIL, os.SEEK_END)
+                if file.read(len(MARK) - 1) != MARK[:-1]:  # of any format
+                    return False
+        except OSError:
+            return False
+    return _remove(path)
 
 
 def _remove(path: Path) -> bool:
