@@ -15,7 +15,7 @@ with the tiles, and ``zs.pl.tiles(wsi, feature_key="cmrcnet", color=["ERBB2"])``
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,6 @@ from cmrcnet.errors import MissingExtra
 from cmrcnet.export.stored_prediction import StoredPrediction
 from cmrcnet.slides.patches import thumbnail
 from cmrcnet.slides.slide import Slide
-
-if TYPE_CHECKING:
-    pass
 
 IMAGE, TILES, TABLE = "he", "tiles", "cmrcnet_tiles"
 IMAGE_PX = 4096

@@ -39,7 +39,6 @@ from cmrcnet.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
     from cmrcnet.features.spec import FeatureSpec
-    from cmrcnet.models.image_encoder import ImageEncoder
     from cmrcnet.storage.cache import TokenCache
 
 log = logging.getLogger("cmrcnet")
