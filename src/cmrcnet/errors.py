@@ -332,9 +332,9 @@ class Leakage(CmrcnetError, ValueError):
 class WorkerDied(CmrcnetError, ChildProcessError):
     """A worker process ended without a result."""
 
-    def __init__(self, job: str, exit_code: object) -> None:
+    def __init__(self, job: str, how: str) -> None:
         super().__init__(
-            f"The worker process that ran {job} ended without a result (exit code {exit_code}), most often because "
+            f"The worker process that ran {job} ended without a result ({how}), most often because "
             "memory ran out or because a script starts workers outside `if __name__ == '__main__':`; run again with "
             "fewer workers (--workers 1) or devices (--devices 1), and --resume keeps what is finished."
         )

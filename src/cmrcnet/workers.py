@@ -3,12 +3,14 @@
 A worker calls `setup` once and the function that it returns for each task, so that a model or a cohort is loaded once a
 worker. Both are pickled. Local workers are spawned, so that no state of this process (threads, GPU, random generators)
 is copied into them; an interrupt ends them, and when this process is killed they end by themselves. Ray workers are
-actors: one that is lost with its node is replaced, and its task is run again by another.
+actors. A worker that is lost is replaced, and costs the others nothing: on Ray, where most often its node was lost, its
+task is run again by another; on this machine, where most often its task ended it, the task is given up.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import multiprocessing.reduction
 import os
@@ -21,14 +23,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
-from cmrcnet.errors import BadOption, CmrcnetWarning, MissingExtra, WorkerDied
-
-if TYPE_CHECKING:
-    from multiprocessing.queues import SimpleQueue
+from cmrcnet.errors import BadOption, CmrcnetError, CmrcnetWarning, MissingExtra, WorkerDied
 
 log = logging.getLogger("cmrcnet")
 
@@ -43,10 +41,9 @@ TRIES = 3
 """Times that a task is begun whose Ray worker is lost before it is given up."""
 _NONE = object()
 _LOOK_S = 1.0
-"""Time between two looks at local workers that do not answer."""
+"""Longest wait without a look at signals: before Python 3.14 a wait on Windows does not see Ctrl-C."""
 _PATIENCE_S = 5.0
 """Time that a terminated worker gets to remove its temporary folders."""
-_ENDED_BY_US = (0, None, -signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -113,6 +110,9 @@ def run_in_workers(
 ) -> Iterator[tuple[Any, Any]]:
     """Run tasks in workers, and yield each with its result, or with the error that it raised, when it is finished.
 
+    The result of a task that ended its worker is a `WorkerDied`; the others go on. On Ray the task is begun `TRIES`
+    times before.
+
     Parameters
     ----------
     tasks : iterable
@@ -129,15 +129,11 @@ def run_in_workers(
 
     Raises
     ------
-    WorkerDied
-        A local worker ended without a result. On Ray that is the result of the one task whose worker was lost `TRIES`
-        times.
+    WorkerDied, BadOption
+        No worker can be started: on this machine, or on Ray.
     """
-    if engine == "local":
-        found = _run_locally(tasks, setup, count, name_of)
-    else:
-        found = _run_on_ray(tasks, setup, count, name_of, engine)
-    for task, answer in found:
+    kind = _LocalWorkers(setup) if engine == "local" else _RayWorkers(setup, count, engine)
+    for task, answer in _run_tasks(tasks, kind, count, name_of):
         for sentence in answer.warnings:
             warnings.warn(sentence, CmrcnetWarning, stacklevel=2)
         if answer.trace:
@@ -181,79 +177,174 @@ def _answer(run: Callable[[Any], Any], task: Any) -> _Answer:
     return _Answer(result, [str(each.message) for each in caught if issubclass(each.category, CmrcnetWarning)], trace)
 
 
+class _Workers(Protocol):
+    """One kind of worker."""
+
+    tries: int
+    """Times that a task is begun whose worker is lost before it is given up."""
+
+    def start(self) -> tuple[Any, Future]:
+        """Start a worker; the future is done when it can be given tasks."""
+        ...
+
+    def begin(self, worker: Any, task: Any) -> Future[_Answer]:
+        """Give a worker a task; `BrokenProcessPool` where it has ended meanwhile."""
+        ...
+
+    def why_lost(self, worker: Any, error: BaseException) -> str:
+        """Say how a worker was lost, and end what is left of it; empty where the error is not about the worker."""
+        ...
+
+    def no_start(self, why: str) -> CmrcnetError:
+        """The error of a run for which no worker can be started."""
+        ...
+
+    def end(self, workers: list[Any], *, at_once: bool) -> None:
+        """End workers, also in the middle of a task, or after the one that each is at."""
+        ...
+
+
+def _run_tasks(
+    tasks: Iterable[Any], kind: _Workers, count: int, name_of: Callable[[Any], str]
+) -> Iterator[tuple[Any, _Answer]]:
+    waiting = iter(tasks)
+    again: list[tuple[Any, int]] = []  # tasks whose worker was lost, and how often they were begun
+    idle: list[Any] = []
+    starting: dict[Future, Any] = {}
+    running: dict[Future, tuple[Any, Any, int]] = {}
+    failed = 0  # starts in succession
+    complete = False
+
+    def start() -> None:
+        worker, ready = kind.start()
+        starting[ready] = worker
+
+    try:
+        for _ in range(count):
+            start()
+        while True:
+            while idle:
+                task, tries = again.pop() if again else (next(waiting, _NONE), 0)
+                if task is _NONE:
+                    break
+                worker = idle.pop()
+                try:
+                    running[kind.begin(worker, task)] = worker, task, tries + 1
+                except BrokenProcessPool:
+                    again.append((task, tries))
+                    start()
+            if not running and idle and not again:
+                break
+            for future in wait([*starting, *running], _LOOK_S, FIRST_COMPLETED).done:
+                problem = future.exception()
+                if future in starting:
+                    worker = starting.pop(future)
+                    failed = 0 if problem is None else failed + 1
+                    if problem is None:
+                        idle.append(worker)
+                        continue
+                    why = kind.why_lost(worker, problem) or str(problem)
+                    if failed < TRIES * count:
+                        start()
+                    elif not (idle or running or starting):
+                        raise kind.no_start(why)
+                    continue
+                worker, task, tries = running.pop(future)
+                if problem is None:
+                    idle.append(worker)
+                    yield task, future.result()
+                elif not (why := kind.why_lost(worker, problem)):
+                    raise problem
+                else:
+                    start()
+                    if tries < kind.tries:
+                        again.append((task, tries))
+                        log.warning("warning: the worker of %s was lost (%s); it is run again", name_of(task), why)
+                    else:
+                        how = why if tries == 1 else f"lost {tries} times; {why}"
+                        yield task, _Answer(WorkerDied(name_of(task), how))
+        complete = True
+    finally:
+        kind.end([*starting.values(), *(worker for worker, _, _ in running.values())], at_once=True)
+        kind.end(idle, at_once=not complete)
+
+
 # --- this machine ----------------------------------------------------------------------------------------------------
 
 
-def _run_locally(
-    tasks: Iterable[Any], setup: Setup, count: int, name_of: Callable[[Any], str]
-) -> Iterator[tuple[Any, _Answer]]:
-    context = multiprocessing.get_context("spawn")
-    started = context.SimpleQueue()
-    before = set(multiprocessing.active_children())
-    payload = bytes(ForkingPickler.dumps(setup))  # here, where a failure is an error and not a dead worker
-    pool = ProcessPoolExecutor(count, context, _start_worker, (payload, log.getEffectiveLevel(), started))
-    waiting, running = iter(tasks), dict[Future, Any]()
-    processes: set[Any] = set()
-    complete = False
-    try:
-        while True:
-            for task in islice(waiting, count - len(running)):
-                running[pool.submit(_run_task, task, name_of(task))] = task
-            processes |= set(multiprocessing.active_children()) - before
-            if not running:
-                break
-            done = wait(running, _LOOK_S, FIRST_COMPLETED).done
-            if not done and _dead(processes):  # the pool does not watch a worker that it starts while it waits
-                raise BrokenProcessPool
-            for future in done:
-                yield running.pop(future), future.result()
-        complete = True
-    except BrokenProcessPool:
-        dead = _dead(processes)
-        _end(processes)
-        pool.shutdown(wait=True, cancel_futures=True)  # it joins the processes, so that their exit codes are known
-        names = {}
-        while not started.empty():
-            names |= [started.get()]
-        dead = dead or _dead(processes) or list(processes)
-        raise WorkerDied(names.get(dead[0].pid, "a task"), dead[0].exitcode) from None
-    finally:
-        pool.shutdown(wait=complete, cancel_futures=True)
-        _end(processes)
+@dataclass(frozen=True, eq=False)
+class _LocalWorker:
+    pool: ProcessPoolExecutor
+    """Of one process: where several share a pool, one that dies takes the others with it."""
+    process: Any
+    """That process; None where it ended before it could be looked up."""
 
 
-def _dead(processes: Iterable[Any]) -> list[Any]:
-    """Those that have ended, and not by us."""
-    return [process for process in processes if process.exitcode not in _ENDED_BY_US]
+class _LocalWorkers:
+    """Processes of this machine."""
+
+    tries = 1
+
+    def __init__(self, setup: Setup) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        # pickled here, where a failure is an error and not a dead worker
+        self._arguments = bytes(ForkingPickler.dumps(setup)), log.getEffectiveLevel()
+
+    def start(self) -> tuple[_LocalWorker, Future]:
+        before = set(multiprocessing.active_children())
+        pool = ProcessPoolExecutor(1, self._context, _start_worker, self._arguments)
+        ready = pool.submit(_set_up_worker)
+        process = next(iter(set(multiprocessing.active_children()) - before), None)
+        return _LocalWorker(pool, process), ready
+
+    def begin(self, worker: _LocalWorker, task: Any) -> Future[_Answer]:
+        return worker.pool.submit(_run_task, task)
+
+    def why_lost(self, worker: _LocalWorker, error: BaseException) -> str:
+        if not isinstance(error, BrokenProcessPool | SystemExit):
+            return ""
+        worker.pool.shutdown(wait=True)  # it joins the process, so that its exit code is known
+        if isinstance(error, SystemExit):  # raised by the task, or by the handler of a signal from outside
+            return f"exit code {error.args[0] if error.args else 0}"  # pickling by some libraries drops `code`
+        return f"exit code {getattr(worker.process, 'exitcode', None)}"
+
+    def no_start(self, why: str) -> WorkerDied:
+        return WorkerDied("the first task", why)
+
+    def end(self, workers: list[_LocalWorker], *, at_once: bool) -> None:
+        for worker in workers:
+            worker.pool.shutdown(wait=False, cancel_futures=True)
+        processes = [worker.process for worker in workers if worker.process is not None]
+        for process in processes:
+            if at_once and process.is_alive():
+                process.terminate()
+        for process in processes:
+            process.join(_PATIENCE_S if at_once else None)
+            if process.is_alive():
+                process.kill()
+                process.join()
 
 
-def _end(processes: Iterable[Any]) -> None:
-    for process in processes:
-        if process.is_alive():
-            process.terminate()
-    for process in processes:
-        process.join(_PATIENCE_S)
-        if process.is_alive():
-            process.kill()
-            process.join()
-
-
+_payload: bytes
 _run: Callable[[Any], Any]
-_started: SimpleQueue
 
 
-def _start_worker(payload: bytes, level: int, started: SimpleQueue) -> None:
-    global _run, _started
+def _start_worker(payload: bytes, level: int) -> None:
+    global _payload
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary folders are removed
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.getLogger("cmrcnet").setLevel(max(level, logging.WARNING))
     sys.path.append(str(Path.cwd()))  # a method of the user's own may lie there
-    _run, _started = _set_up(lambda: ForkingPickler.loads(payload)()), started
+    _payload = payload
 
 
-def _run_task(task: Any, name: str) -> _Answer:
-    _started.put((os.getpid(), name))
+def _set_up_worker() -> None:
+    global _run
+    _run = _set_up(lambda: ForkingPickler.loads(_payload)())
+
+
+def _run_task(task: Any) -> _Answer:
     return _answer(_run, task)
 
 
@@ -308,61 +399,54 @@ class _RayWorker:
         return _answer(self._run, task)
 
 
-def _run_on_ray(
-    tasks: Iterable[Any], setup: Setup, count: int, name_of: Callable[[Any], str], engine: str
-) -> Iterator[tuple[Any, _Answer]]:
-    ray = connect_ray(engine)
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= count else 0
-    kind, shared = ray.remote(num_cpus=1, num_gpus=gpus)(_RayWorker), ray.put(setup)
-    waiting = iter(tasks)
-    again: list[tuple[Any, int]] = []  # tasks whose worker was lost, and how often they were begun
-    idle: list[Any] = []
-    starting: dict[Future, Any] = {}
-    running: dict[Future, tuple[Any, Any, int]] = {}
-    failed = 0  # starts in succession
+class _RayWorkers:
+    """Actors of a Ray cluster."""
 
-    def start() -> None:
-        actor = kind.remote(shared, log.getEffectiveLevel())
-        starting[actor.ready.remote().future()] = actor  # it may wait for room in the cluster
+    tries = TRIES
 
-    try:
-        for _ in range(count):
-            start()
-        while True:
-            while idle:
-                task, tries = again.pop() if again else (next(waiting, _NONE), 0)
-                if task is _NONE:
-                    break
-                actor = idle.pop()
-                running[actor.run.remote(task).future()] = actor, task, tries + 1
-            if not running and idle and not again:
-                break
-            for future in wait([*starting, *running], return_when=FIRST_COMPLETED).done:
-                if future in starting:
-                    actor = starting.pop(future)
-                    problem = future.exception()
-                    failed = 0 if problem is None else failed + 1
-                    if problem is None:
-                        idle.append(actor)
-                    elif failed < TRIES * count:  # its node was lost meanwhile
-                        start()
-                    else:
-                        why = str(problem).strip().splitlines()[-1]
-                        raise BadOption("engine-workers", engine, f"a cluster whose nodes can start a worker ({why})")
-                    continue
-                actor, task, tries = running.pop(future)
-                try:
-                    answer = future.result()
-                except ray.exceptions.RayActorError:
-                    start()
-                    if tries < TRIES:
-                        again.append((task, tries))
-                        log.warning("warning: the worker of %s was lost; it is run again", name_of(task))
-                        continue
-                    answer = _Answer(WorkerDied(name_of(task), f"lost {TRIES} times"))
-                else:
-                    idle.append(actor)
-                yield task, answer
-    finally:
-        for actor in [*idle, *starting.values(), *(actor for actor, _, _ in running.values())]:
-            ray.kill(actor)
+    def __init__(self, setup: Setup, count: int, engine: str) -> None:
+        self._ray, self._engine = connect_ray(engine), engine
+        gpus = gpus_each(int(self._ray.cluster_resources().get("GPU", 0)), count)
+        self._kind, self._setup = self._ray.remote(num_cpus=1, num_gpus=gpus)(_RayWorker), self._ray.put(setup)
+
+    def start(self) -> tuple[Any, Future]:
+        actor = self._kind.remote(self._setup, log.getEffectiveLevel())
+        return actor, actor.ready.remote().future()  # it may wait for room in the cluster
+
+    def begin(self, worker: Any, task: Any) -> Future[_Answer]:
+        return worker.run.remote(task).future()
+
+    def why_lost(self, worker: Any, error: BaseException) -> str:
+        if not is_loss(error):
+            return ""
+        self.end([worker], at_once=True)  # one that is cut off may be alive, and must not go on beside the next
+        return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+    def no_start(self, why: str) -> BadOption:
+        return BadOption("engine-workers", self._engine, f"a cluster whose nodes can start a worker ({why})")
+
+    def end(self, workers: list[Any], *, at_once: bool) -> None:
+        for actor in workers:
+            self._ray.kill(actor)
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error of Ray tells that an actor, its node or its answer was lost; not one that the task raised."""
+    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError | TaskCancelledError)
+
+
+def gpus_each(gpus: int, workers: int) -> float:
+    """Number of GPUs that each worker asks for, so that all workers fit: 1, or the part of one that it shares.
+
+    An actor that asks for none sees none, also on a machine that has some. Ray counts in steps of 0.0001.
+
+    Examples
+    --------
+    >>> gpus_each(4, 3), gpus_each(4, 6), gpus_each(1, 6), gpus_each(0, 6)
+    (1, 0.5, 0.1666, 0)
+    """
+    if gpus == 0 or workers <= gpus:
+        return min(gpus, 1)
+    return math.floor(10_000 / math.ceil(workers / gpus)) / 10_000

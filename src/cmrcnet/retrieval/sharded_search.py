@@ -14,14 +14,15 @@ from cmrcnet.retrieval.store import SECTIONS, BankSection, Manifest
 from cmrcnet.search.exact import ExactSearch, Neighbours, Searcher, ranked, require_query
 from cmrcnet.search.ivf import IVFSearch, SearchParameters
 from cmrcnet.search.stacked_arrays import StackedRows
-from cmrcnet.workers import TRIES, connect_ray
+from cmrcnet.workers import TRIES, connect_ray, is_loss
 
 
 class ShardedSearch:
     """The search of a stored bank, spread over the nodes of a Ray cluster.
 
-    Every query goes to every shard, and the nearest of all are kept. An exact search finds what one bank finds, bit for
-    bit on processors of one kind. Shards of an approximate index scan the lists that the bank's own would, and more
+    Every query goes to every shard, and the nearest of all are kept. An exact search finds what one bank finds, but
+    for rounding: BLAS may choose other routines for other shapes, so that similarities differ by up to 1e-6 and near
+    ties may swap. Shards of an approximate index scan the lists that the bank's own would, and more
     where a shard's part of them is short: what is found is at least as near. A shard that is lost with its node is
     opened again on another.
 
@@ -81,14 +82,16 @@ class ShardedSearch:
     def _ask(self, method: str, *arguments: object) -> list:
         """What each shard answers; an error of a shard as itself."""
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         try:
             return ray.get([getattr(actor, method).remote(*arguments) for actor in self._actors])
-        except RayActorError:
-            raise WorkerDied("a shard of the bank", f"lost {TRIES + 1} times") from None
         except RayTaskError as error:
             raise error.cause from None
+        except RayError as error:
+            if not is_loss(error):
+                raise
+            raise WorkerDied("a shard of the bank", f"lost {TRIES + 1} times; {type(error).__name__}") from None
 
 
 class _Shard:

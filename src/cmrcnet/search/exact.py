@@ -25,8 +25,9 @@ BANK_AT_ONCE = 16384
 LONGEST_BANK = 2**31 - 1
 """A row number must fit the lower half of a sort key."""
 
-# BLAS uses other routines for a single row and for small products, and they round differently in the last bit.
-# Products are padded with zeros to at least this size, so that a similarity does not depend on the batch.
+# BLAS uses other routines for a single row and for small products, and they round differently. Products are padded with
+# zeros to at least this size, so that a similarity hardly depends on the batch. On some processors BLAS also chooses by
+# larger shapes: there a similarity may change by 1e-6 with the batch or the block, and near ties may swap.
 _LEAST_QUERIES = 64
 _LEAST_BANK = 1024
 
@@ -99,7 +100,8 @@ class ExactSearch:
         One per bank spot; may be memory-mapped, and is read block by block. Any length: the cosine is computed. A
         vector of zeros has cosine 0 with everything.
     block : int
-        Bank vectors compared at once. It changes speed and memory, never the result.
+        Bank vectors compared at once. It changes speed and memory, and the result only by rounding: similarities by
+        up to 1e-6, and the order of neighbours that are closer to each other than that.
 
     Raises
     ------
@@ -140,7 +142,8 @@ class ExactSearch:
         Returns
         -------
         Neighbours
-            Most similar first; among equals the lower row of the bank first, as a stable sort gives them.
+            Most similar first; among equals the lower row of the bank first, as a stable sort gives them. Whether equal
+            vectors have equal similarities is up to BLAS, which may round them differently, by less than 1e-6.
 
         Raises
         ------
