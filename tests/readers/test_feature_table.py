@@ -80,6 +80,15 @@ def test_bad_cells_are_refused_with_their_place(tmp_path, picture, more, error, 
         read_section(tmp_path / "C1.csv", image=picture, **OPTIONS)
 
 
+@pytest.mark.parametrize("header", ["spot", "Spot", " SPOT ", '"spot"'])
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+def test_names_stay_text_however_the_header_is_written(tmp_path, picture, header, separator):
+    rows = [[header, "pixel_x", "pixel_y", "CD3"], ["1e5", "10", "20", "1"], ["007", "30", "40", "2"]]
+    (tmp_path / "C1.csv").write_text("".join(separator.join(row) + "\n" for row in rows))
+    section = read_section(tmp_path / "C1.csv", format="feature_table", image=picture, **OPTIONS)
+    assert section.spots.barcodes == ("1e5", "007")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -22,6 +22,16 @@ def test_names_stay_text_and_numbers_become_numbers(tmp_path):
     assert table["grade"].dtype == np.float64
 
 
+@pytest.mark.parametrize("header", ["slide, patient ,months", "Slide,PATIENT,months", '"slide","patient",months'])
+def test_names_stay_text_however_the_header_is_written(tmp_path, header):
+    path = tmp_path / "patients.csv"
+    path.write_text(f"{header}\n 1e5,007 ,3\n01, 1,4\n")
+    table = read_patients(path)
+    assert list(table["slide"]) == ["1e5", "01"]
+    assert list(table["patient"]) == ["007", "1"]
+    assert table["months"].tolist() == [3, 4]
+
+
 def test_semicolons_have_decimal_commas(tmp_path):
     path = tmp_path / "patients.csv"
     path.write_text("patient;months\nA;1,5\n")
@@ -46,6 +56,8 @@ def test_parquet_is_read_alike(tmp_path):
         ("patient,x\na,1\nb,1,2\n", "line 3 has 3 cells"),
         ("patient,x\na,1\n,2\n", "row 2 below the header names no patient"),
         ("patient,x\na,inf\n", "infinite"),
+        ("patient,slide,x\na,s1,1\nb,,2\n", "row 2 below the header names no slide"),
+        ("patient,Patient,x\na,b,1\n", "'patient' is there twice"),
     ],
 )
 def test_unclear_tables_are_refused(tmp_path, text, words):

@@ -135,3 +135,27 @@ def test_a_table_of_slides_is_read_group_by_group(tmp_path, slides):
     slides.assign(patient=["p1", "p1", "p1", "p3"]).to_csv(tmp_path / "slides.csv", index=False)
     with pytest.raises(BadInput, match="patient p1 is in several groups"):
         read_section(tmp_path / "slides.csv", library="g2", **options)
+    slides.assign(slide=list("efgh")).to_csv(tmp_path / "slides.csv", index=False)
+    with pytest.raises(BadInput, match="both a column id and a column slide"):
+        read_section(tmp_path / "slides.csv", library="g2", **options)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_names_in_a_table_of_slides_stay_text_and_are_never_empty(tmp_path, slides, ending):
+    options = {"format": "slide_table", "mpp": 2.0, "spot_diameter_um": 100.0, "table_kind": "continuous"}
+    path = tmp_path / f"slides.{ending}"
+
+    def store(**columns):
+        made = slides.assign(**columns).rename(columns={"id": "Slide", "group": "Group", "patient": "Patient"})
+        made.to_csv(path, index=False) if ending == "csv" else made.to_parquet(path)
+
+    store(id=["007", "1e5", "08", "9"], patient=["01", "01", "1", "2"], group=["1", "1", "02", "02"])
+    assert read_section(path, library="1", **options).spots.barcodes == ("007", "1e5")
+    assert read_section(path, library="02", **options).spots.barcodes == ("08", "9")
+    for column, cells in (("group", [1, 1, 2, None]), ("patient", [1, 1, 2, None])):
+        store(**{column: cells})
+        with pytest.raises(BadInput, match=f"row 4 below the header has an empty {column}"):
+            read_section(path, library="2" if column == "group" else "g2", **options)
+    store(group=np.array([1.0, 1.0, 2.0, 2.0]))
+    if ending == "parquet":
+        assert read_section(path, library="2", **options).spots.barcodes == ("c", "d")

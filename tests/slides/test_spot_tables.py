@@ -117,6 +117,10 @@ def test_one_library_of_several_is_taken(section):
     assert made.spots.barcodes == section.spots.barcodes[::2] and made.patient == "P1"
     np.testing.assert_array_equal(made.counts.toarray(), section.counts.toarray()[::2])
     assert made.spots.diameter_um == pytest.approx(section.spots.diameter_um)
+    table.obs["patient"], table.obs["library_id"] = [7.0, np.nan] * 10, [1.0, 2.0] * 10
+    made = Section.from_anndata(table, section.slide, library="1", spot_diameter_um=55.0)
+    assert made.spots.barcodes == section.spots.barcodes[::2] and made.patient == "7"
+    table.obs["library_id"] = ["lib", "other"] * 10
     cut_out = table[table.obs["library_id"] == "lib"].copy()  # keeps both entries of uns
     assert Section.from_anndata(cut_out, section.slide).spots.barcodes == section.spots.barcodes[::2]
 

@@ -17,7 +17,7 @@ from cmrcnet.errors import BadInput, MissingExtra, TooFew
 from cmrcnet.export.stored_prediction import StoredPrediction, genes_to_show
 from cmrcnet.readers.annotations import read_spots
 from cmrcnet.slides.slide_files import require_file
-from cmrcnet.storage.names import guard_table
+from cmrcnet.storage.names import guard_table, id_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,7 +136,7 @@ def _of_parquet(path: Path) -> Nuclei:
         raise BadInput(path, WHAT, str(error)[:150]) from error
     first = next((name for name in ("nucleus", "cell_id", "id", "barcode") if name in table), None)
     names = table.index if first is None else table[first]
-    return Nuclei(tuple(map(str, names)), centre_px)
+    return Nuclei(tuple(map(id_text, names)), centre_px)
 
 
 def _require_pyarrow() -> None:

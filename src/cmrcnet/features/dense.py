@@ -285,9 +285,11 @@ class DenseRun:
             top = height - side - field.top if way & 2 else field.top
             turned = Field([], *((top, left) if way & 4 else (left, top)), field.counts)
             maps = self.engine.maps(d4(torch.from_numpy(picture[None]), way, rows=1, columns=2).contiguous().numpy())
-            means = [window_means(m[0], turned, side, s, step) for m, s in zip(maps, self.strides, strict=True)]
-            total += torch.cat(means, dim=1).cpu()
-        return (total / self.spec.augmentations).numpy()
+            channels = np.cumsum([0, *(each.shape[1] for each in maps)])
+            for number, stride in enumerate(self.strides):  # a block at a time: a fine map has 100,000 windows a tile
+                means = window_means(maps[number][0], turned, side, stride, step).cpu()
+                total[:, channels[number] : channels[number + 1]] += means
+        return total.div_(self.spec.augmentations).numpy()
 
 
 def window_means(cells: Tensor, windows: Field, side: float, stride: float, step: float = 0.0) -> Tensor:

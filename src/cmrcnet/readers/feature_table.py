@@ -36,6 +36,7 @@ from cmrcnet.readers.tables import NOTHING, delimiter_of, read_table, rectangula
 from cmrcnet.readers.text_files import open_text
 from cmrcnet.slides.section import repeated
 from cmrcnet.slides.slide import open_slide
+from cmrcnet.storage.names import id_text
 from cmrcnet.storage.refusals import fault_of_file
 
 if TYPE_CHECKING:
@@ -126,8 +127,11 @@ def read_feature_table(source: SectionSource) -> RawSection:
     )
 
 
-def read_frame(path: Path) -> pd.DataFrame:
+def read_frame(path: Path, ids: Sequence[str] = ID_COLUMNS) -> pd.DataFrame:
     """A CSV or parquet file as it is; numbers that cannot be parsed stay text.
+
+    The columns `ids`, in any case of letters, hold names: they are text without surrounding spaces, "" where a cell is
+    empty.
 
     Raises
     ------
@@ -138,7 +142,7 @@ def read_frame(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             frame = pd.read_parquet(path)
-            frame = frame.reset_index() if frame.index.name in ID_COLUMNS else frame
+            frame = frame.reset_index() if str(frame.index.name).strip().lower() in ids else frame
         else:
             text, delimiter, header = rectangular_text(path, "The table", WHAT)
             frame = pd.read_csv(
@@ -147,7 +151,10 @@ def read_frame(path: Path) -> pd.DataFrame:
                 decimal="," if delimiter == ";" else ".",
                 na_values=sorted(NOTHING),
                 skipinitialspace=True,
-                dtype=dict.fromkeys(ID_COLUMNS, str),
+                header=0,
+                names=range(len(header)),
+                index_col=False,
+                dtype={place: str for place, name in enumerate(header) if name.lower() in ids},
             )
             frame.columns = header
     except ImportError as error:
@@ -161,6 +168,9 @@ def read_frame(path: Path) -> pd.DataFrame:
         raise BadInput(path, WHAT, f"two columns are named {twice[0]!r}")
     if not len(frame):
         raise BadInput(path, WHAT, "it holds no row")
+    for column in frame.columns:
+        if column.lower() in ids:
+            frame[column] = pd.Series([id_text(cell) for cell in frame[column]], dtype=object, index=frame.index)
     return frame
 
 
@@ -181,7 +191,7 @@ def named_features(
     ids = next((column for wanted in ID_COLUMNS for column in frame.columns if column.lower() == wanted), None)
     if ids is None:
         raise BadInput.columns(path, [" or ".join(ID_COLUMNS)], list(frame.columns))
-    names = ["" if each is None or each != each else str(each).strip() for each in frame[ids]]
+    names = [id_text(each) for each in frame[ids]]
     if "" in names:
         raise BadInput(path, WHAT, f"row {names.index('') + 1} has no name in column {ids}")
     if twice := repeated(names):

@@ -29,6 +29,7 @@ from cmrcnet.slides.section import repeated
 from cmrcnet.slides.slide import WHITE, open_slide
 from cmrcnet.slides.spot_tables import spatial_centres
 from cmrcnet.storage.hashing import fingerprint_stream
+from cmrcnet.storage.names import id_text
 
 PATCH_MPP = 0.5
 TABLE_FOLDERS = ("st", "adata")
@@ -121,10 +122,9 @@ def read_hest(source: SectionSource) -> RawSection:
     if diameter is None:
         diameter = 55.0
         notes.append("No spot diameter is given; 55 um, HEST's value for Visium and pooled Xenium, is assumed.")
-    patient = metadata.get("patient")
     return RawSection(
         name=name,
-        patient=None if patient in (None, "") or patient != patient else str(patient),
+        patient=id_text(metadata.get("patient")) or None,
         slide=slide,
         barcodes=[barcodes[row] for row in rows],
         centre_px=centres,

@@ -11,6 +11,7 @@ import numpy as np
 from cmrcnet.errors import BadInput, MissingExtra, MissingInput
 from cmrcnet.readers.tables import NOTHING, rectangular_text
 from cmrcnet.slides.section import repeated
+from cmrcnet.storage.names import id_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,13 +31,13 @@ def read_patients(path: Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``patient``, ``case`` and ``slide`` are text, columns of numbers float64 with NaN where a cell states nothing
-        (empty, NA, ...), all others text, missing cells None.
+        ``patient``, ``case`` and ``slide`` (in any case of letters) are text without surrounding spaces, columns of
+        numbers float64 with NaN where a cell states nothing (empty, NA, ...), all others text, missing cells None.
 
     Raises
     ------
     MissingInput, BadInput, MissingExtra
-        Also for two columns of one name, an infinite number, or a row without a patient.
+        Also for two columns of one name, an infinite number, or a row without a patient, case or slide.
     """
     import pandas as pd
 
@@ -53,7 +54,7 @@ def read_patients(path: Path) -> pd.DataFrame:
             table = pyarrow.parquet.read_table(path).to_pandas()
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise BadInput(path, "a parquet table", str(error).splitlines()[0]) from error
-        names = [str(name) for name in table.columns]
+        names = [str(name).strip() for name in table.columns]
     else:
         text, delimiter, names = rectangular_text(path, "The table of patients", "a table of patients")
         try:
@@ -61,8 +62,11 @@ def read_patients(path: Path) -> pd.DataFrame:
             table = read_csv(
                 io.StringIO(text),
                 sep=delimiter,
+                header=0,
+                names=range(len(names)),
+                index_col=False,
                 decimal="," if delimiter == ";" else ".",
-                dtype=dict.fromkeys(NAMES, str),
+                dtype={place: str for place, name in enumerate(names) if name.lower() in NAMES},
                 keep_default_na=False,
                 na_values=sorted({*NOTHING, *(word.upper() for word in NOTHING), "NaN", "None", "N/a"}),
                 low_memory=False,
@@ -70,6 +74,7 @@ def read_patients(path: Path) -> pd.DataFrame:
             )
         except (ValueError, pd.errors.ParserError) as error:
             raise BadInput(path, "a table of patients", str(error).splitlines()[0]) from error
+    names = [name.lower() if name.lower() in NAMES else name for name in names]
     if twice := repeated(names):
         raise BadInput(path, "a table of patients", f"the column {twice[0]!r} is there twice")
     table.columns = pd.Index(names)
@@ -78,10 +83,10 @@ def read_patients(path: Path) -> pd.DataFrame:
     for name in names:
         column = table[name]
         if name in NAMES:
-            cells = [None if pd.isna(cell) else str(cell).strip() for cell in column]
-            if name == "patient" and not all(cells):
+            cells = [id_text(cell) for cell in column]
+            if not all(cells):
                 row = [not cell for cell in cells].index(True)
-                raise BadInput(path, "a table of patients", f"row {row + 1} below the header names no patient")
+                raise BadInput(path, "a table of patients", f"row {row + 1} below the header names no {name}")
             table[name] = pd.Series(cells, dtype=object, index=table.index)
         elif column.dtype.kind in "biuf":
             table[name] = column.astype(np.float64)

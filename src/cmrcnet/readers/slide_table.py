@@ -19,14 +19,17 @@ import numpy as np
 from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, UnknownName
-from cmrcnet.readers.feature_table import named_features, read_frame
+from cmrcnet.readers.feature_table import ID_COLUMNS, named_features, read_frame
 from cmrcnet.readers.raw_section import RawSection
 from cmrcnet.readers.registry import SectionSource, register_reader
+from cmrcnet.slides.section import repeated
 from cmrcnet.slides.slide import open_slide
 from cmrcnet.slides.slide_stack import SlideStack
 
 WHAT = "a table of slides"
 PITCH_UM = 200.0
+NAMES = ("slide", "patient", "group")
+"""Columns that are names, also where they look like numbers."""
 BESIDE = ("image", "patient", "group")
 
 
@@ -45,15 +48,25 @@ def read_slide_table(source: SectionSource) -> RawSection:
     """
     if source.spots is not None or source.image is not None:
         raise BadOption("image, spots", "given", want="nothing: the table names the image of every slide")
-    frame = read_frame(source.path).rename(columns={"slide": "id"})
+    frame = read_frame(source.path, ID_COLUMNS + NAMES)
+    frame.columns = [name.lower() if name.lower() in ("slide", "id", *BESIDE) else name for name in frame.columns]
+    if twice := repeated(list(frame.columns)):
+        raise BadInput(source.path, WHAT, f"two columns are named {twice[0]!r}")
+    if "slide" in frame.columns and "id" in frame.columns:
+        raise BadInput(source.path, WHAT, "it has both a column id and a column slide; keep the one that names the row")
+    frame = frame.rename(columns={"slide": "id"})
     if "image" not in frame.columns:
         raise BadInput.columns(source.path, ["image"], list(frame.columns))
+    for column in NAMES[1:]:
+        if column in frame.columns and not all(frame[column]):
+            row = list(frame[column]).index("") + 1
+            raise BadInput(source.path, WHAT, f"row {row} below the header has an empty {column}")
     names, features, values, notes = named_features(frame, source.path, BESIDE)
     kept = np.arange(len(names))
     if "group" in frame.columns:
-        groups = frame["group"].astype(str).to_numpy()
+        groups = frame["group"].to_numpy()
         if "patient" in frame.columns:
-            for patient, rows in frame.groupby(frame["patient"].astype(str), sort=False).groups.items():
+            for patient, rows in frame.groupby("patient", sort=False).groups.items():
                 if len(set(groups[list(rows)])) > 1:
                     why = f"patient {patient} is in several groups, and folds would leak; give each patient one group"
                     raise BadInput(source.path, WHAT, why)

@@ -10,6 +10,7 @@ from scipy import sparse
 
 from cmrcnet.errors import BadInput, BadOption, MissingExtra, UnknownName
 from cmrcnet.slides.table_kinds import as_sparse
+from cmrcnet.storage.names import id_text
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -246,7 +247,7 @@ def one_library(table: AnnData, library: str | None, where: object) -> tuple[np.
     """
     entries = table.uns.get("spatial", {})
     entries = {str(key): entry for key, entry in entries.items()} if isinstance(entries, dict) else {}
-    columns = {column: table.obs[column].astype(str) for column in LIBRARY_COLUMNS if column in table.obs}
+    columns = {column: table.obs[column].map(id_text).astype(str) for column in LIBRARY_COLUMNS if column in table.obs}
     several = {column: each for column, each in columns.items() if 1 < each.nunique() <= table.n_obs / 2}
     single = [str(each.iloc[0]) for each in columns.values() if each.nunique() == 1]
     everything = np.ones(table.n_obs, bool)
@@ -292,5 +293,5 @@ def patient_of_table(table: AnnData, rows: np.ndarray | None = None) -> str | No
         if column in table.obs:
             stated: Any = table.obs[column] if rows is None else table.obs[column][rows]
             if stated.nunique() == 1:
-                return str(stated.dropna().iloc[0])
+                return id_text(stated.dropna().iloc[0]) or None
     return None

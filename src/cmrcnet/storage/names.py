@@ -6,8 +6,10 @@ No spreadsheet takes a guarded cell for a formula.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_to_bytes
+
+import numpy as np
 
 from cmrcnet.errors import BadInput, BadOption
 
@@ -20,6 +22,23 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
+
+
+def id_text(cell: Any) -> str:
+    """A name in a table as text without surrounding spaces, "" where the cell holds none.
+
+    A whole number that is stored as a decimal one, as pandas does beside an empty cell, is written without the point.
+
+    Examples
+    --------
+    >>> id_text(" 007 "), id_text(7.0), id_text(float("nan")), id_text(None)
+    ('007', '7', '', '')
+    """
+    import pandas as pd
+
+    if pd.isna(cell):
+        return ""
+    return str(int(cell) if isinstance(cell, float | np.floating) and float(cell).is_integer() else cell).strip()
 
 
 def file_name(name: str) -> str:
