@@ -24,6 +24,9 @@ from tests.inference.small_model import noise_slide, small_cohort, small_model
 GRID_UM = 200.0
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Features of .* are standardised within")  # grids of 4 or 9 locations
+
+
 @pytest.fixture(autouse=True)
 def _one_section_in_the_report(monkeypatch):
     monkeypatch.setattr(student_report, "LEFT_OUT", 1)
