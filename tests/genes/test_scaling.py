@@ -1,5 +1,6 @@
 """Scaling of tables by kind: by hand, there and back, and what is refused."""
 
+import json
 import warnings
 from dataclasses import replace
 
@@ -15,6 +16,9 @@ from cmrcnet.datasets.synthetic_tables import plant_table
 from cmrcnet.errors import BadOption, CmrcnetWarning, SectionError
 from cmrcnet.genes.gene_sets import choose_panel, gene_sets
 from cmrcnet.genes.scaling import COUNTS, Scaling, centred_log_ratio, fit_scaling, normalize
+from cmrcnet.genes.table import decode
+from cmrcnet.heads.gene_decoder import GeneBasis, GeneDecoder
+from cmrcnet.uncertainty.conformal import bounds
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +126,20 @@ def test_what_cannot_be_scaled_is_refused_with_the_reason(sections):
         over.expression(table(sections[1], "continuous", [[1, 2], [2, 3]]))
 
 
+def test_no_prediction_of_a_share_nor_its_interval_leaves_0_to_1():
+    scaling = Scaling("binary")
+    stated = {"scaling": json.dumps(scaling.to_dict())}
+    components, loadings, level = np.array([[1.0, 0], [-1, 0]]), np.array([[2.0, 1.0]]), np.array([0.5])
+    assert decode(components, loadings, level, stated).ravel().tolist() == [1, 0]
+    lower, upper = bounds(np.array([[0.9], [0.1]]), np.ones(2), np.array([-0.3]), np.array([0.4]), scaling.limits)
+    np.testing.assert_allclose(np.column_stack([lower, upper]), [[0.6, 1], [0, 0.5]], rtol=1e-6)
+    basis = GeneBasis(np.array([0.5]), np.array([[2.0]]))
+    assert basis.expression(np.array([[1.0], [-1.0]]), np.array([0]), scaling.limits).ravel().tolist() == [1, 0]
+    decoder = GeneDecoder(np.array([0.5]), np.ones(1), np.array([[2.0]]))
+    how = {"covariance": np.eye(1), "variance_rescaling": 0.0, "limits": scaling.limits}
+    assert decoder.expression(np.array([[1.0], [-1.0]]), np.array([0]), **how).ravel().tolist() == [1, 0]
+
+
 def test_a_cohort_holds_tables_of_one_kind(sections):
     mixed = Cohort.of([sections[0], table(sections[1], "binary")])
     with pytest.raises(SectionError, match="of kind binary, and P1S1 holds counts"):
@@ -153,6 +171,6 @@ def test_pearson_residuals_are_those_of_scanpy_and_lead_to_the_same_sets(section
     picked = unlisted.select(sections[0]).toarray()
     assert not picked[:, 0].any()
     np.testing.assert_array_equal(picked[:, 1], panel.select(sections[0]).toarray()[:, 3])
-    assert scaling.least == -np.inf
+    assert scaling.limits == (-np.inf, np.inf)
     with pytest.raises(BadOption, match="depth and the shares"):
         scaling.inverse(picked)

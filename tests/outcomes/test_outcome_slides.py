@@ -156,7 +156,7 @@ def _with(slide, **changes):
 def _written(folder, patients: int = 16, second: str = "", **facts) -> None:
     """Prediction tables of tiny slides, and the tables of slides and patients; `second`: the model of `shuffled`."""
     given = {"target_sum": 10_000, "model_fingerprint": "m", "bank_patients": ["A"], "patients_seen": ["A", "B"]}
-    given |= facts
+    given |= {"bank_sections": ["A1"], "sections_seen": ["A1", "B1"]} | facts
     rng = np.random.default_rng(0)
     centres = np.stack(np.meshgrid(np.arange(3), np.arange(3)), axis=-1).reshape(-1, 2) * 20.0 + 10
     rows, people = [], []
@@ -243,6 +243,9 @@ def test_a_slide_whose_case_is_of_another_patient_is_refused(tmp_path, capsys):
         ({"patients_seen": ["p3"]}, "has seen patient p3 in training"),
         ({"bank_patients": ["p3"]}, "has seen patient p3 in training"),
         ({"patients_seen": None}, "does not say which patients its model has seen"),
+        ({"sections_seen": ["s3"]}, "has seen section s3 in training"),
+        ({"bank_sections": ["s3"]}, "has seen section s3 in training"),
+        ({"sections_seen": None}, "does not say which sections its model has seen"),
     ],
 )
 def test_a_model_that_saw_a_patient_is_refused(tmp_path, capsys, facts, words):

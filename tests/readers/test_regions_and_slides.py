@@ -10,7 +10,7 @@ from PIL import Image
 from cmrcnet import ArraySlide, Spots, read_section, synthetic_cohort
 from cmrcnet.datasets.cohort_files import write_slide
 from cmrcnet.errors import BadInput, BadOption, ScaleError, SectionError, ShapeMismatch, UnknownName
-from cmrcnet.readers.polygons import read_polygons, read_region_spots
+from cmrcnet.readers.polygons import inside, read_polygons, read_region_spots
 from cmrcnet.slides.slide_stack import SlideStack
 
 WHITE = ArraySlide(np.full((400, 600, 3), 255, np.uint8), 1.0, "white")
@@ -80,6 +80,36 @@ def test_a_name_may_stand_among_the_properties_and_parts_belong_together(tmp_pat
         read_region_spots(path, WHITE)
 
 
+def test_a_region_between_the_locations_has_one_inside_of_it(tmp_path):
+    around = [[10, 10], [40, 10], [40, 14], [14, 14], [14, 36], [40, 36], [40, 40], [10, 40], [10, 10]]
+    thin = square(0, 0, 1, "c-shape")
+    thin["geometry"]["coordinates"] = [around]
+    over = square(0, 0, 1, "over-the-edge")
+    over["geometry"]["coordinates"] = [[[598, 10], [700, 10], [700, 12], [598, 12]]]
+    path = write(tmp_path / "r.geojson", thin, over)
+    spots = read_region_spots(path, WHITE, pitch_um=200.0)
+    for (_, polygons), members in zip(read_polygons(path), spots.members, strict=True):
+        assert len(members) == 1
+        assert inside(members, polygons).all()
+        assert (members < [600, 400]).all()
+    with pytest.raises(SectionError, match="or has no area"):
+        read_region_spots(write(tmp_path / "r.geojson", square(7, 7, 0)), WHITE, pitch_um=200.0)
+
+
+def test_regions_of_qupath_are_matched_by_their_readable_names(tmp_path):
+    Image.fromarray(np.full((400, 600, 3), 200, np.uint8)).save(tmp_path / "he.png")
+    named = [
+        square(200 * i, 0, 200, f"3f1c-{i}", properties={"name": name}) for i, name in enumerate(("tumour", "stroma"))
+    ]
+    write(tmp_path / "r.geojson", *named)
+    options = {"image": tmp_path / "he.png", "mpp": 1.0, "spot_diameter_um": 50.0, "table_kind": "continuous"}
+    for names in (["stroma", "tumour"], ["3f1c-1", "3f1c-0"]):
+        pd.DataFrame({"id": names, "CD3": [2.5, 1.5]}).to_csv(tmp_path / "t.csv", index=False)
+        section = read_section(tmp_path / "t.csv", spots=tmp_path / "r.geojson", **options)
+        assert section.spots.barcodes == tuple(names)
+        np.testing.assert_allclose(section.spots.centre_px, [[300, 100], [100, 100]])
+
+
 def test_a_table_of_regions_is_matched_by_name(tmp_path):
     Image.fromarray(np.full((400, 600, 3), 200, np.uint8)).save(tmp_path / "he.png")
     write(tmp_path / "r.geojson", square(0, 0, 200, "r1"), square(200, 0, 200, "r2"), square(400, 0, 100, "unused"))
@@ -123,6 +153,7 @@ def test_a_table_of_slides_is_read_group_by_group(tmp_path, slides):
     options = {"format": "slide_table", "mpp": 2.0, "spot_diameter_um": 100.0, "table_kind": "continuous"}
     section = read_section(tmp_path / "slides.csv", library="g2", **options)
     assert (section.name, section.spots.barcodes, section.genes) == ("g2", ("c", "d"), ("CRP",))
+    assert section.patients_within == ("p2", "p3")
     assert section.counts.toarray().ravel().tolist() == [3, 4]
     upper, lower = section.spots.members
     assert len(upper) > 4

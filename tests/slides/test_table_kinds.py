@@ -52,3 +52,8 @@ def test_a_section_has_a_kind_and_zeros_only_where_they_are_counts():
         Section.from_anndata(made, pixels, table_kind="levels", **options)
     with pytest.raises(BadOption, match="absent_genes"):
         Section.from_anndata(made, pixels, table_kind="continuous", absent_genes="zero", **options)
+
+
+def test_percentages_are_called_so():
+    with pytest.raises(SectionError, match="all rows sum to 100: these are percentages, so divide them by 100"):
+        check_values(np.array([[20.0, 80.0], [50, 50]]), "proportions", "C1")

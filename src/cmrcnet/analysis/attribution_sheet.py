@@ -182,7 +182,8 @@ def _interval(table: AnnData, row: int, columns: list[int], predicted: np.ndarra
         return np.full(len(columns), np.nan), np.full(len(columns), np.nan)
     factor = float(table.obs["interval_scale"].iloc[row])
     low, high = (np.asarray(table.var[name], np.float64)[columns] for name in ("interval_low", "interval_high"))
-    return np.maximum(predicted + factor * low, scaling_of(table).least), predicted + factor * high
+    lower, upper = (np.clip(predicted + factor * side, *scaling_of(table).limits) for side in (low, high))
+    return lower, upper
 
 
 SHOWN = 8

@@ -148,7 +148,9 @@ def planted_slides(
         stack = SlideStack([made[row].slide for row in rows], f"G{number}")
         placed = stack.spots([made[row].name for row in rows])
         table = sparse.csr_matrix(values[rows].astype(np.float32))
-        sections.append(Section(f"G{number}", f"G{number}", stack, placed, table, names, table_kind="continuous"))
+        within = tuple(made[row].patient for row in rows)
+        group = Section(f"G{number}", f"G{number}", stack, placed, table, names, table_kind="continuous")
+        sections.append(replace(group, patients_within=within))
     return Cohort.of(sections, f"{slides} synthetic slides"), level
 
 

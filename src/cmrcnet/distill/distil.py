@@ -172,7 +172,7 @@ def distil(
     if not 0 <= grid_um < np.inf:
         raise BadOption("grid_um", grid_um, want="micrometres between neighbouring locations, or 0 for the spots only")
     sections = tuple(dict.fromkeys((*model.provenance.sections, *bank.sections)))
-    patients = tuple(dict.fromkeys((*model.provenance.patients, *bank.patients)))
+    patients = tuple(dict.fromkeys((*model.provenance.patients, *bank.patients, *bank.patients_within)))
     if test is not None:
         refuse_seen(
             "The student's teacher",

@@ -109,7 +109,7 @@ def _leave_out(
     own = next(each for each in sets if each.measured and name in each.sections)
     genes = scored_genes(model, others, cohort)
     predicted = outputs.basis.expression(
-        head.scores(own.student_features), gene_columns(genes, outputs.genes), bank.scaling.least
+        head.scores(own.student_features), gene_columns(genes, outputs.genes), bank.scaling.limits
     )
     return compare(model, others, cohort.read(name), own.teacher_features, predicted, genes)
 

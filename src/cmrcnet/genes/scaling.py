@@ -110,9 +110,9 @@ class Scaling:
         return FEATURE_WORD[self.kind]
 
     @property
-    def least(self) -> float:
-        """Smallest value that expression can have: 0, or minus infinity."""
-        return 0.0 if self.kind == "binary" or self.logs else -np.inf
+    def limits(self) -> tuple[float, float]:
+        """Smallest and largest value that expression can have: 0 to 1 for shares, 0 or more for logs of counts."""
+        return 0.0 if self.kind == "binary" or self.logs else -np.inf, 1.0 if self.kind == "binary" else np.inf
 
     @property
     def logs(self) -> bool:

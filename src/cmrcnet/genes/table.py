@@ -6,14 +6,14 @@ Everything that reads predictions relies on this layout.
 ``X``                              predicted expression in ``units``, float32, (locations, features); NaN where there is
                                    no prediction: no neighbour's section measured the gene. Never infinite
                                    Or float16, when asked for; absent where the content is components: a gene is then
-                                   ``level + components @ loadings`` (`decode`), not below the least of its units.
+                                   ``level + components @ loadings`` (`decode`), cut to the limits of its units.
                                    Its value is then given also where no neighbour's section measured it; likewise in
                                    expression alone of a head that searches no neighbours (``similarity`` is NaN)
 ``layers["neighbour_std"]``        standard deviation of the measured expression among the neighbours, as X; NaN where X
                                    is; only where the content is all and there are neighbours: a student has none
-``layers["lower"], ["upper"]``     optional: the interval, ``X + interval_scale * interval_low`` (not below the
-                                   least of its units) and
-                                   ``X + interval_scale * interval_high``; NaN where none can be given
+``layers["lower"], ["upper"]``     optional: the interval, ``X + interval_scale * interval_low`` and ``X +
+                                   interval_scale * interval_high``, cut to the limits of the units; NaN where none can
+                                   be given
 ``obs``                            ``x_um y_um`` (level-0 pixel times scale), ``similarity`` (mean cosine to the
                                    neighbours, NaN without neighbours), ``in_tissue`` (1 or 0), ``confidence`` (0 to 1:
                                    share of validation spots that looked harder; NaN: not measured); with a calibrated
@@ -198,7 +198,7 @@ def scaling_of(prediction: AnnData) -> Scaling:
 def decode(components: np.ndarray, loadings: np.ndarray, level: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
     """Expression (locations, genes) float32 of components (locations, rank), for some genes of a table of components.
 
-    `facts` are the table's ``uns["cmrcnet"]``, whose scaling has the least value.
+    `facts` are the table's ``uns["cmrcnet"]``, whose scaling has the limits of values.
 
     Examples
     --------
@@ -206,7 +206,7 @@ def decode(components: np.ndarray, loadings: np.ndarray, level: np.ndarray, fact
     [[2.5], [0.0]]
     """
     scaling = Scaling.from_dict(json.loads(facts["scaling"])) if "scaling" in facts else COUNTS
-    return np.maximum(components @ loadings.T + level, scaling.least).astype(np.float32)
+    return np.clip(components @ loadings.T + level, *scaling.limits).astype(np.float32)
 
 
 def check_prediction_table(table: AnnData) -> None:

@@ -12,7 +12,7 @@ the bank's sections: errors (MSE, pooled correlations) depend on it, correlation
 follows from sums over each section (`SectionStatistics`), which are stored with the section, so that adding or removing
 a section does not read the others.
 
-`GeneBasis` decodes the scores of a student: ``expression = max(level + scores @ directions, least)`` with orthonormal
+`GeneBasis` decodes the scores of a student: ``expression = clip(level + scores @ directions, limits)`` with orthonormal
 directions, so that an error in the scores is the same error in the expression, summed over the genes. The directions
 span the teacher's predictions: its loadings if it predicts expression components (`basis_of_decoder`), else the
 principal components of its predictions at a sample of locations (`basis_of_predictions`).
@@ -52,9 +52,9 @@ class GeneDecoder:
         *,
         covariance: np.ndarray,
         variance_rescaling: float,
-        least: float = 0.0,
+        limits: tuple[float, float] = (0.0, np.inf),
     ) -> np.ndarray:
-        """Decode the genes `columns` from predicted scores (spots, rank): (spots, columns) float32, `least` or more.
+        """Decode the genes `columns` from predicted scores (spots, rank): (spots, columns) float32, cut to `limits`.
 
         `covariance` (rank, rank) is that of predicted scores, within sections. A `variance_rescaling` of 0 leaves the
         variance of predictions, 1 rescales each gene's to that of its measured expression; values between are the power
@@ -63,10 +63,10 @@ class GeneDecoder:
         guess = scores @ self.loadings[:, columns]
         if variance_rescaling > 0:
             guess *= self.stretch(columns, covariance, variance_rescaling)
-        return np.maximum(guess + self.level[columns], least).astype(np.float32)
+        return np.clip(guess + self.level[columns], *limits).astype(np.float32)
 
     def directions(self, columns: np.ndarray, *, covariance: np.ndarray, variance_rescaling: float) -> np.ndarray:
-        """Rescaled loadings (rank, columns) float32: expression is ``max(level + scores @ directions, 0)``."""
+        """Rescaled loadings (rank, columns) float32: expression is ``level + scores @ directions``, cut."""
         loadings = self.loadings[:, columns]
         if variance_rescaling > 0:
             loadings = loadings * self.stretch(columns, covariance, variance_rescaling)
@@ -141,12 +141,14 @@ class GeneBasis:
     level: np.ndarray
     directions: np.ndarray
 
-    def expression(self, scores: np.ndarray, columns: np.ndarray, least: float = 0.0) -> np.ndarray:
-        """Decode the genes `columns` from a student's scores (locations, rank): (locations, columns) float32, never
-        below `least`.
+    def expression(
+        self, scores: np.ndarray, columns: np.ndarray, limits: tuple[float, float] = (0.0, np.inf)
+    ) -> np.ndarray:
+        """Decode the genes `columns` from a student's scores (locations, rank): (locations, columns) float32, cut to
+        `limits`.
         """
         guess = scores @ self.directions[:, columns]
-        return np.maximum(guess + self.level[columns], least).astype(np.float32, copy=False)
+        return np.clip(guess + self.level[columns], *limits).astype(np.float32, copy=False)
 
     def scores(self, chunks: Iterator[tuple[slice, np.ndarray]], locations: int) -> np.ndarray:
         """Project expression that comes in chunks of genes: (locations, rank) float32; NaN counts as the level."""

@@ -80,7 +80,7 @@ class Confidence:
         """Layers ``lower`` and ``upper`` around `mean` (locations, genes), if wanted; `obs` is from `of_locations`."""
         if not self.intervals or "interval_scale" not in obs:
             return {}
-        lower, upper = bounds(mean, obs["interval_scale"], self.low, self.high, self.model.panel.scaling.least)
+        lower, upper = bounds(mean, obs["interval_scale"], self.low, self.high, self.model.panel.scaling.limits)
         return {"lower": lower, "upper": upper}
 
     def annotate(self, table: AnnData) -> None:

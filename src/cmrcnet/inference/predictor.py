@@ -231,7 +231,7 @@ class BankPredictor(Predictor):
             else:
                 unmeasured = np.isnan(mean) if mean is not None else self._unmeasured(neighbours)
                 how = {"covariance": head.ensemble.covariance, "variance_rescaling": config.variance_rescaling}
-                how |= {"least": bank.scaling.least}
+                how |= {"limits": bank.scaling.limits}
                 mean = bank.gene_decoder.expression(scores, self.columns, **how)
                 if unmeasured is not None:
                     mean[unmeasured] = np.nan
@@ -280,7 +280,7 @@ class BankPredictor(Predictor):
             "bank_sections": list(bank.sections),
             "bank_patients": list(bank.patients),
             "sections_seen": list(model.provenance.sections),
-            "patients_seen": list(model.provenance.patients),
+            "patients_seen": list(dict.fromkeys((*model.provenance.patients, *bank.patients_within))),
             "config": model.config.name,
             "scaling": bank.scaling.to_dict(),
             "patch_px": model.config.patch.size_px,

@@ -201,7 +201,7 @@ class Student:
         columns : array of int
             Of `genes`.
         """
-        return self.basis.expression(self.scores(features), columns, self.scaling.least)
+        return self.basis.expression(self.scores(features), columns, self.scaling.limits)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the student's folder, whole or not at all; parameters and errors as `TrainedModel.save_pretrained`."""

@@ -90,14 +90,15 @@ def slide_values(
     Raises
     ------
     Leakage
-        The expression model, its bank or its teacher was made with a patient of the cohort.
+        The expression model, its bank or its teacher was made with a patient of the cohort, or with a section that
+        is called as the slide.
     Incompatible
         The table does not say which patients its model has seen.
     Damaged, TooFew
     """
     for each in (table, shuffled):
         if each is not None:
-            _refuse_seen_tables(each, cohort_patients)
+            _refuse_seen_tables(each, cohort_patients, slide)
     tissue = table.obs["in_tissue"].to_numpy() == 1
     if tissue.sum() < 4:
         raise TooFew(f"locations of {slide} lie on tissue", int(tissue.sum()), 4, "predict it on a finer grid")
@@ -127,16 +128,26 @@ def slide_values(
     )
 
 
-def _refuse_seen_tables(table: StoredPrediction, patients: Sequence[str]) -> None:
-    """Refuse a table whose model, bank or teacher has seen one of these patients."""
-    seen: set[str] = set()
-    for key in ("bank_patients", "patients_seen"):
-        if key not in table.facts:
-            why = "it does not say which patients its model has seen"
-            raise Incompatible(table.path, why, "predict again with this version of cmrcnet")
-        value = table.facts[key]
-        seen |= set(map(str, json.loads(value) if isinstance(value, str) else value))
-    refuse_seen(f"The model of {table.path}", seen_sections=(), seen_patients=seen, sections=(), patients=patients)
+def _refuse_seen_tables(table: StoredPrediction, patients: Sequence[str], slide: str) -> None:
+    """Refuse a table whose model, bank or teacher has seen one of these patients, or the slide as a section.
+
+    A cohort without names of patients has those of its sections.
+    """
+    seen: dict[str, set[str]] = {"patients": set(), "sections": set()}
+    for what in seen:
+        for key in (f"bank_{what}", f"{what}_seen"):
+            if key not in table.facts:
+                why = f"it does not say which {what} its model has seen"
+                raise Incompatible(table.path, why, "predict again with this version of cmrcnet")
+            value = table.facts[key]
+            seen[what] |= set(map(str, json.loads(value) if isinstance(value, str) else value))
+    refuse_seen(
+        f"The model of {table.path}",
+        seen_sections=seen["sections"],
+        seen_patients=seen["patients"],
+        sections=dict.fromkeys((slide, str(table.facts.get("slide", slide)))),
+        patients=patients,
+    )
 
 
 def slide_colour(picture: np.ndarray, downsample: float, centre_px: np.ndarray, side_px: float) -> np.ndarray:

@@ -51,7 +51,12 @@ class SlideFeatures:
         ------
         Incompatible
             The slide is not the one that was predicted.
+        Leakage
+            The model was trained on a section that is called as the slide.
         """
+        if self._model is not None:
+            seen, names = self._model.provenance.sections, dict.fromkeys((slide.name, str(table.facts["slide"])))
+            refuse_seen("The model", seen_sections=seen, seen_patients=(), sections=names)
         if slide.fingerprint() != table.facts["slide_fingerprint"]:
             raise Incompatible(slide.name, f"{table.path} was predicted on another slide", "name that one as image")
         tissue = table.obs["in_tissue"].to_numpy() == 1

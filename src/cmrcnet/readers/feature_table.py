@@ -98,7 +98,7 @@ def read_feature_table(source: SectionSource) -> RawSection:
     name = source.name or source.path.name.split(".")[0]
     slide, members = open_slide(source.image, mpp=source.mpp, name=name), None
     if source.spots is not None and source.spots.suffix == GEOJSON:
-        regions = read_region_spots(source.spots, slide, pitch_um=source.spot_diameter_um)
+        regions = read_region_spots(source.spots, slide, pitch_um=source.spot_diameter_um, wanted=names)
         row_of = {barcode: row for row, barcode in enumerate(regions.barcodes)}
         unlisted = [each for each in names if each not in row_of]
         hint = f"check that {source.path.name} and {source.spots.name} are of one slide and name its regions alike"

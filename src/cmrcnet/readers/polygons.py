@@ -1,10 +1,12 @@
 """Regions of a slide as polygons in a GeoJSON file, as QuPath writes them, and the locations inside each.
 
-Coordinates are level-0 pixels. A region is named by the `id` of its feature, or by `id` or `name` among its properties.
+Coordinates are level-0 pixels. A region is named by the `id` of its feature, or by `id` or `name` among its properties:
+by the one that a table of regions has, else by the first that is there. QuPath writes a UUID as `id`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ from cmrcnet.errors import BadInput, BadOption, SectionError, TooFew
 from cmrcnet.readers.text_files import read_json
 from cmrcnet.slides.section import Spots, repeated
 from cmrcnet.slides.slide import Slide, known_scale
+from cmrcnet.storage.names import id_text
 
 GEOJSON = ".geojson"
 WHAT = "a GeoJSON file of regions"
 
 
-def read_region_spots(path: Path, slide: Slide, *, pitch_um: float = 100.0) -> Spots:
+def read_region_spots(path: Path, slide: Slide, *, pitch_um: float = 100.0, wanted: Collection[str] = ()) -> Spots:
     """Regions of a slide, each with the locations of a square grid that lie inside of it.
 
     Parameters
@@ -29,7 +32,9 @@ def read_region_spots(path: Path, slide: Slide, *, pitch_um: float = 100.0) -> S
     slide : Slide
         Its scale must be known; locations beyond its edge are left out.
     pitch_um : float
-        Distance of the locations. A region that no location of the grid falls into has one, in its middle.
+        Distance of the locations. A region that no location of the grid falls into has one, `point_inside`.
+    wanted : collection of str
+        Names in a table of regions, which are preferred.
 
     Returns
     -------
@@ -43,7 +48,7 @@ def read_region_spots(path: Path, slide: Slide, *, pitch_um: float = 100.0) -> S
     if not 0 < pitch_um < np.inf:
         raise BadOption("pitch_um", pitch_um, want="micrometres between neighbouring locations, above 0")
     pitch = pitch_um / known_scale(slide)
-    regions = read_polygons(path)
+    regions = read_polygons(path, wanted)
     if twice := repeated([name for name, _ in regions]):
         raise SectionError.repeated_barcodes(twice, f"the regions of {path.name}")
     members = []
@@ -55,24 +60,25 @@ def read_region_spots(path: Path, slide: Slide, *, pitch_um: float = 100.0) -> S
         )
         x, y = (np.arange(a, b + 1) for a, b in zip(low, high, strict=True))
         grid = (np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2) + 0.5) * pitch
-        grid = np.concatenate([grid, [corners.mean(axis=0)]])
         on = np.all((grid >= 0) & (grid < (slide.width_px, slide.height_px)), axis=1)
-        if not on.any():
-            raise SectionError(
-                f"Region {name} of {path.name} lies outside the image of {slide.name} ({slide.width_px} x "
-                f"{slide.height_px} px); its corners must be level-0 pixels."
-            )
-        within = inside(grid, polygons) & on
-        chosen = grid[:-1][within[:-1]]
+        chosen = grid[inside(grid, polygons) & on]
         if not len(chosen):
-            chosen = grid[-1:] if on[-1] else grid[on][:1]
+            point = point_inside(polygons, slide.width_px, slide.height_px)
+            if point is None:
+                raise SectionError(
+                    f"Region {name} of {path.name} lies outside the image of {slide.name} ({slide.width_px} x "
+                    f"{slide.height_px} px), or has no area; its corners must be level-0 pixels."
+                )
+            chosen = point[None]
         members.append(chosen)
     centres = np.array([each.mean(axis=0) for each in members])
     return Spots(tuple(name for name, _ in regions), centres, pitch_um, tuple(members))
 
 
-def read_polygons(path: Path) -> list[tuple[str, list[list[np.ndarray]]]]:
+def read_polygons(path: Path, wanted: Collection[str] = ()) -> list[tuple[str, list[list[np.ndarray]]]]:
     """Name of each region, and its polygons: rings (corners, 2), the outer one first.
+
+    Names that are `wanted` are preferred.
 
     Raises
     ------
@@ -81,12 +87,13 @@ def read_polygons(path: Path) -> list[tuple[str, list[list[np.ndarray]]]]:
     content: Any = read_json(path, "The regions")
     if not isinstance(content, dict) or not isinstance(content.get("features"), list):
         raise BadInput(path, WHAT, "it is no FeatureCollection (a list `features`)")
-    found = []
+    found, preferred = [], frozenset(wanted)
     for number, feature in enumerate(content["features"], 1):
         geometry = (feature.get("geometry") or {}) if isinstance(feature, dict) else {}
         properties = (feature.get("properties") or {}) if isinstance(feature, dict) else {}
         names = (feature.get("id"), properties.get("id"), properties.get("name")) if isinstance(feature, dict) else ()
-        name = next((str(each).strip() for each in names if each not in (None, "")), "")
+        called = [text for each in names if (text := id_text(each))]
+        name = next((each for each in called if each in preferred), called[0] if called else "")
         if not name:
             raise BadInput(path, WHAT, f"feature {number} has no name (id, or properties id or name)")
         kind, coordinates = geometry.get("type"), geometry.get("coordinates") or []
@@ -108,6 +115,22 @@ def read_polygons(path: Path) -> list[tuple[str, list[list[np.ndarray]]]]:
     if not found:
         raise TooFew(f"regions in {path}", 0, 1, "write one feature a region")
     return found
+
+
+def point_inside(polygons: list[list[np.ndarray]], width: float, height: float) -> np.ndarray | None:
+    """A point (x, y) of an image that lies inside polygons; None where they have no area in it (shapely).
+
+    Examples
+    --------
+    >>> corner = np.array([[0, 0], [40, 0], [40, 4], [4, 4], [4, 40], [0, 40]])
+    >>> inside(point_inside([[corner]], 100, 100)[None], [[corner]]).tolist()
+    [True]
+    """
+    import shapely
+
+    parts = [shapely.make_valid(shapely.Polygon(outer, holes)) for outer, *holes in polygons]
+    shown = shapely.union_all(parts).intersection(shapely.box(0, 0, width, height))
+    return np.array(shown.representative_point().coords[0]) if shown.area > 0 else None
 
 
 def inside(points: np.ndarray, polygons: list[list[np.ndarray]]) -> np.ndarray:

@@ -59,6 +59,8 @@ class RawSection:
         Locations of each region, as `centre_px` (see `Spots`).
     notes : tuple of str
         What the reader dropped or assumed, one sentence each.
+    patients_within : tuple of str
+        See `Section`.
     """
 
     name: str
@@ -77,6 +79,7 @@ class RawSection:
     table_kind: TableKind = "counts"
     members: tuple[np.ndarray, ...] | None = None
     notes: tuple[str, ...] = ()
+    patients_within: tuple[str, ...] = ()
 
 
 def placed(raw: RawSection, affine: Affine) -> RawSection:
@@ -252,6 +255,7 @@ def checked_section(
         table_kind=raw.table_kind,
         notes=tuple(notes),
         metadata=dict(metadata or {}),
+        patients_within=raw.patients_within,
     )
 
 

@@ -4,8 +4,9 @@
     S1,S1.tif,anna,g1,3.1,41
 
 `id` (or `slide`) names the row, `image` is the path of the slide, relative to the table. A cohort file has one row for
-each **group** of slides, which folds leave out together: its `library` is a value of the column `group`. `patient`,
-where there is one, must not be in two groups. Every other column is a feature, as in `feature_table`.
+each **group** of slides, which folds leave out together: its `library` is a value of the column `group`. `patient`
+must not be in two groups, and is recorded in what is made of the group; without it, the name of the row is. Every other
+column is a feature, as in `feature_table`.
 
 The slides of a group are one section (`slides.slide_stack`), each slide one spot: the mean of its locations,
 `spot_diameter_um` apart (200 um when left out).
@@ -62,7 +63,7 @@ def read_slide_table(source: SectionSource) -> RawSection:
             row = list(frame[column]).index("") + 1
             raise BadInput(source.path, WHAT, f"row {row} below the header has an empty {column}")
     names, features, values, notes = named_features(frame, source.path, BESIDE)
-    kept = np.arange(len(names))
+    kept, patients = np.arange(len(names)), list(frame["patient"]) if "patient" in frame.columns else names
     if "group" in frame.columns:
         groups = frame["group"].to_numpy()
         if "patient" in frame.columns:
@@ -99,4 +100,5 @@ def read_slide_table(source: SectionSource) -> RawSection:
         table_kind=source.table_kind or "counts",
         members=spots.members,
         notes=tuple(notes),
+        patients_within=tuple(dict.fromkeys(patients[row] for row in kept)),
     )

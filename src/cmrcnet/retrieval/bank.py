@@ -116,6 +116,11 @@ class ReferenceBank:
         return tuple(dict.fromkeys(entry.patient for entry in self.entries))
 
     @cached_property
+    def patients_within(self) -> tuple[str, ...]:
+        """The different patients of the rows of its sections (`Section.patients_within`)."""
+        return tuple(dict.fromkeys(name for entry in self.entries for name in entry.patients_within))
+
+    @cached_property
     def genes(self) -> tuple[str, ...]:
         """Every gene that any section lists, in order of first appearance."""
         lists = dict.fromkeys(entry.genes for entry in self.entries)
@@ -422,6 +427,7 @@ def embed_section(model: TrainedModel, section: Section, source: str = "") -> Ba
         statistics=statistics,
         source=source,
         licence=section.metadata.get(LICENCE_COLUMN, ""),
+        patients_within=section.patients_within,
     )
 
 

@@ -198,6 +198,8 @@ class BankSection:
         The cohort file that it was read from, "" where unknown. Not part of the fingerprint.
     licence : str
         Of its slide, as the cohort file states it, "" where it does not. Not part of the fingerprint.
+    patients_within : tuple of str
+        See `Section`. Not part of the fingerprint.
     """
 
     section: str
@@ -212,6 +214,7 @@ class BankSection:
     gene_checks: np.ndarray | None = None
     source: str = ""
     licence: str = ""
+    patients_within: tuple[str, ...] = ()
     hint: str = field(default="", repr=False)
     where: str = field(default="the bank", repr=False)
 
@@ -313,6 +316,7 @@ class BankSection:
             "name": self.fingerprint,
             "source": self.source,
             "licence": self.licence,
+            "patients_within": list(self.patients_within),
             "sha256": {file.name: file_checksum(file) for file in files if file.name not in _BY_GENE},
         }
 
@@ -390,6 +394,7 @@ class BankSection:
             gene_checks=array("gene_checks", (g,), np.uint32),
             source=record["source"],
             licence=record["licence"],
+            patients_within=tuple(record.get("patients_within", ())),
             hint=hint,
             where=str(bank),
         )

@@ -138,6 +138,9 @@ class Section:
         What the reader dropped, merged or assumed; one sentence each.
     metadata : dict
         Further columns of the cohort file (disease, site, condition), as text.
+    patients_within : tuple of str
+        Patients of the rows, where a section is a group of patients with one row a slide. What is made from the section
+        has seen them as well as `patient`.
 
     Examples
     --------
@@ -157,6 +160,7 @@ class Section:
     table_kind: TableKind = "counts"
     notes: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    patients_within: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "genes", tuple(self.genes))

@@ -108,6 +108,9 @@ def check_values(
             value, place = first_of(matrix, at, barcodes, features, "feature")
             count = "1 value is" if len(at) == 1 else f"{len(at):,} values are"
             why = f"{count} {what}, the first ({value:g}) at {place}"
+            sums = np.asarray(matrix.sum(axis=1), np.float64).ravel()
+            if what == "above 1" and (np.abs(sums - 100) <= 100 * SUM_TOLERANCE).all():
+                why += ", and all rows sum to 100: these are percentages, so divide them by 100"
             raise SectionError.not_of_kind(section_name, kind, why)
     if kind == "proportions":
         sums = np.asarray(matrix.sum(axis=1), np.float64).ravel()

@@ -159,7 +159,7 @@ def _reliability(
                 chunk,
                 covariance=head.ensemble.covariance,
                 variance_rescaling=config.head.variance_rescaling,
-                least=data.panel.scaling.least,
+                limits=data.panel.scaling.limits,
             )
             permuted[group.out] = predictions.permuted[rows[group.out]] @ group.decoder.loadings[:, chunk]
         for section in range(len(data.sections)):

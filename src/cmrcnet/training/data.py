@@ -105,6 +105,8 @@ class TrainingData:
     leading columns of `scores`."""
     scored: sparse.csr_matrix | None = None
     """(spots, scored genes) float32: log-normalised expression of the genes whose prediction chooses the epoch."""
+    patients_within: tuple[str, ...] = ()
+    """Patients of the rows of all sections (`Section.patients_within`)."""
     contents: tuple[str, ...] = ()
     """Fingerprint of each section's picture and locations."""
     scores: np.ndarray | None = None
@@ -228,6 +230,7 @@ class TrainingData:
         return cls(
             sections=cohort.sections,
             patients=tuple(section.patient for section in sections),
+            patients_within=tuple(dict.fromkeys(name for section in sections for name in section.patients_within)),
             inputs=tuple(inputs),
             symmetries=symmetries,
             expression=sparse.csr_matrix(sparse.vstack(expression, format="csr"), dtype=np.float32),

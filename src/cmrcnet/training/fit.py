@@ -190,7 +190,7 @@ def fit(
         limits = fit_calibration(data, config, head, predictions) if calibrate else None
     provenance = Provenance(
         sections=cohort.sections,
-        patients=cohort.patients,
+        patients=tuple(dict.fromkeys((*cohort.patients, *data.patients_within))),
         seed=config.train.seed,
         version=version("cmrcnet"),
         history=tuple(history.rows),

@@ -3,7 +3,7 @@
 With r = (y - prediction) / f the residuals of the calibration spots, f the nonconformity scale of their location and
 q_a the weighted quantiles of r, gene by gene::
 
-    interval = [max(prediction + f q_{a/2}, 0), prediction + f q_{1-a/2}]         a = 1 - level
+    interval = [prediction + f q_{a/2}, prediction + f q_{1-a/2}], cut to values that can be         a = 1 - level
 
 Every group (patient, or section when patients are few) has the same weight, and so has every section of a group and
 every spot of a section. Quantiles are those of split-conformal prediction (Vovk, Gammerman and Shafer 2005; Lei et al.
@@ -109,15 +109,19 @@ class ConformalIntervals:
 
 
 def bounds(
-    mean: np.ndarray, scale: np.ndarray, low: np.ndarray, high: np.ndarray, least: float = 0.0
+    mean: np.ndarray,
+    scale: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    limits: tuple[float, float] = (0.0, np.inf),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the interval of every location and gene: two (locations, genes) float32, NaN where there is none.
 
     `mean` (locations, genes) is predicted, `scale` (locations,) the nonconformity scale, `low` and `high` (genes,) are
-    those of `ConformalIntervals`; no value is below `least`.
+    those of `ConformalIntervals`; values are cut to `limits`, those that expression can have.
     """
-    lower = np.maximum(mean + np.outer(scale, low), least)
-    return lower.astype(np.float32), (mean + np.outer(scale, high)).astype(np.float32)
+    lower, upper = (np.clip(mean + np.outer(scale, side), *limits).astype(np.float32) for side in (low, high))
+    return lower, upper
 
 
 def group_weights(group_of: np.ndarray, section_of: np.ndarray) -> np.ndarray:

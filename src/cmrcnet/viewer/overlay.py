@@ -182,7 +182,7 @@ class PredictedSlide:
             return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
         of_genes = self.prediction.var.loc[list(genes), ["interval_low", "interval_high"]].to_numpy(np.float64)
         scale = self.prediction.obs["interval_scale"].to_numpy(np.float64)[rows]
-        return bounds(mean, scale, of_genes[:, 0], of_genes[:, 1], self.scaling.least)
+        return bounds(mean, scale, of_genes[:, 0], of_genes[:, 1], self.scaling.limits)
 
     # --- measured expression of the same slide
 

@@ -110,9 +110,11 @@ def region_table(prediction: StoredPrediction, region: Region, other: np.ndarray
     lower = upper = np.full(len(var), np.nan)
     if "interval_scale" in prediction.obs and "interval_low" in var:
         scale = prediction.obs["interval_scale"].to_numpy(np.float64)[mine]
-        upper = mean + scale.mean() * var["interval_high"].to_numpy(np.float64)
-        low = var["interval_low"].to_numpy(np.float64)
-        lower = np.array([np.maximum(inside[:, g] + scale * low[g], scaling.least).mean() for g in range(len(var))])
+        low, high = (var[name].to_numpy(np.float64) for name in ("interval_low", "interval_high"))
+        lower, upper = (
+            np.array([np.clip(inside[:, g] + scale * side[g], *scaling.limits).mean() for g in range(len(var))])
+            for side in (low, high)
+        )
     table: Any = pd.DataFrame(
         {
             "gene": var.index,

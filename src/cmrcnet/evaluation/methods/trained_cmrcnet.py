@@ -169,7 +169,7 @@ def _refuse_contaminated(model: TrainedModel, bank: ReferenceBank, fold: Fold) -
     """Check the provenance of both artefacts against the fold, independently of how its data were selected."""
     for artefact, seen_sections, seen_patients in (
         ("The model", model.provenance.sections, model.provenance.patients),
-        ("The bank", bank.sections, bank.patients),
+        ("The bank", bank.sections, (*bank.patients, *bank.patients_within)),
     ):
         refuse_seen(
             f"{artefact} of fold {fold.name}",

@@ -41,14 +41,14 @@ def gene_coverage(
     low: np.ndarray,
     high: np.ndarray,
     truth: np.ndarray,
-    least: float = 0.0,
+    limits: tuple[float, float] = (0.0, np.inf),
 ) -> np.ndarray:
     """Share of spots inside the interval, of each gene; NaN where a gene has no interval.
 
     `mean` and `truth` are (spots, genes), `factor` is (spots,), `low` and `high` (genes,): as in
-    `uncertainty.conformal.bounds`, and `least`.
+    `uncertainty.conformal.bounds`, and `limits`.
     """
-    lower, upper = bounds(mean, factor, low, high, least)
+    lower, upper = bounds(mean, factor, low, high, limits)
     inside = ((truth >= lower) & (truth <= upper)).mean(axis=0)
     return np.where(np.isfinite(low) & np.isfinite(high), inside, np.nan)
 
@@ -104,8 +104,8 @@ def _of_section(run: EvaluationRun, section: str, table: AnnData, genes: list[st
     truth = np.asarray(truth_of(measured, genes, scaling_of(table))[1].todense(), np.float64)
     mean, factor = np.asarray(mine.X, np.float64), mine.obs["interval_scale"].to_numpy(np.float64)
     low, high = (mine.var[name].to_numpy(np.float64) for name in ("interval_low", "interval_high"))
-    covered = gene_coverage(mean, factor, low, high, truth, scaling_of(table).least)
-    lower, upper = bounds(mean, factor, low, high, scaling_of(table).least)
+    covered = gene_coverage(mean, factor, low, high, truth, scaling_of(table).limits)
+    lower, upper = bounds(mean, factor, low, high, scaling_of(table).limits)
     found["n_genes"] = int(np.isfinite(covered).sum())
     if found["n_genes"]:
         found |= {"coverage": float(np.nanmean(covered)), "width": float(np.nanmean(upper - lower))}
