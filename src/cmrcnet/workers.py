@@ -4,7 +4,8 @@ A worker calls `setup` once and the function that it returns for each task, so t
 worker. Both are pickled. Local workers are spawned, so that no state of this process (threads, GPU, random generators)
 is copied into them; an interrupt ends them, and when this process is killed they end by themselves. Ray workers are
 actors. A worker that is lost is replaced, and costs the others nothing: on Ray, where most often its node was lost, its
-task is run again by another; on this machine, where most often its task ended it, the task is given up.
+task is run again by another; on this machine, where most often its task ended it, the task is given up. It is
+one thing: one loop over the tasks, whatever runs them.
 """
 
 from __future__ import annotations

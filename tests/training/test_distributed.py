@@ -84,7 +84,9 @@ def test_two_processes_train_as_one_also_when_a_rank_was_killed(cache, config, t
         weights, expected = getattr(two, part).state_dict(), getattr(one, part).state_dict()
         for name, value in expected.items():
             was, now = without_keys(name, value), without_keys(name, weights[name])
-            np.testing.assert_allclose(now, was, rtol=0, atol=1e-5, err_msg=name)
+            # Adam divides by a gradient's size: where that is rounding, so is the step of the weight.
+            np.testing.assert_allclose(now, was, rtol=0, atol=1e-4, err_msg=name)
+            assert (np.abs(now - was) > 1e-5).mean() <= 1e-4, name
     losses = [[row["loss"] for row in model.provenance.history] for model in (one, two)]
     assert len(losses[0]) == 10 and losses[1] == pytest.approx(losses[0], abs=1e-5)
 

@@ -140,9 +140,16 @@ def test_resuming_nothing_starts(cohort, cache, config, whole, tmp_path):
     assert_equal(fit(cohort, plan, cache=cache, checkpoints=Checkpoints(tmp_path / "x"), resume=True), whole(plan))
 
 
+BLOCKS = {"model.blocks": [4]}  # other features of the same cohort
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"train.learning_rate": 2e-3}, "config"), ({}, "cohort"), ({"model.blocks": [4]}, "config and the encoder")],
+    [
+        ({"train.learning_rate": 2e-3}, "config"),
+        ({}, "training data"),
+        (BLOCKS, "config and the training data and the encoder"),
+    ],
 )
 def test_the_state_of_another_run_is_refused(cohort, cache, config, tmp_path, change, named):
     with pytest.raises(KeyboardInterrupt):

@@ -1,6 +1,7 @@
 """Slides: the protocol, a slide in memory, a slide in a file, `open_slide`, and which scales are believed.
 
-Pixel formats are in `backends` and `tiff`, the choice among them in `decoders`.
+It is one thing, what a slide is to all that reads it; pixel formats are in `backends` and `tiff`, the choice among them
+in `decoders`.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def fit(
             "identity": {
                 "config": fingerprint(config.to_dict()),
                 "panel": fingerprint(panel.to_dict()),
-                "cohort": data.fingerprint(),
+                "training data": data.fingerprint(),
                 "encoder": encoder.fingerprint(),
                 "engine of its features": made_by,
                 "number of devices": str(devices),
