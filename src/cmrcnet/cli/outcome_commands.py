@@ -196,8 +196,9 @@ def _with_slides(cohort: OutcomeCohort, path: Path, organ: str | None, model: Pa
         given = {key: value for key, value in row.items() if isinstance(value, str) or value == value}
         if not given.get("table"):
             raise BadInput(path, "a table of slides", f"slide {row['slide']} names no prediction table")
-        case, patient = str(given.get("case") or given["patient"]), given.get("patient")
-        if patient is not None and str(patient) != (owner := patient_of.get(case, str(patient))):
+        patient = str(given["patient"])
+        case = str(given.get("case") or patient)
+        if patient != (owner := patient_of.get(case, patient)):
             why = f"slide {row['slide']} is of patient {patient}, and its case {case} of {owner}"
             raise BadInput(path, "slides of the patients", why)
         with StoredPrediction(path.parent / str(given["table"])) as table, ExitStack() as more:

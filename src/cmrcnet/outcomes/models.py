@@ -80,7 +80,7 @@ class Prepared:
         middle = np.nanmedian(values, axis=0) if values.shape[1] else np.empty(0)
         categories = []
         for name in (column for column in frame.columns if not is_numeric_dtype(frame[column])):
-            levels = frame[name].astype(object).fillna(_MISSING).value_counts()
+            levels = _texts(frame, name).value_counts()
             # The most frequent value is the reference; one that a single case has can be learnt nothing about.
             ordered = sorted(levels.index, key=lambda level: (-levels[level], level))
             categories += [(name, level) for level in ordered[1:] if levels[level] > 1]
@@ -101,10 +101,7 @@ class Prepared:
     def _raw(self, frame: Frame) -> np.ndarray:
         values = frame[list(self.numbers)].to_numpy(np.float64)
         values = np.where(np.isfinite(values), values, self.middle)
-        shown = [
-            (frame[name].astype(object).fillna(_MISSING) == level).to_numpy(np.float64)
-            for name, level in self.categories
-        ]
+        shown = [(_texts(frame, name) == level).to_numpy(np.float64) for name, level in self.categories]
         return np.column_stack([values, *shown])
 
     def transform(self, frame: Frame) -> np.ndarray:
@@ -118,6 +115,11 @@ class Prepared:
         """Coefficients of the model's inputs as coefficients of the block's raw numeric columns: (numbers,)."""
         by_column = coefficients if self.directions is None else self.directions @ coefficients
         return (by_column / self.scale)[: len(self.numbers)]
+
+
+def _texts(frame: Frame, name: str) -> Any:
+    """A column of categories, of any type that pandas has for text; a missing value is a category."""
+    return frame[name].astype(object).fillna(_MISSING)
 
 
 @dataclass(frozen=True, eq=False)
