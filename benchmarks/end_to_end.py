@@ -24,7 +24,7 @@ from pathlib import Path
 import cmrcnet
 from cmrcnet.storage.hashing import fingerprint
 
-SCALES = {"features.scales_um": [112, 175, 350], "features.method": "patches"}
+SCALES = {"features.scales_um": [112, 175, 350], "features.augmentations": 4, "features.method": "patches"}
 EAGER = {"features.engine": "torch", "train.precision": "float32"}
 BEFORE = "patches, 3 scales x 4, torch float32"
 CONFIGS: dict[str, tuple[str, dict[str, object], float]] = {

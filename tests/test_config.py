@@ -260,6 +260,12 @@ def test_a_wrong_type_is_refused_with_what_was_wanted(values, sentence):
         ("model", {"embedding_dim": 0}),
         ("model", {"cross_heads": 3}),
         ("model", {"fusion_heads": 7}),
+        ("features", {"augmentations": 0}),
+        ("features", {"augmentations": 4}),
+        ("features", {"augmentations": [1]}),
+        ("features", {"augmentations": [2, 4], "scales_um": [112]}),
+        ("features", {"augmentations": [2, 9], "scales_um": [112, 350]}),
+        ("features", {"augmentations": [], "scales_um": [112, 350]}),
         ("train", {"epochs": 0}),
         ("train", {"batch_size": 0}),
         ("train", {"learning_rate": 0.0}),
@@ -274,7 +280,7 @@ def test_a_wrong_type_is_refused_with_what_was_wanted(values, sentence):
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_name(section, values):
-    [option] = values
+    option = next(iter(values))
     named = "panel.genes" if values == {"kind": "list"} else f"{section}.{option}"
     with pytest.raises(BadOption, match=f"{re.escape(named)} is .*; wanted "):
         Config.from_dict({section: values})

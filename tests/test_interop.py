@@ -107,5 +107,7 @@ def test_what_does_not_fit_is_refused():
     neighbours = scaled_student(scales_um=[40.0], neighbourhood_um=60.0)
     with pytest.raises(BadOption, match="slide_mpp"):
         LazySlideStudent(neighbours)
+    with pytest.raises(BadOption, match=r"features\.augmentations is \[1, 4\]"):
+        LazySlideStudent(scaled_student(scales_um=[40.0, 80.0], augmentations=[1, 4]))
     with pytest.raises(BadOption, match="coords"):
         LazySlideStudent(neighbours, slide_mpp=0.5).predict(np.zeros((2, neighbours.encoder.dim), np.float32))

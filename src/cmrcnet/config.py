@@ -193,9 +193,9 @@ class FeaturesConfig:
     """patches: each location's patch runs through the encoder by itself; dense: the encoder sees the slide once a
     scale, and its maps are averaged over each location's square (scales and convolutional encoders only); auto: dense
     where it can be had. A trained model states the one that it was trained with."""
-    augmentations: int = 1
-    """Test-time augmentation: of the eight symmetries of a square (D4), how many are encoded and averaged (scales
-    only)."""
+    augmentations: int | tuple[int, ...] = 1
+    """Test-time augmentation: of the eight symmetries of a square (D4), how many are encoded and averaged: one number
+    for all of `scales_um`, or one a scale, because the pixels of a large square are few (scales only)."""
     neighbourhood_um: float = 0.0
     """Standard deviation of a Gaussian mean over the section's other spots, which gives one more token a scale;
     0: none (scales only)."""
@@ -212,7 +212,11 @@ class FeaturesConfig:
 
     def __post_init__(self) -> None:
         _check(self, "scales_um", all(side > 0 for side in self.scales_um), "sides above 0 um")
-        _check(self, "augmentations", 1 <= self.augmentations <= 8, "1 to 8")
+        ways, scales = self.augmentations, len(self.scales_um)
+        numbers = ways if isinstance(ways, tuple) else (ways,)
+        one_each = not isinstance(ways, tuple) or len(ways) == scales
+        want = f"1 to 8, or a list of {scales}, one for each of features.scales_um" if scales else "1 to 8"
+        _check(self, "augmentations", one_each and all(1 <= number <= 8 for number in numbers), want)
         _check(self, "neighbourhood_um", self.neighbourhood_um >= 0, "0 or more um")
         if self.window_um:
             count = min(self.scales_um, default=0.0) / self.window_um

@@ -46,7 +46,8 @@ class LazySlideStudent:
     UnknownName
         The student does not predict a gene.
     BadOption
-        A neighbourhood, and no `slide_mpp`; or a student of dense features.
+        A neighbourhood, and no `slide_mpp`; or a student of dense features, or one whose scales are turned differently
+        often.
     """
 
     features_model_name: str | None = None
@@ -65,6 +66,10 @@ class LazySlideStudent:
         if self.spec.method == "dense":
             want = "a student trained with features.method=patches: LazySlide encodes tiles one by one"
             raise BadOption("features.method", "dense", want)
+        each = [self.spec.augmentations_of(layer) for layer in range(len(self.spec.scales))]
+        if len(set(each)) > 1:
+            want = "one number for all scales: a tile does not say which scale it is of; distil with --augmentations"
+            raise BadOption("features.augmentations", each, want)
         self.genes = tuple(student.genes if genes is None else genes)
         known = {gene: column for column, gene in enumerate(student.genes)}
         unknown = [gene for gene in self.genes if gene not in known]
@@ -91,7 +96,7 @@ class LazySlideStudent:
         """
         encoder = self.student.encoder
         with torch.inference_mode():
-            return mean_token(encoder, image.to(encoder.mean.device), self.spec.augmentations)
+            return mean_token(encoder, image.to(encoder.mean.device), self.spec.augmentations_of(0))
 
     def predict(self, features: np.ndarray, coords: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Expression of each gene at each tile, log1p of counts scaled to the student's library size.

@@ -332,7 +332,8 @@ def test_the_demo_ends_with_a_report(place, tmp_path, capsys):
     csv = place / "cohort" / "cohort.csv"
     config = tmp_path / "quick.yaml"
     config.write_text(
-        "about: two epochs\nmodel: {blocks: [4], fusion_dim: 32, targets: identity}\ntrain: {epochs: 2}\n"
+        "about: two epochs\npatch: {size_px: 112, mpp: 1.0}\n"
+        "model: {blocks: [4], fusion_dim: 32, targets: identity}\ntrain: {epochs: 2}\n"
     )
     words = ["demo", "--out", out, "--data", csv, "--config", config]
     assert app.main([str(word) for word in words]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -184,8 +185,6 @@ def test_sections_that_nobody_has_seen_are_judged_and_others_refused(student):
 
 
 def _renamed(section, name, patient):
-    import dataclasses
-
     return dataclasses.replace(section, name=name, patient=patient)
 
 
@@ -199,6 +198,16 @@ def test_a_student_may_look_with_less_and_learn_on_further_slides():
     assert student.config.features.scales_um == (80.0,)
     own = distil(model, bank, cohort(), config=StudentConfig(encoder="timm:test_vit2", weights="random"), grid_um=0)
     assert own.encoder.origin.name == "timm:test_vit2" and own.fingerprint != student.fingerprint
+
+
+def test_a_student_turns_a_scale_as_often_as_its_teacher_does():
+    model, _ = on_components()
+    sides = [80.0, 112.0]
+    config = model.config.override({"features.scales_um": sides, "features.augmentations": [2, 4]})
+    teacher = dataclasses.replace(model, config=config)
+    for scales, wanted in (([112.0], (4,)), ([80.0], (2,)), ([112.0, 80.0, 60.0], (4, 2, 4)), (None, (2, 4))):
+        assert StudentConfig(scales_um=scales).apply_to(teacher)[1].features.augmentations == wanted
+    assert StudentConfig(augmentations=1, scales_um=[80.0]).apply_to(teacher)[1].features.augmentations == 1
 
 
 def test_windows_that_a_students_encoder_or_scales_do_not_allow_are_left_out_with_a_word(caplog):
@@ -292,8 +301,6 @@ def test_what_cannot_be_distilled_is_refused():
 
 
 def _moved(section):
-    import dataclasses
-
     spots = dataclasses.replace(section.spots, centre_px=section.spots.centre_px + 3)
     return dataclasses.replace(section, spots=spots)
 

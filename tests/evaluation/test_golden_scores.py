@@ -30,7 +30,7 @@ def test_the_scores_of_a_real_cohort_are_those_of_the_golden_file(name, group_by
     folder = os.environ.get("CMRCNET_GOLDEN")
     if not folder:
         pytest.skip("takes ten minutes: run `make golden`")
-    before = {"features.method": "patches", "features.scales_um": [112, 175, 350]}  # the default when they were written
+    before = {"features.method": "patches", "features.scales_um": [112, 175, 350], "features.augmentations": 4}
     exact = {"features.engine": "torch", "train.precision": "float32"}
     config = cmrcnet.Config.load("default").override({"evaluation.group_by": group_by} | before | exact)
     run = cmrcnet.evaluate(

@@ -91,6 +91,23 @@ def test_a_second_time_nothing_is_encoded(encoder, slide, tmp_path, monkeypatch)
     np.testing.assert_array_equal(one_scale(encoder, slide, CENTRES, 2, cache=cache), first)
 
 
+@pytest.mark.parametrize("method", ["patches", "dense"])
+def test_each_scale_may_have_its_own_number_of_augmentations(slide, tmp_path, method, monkeypatch):
+    encoder = create_image_encoder("efficientnet-lite0", blocks=(4,))
+    scales, cache = (32.0, 64.0), TokenCache(tmp_path)
+
+    def tokens(augmentations, **more):
+        how = {"patch": PatchScale(size_px=64), "method": method, "augmentations": augmentations, "device": "cpu"}
+        return extract(encoder, slide, CENTRES, FeatureSpec(**how, scales_um=scales), **more)
+
+    one, four = tokens(1, cache=cache), tokens(4, cache=cache)
+    assert np.abs(one - four).max() > 0.01 * one.std()
+    np.testing.assert_array_equal(tokens((1, 4)), np.stack([one[:, 0], four[:, 1]], axis=1))
+    monkeypatch.setattr("cmrcnet.features.extract.open_engine", None)  # each scale is known by its own number
+    monkeypatch.setattr("cmrcnet.features.dense.open_engine", None)
+    np.testing.assert_array_equal(tokens((4, 1), cache=cache), np.stack([four[:, 0], one[:, 1]], axis=1))
+
+
 def spec(**features) -> FeatureSpec:
     return FeatureSpec(patch=PatchScale(size_px=160), **features)
 

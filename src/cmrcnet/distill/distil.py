@@ -53,7 +53,8 @@ class StudentConfig:
     weights: str = "pretrained"
     """Weights of `encoder`: pretrained, random, or the path of a local safetensors file."""
     augmentations: int | None = None
-    """Test-time augmentation: symmetries (D4) of each patch that are encoded and averaged, 1 to 8."""
+    """Test-time augmentation: symmetries (D4) of each patch that are encoded and averaged, 1 to 8, of all scales. As
+    the teacher's of the same scale when left out; of a scale that the teacher has not, its most."""
     scales_um: Sequence[float] | None = None
     """Side lengths of the square patches around a location, in micrometres."""
     patch_px: int | None = None
@@ -79,10 +80,15 @@ class StudentConfig:
             settings |= {"model.encoder": self.encoder, "model.weights": self.weights, "model.blocks": []}
             settings |= {"model.encoder_depth": None, "model.encoder_heads": None}
             settings |= {"model.train_encoder": False, "model.trained_blocks": None}
-        if self.augmentations is not None:
-            settings["features.augmentations"] = self.augmentations
         if self.scales_um is not None:
             settings["features.scales_um"] = list(self.scales_um)
+        features = model.config.features
+        if self.augmentations is not None:
+            settings["features.augmentations"] = self.augmentations
+        elif self.scales_um is not None and not isinstance(features.augmentations, int):
+            known = dict(zip(features.scales_um, features.augmentations, strict=True))
+            each = [known.get(side, max(known.values())) for side in self.scales_um]
+            settings["features.augmentations"] = each or 1
         pixels = self.patch_px
         if pixels is None and not encoder.config.any_size:
             pixels = encoder.config.patch_px

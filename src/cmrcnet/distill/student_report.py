@@ -214,8 +214,8 @@ def measure_speed(
                 encoding[name] = min(encoding[name], seconds / len(few))
     if alike:
         encoding["student"] = encoding["teacher"]
-    options_of = {"teacher": model.config.features, "student": student.config.features}
-    passes = {name: max(len(each.scales_um), 1) * each.augmentations for name, each in options_of.items()}
+    specs = {name: predictor.encoder.spec for name, predictor in predictors.items()}
+    passes = {name: sum(map(each.augmentations_of, range(len(each.scales)))) for name, each in specs.items()}
     whole = {name: encoding[name] + head[name] for name in predictors}
     return {
         "locations": TIMED,

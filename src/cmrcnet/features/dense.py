@@ -279,8 +279,9 @@ class DenseRun:
         side, step = self._sides_px(layer)
         (picture,) = field.pixels
         height, width = picture.shape[:2]
+        augmentations = self.spec.augmentations_of(layer)
         total = torch.zeros((len(field.left), self.encoder.dim))
-        for way in ROTATIONS_FIRST[: self.spec.augmentations]:
+        for way in ROTATIONS_FIRST[:augmentations]:
             left = width - side - field.left if way & 1 else field.left
             top = height - side - field.top if way & 2 else field.top
             turned = Field([], *((top, left) if way & 4 else (left, top)), field.counts)
@@ -289,7 +290,7 @@ class DenseRun:
             for number, stride in enumerate(self.strides):  # a block at a time: a fine map has 100,000 windows a tile
                 means = window_means(maps[number][0], turned, side, stride, step).cpu()
                 total[:, channels[number] : channels[number + 1]] += means
-        return total.div_(self.spec.augmentations).numpy()
+        return total.div_(augmentations).numpy()
 
 
 def window_means(cells: Tensor, windows: Field, side: float, stride: float, step: float = 0.0) -> Tensor:

@@ -337,7 +337,7 @@ class PatchRun:
         for start in range(0, len(patches), self.batch):
             some = patches[start : start + self.batch]
             if self.spec.scales_um:
-                found.append(self.engine.mean_token(some, self.spec.augmentations))
+                found.append(self.engine.mean_token(some, self.spec.augmentations_of(layer)))
             else:
                 found.append(np.concatenate([self.engine.tokens(each) for each in self._turned(some)], axis=1))
             meter.advance(len(some))
@@ -346,7 +346,7 @@ class PatchRun:
     def _turned(self, patches: np.ndarray) -> Iterator[np.ndarray]:
         """The patches as they are, then by each further symmetry."""
         yield patches
-        for way in ROTATIONS_FIRST[1 : self.spec.augmentations]:
+        for way in ROTATIONS_FIRST[1 : self.spec.augmentations_of(0)]:
             yield d4(torch.from_numpy(patches), way, rows=1, columns=2).contiguous().numpy()
 
 
@@ -423,7 +423,7 @@ def _shape(encoder: ImageEncoder, spec: FeatureSpec, count: int, layer: int) -> 
         return (count, len(STATISTIC_NAMES)), np.float32
     if spec.scales_um:
         return (count, encoder.dim), np.float32
-    return (count, spec.augmentations * encoder.n_tokens, encoder.dim), np.float16
+    return (count, spec.augmentations_of(0) * encoder.n_tokens, encoder.dim), np.float16
 
 
 def _made_by(encoder: ImageEncoder, spec: FeatureSpec, slide: Slide) -> str:
@@ -433,10 +433,8 @@ def _made_by(encoder: ImageEncoder, spec: FeatureSpec, slide: Slide) -> str:
     how = encoder.fingerprint(), spec.engine, spec.precision
     if spec.method == "dense":
         tiling = [dense.DENSE_FORMAT, dense.TILE_PX, dense.HALO_PX, dense.BLOCK_PX, dense.ALIGN_PX]
-        return fingerprint("dense", tiling, *how, spec.augmentations)
-    if spec.scales_um:
-        return fingerprint("view", *how, spec.augmentations)
-    return fingerprint(*how) if spec.augmentations == 1 else fingerprint("turned", *how, spec.augmentations)
+        return fingerprint("dense", tiling, *how)
+    return fingerprint("view" if spec.scales_um else "plain", *how)
 
 
 def _layer_name(
@@ -447,4 +445,6 @@ def _layer_name(
         kind = "perturbed" if layer == PERTURBED else "statistics" if spec.method == "patches" else "dense statistics"
         return fingerprint(kind, _STATISTICS_FORMAT, location_key(slide, centres, STATISTICS_SCALE))
     divided = () if counts is None else (spec.window_um, spec.side_um, np.asarray(counts, np.int64))
-    return fingerprint(location_key(slide, centres, spec.scales[layer]), made_by, *divided)
+    return fingerprint(
+        location_key(slide, centres, spec.scales[layer]), made_by, spec.augmentations_of(layer), *divided
+    )

@@ -45,9 +45,10 @@ class FeatureSpec:
     scales_um: tuple[float, ...] = ()
     """Sides of square patches around a location, each resized to the patch's pixel size; each becomes one token.
     Empty: the encoder's own tokens of one patch."""
-    augmentations: int = 1
-    """Of the eight symmetries of a square (D4), how many are encoded, the four rotations first. Those of a scale are
-    averaged (test-time augmentation); those of a plain patch, to train on, follow each other along the tokens."""
+    augmentations: int | tuple[int, ...] = 1
+    """Of the eight symmetries of a square (D4), how many are encoded, the four rotations first; one number a scale, or
+    one for all. Those of a scale are averaged (test-time augmentation); those of a plain patch, to train on, follow
+    each other along the tokens."""
     neighbourhood_um: float = 0.0
     """Standard deviation of a Gaussian mean over the section's other locations, one more token a scale; 0: none."""
     standardize: Literal["training", "section"] = "training"
@@ -94,6 +95,10 @@ class FeatureSpec:
     def scales(self) -> list[PatchScale]:
         """What is cut around a location: a patch a scale, or the one plain patch."""
         return [self.patch.showing(side) for side in self.scales_um] or [self.patch]
+
+    def augmentations_of(self, layer: int) -> int:
+        """Symmetries that are encoded of a scale, or of the plain patch (0)."""
+        return self.augmentations if isinstance(self.augmentations, int) else self.augmentations[layer]
 
     @property
     def side_um(self) -> float:
