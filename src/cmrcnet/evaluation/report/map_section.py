@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def unseen_maps(run: EvaluationRun, table: AnnData) -> Markup:
         "unseen": name,
         "locations": f"{table.n_obs:,}",
         "genes": f"{table.n_vars:,}",
-        "tissue": _jpeg(_canvas(view, fade=0.0)[0]),
+        "tissue": _jpeg(_drawn(view, fade=0.0)),
         "maps": [
             (
                 gene,
@@ -139,6 +140,12 @@ class TissueView:
     centres: np.ndarray  # (spots, 2): x, y in pixels of the picture
     radius: float  # of a spot, in pixels of the picture
 
+    @cached_property
+    def faded(self) -> tuple[Any, Any]:
+        """Axes with the faded picture, and what is drawn there: the background of every map of this section."""
+        axes = _drawn(self, fade=0.55)
+        return axes, axes.figure.canvas.copy_from_bbox(axes.bbox)
+
 
 def tissue_view(table: AnnData) -> TissueView:
     """Take the picture that a prediction table carries, and cut it to the spots and a little around them."""
@@ -170,32 +177,40 @@ def map_jpeg(
         low = -high
     else:
         low, high = (float(v) for v in np.nanpercentile(values, [2, 98]))
-    drawing, axes = _canvas(view, fade=0.55)
+    axes, background = view.faded
     width = 2 * max(view.radius, 0.008 * max(view.pixels.shape[:2]))
     spots = EllipseCollection(
         width, width, 0, units="xy", offsets=view.centres, offset_transform=axes.transData, cmap=colours, linewidths=0
     )
     spots.set_array(np.asarray(values, np.float64))
     spots.set_clim(low, high if high > low else low + 1)
-    axes.add_collection(spots)
-    return _jpeg(drawing), low, high
+    axes.figure.canvas.restore_region(background)
+    axes.add_collection(spots, autolim=False)
+    axes.draw_artist(spots)
+    spots.remove()
+    return _jpeg(axes), low, high
 
 
-def _canvas(view: TissueView, fade: float) -> tuple[Any, Any]:
+def _drawn(view: TissueView, fade: float) -> Any:
+    """Axes that fill a figure with the picture, mixed with white by `fade`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     height, width = view.pixels.shape[:2]
     longest = max(height, width)
     drawing = Figure(figsize=(_SIDE_INCHES * width / longest, _SIDE_INCHES * height / longest), dpi=_DPI)
-    FigureCanvasAgg(drawing)
     axes = drawing.add_axes((0, 0, 1, 1))
     axes.imshow(view.pixels * (1 - fade) + fade, interpolation="antialiased")
     axes.set_axis_off()
-    return drawing, axes
+    FigureCanvasAgg(drawing).draw()
+    return axes
 
 
-def _jpeg(drawing: Any) -> bytes:
+def _jpeg(axes: Any) -> bytes:
+    """What is drawn on the axes' figure."""
+    from PIL import Image
+
     out = io.BytesIO()
-    drawing.savefig(out, format="jpeg", pil_kwargs={"quality": 84, "optimize": True})
+    drawn = np.asarray(axes.figure.canvas.buffer_rgba())[..., :3]
+    Image.fromarray(drawn).save(out, "jpeg", quality=84, optimize=True)
     return out.getvalue()
