@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
-import warnings
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -27,37 +24,7 @@ from cmrcnet.search.build import SearchConfig
 from cmrcnet.slides.section import Cohort
 from cmrcnet.workers import WorkerOptions, _Answer, cores, run_in_workers, why_not_picklable
 from tests.inference.small_model import noise_slide, small_cohort, small_model, small_section
-
-
-@dataclass(frozen=True)
-class Squares:
-    """A worker that squares numbers, and leaves a file for each that it has begun."""
-
-    folder: Path
-    fails_to_start: bool = False
-    ends_at_start: bool = False
-
-    def __call__(self) -> Callable[[int], int]:
-        if self.fails_to_start:
-            raise TooFew("models", 0, 1, "train one")
-        if self.ends_at_start:
-            os._exit(9)
-
-        def square(number: int) -> int:
-            (self.folder / f"{number}.{os.getpid()}").touch()
-            if number == 3:
-                raise TooFew("threes", 3, 4, "add one")
-            if number == 4:
-                warnings.warn("four", CmrcnetWarning, stacklevel=2)
-            if number == 99:
-                os._exit(9)
-            if number in (98, 97):
-                os.kill(os.getpid(), signal.SIGKILL if number == 98 else signal.SIGTERM)
-            if number >= 1000:
-                time.sleep(2 if number < 600_000 else 600)
-            return number**2
-
-        return square
+from tests.squares import Squares, lengths
 
 
 @pytest.fixture(params=["local", "ray"])
@@ -139,12 +106,8 @@ def test_a_local_worker_that_ends_while_it_is_idle_costs_nothing(tmp_path):
 
 def test_hundreds_of_tasks_with_long_names():
     """More than a pipe that is never emptied would hold."""
-    found = run_in_workers(range(500), _length, count=1, name_of=lambda task: f"{task:0200}")
+    found = run_in_workers(range(500), lengths, count=1, name_of=lambda task: f"{task:0200}")
     assert sum(answer for _, answer in found) == 10 + 90 * 2 + 400 * 3
-
-
-def _length() -> Callable[[int], int]:
-    return lambda number: len(str(number))
 
 
 class FakeRay:
@@ -308,7 +271,8 @@ def test_shards_find_what_one_bank_finds(cluster, tmp_path):
             one, several = bank.searcher().nearest(queries, k), shards.nearest(queries, k)
             np.testing.assert_allclose(several.similarity, one.similarity, atol=1e-6)
             if kind == "exact":
-                gaps = np.abs(np.diff(one.similarity, axis=1, prepend=9, append=-9))
+                wider = bank.searcher().nearest(queries, min(k + 1, len(bank))).similarity
+                gaps = np.abs(np.diff(wider, axis=1, prepend=9, append=-9))[:, : k + 1]
                 clear = np.minimum(gaps[:, :-1], gaps[:, 1:]) > 1e-6  # no near tie, whose order rounding may change
                 assert clear.mean() > 0.5
                 np.testing.assert_array_equal(several.ids[clear], one.ids[clear])
