@@ -449,8 +449,8 @@ def spatial(fold: FoldData, seed: int, view: View, alone: bool = False, layers: 
                 found[of[name]] = network(features[of[name]], apart[name], alone)
             return found[others].numpy()
 
-        steps = 180 // len(inside)  # about as many of any cohort
-        return snapshots(network, batches, loss, predict, seed, epochs=steps, every=max(1, steps // 15), decay=0.01)
+        every = max(1, round(12 / len(inside)))  # 15 snapshots and about 180 steps of any number of sections
+        return snapshots(network, batches, loss, predict, seed, epochs=15 * every, every=every, decay=0.01)
 
     return fold.cross(fit)
 
