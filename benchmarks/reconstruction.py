@@ -3,11 +3,11 @@
     python benchmarks/reconstruction.py als/cohort.csv:patient:12 her2st/cohort.csv:section:6 \
         --weights vits14.safetensors --out reconstruction.json
 
-The last blocks of an encoder are trained (`model.trained_blocks`) on patches of 84 px, everything else alike: batches,
-steps, first weights, and the held-in patient or section that chooses the epoch and, among `--rates`, the learning rate.
-Each cohort is held out by what stands behind its file, and trained for so many epochs. Runs go seed by seed, rate by
-rate, fold by fold, so that what is finished is always paired; each is written to `--out` when it ends, and an
-interrupted call continues behind the last. Differences are paired by fold and seed, averaged over seeds, and have
+The last blocks of an encoder, or all of it, are trained (`model.trained_blocks`) on patches of 84 px, the rest alike:
+batches, steps, first weights, and the held-in patient or section that chooses the epoch and, among `--rates`, the
+learning rate. Each cohort is held out by what stands behind its file, and trained for so many epochs. Runs go seed by
+seed, rate by rate, fold by fold, so that what is finished is always paired; each is written to `--out` when it ends,
+and an interrupted call continues behind the last. Differences are paired by fold and seed, averaged over seeds, with
 Student's t intervals over the held-out patients or sections. As in the protocol strict, panel and gene sets are chosen
 on a fold's training sections, and a score is the mean Pearson correlation of 50 genes within a held-out section.
 """
@@ -71,7 +71,7 @@ def config_of(encoder: str, variant: dict[str, Any], args: argparse.Namespace, e
     """The preset `paper`, its similarity as in the default, with the last blocks of a small encoder trained."""
     chosen = {
         "model.weights": str(args.weights) if encoder == "vits14" else "pretrained",
-        "model.trained_blocks": args.blocks,
+        "model.trained_blocks": args.blocks or None,
         "train.epochs": epochs,
         "train.validate_every": max(1, epochs // 6),
         "train.batch_size": args.batch,
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--what", choices=("main", "masks"), default="main")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folds", nargs="+", help="only these folds")
-    parser.add_argument("--blocks", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=2, help="the last that are trained; 0: the whole encoder")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 5e-4])
     parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16", help="bf16 crawls without AVX-512")
