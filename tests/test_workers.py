@@ -330,9 +330,17 @@ def test_a_number_of_workers_below_one_is_refused(workers):
         WorkerOptions("local", workers)
 
 
-def test_auto_takes_no_more_workers_than_tasks_or_cores():
+def test_auto_takes_no_more_workers_than_tasks_cores_or_half_the_memory_allow(monkeypatch):
+    monkeypatch.setattr("cmrcnet.workers.WORKER_BYTES", 1)
     assert WorkerOptions("local", "auto").count(1) == 1
-    assert 1 <= WorkerOptions("local", "auto").count(1000) <= cores()
+    assert WorkerOptions("local", "auto").count(1000) == min(cores(), 1000)
+    monkeypatch.setattr("cmrcnet.workers.cores", lambda: 64)
+    assert WorkerOptions("local", "auto").count(3) == 3
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    monkeypatch.setattr("cmrcnet.workers.WORKER_BYTES", half // 5)
+    assert WorkerOptions("local", "auto").count(1000) == 5
+    monkeypatch.setattr("cmrcnet.workers.WORKER_BYTES", 2 * half)
+    assert WorkerOptions("local", "auto").count(1000) == 1
     assert WorkerOptions("local", 7).count(3) == 3
 
 
