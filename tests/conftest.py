@@ -20,10 +20,12 @@ def _private_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("CMRCNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-@pytest.fixture(autouse=True)
-def _no_workers_unasked(monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def _no_workers_unasked():
     """The tests share the cores already, and a worker takes longer to start than most tests compute."""
-    monkeypatch.setattr("cmrcnet.workers.WORKER_BYTES", 2**60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cmrcnet.workers.WORKER_BYTES", 2**60)
+        yield
 
 
 def _cohort_csv(name: str) -> Path:
