@@ -144,7 +144,7 @@ def coverage(cohorts: int) -> list[dict]:
 
 def predicted_slides(work: Path, scanner: np.ndarray | None) -> list:
     """Predict every patient's slide by a model, and by one of shuffled pairs, that know other patients only."""
-    config = Config.load("tiny").override({"panel.n_hvg": 60})
+    config = Config.load("fast")
     cache = TokenCache(work / "cache")
     cohort = synthetic_cohort(patients=6, spots=100, genes=GENES, seed=11)
     predictors = []
@@ -161,9 +161,10 @@ def predicted_slides(work: Path, scanner: np.ndarray | None) -> list:
     found, rows = [], []
     for number, person in enumerate(people):
         slide = synthetic_section(23, patient=number, spots=SPOTS, genes=GENES).slide
+        pixels = slide.read(0, 0, slide.width_px, slide.height_px)
         if scanner is not None and scanner[number]:
-            tinted = slide.read(0, 0, slide.width_px, slide.height_px) * np.array([0.97, 0.9, 0.94])
-            slide = ArraySlide(tinted.astype(np.uint8), slide.mpp, f"{slide.name} tinted")
+            pixels = (pixels * np.array([0.97, 0.9, 0.94])).astype(np.uint8)
+        slide = ArraySlide(pixels, slide.mpp, person)
         tint = int(scanner is not None and scanner[number])  # slides of the other scanner are as they were
         paths = [work / f"{person}-{kind}-{tint}.h5ad" for kind in ("true", "shuffled")]
         for predictor, path in zip(predictors, paths, strict=True):
