@@ -197,6 +197,9 @@ def test_reference_values_of_bladder_cancer(blca_csv):
         ({"dead": 0.0}, {}, TooFew, "0 events"),
         ({"patient": "p1"}, {}, BadOption, "every case once"),
         ({}, {"clinical": ["age"]}, BadOption, "The column site of the table of patients is text"),
+        ({}, {"clinical": ["age", "months"]}, BadOption, "clinical is 'months'; wanted a column that is not also"),
+        ({}, {"clinical": ["dead", "site"]}, BadOption, "clinical is 'dead'; wanted a column that is not also"),
+        ({}, {"clinical": ["age"], "leave_out": ["age"]}, BadOption, "clinical is 'age'; wanted a column that"),
         ({}, {"features": ["age"]}, BadOption, "not also the outcome, clinical"),
     ],
 )

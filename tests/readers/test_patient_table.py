@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmrcnet.errors import BadInput, MissingInput
+from cmrcnet.errors import BadInput, CmrcnetWarning, MissingInput
 from cmrcnet.readers.patient_table import read_patients
 
 
@@ -73,3 +73,19 @@ def test_a_missing_or_broken_file_is_refused(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(BadInput, match="parquet"):
         read_patients(tmp_path / "broken.parquet")
+
+
+@pytest.mark.parametrize(("cell", "numbers"), [("unknown", 3), ('"45,5"', 3)])
+def test_numbers_with_one_word_are_categories_with_a_warning(tmp_path, cell, numbers):
+    path = tmp_path / "patients.csv"
+    path.write_text(f"patient,age\na,60\nb,{cell}\nc,61\nd,\ne,62\n")
+    with pytest.warns(CmrcnetWarning, match=f"The column age .* {numbers} of its cells are numbers, but one is '"):
+        table = read_patients(path)
+    assert table["age"].tolist()[0] == "60" and table["age"].isna().sum() == 1
+
+
+def test_codes_with_few_numbers_are_categories_without_a_word(tmp_path, recwarn):
+    path = tmp_path / "patients.csv"
+    path.write_text("patient,stage\na,1\nb,1b\nc,2a\nd,3c\n")
+    assert read_patients(path)["stage"].tolist() == ["1", "1b", "2a", "3c"]
+    assert not recwarn.list

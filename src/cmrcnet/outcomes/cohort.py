@@ -237,15 +237,18 @@ def cohort_of_table(
     for column in ("patient", *(c for c in (time, event, label) if c), *clinical, *(features or ()), *leave_out):
         if column not in known:
             raise UnknownName("column in the table of patients", column, known)
+    taken = {"patient", "case", time, event, label, *leave_out}
+    if both := [column for column in clinical if column in taken]:
+        raise BadOption("clinical", both[0], "a column that is not also the outcome, a name or left out")
     outcome = _classes(table, label) if label is not None else _survival(table, str(time), str(event))
-    used = {"patient", "case", time, event, label, *clinical, *leave_out}
+    used = taken | {*clinical}
     given = features
     if features is None:
         features = [column for column in known if column not in used]
         if text := [column for column in features if not is_numeric_dtype(table[column])]:
             sentence = (
-                f"The column {text[0]} of the table of patients is text ({str(table[text[0]].iloc[0])!r}); name it in "
-                "--clinical (then it is a category) or in --leave-out."
+                f"The column {text[0]} of the table of patients is text ({_no_number(table, text[0])}); correct it, or "
+                "name the column in --clinical (then it is a category) or in --leave-out."
             )
             raise BadOption.from_sentence(sentence)
     if both := [column for column in features if column in used]:

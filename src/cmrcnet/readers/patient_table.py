@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from cmrcnet.errors import BadInput, MissingExtra, MissingInput
+from cmrcnet.errors import BadInput, CmrcnetWarning, MissingExtra, MissingInput
 from cmrcnet.readers.tables import NOTHING, rectangular_text
 from cmrcnet.slides.section import repeated
 from cmrcnet.storage.names import id_text
@@ -95,6 +96,16 @@ def read_patients(path: Path) -> pd.DataFrame:
         else:
             cells = [None if pd.isna(cell) else str(cell) for cell in column]
             table[name] = pd.Series(cells, dtype=object, index=table.index)
+            words, number = [cell for cell in cells if cell is not None], cast("Any", pd.to_numeric)
+            other = np.isnan(np.asarray(number(np.array(words, object), errors="coerce"), np.float64))
+            if other.any() and other.mean() < 0.5:
+                warnings.warn(
+                    f"The column {name} of {path.name} is read as categories: {int((~other).sum())} of its cells are "
+                    f"numbers, but one is {words[int(other.argmax())]!r}. If it is a column of numbers, "
+                    "correct that cell or leave it empty.",
+                    CmrcnetWarning,
+                    stacklevel=2,
+                )
     if not len(table):
         raise BadInput(path, "a table of patients", "it has no rows")
     return table
